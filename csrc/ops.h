@@ -1,0 +1,86 @@
+// Every CPU op over plain pointers and sizes. Letters as in specedge_kernels/__init__.py; tensors
+// are contiguous unless strides (in elements) are given. Knows nothing of Python or torch.
+// Wrong values raise std::invalid_argument before anything is written.
+#pragma once
+
+#include <cstdint>
+
+namespace specedge {
+
+enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+// One of the two caches of a layer: [P, S, Hk, D], D contiguous.
+struct Cache {
+  void* data;
+  Dtype dtype;
+  int64_t n_pages, page_size, n_heads, head_dim;
+  int64_t page_stride, token_stride, head_stride;
+};
+
+// The bytes of a whole cache: n_layers * 2 planes of [P, S, Hk] runs of run_bytes.
+struct Planes {
+  char* data;
+  int64_t n_layers, n_pages, page_size, n_heads, run_bytes;
+  int64_t layer_stride, half_stride, page_stride, token_stride, head_stride;  // bytes
+};
+
+// The trees of a batch, as tree_attention sees them.
+struct Trees {
+  int64_t batch, rows, words, pages_per_request;
+  const int32_t* page_table;   // [B, M]
+  const int32_t* prefix_lens;  // [B]
+  const int32_t* n_nodes;      // [B]
+  const int32_t* offsets;      // [B+1]
+  const int64_t* ancestors;    // [N, W]
+  const int32_t* depth;        // [N]
+};
+
+struct Scoring {
+  float scale, softcap;
+  int64_t window;
+};
+
+// The parameters of one draw per row, each [N].
+struct Draws {
+  const float* temperature;
+  const int32_t* top_k;
+  const float *top_p, *min_p;
+  const int64_t *seed, *position;
+};
+
+// parents [N], offsets [B+1] -> ancestors [N, W], depth [N]
+void build_tree(const int32_t* parents, const int32_t* offsets, int64_t batch, int64_t rows,
+                int64_t words, int64_t* ancestors, int32_t* depth);
+
+// k, v [N, Hk, D] into the caches at slots [N]
+void append_kv(const void* k, const void* v, Dtype dtype, const Cache& k_cache,
+               const Cache& v_cache, const int64_t* slots, int64_t rows);
+
+// kv [L, 2, P, S, Hk, D] as 2 L planes of bytes
+void compact_kv(const Planes& kv, const int32_t* page_table, int64_t pages_per_request,
+                const int32_t* prefix_lens, const int32_t* path, const int32_t* accepted_lens,
+                int64_t batch, int64_t max_path);
+
+// tokens [N], ancestors [N, W], offsets [B+1], target [N] -> path [B, A], accepted [B], bonus [B]
+void verify(const int64_t* tokens, const int64_t* ancestors, const int32_t* offsets,
+            const int64_t* target, int64_t batch, int64_t rows, int64_t words, int64_t max_path,
+            int32_t* path, int32_t* accepted_lens, int64_t* bonus);
+
+// logits [N, V] -> out [N]
+void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const Draws& draws,
+                   int64_t* out);
+
+// logits [N, V], token_ids [V] or null -> ids [N, k], logprobs [N, k]
+void draft_topk(const float* logits, int64_t rows, int64_t vocabulary, int64_t k,
+                const float* temperature, const int64_t* seed, const int64_t* position,
+                const int64_t* token_ids, int64_t* ids, float* logprobs);
+
+// x [N, K], panels [ceil(M / 64), K, 64] -> out [N, M]
+void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,
+            int64_t outputs, float* out);
+
+// q [N, Hq, D] -> out, the same shape and type
+void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
+                    const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out);
+
+}  // namespace specedge

@@ -1,0 +1,238 @@
+"""Options of the two processes: one frozen dataclass each, read once, never changed.
+
+Precedence: command-line flag, then SPECEDGE_<OPTION> in the environment, then a TOML file named by
+--config, then the default. The argument parsers are generated from the dataclasses, so an option is
+written down once. This module imports nothing heavy: --help must answer at once.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+
+Config = TypeVar("Config", bound="Options")
+
+
+class ConfigError(ValueError):
+    """An option that cannot be used; the message is a sentence for the person who set it."""
+
+
+def option(default: Any, help: str, *, choices: Sequence[str] = (), minimum: float | None = None):
+    """A dataclass field with what its command-line flag needs to know."""
+    return field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both processes share."""
+
+    threads: int = option(0, "CPU threads for the model; 0 leaves it to OpenMP", minimum=0)
+    dtype: str = option("float32", "type of weights and KV", choices=("float32", "bfloat16"))
+    device: str = option("auto", "where the model runs: auto, cpu or cuda")
+    log_level: str = option("warning", "log verbosity", choices=("debug", "info", "warning"))
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, minimum = getattr(self, item.name), item.metadata["minimum"]
+            if item.metadata["choices"] and value not in item.metadata["choices"]:
+                allowed = ", ".join(item.metadata["choices"])
+                raise ConfigError(f"{flag(item)} is {value!r}; it takes one of {allowed}")
+            if minimum is not None and value is not None and not value >= minimum:
+                raise ConfigError(f"{flag(item)} is {value}; the least it takes is {minimum:g}")
+
+
+@dataclass(frozen=True)
+class ServerConfig(Options):
+    """python -m runtime.server: verifies the trees of many edges with the large model."""
+
+    model: str = option("smollm2", "target: HF directory, .gguf file, hub id, or smollm2")
+    host: str = option("127.0.0.1", "address to listen on; edges are not authenticated yet")
+    port: int = option(8400, "TCP port; 0 picks a free one", minimum=0)
+    max_sessions: int = option(64, "requests admitted at once, over all edges", minimum=1)
+    max_waiting: int = option(256, "requests that may wait for pages before BUSY", minimum=0)
+    max_context: int = option(0, "longest prompt plus output, tokens; 0 = the model's", minimum=0)
+    kv_tokens: int = option(32768, "tokens the KV pool holds, all sessions", minimum=16)
+    page_size: int = option(16, "tokens in a KV page", minimum=1)
+    max_nodes: int = option(255, "drafted nodes accepted per tree", minimum=0)
+    max_batch: int = option(32, "trees verified in one step", minimum=1)
+    max_step_nodes: int = option(512, "nodes verified in one step", minimum=1)
+    chunk_tokens: int = option(256, "prompt tokens that may ride along in one step", minimum=1)
+    drain_s: float = option(30.0, "seconds that SIGTERM leaves to running requests", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.port > 65535:
+            raise ConfigError(f"--port is {self.port}; a TCP port is at most 65535")
+        if self.max_sessions + self.max_waiting > 65535:
+            raise ConfigError("--max-sessions and --max-waiting together are at most 65535")
+        if self.max_nodes > 255:
+            raise ConfigError(f"--max-nodes is {self.max_nodes}; a tree has at most 255")
+        if self.max_step_nodes <= self.max_nodes:
+            raise ConfigError(
+                f"--max-step-nodes is {self.max_step_nodes}; it must exceed --max-nodes "
+                f"({self.max_nodes}), or the largest tree could never be verified"
+            )
+
+
+@dataclass(frozen=True)
+class EdgeConfig(Options):
+    """python -m runtime.edge: drafts token trees and streams the verified text."""
+
+    server: str = option("127.0.0.1:8400", "host:port of the server")
+    draft: str = option("smollm2-draft", "draft: HF directory, .gguf, hub id, or smollm2-draft")
+    prompt: str | None = option(None, "one question; the answer is streamed, then the edge ends")
+    chat: bool = option(False, "talk in the terminal; /reset forgets, /quit leaves")
+    system: str | None = option(None, "system message in front of the conversation")
+    raw: bool = option(False, "send the prompt as it is, without the chat template")
+    max_tokens: int = option(256, "longest answer, tokens", minimum=1)
+    temperature: float = option(0.0, "0 is greedy; above it tokens are sampled", minimum=0)
+    top_k: int = option(0, "sample among the k likeliest tokens; 0 = all", minimum=0)
+    top_p: float = option(1.0, "sample among the likeliest tokens of this total probability")
+    min_p: float = option(0.0, "drop tokens below this share of the likeliest one's probability")
+    seed: int = option(0, "same seed, same prompt, same text", minimum=0)
+    max_budget: int = option(32, "nodes of a draft tree; 0 is plain decoding", minimum=0)
+    max_n_beams: int = option(8, "nodes expanded in one pass of the draft model", minimum=1)
+    max_beam_len: int = option(5, "passes of the draft model per tree", minimum=1)
+    max_branch_width: int = option(4, "children considered per node", minimum=1)
+    coupling: bool = option(True, "draft with the server's noise: more is accepted above T = 0")
+    stats: bool = option(True, "statistics at the end")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p is {self.top_p}; it lies above 0 and at most at 1")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"--min-p is {self.min_p}; it lies between 0 and 1")
+        if self.temperature > 100:
+            raise ConfigError(f"--temperature is {self.temperature}; at most 100 makes sense")
+        if self.max_budget > 255:
+            raise ConfigError(f"--max-budget is {self.max_budget}; a tree has at most 255 nodes")
+        if self.seed >= 1 << 63:
+            raise ConfigError(f"--seed is {self.seed}; it must be below 2^63")
+        parse_address(self.server)
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """host:port (an IPv6 host in brackets) as its two parts; ConfigError says what is wrong."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--server is {address!r}; expected host:port, such as 127.0.0.1:8400")
+    return host.strip("[]"), int(port)
+
+
+def parse(cls: type[Config], argv: Sequence[str], env: Mapping[str, str], program: str) -> Config:
+    """Build a config from arguments, environment and file. Raises ConfigError; --help exits 0."""
+    parser = _parser(cls, program)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ConfigError(_unknown("option", unknown[0], [flag(item) for item in fields(cls)]))
+    given = {name: value for name, value in vars(known).items() if value is not None}
+    path = given.pop("config", None) or env.get("SPECEDGE_CONFIG")
+    values = _from_file(cls, Path(path)) if path else {}
+    values |= _from_environment(cls, env)
+    return cls(**(values | given))
+
+
+def prepare_threads(config: Options, env: MutableMapping[str, str]) -> None:
+    """Tell OpenMP how to behave; call it before torch is imported.
+
+    Its idle threads spin by default: two processes on one machine then slow each other down by a
+    factor of ten or more, for nothing gained.
+    """
+    env.setdefault("GOMP_SPINCOUNT", "0")
+    if config.threads:
+        env["OMP_NUM_THREADS"] = str(config.threads)
+
+
+def flag(item: "Field[Any]") -> str:
+    """The command-line spelling of a field."""
+    return "--" + item.name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        description=cls.__doc__,
+        allow_abbrev=False,
+        epilog="Every option may also be set as SPECEDGE_<OPTION> or in a TOML file (--config).",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
+    for item in fields(cls):
+        default = "" if item.default in (None, MISSING) else f" (default: {item.default})"
+        shared = {"default": None, "help": item.metadata["help"] + default}
+        if _type_of(cls, item) is bool:
+            parser.add_argument(flag(item), action=argparse.BooleanOptionalAction, **shared)
+        else:
+            parser.add_argument(
+                flag(item),
+                type=_type_of(cls, item),
+                choices=item.metadata["choices"] or None,
+                metavar=None if item.metadata["choices"] else item.name.split("_")[-1].upper(),
+                **shared,
+            )
+    return parser
+
+
+def _type_of(cls: type[Config], item: "Field[Any]") -> type:
+    """The field's type, with `| None` taken off."""
+    hint = get_type_hints(cls)[item.name]
+    return next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+
+
+def _from_environment(cls: type[Config], env: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for item in fields(cls):
+        name = f"SPECEDGE_{item.name.upper()}"
+        if name in env:
+            values[item.name] = _convert(_type_of(cls, item), env[name], name)
+    return values
+
+
+def _from_file(cls: type[Config], path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"--config {path} is not valid TOML: {error}") from error
+    known = {item.name: item for item in fields(cls)}
+    for name in table:
+        if name not in known:
+            raise ConfigError(f"{path}: " + _unknown("option", name, list(known)))
+    return {
+        name: _convert(_type_of(cls, known[name]), str(value), f"{name} in {path}")
+        for name, value in table.items()
+    }
+
+
+def _convert(kind: type, text: str, name: str) -> Any:
+    """Text to the field's type. Raises ConfigError naming where the text came from."""
+    if kind is bool:
+        spellings = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.lower() not in spellings:
+            raise ConfigError(f"{name} is {text!r}; expected true or false")
+        return spellings[text.lower()]
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is {text!r}; expected {kind.__name__}") from error
+
+
+def _unknown(what: str, given: str, known: Sequence[str]) -> str:
+    name = given.split("=")[0]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown {what} {name}" + (f"; did you mean {near[0]}?" if near else "; see --help")

@@ -1,0 +1,79 @@
+"""python -m runtime.demo: a server and an edge on this machine, and a proof of equality.
+
+Starts `python -m runtime.server` as a user would, streams an answer through an edge with drafted
+tokens coloured, then lets the same server decode the same prompt plainly and compares the ids.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+DEFAULT_PROMPT = "Explain in a few sentences why the sky is blue."
+
+
+def main() -> int:
+    """Exit status: 0 when both texts are equal, 1 when they differ or something failed."""
+    parser = argparse.ArgumentParser(prog="python -m runtime.demo", description=__doc__)
+    parser.add_argument("--prompt", default=DEFAULT_PROMPT)
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    arguments = parser.parse_args()
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    with running_server("--model", "smollm2", "--port", "0") as address:
+        return 0 if _compare(address, arguments) else 1
+
+
+@contextmanager
+def running_server(*options: str) -> Iterator[str]:
+    """A server process with these options; gives its host:port, and stops it with SIGTERM."""
+    command = [sys.executable, "-m", "runtime.server", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.search(r"runtime\.edge --server (\S+)", line):
+                yield found[1]
+                break
+        else:
+            raise RuntimeError("the server ended before it was ready; its message is above")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _compare(address: str, arguments: argparse.Namespace) -> bool:
+    from rich.console import Console
+
+    from runtime.config import EdgeConfig
+    from runtime.edge.chat import print_statistics, stream_answer
+    from runtime.edge.client import Edge
+
+    console = Console(highlight=False)
+    config = EdgeConfig(
+        server=address, max_tokens=arguments.max_tokens, temperature=arguments.temperature
+    )
+    with Edge(config) as edge:
+        console.print(f"[bold]{arguments.prompt}[/bold]   ([green]green[/green] was drafted)\n")
+        stream_answer(edge, arguments.prompt, console)
+        drafted, statistics = edge.last_ids, edge.statistics
+        for _ in edge.generate(arguments.prompt, max_budget=0):
+            pass
+        plain, plain_statistics = edge.last_ids, edge.statistics
+    console.print()
+    print_statistics(statistics, console)
+    console.print(
+        f"plain decoding on the same server: {plain_statistics.tokens_per_second:.1f} tokens/s"
+    )
+    console.print(f"tokens/s: {statistics.tokens_per_second:.1f}")
+    console.print(f"tokens per verification: {statistics.tokens_per_verification:.2f}")
+    console.print(f"bytes per round: {statistics.bytes_per_round:.0f}")
+    console.print(f"identical to plain decoding: {'yes' if drafted == plain else 'NO'}")
+    return drafted == plain
+
+
+if __name__ == "__main__":
+    sys.exit(main())

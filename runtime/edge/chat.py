@@ -1,0 +1,80 @@
+"""The terminal: a streamed answer with the drafted tokens coloured, a conversation, statistics."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.text import Text
+
+from runtime.edge.client import Edge, Prompt, Statistics
+from runtime.edge.loop import ServerError
+
+DRAFTED_STYLE = "green"
+HELP = "/reset forgets the conversation, /stats shows the last answer's figures, /quit leaves"
+
+
+def stream_answer(edge: Edge, prompt: Prompt, console: Console) -> str:
+    """Print an answer as it arrives and return it whole. Ctrl-C ends the answer, not the edge."""
+    answer = ""
+    pieces = edge.generate(prompt)
+    try:
+        for piece in pieces:
+            answer += piece.text
+            style = DRAFTED_STYLE if piece.drafted else ""
+            console.print(Text(piece.text, style), end="", soft_wrap=True)
+    except KeyboardInterrupt:
+        pieces.close()
+        console.print(Text(" [stopped]", "dim"), end="")
+    console.print()
+    return answer
+
+
+def chat(edge: Edge, console: Console, read_line: Callable[[str], str] = input) -> None:
+    """Several turns until /quit or the end of input. Raises ServerError when the link breaks."""
+    messages: list[dict[str, str]] = []
+    console.print(Text(HELP, "dim"))
+    while True:
+        try:
+            line = read_line("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        match line:
+            case "":
+                continue
+            case "/quit" | "/exit":
+                return
+            case "/reset":
+                messages = []
+            case "/stats":
+                print_statistics(edge.statistics, console)
+            case _ if line.startswith("/"):
+                console.print(Text(HELP, "dim"))
+            case _:
+                messages.append({"role": "user", "content": line})
+                messages = _answer(edge, messages, console)
+
+
+def _answer(edge: Edge, messages: list[dict[str, str]], console: Console) -> list[dict[str, str]]:
+    """The conversation with the answer to its last message, or without it if it was refused."""
+    try:
+        answer = stream_answer(edge, messages, console)
+    except ServerError as error:
+        if not edge.connected:
+            raise
+        console.print(Text(f"{error}", "red"))
+        return messages[:-1]
+    if edge.config.stats:
+        print_statistics(edge.statistics, console)
+    return [*messages, {"role": "assistant", "content": answer}]
+
+
+def print_statistics(stats: Statistics, console: Console) -> None:
+    """One line: speed, acceptance, bytes."""
+    line = (
+        f"{stats.tokens} tokens in {stats.seconds:.2f} s ({stats.tokens_per_second:.1f} tokens/s, "
+        f"first after {stats.first_token_s * 1e3:.0f} ms) · "
+        f"{stats.tokens_per_verification:.2f} tokens per verification · "
+        f"{stats.accepted_nodes} of {stats.drafted_nodes} drafted nodes accepted · "
+        f"{stats.bytes_per_round:.0f} bytes per round"
+    )
+    console.print(Text(line, "dim"))

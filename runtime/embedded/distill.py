@@ -1,0 +1,168 @@
+"""Make the embedded draft: `python -m runtime.embedded.distill --text FILE.jsonl.gz --out DIR`.
+
+Reads conversations that the target wrote, scores them with the target, trains the draft on the
+soft labels, and writes the int8 draft whenever it agrees better with the target on held-out
+prompts than before. With `--generate N` it writes the conversations first. Imports torch only
+after the options are read.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import target_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .corpus import Corpus
+    from .llama import Shape, Weights
+    from .score import Scores
+    from .train import Recipe, Run
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--text", type=Path, required=True, help="gzipped JSON lines: prompt, answer, temperature")
+    add("--out", type=Path, required=True, help="folder for draft.safetensors, draft_config.json")
+    add("--scratch", type=Path, default=Path("distill-scratch"), help="folder for soft labels")
+    add("--generate", type=int, metavar="N", help="first write N conversations to --text")
+    add("--evaluate", action="store_true", help="only measure the draft that lies in --out")
+    add("--layers", type=int, nargs="+", default=[0, 1, 2], help="target layers to start from")
+    add("--head-tokens", type=int, default=8192, help="rows of the cut output head")
+    add("--epochs", type=float, default=6.0, help="passes over the text, unless --minutes end it")
+    add("--minutes", type=float, default=67.0, help="wall-clock limit of the training")
+    add("--save-minutes", type=float, default=7.0, help="how often to measure and keep the draft")
+    add("--learning-rate", type=float, default=2e-3)
+    add("--argmax-share", type=float, default=0.2, help="part of a label for the first choice")
+    add("--threads", type=int, default=1)
+    add("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse_options()
+    # Spinning worker threads make every step slow on a machine that others use too.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    import torch
+
+    torch.set_num_threads(options.threads)
+    if options.generate:
+        from .generate import write_self_text
+
+        write_self_text(target_path(), options.text, options.generate, options.seed)
+    distill(options)
+
+
+def distill(options: argparse.Namespace) -> None:
+    """Score, train and report; every step finds what an earlier run already finished."""
+    import torch
+
+    from .corpus import read_corpus
+    from .export import EMBEDDING
+    from .llama import Llama, read_gguf
+    from .score import score_corpus
+    from .train import train
+
+    shape, target = read_gguf(target_path())
+    target[EMBEDDING] = target[EMBEDDING].to(torch.bfloat16)
+    corpus = read_corpus(options.text)
+    scores = score_corpus(Llama(shape, target), corpus, options.scratch)
+    if not options.evaluate:
+        run, indices = _prepare(options, shape, target, corpus, scores)
+        train(run, indices, _Keeper(run, options.out).keep_if_better)
+    _report(options.out, shape, target[EMBEDDING], corpus, scores)
+
+
+def _prepare(
+    options: argparse.Namespace,
+    shape: "Shape",
+    target: "Weights",
+    corpus: "Corpus",
+    scores: "Scores",
+) -> tuple["Run", list[int]]:
+    """The run and the conversations it may train on."""
+    import torch
+
+    from .corpus import frequent_tokens
+    from .llama import Llama
+    from .train import Run, draft_shape, start_weights
+
+    recipe = _recipe(options)
+    indices = [i for i, c in enumerate(corpus.conversations) if not c.held_out]
+    head_ids = torch.tensor(frequent_tokens(corpus, indices, recipe.head_tokens))
+    draft = Llama(draft_shape(shape, recipe), start_weights(target, recipe, head_ids))
+    return Run(draft, head_ids, corpus, scores, recipe), indices
+
+
+def _recipe(options: argparse.Namespace) -> "Recipe":
+    from .train import Recipe
+
+    return Recipe(
+        layers=tuple(options.layers),
+        head_tokens=options.head_tokens,
+        epochs=options.epochs,
+        minutes=options.minutes,
+        save_minutes=options.save_minutes,
+        learning_rate=options.learning_rate,
+        argmax_share=options.argmax_share,
+        seed=options.seed,
+    )
+
+
+class _Keeper:
+    """Keeps the best draft of a run on disk, measured as it will be used: after int8."""
+
+    def __init__(self, run: "Run", out: Path):
+        self.run, self.out, self.best = run, out, 0.0
+
+    def keep_if_better(self) -> None:
+        from .evaluate import agreement
+        from .export import EMBEDDING, pack, save_draft, unpack
+        from .llama import Llama
+
+        run = self.run
+        weights, head_ids = unpack(pack(run.draft.weights, run.head_ids))
+        weights[EMBEDDING] = run.draft.weights[EMBEDDING]
+        draft = Llama(run.draft.shape, weights, run.draft.compute)
+        result = agreement(draft, head_ids, run.corpus, run.scores, _held_out(run.corpus, True))
+        print(f"held-out greedy text: {result}", flush=True)
+        if result.top1 > self.best:
+            self.best = result.top1
+            save_draft(self.out, run.draft.weights, run.head_ids, run.draft.shape)
+
+
+def _held_out(corpus: "Corpus", greedy: bool) -> list[int]:
+    return [
+        index
+        for index, conversation in enumerate(corpus.conversations)
+        if conversation.held_out and (conversation.temperature == 0) == greedy
+    ]
+
+
+def _report(
+    out: Path, shape: "Shape", embedding: "Tensor", corpus: "Corpus", scores: "Scores"
+) -> None:
+    """Print what the draft on disk does on held-out prompts, in fp32."""
+    from dataclasses import replace
+
+    import torch
+
+    from .evaluate import agreement
+    from .export import EMBEDDING, load_draft
+    from .llama import Llama
+
+    weights, head_ids = load_draft(out / "draft.safetensors")
+    weights[EMBEDDING] = embedding
+    layers = len({name.split(".")[2] for name in weights if "layers" in name})
+    draft = Llama(replace(shape, layers=layers), weights, torch.float32)
+    for greedy, name in ((True, "greedy answers"), (False, "sampled answers")):
+        indices = _held_out(corpus, greedy)
+        result = agreement(draft, head_ids, corpus, scores, indices, embedding.float())
+        print(f"{name}, {len(indices)} held-out prompts: {result}")
+
+
+if __name__ == "__main__":
+    main()

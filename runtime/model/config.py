@@ -1,0 +1,124 @@
+"""What a model is, as numbers: the one description that the transformer is built from.
+
+Families differ by these fields and by nothing else. Knows no tensors and no files.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.model.rope import RopeScaling, scaling_from
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer of the llama kind. Raises ValueError for impossible numbers."""
+
+    vocab_size: int
+    hidden_size: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_context: int
+    # rows of the output head: fewer than vocab_size where a draft predicts only common tokens
+    head_size: int
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_embedding: bool = False
+    # tokens a node sees, itself included, in layers from n_full_layers on; None sees everything
+    sliding_window: int | None = None
+    n_full_layers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"{self.n_heads} query heads cannot be shared by {self.n_kv_heads} key/value "
+                "heads; expected a multiple"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window is {self.sliding_window}; expected at least 1")
+        if self.tied_embedding and self.head_size != self.vocab_size:
+            raise ValueError(
+                f"a tied output head has a row for every token: head_size is {self.head_size}, "
+                f"expected {self.vocab_size}"
+            )
+
+    def window(self, layer: int) -> int:
+        """Tokens that a node of `layer` sees, itself included; -1 for all of them."""
+        if self.sliding_window is None or layer < self.n_full_layers:
+            return -1
+        return self.sliding_window
+
+
+def from_huggingface(config: Any) -> ModelConfig:
+    """The ModelConfig of a transformers configuration (llama, mistral, qwen2, qwen3).
+
+    Raises ValueError for a family or a feature that the transformer does not implement, rather
+    than computing something else.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"model type {config.model_type!r} is not supported; expected {', '.join(FAMILIES)}"
+        )
+    _refuse_unknown_features(config)
+    rope = _rope_parameters(config)
+    n_heads = config.num_attention_heads
+    sliding_window, n_full_layers = _sliding_window(config)
+    return ModelConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        n_heads=n_heads,
+        n_kv_heads=config.num_key_value_heads or n_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+        intermediate_size=config.intermediate_size,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_theta=float(rope["rope_theta"]),
+        max_context=config.max_position_embeddings,
+        head_size=getattr(config, "head_tokens", None) or config.vocab_size,
+        rope_scaling=scaling_from(rope, config.max_position_embeddings),
+        qkv_bias=config.model_type == "qwen2",
+        qk_norm=config.model_type == "qwen3",
+        tied_embedding=bool(config.tie_word_embeddings),
+        sliding_window=sliding_window,
+        n_full_layers=n_full_layers,
+    )
+
+
+def _refuse_unknown_features(config: Any) -> None:
+    for flag in ("attention_bias", "mlp_bias"):
+        if getattr(config, flag, False):
+            raise ValueError(f"{flag} is not supported for model type {config.model_type!r}")
+    if config.hidden_act != "silu":
+        raise ValueError(f"activation {config.hidden_act!r} is not supported; expected 'silu'")
+
+
+def _rope_parameters(config: Any) -> dict[str, Any]:
+    """transformers 5 keeps them in rope_parameters, transformers 4 in two attributes."""
+    rope = getattr(config, "rope_parameters", None)
+    if rope is None:
+        rope = {"rope_theta": config.rope_theta, **(config.rope_scaling or {})}
+    return dict(rope)
+
+
+def _sliding_window(config: Any) -> tuple[int | None, int]:
+    """The window and the number of leading layers without one."""
+    window = getattr(config, "sliding_window", None)
+    if window is None or not getattr(config, "use_sliding_window", True):
+        return None, 0
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    n_full = kinds.index("sliding_attention") if "sliding_attention" in kinds else len(kinds)
+    if kinds != ["full_attention"] * n_full + ["sliding_attention"] * (len(kinds) - n_full):
+        raise ValueError(
+            "layer_types is not supported: full_attention layers must come before "
+            f"sliding_attention ones, got {kinds}"
+        )
+    return window, n_full

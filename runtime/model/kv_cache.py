@@ -1,0 +1,134 @@
+"""The paged KV cache: one tensor for all layers, and the list of its free pages.
+
+Knows pages, not whose they are: a request keeps the ids it was given and hands them back.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from runtime.model.config import ModelConfig
+from specedge_kernels import compact_kv
+
+
+class OutOfPages(Exception):
+    """More pages were asked for than are free. Nothing was allocated."""
+
+
+@dataclass(frozen=True)
+class KeptPath:
+    """The tree nodes of one request that stay in the cache, as a chain after its prefix."""
+
+    pages: Sequence[int]
+    prefix_len: int  # tokens before the tree
+    path: Sequence[int]  # node indices, increasing
+
+
+class PagedKV:
+    """Keys and values [L, 2, P, S, Hk, D] of n_pages pages of page_size tokens."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        n_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ):
+        if n_pages < 1 or page_size < 1:
+            raise ValueError(
+                f"a KV cache needs at least one page of one token, got {n_pages} of {page_size}"
+            )
+        self.n_pages, self.page_size = n_pages, page_size
+        shape = (config.n_layers, 2, n_pages, page_size, config.n_kv_heads, config.head_dim)
+        self.kv = torch.zeros(shape, dtype=dtype, device=device)
+        # (keys, values) of each layer, views of kv: [P, S, Hk, D]
+        self.layers = [(layer[0], layer[1]) for layer in self.kv]
+        self._free = list(reversed(range(n_pages)))
+        self._is_free = [True] * n_pages
+
+    @property
+    def n_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def bytes_per_page(self) -> int:
+        return self.kv.numel() // self.n_pages * self.kv.element_size()
+
+    def pages_for(self, n_tokens: int) -> int:
+        """Pages that n_tokens tokens need."""
+        return -(-n_tokens // self.page_size)
+
+    def allocate(self, n: int) -> list[int]:
+        """n pages, the most recently freed first. Raises OutOfPages, and then takes none."""
+        if n < 0:
+            raise ValueError(f"the number of pages to allocate is {n}; expected at least 0")
+        if n > len(self._free):
+            raise OutOfPages(f"{n} pages asked for, {len(self._free)} of {self.n_pages} are free")
+        pages = [self._free.pop() for _ in range(n)]
+        for page in pages:
+            self._is_free[page] = False
+        return pages
+
+    def free(self, pages: Iterable[int]) -> None:
+        """Give pages back. A page that is not allocated is our own mistake: an assertion."""
+        for page in pages:
+            assert 0 <= page < self.n_pages, f"page {page} freed, the cache has {self.n_pages}"
+            assert not self._is_free[page], f"page {page} freed twice"
+            self._is_free[page] = True
+            self._free.append(page)
+
+    def check(self, held: Iterable[int]) -> None:
+        """Recount: every page is either free or in `held`, exactly once. Asserts it."""
+        counts = Counter(held)
+        counts.update(self._free)
+        wrong = {page: n for page, n in counts.items() if n != 1 or not 0 <= page < self.n_pages}
+        assert not wrong, f"pages counted more than once or unknown: {wrong}"
+        missing = set(range(self.n_pages)) - set(counts)
+        assert not missing, f"pages neither free nor held: {sorted(missing)}"
+
+    def compact(self, kept: Sequence[KeptPath]) -> None:
+        """Move each request's kept nodes to the places right after its prefix, in all layers.
+
+        Raises ValueError for a path that is not increasing or lies beyond the request's pages.
+        """
+        moved = [request for request in kept if list(request.path) != [*range(len(request.path))]]
+        for request in moved:
+            self._check_path(request)
+        if not moved:
+            return
+        lengths = [len(request.path) for request in moved]
+        path = np.zeros((len(moved), max(lengths)), dtype=np.int32)
+        for row, request in enumerate(moved):
+            path[row, : lengths[row]] = request.path
+        device = self.kv.device
+        compact_kv(
+            self.kv,
+            torch.from_numpy(page_table([request.pages for request in moved])).to(device),
+            torch.tensor([r.prefix_len for r in moved], dtype=torch.int32, device=device),
+            torch.from_numpy(path).to(device),
+            torch.tensor(lengths, dtype=torch.int32, device=device),
+        )
+
+    def _check_path(self, request: KeptPath) -> None:
+        path = list(request.path)
+        if path[0] < 0 or any(a >= b for a, b in pairwise(path)):
+            raise ValueError(f"a kept path must be increasing node indices, got {path}")
+        capacity = len(request.pages) * self.page_size
+        if request.prefix_len < 0 or request.prefix_len + path[-1] >= capacity:
+            raise ValueError(
+                f"node {path[-1]} after a prefix of {request.prefix_len} tokens lies outside "
+                f"{len(request.pages)} pages of {self.page_size} tokens"
+            )
+
+
+def page_table(pages: Sequence[Sequence[int]]) -> np.ndarray:
+    """Requests' page ids as a table [B, M] i32; rows are filled up with page 0, never read."""
+    table = np.zeros((len(pages), max(map(len, pages), default=0)), dtype=np.int32)
+    for row, ids in enumerate(pages):
+        table[row, : len(ids)] = ids
+    return table

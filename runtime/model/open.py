@@ -1,0 +1,50 @@
+"""From the options a person gives to a ready engine: device, dtype, weights, paged KV."""
+
+from collections.abc import Callable
+
+import torch
+
+from runtime.model.engine import Engine
+from runtime.model.kv_cache import PagedKV
+from runtime.model.transformer import Transformer
+from runtime.model.weights import ModelError, Progress, load
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def open_engine(
+    name: str,
+    dtype: str,
+    device: str,
+    kv_tokens: Callable[[Transformer], int],
+    page_size: int,
+    progress: Progress = lambda done_bytes, total_bytes: None,
+) -> Engine:
+    """Load a model and give it a KV pool of `kv_tokens(model)` tokens.
+
+    dtype is that of weights and KV; device is auto, cpu, cuda or cuda:N. Raises ModelError with a
+    sentence when the model, the device or the memory cannot be had.
+    """
+    model = load(name, DTYPES[dtype], _device(device), progress)
+    n_pages = -(-kv_tokens(model) // page_size)
+    try:
+        kv = PagedKV(model.config, n_pages, page_size, DTYPES[dtype], model.device)
+    except (RuntimeError, MemoryError) as error:
+        raise ModelError(
+            f"no memory for a KV cache of {n_pages * page_size} tokens; ask for fewer"
+        ) from error
+    return Engine(model, kv)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {name!r}; expected auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"device {name!r} is not supported; expected auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {name!r} was asked for, but torch finds no CUDA GPU here")
+    return device

@@ -1,0 +1,150 @@
+"""Rotary position embedding: frequencies, the ways of stretching them, and the tables.
+
+Source: RoFormer (arXiv:2104.09864), in the half-rotated layout of llama: dimension d turns
+together with d + D/2. Knows nothing of models: only head size, base and scaling.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Position interpolation (arXiv:2306.15595): every frequency divided by `factor`."""
+
+    factor: float
+    attention_factor = 1.0
+
+    def apply(self, frequencies: Tensor, theta: float) -> Tensor:
+        return frequencies / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1: long waves are slowed by `factor`, short ones kept, a ramp in between."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+    attention_factor = 1.0
+
+    def apply(self, frequencies: Tensor, theta: float) -> Tensor:
+        turns = self.original_context / (2 * math.pi / frequencies)
+        ramp = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        ramp = ramp.clamp(0, 1)
+        return (1 - ramp) * frequencies / self.factor + ramp * frequencies
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (arXiv:2309.00071, section 3): a ramp over dimensions, and sharper attention."""
+
+    factor: float
+    original_context: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+    def apply(self, frequencies: Tensor, theta: float) -> Tensor:
+        half = frequencies.shape[0]
+        low = self._dimension(self.beta_fast, half, theta)
+        high = self._dimension(self.beta_slow, half, theta)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * half - 1)
+        # the width of an empty ramp is the one transformers uses, to give the same numbers
+        ramp = (torch.arange(half) - low) / (high - low or 0.001)
+        keep = 1 - ramp.clamp(0, 1)
+        return frequencies / self.factor * (1 - keep) + frequencies * keep
+
+    def _dimension(self, turns: float, half: int, theta: float) -> float:
+        """The dimension whose wave makes `turns` turns over the original context."""
+        waves = self.original_context / (turns * 2 * math.pi)
+        return half * math.log(waves) / math.log(theta)
+
+
+@dataclass(frozen=True)
+class DividedScaling:
+    """Each frequency divided by its own number: how GGUF files store llama 3's scaling."""
+
+    divisors: tuple[float, ...]
+    attention_factor = 1.0
+
+    def apply(self, frequencies: Tensor, theta: float) -> Tensor:
+        if len(self.divisors) != len(frequencies):
+            raise ValueError(
+                f"rope scaling has {len(self.divisors)} divisors, expected {len(frequencies)}"
+            )
+        return frequencies / torch.tensor(self.divisors)
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DividedScaling
+
+
+def scaling_from(rope: Mapping[str, Any], max_context: int) -> RopeScaling | None:
+    """The scaling that Hugging Face's rope parameters describe, None for plain RoPE.
+
+    Raises ValueError for kinds, and variants of kinds, that are not supported.
+    """
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError("partial_rotary_factor other than 1 is not supported")
+    original = rope.get("original_max_position_embeddings") or max_context
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return LinearScaling(rope["factor"])
+    if kind == "llama3":
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        return Llama3Scaling(rope["factor"], low, high, original)
+    if kind == "yarn":
+        return _yarn(rope, original, max_context)
+    raise ValueError(f"rope scaling {kind!r} is not supported; expected linear, llama3 or yarn")
+
+
+def _yarn(rope: Mapping[str, Any], original: int, max_context: int) -> YarnScaling:
+    factor = rope.get("factor") or max_context / original
+
+    def sharpening(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    attention_factor = rope.get("attention_factor")
+    if attention_factor is None:
+        attention_factor = sharpening(1.0)
+        if rope.get("mscale") and rope.get("mscale_all_dim"):
+            attention_factor = sharpening(rope["mscale"]) / sharpening(rope["mscale_all_dim"])
+    return YarnScaling(
+        factor=factor,
+        original_context=original,
+        attention_factor=attention_factor,
+        beta_fast=rope.get("beta_fast") or 32.0,
+        beta_slow=rope.get("beta_slow") or 1.0,
+        truncate=rope.get("truncate", True),
+    )
+
+
+def rope_tables(
+    head_dim: int, theta: float, scaling: RopeScaling | None, max_context: int
+) -> tuple[Tensor, Tensor]:
+    """cos and sin for `rotate`, float32 [C, D] each; the first half of sin is negated."""
+    powers = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / theta**powers  # [D / 2]
+    if scaling is not None:
+        frequencies = scaling.apply(frequencies, theta)
+    angles = torch.arange(max_context, dtype=torch.float32)[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    if scaling is not None:
+        cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [N, heads, D] turned by the tables' rows cos, sin [N, 1, D] of its positions."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

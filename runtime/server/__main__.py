@@ -1,0 +1,30 @@
+"""python -m runtime.server: load the target, open the port, verify."""
+
+import logging
+import os
+import sys
+
+from runtime.config import ConfigError, ServerConfig, parse, prepare_threads
+
+
+def main() -> int:
+    """Exit status: 0 after a drain, 2 when the options or the model cannot be used."""
+    try:
+        config = parse(ServerConfig, sys.argv[1:], os.environ, "python -m runtime.server")
+    except ConfigError as error:
+        print(f"runtime.server: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(message)s")
+    prepare_threads(config, os.environ)
+    from runtime.server.start import StartError, start
+
+    try:
+        start(config)
+    except StartError as error:
+        print(f"runtime.server: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

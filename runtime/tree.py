@@ -1,0 +1,101 @@
+"""Draft trees: best-first growth under a node budget, and the order in which they are sent.
+
+A tree hangs under the root, the last accepted token, which is not one of its nodes. Pure Python:
+it knows neither models nor sockets, and the same class grows every tree an edge drafts.
+Source: SpecExec (arXiv:2406.02532) and SpecEdge (arXiv:2505.17052, section 4.1).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+ROOT = -1  # the parent of the root's children
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree as it is sent: node i is tokens[i - 1], node 0 is the root, parents come first."""
+
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def depths(self) -> list[int]:
+        """Depth of nodes 1, 2, ...; a child of the root has depth 1."""
+        result = [0]
+        for parent in self.parents:
+            result.append(result[parent] + 1)
+        return result[1:]
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from the root's child down to `node`; empty for the root."""
+        path: list[int] = []
+        while node:
+            path.append(node)
+            node = self.parents[node - 1]
+        return path[::-1]
+
+
+@dataclass(frozen=True)
+class OrderedTree(Tree):
+    """A finished draft: depth-first, likeliest child first.
+
+    So the path most often accepted is 1, 2, 3, ... and its KV needs no move. `source[i - 1]` is
+    the node of the `DraftTree` that became node i.
+    """
+
+    source: tuple[int, ...] = ()
+
+
+@dataclass
+class DraftTree:
+    """Nodes in order of discovery; a child's score never exceeds its parent's.
+
+    Scores are sums of log-probabilities along the path, so the best `budget` nodes always form a
+    tree: with a node, all its ancestors are kept.
+    """
+
+    budget: int
+    level_penalty: float = 0.0
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    expanded: list[int] = field(default_factory=list)  # nodes run by the model, in cache order
+
+    def add_children(self, parent: int, candidates: Iterable[tuple[int, float]]) -> None:
+        """Offer (token, log-probability) children of a node, or of `ROOT`. Tokens are distinct."""
+        base, depth = (0.0, 0) if parent == ROOT else (self.scores[parent], self.depths[parent] + 1)
+        for token, log_probability in candidates:
+            self.tokens.append(token)
+            self.parents.append(parent)
+            self.scores.append(base + min(log_probability, 0.0) - self.level_penalty)
+            self.depths.append(depth)
+
+    def kept(self) -> list[int]:
+        """The best `budget` nodes, best first; of equals, the one found first."""
+        order = sorted(range(len(self.tokens)), key=lambda node: (-self.scores[node], node))
+        return order[: self.budget]
+
+    def frontier(self, width: int) -> list[int]:
+        """The best `width` kept nodes that the model has not expanded yet, best first."""
+        done = set(self.expanded)
+        return [node for node in self.kept() if node not in done][:width]
+
+    def ordered(self) -> OrderedTree:
+        """The kept nodes in sending order."""
+        children: dict[int, list[int]] = {}
+        for node in self.kept():  # best first, so siblings come out best first
+            children.setdefault(self.parents[node], []).append(node)
+        source: list[int] = []
+        stack = children.get(ROOT, [])[::-1]
+        while stack:
+            source.append(stack.pop())
+            stack.extend(children.get(source[-1], [])[::-1])
+        index = {node: i + 1 for i, node in enumerate(source)} | {ROOT: 0}
+        return OrderedTree(
+            tuple(self.tokens[node] for node in source),
+            tuple(index[self.parents[node]] for node in source),
+            tuple(source),
+        )

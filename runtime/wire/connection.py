@@ -1,0 +1,428 @@
+"""One end of an STF/1 connection: bytes in, messages out; a message in, bytes out.
+
+Two tables of plain data say who may send what when; both ends walk the same ones, so that what
+one end refuses to send is what the other refuses to receive. No socket, no clock, no model.
+
+How a session ends. Each end says so exactly once. The edge's word is Close: sent by its caller to
+cancel, and by the connection itself after the server's word. The server's word is a Verdict that
+finishes, an Error for the session, or, sent by the connection itself, a Close that answers a
+cancelling Close. An end that has given its word drops what still comes for the session, without
+delivering it. Once both words are out the number is unused, and the edge may open it again:
+whatever was sent for the old session, in either direction, has arrived before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, TypeVar
+
+from runtime.wire.messages import (
+    HEADER,
+    MAX_FRAME_BYTES,
+    MAX_PROMPT_FRAME_BYTES,
+    MESSAGE_TYPES,
+    Close,
+    Draft,
+    Error,
+    ErrorCode,
+    Finish,
+    Header,
+    Hello,
+    Message,
+    Open,
+    Ping,
+    Pong,
+    Prompt,
+    ProtocolError,
+    Verdict,
+    Welcome,
+    decode_body,
+    decode_header,
+    encode_frame,
+)
+
+MAX_HANDSHAKE_FRAME_BYTES = 512
+
+_Place = TypeVar("_Place", "State", "Phase")
+
+
+class Role(Enum):
+    """The two ends of a connection."""
+
+    EDGE = "edge"
+    SERVER = "server"
+
+    @property
+    def peer(self) -> Role:
+        """The other end."""
+        return Role.SERVER if self is Role.EDGE else Role.EDGE
+
+
+class State(Enum):
+    """What a connection waits for."""
+
+    HELLO_DUE = "the edge's Hello is due"
+    WELCOME_DUE = "the server's Welcome is due"
+    OPEN = "sessions may come and go"
+    CLOSED = "a fatal Error or a fault has ended it"
+
+
+class Phase(Enum):
+    """What a session waits for."""
+
+    UNUSED = "no session has this number"
+    PROMPTING = "the edge sends the prompt"
+    VERIFYING = "the server owes a Verdict"
+    DRAFTING = "the edge drafts"
+    FINISHED = "the server has ended it; the edge's Close is due"
+    CLOSING = "the edge has ended it; the server's last word is due"
+
+
+class Move(NamedTuple):
+    """A message in a state: the key of both tables."""
+
+    state: State | Phase
+    sender: Role
+    message: type[Message]
+
+
+# Where more than one state may follow, the content of the message decides.
+CONNECTION_TABLE: Mapping[Move, tuple[State, ...]] = {
+    Move(State.HELLO_DUE, Role.EDGE, Hello): (State.WELCOME_DUE,),
+    Move(State.HELLO_DUE, Role.EDGE, Error): (State.CLOSED,),
+    Move(State.HELLO_DUE, Role.SERVER, Error): (State.CLOSED,),
+    Move(State.WELCOME_DUE, Role.SERVER, Welcome): (State.OPEN,),
+    Move(State.WELCOME_DUE, Role.EDGE, Error): (State.CLOSED,),
+    Move(State.WELCOME_DUE, Role.SERVER, Error): (State.CLOSED,),
+    Move(State.OPEN, Role.EDGE, Open): (State.OPEN,),
+    Move(State.OPEN, Role.EDGE, Prompt): (State.OPEN,),
+    Move(State.OPEN, Role.EDGE, Draft): (State.OPEN,),
+    Move(State.OPEN, Role.EDGE, Close): (State.OPEN,),
+    Move(State.OPEN, Role.EDGE, Ping): (State.OPEN,),
+    Move(State.OPEN, Role.EDGE, Pong): (State.OPEN,),
+    Move(State.OPEN, Role.EDGE, Error): (State.OPEN, State.CLOSED),
+    Move(State.OPEN, Role.SERVER, Verdict): (State.OPEN,),
+    Move(State.OPEN, Role.SERVER, Close): (State.OPEN,),
+    Move(State.OPEN, Role.SERVER, Ping): (State.OPEN,),
+    Move(State.OPEN, Role.SERVER, Pong): (State.OPEN,),
+    Move(State.OPEN, Role.SERVER, Error): (State.OPEN, State.CLOSED),
+}
+
+SESSION_TABLE: Mapping[Move, tuple[Phase, ...]] = {
+    Move(Phase.UNUSED, Role.EDGE, Open): (Phase.PROMPTING,),
+    Move(Phase.PROMPTING, Role.EDGE, Prompt): (Phase.PROMPTING, Phase.VERIFYING),
+    Move(Phase.PROMPTING, Role.EDGE, Close): (Phase.CLOSING,),
+    Move(Phase.PROMPTING, Role.SERVER, Error): (Phase.FINISHED,),
+    Move(Phase.VERIFYING, Role.EDGE, Close): (Phase.CLOSING,),
+    Move(Phase.VERIFYING, Role.SERVER, Verdict): (Phase.DRAFTING, Phase.FINISHED),
+    Move(Phase.VERIFYING, Role.SERVER, Error): (Phase.FINISHED,),
+    Move(Phase.DRAFTING, Role.EDGE, Draft): (Phase.VERIFYING,),
+    Move(Phase.DRAFTING, Role.EDGE, Close): (Phase.CLOSING,),
+    Move(Phase.DRAFTING, Role.SERVER, Error): (Phase.FINISHED,),
+    # These were under way when the receiver gave its own last word.
+    Move(Phase.FINISHED, Role.EDGE, Prompt): (Phase.FINISHED,),
+    Move(Phase.FINISHED, Role.EDGE, Draft): (Phase.FINISHED,),
+    Move(Phase.FINISHED, Role.EDGE, Close): (Phase.UNUSED,),
+    Move(Phase.CLOSING, Role.SERVER, Verdict): (Phase.CLOSING, Phase.UNUSED),
+    Move(Phase.CLOSING, Role.SERVER, Error): (Phase.UNUSED,),
+    Move(Phase.CLOSING, Role.SERVER, Close): (Phase.UNUSED,),
+}
+
+
+@dataclass(slots=True)
+class _Session:
+    """What the next message of a session is checked against."""
+
+    phase: Phase
+    prompt_tokens_due: int
+    round: int = 0
+    nodes: int = 0
+
+
+class Connection:
+    """The protocol as one end sees it.
+
+    state     where the connection stands
+    hello     the edge's Hello, once it has come or gone
+    welcome   the server's Welcome, likewise: the limits that hold from then on
+    """
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.state = State.HELLO_DUE
+        self.hello: Hello | None = None
+        self.welcome: Welcome | None = None
+        self.frames_sent = 0
+        self.frames_received = 0
+        self._fault: ProtocolError | None = None
+        self._sessions: dict[int, _Session] = {}
+        self._ended_by_server: set[int] = set()
+        self._unanswered_pings: dict[Role, int] = {}
+        self._received = bytearray()
+        self._outgoing = bytearray()
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes received that are not a whole frame yet."""
+        return len(self._received)
+
+    @property
+    def live_sessions(self) -> int:
+        """Sessions that count against max_sessions: those that the edge has not closed."""
+        return sum(session.phase is not Phase.CLOSING for session in self._sessions.values())
+
+    def phase(self, session: int) -> Phase:
+        """Where a session stands."""
+        return self._sessions[session].phase if session in self._sessions else Phase.UNUSED
+
+    def receive(self, data: bytes) -> list[Message]:
+        """The messages that these bytes complete, however the stream was cut: feed and drain.
+
+        Afterwards write what data_to_send gives. If a ProtocolError is raised, messages before
+        the fault in the same call are lost; next_message gives those too.
+        """
+        self.feed(data)
+        return list(iter(self.next_message, None))
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes in; a closed connection ignores them."""
+        if self.state is not State.CLOSED:
+            self._received += data
+
+    def next_message(self) -> Message | None:
+        """The next message fed, or None until more bytes come.
+
+        Answers that the protocol itself owes (a Pong, a Close, an Error about a fault) are left
+        for data_to_send; the frames they answer, and late ones, are not delivered. The first
+        ProtocolError ends the connection: every later call raises it again.
+        """
+        if self._fault is not None:
+            raise ProtocolError(self._fault.code, self._fault.sentence)
+        try:
+            while (message := self._decode_next()) is not None:
+                if self._take(message):
+                    return message
+        except ProtocolError as fault:
+            self._fail(fault)
+            raise
+        return None
+
+    def send(self, message: Message) -> bytes:
+        """The bytes to write, answers owed first; ValueError if the tables forbid the message.
+
+        On the edge, a message for a session that the server has ended meanwhile is dropped, and
+        so is a second Close: its caller may not have read the news yet.
+        """
+        if self.role is Role.EDGE and self._is_overtaken(message):
+            return self.data_to_send()
+        try:
+            self._queue(message)
+        except ProtocolError as fault:
+            name = type(message).__name__
+            raise ValueError(f"the {self.role.value} cannot send {name}: {fault}") from None
+        return self.data_to_send()
+
+    def data_to_send(self) -> bytes:
+        """Bytes of answers that receive has left to be written; each is given once."""
+        data = bytes(self._outgoing)
+        self._outgoing.clear()
+        return data
+
+    @property
+    def _vocabulary_size(self) -> int:
+        # No message before the Welcome carries token ids.
+        return self.welcome.vocabulary_size if self.welcome else 0
+
+    def _decode_next(self) -> Message | None:
+        if len(self._received) < HEADER.size:
+            return None
+        # Checked as soon as it is there, so that no forbidden body is ever collected.
+        header = decode_header(self._received)
+        self._check_header(header)
+        if len(self._received) < header.length:
+            return None
+        body = bytes(self._received[HEADER.size : header.length])
+        del self._received[: header.length]
+        self.frames_received += 1
+        return decode_body(header, body, self._vocabulary_size)
+
+    def _check_header(self, header: Header) -> None:
+        kind = MESSAGE_TYPES[header.type]
+        _allowed(CONNECTION_TABLE, self.state, self.role.peer, kind)
+        self._check_length(kind, header.length)
+        expected = self.frames_received & 0xFFFF
+        if header.seq != expected:
+            raise _violation(f"frame {header.seq} came where {expected} was due: one is lost")
+
+    def _check_length(self, kind: type[Message], length: int) -> None:
+        limit = MAX_PROMPT_FRAME_BYTES if kind is Prompt else MAX_FRAME_BYTES
+        if self.state is not State.OPEN:
+            limit = MAX_HANDSHAKE_FRAME_BYTES
+        if length > limit:
+            sentence = f"the frame has {length} bytes: at most {limit} are allowed"
+            raise ProtocolError(ErrorCode.LIMIT, sentence)
+
+    def _take(self, message: Message) -> bool:
+        """Apply a received message and answer it; whether it is to be delivered."""
+        before = self.phase(message.session)
+        self._step(self.role.peer, message)
+        if isinstance(message, Ping):
+            self._queue(Pong(message.nonce))
+            return False
+        if before in (Phase.FINISHED, Phase.CLOSING):
+            return False
+        if self.phase(message.session) in (Phase.FINISHED, Phase.CLOSING):
+            self._queue(Close(message.session))
+            if self.role is Role.EDGE:
+                self._ended_by_server.add(message.session)
+        return True
+
+    def _queue(self, message: Message) -> None:
+        # Encoded first: a message that has no bytes must not move the state.
+        frame = encode_frame(message, self.frames_sent & 0xFFFF, self._vocabulary_size)
+        self._check_length(type(message), len(frame))
+        self._step(self.role, message)
+        self.frames_sent += 1
+        self._outgoing += frame
+
+    def _fail(self, fault: ProtocolError) -> None:
+        self._queue(Error(session=0, code=fault.code, fatal=True, sentence=fault.sentence))
+        self._fault = fault
+
+    def _is_overtaken(self, message: Message) -> bool:
+        if isinstance(message, Close) and self.phase(message.session) is Phase.CLOSING:
+            return True
+        late = isinstance(message, Prompt | Draft | Close)
+        return late and message.session in self._ended_by_server
+
+    def _step(self, sender: Role, message: Message) -> None:
+        """Walk the tables by one message, sent or received; ProtocolError if they forbid it."""
+        followers = _allowed(CONNECTION_TABLE, self.state, sender, type(message))
+        match message:
+            case Hello():
+                self.hello = message
+            case Welcome():
+                self.welcome = message
+            case Ping():
+                self._ping(sender, message)
+            case Pong():
+                self._pong(sender, message)
+            case Error(session=0):
+                self._connection_error(followers, message)
+                return
+            case Error(fatal=True):
+                raise _violation("a fatal Error ends the connection: its session must be 0")
+            case Open():
+                self._open(sender, message)
+            case _:
+                self._advance(sender, message)
+        self.state = followers[0]
+
+    def _ping(self, sender: Role, ping: Ping) -> None:
+        if sender in self._unanswered_pings:
+            raise _violation("the Ping before has no answer yet")
+        self._unanswered_pings[sender] = ping.nonce
+
+    def _pong(self, sender: Role, pong: Pong) -> None:
+        if self._unanswered_pings.get(sender.peer) != pong.nonce:
+            raise _violation(f"no Ping with nonce {pong.nonce} waits for an answer")
+        del self._unanswered_pings[sender.peer]
+
+    def _connection_error(self, followers: tuple[State, ...], error: Error) -> None:
+        state = State.CLOSED if error.fatal else State.OPEN
+        if state not in followers:
+            raise _violation("an Error before the connection is open must be fatal")
+        self.state = state
+        if state is State.CLOSED:
+            self._received.clear()
+
+    def _open(self, sender: Role, message: Open) -> None:
+        _allowed(SESSION_TABLE, self.phase(message.session), sender, Open)
+        assert self.welcome is not None, "a session before the Welcome"
+        limit = self.welcome.max_sessions
+        # Counting one by one is left to the case where it may matter.
+        if len(self._sessions) >= limit and self.live_sessions >= limit:
+            sentence = f"{limit} sessions are open, as many as the server allows"
+            raise ProtocolError(ErrorCode.LIMIT, sentence)
+        self._sessions[message.session] = _Session(Phase.PROMPTING, message.prompt_tokens)
+        self._ended_by_server.discard(message.session)
+
+    def _advance(self, sender: Role, message: Prompt | Draft | Verdict | Close | Error) -> None:
+        followers = _allowed(SESSION_TABLE, self.phase(message.session), sender, type(message))
+        session = self._sessions[message.session]
+        if session.phase in (Phase.FINISHED, Phase.CLOSING):
+            phase = followers[-1 if _is_last_verdict(message) else 0]
+        else:
+            phase = self._follow(session, message, followers)
+        assert phase in followers, f"{phase} does not follow by the table"
+        session.phase = phase
+        if phase is Phase.UNUSED:
+            del self._sessions[message.session]
+
+    def _follow(
+        self,
+        session: _Session,
+        message: Prompt | Draft | Verdict | Close | Error,
+        followers: tuple[Phase, ...],
+    ) -> Phase:
+        """Check a message of a live session against what came before it, and count it."""
+        match message:
+            case Prompt():
+                _check_prompt(session, message)
+                session.prompt_tokens_due -= len(message.tokens)
+                return Phase.PROMPTING if session.prompt_tokens_due else Phase.VERIFYING
+            case Draft():
+                assert self.welcome is not None, "a draft before the Welcome"
+                _check_draft(session, message, self.welcome.max_nodes)
+                session.round, session.nodes = message.round, len(message.tokens)
+            case Verdict():
+                _check_verdict(session, message)
+        return followers[-1 if _is_last_verdict(message) else 0]
+
+
+def _violation(sentence: str) -> ProtocolError:
+    return ProtocolError(ErrorCode.PROTOCOL, sentence)
+
+
+def _allowed(
+    table: Mapping[Move, tuple[_Place, ...]],
+    place: State | Phase,
+    sender: Role,
+    kind: type[Message],
+) -> tuple[_Place, ...]:
+    followers = table.get(Move(place, sender, kind))
+    if followers is None:
+        raise _violation(f"the {sender.value} may not send {kind.__name__} while {place.value}")
+    return followers
+
+
+def _check_prompt(session: _Session, prompt: Prompt) -> None:
+    if len(prompt.tokens) > session.prompt_tokens_due:
+        due, got = session.prompt_tokens_due, len(prompt.tokens)
+        raise _violation(f"session {prompt.session}: {due} prompt tokens were due, {got} came")
+
+
+def _check_draft(session: _Session, draft: Draft, max_nodes: int) -> None:
+    if draft.round != session.round + 1:
+        due = session.round + 1
+        raise _violation(f"session {draft.session}: round {due} was due, {draft.round} came")
+    if len(draft.tokens) > max_nodes:
+        sentence = f"session {draft.session}: {len(draft.tokens)} nodes, at most {max_nodes}"
+        raise ProtocolError(ErrorCode.LIMIT, f"{sentence} are allowed")
+
+
+def _check_verdict(session: _Session, verdict: Verdict) -> None:
+    if verdict.round != session.round:
+        due, got = session.round, verdict.round
+        raise _violation(
+            f"session {verdict.session}: the verdict of round {due} was due, not {got}"
+        )
+    if verdict.node > session.nodes:
+        sentence = f"session {verdict.session}: node {verdict.node} of {session.nodes}"
+        raise _violation(f"{sentence} is accepted")
+
+
+def _is_last_verdict(message: Message) -> bool:
+    return isinstance(message, Verdict) and message.finish is not Finish.NONE

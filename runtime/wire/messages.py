@@ -1,0 +1,498 @@
+"""The messages of STF/1, "SpecEdge token framing", and their bytes.
+
+A frame is an 8-byte little-endian header, then a body:
+
+    length u16 (of the whole frame) · type u8 · flags u8 (zero) · session u16 · seq u16
+
+Session 0 is the connection itself. A message can only be built with fields that keep its rules
+(ValueError otherwise), so what is encoded is always valid, and what is decoded has been checked;
+equal messages have equal bytes. Which message may come when is `connection`'s business: this
+module knows no order, no role and no socket.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from operator import gt
+from typing import Any, ClassVar, NamedTuple
+
+from runtime.wire.token_bits import pack_tokens, packed_bytes, unpack_tokens
+
+VERSION = 1
+MAGIC = b"STF1"
+HEADER = struct.Struct("<HBBHH")
+VERSION_LAYOUT = struct.Struct("<H")
+
+MAX_NODES = 255
+MAX_STOP_IDS = 32
+MAX_MODEL_BYTES = 255
+MAX_SENTENCE_BYTES = 400
+MAX_FRAME_BYTES = 16 * 1024
+MAX_PROMPT_FRAME_BYTES = 60 * 1024
+
+U16_MAX = 2**16 - 1
+U32_MAX = 2**32 - 1
+U64_MAX = 2**64 - 1
+# Widths up to 24 bits: the largest vocabularies in use need 18.
+MAX_VOCABULARY = 2**24
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class ErrorCode(IntEnum):
+    """What went wrong, for programs; the Error's sentence says it for people."""
+
+    PROTOCOL = 1
+    VERSION = 2
+    VOCABULARY = 3
+    LIMIT = 4
+    BUSY = 5
+    INTERNAL = 6
+    DRAINING = 7
+    TIMEOUT = 8
+
+
+class Finish(IntEnum):
+    """Why a session's output ends with this verdict, or NONE: it goes on."""
+
+    NONE = 0
+    STOP = 1
+    LENGTH = 2
+
+
+def clamp_ms(time_ms: float) -> int:
+    """A measured time as a Verdict's queue_ms or verify_ms: whole, and at most 65,535."""
+    return round(min(max(time_ms, 0), U16_MAX))
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol. The connection ends; the process lives."""
+
+    def __init__(self, code: ErrorCode, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Edge to server, first: who I am. The hash (16 bytes) names the token vocabulary."""
+
+    TYPE: ClassVar[int] = 1
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<4sHI16s")
+    session: ClassVar[int] = 0
+
+    version: int
+    vocabulary_size: int
+    vocabulary_hash: bytes
+    model: str
+
+    def __post_init__(self) -> None:
+        _check("version", self.version, 0, U16_MAX)
+        _check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
+        _check("bytes of vocabulary_hash", len(self.vocabulary_hash), 16, 16)
+        _check_model(self.model)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        fixed = (MAGIC, self.version, self.vocabulary_size, self.vocabulary_hash)
+        return self.LAYOUT.pack(*fixed) + self.model.encode()
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Hello:
+        if body[: len(MAGIC)] != MAGIC:
+            raise ProtocolError(ErrorCode.PROTOCOL, "the peer does not speak STF: wrong magic")
+        _check_version(body[len(MAGIC) :])
+        _, version, vocabulary, digest = _unpack_head(cls.LAYOUT, body)
+        return cls(version, vocabulary, digest, _text(body[cls.LAYOUT.size :]))
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Server to edge, the answer to Hello: what this server holds its edges to.
+
+    vocabulary_size is the one whose width all later token ids have; max_nodes drafted nodes in a
+    tree (the root is not counted); max_context tokens in a session; max_sessions at one time.
+    """
+
+    TYPE: ClassVar[int] = 2
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<HIBIH")
+    session: ClassVar[int] = 0
+
+    version: int
+    vocabulary_size: int
+    max_nodes: int
+    max_context: int
+    max_sessions: int
+    model: str
+
+    def __post_init__(self) -> None:
+        _check("version", self.version, 0, U16_MAX)
+        _check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
+        _check("max_nodes", self.max_nodes, 0, MAX_NODES)
+        _check("max_context", self.max_context, 1, U32_MAX)
+        _check("max_sessions", self.max_sessions, 1, U16_MAX)
+        _check_model(self.model)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        limits = (self.max_nodes, self.max_context, self.max_sessions)
+        head = self.LAYOUT.pack(self.version, self.vocabulary_size, *limits)
+        return head + self.model.encode()
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Welcome:
+        _check_version(body)
+        version, vocabulary, nodes, context, sessions = _unpack_head(cls.LAYOUT, body)
+        model = _text(body[cls.LAYOUT.size :])
+        return cls(version, vocabulary, nodes, context, sessions, model)
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Edge to server: begin a session. Its prompt_tokens ids follow in Prompt messages.
+
+    The floats travel as 64-bit numbers, because the output is a function of their exact values.
+    top_k = 0 is no limit; seed is 64 bits.
+    """
+
+    TYPE: ClassVar[int] = 3
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QdddIIIB")
+
+    session: int
+    seed: int
+    temperature: float
+    top_p: float
+    min_p: float
+    top_k: int
+    max_tokens: int
+    prompt_tokens: int
+    stop_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check("session", self.session, 1, U16_MAX)
+        _check("seed", self.seed, 0, U64_MAX)
+        _check("temperature", self.temperature, 0, 100)
+        _check("top_p", self.top_p, 0, 1)
+        if self.top_p == 0:
+            raise ValueError("top_p is 0: expected more than 0, up to 1")
+        _check("min_p", self.min_p, 0, 1)
+        _check("top_k", self.top_k, 0, U32_MAX)
+        _check("max_tokens", self.max_tokens, 1, U32_MAX)
+        _check("prompt_tokens", self.prompt_tokens, 1, U32_MAX)
+        _check("number of stop_ids", len(self.stop_ids), 0, MAX_STOP_IDS)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        sampling = (self.seed, self.temperature, self.top_p, self.min_p, self.top_k)
+        counts = (self.max_tokens, self.prompt_tokens, len(self.stop_ids))
+        return self.LAYOUT.pack(*sampling, *counts) + pack_tokens(self.stop_ids, vocabulary_size)
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Open:
+        head = _unpack_head(cls.LAYOUT, body)
+        seed, temperature, top_p, min_p, top_k, max_tokens, prompt_tokens, count = head
+        _check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
+        stop_ids = unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size)
+        sampling = (seed, temperature, top_p, min_p, top_k)
+        return cls(session, *sampling, max_tokens, prompt_tokens, stop_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Edge to server: the next ids of the prompt, at least one."""
+
+    TYPE: ClassVar[int] = 4
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<H")
+
+    session: int
+    tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check("session", self.session, 1, U16_MAX)
+        _check("number of tokens", len(self.tokens), 1, U16_MAX)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.LAYOUT.pack(len(self.tokens)) + pack_tokens(self.tokens, vocabulary_size)
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Prompt:
+        (count,) = _unpack_head(cls.LAYOUT, body)
+        _check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
+        return cls(session, unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Edge to server: a tree of drafted tokens to verify.
+
+    Node 0, the root, is the last token of the session's text and is not sent. Node i has token
+    tokens[i-1] and parent parents[i-1] < i; siblings differ. base counts the tokens of prompt and
+    output so far, the root included. Rounds count 1, 2, 3...
+    """
+
+    TYPE: ClassVar[int] = 5
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIB")
+
+    session: int
+    round: int
+    base: int
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        nodes = len(self.tokens)
+        _check("session", self.session, 1, U16_MAX)
+        _check("round", self.round, 1, U32_MAX)
+        _check("base", self.base, 1, U32_MAX)
+        _check("number of nodes", nodes, 0, MAX_NODES)
+        if len(self.parents) != nodes:
+            raise ValueError(f"{nodes} nodes have {len(self.parents)} parents: expected one each")
+        if any(map(gt, self.parents, range(nodes))) or min(self.parents, default=0) < 0:
+            raise ValueError("a node's parent must be a node before it")
+        if len(set(zip(self.parents, self.tokens, strict=True))) != nodes:
+            raise ValueError("two children of one node have the same token")
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        head = self.LAYOUT.pack(self.round, self.base, len(self.tokens))
+        return head + pack_tokens(self.tokens, vocabulary_size) + bytes(self.parents)
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Draft:
+        round, base, nodes = _unpack_head(cls.LAYOUT, body)
+        parents_at = cls.LAYOUT.size + packed_bytes(nodes, vocabulary_size)
+        _check_length(body, parents_at + nodes)
+        tokens = unpack_tokens(body[cls.LAYOUT.size : parents_at], nodes, vocabulary_size)
+        return cls(session, round, base, tokens, tuple(body[parents_at:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Server to edge: the path to `node` is accepted, and token `bonus` follows it.
+
+    Round 0 answers the prompt (node 0; bonus is the first token), round r the Draft r. queue_ms
+    is how long the draft waited, verify_ms how long its batch took: see clamp_ms.
+    """
+
+    TYPE: ClassVar[int] = 6
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBIBHH")
+
+    session: int
+    round: int
+    node: int
+    bonus: int
+    finish: Finish
+    queue_ms: int
+    verify_ms: int
+
+    def __post_init__(self) -> None:
+        _check("session", self.session, 1, U16_MAX)
+        _check("round", self.round, 0, U32_MAX)
+        _check("node", self.node, 0, MAX_NODES if self.round else 0)
+        _check("bonus", self.bonus, 0, MAX_VOCABULARY - 1)
+        _check("queue_ms", self.queue_ms, 0, U16_MAX)
+        _check("verify_ms", self.verify_ms, 0, U16_MAX)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        _check("bonus", self.bonus, 0, vocabulary_size - 1)
+        place = (self.round, self.node, self.bonus, self.finish)
+        return self.LAYOUT.pack(*place, self.queue_ms, self.verify_ms)
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Verdict:
+        _check_length(body, cls.LAYOUT.size)
+        round, node, bonus, finish, queue_ms, verify_ms = cls.LAYOUT.unpack(body)
+        _check("bonus", bonus, 0, vocabulary_size - 1)
+        return cls(session, round, node, bonus, Finish(finish), queue_ms, verify_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Edge to server: the session is over for me. Server to edge: seen, nothing more follows."""
+
+    TYPE: ClassVar[int] = 7
+
+    session: int
+
+    def __post_init__(self) -> None:
+        _check("session", self.session, 1, U16_MAX)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return b""
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Close:
+        _check_length(body, 0)
+        return cls(session)
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """Something failed. With a session: that session ends, and fatal is false. With session 0 and
+    fatal: the connection ends. With session 0 and not fatal: a notice, such as DRAINING.
+
+    An Error can always be sent: on the wire its sentence is cut to 400 bytes and its control
+    characters are blanks. Its layout stays the same in every version.
+    """
+
+    TYPE: ClassVar[int] = 8
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BB")
+
+    session: int
+    code: ErrorCode
+    fatal: bool
+    sentence: str
+
+    def __post_init__(self) -> None:
+        _check("session", self.session, 0, U16_MAX)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        text = CONTROL_CHARACTERS.sub(" ", self.sentence).encode("utf-8", "replace")
+        whole_characters = text[:MAX_SENTENCE_BYTES].decode("utf-8", "ignore").encode()
+        return self.LAYOUT.pack(self.code, self.fatal) + whole_characters
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Error:
+        code, fatal = _unpack_head(cls.LAYOUT, body)
+        _check("fatal", fatal, 0, 1)
+        _check("bytes of sentence", len(body) - cls.LAYOUT.size, 0, MAX_SENTENCE_BYTES)
+        return cls(session, ErrorCode(code), bool(fatal), _text(body[cls.LAYOUT.size :]))
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Either way: are you there? The connection answers by itself with a Pong of this nonce."""
+
+    TYPE: ClassVar[int] = 9
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<Q")
+    session: ClassVar[int] = 0
+
+    nonce: int
+
+    def __post_init__(self) -> None:
+        _check("nonce", self.nonce, 0, U64_MAX)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.LAYOUT.pack(self.nonce)
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Ping:
+        _check_length(body, cls.LAYOUT.size)
+        return cls(*cls.LAYOUT.unpack(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a Ping, with its nonce."""
+
+    TYPE: ClassVar[int] = 10
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<Q")
+    session: ClassVar[int] = 0
+
+    nonce: int
+
+    def __post_init__(self) -> None:
+        _check("nonce", self.nonce, 0, U64_MAX)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.LAYOUT.pack(self.nonce)
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Pong:
+        _check_length(body, cls.LAYOUT.size)
+        return cls(*cls.LAYOUT.unpack(body))
+
+
+Message = Hello | Welcome | Open | Prompt | Draft | Verdict | Close | Error | Ping | Pong
+
+MESSAGE_TYPES: Mapping[int, type[Message]] = {
+    message.TYPE: message
+    for message in (Hello, Welcome, Open, Prompt, Draft, Verdict, Close, Error, Ping, Pong)
+}
+
+
+class Header(NamedTuple):
+    """The eight bytes before a body."""
+
+    length: int
+    type: int
+    flags: int
+    session: int
+    seq: int
+
+
+def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:
+    """The frame of a message; ValueError for a token id outside the vocabulary."""
+    try:
+        body = message.encode(vocabulary_size)
+    except struct.error as fault:
+        raise ValueError(f"{type(message).__name__} has a field of a wrong type: {fault}") from None
+    length = HEADER.size + len(body)
+    return HEADER.pack(length, message.TYPE, 0, message.session, seq) + body
+
+
+def decode_header(data: bytes | bytearray) -> Header:
+    """The header at the start of data; ProtocolError for an unknown type, flag or short length."""
+    header = Header._make(HEADER.unpack_from(data))
+    if header.type not in MESSAGE_TYPES:
+        raise ProtocolError(ErrorCode.PROTOCOL, f"frame type {header.type} is not known")
+    if header.flags:
+        raise ProtocolError(ErrorCode.PROTOCOL, f"frame flags are {header.flags}: expected 0")
+    if header.length < HEADER.size:
+        sentence = f"frame length is {header.length}: expected {HEADER.size} or more"
+        raise ProtocolError(ErrorCode.PROTOCOL, sentence)
+    return header
+
+
+def decode_body(header: Header, body: bytes, vocabulary_size: int) -> Message:
+    """The message of a whole frame; ProtocolError if any field breaks a rule."""
+    kind = MESSAGE_TYPES[header.type]
+    try:
+        message = kind.decode(body, header.session, vocabulary_size)
+        _check("session", header.session, message.session, message.session)
+    except ValueError as fault:
+        raise ProtocolError(ErrorCode.PROTOCOL, f"{kind.__name__}: {fault}") from None
+    return message
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    # Written so that NaN fails.
+    if not low <= value <= high:
+        expected = f"{low}" if low == high else f"{low} to {high}"
+        raise ValueError(f"{name} is {value}: expected {expected}")
+
+
+def _check_length(body: bytes, expected_bytes: int) -> None:
+    if len(body) != expected_bytes:
+        raise ValueError(f"the body has {len(body)} bytes: expected {expected_bytes}")
+
+
+def _check_model(model: str) -> None:
+    _check("bytes of model", len(model.encode()), 0, MAX_MODEL_BYTES)
+    if CONTROL_CHARACTERS.search(model):
+        raise ValueError(f"model {model!r} has control characters")
+
+
+def _check_version(field: bytes) -> None:
+    # Before anything else: the rest of another version's body may have another layout.
+    (version,) = _unpack_head(VERSION_LAYOUT, field)
+    if version != VERSION:
+        sentence = f"the peer speaks STF version {version}, this side version {VERSION}"
+        raise ProtocolError(ErrorCode.VERSION, sentence)
+
+
+def _unpack_head(layout: struct.Struct, body: bytes) -> tuple[Any, ...]:
+    if len(body) < layout.size:
+        raise ValueError(f"the body has {len(body)} bytes: expected {layout.size} or more")
+    return layout.unpack_from(body)
+
+
+def _text(data: bytes) -> str:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise ValueError("the text is not UTF-8") from None
+    if CONTROL_CHARACTERS.search(text):
+        raise ValueError("the text has control characters")
+    return text

@@ -1,0 +1,42 @@
+"""Kernels for verifying many users' token trees against one paged KV cache.
+
+The ops work on any tensors; they know nothing of networks, models or schedulers.
+`specedge_kernels.reference` is their specification in plain torch, `specedge_kernels.ops` the
+public page with shapes and checks; CPU code is in csrc/, Triton code in `specedge_kernels/gpu`.
+
+Glossary, used in every shape comment:
+
+    B   requests in the batch            Hq  query heads            P  pages in the cache
+    N   rows: query nodes of the batch   Hk  key/value heads        S  tokens in a page
+    T   nodes of one request's tree      G   Hq / Hk                M  pages a table row can name
+    W   64-bit mask words of a node      D   head dimension         L  layers
+    V   vocabulary                       K   inputs of a linear     A  longest accepted path
+
+Ragged batches are packed: request b owns rows offsets[b] .. offsets[b+1]-1, and the nodes of a
+tree are numbered from 0 inside their own request, parents before children. The KV of node j of a
+request lies at logical position prefix_len + j; its rotary position is prefix_len + depth(j).
+"""
+
+from specedge_kernels.ops import (
+    append_kv,
+    build_tree,
+    compact_kv,
+    draft_topk,
+    linear,
+    pack_linear,
+    target_tokens,
+    tree_attention,
+    verify,
+)
+
+__all__ = [
+    "append_kv",
+    "build_tree",
+    "compact_kv",
+    "draft_topk",
+    "linear",
+    "pack_linear",
+    "target_tokens",
+    "tree_attention",
+    "verify",
+]

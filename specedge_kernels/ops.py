@@ -1,0 +1,300 @@
+"""The public page: every op with its shapes, checks and sources.
+
+Each function checks metadata (devices, types, shapes, strides), never values on an accelerator,
+and calls the implementation for its device through torch's dispatcher, so all of them work under
+torch.compile. On a CPU values are checked too, before anything is written. A wrong argument is a
+ValueError that says what was expected. Letters: see `specedge_kernels/__init__.py`; the meaning
+of each op in plain torch: `reference.py`. Knows nothing of models, requests or networks.
+"""
+
+import torch
+from torch import Tensor
+
+from specedge_kernels import reference
+from specedge_kernels.library import DEVICES
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+PANEL = 64  # outputs that lie side by side in packed weights
+
+_ops = torch.ops.specedge
+
+
+def build_tree(parents: Tensor, offsets: Tensor, words: int) -> tuple[Tensor, Tensor]:
+    """Ancestor masks and depths of the batch's trees.
+
+    parents [N] int32: the parent's number inside its own request, -1 for a node under the prefix;
+    parents precede children. offsets [B+1] int32: request b owns rows offsets[b] .. offsets[b+1]-1.
+    Returns ancestors [N, words] int64, where bit j of node v says that j is v or an ancestor of v,
+    and depth [N] int32. Nodes from 64 * words on have no bit of their own, which suits chains.
+
+    Tree masks: SpecInfer (arXiv:2305.09781) section 4.2, one bit per node instead of a matrix.
+    """
+    _check_device("build_tree", parents, offsets)
+    _check("parents", parents, torch.int32, (None,))
+    _check("offsets", offsets, torch.int32, (None,))
+    _expect(offsets.shape[0] >= 1, "offsets", "at least one entry", "none")
+    _expect(words >= 1, "words", "1 or more", words)
+    return _ops.build_tree(parents, offsets, words)
+
+
+def tree_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    prefix_lens: Tensor,
+    n_nodes: Tensor,
+    offsets: Tensor,
+    ancestors: Tensor,
+    depth: Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = -1,
+) -> Tensor:
+    """Attention of each query node over its prefix and its own ancestors.
+
+    q [N, Hq, D] float32, bfloat16 or float16; k_cache and v_cache [P, S, Hk, D] of any of these
+    types and any strides with D contiguous; Hq a multiple of Hk. page_table [B, M] int32;
+    prefix_lens and n_nodes [B] int32; offsets [B+1] int32; ancestors [N, W] int64 and depth [N]
+    int32 as from `build_tree`. The KV of node j lies at position prefix_len + j and is already
+    written. The rows of request b are its last nodes: row r is node n_nodes[b] - rows_b + r.
+    A prompt chunk is a chain (depth equals node) and may be longer than the mask; a decode step is
+    a tree of one node. window >= 0 keeps the last `window` tokens of a node's path, itself
+    included. softcap > 0 bounds scores by softcap * tanh(score / softcap).
+    Returns [N, Hq, D] in q's type. On a CPU the bits of a row depend on its own path alone.
+
+    Tree attention: SpecInfer (arXiv:2305.09781) section 4.2; paged cache: PagedAttention
+    (arXiv:2309.06180); online softmax: FlashAttention (arXiv:2205.14135).
+    """
+    tables = (page_table, prefix_lens, n_nodes, offsets, ancestors, depth)
+    _check_device("tree_attention", q, k_cache, v_cache, *tables)
+    _check("q", q, FLOATS, (None, None, None))
+    rows, batch = q.shape[0], prefix_lens.shape[0]
+    _check_cache("k_cache", k_cache, (None, None, None, q.shape[2]))
+    _check_cache("v_cache", v_cache, tuple(k_cache.shape))
+    heads = k_cache.shape[2]
+    _expect(heads > 0 and q.shape[1] % heads == 0, "q", f"a multiple of {heads} heads", q.shape[1])
+    _check("page_table", page_table, torch.int32, (batch, None))
+    _check("prefix_lens", prefix_lens, torch.int32, (batch,))
+    _check("n_nodes", n_nodes, torch.int32, (batch,))
+    _check("offsets", offsets, torch.int32, (batch + 1,))
+    _check("ancestors", ancestors, torch.int64, (rows, None))
+    _check("depth", depth, torch.int32, (rows,))
+    return _ops.tree_attention(
+        q, k_cache, v_cache, *tables, scale=scale, softcap=softcap, window=window
+    )
+
+
+def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Write keys and values into the paged cache, in place.
+
+    k, v [N, Hk, D] float32, bfloat16 or float16, of one type; k_cache, v_cache [P, S, Hk, D] of any
+    of these types and any strides with D contiguous; slots [N] int64 = page * S + offset, distinct;
+    rows with a negative slot are skipped.
+    """
+    _check_device("append_kv", k, v, k_cache, v_cache, slots)
+    _check_cache("k_cache", k_cache, (None, None, None, None))
+    _check_cache("v_cache", v_cache, tuple(k_cache.shape))
+    _check("k", k, FLOATS, (None, *k_cache.shape[2:]))
+    _check("v", v, k.dtype, tuple(k.shape))
+    _check("slots", slots, torch.int64, (k.shape[0],))
+    _ops.append_kv(k, v, k_cache, v_cache, slots)
+
+
+def compact_kv(
+    kv: Tensor, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
+) -> None:
+    """Move the KV of each accepted path next to its prefix, all layers, in place.
+
+    kv [L, 2, P, S, Hk, D] of any type, D contiguous; page_table [B, M] int32; prefix_lens [B]
+    int32; path [B, A] int32: node numbers, strictly increasing; accepted_lens [B] int32. Node
+    path[b, j] moves to position prefix_lens[b] + j for j < accepted_lens[b].
+    """
+    _check_device("compact_kv", kv, page_table, prefix_lens, path, accepted_lens)
+    _expect(kv.dim() == 6 and kv.shape[1] == 2, "kv", "shape [L, 2, P, S, Hk, D]", _shape(kv))
+    _expect(kv.shape[5] <= 1 or kv.stride(5) == 1, "kv", "D contiguous", f"strides {kv.stride()}")
+    batch = prefix_lens.shape[0]
+    _check("page_table", page_table, torch.int32, (batch, None))
+    _check("prefix_lens", prefix_lens, torch.int32, (batch,))
+    _check("path", path, torch.int32, (batch, None))
+    _check("accepted_lens", accepted_lens, torch.int32, (batch,))
+    _ops.compact_kv(kv, page_table, prefix_lens, path, accepted_lens)
+
+
+def verify(
+    tokens: Tensor, ancestors: Tensor, offsets: Tensor, target: Tensor, max_path: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Walk each tree along the target's own tokens.
+
+    tokens [N] int64; ancestors [N, W] int64 and offsets [B+1] int32 as for `build_tree`, trees of
+    at most 64 W nodes; target [N] int64: the token that follows each node. A root is accepted; any
+    other node is accepted if its parent is and its token is its parent's target. Returns path
+    [B, max_path] int32 (the deepest accepted node's path, the lowest numbered of equals, -1
+    beyond), accepted_lens [B] int32, and bonus [B] int64, the target after that node (-1 for an
+    empty tree). A path longer than max_path is an error on a CPU and cut elsewhere.
+
+    Sample-and-match over a tree: SpecInfer (arXiv:2305.09781) section 4.3, with the target's draw
+    fixed by counter-based noise (arXiv:2408.07978).
+    """
+    _check_device("verify", tokens, ancestors, offsets, target)
+    _check("tokens", tokens, torch.int64, (None,))
+    _check("ancestors", ancestors, torch.int64, (tokens.shape[0], None))
+    _check("offsets", offsets, torch.int32, (None,))
+    _check("target", target, torch.int64, tuple(tokens.shape))
+    _expect(offsets.shape[0] >= 1, "offsets", "at least one entry", "none")
+    _expect(max_path >= 0, "max_path", "0 or more", max_path)
+    return _ops.verify(tokens, ancestors, offsets, target, max_path)
+
+
+def target_tokens(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    position: Tensor,
+) -> Tensor:
+    """The target's own token after each row: argmax of logit / T + noise over allowed tokens.
+
+    logits [N, V] float32, V >= 1; temperature [N] float32 (0 or less: plain argmax); top_k [N]
+    int32 (0 or less: all); top_p [N] float32 (1 or more: all); min_p [N] float32 (0: all); seed
+    and position [N] int64, of which the Gumbel noise of each token is a pure function. Top-k comes
+    first, top-p counts what top-k left, the likeliest token always stays. Ties go to the lowest
+    id. Returns [N] int64; -1 marks a row with a NaN or without a finite maximum.
+
+    Gumbel-max draw with shared counter-based noise: arXiv:2408.07978.
+    """
+    rows = (temperature, top_k, top_p, min_p, seed, position)
+    _check_device("target_tokens", logits, *rows)
+    _check("logits", logits, torch.float32, (None, None))
+    _expect(logits.shape[1] >= 1, "logits", "at least one token", _shape(logits))
+    n = logits.shape[0]
+    _check("temperature", temperature, torch.float32, (n,))
+    _check("top_k", top_k, torch.int32, (n,))
+    _check("top_p", top_p, torch.float32, (n,))
+    _check("min_p", min_p, torch.float32, (n,))
+    _check("seed", seed, torch.int64, (n,))
+    _check("position", position, torch.int64, (n,))
+    return _ops.target_tokens(logits, *rows)
+
+
+def draft_topk(
+    logits: Tensor,
+    k: int,
+    temperature: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    token_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k likeliest next tokens given the noise of each row's position.
+
+    logits [N, V] float32; 1 <= k <= V; temperature [N] float32; seed and position [N] int64;
+    token_ids [V] int64: the tokens that the columns stand for (default 0 .. V-1). Ranked by
+    log_softmax(logits + T * noise), ties to the lowest column. Returns ids [N, k] int64 and their
+    log-probabilities [N, k] float32, best first.
+
+    Drafting coupled with the target's noise: arXiv:2408.07978, arXiv:2506.05632.
+    """
+    columns = () if token_ids is None else (token_ids,)
+    _check_device("draft_topk", logits, temperature, seed, position, *columns)
+    _check("logits", logits, torch.float32, (None, None))
+    n, vocabulary = logits.shape
+    _expect(1 <= k <= vocabulary, "k", f"1 .. {vocabulary}", k)
+    _check("temperature", temperature, torch.float32, (n,))
+    _check("seed", seed, torch.int64, (n,))
+    _check("position", position, torch.int64, (n,))
+    if token_ids is not None:
+        _check("token_ids", token_ids, torch.int64, (vocabulary,))
+    return _ops.draft_topk(logits, k, temperature, seed, position, token_ids)
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """weight [M, K] float32, bfloat16 or float16 -> panels [ceil(M / 64), K, 64] for `linear`.
+
+    Outputs beyond M are zero. Done once, at load.
+    """
+    _expect(
+        weight.dtype in FLOATS and weight.dim() == 2,
+        "weight",
+        f"a tensor [M, K] of {_names(FLOATS)}",
+        f"{weight.dtype} {_shape(weight)}",
+    )
+    return reference.pack_linear(weight)
+
+
+def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
+    """x [N, K] float32 times packed weights [ceil(M / 64), K, 64] -> [N, M] float32.
+
+    Panels are float32, bfloat16 or float16, as from `pack_linear`; M = out_features. Every output
+    is one float32 accumulation in increasing k, whatever N and the number of threads, so a row has
+    the same bits alone and in any batch.
+    """
+    _check_device("linear", x, panels)
+    _check("x", x, torch.float32, (None, None))
+    _check("panels", panels, FLOATS, (-(-out_features // PANEL), x.shape[1], PANEL))
+    return _ops.linear(x, panels, out_features)
+
+
+def _check_device(op: str, first: Tensor, *others: Tensor) -> None:
+    device = first.device
+    for other in others:
+        if other.device != device:
+            raise ValueError(f"{op}: expected all tensors on {device}, got one on {other.device}")
+    if device.type not in DEVICES[op]:
+        devices = " and ".join(name for name in DEVICES[op] if name != "meta")
+        raise ValueError(f"{op} has no implementation for {device.type}; it runs on {devices}")
+
+
+def _check(
+    name: str,
+    tensor: Tensor,
+    dtypes: torch.dtype | tuple[torch.dtype, ...],
+    shape: tuple[int | None, ...],
+) -> None:
+    """A contiguous tensor of one of the types and this shape, None being any size."""
+    if isinstance(dtypes, torch.dtype):
+        dtypes = (dtypes,)
+    if tensor.dtype not in dtypes or not _fits(tensor, shape) or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name}: expected a contiguous {_names(dtypes)} tensor of shape {_pattern(shape)}, "
+            f"got {tensor.dtype} {_shape(tensor)} with strides {list(tensor.stride())}"
+        )
+
+
+def _check_cache(name: str, cache: Tensor, shape: tuple[int | None, ...]) -> None:
+    if (
+        cache.dtype not in FLOATS
+        or not _fits(cache, shape)
+        or (cache.stride(3) != 1 and cache.shape[3] > 1)
+        or cache.shape[1] < 1
+    ):
+        raise ValueError(
+            f"{name}: expected a {_names(FLOATS)} cache [P, S, Hk, D] of shape {_pattern(shape)} "
+            f"with D contiguous, got {cache.dtype} {_shape(cache)} "
+            f"with strides {list(cache.stride())}"
+        )
+
+
+def _expect(holds: bool, name: str, expected: object, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def _fits(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
+    return tensor.dim() == len(shape) and all(
+        want is None or got == want for got, want in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _pattern(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)

@@ -1,0 +1,240 @@
+"""The specification: every op in plain torch, same name and signature as on the public page.
+
+Written to be read, not to be fast: loops over requests and nodes, one formula at a time. It is
+the oracle of the tests and the baseline of the benches. Shapes and letters: see
+`specedge_kernels/__init__.py`; checks of arguments live in `ops.py`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as a signed 64-bit integer
+NOISE_BITS = 23  # u = (k + 1/2) / 2^23 is exact in float32 and is never 0 or 1
+
+
+def build_tree(parents: Tensor, offsets: Tensor, words: int) -> tuple[Tensor, Tensor]:
+    """Ancestor masks and depths. parents [N] i32, offsets [B+1] i32 -> [N, W] i64, [N] i32."""
+    n = parents.shape[0]
+    ancestors = torch.zeros(n, words, dtype=torch.int64)
+    depth = torch.zeros(n, dtype=torch.int32)
+    for first, end in zip(offsets.tolist(), offsets.tolist()[1:], strict=False):
+        for node in range(end - first):
+            row, parent = first + node, int(parents[first + node])
+            if parent >= 0:
+                ancestors[row] = ancestors[first + parent]
+                depth[row] = depth[first + parent] + 1
+            if node < 64 * words:
+                ancestors[row, node // 64] |= _bit(node % 64)
+    return ancestors, depth
+
+
+def tree_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    prefix_lens: Tensor,
+    n_nodes: Tensor,
+    offsets: Tensor,
+    ancestors: Tensor,
+    depth: Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = -1,
+) -> Tensor:
+    """Attention of each query node over its prefix and its own ancestors. Returns [N, Hq, D]."""
+    out = torch.empty_like(q)
+    page_size, group = k_cache.shape[1], q.shape[1] // k_cache.shape[2]
+    bounds = offsets.tolist()
+    for b in range(len(bounds) - 1):
+        prefix, total, first, end = int(prefix_lens[b]), int(n_nodes[b]), bounds[b], bounds[b + 1]
+        for row in range(first, end):
+            node = total - (end - first) + (row - first)
+            path = visible_nodes(ancestors[row], int(depth[row]), node)
+            positions = torch.tensor([*range(prefix), *(prefix + j for j in path)])
+            if window >= 0:  # the last `window` tokens of the path, itself included
+                positions = positions[-window:] if window else positions[:0]
+            pages = page_table[b][positions // page_size].long()
+            keys = k_cache[pages, positions % page_size].to(q.dtype).repeat_interleave(group, 1)
+            values = v_cache[pages, positions % page_size].to(q.dtype).repeat_interleave(group, 1)
+            scores = torch.einsum("hd,khd->hk", q[row], keys) * scale  # [Hq, keys]
+            if softcap > 0:
+                scores = softcap * torch.tanh(scores / softcap)
+            out[row] = torch.einsum("hk,khd->hd", scores.softmax(-1), values)
+    return out
+
+
+def visible_nodes(mask: Tensor, depth: int, node: int) -> list[int]:
+    """The path from the prefix to `node`, itself last.
+
+    A node whose depth equals its index is preceded by its ancestors only, so chains (prompt
+    chunks) may be longer than the mask.
+    """
+    if depth == node:
+        return list(range(node + 1))
+    words = [int(word) for word in mask]
+    return [j for j in range(node + 1) if words[j // 64] >> (j % 64) & 1]
+
+
+def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Write k, v [N, Hk, D] at slots [N] i64 = page * S + offset; negative slots are skipped."""
+    page_size = k_cache.shape[1]
+    for row, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            k_cache[slot // page_size, slot % page_size] = k[row].to(k_cache.dtype)
+            v_cache[slot // page_size, slot % page_size] = v[row].to(v_cache.dtype)
+
+
+def compact_kv(
+    kv: Tensor, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
+) -> None:
+    """Move node path[b, j] to position prefix_lens[b] + j, for all layers; kv [L,2,P,S,Hk,D]."""
+    page_size = kv.shape[3]
+    for b in range(path.shape[0]):
+        prefix, count = int(prefix_lens[b]), int(accepted_lens[b])
+        source = prefix + path[b, :count].long()
+        target = prefix + torch.arange(count)
+        moved = kv[:, :, page_table[b][source // page_size].long(), source % page_size].clone()
+        kv[:, :, page_table[b][target // page_size].long(), target % page_size] = moved
+
+
+def verify(
+    tokens: Tensor, ancestors: Tensor, offsets: Tensor, target: Tensor, max_path: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Walk each tree along the target's tokens: path [B, A] i32, accepted_lens [B], bonus [B].
+
+    target[v] is the token that follows node v; a node is accepted if its token is the target of
+    its parent and its parent is accepted. Roots (no ancestor but themselves) are always accepted.
+    """
+    bounds = offsets.tolist()
+    batch = len(bounds) - 1
+    path = torch.full((batch, max_path), -1, dtype=torch.int32)
+    accepted_lens = torch.zeros(batch, dtype=torch.int32)
+    bonus = torch.full((batch,), -1, dtype=torch.int64)
+    for b in range(batch):
+        first, end = bounds[b], bounds[b + 1]
+        best: list[int] = []
+        accepted: dict[int, list[int]] = {}
+        for node in range(end - first):
+            ancestry = visible_nodes(ancestors[first + node], -1, node)
+            parent = ancestry[-2] if len(ancestry) > 1 else -1
+            if parent < 0 or (
+                parent in accepted and tokens[first + node] == target[first + parent]
+            ):
+                accepted[node] = ancestry
+                best = max(best, ancestry, key=len)
+        if best:
+            path[b, : len(best)] = torch.tensor(best, dtype=torch.int32)
+            accepted_lens[b] = len(best)
+            bonus[b] = target[first + best[-1]]
+    return path, accepted_lens, bonus
+
+
+def target_tokens(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    position: Tensor,
+) -> Tensor:
+    """The target's own token after each row: argmax of logit / T + noise over allowed tokens.
+
+    All of temperature, top_k, top_p, min_p, seed, position are [N]; logits [N, V] f32. Returns
+    [N] i64; -1 marks a row with a NaN or without a finite maximum. Ties go to the lowest id.
+    """
+    out = torch.empty(logits.shape[0], dtype=torch.int64)
+    for row in range(logits.shape[0]):
+        values = logits[row].float()
+        if values.isnan().any() or not values.max().isfinite():
+            out[row] = -1
+        elif temperature[row] <= 0:
+            out[row] = values.argmax()
+        else:
+            scaled = values / temperature[row]
+            allowed = _allowed(scaled, int(top_k[row]), float(top_p[row]), float(min_p[row]))
+            noise = gumbel(int(seed[row]), int(position[row]), torch.arange(values.shape[0]))
+            out[row] = (scaled + noise).masked_fill(~allowed, -math.inf).argmax()
+    return out
+
+
+def _allowed(scaled: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """Tokens kept by top-k, then top-p of what is left, and min-p; the likeliest always stays."""
+    order = torch.sort(scaled, descending=True, stable=True).indices
+    keep = torch.ones_like(order, dtype=torch.bool)
+    if top_k > 0:
+        keep[top_k:] = False
+    if top_p < 1:
+        p = scaled[order].masked_fill(~keep, -math.inf).double().softmax(-1)
+        keep &= p.cumsum(-1) - p < top_p  # keeps the token that crosses top_p
+    if min_p > 0:
+        keep &= scaled[order] >= scaled[order[0]] + math.log(min_p)
+    keep[0] = True
+    return torch.zeros_like(keep).scatter(0, order, keep)
+
+
+def draft_topk(
+    logits: Tensor,
+    k: int,
+    temperature: Tensor,
+    seed: Tensor,
+    position: Tensor,
+    token_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k likeliest next tokens given the noise: ids [N, k] i64 and log-probabilities [N, k].
+
+    The noise of the position is known to the drafter, so the target's choice is uncertain only
+    through the difference of the two models: children are ranked, and weighed, by
+    log_softmax(logits + T * noise), which is the plain log_softmax at T = 0. Columns stand for
+    the tokens token_ids [V] (default: 0 .. V-1).
+    """
+    tokens = torch.arange(logits.shape[1]) if token_ids is None else token_ids
+    noise = torch.stack(
+        [gumbel(s, p, tokens) for s, p in zip(seed.tolist(), position.tolist(), strict=True)]
+    )
+    coupled = (logits.float() + temperature[:, None].clamp(min=0) * noise).log_softmax(-1)
+    order = torch.sort(coupled, dim=-1, descending=True, stable=True).indices[:, :k]
+    return tokens[order], coupled.gather(1, order)
+
+
+def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise of (seed, position, token), a pure function. tokens [X] -> [X] f32."""
+    key = _mix(_mix(torch.tensor(seed)) + torch.tensor(position + 1) * GOLDEN)
+    bits = _shift(_mix(key + (tokens.long() + 1) * GOLDEN), 64 - NOISE_BITS)
+    u = (bits.float() + 0.5) * 2.0**-NOISE_BITS
+    return -torch.log(-torch.log(u))
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """weight [M, K] -> panels [ceil(M / 64), K, 64], so that 64 outputs are read side by side."""
+    outputs, inputs = weight.shape
+    padded = weight.new_zeros(-(-outputs // 64) * 64, inputs)
+    padded[:outputs] = weight
+    return padded.view(-1, 64, inputs).transpose(1, 2).contiguous()
+
+
+def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
+    """x [N, K] f32 times packed weights, float32 accumulation -> [N, out_features] f32."""
+    weight = panels.transpose(1, 2).reshape(-1, panels.shape[1])[:out_features]
+    return x @ weight.float().T
+
+
+def _mix(z: Tensor) -> Tensor:
+    """The finaliser of splitmix64, in wrapping 64-bit arithmetic."""
+    z = (z ^ _shift(z, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    z = (z ^ _shift(z, 27)) * (0x94D049BB133111EB - (1 << 64))
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right of signed 64-bit integers."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _bit(index: int) -> int:
+    """1 << index as a signed 64-bit integer."""
+    return (1 << index) - (1 << 64) * (index == 63)

@@ -1,0 +1,92 @@
+"""What several test files share: a tiny model pair on disk and servers in processes of their own."""
+
+import os
+
+# Before torch is imported anywhere: idle threads of several processes must not fight for cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a random target and of a draft that agrees with it often, but not always."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.25,
+        eos_token_id=259,
+        bos_token_id=258,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        # ties go to the lowest id, so greedy text never has a special token and runs to its end
+        model.lm_head.weight[258:] = model.lm_head.weight[0]
+    target, draft = tmp_path_factory.mktemp("target"), tmp_path_factory.mktemp("draft")
+    tokenizer = byte_tokenizer()
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * weight.std() * torch.randn_like(weight)
+    model.save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    return target, draft
+
+
+def byte_tokenizer(extra: tuple[str, ...] = ("<|start|>", "<|end|>")):
+    """One token per byte, then a begin, an end and `extra` tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in extra])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=extra[1], chat_template=CHAT_TEMPLATE
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_pair: tuple[Path, Path]) -> Iterator[str]:
+    """host:port of a server process with the tiny target, small enough to fill up."""
+    from runtime.demo import running_server
+
+    options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1"]
+    limits = ["--kv-tokens", "8192", "--max-step-nodes", "300", "--chunk-tokens", "24"]
+    with running_server(*options, *limits) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def smollm2_server() -> Iterator[str]:
+    """host:port of a server process with the embedded target in float32."""
+    from runtime.demo import running_server
+    from runtime.embedded import target_path
+
+    try:
+        target_path()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    with running_server("--model", "smollm2", "--port", "0") as address:
+        yield address

@@ -1,0 +1,118 @@
+"""Random batches for the kernel tests: trees of every shape over a shuffled, poisoned paged cache."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specedge_kernels import reference
+
+SHAPES = ("chain", "star", "binary", "caterpillar", "random")
+
+
+def parents_of(shape: str, n: int, generator: torch.Generator) -> list[int]:
+    """Parents of one tree of n nodes, node 0 the root."""
+    draws = torch.rand(n, generator=generator).tolist()
+    rules = {
+        "chain": lambda j: j - 1,
+        "star": lambda j: 0,
+        "binary": lambda j: (j - 1) // 2,
+        "caterpillar": lambda j: max(0, j - 1 - j % 2),
+        "random": lambda j: int(draws[j] * j),
+    }
+    return [-1 if j == 0 else rules[shape](j) for j in range(n)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tables of a batch: `cached[b]` of request b's nodes are not queried."""
+
+    page_table: Tensor
+    prefix_lens: Tensor
+    n_nodes: Tensor
+    offsets: Tensor
+    ancestors: Tensor
+    depth: Tensor
+    n_pages: int
+    used: Tensor  # [P, S] bool: slots that hold KV of some request
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        return (
+            self.page_table,
+            self.prefix_lens,
+            self.n_nodes,
+            self.offsets,
+            self.ancestors,
+            self.depth,
+        )
+
+
+def make_batch(
+    parents: list[list[int]],
+    prefixes: list[int],
+    page_size: int,
+    generator: torch.Generator,
+    cached: list[int] | None = None,
+    words: int | None = None,
+) -> Batch:
+    """Trees over shuffled pages; page ids beyond those a request needs are invalid on purpose."""
+    cached = cached or [0] * len(parents)
+    words = words or max(1, -(-max((len(p) for p in parents), default=1) // 64))
+    sizes = [len(p) for p in parents]
+    all_offsets = offsets_of(sizes)
+    flat = int32([p for tree in parents for p in tree])
+    ancestors, depth = reference.build_tree(flat, all_offsets, words)
+    rows = [
+        row
+        for b, n in enumerate(sizes)
+        for row in range(int(all_offsets[b]) + cached[b], int(all_offsets[b]) + n)
+    ]
+    needs = [-(-(prefix + n) // page_size) for prefix, n in zip(prefixes, sizes, strict=True)]
+    n_pages = sum(needs) + 3
+    shuffled = torch.randperm(n_pages, generator=generator).tolist()
+    table = torch.full((len(parents), max(needs, default=0) + 1), -7, dtype=torch.int32)
+    used = torch.zeros(n_pages, page_size, dtype=torch.bool)
+    for b, need in enumerate(needs):
+        pages = [shuffled.pop() for _ in range(need)]
+        table[b, :need] = int32(pages)
+        for position in range(prefixes[b] + sizes[b]):
+            used[pages[position // page_size], position % page_size] = True
+    return Batch(
+        page_table=table,
+        prefix_lens=int32(prefixes),
+        n_nodes=int32(sizes),
+        offsets=offsets_of([n - c for n, c in zip(sizes, cached, strict=True)]),
+        ancestors=ancestors[rows],
+        depth=depth[rows],
+        n_pages=n_pages,
+        used=used,
+    )
+
+
+def make_caches(
+    batch: Batch,
+    heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    layout: str = "NHD",
+) -> tuple[Tensor, Tensor]:
+    """Random k and v caches [P, S, Hk, D], NaN wherever no request has written."""
+    n_pages, page_size = batch.used.shape
+    caches = []
+    for _ in range(2):
+        cache = torch.randn(n_pages, page_size, heads, dim, generator=generator).to(dtype)
+        cache[~batch.used] = float("nan")
+        if layout == "HND":
+            cache = cache.transpose(1, 2).contiguous().transpose(1, 2)
+        caches.append(cache)
+    return caches[0], caches[1]
+
+
+def int32(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def offsets_of(sizes: list[int]) -> Tensor:
+    return torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)

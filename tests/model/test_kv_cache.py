@@ -1,0 +1,99 @@
+"""Pages are lent and come back, whatever the order; the recount sees every kind of mistake."""
+
+import random
+
+import pytest
+import torch
+
+from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV, page_table
+
+
+@pytest.fixture
+def config(pairs):
+    return pairs("llama").ours.config
+
+
+@pytest.fixture
+def kv(config):
+    return PagedKV(config, 12, 4, torch.float32)
+
+
+def test_shape_and_size(config):
+    kv = PagedKV(config, 12, 4, torch.bfloat16)
+    assert kv.kv.shape == (2, 2, 12, 4, 2, 16)
+    assert kv.bytes_per_page * 12 == kv.kv.nbytes
+    assert [kv.pages_for(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+    kv.layers[1][0][3, 2] = 1  # keys of layer 1 are a view
+    assert kv.kv[1, 0, 3, 2].eq(1).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_lending(kv, seed):
+    dice = random.Random(seed)
+    held: list[list[int]] = []
+    for _ in range(300):
+        free = 12 - sum(map(len, held))
+        assert kv.n_free == free
+        n = dice.randrange(6)
+        if dice.random() < 0.5 and held:
+            kv.free(held.pop(dice.randrange(len(held))))
+        elif n <= free:
+            held.append(kv.allocate(n))
+            assert len(held[-1]) == n
+        else:
+            with pytest.raises(OutOfPages, match=f"{n} pages asked for, {free} of 12 are free"):
+                kv.allocate(n)
+        kv.check(page for pages in held for page in pages)
+
+
+def test_double_free_and_foreign_pages_are_assertions(kv):
+    pages = kv.allocate(3)
+    kv.free(pages[:1])
+    with pytest.raises(AssertionError, match=f"page {pages[0]} freed twice"):
+        kv.free(pages[:1])
+    with pytest.raises(AssertionError, match="page 12 freed, the cache has 12"):
+        kv.free([12])
+    with pytest.raises(AssertionError, match="freed, the cache has"):
+        kv.free([-1])
+
+
+def test_recount_sees_leaks_doubles_and_unknown_pages(kv):
+    pages = kv.allocate(3)
+    with pytest.raises(AssertionError, match=r"neither free nor held: \[\d+\]"):
+        kv.check(pages[1:])
+    with pytest.raises(AssertionError, match="more than once"):
+        kv.check([*pages, pages[0]])
+    with pytest.raises(AssertionError, match="more than once or unknown"):
+        kv.check([*pages, 99])
+
+
+@pytest.mark.parametrize(("n_pages", "page_size"), [(0, 4), (4, 0)])
+def test_an_empty_cache_is_refused(config, n_pages, page_size):
+    with pytest.raises(ValueError, match="at least one page of one token"):
+        PagedKV(config, n_pages, page_size, torch.float32)
+    with pytest.raises(ValueError, match="expected at least 0"):
+        PagedKV(config, 1, 1, torch.float32).allocate(-1)
+
+
+def test_compaction_moves_rows_of_every_layer_and_nothing_else(kv):
+    """Against moving the rows one by one in a copy that is laid out as one line."""
+    kv.kv.copy_(torch.randn(kv.kv.shape, generator=torch.Generator().manual_seed(1)))
+    requests = [
+        KeptPath([7, 2, 9], 3, [0, 2, 3, 6, 7]),
+        KeptPath([4], 0, [1, 3]),
+        KeptPath([0, 5], 5, [0, 1]),
+        KeptPath([11], 2, []),
+    ]
+    expected = kv.kv.clone()
+    for request in requests:
+        places = [(page, offset) for page in request.pages for offset in range(4)]
+        for index, node in enumerate(request.path):
+            source, target = places[request.prefix_len + node], places[request.prefix_len + index]
+            expected[:, :, target[0], target[1]] = kv.kv[:, :, source[0], source[1]]
+    kv.compact(requests)
+    assert torch.equal(kv.kv, expected)
+
+
+def test_page_table_is_filled_up_with_zeros():
+    assert page_table([[3, 1], [], [5]]).tolist() == [[3, 1], [0, 0], [5, 0]]
+    assert page_table([]).shape == (0, 0)

@@ -1,0 +1,80 @@
+"""Our logits against transformers' for every family and every way of feeding the same tokens."""
+
+import pytest
+import torch
+
+from runtime.model import weights
+from runtime.model.engine import TreeRequest
+from runtime.model.transformer import Linear
+from tests.model import tiny
+from tests.model.tiny import assert_close, chain, judge, random_tokens
+
+PROMPT_TOKENS = 21
+
+
+@pytest.fixture(params=sorted(tiny.MODELS))
+def pair(request, pairs):
+    return pairs(request.param)
+
+
+def test_one_shot_prefill(pair, generator):
+    tokens = random_tokens(PROMPT_TOKENS, generator)
+    engine = tiny.engine_of(pair.ours)
+    logits = engine.forward([chain(tokens, 0, engine.kv.allocate(8))])
+    assert logits.dtype == torch.float32
+    assert_close(logits, judge(pair.theirs, tokens))
+
+
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_chunked_prefill_and_token_by_token(pair, generator, chunk):
+    tokens = random_tokens(PROMPT_TOKENS, generator)
+    engine = tiny.engine_of(pair.ours)
+    pages = engine.kv.allocate(8)
+    logits = [
+        engine.forward([chain(tokens[first : first + chunk], first, pages)])
+        for first in range(0, len(tokens), chunk)
+    ]
+    assert_close(torch.cat(logits), judge(pair.theirs, tokens))
+
+
+def test_each_tree_node_equals_its_own_path(pair, generator):
+    prompt, tree = random_tokens(9, generator), random_tokens(20, generator)
+    parents = tiny.random_tree(len(tree), generator)
+    engine = tiny.engine_of(pair.ours)
+    pages = engine.kv.allocate(8)
+    engine.forward([chain(prompt, 0, pages, all_logits=False)])
+    logits = engine.forward([TreeRequest(tree, parents, len(prompt), pages, range(len(tree)))])
+    expected = torch.stack(
+        [
+            judge(pair.theirs, prompt + [tree[i] for i in tiny.path_to(parents, node)])[-1]
+            for node in range(len(tree))
+        ]
+    )
+    assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_unpacked_products_as_on_a_gpu(pairs, generator, monkeypatch, name):
+    """Off the CPU weights stay as they are and torch multiplies; the result is the same."""
+
+    def unpacked(self, weight, bias=None):
+        self.out_features, self.packed, self.weight, self.bias = len(weight), False, weight, bias
+
+    pair = pairs(name)
+    monkeypatch.setattr(Linear, "__init__", unpacked)
+    model = weights.load(pair.folder)
+    assert not any(layer.down.packed for layer in model.layers)
+    tokens = random_tokens(PROMPT_TOKENS, generator)
+    engine = tiny.engine_of(model)
+    logits = engine.forward([chain(tokens, 0, engine.kv.allocate(8))])
+    assert_close(logits, judge(pair.theirs, tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_and_cache(pairs, generator, dtype):
+    pair = pairs("llama")
+    tokens = random_tokens(PROMPT_TOKENS, generator)
+    engine = tiny.engine_of(weights.load(pair.folder, dtype), dtype=dtype)
+    logits = engine.forward([chain(tokens, 0, engine.kv.allocate(8))])
+    assert logits.dtype == torch.float32
+    assert_close(logits, judge(pair.theirs, tokens), tolerance=0.05)

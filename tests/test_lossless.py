@@ -1,0 +1,251 @@
+"""The claim itself: text through server and edges equals plain decoding, token for token.
+
+The oracle is a plain loop in this process: one token per forward pass of one request, its token
+drawn by the reference sampler in torch. The server is another process; what reaches it over
+loopback are trees of every kind, good and bad, from one or several edges at once.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtime.config import parse_address
+from runtime.edge.drafter import Drafter, TreeShape
+from runtime.edge.loop import Drafting, Link, Round, Sampling, generate
+from runtime.model.engine import Engine, TreeRequest
+from runtime.model.open import open_engine
+from runtime.model.tokenizer import Tokenizer
+from runtime.tree import OrderedTree
+from runtime.wire import messages as wire
+from specedge_kernels import reference
+
+SAMPLINGS = {
+    "greedy": Sampling(max_tokens=60),
+    "T0.3": Sampling(max_tokens=60, temperature=0.3, seed=1),
+    "T1": Sampling(max_tokens=60, temperature=1.0, seed=2),
+    "T1.5": Sampling(max_tokens=60, temperature=1.5, seed=3),
+    "T1 top-p": Sampling(max_tokens=60, temperature=1.0, top_p=0.8, seed=4),
+    "T1.5 top-k": Sampling(max_tokens=60, temperature=1.5, top_k=5, seed=5),
+    "T1 min-p": Sampling(max_tokens=60, temperature=1.0, min_p=0.1, seed=6),
+    "T0.3 all": Sampling(max_tokens=60, temperature=0.3, top_k=20, top_p=0.9, min_p=0.02, seed=7),
+}
+BUDGETS = (1, 8, 32, 63, 200)
+
+
+def plain_decoding(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> list[int]:
+    """One token per pass; sampling by the reference in torch, not by the op that the server uses."""
+    context, cached, pages = list(prompt), 0, engine.kv.allocate(engine.kv.n_free)
+    while len(context) < len(prompt) + sampling.max_tokens:
+        new = context[cached:]
+        request = TreeRequest(new, range(-1, len(new) - 1), cached, pages, (len(new) - 1,))
+        (token,) = reference.target_tokens(
+            engine.forward([request]),
+            torch.tensor([sampling.temperature]),
+            torch.tensor([sampling.top_k]),
+            torch.tensor([sampling.top_p]),
+            torch.tensor([sampling.min_p]),
+            torch.tensor([sampling.seed]),
+            torch.tensor([len(context)]),
+        ).tolist()
+        cached = len(context)
+        context.append(token)
+        if token in sampling.stop_ids:
+            break
+    engine.kv.free(pages)
+    return context[len(prompt) :]
+
+
+class AdversarialDrafter:
+    """Sends trees of one shape whose tokens are random, wrong, or right for a while."""
+
+    def __init__(self, shape: str, truth: list[int], vocabulary: int, seed: int):
+        self.context: list[int] = []
+        self._shape, self._truth, self._vocabulary = shape, truth, vocabulary
+        self._random = random.Random(seed)
+        self._done = 0  # tokens of the answer so far
+
+    def start(
+        self, prompt: Sequence[int], shape: TreeShape, seed: int, noise_temperature: float
+    ) -> None:
+        self.context, self._done, self._budget = list(prompt), 0, shape.max_budget
+
+    def draft(self, max_nodes: int, max_depth: int) -> OrderedTree:
+        nodes = min(max_nodes, self._budget)
+        tokens: list[int] = []
+        parents: list[int] = []
+        depth, on_truth, used = [0], [True], set()
+        for _ in range(nodes):
+            parent = self._parent(len(tokens))
+            if depth[parent] >= max_depth:
+                continue
+            position = self._done + depth[parent]
+            right = self._truth[position] if position < len(self._truth) else 0
+            token = right if self._random.random() < 0.4 else self._random.randrange(50)
+            if self._shape == "wrong" and token == right:
+                token = (right + 1) % self._vocabulary
+            if (parent, token) in used:
+                continue
+            used.add((parent, token))
+            tokens.append(token)
+            parents.append(parent)
+            depth.append(depth[parent] + 1)
+            on_truth.append(on_truth[parent] and token == right)
+        return OrderedTree(tuple(tokens), tuple(parents), tuple(range(len(tokens))))
+
+    def commit(self, tree: OrderedTree, node: int, bonus: int) -> None:
+        path = tree.path(node)
+        self.context += [*(tree.tokens[n - 1] for n in path), bonus]
+        self._done += len(path) + 1
+
+    def _parent(self, nodes: int) -> int:
+        match self._shape:
+            case "chain":
+                return nodes
+            case "star":
+                return 0
+            case _:
+                return self._random.randint(0, nodes)
+
+
+Job = tuple[object, Sequence[int], Sampling, Drafting]  # (drafter, prompt, ...)
+
+
+async def all_rounds(address: str, hello: wire.Hello, jobs: list[Job]) -> list[list[Round]]:
+    """The rounds of each job; every job is an edge of its own, all at the same time."""
+
+    async def edge(
+        drafter: object, prompt: Sequence[int], sampling: Sampling, how: Drafting
+    ) -> list[Round]:
+        link = await Link.open(*parse_address(address), hello)
+        with ThreadPoolExecutor(1) as thread:
+            turns = generate(link, drafter, prompt, sampling, how, thread)
+            answer = [turn async for turn in turns]
+        link.close()
+        return answer
+
+    return await asyncio.gather(*(edge(*job) for job in jobs))
+
+
+def answers(address: str, hello: wire.Hello, jobs: list[Job]) -> list[list[int]]:
+    """The tokens of each job."""
+    rounds = asyncio.run(all_rounds(address, hello, jobs))
+    return [[token for turn in answer for token in turn.tokens] for answer in rounds]
+
+
+class Pair:
+    """A target for the oracle, a draft for each edge, and the greeting of both."""
+
+    def __init__(self, target: str, draft: str, kv_tokens: int = 1024):
+        self.target = open_engine(target, "float32", "cpu", lambda model: kv_tokens, 16)
+        self._draft, self._kv_tokens = draft, kv_tokens
+        self.tokenizer = Tokenizer.load(target)
+        self.hello = wire.Hello(
+            wire.VERSION, self.tokenizer.vocabulary_size, self.tokenizer.vocabulary_hash(), "test"
+        )
+
+    def drafter(self) -> Drafter:
+        return Drafter(open_engine(self._draft, "float32", "cpu", lambda _: self._kv_tokens, 16))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_pair: tuple[Path, Path]) -> Pair:
+    return Pair(str(tiny_pair[0]), str(tiny_pair[1]))
+
+
+def drafting(budget: int, coupling: bool = True) -> Drafting:
+    return Drafting(TreeShape(budget, 8, 6, 4), coupling)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_every_budget_gives_the_plain_text(
+    tiny: Pair, tiny_server: str, sampling: Sampling
+) -> None:
+    """All budgets at once: the batch is ragged, and every edge's text is the same."""
+    prompt = tiny.tokenizer.encode("A prompt that is longer than one chunk of the server's.")
+    expected = plain_decoding(tiny.target, prompt, sampling)
+    jobs = [(tiny.drafter(), prompt, sampling, drafting(budget)) for budget in (0, *BUDGETS)]
+    got = answers(tiny_server, tiny.hello, jobs)
+    assert got == [expected] * len(jobs)
+
+
+@pytest.mark.parametrize("edges", [1, 2, 8])
+def test_concurrent_edges(tiny: Pair, tiny_server: str, edges: int) -> None:
+    """Edges with other prompts, parameters and budgets do not touch each other."""
+    jobs, expected = [], []
+    for edge, sampling in zip(range(edges), SAMPLINGS.values(), strict=False):
+        prompt = tiny.tokenizer.encode("edge %d " % edge * (1 + 3 * edge))
+        sampling = replace(sampling, seed=100 + edge, max_tokens=30 + 5 * edge)
+        jobs.append((tiny.drafter(), prompt, sampling, drafting(BUDGETS[edge % 5], edge % 2 == 0)))
+        expected.append(plain_decoding(tiny.target, prompt, sampling))
+    assert answers(tiny_server, tiny.hello, jobs) == expected
+
+
+@pytest.mark.parametrize("name", ["greedy", "T1", "T0.3 all"])
+def test_adversarial_drafts(tiny: Pair, tiny_server: str, name: str) -> None:
+    """Random trees, wrong drafts, chains and stars, each at several budgets, all in one batch."""
+    prompt = tiny.tokenizer.encode("hostile")
+    expected = plain_decoding(tiny.target, prompt, SAMPLINGS[name])
+    jobs = [
+        (AdversarialDrafter(shape, expected, 256, seed), prompt, SAMPLINGS[name], drafting(budget))
+        for seed, shape in enumerate(("random", "wrong", "chain", "star"))
+        for budget in (1, 32, 200)
+    ]
+    assert answers(tiny_server, tiny.hello, jobs) == [expected] * len(jobs)
+
+
+def test_a_stop_token_inside_an_accepted_path_ends_the_text(tiny: Pair, tiny_server: str) -> None:
+    """Stop tokens chosen from the middle of the text, so that good drafts run past them."""
+    prompt = tiny.tokenizer.encode("stop")
+    whole = plain_decoding(tiny.target, prompt, SAMPLINGS["T1"])
+    samplings = [replace(SAMPLINGS["T1"], stop_ids=(whole[i],)) for i in (0, 1, 7, 20, 40)]
+    jobs = [(tiny.drafter(), prompt, sampling, drafting(32)) for sampling in samplings]
+    expected = [whole[: whole.index(sampling.stop_ids[0]) + 1] for sampling in samplings]
+    assert answers(tiny_server, tiny.hello, jobs) == expected
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 7])
+def test_the_last_token_is_the_last(tiny: Pair, tiny_server: str, max_tokens: int) -> None:
+    sampling = replace(SAMPLINGS["greedy"], max_tokens=max_tokens)
+    prompt = tiny.tokenizer.encode("short")
+    expected = plain_decoding(tiny.target, prompt, sampling)
+    jobs = [(tiny.drafter(), prompt, sampling, drafting(budget)) for budget in (0, 8, 63)]
+    assert answers(tiny_server, tiny.hello, jobs) == [expected] * 3
+
+
+def test_the_context_ends_where_the_model_ends(tiny: Pair, tiny_server: str) -> None:
+    """The tiny target has 1,024 positions: trees shrink, and the text stops at the last one."""
+    prompt = tiny.tokenizer.encode("x" * 1000)
+    sampling = replace(SAMPLINGS["T1"], max_tokens=500)
+    jobs = [(tiny.drafter(), prompt, sampling, drafting(budget)) for budget in (0, 32)]
+    plain, drafted = answers(tiny_server, tiny.hello, jobs)
+    assert plain == drafted
+    assert len(prompt) + len(plain) == 1024
+    assert plain == plain_decoding(tiny.target, prompt, replace(sampling, max_tokens=24))
+
+
+@pytest.mark.parametrize(("name", "coupling"), [("greedy", True), ("T1", True), ("T1", False)])
+def test_drafts_are_worth_sending(tiny: Pair, tiny_server: str, name: str, coupling: bool) -> None:
+    """Equal texts prove nothing if no draft is ever accepted; coupling is what helps above T = 0."""
+    prompt = tiny.tokenizer.encode("worth it")
+    job = (tiny.drafter(), prompt, SAMPLINGS[name], drafting(32, coupling))
+    (rounds,) = asyncio.run(all_rounds(tiny_server, tiny.hello, [job]))
+    assert sum(len(turn.tokens) for turn in rounds) == 60
+    assert len(rounds) <= (36 if coupling else 58)
+
+
+def test_greedy_text_equals_transformers(tiny_pair, tiny: Pair, tiny_server: str) -> None:
+    """An oracle with no code of ours in it."""
+    from transformers import LlamaForCausalLM
+
+    prompt = tiny.tokenizer.encode("independent")
+    model = LlamaForCausalLM.from_pretrained(tiny_pair[0], dtype=torch.float32)
+    generated = model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False)
+    job = (tiny.drafter(), prompt, SAMPLINGS["greedy"], drafting(32))
+    (got,) = answers(tiny_server, tiny.hello, [job])
+    assert got == generated[0, len(prompt) :].tolist()

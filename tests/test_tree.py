@@ -1,0 +1,95 @@
+"""Trees: growth keeps the best nodes as a tree, and what is sent keeps parents before children."""
+
+import itertools
+import random
+
+import pytest
+
+from runtime.tree import ROOT, DraftTree, OrderedTree, Tree
+
+
+def random_tree(rng: random.Random, budget: int, passes: int, width: int) -> DraftTree:
+    """Grown as the drafter does it, with random log-probabilities."""
+    tree = DraftTree(budget)
+    tree.add_children(ROOT, [(t, rng.uniform(-5, 0)) for t in rng.sample(range(50), width)])
+    for _ in range(passes):
+        frontier = tree.frontier(4)
+        tree.expanded += frontier
+        for node in frontier:
+            children = rng.sample(range(50), width)
+            tree.add_children(node, [(t, rng.uniform(-5, 0)) for t in children])
+    return tree
+
+
+def brute_force_best(tree: DraftTree) -> float:
+    """The largest total score of any subtree with `budget` nodes that hangs under the root."""
+    nodes = range(len(tree.tokens))
+    best = float("-inf")
+    for subset in itertools.combinations(nodes, min(tree.budget, len(nodes))):
+        chosen = set(subset)
+        if all(tree.parents[node] in chosen or tree.parents[node] == ROOT for node in chosen):
+            best = max(best, sum(tree.scores[node] for node in chosen))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_kept_nodes_are_the_best_tree_there_is(seed: int) -> None:
+    rng = random.Random(seed)
+    tree = random_tree(rng, budget=rng.randint(1, 5), passes=2, width=2)
+    assert sum(tree.scores[node] for node in tree.kept()) == pytest.approx(brute_force_best(tree))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_sending_order(seed: int) -> None:
+    rng = random.Random(seed)
+    tree = random_tree(rng, budget=rng.randint(0, 40), passes=3, width=4)
+    sent = tree.ordered()
+    assert sorted(sent.source) == sorted(tree.kept())
+    for node, (token, parent, source) in enumerate(
+        zip(sent.tokens, sent.parents, sent.source, strict=True), start=1
+    ):
+        assert parent < node, "parents come before their children"
+        assert token == tree.tokens[source]
+        above = ROOT if parent == 0 else sent.source[parent - 1]
+        assert tree.parents[source] == above
+    siblings = list(zip(sent.parents, sent.tokens, strict=True))
+    assert len(set(siblings)) == len(siblings)
+
+
+def test_the_greedy_path_comes_first() -> None:
+    """Node 1 is the root's likeliest child, node 2 its likeliest child, and so on."""
+    tree = random_tree(random.Random(1), budget=30, passes=4, width=4)
+    sent, node = tree.ordered(), 0
+    while children := [i + 1 for i, parent in enumerate(sent.parents) if parent == node]:
+        likeliest = max(children, key=lambda child: tree.scores[sent.source[child - 1]])
+        assert likeliest == node + 1
+        node = likeliest
+
+
+def test_equal_scores_keep_ancestors() -> None:
+    """A draft that is sure of itself gives children the score of their parent."""
+    tree = DraftTree(budget=2)
+    tree.add_children(ROOT, [(1, 0.0), (2, -1.0)])
+    tree.expanded += [0]
+    tree.add_children(0, [(3, 0.0), (4, 0.0)])
+    assert tree.kept() == [0, 2]
+    assert tree.ordered() == OrderedTree(tokens=(1, 3), parents=(0, 1), source=(0, 2))
+
+
+def test_the_frontier_never_repeats_and_never_leaves_the_budget() -> None:
+    tree = DraftTree(budget=3)
+    tree.add_children(ROOT, [(i, -float(i)) for i in range(6)])
+    assert tree.frontier(2) == [0, 1]
+    tree.expanded += [0, 1]
+    assert tree.frontier(8) == [2]
+    tree.expanded += [2]
+    assert tree.frontier(8) == []
+
+
+def test_paths_and_depths() -> None:
+    tree = Tree(tokens=(5, 6, 7, 8), parents=(0, 1, 1, 3))
+    assert tree.depths() == [1, 2, 2, 3]
+    assert tree.path(4) == [1, 3, 4]
+    assert tree.path(0) == []
+    assert len(Tree()) == 0
+    assert Tree().depths() == []

@@ -1,0 +1,153 @@
+"""Messages, conversations and connected ends that the protocol's tests share."""
+
+from hypothesis import strategies as st
+
+from runtime.wire.connection import Connection, Role
+from runtime.wire.messages import (
+    Close,
+    Draft,
+    Error,
+    ErrorCode,
+    Finish,
+    Hello,
+    Message,
+    Open,
+    Ping,
+    Pong,
+    Prompt,
+    Verdict,
+    Welcome,
+)
+
+VOCABULARY = 49_152
+HELLO = Hello(1, VOCABULARY, bytes(range(16)), "draft-135m")
+WELCOME = Welcome(1, VOCABULARY, max_nodes=64, max_context=8192, max_sessions=4, model="target-8b")
+
+
+def opening(session: int, prompt_tokens: int = 3, seed: int = 7) -> Open:
+    """An Open with ordinary parameters."""
+    return Open(session, seed, 0.8, 0.95, 0.05, 40, 256, prompt_tokens, (2, 49_151))
+
+
+def verdict(session: int, round: int, node: int = 0, finish: Finish = Finish.NONE) -> Verdict:
+    """A Verdict whose bonus is token 11."""
+    return Verdict(session, round, node, 11, finish, queue_ms=3, verify_ms=40)
+
+
+def draft(session: int, round: int, nodes: int = 4) -> Draft:
+    """A Draft that is a chain."""
+    return Draft(session, round, 4 + round, tuple(range(100, 100 + nodes)), tuple(range(nodes)))
+
+
+def connected(welcome: Welcome = WELCOME) -> tuple[Connection, Connection]:
+    """An edge and a server that have shaken hands."""
+    edge, server = Connection(Role.EDGE), Connection(Role.SERVER)
+    server.receive(edge.send(HELLO))
+    edge.receive(server.send(welcome))
+    return edge, server
+
+
+# Two sessions one after another, two side by side, a cancel, an error, a notice and pings.
+CONVERSATION: list[tuple[Role, Message]] = [
+    (Role.EDGE, HELLO),
+    (Role.SERVER, WELCOME),
+    (Role.EDGE, opening(1, prompt_tokens=900)),
+    (Role.EDGE, Prompt(1, tuple(range(0, 45_000, 90)))),
+    (Role.EDGE, Prompt(1, tuple(range(48_000, 48_400)))),
+    (Role.EDGE, Ping(2**64 - 1)),
+    (Role.SERVER, verdict(1, 0)),
+    (Role.EDGE, Draft(1, 1, 901, (5, 6, 5, 49_151), (0, 0, 1, 3))),
+    (Role.EDGE, opening(2)),
+    (Role.SERVER, verdict(1, 1, node=4)),
+    (Role.EDGE, Prompt(2, (1, 2, 3))),
+    (Role.EDGE, draft(1, 2, nodes=64)),
+    (Role.SERVER, Ping(0)),
+    (Role.SERVER, verdict(2, 0)),
+    (Role.SERVER, verdict(1, 2, node=63, finish=Finish.STOP)),
+    (Role.EDGE, Draft(2, 1, 4, (), ())),
+    (Role.EDGE, opening(1)),
+    (Role.SERVER, verdict(2, 1)),
+    (Role.EDGE, Close(2)),
+    (Role.SERVER, Error(1, ErrorCode.BUSY, False, "no room; try again: à bientôt")),
+    (Role.SERVER, Error(0, ErrorCode.DRAINING, False, "the server stops at 18:00")),
+    (Role.EDGE, Error(0, ErrorCode.INTERNAL, True, "the draft model failed")),
+]
+
+sessions = st.integers(1, 2**16 - 1)
+u16 = st.integers(0, 2**16 - 1)
+u32 = st.integers(0, 2**32 - 1)
+u64 = st.integers(0, 2**64 - 1)
+# At most 63 characters of at most 4 bytes each.
+names = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=63)
+
+
+def token_ids(vocabulary: int, **sizes: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Tuples of token ids, the last id of the vocabulary among them more often than by chance."""
+    token = st.integers(0, vocabulary - 1) | st.just(vocabulary - 1)
+    return st.lists(token, **sizes).map(tuple)
+
+
+@st.composite
+def drafts(draw: st.DrawFn, vocabulary: int) -> Draft:
+    """Any tree of up to 255 nodes; a repeated sibling is left out."""
+    nodes = draw(
+        st.lists(st.tuples(st.integers(0, 254), st.integers(0, vocabulary - 1)), max_size=255)
+    )
+    tree: dict[tuple[int, int], None] = {}
+    for number, token in nodes:
+        tree[(number % (len(tree) + 1), token)] = None
+    base, round = draw(st.integers(1, 2**32 - 1)), draw(st.integers(1, 2**32 - 1))
+    tokens, parents = tuple(token for _, token in tree), tuple(parent for parent, _ in tree)
+    return Draft(draw(sessions), round, base, tokens, parents)
+
+
+def verdicts(vocabulary: int) -> st.SearchStrategy[Verdict]:
+    """Any Verdict; that of round 0 names node 0."""
+
+    def build(round: int, node: int, *rest: int) -> Verdict:
+        session, bonus, finish, queue_ms, verify_ms = rest
+        return Verdict(
+            session, round, node if round else 0, bonus, Finish(finish), queue_ms, verify_ms
+        )
+
+    rest = (sessions, st.integers(0, vocabulary - 1), st.sampled_from(Finish), u16, u16)
+    return st.builds(build, u32, st.integers(0, 255), *rest)
+
+
+def messages(vocabulary: int) -> st.SearchStrategy[Message]:
+    """Any valid message for a vocabulary."""
+    sizes = st.integers(2, 2**24)
+    errors = st.builds(
+        Error, st.just(0) | sessions, st.sampled_from(ErrorCode), st.booleans(), names
+    )
+    return st.one_of(
+        st.builds(Hello, st.just(1), sizes, st.binary(min_size=16, max_size=16), names),
+        st.builds(
+            Welcome,
+            st.just(1),
+            sizes,
+            st.integers(0, 255),
+            st.integers(1, 2**32 - 1),
+            sessions,
+            names,
+        ),
+        st.builds(
+            Open,
+            sessions,
+            u64,
+            st.floats(0, 100),
+            st.floats(0, 1, exclude_min=True),
+            st.floats(0, 1),
+            u32,
+            st.integers(1, 2**32 - 1),
+            st.integers(1, 2**32 - 1),
+            token_ids(vocabulary, max_size=32),
+        ),
+        st.builds(Prompt, sessions, token_ids(vocabulary, min_size=1, max_size=200)),
+        drafts(vocabulary),
+        verdicts(vocabulary),
+        st.builds(Close, sessions),
+        errors,
+        st.builds(Ping, u64),
+        st.builds(Pong, u64),
+    )

@@ -1,0 +1,301 @@
+"""Every message: bytes written down by hand, round trips, and each rule broken one at a time."""
+
+import struct
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.wire.messages import (
+    HEADER,
+    MESSAGE_TYPES,
+    Close,
+    Draft,
+    Error,
+    ErrorCode,
+    Finish,
+    Header,
+    Hello,
+    Open,
+    Ping,
+    Pong,
+    Prompt,
+    ProtocolError,
+    Verdict,
+    Welcome,
+    clamp_ms,
+    decode_body,
+    decode_header,
+    encode_frame,
+)
+from tests.wire.cases import HELLO, VOCABULARY, WELCOME, draft, messages, opening, verdict
+
+
+def decode(frame, vocabulary=VOCABULARY):
+    return decode_body(decode_header(frame), frame[HEADER.size :], vocabulary)
+
+
+def spoil(message, layout, position, value):
+    """The frame of a message with one field of its body replaced."""
+    frame = bytearray(encode_frame(message, 0, VOCABULARY))
+    struct.pack_into("<" + layout, frame, HEADER.size + position, value)
+    return bytes(frame)
+
+
+def resize(frame, body):
+    """A frame with another body and the length that belongs to it."""
+    return struct.pack("<H", HEADER.size + len(body)) + frame[2 : HEADER.size] + body
+
+
+@settings(max_examples=400)
+@given(st.data(), st.sampled_from([2, 3, 300, 32_000, 49_152, 151_936, 2**24]))
+def test_every_message_comes_back_from_its_bytes(data, vocabulary):
+    message, seq = data.draw(messages(vocabulary)), data.draw(st.integers(0, 2**16 - 1))
+    frame = encode_frame(message, seq, vocabulary)
+    header = decode_header(frame)
+    assert (header.length, header.seq, header.flags) == (len(frame), seq, 0)
+    again = decode(frame, vocabulary)
+    assert again == message
+    assert type(again) is type(message)
+    assert encode_frame(again, seq, vocabulary) == frame
+
+
+# Frames as bytes, written down once: another implementation must read the same.
+GOLDEN = [
+    (HELLO, "2c 00 01 00 00 00 09 00 53544631 0100 00c00000 000102030405060708090a0b0c0d0e0f"
+     + b"draft-135m".hex()),
+    (WELCOME, "1e 00 02 00 00 00 09 00 0100 00c00000 40 00200000 0400" + b"target-8b".hex()),
+    (Open(3, 2**64 - 2, 0.5, 1.0, 0.0, 40, 256, 1000, (2, 49_151)),
+     "39 00 03 00 03 00 09 00 feffffffffffffff 000000000000e03f 000000000000f03f"
+     "0000000000000000 28000000 00010000 e8030000 02 0200 ffbf"),
+    (Prompt(3, (1, 2, 258)), "10 00 04 00 03 00 09 00 0300 0100 0200 0201"),
+    (Draft(3, 1, 1001, (5, 6, 5), (0, 0, 2)),
+     "1a 00 05 00 03 00 09 00 01000000 e9030000 03 0500 0600 0500 00 00 02"),
+    (Verdict(3, 1, 2, 77, Finish.LENGTH, 3, 65_535),
+     "16 00 06 00 03 00 09 00 01000000 02 4d000000 02 0300 ffff"),
+    (Close(65_535), "08 00 07 00 ff ff 09 00"),
+    (Error(0, ErrorCode.BUSY, True, "é"), "0c 00 08 00 00 00 09 00 05 01 c3a9"),
+    (Ping(258), "10 00 09 00 00 00 09 00 0201000000000000"),
+    (Pong(258), "10 00 0a 00 00 00 09 00 0201000000000000"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "text"), GOLDEN, ids=lambda case: type(case).__name__)
+def test_golden_frames(message, text):
+    assert encode_frame(message, 9, VOCABULARY).hex(" ") == bytes.fromhex(text).hex(" ")
+
+
+def test_golden_frames_cover_every_type():
+    assert {type(message) for message, _ in GOLDEN} == set(MESSAGE_TYPES.values())
+
+
+def test_a_round_is_small():
+    assert len(encode_frame(draft(1, 1, nodes=32), 0, 49_152)) <= 150
+    assert len(encode_frame(verdict(1, 1), 0, 49_152)) <= 32
+    assert len(encode_frame(draft(1, 1, nodes=32), 0, 151_936)) == 8 + 9 + 32 * 18 // 8 + 32
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (HELLO, {"version": 65_536}),
+        (HELLO, {"vocabulary_size": 1}),
+        (HELLO, {"vocabulary_size": 2**24 + 1}),
+        (HELLO, {"vocabulary_hash": bytes(15)}),
+        (HELLO, {"vocabulary_hash": bytes(17)}),
+        (HELLO, {"model": "x" * 256}),
+        (HELLO, {"model": "é" * 128}),
+        (HELLO, {"model": "a\x1b[2J"}),
+        (WELCOME, {"vocabulary_size": 0}),
+        (WELCOME, {"max_nodes": 256}),
+        (WELCOME, {"max_nodes": -1}),
+        (WELCOME, {"max_context": 0}),
+        (WELCOME, {"max_sessions": 0}),
+        (WELCOME, {"max_sessions": 65_536}),
+        (WELCOME, {"model": "a\nb"}),
+        (opening(1), {"session": 0}),
+        (opening(1), {"session": 65_536}),
+        (opening(1), {"seed": -1}),
+        (opening(1), {"seed": 2**64}),
+        (opening(1), {"temperature": -0.1}),
+        (opening(1), {"temperature": 100.1}),
+        (opening(1), {"temperature": float("nan")}),
+        (opening(1), {"temperature": float("inf")}),
+        (opening(1), {"top_p": 0.0}),
+        (opening(1), {"top_p": 1.1}),
+        (opening(1), {"top_p": float("nan")}),
+        (opening(1), {"min_p": -0.1}),
+        (opening(1), {"min_p": 1.1}),
+        (opening(1), {"min_p": float("nan")}),
+        (opening(1), {"top_k": -1}),
+        (opening(1), {"max_tokens": 0}),
+        (opening(1), {"prompt_tokens": 0}),
+        (opening(1), {"stop_ids": tuple(range(33))}),
+        (Prompt(1, (1,)), {"session": 0}),
+        (Prompt(1, (1,)), {"tokens": ()}),
+        (draft(1, 1), {"session": 0}),
+        (draft(1, 1), {"round": 0}),
+        (draft(1, 1), {"base": 0}),
+        (draft(1, 1), {"base": 2**32}),
+        (draft(1, 1), {"parents": (0, 1, 2)}),
+        (draft(1, 1), {"parents": (0, 1, 2, 4)}),
+        (draft(1, 1), {"parents": (1, 1, 2, 3)}),
+        (draft(1, 1), {"parents": (0, -1, 2, 3)}),
+        (draft(1, 1), {"tokens": (5, 5, 6, 7), "parents": (0, 0, 0, 0)}),
+        (draft(1, 1), {"tokens": tuple(range(256)), "parents": tuple(range(256))}),
+        (verdict(1, 1), {"session": 0}),
+        (verdict(1, 1), {"node": 256}),
+        (verdict(1, 0), {"node": 1}),
+        (verdict(1, 1), {"bonus": -1}),
+        (verdict(1, 1), {"queue_ms": 65_536}),
+        (verdict(1, 1), {"verify_ms": -1}),
+        (Close(1), {"session": 0}),
+        (Error(0, ErrorCode.BUSY, False, ""), {"session": -1}),
+        (Ping(0), {"nonce": -1}),
+        (Pong(0), {"nonce": 2**64}),
+    ],
+)  # fmt: skip
+def test_no_message_can_be_built_that_breaks_a_rule(message, change):
+    with pytest.raises(ValueError, match=r"expected|control characters|token|parent"):
+        replace(message, **change)
+
+
+@pytest.mark.parametrize(
+    ("frame", "sentence"),
+    [
+        (spoil(HELLO, "H", 4, 0), "speaks STF version 0"),
+        (spoil(HELLO, "I", 6, 1), "vocabulary_size is 1"),
+        (spoil(HELLO, "I", 6, 2**32 - 1), "vocabulary_size is 4294967295"),
+        (spoil(HELLO, "B", 26, 0xFF), "not UTF-8"),
+        (spoil(HELLO, "B", 26, 0x1B), "control characters"),
+        (spoil(HELLO, "B", 0, 0x73), "wrong magic"),
+        (spoil(WELCOME, "H", 0, 2), "speaks STF version 2"),
+        (spoil(WELCOME, "I", 7, 0), "max_context is 0"),
+        (spoil(WELCOME, "H", 11, 0), "max_sessions is 0"),
+        (spoil(opening(1), "d", 8, float("nan")), "temperature is nan"),
+        (spoil(opening(1), "d", 8, float("-inf")), "temperature is -inf"),
+        (spoil(opening(1), "d", 16, 0.0), "top_p is 0"),
+        (spoil(opening(1), "d", 24, 2.0), "min_p is 2.0"),
+        (spoil(opening(1), "I", 36, 0), "max_tokens is 0"),
+        (spoil(opening(1), "I", 40, 0), "prompt_tokens is 0"),
+        (spoil(opening(1), "B", 44, 255), "body has 49 bytes"),
+        (spoil(opening(1), "B", 44, 1), "body has 49 bytes"),
+        (spoil(opening(1), "H", 45, 49_152), "outside the vocabulary"),
+        (spoil(Prompt(1, (7,)), "H", 0, 65_535), "body has 4 bytes"),
+        (spoil(Prompt(1, (7,)), "H", 2, 65_535), "outside the vocabulary"),
+        (spoil(draft(1, 1), "I", 0, 0), "round is 0"),
+        (spoil(draft(1, 1), "I", 4, 0), "base is 0"),
+        (spoil(draft(1, 1), "B", 8, 255), "body has 21 bytes"),
+        (spoil(draft(1, 1), "B", 8, 3), "body has 21 bytes"),
+        (spoil(draft(1, 1), "H", 9, 49_152), "outside the vocabulary"),
+        (spoil(draft(1, 1), "B", 17, 1), "a node before it"),
+        (spoil(draft(1, 1), "B", 20, 255), "a node before it"),
+        (spoil(Draft(1, 1, 1, (5, 5), (0, 1)), "B", 14, 0), "same token"),
+        (spoil(verdict(1, 0), "B", 4, 1), "node is 1"),
+        (spoil(verdict(1, 1), "I", 5, 49_152), "bonus is 49152"),
+        (spoil(verdict(1, 1), "B", 9, 3), "not a valid Finish"),
+        (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 0, 99), "not a valid ErrorCode"),
+        (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 1, 2), "fatal is 2"),
+        (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 2, 0xC3), "not UTF-8"),
+        (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 2, 0x07), "control characters"),
+    ],
+)  # fmt: skip
+def test_a_received_field_that_breaks_a_rule_is_a_protocol_error(frame, sentence):
+    with pytest.raises(ProtocolError, match=sentence):
+        decode(frame)
+
+
+@pytest.mark.parametrize(
+    "message", [message for message, _ in GOLDEN], ids=lambda m: type(m).__name__
+)
+def test_every_other_body_length_is_refused(message):
+    frame = encode_frame(message, 0, VOCABULARY)
+    # These end in text of any length.
+    fixed = {Hello: 26, Welcome: 13, Error: 2}.get(type(message), len(frame) - HEADER.size)
+    for cut in range(fixed):
+        with pytest.raises(ProtocolError, match=r"bytes|magic|version"):
+            decode(resize(frame, frame[HEADER.size : HEADER.size + cut]))
+    if type(message) not in (Hello, Welcome, Error):
+        with pytest.raises(ProtocolError, match="bytes"):
+            decode(resize(frame, frame[HEADER.size :] + b"\0"))
+    else:
+        with pytest.raises(ProtocolError, match="bytes of"):
+            decode(resize(frame, frame[HEADER.size :] + b"x" * 401))
+
+
+@pytest.mark.parametrize(
+    "message", [HELLO, WELCOME, Ping(1), Pong(1)], ids=lambda m: type(m).__name__
+)
+def test_messages_of_the_connection_have_session_0(message):
+    frame = bytearray(encode_frame(message, 0, VOCABULARY))
+    struct.pack_into("<H", frame, 4, 1)
+    with pytest.raises(ProtocolError, match="session is 1"):
+        decode(bytes(frame))
+
+
+@pytest.mark.parametrize(
+    "message", [opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 1), Close(1)]
+)
+def test_messages_of_a_session_have_one(message):
+    frame = bytearray(encode_frame(message, 0, VOCABULARY))
+    struct.pack_into("<H", frame, 4, 0)
+    with pytest.raises(ProtocolError, match="session is 0"):
+        decode(bytes(frame))
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        (Header(8, 0, 0, 0, 0), "type 0 is not known"),
+        (Header(8, 11, 0, 0, 0), "type 11 is not known"),
+        (Header(8, 255, 0, 0, 0), "type 255 is not known"),
+        (Header(8, 7, 1, 1, 0), "flags are 1"),
+        (Header(8, 7, 128, 1, 0), "flags are 128"),
+        (Header(7, 7, 0, 1, 0), "length is 7"),
+        (Header(0, 7, 0, 1, 0), "length is 0"),
+    ],
+)
+def test_headers_that_are_refused(header, sentence):
+    with pytest.raises(ProtocolError, match=sentence):
+        decode_header(HEADER.pack(*header))
+
+
+def test_another_version_is_refused_before_its_body_is_read():
+    frame = encode_frame(HELLO, 0, VOCABULARY)
+    future = resize(frame, b"STF1\x02\x00 anything at all \xff\xff")
+    with pytest.raises(ProtocolError, match="version 2, this side version 1") as caught:
+        decode(future)
+    assert caught.value.code is ErrorCode.VERSION
+
+
+@pytest.mark.parametrize("message", [verdict(1, 1), Prompt(1, (60_000,)), draft(1, 1)])
+def test_a_token_outside_the_vocabulary_is_not_sent(message):
+    with pytest.raises(ValueError, match=r"expected|token ids"):
+        encode_frame(message, 0, vocabulary_size=11)
+
+
+def test_a_field_of_a_wrong_type_is_a_value_error():
+    with pytest.raises(ValueError, match="Open has a field of a wrong type"):
+        encode_frame(replace(opening(1), seed=1.5), 0, VOCABULARY)
+
+
+@given(st.text())
+def test_any_sentence_can_be_sent_and_arrives_in_400_clean_bytes(sentence):
+    sent = Error(0, ErrorCode.INTERNAL, True, sentence * 50)
+    got = decode(encode_frame(sent, 0, VOCABULARY)).sentence
+    assert len(got.encode()) <= 400
+    assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in got)
+
+
+def test_a_long_sentence_is_cut_at_a_character():
+    got = decode(encode_frame(Error(0, ErrorCode.INTERNAL, True, "x" + "é" * 300), 0, VOCABULARY))
+    assert got.sentence == "x" + "é" * 199
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "sent"),
+    [(-5, 0), (0.4, 0), (12.6, 13), (65_535.4, 65_535), (1e9, 65_535), (float("inf"), 65_535)],
+)
+def test_times_are_clamped(time_ms, sent):
+    assert clamp_ms(time_ms) == sent
