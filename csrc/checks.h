@@ -27,13 +27,13 @@ inline void check_offsets(const int32_t* offsets, int64_t batch, int64_t rows) {
           ", got ", offsets[batch]);
 }
 
-// The first n tokens of request b must lie on pages of the cache.
+// Tokens first .. end-1 of request b must lie on pages of the cache.
 inline void check_pages(const int32_t* pages, int64_t pages_per_request, int64_t n_pages,
-                        int64_t page_size, int64_t tokens, int64_t b) {
-  const int64_t used = (tokens + page_size - 1) / page_size;
-  require(used <= pages_per_request, "request ", b, ": expected pages for ", tokens,
-          " tokens, got a page table of ", pages_per_request, " pages of ", page_size);
-  for (int64_t i = 0; i < used; ++i) {
+                        int64_t page_size, int64_t first, int64_t end, int64_t b) {
+  require((end + page_size - 1) / page_size <= pages_per_request, "request ", b,
+          ": expected pages for ", end, " tokens, got a page table of ", pages_per_request,
+          " pages of ", page_size);
+  for (int64_t i = first / page_size; i * page_size < end; ++i) {
     require(pages[i] >= 0 && pages[i] < n_pages, "request ", b, ": expected page ids in 0 .. ",
             n_pages - 1, ", got ", pages[i], " at index ", i);
   }

@@ -19,9 +19,10 @@ void check_paths(const Planes& kv, const int32_t* page_table, int64_t pages_per_
       require(nodes[j] > (j ? nodes[j - 1] : -1), "request ", b,
               ": expected path nodes to increase from 0 or more, got ", nodes[j], " at index ", j);
     }
-    const int64_t tokens = count ? prefix + nodes[count - 1] + 1 : 0;
-    check_pages(page_table + b * pages_per_request, pages_per_request, kv.n_pages, kv.page_size,
-                tokens, b);
+    if (count > 0) {
+      check_pages(page_table + b * pages_per_request, pages_per_request, kv.n_pages, kv.page_size,
+                  prefix, prefix + nodes[count - 1] + 1, b);
+    }
   }
 }
 

@@ -1,36 +1,60 @@
-#include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <vector>
 
+#include "isa.h"
 #include "noise.h"
 #include "ops.h"
 
-namespace specedge::SPECEDGE_ISA {
+namespace specedge {
+namespace {
 
+// The columns of the k largest of x [n], best first, ties to the lowest column.
+void largest(const float* x, int64_t n, int64_t k, std::vector<int64_t>& columns) {
+  columns.clear();
+  const auto insert = [&](int64_t column) {
+    int64_t place = int64_t(columns.size());
+    columns.push_back(column);
+    for (; place > 0 && x[columns[place - 1]] < x[column]; --place) {
+      columns[place] = columns[place - 1];
+    }
+    columns[place] = column;
+  };
+  for (int64_t column = 0; column < k; ++column) insert(column);
+  int64_t column = isa().find_above(x, k, n, x[columns.back()]);
+  while (column < n) {
+    columns.pop_back();
+    insert(column);
+    column = isa().find_above(x, column + 1, n, x[columns.back()]);
+  }
+}
+
+}  // namespace
+
+// logits [N, V], token_ids [V] or null -> ids [N, k], logprobs [N, k]
 void draft_topk(const float* logits, int64_t rows, int64_t vocabulary, int64_t k,
                 const float* temperature, const int64_t* seed, const int64_t* position,
                 const int64_t* token_ids, int64_t* ids, float* logprobs) {
-  std::vector<float> coupled(vocabulary);
-  std::vector<int64_t> order(vocabulary);
-  for (int64_t row = 0; row < rows; ++row) {
-    const uint64_t key = noise_key(seed[row], position[row]);
-    const float t = std::max(temperature[row], 0.0f);
-    for (int64_t i = 0; i < vocabulary; ++i) {
-      coupled[i] = logits[row * vocabulary + i] + t * gumbel(key, token_ids ? token_ids[i] : i);
-    }
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return coupled[a] > coupled[b]; });
-    const float top = coupled[order[0]];
-    double sum = 0;
-    for (float value : coupled) sum += std::exp(double(value) - top);
-    const float log_sum = top + float(std::log(sum));
-    for (int64_t i = 0; i < k; ++i) {
-      ids[row * k + i] = token_ids ? token_ids[order[i]] : order[i];
-      logprobs[row * k + i] = coupled[order[i]] - log_sum;
+#pragma omp parallel if (rows * vocabulary > 1 << 16)
+  {
+    std::vector<float> noisy(vocabulary);
+    std::vector<int64_t> columns;
+#pragma omp for schedule(dynamic)
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* coupled = logits + row * vocabulary;
+      if (temperature[row] > 0) {
+        isa().add_noise(coupled, token_ids, vocabulary, noise_key(seed[row], position[row]),
+                        temperature[row], noisy.data());
+        coupled = noisy.data();
+      }
+      largest(coupled, vocabulary, k, columns);
+      const float top = coupled[columns[0]];
+      const double log_sum = double(top) + std::log(isa().exp_sum(coupled, vocabulary, top));
+      for (int64_t i = 0; i < k; ++i) {
+        ids[row * k + i] = token_ids ? token_ids[columns[i]] : columns[i];
+        logprobs[row * k + i] = float(coupled[columns[i]] - log_sum);
+      }
     }
   }
 }
 
-}  // namespace specedge::SPECEDGE_ISA
+}  // namespace specedge

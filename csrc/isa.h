@@ -31,7 +31,7 @@ struct RowMax {
   /* x + factor * noise of tokens ids [n], by default 0 .. n-1 -> out [n] */                    \
   void add_noise(const float* x, const int64_t* ids, int64_t n, uint64_t key, float factor,     \
                  float* out);                                                                   \
-  /* The first index of the maximum of x + noise; -1 if there is none. */                       \
+  /* The first index of the maximum of x + noise. */                                            \
   int64_t noisy_argmax(const float* x, const int64_t* ids, int64_t n, uint64_t key);
 
 namespace generic {

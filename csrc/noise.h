@@ -1,7 +1,7 @@
-// Counter-based Gumbel noise: a pure function of (seed, position, token).
+// Counter-based noise: 23 bits that are a pure function of (seed, position, token), by the
+// finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014). Static, as half.h.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 namespace specedge {
@@ -15,13 +15,12 @@ inline uint64_t mix(uint64_t z) {
   return z ^ (z >> 31);
 }
 
-inline uint64_t noise_key(int64_t seed, int64_t position) {
-  return mix(mix(uint64_t(seed)) + uint64_t(position + 1) * kGolden);
+[[maybe_unused]] inline uint64_t noise_key(int64_t seed, int64_t position) {
+  return mix(mix(uint64_t(seed)) + (uint64_t(position) + 1) * kGolden);
 }
 
-inline float gumbel(uint64_t key, int64_t token) {
-  const uint64_t bits = mix(key + uint64_t(token + 1) * kGolden) >> 41;
-  return -logf(-logf((float(bits) + 0.5f) * 0x1p-23f));
+[[maybe_unused]] inline uint64_t noise_bits(uint64_t key, uint64_t token) {
+  return mix(key + (token + 1) * kGolden) >> 41;
 }
 
 }  // namespace

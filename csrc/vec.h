@@ -94,12 +94,21 @@ inline vec select(ivec condition, vec yes, vec no) {
 
 inline vec larger(vec a, vec b) { return select(a > b, a, b); }
 
+// Whether any lane of a comparison holds.
 inline bool any(ivec condition) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)condition) != 0;
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)condition) != 0;
+#else
   int64_t words[kLanes / 2];
   std::memcpy(words, &condition, sizeof words);
   int64_t found = 0;
   for (int i = 0; i < kLanes / 2; ++i) found |= words[i];
   return found != 0;
+#endif
 }
 
 inline float sum_of(vec v) {

@@ -42,6 +42,13 @@ struct Tree {
   }
 };
 
+void check_masks(const Tree& tree, int64_t n_nodes, int64_t b) {
+  for (int64_t node = 0; node < n_nodes; ++node) {
+    require(uint64_t(tree.ancestors[node * tree.words + node / 64]) >> (node % 64) & 1, "request ",
+            b, ": expected the mask of node ", node, " to hold the node itself");
+  }
+}
+
 // The first of the deepest accepted nodes, or -1 for an empty tree.
 int64_t walk(const Tree& tree, const int64_t* tokens, const int64_t* target, int64_t n_nodes) {
   std::vector<bool> accepted(n_nodes);
@@ -70,6 +77,7 @@ void verify(const int64_t* tokens, const int64_t* ancestors, const int32_t* offs
     require(n_nodes <= 64 * words, "request ", b, ": expected at most ", 64 * words,
             " nodes for masks of ", words, " words, got ", n_nodes);
     const Tree tree{ancestors + first * words, words};
+    check_masks(tree, n_nodes, b);
     const int64_t best = walk(tree, tokens + first, target + first, n_nodes);
     const int64_t length = best < 0 ? 0 : tree.path_length(best);
     require(length <= max_path, "request ", b, ": expected an accepted path of at most ", max_path,

@@ -83,6 +83,14 @@ class DraftTree:
         done = set(self.expanded)
         return [node for node in self.kept() if node not in done][:width]
 
+    def path(self, node: int) -> list[int]:
+        """Tokens from the root's child down to `node`; none for `ROOT`."""
+        tokens = []
+        while node != ROOT:
+            tokens.append(self.tokens[node])
+            node = self.parents[node]
+        return tokens[::-1]
+
     def ordered(self) -> OrderedTree:
         """The kept nodes in sending order."""
         children: dict[int, list[int]] = {}

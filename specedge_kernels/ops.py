@@ -34,7 +34,7 @@ def build_tree(parents: Tensor, offsets: Tensor, words: int) -> tuple[Tensor, Te
     _check("offsets", offsets, torch.int32, (None,))
     _expect(offsets.shape[0] >= 1, "offsets", "at least one entry", "none")
     _expect(words >= 1, "words", "1 or more", words)
-    return _ops.build_tree(parents, offsets, words)
+    return _ops.build_tree.default(parents, offsets, words)
 
 
 def tree_attention(
@@ -81,7 +81,7 @@ def tree_attention(
     _check("offsets", offsets, torch.int32, (batch + 1,))
     _check("ancestors", ancestors, torch.int64, (rows, None))
     _check("depth", depth, torch.int32, (rows,))
-    return _ops.tree_attention(
+    return _ops.tree_attention.default(
         q, k_cache, v_cache, *tables, scale=scale, softcap=softcap, window=window
     )
 
@@ -99,7 +99,7 @@ def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
     _check("k", k, FLOATS, (None, *k_cache.shape[2:]))
     _check("v", v, k.dtype, tuple(k.shape))
     _check("slots", slots, torch.int64, (k.shape[0],))
-    _ops.append_kv(k, v, k_cache, v_cache, slots)
+    _ops.append_kv.default(k, v, k_cache, v_cache, slots)
 
 
 def compact_kv(
@@ -119,7 +119,7 @@ def compact_kv(
     _check("prefix_lens", prefix_lens, torch.int32, (batch,))
     _check("path", path, torch.int32, (batch, None))
     _check("accepted_lens", accepted_lens, torch.int32, (batch,))
-    _ops.compact_kv(kv, page_table, prefix_lens, path, accepted_lens)
+    _ops.compact_kv.default(kv, page_table, prefix_lens, path, accepted_lens)
 
 
 def verify(
@@ -144,7 +144,7 @@ def verify(
     _check("target", target, torch.int64, tuple(tokens.shape))
     _expect(offsets.shape[0] >= 1, "offsets", "at least one entry", "none")
     _expect(max_path >= 0, "max_path", "0 or more", max_path)
-    return _ops.verify(tokens, ancestors, offsets, target, max_path)
+    return _ops.verify.default(tokens, ancestors, offsets, target, max_path)
 
 
 def target_tokens(
@@ -177,7 +177,7 @@ def target_tokens(
     _check("min_p", min_p, torch.float32, (n,))
     _check("seed", seed, torch.int64, (n,))
     _check("position", position, torch.int64, (n,))
-    return _ops.target_tokens(logits, *rows)
+    return _ops.target_tokens.default(logits, *rows)
 
 
 def draft_topk(
@@ -207,7 +207,7 @@ def draft_topk(
     _check("position", position, torch.int64, (n,))
     if token_ids is not None:
         _check("token_ids", token_ids, torch.int64, (vocabulary,))
-    return _ops.draft_topk(logits, k, temperature, seed, position, token_ids)
+    return _ops.draft_topk.default(logits, k, temperature, seed, position, token_ids)
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
     _check_device("linear", x, panels)
     _check("x", x, torch.float32, (None, None))
     _check("panels", panels, FLOATS, (-(-out_features // PANEL), x.shape[1], PANEL))
-    return _ops.linear(x, panels, out_features)
+    return _ops.linear.default(x, panels, out_features)
 
 
 def _check_device(op: str, first: Tensor, *others: Tensor) -> None:

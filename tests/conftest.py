@@ -1,4 +1,4 @@
-"""What several test files share: a tiny model pair on disk and servers in processes of their own."""
+"""What several test files share: a tiny model pair on disk, and a server process for it."""
 
 import os
 
@@ -33,13 +33,13 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         num_key_value_heads=2,
         max_position_embeddings=1024,
         initializer_range=0.25,
-        eos_token_id=259,
-        bos_token_id=258,
+        eos_token_id=257,
+        bos_token_id=256,
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         # ties go to the lowest id, so greedy text never has a special token and runs to its end
-        model.lm_head.weight[258:] = model.lm_head.weight[0]
+        model.lm_head.weight[256:] = model.lm_head.weight[0]
     target, draft = tmp_path_factory.mktemp("target"), tmp_path_factory.mktemp("draft")
     tokenizer = byte_tokenizer()
     model.save_pretrained(target)
@@ -53,7 +53,7 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def byte_tokenizer(extra: tuple[str, ...] = ("<|start|>", "<|end|>")):
-    """One token per byte, then a begin, an end and `extra` tokens."""
+    """One token per byte, then the special ones; the models have two rows more than that."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -75,18 +75,4 @@ def tiny_server(tiny_pair: tuple[Path, Path]) -> Iterator[str]:
     options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1"]
     limits = ["--kv-tokens", "8192", "--max-step-nodes", "300", "--chunk-tokens", "24"]
     with running_server(*options, *limits) as address:
-        yield address
-
-
-@pytest.fixture(scope="session")
-def smollm2_server() -> Iterator[str]:
-    """host:port of a server process with the embedded target in float32."""
-    from runtime.demo import running_server
-    from runtime.embedded import target_path
-
-    try:
-        target_path()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    with running_server("--model", "smollm2", "--port", "0") as address:
         yield address

@@ -31,7 +31,7 @@ def stream_answer(edge: Edge, prompt: Prompt, console: Console) -> str:
 def chat(edge: Edge, console: Console, read_line: Callable[[str], str] = input) -> None:
     """Several turns until /quit or the end of input. Raises ServerError when the link breaks."""
     messages: list[dict[str, str]] = []
-    console.print(Text(HELP, "dim"))
+    console.print(Text(HELP, "dim"), soft_wrap=True)
     while True:
         try:
             line = read_line("> ").strip()
@@ -48,7 +48,7 @@ def chat(edge: Edge, console: Console, read_line: Callable[[str], str] = input) 
             case "/stats":
                 print_statistics(edge.statistics, console)
             case _ if line.startswith("/"):
-                console.print(Text(HELP, "dim"))
+                console.print(Text(HELP, "dim"), soft_wrap=True)
             case _:
                 messages.append({"role": "user", "content": line})
                 messages = _answer(edge, messages, console)
@@ -77,4 +77,4 @@ def print_statistics(stats: Statistics, console: Console) -> None:
         f"{stats.accepted_nodes} of {stats.drafted_nodes} drafted nodes accepted · "
         f"{stats.bytes_per_round:.0f} bytes per round"
     )
-    console.print(Text(line, "dim"))
+    console.print(Text(line, "dim"), soft_wrap=True)

@@ -119,10 +119,10 @@ class Edge:
 
     def close(self) -> None:
         """Hang up and stop the worker; the edge cannot be used afterwards."""
-        if self._link is not None:
-            self._link.close()
-        self._draft_thread.shutdown()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        if self._link is not None:
+            self._loop.run_until_complete(self._link.close())
+        self._draft_thread.shutdown()
         self._loop.close()
 
     def generate(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:

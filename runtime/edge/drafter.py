@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.edge.lookup import SuffixIndex, mix
 from runtime.model.engine import Engine, KeptPath, TreeRequest
 from runtime.tree import ROOT, DraftTree, OrderedTree
 from specedge_kernels import draft_topk
@@ -41,6 +42,11 @@ class Drafter:
         self.engine = engine
         self.capacity_tokens = engine.kv.n_free * engine.kv.page_size
         self.pages = engine.kv.allocate(engine.kv.n_free)
+        head_ids = engine.model.head_ids
+        self._token_ids = (
+            torch.arange(engine.model.config.vocab_size) if head_ids is None else head_ids
+        )
+        self._index = SuffixIndex()
         self.context: list[int] = []
         self.cached = 0
         self._shape = TreeShape(0, 1, 1, 1)
@@ -62,6 +68,8 @@ class Drafter:
         self.context, self.cached = list(prompt), common
         self._shape, self._seed, self._temperature = shape, seed, noise_temperature
         self._tree = DraftTree(budget=0)
+        self._index = SuffixIndex()
+        self._index.extend(prompt)
         if shape.max_budget and self._fits(0):
             while uncached := len(self.context) - self.cached:
                 self._extend(min(uncached, PREFILL_CHUNK_TOKENS))
@@ -100,7 +108,9 @@ class Drafter:
             self.engine.compact([KeptPath(self.pages, len(self.context), slots)])
         if self.cached == len(self.context):
             self.cached += len(slots)
-        self.context += [*(ordered.tokens[n - 1] for n in path), bonus]
+        new = [*(ordered.tokens[n - 1] for n in path), bonus]
+        self.context += new
+        self._index.extend(new)
         self._tree = DraftTree(budget=0)
 
     def _fits(self, nodes: int) -> bool:
@@ -141,17 +151,16 @@ class Drafter:
 
     def _add_children(self, tree: DraftTree, nodes: list[int], logits: Tensor) -> None:
         """Offer each node's likeliest children to the tree."""
-        rows = len(nodes)
-        depth = [0 if node == ROOT else tree.depths[node] + 1 for node in nodes]
-        head_ids = self.engine.model.head_ids
-        vocabulary = logits.shape[1]
+        paths = [tree.path(node) for node in nodes]
+        shares = [self._index.next_tokens(path) for path in paths]
+        mixed, token_ids = mix(logits, self._token_ids, shares)
         ids, log_probabilities = draft_topk(
-            logits,
-            min(self._shape.max_branch_width, vocabulary),
-            torch.full((rows,), self._temperature),
-            torch.full((rows,), self._seed),
-            torch.tensor([len(self.context) + d for d in depth]),
-            head_ids,
+            mixed,
+            min(self._shape.max_branch_width, mixed.shape[1]),
+            torch.full((len(nodes),), self._temperature),
+            torch.full((len(nodes),), self._seed),
+            torch.tensor([len(self.context) + len(path) for path in paths]),
+            token_ids,
         )
         for node, tokens, scores in zip(
             nodes, ids.tolist(), log_probabilities.tolist(), strict=True

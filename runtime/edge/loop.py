@@ -14,7 +14,6 @@ from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
 from runtime.wire.tcp import FramedProtocol, connect
 
-
 PROMPT_FRAME_TOKENS = 4096  # small enough that other requests' drafts get through between
 
 
@@ -62,6 +61,7 @@ class Link:
         self._inboxes: dict[int, asyncio.Queue[wire.Message]] = {}
         self._last_session = 0
         self._lost: str | None = None
+        self._gone = asyncio.Event()
 
     @classmethod
     async def open(cls, host: str, port: int, hello: wire.Hello) -> "Link":
@@ -113,10 +113,10 @@ class Link:
             self._peer.send(wire.Prompt(number, tuple(prompt[start : start + PROMPT_FRAME_TOKENS])))
         return Request(self, number)
 
-    def close(self) -> None:
-        """Hang up."""
-        if self._peer is not None:
-            self._peer.close()
+    async def close(self) -> None:
+        """Hang up, when everything sent is written."""
+        self._peer.close()
+        await self._gone.wait()
 
     def _send(self, message: wire.Message) -> None:
         self._check_alive()
@@ -145,7 +145,8 @@ class Link:
                 self._inboxes[message.session].put_nowait(message)
 
     def _on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
-        self._lose(reason or "the server closed the connection")
+        self._lose(reason or "the connection is closed")
+        self._gone.set()
 
     def _lose(self, sentence: str) -> None:
         """Tell everyone who waits."""

@@ -51,6 +51,7 @@ def save_draft(folder: Path, weights: Weights, head_ids: Tensor, shape: Shape) -
     folder.mkdir(parents=True, exist_ok=True)
     draft, config = folder / "draft.safetensors", folder / "draft_config.json"
     save_file(pack(weights, head_ids), f"{draft}.part", {"format": "pt"})
+    os.chmod(f"{draft}.part", 0o644)  # safetensors makes files that only their owner can read
     os.replace(f"{draft}.part", draft)
     Path(f"{config}.part").write_text(
         json.dumps(draft_config(shape, len(head_ids)), indent=2) + "\n"

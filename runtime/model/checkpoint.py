@@ -13,22 +13,24 @@ import torch
 from torch import Tensor
 
 from runtime import embedded
-from runtime.model.config import FAMILIES, ModelConfig, from_huggingface
+from runtime.model.config import FAMILIES, ModelConfig, ModelError, from_huggingface
+from runtime.model.gguf import GgufFile
 
 TARGET, DRAFT = "smollm2", "smollm2-draft"  # the embedded pair
 EMBEDDING = "model.embed_tokens.weight"
 _HUB_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
-class ModelError(ValueError):
-    """A model that cannot be found, read or run, in a sentence for the person who named it."""
-
-
 class Checkpoint(Protocol):
     """A model on disk."""
 
-    config: ModelConfig
-    shapes: Mapping[str, tuple[int, ...]]  # of every tensor, by Hugging Face name
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every tensor, by Hugging Face name."""
+        ...
 
     def n_bytes(self, name: str) -> int:
         """Bytes of one tensor on disk."""
@@ -45,13 +47,9 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
     Raises ModelError.
     """
     if str(name) == DRAFT:
-        return EmbeddedDraft()
+        return EmbeddedDraft(GgufFile(locate(TARGET)))
     path = locate(name)
-    if path.is_dir():
-        return SafetensorsFolder(path)
-    from runtime.model.gguf import GgufFile
-
-    return GgufFile(path)
+    return SafetensorsFolder(path) if path.is_dir() else GgufFile(path)
 
 
 def locate(name: str | Path) -> Path:
@@ -105,16 +103,17 @@ class SafetensorsFolder:
         return _n_bytes(self._files[name], name)
 
     def read(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
 
 
 class EmbeddedDraft:
     """The embedded draft: int8 rows with a scale each, and the target's token embedding."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: Checkpoint):
         self.config = read_config(embedded.DRAFT_CONFIG)
         self._file = open_safetensors(embedded.DRAFT_WEIGHTS)
-        self._target = open_checkpoint(TARGET)
+        self._target = target
         names = [name for name in self._file.keys() if not name.endswith(".scale")]  # noqa: SIM118
         self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
         self.shapes[EMBEDDING] = self._target.shapes[EMBEDDING]
@@ -125,9 +124,9 @@ class EmbeddedDraft:
     def read(self, name: str) -> Tensor:
         if name == EMBEDDING:
             return self._target.read(name)
-        tensor = self._file.get_tensor(name)
+        tensor: Tensor = self._file.get_tensor(name)
         if tensor.dtype == torch.int8:
-            return tensor.float() * self._file.get_tensor(f"{name}.scale")[:, None]
+            tensor = tensor.float() * self._file.get_tensor(f"{name}.scale")[:, None]
         return tensor
 
 

@@ -11,6 +11,10 @@ from runtime.model.rope import RopeScaling, scaling_from
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
+class ModelError(ValueError):
+    """A model that cannot be found, read or run, in a sentence for the person who named it."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer of the llama kind. Raises ValueError for impossible numbers."""

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.model.checkpoint import ModelError
-from runtime.model.config import ModelConfig
+from runtime.model.config import ModelConfig, ModelError
 from runtime.model.gguf_header import TensorInfo, read_header
 from runtime.model.rope import DividedScaling, RopeScaling, scaling_from
 
@@ -123,7 +122,7 @@ class Metadata:
         return self.header.metadata.get(key, default)
 
     def number(self, key: str, default: float | None = None) -> Any:
-        """One number under the architecture's prefix, which the model must have or has by default."""
+        """One number under the architecture's prefix; it must be there or have a default."""
         value = self.get(f"{self.architecture}.{key}", default)
         if not isinstance(value, int | float):
             raise ModelError(

@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runtime.model.checkpoint import ModelError, locate
+from runtime.model.checkpoint import locate
+from runtime.model.config import ModelError
+from runtime.model.gguf import Metadata
 
 HASH_BYTES = 16
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -48,9 +50,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
-        return self._tokenizer.decode(
+        text: str = self._tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        return text
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation through the model's chat template, ready for the answer.
@@ -124,28 +127,28 @@ def _from_folder(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    # the tokenizers library raises bare Exceptions
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{folder} has no readable tokenizer: {reason}") from None
+        raise ModelError(f"{folder} has no readable tokenizer: {reason}") from error
 
 
 def _from_gguf(path: Path) -> Any:
     """Straight from the metadata where that is enough: transformers takes seconds for it."""
-    from runtime.model.gguf import Metadata
-
     metadata = Metadata(path)
     kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if kind == "gpt2" and split in _GPT2_SPLITS:
-        return _byte_level(metadata)
     from transformers import AutoTokenizer
 
     try:
+        if kind == "gpt2" and split in _GPT2_SPLITS:
+            return _byte_level(metadata)
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} has no readable tokenizer: {error}") from None
+    # the tokenizers library raises bare Exceptions
+    except Exception as error:
+        raise ModelError(f"{path} has no readable tokenizer: {error}") from error
 
 
-def _byte_level(metadata: Any) -> Any:
+def _byte_level(metadata: Metadata) -> Any:
     """A byte-level BPE tokenizer from a GGUF's lists of tokens and merges."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -161,16 +164,16 @@ def _byte_level(metadata: Any) -> Any:
             special = kind == _CONTROL
             tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)])
 
-    def token(name: str) -> str | None:
-        index = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    def named(role: str) -> str | None:
+        index = metadata.get(f"tokenizer.ggml.{role}_token_id")
         return None if index is None else tokens[index]
 
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=token("bos"),
-        eos_token=token("eos"),
-        unk_token=token("unknown"),
-        pad_token=token("padding"),
+        bos_token=named("bos"),
+        eos_token=named("eos"),
+        unk_token=named("unknown"),
+        pad_token=named("padding"),
         chat_template=metadata.get("tokenizer.chat_template"),
     )
 

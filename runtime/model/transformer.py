@@ -10,31 +10,17 @@ CUDA device activations have the model's dtype.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime.model.batch import TreeBatch
 from runtime.model.config import ModelConfig
 from runtime.model.rope import rope_tables, rotate
 from specedge_kernels import append_kv, linear, pack_linear, tree_attention
 
 # torch spreads an elementwise op over threads from this many elements on
 TORCH_GRAIN = 32768
-
-
-class Attendable(Protocol):
-    """What the layers need to know about the rows of one pass; letters as in specedge_kernels."""
-
-    tokens: Tensor  # [N] i64
-    positions: Tensor  # [N] i64
-    slots: Tensor  # [N] i64
-    page_table: Tensor  # [B, M] i32
-    prefix_lens: Tensor  # [B] i32
-    n_nodes: Tensor  # [B] i32
-    offsets: Tensor  # [B + 1] i32
-    ancestors: Tensor  # [N, W] i64
-    depth: Tensor  # [N] i32
 
 
 class Linear:
@@ -99,17 +85,17 @@ class Transformer:
         self.cos = cos.to(self.device, self.dtype)
         self.sin = sin.to(self.device, self.dtype)
 
-    def forward(self, rows: Attendable, caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Hidden states [N, H] before the last norm; writes the rows' keys and values.
+    def forward(self, batch: TreeBatch, caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Hidden states [N, H] before the last norm; writes the new nodes' keys and values.
 
         caches: for each layer the keys and the values, [P, S, Hk, D] each. Nothing here waits
         for the device, so a pass can be captured in a CUDA graph.
         """
-        x = self._embed(rows.tokens)  # [N, H]
-        rope = (self.cos[rows.positions][:, None], self.sin[rows.positions][:, None])
+        x = self._embed(batch.tokens)  # [N, H]
+        rope = (self.cos[batch.positions][:, None], self.sin[batch.positions][:, None])
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             x = x + self._attention(
-                layer, self._rms_norm(x, layer.attention_norm), rope, rows, cache, index
+                layer, self._rms_norm(x, layer.attention_norm), rope, batch, cache, index
             )
             x = x + self._mlp(layer, self._rms_norm(x, layer.mlp_norm))
         return x
@@ -130,27 +116,28 @@ class Transformer:
         layer: Layer,
         x: Tensor,
         rope: tuple[Tensor, Tensor],
-        rows: Attendable,
+        batch: TreeBatch,
         cache: tuple[Tensor, Tensor],
         index: int,
     ) -> Tensor:
         config = self.config
         n_q, n_k = config.n_heads, config.n_kv_heads
         qkv = layer.qkv(x).view(-1, n_q + 2 * n_k, config.head_dim)
-        qk, v = qkv.split((n_q + n_k, n_k), dim=1)
+        qk, v = qkv[:, : n_q + n_k], qkv[:, n_q + n_k :]
         if layer.qk_norm is not None:
             qk = F.rms_norm(qk, qk.shape[-1:], eps=config.rms_norm_eps) * layer.qk_norm
-        q, k = rotate(qk, *rope).split((n_q, n_k), dim=1)
-        append_kv(k.contiguous(), v.contiguous(), *cache, rows.slots)
+        qk = rotate(qk, *rope)
+        q, k = qk[:, :n_q], qk[:, n_q:]
+        append_kv(k.contiguous(), v.contiguous(), *cache, batch.slots)
         mixed = tree_attention(
             q.contiguous(),
             *cache,
-            rows.page_table,
-            rows.prefix_lens,
-            rows.n_nodes,
-            rows.offsets,
-            rows.ancestors,
-            rows.depth,
+            batch.page_table,
+            batch.prefix_lens,
+            batch.n_nodes,
+            batch.offsets,
+            batch.ancestors,
+            batch.depth,
             scale=config.head_dim**-0.5,
             window=config.window(index),
         )  # [N, Hq, D]
@@ -160,7 +147,7 @@ class Transformer:
         gate, up = layer.gate_up(x).chunk(2, dim=-1)
         # On the CPU torch computes exp by vector in the body of a thread's share and by scalar in
         # its tail, with other bits: shares must end where rows end, so no op may be shared out.
-        share = max(1, (TORCH_GRAIN - 1) // gate.shape[1])
-        for part in gate.split(share) if gate.is_cpu else (gate,):
-            F.silu(part, inplace=True)
+        share = max(1, (TORCH_GRAIN - 1) // gate.shape[1]) if gate.is_cpu else len(gate)
+        for first in range(0, len(gate), share):
+            F.silu(gate[first : first + share], inplace=True)
         return layer.down(gate * up)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.model.checkpoint import EMBEDDING, Checkpoint, ModelError, open_checkpoint
-from runtime.model.config import ModelConfig
+from runtime.model.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
+from runtime.model.config import ModelConfig, ModelError
 from runtime.model.transformer import Layer, Linear, Transformer
 
 __all__ = ["ModelError", "expected_shapes", "load"]

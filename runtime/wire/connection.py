@@ -20,8 +20,6 @@ from typing import NamedTuple, TypeVar
 
 from runtime.wire.messages import (
     HEADER,
-    MAX_FRAME_BYTES,
-    MAX_PROMPT_FRAME_BYTES,
     MESSAGE_TYPES,
     Close,
     Draft,
@@ -41,6 +39,7 @@ from runtime.wire.messages import (
     decode_body,
     decode_header,
     encode_frame,
+    max_frame_bytes,
 )
 
 MAX_HANDSHAKE_FRAME_BYTES = 512
@@ -251,18 +250,14 @@ class Connection:
     def _check_header(self, header: Header) -> None:
         kind = MESSAGE_TYPES[header.type]
         _allowed(CONNECTION_TABLE, self.state, self.role.peer, kind)
-        self._check_length(kind, header.length)
+        is_open = self.state is State.OPEN
+        limit = max_frame_bytes(kind) if is_open else MAX_HANDSHAKE_FRAME_BYTES
+        if header.length > limit:
+            sentence = f"the frame has {header.length} bytes: at most {limit} are allowed"
+            raise ProtocolError(ErrorCode.LIMIT, sentence)
         expected = self.frames_received & 0xFFFF
         if header.seq != expected:
             raise _violation(f"frame {header.seq} came where {expected} was due: one is lost")
-
-    def _check_length(self, kind: type[Message], length: int) -> None:
-        limit = MAX_PROMPT_FRAME_BYTES if kind is Prompt else MAX_FRAME_BYTES
-        if self.state is not State.OPEN:
-            limit = MAX_HANDSHAKE_FRAME_BYTES
-        if length > limit:
-            sentence = f"the frame has {length} bytes: at most {limit} are allowed"
-            raise ProtocolError(ErrorCode.LIMIT, sentence)
 
     def _take(self, message: Message) -> bool:
         """Apply a received message and answer it; whether it is to be delivered."""
@@ -282,7 +277,6 @@ class Connection:
     def _queue(self, message: Message) -> None:
         # Encoded first: a message that has no bytes must not move the state.
         frame = encode_frame(message, self.frames_sent & 0xFFFF, self._vocabulary_size)
-        self._check_length(type(message), len(frame))
         self._step(self.role, message)
         self.frames_sent += 1
         self._outgoing += frame

@@ -422,13 +422,21 @@ class Header(NamedTuple):
     seq: int
 
 
+def max_frame_bytes(kind: type[Message]) -> int:
+    """The longest frame of a kind of message."""
+    return MAX_PROMPT_FRAME_BYTES if kind is Prompt else MAX_FRAME_BYTES
+
+
 def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:
-    """The frame of a message; ValueError for a token id outside the vocabulary."""
+    """The frame of a message; ValueError for a token id outside the vocabulary, or too many."""
     try:
         body = message.encode(vocabulary_size)
     except struct.error as fault:
         raise ValueError(f"{type(message).__name__} has a field of a wrong type: {fault}") from None
     length = HEADER.size + len(body)
+    _check(
+        f"bytes of {type(message).__name__}", length, HEADER.size, max_frame_bytes(type(message))
+    )
     return HEADER.pack(length, message.TYPE, 0, message.session, seq) + body
 
 

@@ -1,6 +1,7 @@
 """Batches, drafting with cached nodes, compaction, and what a request may not ask for."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_drafting_level_by_level_equals_one_pass(pair, generator):
     bounds = [0, 2, 5, 9, 14]
     logits = [
         engine.forward([TreeRequest(tree[a:b], parents[:b], 10, pages, range(b - a))])
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        for a, b in pairwise(bounds)
     ]
     at_once = engine.forward([TreeRequest(tree, parents, 10, pages, range(14))])
     assert torch.equal(torch.cat(logits), at_once)

@@ -3,6 +3,9 @@
 This is what makes the text of speculative decoding equal that of plain decoding on the CPU.
 """
 
+from itertools import pairwise
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -65,18 +68,25 @@ def test_prompt_in_one_piece_equals_any_pieces(folder, dtype, threads, generator
     pages = engine.kv.allocate(20)
     whole = engine.forward([chain(tokens, 0, pages)])
     cuts = [0, 1, 3, 17, 33, 40]
-    pieces = [
-        engine.forward([chain(tokens[a:b], a, pages)]) for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    pieces = [engine.forward([chain(tokens[a:b], a, pages)]) for a, b in pairwise(cuts)]
     assert torch.equal(torch.cat(pieces), whole)
 
 
-def test_wide_mlp_of_many_rows_is_cut_at_rows(pairs, threads, generator):
-    """More elements than torch leaves to one thread, and rows that are no multiple of a vector."""
+@pytest.mark.parametrize("width", [96, 576, 4096, 16384])
+def test_norm_of_one_row_is_that_of_many(width, threads, generator):
+    """torch sums a row of its own in two halves from 32768 numbers on; no model is that wide."""
+    x, weight = torch.randn(65, width, generator=generator), torch.ones(width)
+    together = torch.rms_norm(x, (width,), weight, 1e-5)
+    alone = torch.cat([torch.rms_norm(row[None], (width,), weight, 1e-5) for row in x])
+    assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("width", [1001, 3000])
+def test_activation_of_one_row_is_that_of_many(pairs, threads, generator, width):
+    """More numbers than torch leaves to one thread, in rows that are no multiple of a vector."""
     model = pairs("llama").ours
-    layer, width = model.layers[0], model.config.intermediate_size
-    x = torch.randn(3 * TORCH_GRAIN // width, model.config.hidden_size, generator=generator)
-    with torch.inference_mode():
-        together = model._mlp(layer, x)
-        alone = torch.cat([model._mlp(layer, row[None]) for row in x])
+    layer = SimpleNamespace(gate_up=torch.clone, down=torch.clone)
+    x = torch.randn(40 * TORCH_GRAIN // width, 2 * width, generator=generator)
+    together = model._mlp(layer, x)
+    alone = torch.cat([model._mlp(layer, row[None]) for row in x])
     assert torch.equal(together, alone)

@@ -53,6 +53,18 @@ def test_each_tree_node_equals_its_own_path(pair, generator):
     assert_close(logits, expected)
 
 
+def test_a_chain_longer_than_its_mask_beside_a_tree(pairs, generator):
+    pair = pairs("mistral-window")
+    engine = tiny.engine_of(pair.ours)
+    tokens, tree, parents = random_tokens(100, generator), [5, 6, 7], [-1, 0, 0]
+    prompt = chain(tokens, 0, engine.kv.allocate(25))
+    beside = TreeRequest(tree, parents, 0, engine.kv.allocate(1), [2])
+    assert engine.batch([prompt, beside]).ancestors.shape[1] == 1
+    logits = engine.forward([prompt, beside])
+    assert_close(logits[:100], judge(pair.theirs, tokens))
+    assert_close(logits[100:], judge(pair.theirs, [5, 7])[-1:])
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_unpacked_products_as_on_a_gpu(pairs, generator, monkeypatch, name):
     """Off the CPU weights stay as they are and torch multiplies; the result is the same."""

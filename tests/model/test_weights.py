@@ -165,12 +165,9 @@ def draft(pairs, tmp_path, monkeypatch):
     (tmp_path / "draft.json").write_text(json.dumps({**config, "head_tokens": len(HEAD_IDS)}))
     monkeypatch.setattr(embedded, "DRAFT_WEIGHTS", tmp_path / "draft.safetensors")
     monkeypatch.setattr(embedded, "DRAFT_CONFIG", tmp_path / "draft.json")
-    open_checkpoint = checkpoint.open_checkpoint
-    monkeypatch.setattr(
-        checkpoint,
-        "open_checkpoint",
-        lambda name: target if name == checkpoint.TARGET else open_checkpoint(name),
-    )
+    # opening the target's file is left out
+    monkeypatch.setattr(checkpoint, "GgufFile", lambda path: target)
+    monkeypatch.setattr(checkpoint, "locate", lambda name: None)
     return theirs
 
 

@@ -62,7 +62,7 @@ MODELS = {
 
 
 def huggingface_model(name: str) -> torch.nn.Module:
-    """A random model whose norms and biases are not the trivial ones that transformers starts with."""
+    """A random model, its norms and biases not the trivial ones that transformers starts with."""
     torch.manual_seed(sorted(MODELS).index(name))
     config = AutoConfig.for_model(**{**SIZES, **MODELS[name]})
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()

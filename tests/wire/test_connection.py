@@ -1,7 +1,6 @@
 """Two ends in memory: who may send what when, however the bytes are cut and the frames cross."""
 
 import random
-from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -10,14 +9,13 @@ from runtime.wire.connection import (
     CONNECTION_TABLE,
     SESSION_TABLE,
     Connection,
+    Move,
     Phase,
     Role,
     State,
 )
 from runtime.wire.messages import (
     HEADER,
-    MAX_PROMPT_FRAME_BYTES,
-    MESSAGE_TYPES,
     Close,
     Draft,
     Error,
@@ -46,8 +44,10 @@ from tests.wire.cases import (
     verdict,
 )
 
+EDGE, SERVER = Role.EDGE, Role.SERVER
 FATAL = Error(0, ErrorCode.INTERNAL, True, "out of memory")
 NOTICE = Error(0, ErrorCode.DRAINING, False, "stopping soon")
+SESSION_ERROR = Error(1, ErrorCode.BUSY, False, "no room")
 
 
 def frames(data, vocabulary=VOCABULARY):
@@ -60,15 +60,11 @@ def frames(data, vocabulary=VOCABULARY):
     return found
 
 
-def pass_on(sender, receiver, message):
-    """Send one message and let both ends answer until they are quiet."""
-    delivered = receiver.receive(sender.send(message))
-    back, forth = receiver.data_to_send(), b""
-    while back or forth:
-        sender.receive(back)
-        forth = sender.data_to_send()
-        receiver.receive(forth)
-        back = receiver.data_to_send()
+def settle(sender, receiver, data):
+    """Carry bytes across, and the answers to them, until both ends are quiet."""
+    delivered = receiver.receive(data)
+    if answer := receiver.data_to_send():
+        settle(receiver, sender, answer)
     return delivered
 
 
@@ -78,38 +74,632 @@ def inject(receiver, message):
     return receiver.receive(encode_frame(message, seq, VOCABULARY))
 
 
-def converse():
-    """The shared conversation: what each end sent, as frames, and what it was delivered."""
-    edge, server = Connection(Role.EDGE), Connection(Role.SERVER)
-    sent, delivered = {edge: b"", server: b""}, {edge: [], server: []}
-    ends = {Role.EDGE: (edge, server), Role.SERVER: (server, edge)}
+def drafting(nodes=0):
+    """Ends whose session 1 drafts round 1, or, given nodes, owes the verdict on that many."""
+    edge, server = connected()
+    server.receive(edge.send(opening(1)) + edge.send(Prompt(1, (1, 2, 3))))
+    edge.receive(server.send(verdict(1, 0)))
+    if nodes:
+        server.receive(edge.send(draft(1, 1, nodes)))
+    return edge, server
+
+
+# A conversation, and every way to cut it.
+
+
+def logs():
+    """What each end of the conversation did: messages sent and bytes received, in order."""
+    ends = {EDGE: Connection(EDGE), SERVER: Connection(SERVER)}
+    log = {EDGE: [], SERVER: []}
+
+    def carry(role, data):
+        log[role].append(data)
+        ends[role].receive(data)
+        if answer := ends[role].data_to_send():
+            carry(role.peer, answer)
+
     for role, message in CONVERSATION:
-        sender, receiver = ends[role]
-        data = sender.send(message)
-        while data:
-            sent[sender] += data
-            delivered[receiver] += receiver.receive(data)
-            sender, receiver, data = receiver, sender, receiver.data_to_send()
-    return edge, server, sent, delivered
+        log[role].append(message)
+        carry(role.peer, ends[role].send(message))
+    return log
 
 
-# --- a conversation ---
+LOGS = logs()
 
 
-def test_a_conversation_arrives_as_it_was_sent():
-    edge, server, _, delivered = converse()
-    for role, receiver in ((Role.EDGE, server), (Role.SERVER, edge)):
-        said = [message for sender, message in CONVERSATION if sender is role]
-        assert delivered[receiver] == [
-            message for message in said if not isinstance(message, Ping)
-        ] + ([Pong(0)] if role is Role.EDGE else [Pong(2**64 - 1)]) or _same_but_for_pongs(
-            said, delivered[receiver]
-        )
-    assert edge.state is server.state is State.CLOSED
-    assert (edge.hello, edge.welcome) == (server.hello, server.welcome) == (HELLO, WELCOME)
+def expected_at(role):
+    """What an end is delivered: all that the other says, but pings come back as pongs."""
+    heard = []
+    for sender, message in CONVERSATION:
+        if isinstance(message, Ping) and sender is role:
+            heard.append(Pong(message.nonce))
+        elif not isinstance(message, Ping) and sender is not role:
+            heard.append(message)
+    return heard
 
 
-def _same_but_for_pongs(said, delivered):
-    pongs = [message for message in delivered if isinstance(message, Pong)]
-    others = [message for message in delivered if not isinstance(message, Pong)]
-    return len(pongs) == 1 and others == [m for m in said if not isinstance(m, Ping)]
+def replay(role, cut):
+    """Deliver a log again; cut(step, data) gives the pieces of the bytes of each step."""
+    end, heard = Connection(role), []
+    for step, event in enumerate(LOGS[role]):
+        if isinstance(event, bytes):
+            for piece in cut(step, event):
+                heard += end.receive(piece)
+                assert end.buffered_bytes < len(event)
+        else:
+            end.send(event)
+    assert end.state is State.CLOSED
+    assert (end.hello, end.welcome) == (HELLO, WELCOME)
+    return heard
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_conversation_arrives_as_it_was_said(role):
+    assert replay(role, lambda step, data: [data]) == expected_at(role)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_byte_by_byte(role):
+    assert replay(role, lambda step, data: [bytes([byte]) for byte in data]) == expected_at(role)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_every_split_point(role):
+    heard = expected_at(role)
+    received = [(step, event) for step, event in enumerate(LOGS[role]) if isinstance(event, bytes)]
+    for cut, at in [(step, at) for step, data in received for at in range(len(data))]:
+
+        def pieces(step, data, cut=cut, at=at):
+            return [data[:at], data[at:]] if step == cut else [data]
+
+        assert replay(role, pieces) == heard
+
+
+def test_frames_of_one_chunk_are_all_delivered_and_feed_gives_them_one_by_one():
+    edge, server = connected()
+    said = [opening(1), Prompt(1, (1,)), Prompt(1, (2,)), opening(2), Close(1)]
+    data = b"".join(map(edge.send, said))
+    server.feed(data + b"\x10")
+    heard = []
+    while (message := server.next_message()) is not None:
+        heard.append((message, server.phase(1)))
+    phases = [Phase.PROMPTING] * 4 + [Phase.UNUSED]
+    assert heard == list(zip(said, phases, strict=True))
+    assert server.buffered_bytes == 1
+
+
+# The tables. The rules are written down here once more, so that a slip in either shows.
+
+CONNECTION_RULES = {
+    (State.HELLO_DUE, EDGE): {Hello, Error},
+    (State.HELLO_DUE, SERVER): {Error},
+    (State.WELCOME_DUE, EDGE): {Error},
+    (State.WELCOME_DUE, SERVER): {Welcome, Error},
+    (State.OPEN, EDGE): {Open, Prompt, Draft, Close, Error, Ping, Pong},
+    (State.OPEN, SERVER): {Verdict, Close, Error, Ping, Pong},
+    (State.CLOSED, EDGE): set(),
+    (State.CLOSED, SERVER): set(),
+}
+SESSION_RULES = {
+    (Phase.UNUSED, EDGE): {Open},
+    (Phase.PROMPTING, EDGE): {Prompt, Close},
+    (Phase.PROMPTING, SERVER): {Error},
+    (Phase.VERIFYING, EDGE): {Close},
+    (Phase.VERIFYING, SERVER): {Verdict, Error},
+    (Phase.DRAFTING, EDGE): {Draft, Close},
+    (Phase.DRAFTING, SERVER): {Error},
+    (Phase.FINISHED, EDGE): {Prompt, Draft, Close},
+    (Phase.CLOSING, SERVER): {Verdict, Error, Close},
+}
+SAMPLES = [
+    HELLO, WELCOME, opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), Close(1), FATAL,
+    Ping(5), Pong(6),
+]  # fmt: skip
+SESSION_SAMPLES = [opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), Close(1), SESSION_ERROR]
+
+
+def test_the_tables_say_what_the_rules_say():
+    def flat(rules):
+        return {
+            Move(place, sender, kind) for (place, sender), kinds in rules.items() for kind in kinds
+        }
+
+    assert set(CONNECTION_TABLE) == flat(CONNECTION_RULES)
+    assert set(SESSION_TABLE) == flat(SESSION_RULES)
+
+
+def ends_in_state(state):
+    edge, server = Connection(EDGE), Connection(SERVER)
+    if state in (State.WELCOME_DUE, State.OPEN, State.CLOSED):
+        server.receive(edge.send(HELLO))
+    if state in (State.OPEN, State.CLOSED):
+        edge.receive(server.send(WELCOME))
+    if state is State.OPEN:
+        # So that a Pong either way has a Ping to answer; the answer itself is held back.
+        edge.send(Ping(6))
+        server.send(Ping(6))
+    if state is State.CLOSED:
+        edge.receive(server.send(FATAL))
+    assert edge.state is server.state is state or state is State.CLOSED
+    return {EDGE: edge, SERVER: server}
+
+
+@pytest.mark.parametrize("message", SAMPLES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("sender", Role)
+@pytest.mark.parametrize("state", [State.HELLO_DUE, State.WELCOME_DUE, State.OPEN])
+def test_every_state_and_message(state, sender, message):
+    receiver = ends_in_state(state)[sender.peer]
+    in_session = isinstance(message, Open | Prompt | Draft | Verdict | Close)
+    if type(message) not in CONNECTION_RULES[state, sender]:
+        with pytest.raises(
+            ProtocolError, match=rf"{sender.value} may not send {type(message).__name__}"
+        ):
+            inject(receiver, message)
+        assert receiver.state is State.CLOSED
+    elif not in_session:
+        heard = inject(receiver, message)
+        assert heard == ([] if isinstance(message, Ping) else [message])
+
+
+@pytest.mark.parametrize("message", SAMPLES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("sender", Role)
+@pytest.mark.parametrize("state", State)
+def test_no_end_sends_what_the_state_forbids(state, sender, message):
+    end = ends_in_state(state)[sender]
+    if type(message) not in CONNECTION_RULES[state, sender]:
+        before = end.state, end.frames_sent
+        with pytest.raises(ValueError, match=r"token ids must|cannot send|bonus is"):
+            end.send(message)
+        assert (end.state, end.frames_sent) == before
+
+
+def end_in_phase(phase, role):
+    """An end that sees session 1 in this phase, or None where that does not last."""
+    edge, server = connected()
+    ends = {EDGE: edge, SERVER: server}
+    if phase is Phase.UNUSED:
+        return ends[role]
+    server.receive(edge.send(opening(1)))
+    if phase is not Phase.PROMPTING:
+        server.receive(edge.send(Prompt(1, (1, 2, 3))))
+    if phase is Phase.DRAFTING:
+        edge.receive(server.send(verdict(1, 0)))
+    if phase is Phase.FINISHED:
+        server.send(verdict(1, 0, finish=Finish.LENGTH))
+    if phase is Phase.CLOSING:
+        edge.send(Close(1))
+    return ends[role] if ends[role].phase(1) is phase else None
+
+
+def test_phases_that_do_not_last():
+    seen = {(phase, role) for phase in Phase for role in Role if end_in_phase(phase, role)}
+    everything = {(phase, role) for phase in Phase for role in Role}
+    assert everything - seen == {(Phase.FINISHED, EDGE), (Phase.CLOSING, SERVER)}
+
+
+@pytest.mark.parametrize("message", SESSION_SAMPLES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("sender", Role)
+@pytest.mark.parametrize("phase", Phase)
+def test_every_phase_and_message(phase, sender, message):
+    receiver = end_in_phase(phase, sender.peer)
+    if receiver is None:
+        return
+    if type(message) in SESSION_RULES.get((phase, sender), ()):
+        late = phase in (Phase.FINISHED, Phase.CLOSING)
+        assert inject(receiver, message) == ([] if late else [message])
+    else:
+        with pytest.raises(ProtocolError, match=rf"may not send {type(message).__name__}"):
+            inject(receiver, message)
+
+
+@pytest.mark.parametrize("message", SESSION_SAMPLES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("sender", Role)
+@pytest.mark.parametrize("phase", Phase)
+def test_no_end_sends_what_the_phase_forbids(phase, sender, message):
+    end = end_in_phase(phase, sender)
+    if end is None:
+        return
+    if type(message) in SESSION_RULES.get((phase, sender), ()):
+        assert frames(end.send(message)) == [message]
+    elif isinstance(message, Close) and (phase, sender) == (Phase.CLOSING, EDGE):
+        assert end.send(message) == b""
+    else:
+        with pytest.raises(ValueError, match=rf"cannot send {type(message).__name__}"):
+            end.send(message)
+
+
+# Content against what came before.
+
+
+def violate(end, message, code, sentence):
+    """The peer's violation is a ProtocolError; afterwards the connection is dead and says so."""
+    with pytest.raises(ProtocolError, match=sentence) as caught:
+        inject(end, message)
+    assert caught.value.code is code
+    assert end.state is State.CLOSED
+    (farewell,) = frames(end.data_to_send())
+    assert farewell == Error(0, code, True, caught.value.sentence)
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match=sentence):
+            end.receive(b"more")
+    with pytest.raises(ValueError, match="fatal Error or a fault has ended it"):
+        end.send(Ping(1))
+    assert end.data_to_send() == b""
+
+
+def prompting():
+    """Ends whose session 1 has sent nothing of its prompt of 3 tokens."""
+    edge, server = connected()
+    server.receive(edge.send(opening(1)))
+    return edge, server
+
+
+CONTENT = [
+    (EDGE, prompting, Prompt(1, (1, 2, 3, 4)), "3 prompt tokens were due, 4"),
+    (EDGE, drafting, draft(1, 2), "round 1 was due, 2 came"),
+    (EDGE, drafting, draft(1, 1, nodes=65), "65 nodes, at most 64"),
+    (EDGE, drafting, draft(2, 1), "may not send Draft while no session has this number"),
+    (SERVER, lambda: drafting(4), verdict(1, 2), "the verdict of round 1 was due, not 2"),
+    (SERVER, lambda: drafting(4), verdict(1, 0), "the verdict of round 1 was due, not 0"),
+    (SERVER, lambda: drafting(4), verdict(1, 1, node=5), "node 5 of 4"),
+    (SERVER, lambda: drafting(4), verdict(2, 0), "while no session has this number"),
+    (SERVER, drafting, Error(1, ErrorCode.BUSY, True, ""), "fatal Error ends the connection"),
+    (EDGE, drafting, Error(1, ErrorCode.BUSY, False, ""), "edge may not send Error"),
+    (EDGE, drafting, Pong(1), "no Ping with nonce 1"),
+    (SERVER, drafting, Pong(1), "no Ping with nonce 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sender", "prepare", "message", "sentence"), CONTENT)
+def test_content_that_does_not_follow(sender, prepare, message, sentence):
+    code = ErrorCode.LIMIT if "at most" in sentence else ErrorCode.PROTOCOL
+    edge, server = prepare()
+    violate(server if sender is EDGE else edge, message, code, sentence)
+
+
+@pytest.mark.parametrize(("sender", "prepare", "message", "sentence"), CONTENT)
+def test_the_same_content_is_not_sent_and_moves_nothing(sender, prepare, message, sentence):
+    edge, server = prepare()
+    end = edge if sender is EDGE else server
+    before = end.phase(1), end.state, end.frames_sent
+    with pytest.raises(ValueError, match=sentence):
+        end.send(message)
+    assert (end.phase(1), end.state, end.frames_sent) == before
+    # The session goes on as if nothing had been tried.
+    follow = {
+        Phase.PROMPTING: (edge, server, Prompt(1, (1, 2, 3))),
+        Phase.DRAFTING: (edge, server, draft(1, 1)),
+        Phase.VERIFYING: (server, edge, verdict(1, 1, node=4)),
+    }
+    source, target, next_message = follow[before[0]]
+    assert target.receive(source.send(next_message)) == [next_message]
+
+
+def test_a_message_that_has_no_bytes_moves_nothing():
+    edge, server = drafting()
+    with pytest.raises(ValueError, match="token ids must be"):
+        edge.send(replace(draft(1, 1), tokens=(1, 2, 3, VOCABULARY)))
+    assert server.receive(edge.send(draft(1, 1))) == [draft(1, 1)]
+
+
+def test_sessions_are_limited_and_a_closed_one_makes_room():
+    edge, server = connected()
+    for session in range(1, 5):
+        server.receive(edge.send(opening(session)))
+    with pytest.raises(ValueError, match="4 sessions are open"):
+        edge.send(opening(5))
+    closing = edge.send(Close(2)) + edge.send(opening(5))
+    assert edge.live_sessions == 4
+    assert server.receive(closing) == [Close(2), opening(5)]
+    edge.receive(server.data_to_send())
+    violate(server, opening(6), ErrorCode.LIMIT, "4 sessions are open")
+
+
+def test_prompt_in_pieces_then_exactly_no_more():
+    edge, server = connected()
+    server.receive(edge.send(opening(1, prompt_tokens=3)))
+    assert server.receive(edge.send(Prompt(1, (1, 2)))) == [Prompt(1, (1, 2))]
+    assert server.phase(1) is Phase.PROMPTING
+    server.receive(edge.send(Prompt(1, (3,))))
+    assert server.phase(1) is edge.phase(1) is Phase.VERIFYING
+
+
+def test_rounds_count_on_and_one_tree_is_in_flight():
+    edge, server = drafting()
+    for round in range(1, 30):
+        server.receive(edge.send(draft(1, round, nodes=round)))
+        with pytest.raises(ValueError, match="cannot send Draft"):
+            edge.send(draft(1, round + 1))
+        edge.receive(server.send(verdict(1, round, node=round)))
+
+
+def test_one_ping_waits_at_a_time_and_the_connection_answers():
+    edge, server = connected()
+    ping = edge.send(Ping(77))
+    with pytest.raises(ValueError, match="Ping before has no answer"):
+        edge.send(Ping(78))
+    assert server.receive(ping) == []
+    assert edge.receive(server.data_to_send()) == [Pong(77)]
+    assert settle(edge, server, edge.send(Ping(78))) == []
+    inject(server, Ping(1))
+    # That Pong has gone, so another Ping may come; two without an answer between cannot.
+    inject(server, Ping(2))
+    assert [type(m) for m in frames(server.data_to_send())] == [Pong, Pong]
+
+
+def test_answers_come_before_what_is_sent_next():
+    edge, server = connected()
+    server.receive(edge.send(Ping(5)))
+    data = server.send(NOTICE)
+    assert frames(data) == [Pong(5), NOTICE]
+    assert edge.receive(data) == [Pong(5), NOTICE]
+
+
+@pytest.mark.parametrize("offset", [1, -1, 1000])
+def test_a_lost_or_doubled_frame_is_noticed(offset):
+    _, server = connected()
+    seq = (server.frames_received + offset) & 0xFFFF
+    with pytest.raises(ProtocolError, match="one is lost"):
+        server.receive(encode_frame(Ping(1), seq, VOCABULARY))
+
+
+def test_the_frame_counter_wraps():
+    edge, server = connected()
+    for _ in range(2**16 + 10):
+        assert edge.receive(server.send(NOTICE)) == [NOTICE]
+    assert server.frames_sent == edge.frames_received > 2**16
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "length", "refused"),
+    [
+        (State.HELLO_DUE, Hello, 512, False),
+        (State.HELLO_DUE, Hello, 513, True),
+        (State.HELLO_DUE, Error, 513, True),
+        (State.OPEN, Draft, 16 * 1024, False),
+        (State.OPEN, Draft, 16 * 1024 + 1, True),
+        (State.OPEN, Ping, 65_535, True),
+        (State.OPEN, Prompt, 60 * 1024, False),
+        (State.OPEN, Prompt, 60 * 1024 + 1, True),
+    ],
+)
+def test_a_long_frame_is_refused_at_its_header(state, kind, length, refused):
+    server = ends_in_state(state)[SERVER]
+    header = HEADER.pack(length, kind.TYPE, 0, 0, server.frames_received)
+    if not refused:
+        assert server.receive(header) == []
+        return
+    with pytest.raises(ProtocolError, match=f"has {length} bytes") as caught:
+        server.receive(header)
+    assert caught.value.code is ErrorCode.LIMIT
+
+
+def test_a_prompt_too_long_for_a_frame_is_not_sent():
+    edge, _ = connected()
+    edge.send(opening(1, prompt_tokens=40_000))
+    with pytest.raises(ValueError, match="expected 8 to 61440"):
+        edge.send(Prompt(1, (1,) * 40_000))
+    edge.send(Prompt(1, (1,) * 30_000))
+    edge.send(Prompt(1, (1,) * 10_000))
+    assert edge.phase(1) is Phase.VERIFYING
+
+
+@pytest.mark.parametrize("state", [State.HELLO_DUE, State.WELCOME_DUE])
+@pytest.mark.parametrize("error", [NOTICE, SESSION_ERROR])
+def test_only_a_fatal_error_may_come_before_the_connection_is_open(state, error):
+    for role in Role:
+        with pytest.raises(ProtocolError, match=r"must be fatal|may not send Error"):
+            inject(ends_in_state(state)[role], error)
+        with pytest.raises(ValueError, match=r"must be fatal|may not send Error"):
+            ends_in_state(state)[role].send(error)
+
+
+@pytest.mark.parametrize("state", [State.HELLO_DUE, State.WELCOME_DUE, State.OPEN])
+@pytest.mark.parametrize("role", Role)
+def test_a_fatal_error_ends_the_connection_quietly(state, role):
+    end = ends_in_state(state)[role]
+    seq = end.frames_received
+    data = encode_frame(FATAL, seq, VOCABULARY) + b"whatever comes after is not even looked at"
+    assert end.receive(data) == [FATAL]
+    assert end.receive(b"nor this") == []
+    assert (end.buffered_bytes, end.data_to_send()) == (0, b"")
+    with pytest.raises(ValueError, match="has ended it"):
+        end.send(FATAL)
+
+
+def test_the_vocabulary_of_the_welcome_sets_the_width():
+    edge, server = connected(replace(WELCOME, vocabulary_size=151_936))
+    server.receive(edge.send(opening(1)))
+    data = edge.send(Prompt(1, (151_935,) * 3))
+    assert len(data) == 8 + 2 + 7
+    assert server.receive(data) == [Prompt(1, (151_935,) * 3)]
+
+
+def test_messages_before_a_fault_can_be_had_one_by_one():
+    edge, server = connected()
+    data = edge.send(opening(1)) + b"\xff" * 8
+    server.feed(data)
+    assert server.next_message() == opening(1)
+    with pytest.raises(ProtocolError, match="type 255"):
+        server.next_message()
+
+
+# How sessions end: frames that cross, numbers that come again.
+
+
+def test_a_finished_session_is_closed_by_the_edge_itself():
+    edge, server = drafting(nodes=4)
+    last = verdict(1, 1, finish=Finish.STOP)
+    assert edge.receive(server.send(last)) == [last]
+    assert (edge.phase(1), server.phase(1)) == (Phase.UNUSED, Phase.FINISHED)
+    assert server.receive(edge.data_to_send()) == []
+    assert server.phase(1) is Phase.UNUSED
+
+
+@pytest.mark.parametrize(
+    "word", [verdict(1, 1), verdict(1, 1, finish=Finish.LENGTH), SESSION_ERROR], ids=str
+)
+def test_a_close_that_crosses_the_servers_word(word):
+    edge, server = drafting(nodes=4)
+    down, up = server.send(word), edge.send(Close(1))
+    assert edge.receive(down) == []
+    live = word == verdict(1, 1)
+    assert server.receive(up) == ([Close(1)] if live else [])
+    edge.receive(server.data_to_send())
+    assert server.receive(edge.data_to_send()) == []
+    assert edge.phase(1) is server.phase(1) is Phase.UNUSED
+
+
+def test_a_number_is_not_free_while_something_may_still_come_for_it():
+    edge, server = drafting(nodes=4)
+    late = server.send(verdict(1, 1))
+    up = edge.send(Close(1))
+    with pytest.raises(ValueError, match="the server's last word is due"):
+        edge.send(opening(1))
+    edge.receive(late)
+    with pytest.raises(ValueError, match="the server's last word is due"):
+        edge.send(opening(1))
+    server.receive(up)
+    edge.receive(server.data_to_send())
+    assert server.receive(edge.send(opening(1, seed=99))) == [opening(1, seed=99)]
+
+
+def test_a_prompt_under_way_when_the_server_refuses_is_dropped():
+    edge, server = connected()
+    server.receive(edge.send(opening(1)))
+    refusal = server.send(SESSION_ERROR)
+    assert server.receive(edge.send(Prompt(1, (1, 2, 3)))) == []
+    assert edge.receive(refusal) == [SESSION_ERROR]
+    server.receive(edge.data_to_send())
+    assert server.phase(1) is Phase.UNUSED
+
+
+def test_an_edge_that_has_not_read_the_news_may_go_on_talking():
+    edge, server = drafting()
+    edge.receive(server.send(SESSION_ERROR))
+    closing = edge.data_to_send()
+    assert edge.send(draft(1, 1)) == edge.send(Close(1)) == edge.send(Close(1)) == b""
+    server.receive(closing)
+    assert server.receive(edge.send(opening(1))) == [opening(1)]
+    assert server.receive(edge.send(Close(1))) == [Close(1)]
+
+
+def test_a_session_that_never_was_is_no_late_one():
+    edge, _ = drafting()
+    for message in (draft(9, 1), Close(9), Prompt(9, (1,))):
+        with pytest.raises(ValueError, match="no session has this number"):
+            edge.send(message)
+
+
+class Storm:
+    """Two ends that act at random over links that deliver late; few numbers, so they come again.
+
+    Every session has a generation, which all its messages carry; a message that is delivered to
+    a session of another generation has been misread.
+    """
+
+    def __init__(self, seed):
+        self.rng = random.Random(seed)
+        self.ends = dict(zip(Role, connected(replace(WELCOME, max_sessions=2)), strict=True))
+        self.links = {EDGE: b"", SERVER: b""}
+        self.generations = {EDGE: {}, SERVER: {}}
+        self.rounds = {EDGE: {}, SERVER: {}}
+        self.opened = self.delivered = 0
+
+    def run(self, steps):
+        for _ in range(steps):
+            self.rng.choice((self.edge_acts, self.server_acts, self.carry, self.carry))()
+        self.finish()
+
+    def say(self, role, message):
+        self.links[role] += self.ends[role].send(message)
+
+    def edge_acts(self):
+        session = self.rng.randint(1, 3)
+        edge, generation = self.ends[EDGE], self.generations[EDGE].get(session)
+        phase = edge.phase(session)
+        if phase is Phase.UNUSED and edge.live_sessions < 2:
+            self.opened += 1
+            self.generations[EDGE][session] = self.opened
+            self.rounds[EDGE][session] = 0
+            self.say(EDGE, opening(session, prompt_tokens=2, seed=self.opened))
+        elif phase in (Phase.UNUSED, Phase.CLOSING):
+            return
+        elif self.rng.random() < 0.2:
+            self.say(EDGE, Close(session))
+        elif phase is Phase.PROMPTING:
+            self.say(EDGE, Prompt(session, (generation,)))
+        elif phase is Phase.DRAFTING:
+            self.rounds[EDGE][session] += 1
+            round = self.rounds[EDGE][session]
+            self.say(EDGE, Draft(session, round, generation, (generation,), (0,)))
+
+    def server_acts(self):
+        session = self.rng.randint(1, 3)
+        server, generation = self.ends[SERVER], self.generations[SERVER].get(session)
+        phase = server.phase(session)
+        live = phase in (Phase.PROMPTING, Phase.VERIFYING, Phase.DRAFTING)
+        if live and self.rng.random() < 0.1:
+            self.say(SERVER, Error(session, ErrorCode.BUSY, False, str(generation)))
+        elif phase is Phase.VERIFYING:
+            finish = self.rng.choice((Finish.NONE, Finish.NONE, Finish.STOP))
+            round = self.rounds[SERVER][session]
+            self.say(SERVER, Verdict(session, round, 0, generation, finish, 0, 0))
+
+    def carry(self):
+        sender = self.rng.choice((EDGE, SERVER))
+        count = self.rng.randint(0, 40)
+        data, self.links[sender] = self.links[sender][:count], self.links[sender][count:]
+        self.hear(sender.peer, data)
+
+    def hear(self, role, data):
+        end = self.ends[role]
+        end.feed(data)
+        while (message := end.next_message()) is not None:
+            self.delivered += 1
+            self.check(role, message)
+        self.links[role] += end.data_to_send()
+
+    def check(self, role, message):
+        generations = self.generations[role]
+        match message:
+            case Open(session, seed=seed):
+                generations[session] = seed
+                self.rounds[SERVER][session] = 0
+            case Prompt(session, (generation,)):
+                assert generations[session] == generation
+            case Draft(session, round, generation):
+                assert generations[session] == generation
+                self.rounds[SERVER][session] = round
+            case Verdict(session, bonus=generation):
+                assert generations[session] == generation
+            case Error(session, sentence=generation):
+                assert str(generations[session]) == generation
+            case Close(session):
+                assert role is SERVER
+                assert self.ends[SERVER].phase(session) is Phase.UNUSED
+
+    def finish(self):
+        edge, server = self.ends.values()
+        for session in (1, 2, 3):
+            if edge.phase(session) not in (Phase.UNUSED, Phase.CLOSING):
+                self.say(EDGE, Close(session))
+        while any(self.links.values()):
+            for role in Role:
+                data, self.links[role] = self.links[role], b""
+                self.hear(role.peer, data)
+        assert [end.phase(session) for end in (edge, server) for session in (1, 2, 3)] == [
+            Phase.UNUSED
+        ] * 6
+        assert edge.live_sessions == server.live_sessions == 0
+        assert edge.buffered_bytes == server.buffered_bytes == 0
+
+
+def test_no_frame_is_misread_however_they_cross():
+    opened = delivered = 0
+    for seed in range(250):
+        storm = Storm(seed)
+        storm.run(200)
+        opened, delivered = opened + storm.opened, delivered + storm.delivered
+    assert opened > 1000
+    assert delivered > 6000

@@ -1,0 +1,165 @@
+"""Tokens gained per verification, by task, and whether the text equals plain decoding.
+
+Runs drafter and verifier of the product in one process, without a network: what is counted depends
+on the models only, not on the speed of this machine. Prompts come from a file of Spec-Bench's
+form, one JSON object a line with `category` and `turns`; the first turn is used.
+
+    python -m bench.acceptance --prompts specbench.jsonl --per-task 8
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+from bench.harness import report
+from runtime.edge.drafter import Drafter, TreeShape
+from runtime.model.engine import Engine
+from runtime.model.open import open_engine
+from runtime.model.tokenizer import Tokenizer
+from runtime.server.scheduler import Work
+from runtime.server.session import Session
+from runtime.server.verifier import Failed, Prefilled, Verified, verify_batch
+from runtime.tree import OrderedTree, Tree
+from runtime.wire.messages import Open
+
+# Spec-Bench names the eight kinds of its first task one by one
+MULTI_TURN = {
+    "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
+}  # fmt: skip
+CONTEXT_TOKENS = 2048
+
+
+@dataclass
+class Count:
+    """Sums over prompts."""
+
+    prompts: int = 0
+    tokens: int = 0  # the first token of each answer is not counted: no draft precedes it
+    rounds: int = 0
+    drafted: int = 0
+    different: int = 0  # texts that are not the plain text
+
+    def row(self, name: str) -> tuple[object, ...]:
+        rate = self.tokens / max(self.rounds, 1)
+        return (name, self.prompts, self.tokens, self.rounds, f"{rate:.2f}", self.different)
+
+
+def read_prompts(path: Path, per_task: int) -> Iterable[tuple[str, str]]:
+    """(task, text), `per_task` of each task, spread evenly over the file."""
+    tasks: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        task = "multi-turn" if entry["category"] in MULTI_TURN else entry["category"]
+        tasks.setdefault(task, []).append(entry["turns"][0])
+    for task, texts in tasks.items():
+        step = max(1, len(texts) // per_task)
+        yield from ((task, text) for text in texts[::step][:per_task])
+
+
+def answer(
+    engine: Engine, drafter: Drafter, prompt: list[int], params: Open, shape: TreeShape
+) -> tuple[list[int], int, int]:
+    """Tokens, rounds after the first, and nodes drafted for one prompt."""
+    session = Session("bench", params, limit=len(prompt) + params.max_tokens, context=list(prompt))
+    session.pages = engine.kv.allocate(engine.kv.n_free)
+    drafter.start(prompt, shape, params.seed, params.temperature)
+    tree, rounds, drafted = OrderedTree(), -1, 0
+    while not session.finish:
+        verified = verify(engine, session)
+        session.advance([session.draft.tokens[n - 1] for n in verified.path[1:]], verified.bonus)
+        drafter.commit(tree, verified.path[-1], verified.bonus)
+        rounds += 1
+        if not session.finish:
+            tree = drafter.draft(max_nodes=255, max_depth=session.remaining - 1)
+            session.draft = Tree(tree.tokens, tree.parents)
+            drafted += len(tree)
+    engine.kv.free(session.pages)
+    return session.context[len(prompt) :], rounds, drafted
+
+
+def verify(engine: Engine, session: Session) -> Verified:
+    """One step of the server for one session."""
+    for outcome in verify_batch(engine, [Work(session, session.uncached, verify=True)]):
+        match outcome:
+            case Prefilled(count=count):
+                session.cached += count
+            case Failed(sentence=sentence):
+                raise SystemExit(sentence)
+            case Verified():
+                return outcome
+    raise AssertionError("a step without a verdict")
+
+
+def main() -> None:
+    options = parse_options()
+    engine = open_engine(options.model, options.dtype, "cpu", lambda _: CONTEXT_TOKENS, 16)
+    drafter = Drafter(
+        open_engine(options.draft, options.dtype, "cpu", lambda _: CONTEXT_TOKENS, 16)
+    )
+    tokenizer = Tokenizer.load(options.model)
+    shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)
+    counts: dict[str, Count] = {}
+    for task, text in read_prompts(options.prompts, options.per_task):
+        prompt = tokenizer.chat_prompt([{"role": "user", "content": text}])
+        if len(prompt) + options.max_tokens + 256 > CONTEXT_TOKENS:
+            continue
+        params = Open(
+            session=1, seed=1, temperature=options.temperature, top_p=1.0, min_p=0.0, top_k=0,
+            max_tokens=options.max_tokens, prompt_tokens=len(prompt),
+            stop_ids=tuple(tokenizer.stop_ids),
+        )  # fmt: skip
+        tokens, rounds, drafted = answer(engine, drafter, prompt, params, shape)
+        plain = tokens
+        if options.check:
+            plain, _, _ = answer(engine, drafter, prompt, params, TreeShape(0, 1, 1, 1))
+        for count in (counts.setdefault(task, Count()), counts.setdefault("all", Count())):
+            count.prompts += 1
+            count.tokens += len(tokens) - 1
+            count.rounds += rounds
+            count.drafted += drafted
+            count.different += tokens != plain
+    everything = counts.pop("all")
+    report(
+        f"tokens per verification: {options.draft} for {options.model}, {options.dtype}, "
+        f"T = {options.temperature:g}, {options.max_budget} nodes"
+        + ("" if options.check else " (not compared with plain decoding)"),
+        ("task", "prompts", "tokens", "verifications", "tokens/verification", "texts not plain"),
+        [*(count.row(task) for task, count in counts.items()), everything.row("all")],
+        {
+            "tokens_per_verification": everything.tokens / max(everything.rounds, 1),
+            "texts_not_plain": everything.different,
+            "prompts": everything.prompts,
+        },
+        options.json,
+    )
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.acceptance",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--per-task", type=int, default=8, help="prompts of each task")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--draft", default="smollm2-draft")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--max-budget", type=int, default=32)
+    parser.add_argument("--max-n-beams", type=int, default=8)
+    parser.add_argument("--max-beam-len", type=int, default=5)
+    parser.add_argument("--width", type=int, default=4, help="children considered per node")
+    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+// The ops that are compiled once per instruction set: check values, then call the chosen one.
+#include <algorithm>
+#include <bit>
+
+#include "checks.h"
+#include "isa.h"
+#include "ops.h"
+
+namespace specedge {
+namespace {
+
+int64_t path_length(const int64_t* mask, int64_t node) {
+  int64_t count = 0;
+  for (int64_t word = 0; word < node / 64; ++word) count += std::popcount(uint64_t(mask[word]));
+  return count + std::popcount(uint64_t(mask[node / 64]) << (63 - node % 64));
+}
+
+// A row that is not the end of a chain needs a mask that holds its whole path.
+void check_row(const Trees& trees, int64_t b, int64_t row, int64_t node) {
+  const int64_t depth = trees.depth[row];
+  require(depth >= 0 && depth <= node, "request ", b, ": expected a depth in 0 .. ", node,
+          " for node ", node, ", got ", depth);
+  if (depth == node) return;
+  require(node < 64 * trees.words, "request ", b, ": expected masks of more than ", trees.words,
+          " words for node ", node, ", which does not end a chain");
+  const int64_t* mask = trees.ancestors + row * trees.words;
+  require(mask[node / 64] >> (node % 64) & 1, "request ", b, ": expected the mask of node ", node,
+          " to hold the node itself");
+  require(path_length(mask, node) == depth + 1, "request ", b, ": expected ", depth + 1,
+          " nodes in the mask of node ", node, " at depth ", depth, ", got ",
+          path_length(mask, node));
+}
+
+// The first position that any row of request b attends to.
+int64_t first_visible(const Trees& trees, int64_t b, int64_t window) {
+  if (window < 0) return 0;
+  int64_t first = int64_t(trees.prefix_lens[b]) + trees.n_nodes[b];
+  for (int64_t row = trees.offsets[b]; row < trees.offsets[b + 1]; ++row) {
+    const int64_t length = int64_t(trees.prefix_lens[b]) + trees.depth[row] + 1;
+    first = std::min(first, std::max<int64_t>(0, length - window));
+  }
+  return first;
+}
+
+void check_request(const Trees& trees, const Cache& cache, int64_t b, int64_t window) {
+  const int64_t first = trees.offsets[b], rows = trees.offsets[b + 1] - first;
+  const int64_t n_nodes = trees.n_nodes[b], prefix = trees.prefix_lens[b];
+  require(prefix >= 0, "request ", b, ": expected a prefix length of 0 or more, got ", prefix);
+  require(n_nodes >= rows, "request ", b, ": expected at least as many nodes as its ", rows,
+          " rows, got ", n_nodes);
+  for (int64_t r = 0; r < rows; ++r) check_row(trees, b, first + r, n_nodes - rows + r);
+  if (rows > 0) {
+    check_pages(trees.page_table + b * trees.pages_per_request, trees.pages_per_request,
+                cache.n_pages, cache.page_size, first_visible(trees, b, window), prefix + n_nodes,
+                b);
+  }
+}
+
+}  // namespace
+
+void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,
+            int64_t outputs, float* out) {
+  isa().linear(x, panels, dtype, rows, inputs, outputs, out);
+}
+
+void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
+                    const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out) {
+  check_offsets(trees.offsets, trees.batch, trees.rows);
+  for (int64_t b = 0; b < trees.batch; ++b) check_request(trees, k_cache, b, scoring.window);
+  isa().tree_attention(q, dtype, query_heads, k_cache, v_cache, trees, scoring, out);
+}
+
+}  // namespace specedge

@@ -1,0 +1,45 @@
+"""Every instruction set that this processor runs gives right results, chosen by SPECEDGE_ISA."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from specedge_kernels import _cpu
+
+HERE = Path(__file__).parent
+TESTS = ["test_linear.py", "test_tree_attention.py", "test_target_tokens.py", "test_draft_topk.py"]
+PRINT = "from specedge_kernels import _cpu; print(_cpu.isa())"
+
+
+def run(isa, *command):
+    environment = {**os.environ, "SPECEDGE_ISA": isa}
+    return subprocess.run(
+        [sys.executable, *command],
+        env=environment,
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_kernels_pass_their_tests(isa):
+    if isa == _cpu.isa():
+        pytest.skip(f"{isa} is what the other tests run")
+    forced = run(isa, "-c", PRINT)
+    if forced.returncode:
+        assert f"SPECEDGE_ISA={isa} is not an instruction set of this processor" in forced.stderr
+        pytest.skip(f"this processor does not run {isa}")
+    assert forced.stdout.strip() == isa
+    tests = run(isa, "-m", "pytest", "-q", "-x", *(str(HERE / name) for name in TESTS))
+    assert tests.returncode == 0, tests.stdout
+
+
+def test_an_unknown_set_is_refused():
+    refused = run("sse9", "-c", PRINT)
+    assert refused.returncode
+    assert "ValueError: SPECEDGE_ISA=sse9 is not an instruction set" in refused.stderr

@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+import specedge_kernels as kernels
+from specedge_kernels import library
+from tests.kernels.cases import int32, make_batch, make_caches, offsets_of, parents_of
+
+
+def arguments(op):
+    """A small valid call of each op."""
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch([[-1, 0, 0], parents_of("random", 9, generator)], [5, 20], 16, generator)
+    k_cache, v_cache = make_caches(batch, 1, 16, torch.float32, generator)
+    rows = int(batch.offsets[-1])
+    k = torch.randn(rows, 1, 16)
+    tokens, zeros = torch.arange(rows), torch.zeros(rows)
+    whole = zeros, torch.zeros(rows, dtype=torch.int32), zeros + 1, zeros
+    calls = {
+        "build_tree": (int32([-1, 0, 1, -1]), offsets_of([3, 1]), 1),
+        "tree_attention": (torch.randn(rows, 2, 16), k_cache, v_cache, *batch.tables),
+        "append_kv": (k, k + 1, k_cache, v_cache, tokens),
+        "compact_kv": (
+            torch.randn(2, 2, 4, 16, 1, 8),
+            int32([3, 1])[None],
+            int32([4]),
+            int32([0, 2, 20])[None],
+            int32([3]),
+        ),
+        "verify": (tokens, batch.ancestors, batch.offsets, tokens + 1, 9),
+        "target_tokens": (torch.randn(rows, 40), *whole, tokens, tokens),
+        "draft_topk": (torch.randn(rows, 40), 3, zeros + 1, tokens, tokens, torch.arange(40) * 2),
+        "linear": (torch.randn(3, 20), torch.randn(2, 20, 64), 100),
+    }
+    return calls[op], {"scale": 0.25} if op == "tree_attention" else {}
+
+
+OPS = sorted(library.SCHEMAS)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op):
+    args, options = arguments(op)
+    torch.library.opcheck(getattr(torch.ops.specedge, op).default, args, options)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_traces_as_one_graph(op):
+    args, options = arguments(op)
+    copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+    function = getattr(kernels, op)
+    want = function(*args, **options)
+    got = torch.compile(function, fullgraph=True, backend="aot_eager")(*copies, **options)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(copies, list(args), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_device_without_an_implementation_is_named(monkeypatch):
+    monkeypatch.setitem(library.DEVICES, "linear", ["meta", "cuda", "xpu"])
+    with pytest.raises(
+        ValueError, match="linear has no implementation for cpu; it runs on cuda and xpu"
+    ):
+        kernels.linear(torch.ones(1, 4), torch.ones(1, 4, 64), 64)
+
+
+def test_tensors_on_two_devices_are_refused():
+    with pytest.raises(ValueError, match="linear: expected all tensors on cpu, got one on meta"):
+        kernels.linear(torch.ones(1, 4), torch.ones(1, 4, 64, device="meta"), 64)
+
+
+def test_shapes_without_data():
+    out = kernels.linear(torch.ones(3, 4, device="meta"), torch.ones(2, 4, 64, device="meta"), 100)
+    assert out.shape == (3, 100)

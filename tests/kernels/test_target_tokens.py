@@ -1,0 +1,164 @@
+import math
+
+import pytest
+import torch
+
+import specedge_kernels as kernels
+from specedge_kernels import reference
+
+INF = math.inf
+
+
+def draws(rows, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position=0):
+    """The parameters of `rows` draws; a number stands for all rows."""
+
+    def column(value, dtype):
+        return torch.as_tensor(value).to(dtype).expand(rows).contiguous()
+
+    return (
+        column(temperature, torch.float32),
+        column(top_k, torch.int32),
+        column(top_p, torch.float32),
+        column(min_p, torch.float32),
+        column(seed, torch.int64),
+        column(position, torch.int64),
+    )
+
+
+def exact_probabilities(logits, temperature, top_k, top_p, min_p):
+    """Plain definition in Python floats, token by token."""
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])
+    weights = [math.exp((logits[i] - logits[order[0]]) / temperature) for i in order]
+    if top_k:
+        weights = weights[:top_k]
+    kept, total, mass = [], sum(weights), 0.0
+    for rank, weight in enumerate(weights):
+        if rank and (mass >= top_p * total or weight < min_p * weights[0]):
+            break
+        kept.append(weight)
+        mass += weight
+    p = [0.0] * len(logits)
+    for rank, weight in enumerate(kept):
+        p[order[rank]] = weight / sum(kept)
+    return p
+
+
+def chi_square_limit(freedom):
+    """The 1 - 1e-5 quantile, by Wilson and Hilferty."""
+    return freedom * (1 - 2 / (9 * freedom) + 4.265 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.5])
+@pytest.mark.parametrize(
+    "limits", [(0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.1), (7, 0.9, 0.02)]
+)
+@pytest.mark.parametrize("varies", ["position", "seed"])
+def test_draws_follow_the_exact_distribution(temperature, limits, varies):
+    rows = 50_000
+    row = [0.3, 1.1, -0.4, 2.0, 0.0, 1.7, -1.0, 0.9, 0.31, -2.0, 1.05]
+    logits = torch.tensor(row).expand(rows, -1).contiguous()
+    top_k, top_p, min_p = limits
+    varied = {varies: torch.arange(rows)}
+    tokens = kernels.target_tokens(logits, *draws(rows, temperature, top_k, top_p, min_p, **varied))
+    counts = torch.bincount(tokens, minlength=len(row)).tolist()
+    statistic, cells = 0.0, 0
+    for count, p in zip(counts, exact_probabilities(row, temperature, *limits), strict=True):
+        if p == 0:
+            assert count == 0
+        else:
+            statistic += (count - rows * p) ** 2 / (rows * p)
+            cells += 1
+    assert cells > 1
+    assert statistic < chi_square_limit(cells - 1)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 15, 16, 17, 1000, 5003])
+def test_tokens_equal_the_reference(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    rows = 24
+    logits = torch.randn(rows, vocabulary, generator=generator) * 4
+    pick = lambda values: torch.tensor(values)[
+        torch.randint(len(values), (rows,), generator=generator)
+    ]  # noqa: E731
+    arguments = draws(
+        rows,
+        pick([-1.0, 0.0, 0.05, 0.7, 1.0, 3.0]),
+        pick([-1, 0, 1, 2, 40, 10_000]),
+        pick([-0.5, 0.0, 0.1, 0.5, 0.95, 0.9999, 1.0, 2.0]),
+        pick([0.0, 0.01, 0.3, 1.0, 2.0]),
+        torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator),
+        torch.randint(0, 2**40, (rows,), generator=generator),
+    )
+    want = reference.target_tokens(logits, *arguments)
+    assert torch.equal(kernels.target_tokens(logits, *arguments), want)
+
+
+def test_a_flat_nucleus_reaches_deep_and_equals_the_reference():
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.rand(8, 4000, generator=generator) * 30 - 15
+    arguments = draws(8, 8.0, 0, torch.linspace(0.6, 0.999999, 8), 0.0, 3, torch.arange(8))
+    want = reference.target_tokens(logits, *arguments)
+    assert torch.equal(kernels.target_tokens(logits, *arguments), want)
+
+
+def test_ties_go_to_the_lowest_id():
+    logits = torch.zeros(3, 50)
+    logits[1, 20:] = 1
+    logits[2, [7, 30]] = 5
+    assert kernels.target_tokens(logits, *draws(3, 0.0)).tolist() == [0, 20, 7]
+    # top_k cuts inside a tie: only the lowest ids are drawn.
+    rows = 300
+    tokens = kernels.target_tokens(
+        torch.zeros(rows, 50), *draws(rows, 1.0, top_k=3, position=torch.arange(rows))
+    )
+    assert set(tokens.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("limits", [(0, 1.0, 0.0), (4, 0.9, 0.01)])
+def test_poisoned_rows_are_marked_and_their_neighbours_are_not_touched(temperature, limits):
+    generator = torch.Generator().manual_seed(9)
+    logits = torch.randn(6, 99, generator=generator)
+    arguments = draws(6, temperature, *limits, seed=4, position=torch.arange(6))
+    clean = kernels.target_tokens(logits, *arguments)
+    poisoned = logits.clone()
+    poisoned[0, 98] = float("nan")
+    poisoned[1, 0] = float("nan")
+    poisoned[2, 5] = INF
+    poisoned[3] = -INF
+    poisoned[4, logits[4].argsort()[:60]] = -INF
+    got = kernels.target_tokens(poisoned, *arguments)
+    assert got[:4].tolist() == [-1] * 4
+    assert got[5] == clean[5]
+    assert torch.equal(got, reference.target_tokens(poisoned, *arguments))
+
+
+def test_a_row_does_not_depend_on_the_others_or_on_threads():
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(40, 3000, generator=generator)
+    arguments = draws(40, 0.9, 0, 0.9, 0.0, torch.arange(40), torch.arange(40) * 3)
+    alone = [
+        kernels.target_tokens(logits[i : i + 1], *(a[i : i + 1] for a in arguments)).item()
+        for i in range(40)
+    ]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert kernels.target_tokens(logits, *arguments).tolist() == alone
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_rows_and_wrong_metadata():
+    assert kernels.target_tokens(torch.zeros(0, 5), *draws(0)).shape == (0,)
+    logits = torch.zeros(2, 5)
+    with pytest.raises(ValueError, match=r"logits: expected at least one token, got \[2, 0\]"):
+        kernels.target_tokens(torch.zeros(2, 0), *draws(2))
+    with pytest.raises(ValueError, match="logits: expected a contiguous float32"):
+        kernels.target_tokens(logits.double(), *draws(2))
+    with pytest.raises(ValueError, match=r"temperature: .* shape \[2\], got torch.float32 \[3\]"):
+        kernels.target_tokens(logits, *draws(3))
+    seed_as_int32 = (*draws(2)[:4], torch.zeros(2, dtype=torch.int32), draws(2)[5])
+    with pytest.raises(ValueError, match="seed: expected a contiguous int64"):
+        kernels.target_tokens(logits, *seed_as_int32)

@@ -1,0 +1,303 @@
+import pytest
+import torch
+
+import specedge_kernels as kernels
+from specedge_kernels import reference
+from tests.kernels.cases import SHAPES, int32, make_batch, make_caches, offsets_of, parents_of
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def attend(q, k_cache, v_cache, batch, **options):
+    scale = q.shape[-1] ** -0.5
+    return kernels.tree_attention(q, k_cache, v_cache, *batch.tables, scale=scale, **options)
+
+
+def expect(q, k_cache, v_cache, batch, **options):
+    scale = q.shape[-1] ** -0.5
+    return reference.tree_attention(
+        q.double(), k_cache, v_cache, *batch.tables, scale=scale, **options
+    )
+
+
+def assert_close(got, want, dtype=torch.float32):
+    assert not got.isnan().any()
+    assert (got - want).norm() <= TOLERANCE[dtype] * want.norm()
+
+
+def queries(batch, heads, dim, generator, dtype=torch.float32):
+    return torch.randn(int(batch.offsets[-1]), heads, dim, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("page_size", "layout", "dim", "kv_heads", "group"),
+    [(1, "NHD", 64, 2, 1), (16, "HND", 80, 1, 3), (32, "NHD", 96, 2, 4), (64, "HND", 128, 1, 8)],
+)
+def test_ragged_batches_equal_float64(shape, page_size, layout, dim, kv_heads, group):
+    generator = torch.Generator().manual_seed(dim)
+    sizes, prefixes = [1, 12, 0, 33, 64], [0, 63, 5, 64, 150]
+    parents = [parents_of(shape, n, generator) for n in sizes]
+    batch = make_batch(parents, prefixes, page_size, generator, cached=[0, 4, 0, 0, 40])
+    caches = make_caches(batch, kv_heads, dim, torch.float32, generator, layout)
+    q = queries(batch, kv_heads * group, dim, generator)
+    assert_close(attend(q, *caches, batch), expect(q, *caches, batch))
+
+
+@pytest.mark.parametrize(("nodes", "words"), [(65, 2), (128, 2), (200, 4), (256, 4)])
+def test_wide_trees_equal_float64(nodes, words):
+    generator = torch.Generator().manual_seed(nodes)
+    parents = [parents_of("random", nodes, generator), parents_of("caterpillar", 70, generator)]
+    batch = make_batch(parents, [130, 0], 16, generator, cached=[nodes - 20, 0], words=words)
+    caches = make_caches(batch, 1, 64, torch.float32, generator)
+    q = queries(batch, 3, 64, generator)
+    assert_close(attend(q, *caches, batch), expect(q, *caches, batch))
+
+
+@pytest.mark.parametrize("query_dtype", FLOATS)
+@pytest.mark.parametrize("cache_dtype", FLOATS)
+def test_every_pair_of_types(query_dtype, cache_dtype):
+    generator = torch.Generator().manual_seed(1)
+    parents = [parents_of("binary", 20, generator), parents_of("random", 40, generator)]
+    batch = make_batch(parents, [70, 3], 16, generator)
+    caches = make_caches(batch, 1, 72, cache_dtype, generator)
+    q = queries(batch, 2, 72, generator, query_dtype)
+    got = attend(q, *caches, batch)
+    assert got.dtype == query_dtype
+    assert_close(got, expect(q, *caches, batch), query_dtype)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 8, 20, 33, 256])
+def test_any_head_dimension(dim):
+    generator = torch.Generator().manual_seed(dim)
+    batch = make_batch([parents_of("random", 30, generator)], [100], 16, generator)
+    for dtype in FLOATS:
+        caches = make_caches(batch, 2, dim, dtype, generator)
+        q = queries(batch, 4, dim, generator)
+        assert_close(attend(q, *caches, batch), expect(q, *caches, batch))
+
+
+@pytest.mark.parametrize("window", [1, 2, 30, 63, 64, 65, 100, 128, 1000])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_windows_count_the_path_not_the_slots(window, softcap):
+    generator = torch.Generator().manual_seed(window)
+    parents = [parents_of(shape, 60, generator) for shape in ("random", "chain", "star")]
+    batch = make_batch(parents, [300, 0, 129], 16, generator)
+    caches = make_caches(batch, 1, 32, torch.float32, generator)
+    q = queries(batch, 3, 32, generator) * 5
+    options = {"window": window, "softcap": softcap}
+    assert_close(attend(q, *caches, batch, **options), expect(q, *caches, batch, **options))
+
+
+def test_a_window_of_nothing_gives_zeros():
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch([[-1, 0]], [10], 16, generator)
+    caches = make_caches(batch, 1, 16, torch.float32, generator)
+    assert (attend(queries(batch, 1, 16, generator), *caches, batch, window=0) == 0).all()
+
+
+def test_pages_before_the_window_are_never_looked_at():
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch([parents_of("random", 20, generator)], [500], 16, generator)
+    caches = make_caches(batch, 1, 32, torch.float32, generator)
+    q = queries(batch, 2, 32, generator)
+    want = attend(q, *caches, batch, window=50)
+    first_needed = 500 + 1 - 50
+    for cache in caches:
+        cache[batch.page_table[0, : first_needed // 16].long()] = float("nan")
+    batch.page_table[0, : first_needed // 16] = -1
+    assert torch.equal(attend(q, *caches, batch, window=50), want)
+
+
+def test_prompt_chunks_beyond_the_mask():
+    generator = torch.Generator().manual_seed(4)
+    batch = make_batch(
+        [parents_of("chain", 300, generator), parents_of("chain", 90, generator)],
+        [0, 77],
+        16,
+        generator,
+        cached=[100, 0],
+        words=1,
+    )
+    caches = make_caches(batch, 1, 32, torch.float32, generator)
+    q = queries(batch, 3, 32, generator)
+    assert_close(attend(q, *caches, batch), expect(q, *caches, batch))
+
+
+def test_no_requests_no_rows_no_prefix():
+    generator = torch.Generator().manual_seed(0)
+    none = make_batch([], [], 16, generator)
+    caches = make_caches(none, 1, 16, torch.float32, generator)
+    assert attend(torch.zeros(0, 2, 16), *caches, none).shape == (0, 2, 16)
+    cached_only = make_batch([[-1, 0]], [5], 16, generator, cached=[2])
+    caches = make_caches(cached_only, 1, 16, torch.float32, generator)
+    assert attend(torch.zeros(0, 2, 16), *caches, cached_only).shape == (0, 2, 16)
+    one = make_batch([[-1]], [0], 16, generator)
+    caches = make_caches(one, 1, 16, torch.float32, generator)
+    value = caches[1][one.page_table[0, 0], 0, 0]
+    assert torch.equal(attend(torch.randn(1, 1, 16), *caches, one)[0, 0], value)
+
+
+def test_large_scores_do_not_overflow_and_small_ones_vanish():
+    generator = torch.Generator().manual_seed(8)
+    batch = make_batch([parents_of("random", 30, generator)], [200], 16, generator)
+    caches = make_caches(batch, 1, 64, torch.float32, generator)
+    q = queries(batch, 2, 64, generator) * 1e4
+    assert_close(attend(q, *caches, batch), expect(q, *caches, batch))
+
+
+# Bitwise invariance: what a token sees decides its bits, not where or with whom it is computed.
+
+
+def linearised(batch, caches, b, row, node, generator, page_size):
+    """The path of one query node as plain decoding would hold it: a prefix and one last token."""
+    prefix = int(batch.prefix_lens[b])
+    path = reference.visible_nodes(batch.ancestors[row], int(batch.depth[row]), node)
+    positions = torch.tensor([*range(prefix), *(prefix + j for j in path)])
+    alone = make_batch([[-1]], [len(positions) - 1], page_size, generator)
+    moved = make_caches(alone, caches[0].shape[2], caches[0].shape[3], caches[0].dtype, generator)
+    old_size = batch.used.shape[1]
+    for cache, new in zip(caches, moved, strict=True):
+        pages = batch.page_table[b][positions // old_size].long()
+        to = torch.arange(len(positions))
+        new_pages = alone.page_table[0][to // page_size].long()
+        new[new_pages, to % page_size] = cache[pages, positions % old_size]
+    return alone, moved
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {}),
+        (torch.bfloat16, {}),
+        (torch.float16, {"softcap": 3.0}),
+        (torch.float32, {"window": 70}),
+        (torch.float32, {"window": 5, "softcap": 3.0}),
+    ],
+)
+def test_a_tree_row_has_the_bits_of_plain_decoding(shape, dtype, options):
+    generator = torch.Generator().manual_seed(11)
+    sizes, prefixes = [70, 45, 20], [100, 0, 191]
+    parents = [parents_of(shape, n, generator) for n in sizes]
+    batch = make_batch(parents, prefixes, 16, generator)
+    caches = make_caches(batch, 2, 40, dtype, generator)
+    q = queries(batch, 6, 40, generator)
+    got = attend(q, *caches, batch, **options)
+    for b, first in enumerate(batch.offsets[:-1].tolist()):
+        for node in range(0, sizes[b], 3):
+            row = first + node
+            alone, moved = linearised(batch, caches, b, row, node, generator, 32)
+            want = attend(q[row : row + 1], *moved, alone, **options)
+            assert torch.equal(got[row], want[0]), (b, node)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 40}])
+def test_a_prompt_has_the_same_bits_in_chunks_of_any_size(options):
+    generator = torch.Generator().manual_seed(12)
+    length = 230
+    whole = make_batch([parents_of("chain", length, generator)], [0], 16, generator)
+    caches = make_caches(whole, 1, 64, torch.float32, generator)
+    q = queries(whole, 3, 64, generator)
+    want = attend(q, *caches, whole, **options)
+    for size in (1, 7, 64, 100):
+        for first in range(0, length, size):
+            n = min(size, length - first)
+            ancestors, depth = kernels.build_tree(int32(range(-1, n - 1)), offsets_of([n]), 1)
+            got = kernels.tree_attention(
+                q[first : first + n],
+                *caches,
+                whole.page_table,
+                int32([first]),
+                int32([n]),
+                offsets_of([n]),
+                ancestors,
+                depth,
+                scale=64**-0.5,
+                **options,
+            )
+            assert torch.equal(got, want[first : first + n])
+
+
+def test_cached_nodes_and_batch_mates_and_threads_change_no_bit():
+    generator = torch.Generator().manual_seed(13)
+    parents = [parents_of("random", n, generator) for n in (64, 30, 50)]
+    prefixes = [200, 64, 10]
+    batch = make_batch(parents, prefixes, 16, generator)
+    caches = make_caches(batch, 2, 64, torch.float32, generator)
+    q = queries(batch, 6, 64, generator)
+    want = attend(q, *caches, batch)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(attend(q, *caches, batch), want)
+    finally:
+        torch.set_num_threads(before)
+    for b, first in enumerate(batch.offsets[:-1].tolist()):
+        for last in (1, 2, 7, 20):  # only the last rows of one request
+            end = int(batch.offsets[b + 1])
+            rows = slice(max(first, end - last), end)
+            got = kernels.tree_attention(
+                q[rows],
+                *caches,
+                batch.page_table[b : b + 1],
+                batch.prefix_lens[b : b + 1],
+                batch.n_nodes[b : b + 1],
+                offsets_of([rows.stop - rows.start]),
+                batch.ancestors[rows],
+                batch.depth[rows],
+                scale=64**-0.5,
+            )
+            assert torch.equal(got, want[rows])
+
+
+def small_batch():
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch([[-1, 0, 0], [-1, 0]], [20, 3], 16, generator)
+    caches = make_caches(batch, 1, 16, torch.float32, generator)
+    return queries(batch, 2, 16, generator), caches, batch
+
+
+@pytest.mark.parametrize(
+    ("table", "index", "value", "message"),
+    [
+        ("page_table", (0, 1), 99, r"request 0: expected page ids in 0 \.\. 5, got 99 at index 1"),
+        ("page_table", (1, 0), -1, "request 1: expected page ids"),
+        ("prefix_lens", 1, -2, "request 1: expected a prefix length of 0 or more, got -2"),
+        ("prefix_lens", 0, 900, "request 0: expected pages for 903 tokens"),
+        ("n_nodes", 0, 2, "request 0: expected at least as many nodes as its 3 rows, got 2"),
+        ("offsets", 1, 6, "expected offsets not to decrease, got 6 then 5 at request 1"),
+        ("offsets", 0, 1, "expected offsets to start at 0"),
+        ("ancestors", (2, 0), 1, "request 0: expected the mask of node 2 to hold the node itself"),
+        ("ancestors", (2, 0), 7, "expected 2 nodes in the mask of node 2 at depth 1, got 3"),
+        ("depth", 4, 5, r"request 1: expected a depth in 0 \.\. 1 for node 1, got 5"),
+    ],
+)
+def test_wrong_values_are_named(table, index, value, message):
+    q, caches, batch = small_batch()
+    getattr(batch, table)[index] = value
+    with pytest.raises(ValueError, match=message):
+        attend(q, *caches, batch)
+
+
+def test_a_tree_wider_than_its_masks_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch([parents_of("star", 65, generator)], [0], 16, generator, words=1)
+    caches = make_caches(batch, 1, 16, torch.float32, generator)
+    with pytest.raises(ValueError, match="masks of more than 1 words for node 64"):
+        attend(queries(batch, 1, 16, generator), *caches, batch)
+
+
+def test_wrong_metadata_is_named():
+    q, (k_cache, v_cache), batch = small_batch()
+    with pytest.raises(ValueError, match=r"k_cache: .* shape \[any, any, any, 8\]"):
+        attend(q[..., :8].contiguous(), k_cache, v_cache, batch)
+    with pytest.raises(ValueError, match="v_cache: expected a float32 or bfloat16 or float16"):
+        attend(q, k_cache, v_cache.double(), batch)
+    with pytest.raises(ValueError, match="q: expected a contiguous"):
+        attend(q.transpose(0, 1), k_cache, v_cache, batch)
+    two_heads = k_cache.repeat(1, 1, 2, 1), v_cache.repeat(1, 1, 2, 1)
+    with pytest.raises(ValueError, match="q: expected a multiple of 2 heads, got 1"):
+        attend(q[:, :1].contiguous(), *two_heads, batch)

@@ -1,0 +1,242 @@
+"""Text to ids and back, streams that never show half a character, and vocabularies compared."""
+
+import gguf
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from runtime import embedded
+from runtime.model.config import ModelError
+from runtime.model.gguf_header import read_header
+from runtime.model.tokenizer import TextStream, Tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}"
+    "{% endif %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+SAMPLES = [
+    "Hello  world 12,345.67\r\n\n\tdef f(x): return x**2  # don't I'll",
+    "Grüße, naïve café, e\u0301, ½, \u200b, ﬁ",
+    "你好、世界。こんにちは 안녕하세요 Привет мир مرحبا بالعالم שלום עולם नमस्ते",
+    "👩‍👩‍👧‍👦 🇩🇪 👍🏽 🫠",
+    "<|im_start|>user\nhi<|im_end|>\n",
+    "",
+]
+
+
+def byte_level():
+    """256 bytes, a few merges and two control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("h", "e"), ("Ġ", "t"), ("ð", "Ł")]
+    tokens = alphabet + ["".join(merge) for merge in merges]
+    backend = Backend(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<|start|>"), AddedToken("<|end|>")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", chat_template=TEMPLATE
+    )
+
+
+def word_pieces():
+    """Words that begin with a mark for the space, as sentencepiece's do; bytes as a fallback."""
+    words = ["▁", "▁a", "▁cat", "s", "▁sat"]
+    tokens = [*words, *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Backend(
+        models.BPE({token: i for i, token in enumerate(tokens)}, [], byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), [])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    byte_level().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return Tokenizer.load(folder)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    try:
+        embedded.target_path()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    return Tokenizer.load("smollm2")
+
+
+@pytest.mark.parametrize("text", SAMPLES[:4])
+def test_there_and_back(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert all(0 <= i < tokenizer.vocabulary_size for i in ids)
+    assert tokenizer.decode(ids) == text
+
+
+def test_chat_prompt_is_the_template_and_nothing_else(tokenizer):
+    ids = tokenizer.chat_prompt([{"role": "user", "content": "hi"}])
+    start, end = 259, 260
+    expected = [
+        start, *tokenizer.encode("user\nhi"), end, *tokenizer.encode("\n"),
+        start, *tokenizer.encode("assistant\n"),
+    ]  # fmt: skip
+    assert ids == expected
+    assert tokenizer.decode([start, *tokenizer.encode("hey"), end]) == "hey"
+
+
+def test_conversations_that_cannot_be_written(tokenizer):
+    with pytest.raises(ValueError, match="refuses this conversation: no tools here"):
+        tokenizer.chat_prompt([{"role": "tool", "content": "x"}])
+    with pytest.raises(ValueError, match="chat"):
+        word_pieces().chat_prompt([{"role": "user", "content": "x"}])
+
+
+def test_stop_ids_come_from_both_places(folder, tmp_path):
+    assert Tokenizer.load(folder).stop_ids == {260}
+    byte_level().save_pretrained(tmp_path)
+    for content, stop_ids in (
+        ('{"eos_token_id": 259}', {259, 260}),
+        ('{"eos_token_id": [7, 259]}', {7, 259, 260}),
+        ("{}", {260}),
+        ("no JSON", {260}),
+    ):
+        (tmp_path / "generation_config.json").write_text(content)
+        assert Tokenizer.load(tmp_path).stop_ids == stop_ids
+
+
+def test_vocabulary_hash_tells_any_difference(folder, tmp_path):
+    own = Tokenizer.load(folder).vocabulary_hash()
+    assert len(own) == 16
+    assert own == Tokenizer(byte_level(), []).vocabulary_hash()
+    other = byte_level()
+    other.add_tokens(["<|new|>"])
+    assert Tokenizer(other, []).vocabulary_hash() != own
+    swapped = byte_level().backend_tokenizer.to_str().replace('"!":0,"\\"":1', '"!":1,"\\"":0')
+    swapped = PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(swapped))
+    assert swapped.get_vocab()["!"] == 1
+    assert Tokenizer(swapped, []).vocabulary_hash() != own
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_stream_of_any_bytes_in_any_pieces_is_the_decoded_whole(tokenizer, data):
+    ids = data.draw(st.lists(st.integers(0, 260), max_size=40))
+    ids += tokenizer.encode(data.draw(st.text(max_size=10)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=10)))
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(ids[a:b]) for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
+    assert not any(piece.endswith("\N{REPLACEMENT CHARACTER}") for piece in pieces)
+    assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["a cat sat", " cats", "catß 😀 sat", "日本 cat"])
+def test_stream_keeps_the_spaces_that_decoders_drop_at_the_start(text):
+    tokenizer = word_pieces()
+    ids = tokenizer.encode(" " + text)
+    stream = TextStream(tokenizer)
+    pieces = [stream.push([i]) for i in ids]
+    assert "".join(pieces) + stream.finish() == tokenizer.decode(ids) == text
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+
+
+def test_stream_shows_an_emoji_at_once_and_whole(tokenizer):
+    stream = TextStream(tokenizer)
+    ids = tokenizer.encode("a😀")
+    assert len(ids) > 3
+    assert [stream.push([i]) for i in ids] == ["a", *[""] * (len(ids) - 2), "😀"]
+    assert stream.push(ids[:-1]) == ""
+    assert stream.finish() == "a\N{REPLACEMENT CHARACTER}"
+
+
+def test_names_without_a_tokenizer(tmp_path, pairs):
+    with pytest.raises(ModelError, match="has no readable tokenizer"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(ModelError, match="does not exist"):
+        Tokenizer.load("/no/such/model")
+    with pytest.raises(ModelError, match="has no readable tokenizer"):
+        Tokenizer.load(pairs("llama").folder)
+
+
+def write_gguf(path, split):
+    """A vocabulary like byte_level's in a file without tensors."""
+    theirs = byte_level()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    vocabulary = sorted(theirs.get_vocab(), key=theirs.get_vocab().get)
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
+    writer.add_token_merges(["h e", "Ġ t", "ð Ł"])
+    writer.add_eos_token_id(260)
+    writer.add_chat_template(TEMPLATE)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_vocabulary(tmp_path, tokenizer):
+    ours = Tokenizer.load(write_gguf(tmp_path / "model.gguf", "gpt-2"))
+    for text in [*SAMPLES, "<|start|>the he<|end|>"]:
+        assert ours.encode(text) == tokenizer.encode(text)
+    assert ours.vocabulary_hash() == tokenizer.vocabulary_hash()
+    assert ours.stop_ids == {260}
+    messages = [{"role": "user", "content": "hi"}]
+    assert ours.chat_prompt(messages) == tokenizer.chat_prompt(messages)
+
+
+def test_gguf_vocabulary_without_tokens_is_a_sentence(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="has no readable tokenizer"):
+        Tokenizer.load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("broken", ["tokens", "merges"])
+def test_broken_gguf_vocabulary_is_a_sentence(tmp_path, monkeypatch, broken):
+    path = write_gguf(tmp_path / "model.gguf", "gpt-2")
+    header = read_header(path)
+    header.metadata[f"tokenizer.ggml.{broken}"] = ["no such"]
+    monkeypatch.setattr("runtime.model.gguf.read_header", lambda path: header)
+    with pytest.raises(ModelError, match="has no readable tokenizer"):
+        Tokenizer.load(path)
+
+
+def test_embedded_vocabulary_equals_what_transformers_makes_of_it(smollm2):
+    path = embedded.target_path()
+    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    for text in SAMPLES:
+        assert smollm2.encode(text) == theirs.encode(text)
+    assert smollm2.vocabulary_hash() == Tokenizer(theirs, []).vocabulary_hash()
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi 👋"}]
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert smollm2.chat_prompt(messages) == expected
+    assert smollm2.stop_ids == {theirs.eos_token_id}
+    assert Tokenizer.load("smollm2-draft").vocabulary_hash() == smollm2.vocabulary_hash()
+
+
+@pytest.mark.parametrize("text", SAMPLES)
+def test_embedded_stream(smollm2, text):
+    ids = smollm2.encode(text)
+    stream = TextStream(smollm2)
+    pieces = [stream.push([i]) for i in ids]
+    assert "".join(pieces) + stream.finish() == smollm2.decode(ids)
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)

@@ -1,0 +1,141 @@
+"""Server and edges as processes, started as a person starts them; and everything typed wrong."""
+
+import re
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+PROMPTS = [
+    "Hello there",
+    "Ünïcödé, 日本語, العربية and Ελληνικά",
+    "🙂🏽👩‍👩‍👧‍👦 emoji 🇫🇷",
+    "line one\nline two\ttab",
+]
+
+
+def edge(*options: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runtime.edge", "--threads", "1", *options]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=240)
+
+
+def server(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runtime.server", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only line on standard error of a process that ended with status 2."""
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_eight_edges_at_once_write_the_plain_text(
+    tiny_pair: tuple[Path, Path], tiny_server: str
+) -> None:
+    """Eight processes; pairs of them ask the same, one with trees and one without."""
+    jobs = []
+    for prompt in PROMPTS:
+        for budget in ("0", "32"):
+            jobs.append((prompt, budget))
+
+    def ask(job: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+        options = ["--server", tiny_server, "--draft", str(tiny_pair[1]), "--prompt", job[0]]
+        sampling = ["--temperature", "1", "--seed", "5", "--max-tokens", "40"]
+        return edge(*options, *sampling, "--max-budget", job[1])
+
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(ask, jobs))
+    for plain, drafted in zip(done[::2], done[1::2], strict=True):
+        assert plain.returncode == drafted.returncode == 0, plain.stderr + drafted.stderr
+        assert plain.stdout == drafted.stdout
+        assert plain.stdout.strip()
+        assert "1.00 tokens per verification" in plain.stderr
+        assert float(re.search(r"([\d.]+) tokens per verification", drafted.stderr)[1]) > 1.2
+    assert len({result.stdout for result in done}) == len(PROMPTS)
+
+
+def test_chat_remembers_forgets_and_ends(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
+    options = ["--server", tiny_server, "--draft", str(tiny_pair[1]), "--max-tokens", "16"]
+    typed = "hello\nhello\n/reset\nhello\n/stats\n/nonsense\n\n/quit\n"
+    done = edge(*options, "--chat", stdin=typed)
+    assert done.returncode == 0, done.stderr
+    answers = [part for part in done.stdout.split("> ") if "tokens/s" in part]
+    # The second answer has seen the first turn; after /reset the first answer comes again.
+    texts = [re.split(r"\n\d+ tokens in ", answer)[0] for answer in answers]
+    assert texts[0] != texts[1]
+    assert texts[0] == texts[2]
+    assert done.stdout.count("/quit leaves") == 2, "at the start and after an unknown command"
+
+
+def test_the_library_streams_the_same_text(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
+    from runtime.config import EdgeConfig
+    from runtime.edge import Edge, generate
+
+    options = {"server": tiny_server, "draft": str(tiny_pair[1]), "max_tokens": 30}
+    text = "".join(generate("library", **options))
+    with Edge(EdgeConfig(**options)) as edge:
+        pieces = list(edge.generate("library"))
+        assert "".join(piece.text for piece in pieces) == text
+        assert edge.statistics.tokens == 30
+        stream = edge.generate("left early")
+        next(stream)
+        stream.close()
+        assert "".join(piece.text for piece in edge.generate("library")) == text
+        conversation = [{"role": "user", "content": "library"}]
+        assert "".join(piece.text for piece in edge.generate(conversation)) == text
+        plain = "".join(piece.text for piece in edge.generate("library", max_budget=0))
+        assert plain == text
+        assert edge.statistics.tokens_per_verification == 1.0
+
+
+def test_a_server_that_cannot_start_says_why(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port}" in one_line(server("--port", str(port)))
+    assert "nowhere" in one_line(server("--model", str(tmp_path / "nowhere")))
+    assert "config.json" in one_line(server("--model", str(tmp_path)))
+    (tmp_path / "file.gguf").write_bytes(b"not a model")
+    assert "file.gguf" in one_line(server("--model", str(tmp_path / "file.gguf")))
+    assert "did you mean --model?" in one_line(server("--modle", "smollm2"))
+    assert "no.such.host.invalid" in one_line(server("--host", "no.such.host.invalid"))
+    assert "CUDA" in one_line(server("--model", str(tiny_pair[0]), "--device", "cuda"))
+
+
+def test_an_edge_that_cannot_start_says_why(
+    tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
+) -> None:
+    draft = str(tiny_pair[1])
+    here = ["--server", tiny_server, "--prompt", "x"]
+    assert '--prompt "a question" or --chat' in one_line(edge("--draft", draft))
+    assert "nowhere" in one_line(edge(*here, "--draft", str(tmp_path / "nowhere")))
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nobody = f"127.0.0.1:{unused.getsockname()[1]}"
+    gone = one_line(edge("--server", nobody, "--draft", draft, "--prompt", "x"))
+    assert "nothing listens there" in gone
+    assert "did you mean --draft?" in one_line(edge("--darft", draft))
+    long = one_line(edge("--server", tiny_server, "--draft", draft, "--prompt", "x" * 3000))
+    assert "the prompt has 30" in long
+    assert "empty" in one_line(edge(*here[:2], "--draft", draft, "--raw", "--prompt", ""))
+
+
+def test_a_draft_with_another_vocabulary_is_refused(
+    tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
+) -> None:
+    """The same model with one token spelled differently."""
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_pair[1], other)
+    tokenizer = other / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("<|start|>", "<|begin|>"))
+    for file in other.glob("*.json"):
+        file.write_text(file.read_text().replace("<|start|>", "<|begin|>"))
+    done = edge("--server", tiny_server, "--draft", str(other), "--prompt", "x")
+    line = one_line(done)
+    assert "different vocabularies" in line
+    assert str(other) in line

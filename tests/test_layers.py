@@ -1,0 +1,93 @@
+"""Who may import whom. A forbidden import is a design mistake, so it fails the check."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "numpy", "asyncio", "transformers", "triton"}
+
+# folder or file -> what no module in it may import
+FORBIDDEN = {
+    "specedge_kernels": {"runtime", "transformers"},
+    "runtime/wire": {"torch", "numpy", "runtime.model", "runtime.edge", "runtime.server"},
+    "runtime/wire/messages.py": HEAVY | {"socket"},
+    "runtime/wire/connection.py": HEAVY | {"socket", "time"},
+    "runtime/tree.py": {"torch", "asyncio", "runtime.model", "runtime.edge", "runtime.server"},
+    "runtime/config.py": HEAVY | {"runtime"},
+    "runtime/server/scheduler.py": HEAVY | {"socket", "time", "runtime.model"},
+    "runtime/server/session.py": HEAVY | {"socket", "time", "runtime.model"},
+    "runtime/server/verifier.py": {"asyncio", "socket", "time"},
+    "runtime/model": {"asyncio", "socket", "runtime.wire", "runtime.edge", "runtime.server"},
+    "runtime/edge": {"runtime.server"},
+    "runtime/edge/drafter.py": {"asyncio", "socket", "runtime.wire"},
+    "runtime/server": {"runtime.edge"},
+}
+# these may be imported, but only inside functions, when they are needed
+LAZY = {
+    "runtime/model": {"transformers", "gguf", "safetensors", "huggingface_hub", "tokenizers"},
+    "runtime/edge/__init__.py": {"torch", "runtime.edge.client"},
+    "runtime/edge/__main__.py": HEAVY | {"rich", "runtime.edge.client", "runtime.edge.chat"},
+    "runtime/server/__main__.py": HEAVY | {"rich", "runtime.server.start"},
+    "specedge_kernels": {"triton"},
+}
+UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
+
+
+def modules(place: str) -> list[Path]:
+    path = ROOT / place
+    return [path] if path.suffix else sorted(path.rglob("*.py"))
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a module imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def offences(names: set[str], forbidden: set[str]) -> set[str]:
+    return {name for name in names for root in forbidden if f"{name}.".startswith(f"{root}.")}
+
+
+@pytest.mark.parametrize("place", FORBIDDEN)
+def test_no_forbidden_import(place: str) -> None:
+    assert modules(place), f"{place} is gone; mend this table"
+    for path in modules(place):
+        assert not offences(imports(path), FORBIDDEN[place]), path
+
+
+@pytest.mark.parametrize("place", LAZY)
+def test_heavy_imports_wait_until_they_are_needed(place: str) -> None:
+    for path in modules(place):
+        assert not offences(imports(path, top_level_only=True), LAZY[place]), path
+
+
+def test_nothing_can_run_code_from_data() -> None:
+    for path in [*modules("runtime"), *modules("specedge_kernels")]:
+        assert not offences(imports(path), UNSAFE), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "torch.load"}, f"{path}:{node.lineno}"
+
+
+def test_torch_stays_out_of_csrc() -> None:
+    for path in (ROOT / "csrc").rglob("*.*"):
+        text = path.read_text(encoding="utf-8")
+        assert "<torch/" not in text, path
+        assert "pybind11" not in text or path.name == "bindings.cpp", path
+
+
+def test_sockets_live_in_one_place() -> None:
+    for path in modules("runtime"):
+        if path != ROOT / "runtime/wire/tcp.py":
+            assert "socket" not in imports(path), path
