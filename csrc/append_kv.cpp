@@ -43,8 +43,7 @@ void scatter_from(const From* from, const Cache& cache, const int64_t* slots, in
   }
 }
 
-void append(const void* from, Dtype dtype, const Cache& cache, const int64_t* slots,
-            int64_t rows) {
+void append(const void* from, Dtype dtype, const Cache& cache, const int64_t* slots, int64_t rows) {
   switch (dtype) {
     case Dtype::f32:
       return scatter_from(static_cast<const float*>(from), cache, slots, rows);

@@ -29,8 +29,8 @@ PYBIND11_MODULE(_cpu, m) {
 
   py::class_<Cache>(m, "Cache")
       .def(py::init([](Address data, Dtype dtype, int64_t n_pages, int64_t page_size,
-                       int64_t n_heads, int64_t head_dim, int64_t page_stride,
-                       int64_t token_stride, int64_t head_stride) {
+                       int64_t n_heads, int64_t head_dim, int64_t page_stride, int64_t token_stride,
+                       int64_t head_stride) {
         return Cache{at<void>(data), dtype,       n_pages,      page_size,  n_heads,
                      head_dim,       page_stride, token_stride, head_stride};
       }));
@@ -46,34 +46,32 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("isa", [] { return isa().name; }, "The instruction set in use.");
 
-  m.def("build_tree",
-        [](Address parents, Address offsets, int64_t batch, int64_t rows, int64_t words,
-           Address ancestors, Address depth) {
-          py::gil_scoped_release release;
-          build_tree(at<int32_t>(parents), at<int32_t>(offsets), batch, rows, words,
-                     at<int64_t>(ancestors), at<int32_t>(depth));
-        });
+  m.def("build_tree", [](Address parents, Address offsets, int64_t batch, int64_t rows,
+                         int64_t words, Address ancestors, Address depth) {
+    py::gil_scoped_release release;
+    build_tree(at<int32_t>(parents), at<int32_t>(offsets), batch, rows, words,
+               at<int64_t>(ancestors), at<int32_t>(depth));
+  });
 
-  m.def("tree_attention",
-        [](Address q, Dtype dtype, int64_t query_heads, const Cache& k_cache, const Cache& v_cache,
-           int64_t batch, int64_t rows, int64_t words, int64_t pages_per_request,
-           Address page_table, Address prefix_lens, Address n_nodes, Address offsets,
-           Address ancestors, Address depth, float scale, float softcap, int64_t window,
-           Address out) {
-          py::gil_scoped_release release;
-          const Trees trees{batch,
-                            rows,
-                            words,
-                            pages_per_request,
-                            at<int32_t>(page_table),
-                            at<int32_t>(prefix_lens),
-                            at<int32_t>(n_nodes),
-                            at<int32_t>(offsets),
-                            at<int64_t>(ancestors),
-                            at<int32_t>(depth)};
-          tree_attention(at<void>(q), dtype, query_heads, k_cache, v_cache, trees,
-                                   Scoring{scale, softcap, window}, at<void>(out));
-        });
+  m.def("tree_attention", [](Address q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
+                             const Cache& v_cache, int64_t batch, int64_t rows, int64_t words,
+                             int64_t pages_per_request, Address page_table, Address prefix_lens,
+                             Address n_nodes, Address offsets, Address ancestors, Address depth,
+                             float scale, float softcap, int64_t window, Address out) {
+    py::gil_scoped_release release;
+    const Trees trees{batch,
+                      rows,
+                      words,
+                      pages_per_request,
+                      at<int32_t>(page_table),
+                      at<int32_t>(prefix_lens),
+                      at<int32_t>(n_nodes),
+                      at<int32_t>(offsets),
+                      at<int64_t>(ancestors),
+                      at<int32_t>(depth)};
+    tree_attention(at<void>(q), dtype, query_heads, k_cache, v_cache, trees,
+                   Scoring{scale, softcap, window}, at<void>(out));
+  });
 
   m.def("append_kv", [](Address k, Address v, Dtype dtype, const Cache& k_cache,
                         const Cache& v_cache, Address slots, int64_t rows) {
@@ -89,15 +87,14 @@ PYBIND11_MODULE(_cpu, m) {
                      at<int32_t>(path), at<int32_t>(accepted_lens), batch, max_path);
         });
 
-  m.def("verify",
-        [](Address tokens, Address ancestors, Address offsets, Address target, int64_t batch,
-           int64_t rows, int64_t words, int64_t max_path, Address path, Address accepted_lens,
-           Address bonus) {
-          py::gil_scoped_release release;
-          verify(at<int64_t>(tokens), at<int64_t>(ancestors), at<int32_t>(offsets),
-                 at<int64_t>(target), batch, rows, words, max_path, at<int32_t>(path),
-                 at<int32_t>(accepted_lens), at<int64_t>(bonus));
-        });
+  m.def("verify", [](Address tokens, Address ancestors, Address offsets, Address target,
+                     int64_t batch, int64_t rows, int64_t words, int64_t max_path, Address path,
+                     Address accepted_lens, Address bonus) {
+    py::gil_scoped_release release;
+    verify(at<int64_t>(tokens), at<int64_t>(ancestors), at<int32_t>(offsets), at<int64_t>(target),
+           batch, rows, words, max_path, at<int32_t>(path), at<int32_t>(accepted_lens),
+           at<int64_t>(bonus));
+  });
 
   m.def("target_tokens",
         [](Address logits, int64_t rows, int64_t vocabulary, Address temperature, Address top_k,
@@ -113,8 +110,8 @@ PYBIND11_MODULE(_cpu, m) {
            Address seed, Address position, Address token_ids, Address ids, Address logprobs) {
           py::gil_scoped_release release;
           draft_topk(at<float>(logits), rows, vocabulary, k, at<float>(temperature),
-                               at<int64_t>(seed), at<int64_t>(position), at<int64_t>(token_ids),
-                               at<int64_t>(ids), at<float>(logprobs));
+                     at<int64_t>(seed), at<int64_t>(position), at<int64_t>(token_ids),
+                     at<int64_t>(ids), at<float>(logprobs));
         });
 
   m.def("linear", [](Address x, Address panels, Dtype dtype, int64_t rows, int64_t inputs,

@@ -12,8 +12,8 @@ void check_paths(const Planes& kv, const int32_t* page_table, int64_t pages_per_
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t count = accepted_lens[b], prefix = prefix_lens[b];
     const int32_t* nodes = path + b * max_path;
-    require(count >= 0 && count <= max_path, "request ", b, ": expected an accepted length in 0 .. ",
-            max_path, ", got ", count);
+    require(count >= 0 && count <= max_path, "request ", b,
+            ": expected an accepted length in 0 .. ", max_path, ", got ", count);
     require(prefix >= 0, "request ", b, ": expected a prefix length of 0 or more, got ", prefix);
     for (int64_t j = 0; j < count; ++j) {
       require(nodes[j] > (j ? nodes[j - 1] : -1), "request ", b,

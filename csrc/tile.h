@@ -27,8 +27,8 @@ struct Scattered {
 };
 
 template <int ROWS, int VECS, typename Weights>
-inline void multiply_tile(const float* x, int64_t x_stride, Weights w, int64_t column,
-                          int64_t n_k, float* out, int64_t out_stride) {
+inline void multiply_tile(const float* x, int64_t x_stride, Weights w, int64_t column, int64_t n_k,
+                          float* out, int64_t out_stride) {
   vec sums[ROWS][VECS];
   for (int r = 0; r < ROWS; ++r) {
     for (int c = 0; c < VECS; ++c) sums[r][c] = load_vec(out + r * out_stride + c * kLanes);
@@ -54,8 +54,8 @@ constexpr int tile_vecs(int rows) {
 }
 
 template <int ROWS, typename Weights>
-inline void multiply_rows(const float* x, int64_t x_stride, Weights w, int64_t n_k,
-                          int64_t columns, float* out, int64_t out_stride) {
+inline void multiply_rows(const float* x, int64_t x_stride, Weights w, int64_t n_k, int64_t columns,
+                          float* out, int64_t out_stride) {
   constexpr int kVecs = tile_vecs(ROWS);
   int64_t c = 0;
   for (; c + kVecs * kLanes <= columns; c += kVecs * kLanes) {

@@ -11,19 +11,15 @@
 #include <cstdlib>
 
 #include "isa.h"
+#include "online_softmax.h"
+#include "paged.h"
 #include "tile.h"
+#include "tree_path.h"
 
 namespace specedge::SPECEDGE_ISA {
 namespace {
 
-constexpr int64_t kBlock = 64;    // positions of one softmax step
 constexpr int64_t kQueries = 96;  // query vectors of one task, so that staging a block pays
-constexpr float kMinusInfinity = -__builtin_inff();
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-int64_t round_down(int64_t a, int64_t unit) { return a / unit * unit; }
-int64_t round_up(int64_t a, int64_t unit) { return (a + unit - 1) / unit * unit; }
 
 // Memory of one task, freed with it.
 class Arena {
@@ -47,190 +43,6 @@ class Arena {
   char* next_;
 };
 
-// One query node: its path is the prefix, then the nodes of its mask, `length` tokens in all.
-struct Row {
-  const int64_t* mask;  // [W]
-  int64_t prefix, node, length;
-  int64_t start;     // the first visible position
-  int64_t straight;  // positions below this one lie in the slot of the same number
-};
-
-Row describe(const Trees& trees, int64_t b, int64_t row, int64_t window) {
-  const int64_t* mask = trees.ancestors + row * trees.words;
-  const int64_t prefix = trees.prefix_lens[b], depth = trees.depth[row];
-  const int64_t node = trees.n_nodes[b] - (trees.offsets[b + 1] - row);
-  const int64_t length = prefix + depth + 1;
-  int64_t leading = depth == node ? node + 1 : 0;
-  if (leading == 0) {
-    while (mask[leading / 64] >> (leading % 64) & 1) ++leading;
-  }
-  return {mask, prefix, node, length, window < 0 ? 0 : larger(0, length - window),
-          prefix + leading};
-}
-
-// The slots of positions from .. to-1 of a row's path.
-void path_slots(const Row& row, int64_t from, int64_t to, int32_t* slots) {
-  int64_t position = from;
-  for (; position < to && position < row.straight; ++position) *slots++ = int32_t(position);
-  int64_t reached = row.straight;
-  for (int64_t node = row.straight - row.prefix; position < to; ++node) {
-    if (!(row.mask[node / 64] >> (node % 64) & 1)) continue;
-    if (reached++ < position) continue;
-    *slots++ = int32_t(row.prefix + node);
-    ++position;
-  }
-}
-
-typedef float quad __attribute__((vector_size(16)));
-typedef uint16_t quad_half_bits __attribute__((vector_size(8)));
-typedef uint32_t quad_bits __attribute__((vector_size(16)));
-
-quad load_quad(const float* p) { return load_as<quad>(p); }
-
-quad load_quad(const bf16* p) {
-  return (quad)(__builtin_convertvector(load_as<quad_half_bits>(p), quad_bits) << 16);
-}
-
-quad load_quad(const f16* p) {
-#if defined(__F16C__)
-  return (quad)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-#else
-  return quad{load(p), load(p + 1), load(p + 2), load(p + 3)};
-#endif
-}
-
-// rows: 64 pointers to [D] -> keys [D, 64]
-template <typename T>
-void transpose(const T* const* rows, int64_t dim, float* keys) {
-  for (int64_t lane = 0; lane < kBlock; lane += 4) {
-    int64_t d = 0;
-    for (; d + 4 <= dim; d += 4) {
-      const quad a = load_quad(rows[lane] + d), b = load_quad(rows[lane + 1] + d);
-      const quad c = load_quad(rows[lane + 2] + d), e = load_quad(rows[lane + 3] + d);
-      const quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-      const quad ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-      const quad ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5);
-      const quad ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-      const quad columns[4] = {__builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5),
-                               __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7),
-                               __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5),
-                               __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7)};
-      for (int i = 0; i < 4; ++i) std::memcpy(keys + (d + i) * kBlock + lane, columns + i, 16);
-    }
-    for (; d < dim; ++d) {
-      for (int64_t i = lane; i < lane + 4; ++i) keys[d * kBlock + i] = load(rows[i] + d);
-    }
-  }
-}
-
-// One head of one cache, seen through one request's pages.
-struct Tokens {
-  const Cache& cache;
-  const int32_t* pages;
-  int64_t head;
-
-  template <typename T>
-  const T* at(int64_t slot) const {
-    return static_cast<const T*>(cache.data) +
-           pages[slot / cache.page_size] * cache.page_stride +
-           slot % cache.page_size * cache.token_stride + head * cache.head_stride;
-  }
-
-  // Slots first .. first+63 -> keys [D, 64]; slots outside lo .. hi-1 are not read and give 0.
-  template <typename T>
-  void stage_keys(int64_t first, int64_t lo, int64_t hi, const void* zeros, float* keys) const {
-    const T* rows[kBlock];
-    for (int64_t i = 0; i < kBlock; ++i) {
-      const bool valid = first + i >= lo && first + i < hi;
-      rows[i] = valid ? at<T>(first + i) : static_cast<const T*>(zeros);
-    }
-    transpose(rows, cache.head_dim, keys);
-  }
-
-  // Slots lo .. hi-1 -> values [hi - lo, width], zero beyond D.
-  template <typename T>
-  void stage_values(int64_t lo, int64_t hi, int64_t width, float* values) const {
-    const int64_t dim = cache.head_dim;
-    for (int64_t slot = lo; slot < hi; ++slot, values += width) {
-      const T* row = at<T>(slot);
-      int64_t d = 0;
-      for (; d + kLanes <= dim; d += kLanes) store_vec(values + d, load_vec(row + d));
-      for (; d < dim; ++d) values[d] = load(row + d);
-      for (; d < width; ++d) values[d] = 0;
-    }
-  }
-};
-
-void stage_keys(const Tokens& tokens, int64_t first, int64_t lo, int64_t hi, const void* zeros,
-                float* keys) {
-  switch (tokens.cache.dtype) {
-    case Dtype::f32:
-      return tokens.stage_keys<float>(first, lo, hi, zeros, keys);
-    case Dtype::bf16:
-      return tokens.stage_keys<bf16>(first, lo, hi, zeros, keys);
-    case Dtype::f16:
-      return tokens.stage_keys<f16>(first, lo, hi, zeros, keys);
-  }
-}
-
-void stage_values(const Tokens& tokens, int64_t lo, int64_t hi, int64_t width, float* values) {
-  switch (tokens.cache.dtype) {
-    case Dtype::f32:
-      return tokens.stage_values<float>(lo, hi, width, values);
-    case Dtype::bf16:
-      return tokens.stage_values<bf16>(lo, hi, width, values);
-    case Dtype::f16:
-      return tokens.stage_values<f16>(lo, hi, width, values);
-  }
-}
-
-// The running softmax of n query vectors: weighted values, largest score, sum of weights.
-struct State {
-  float* sums;  // [n, width]
-  float* top;   // [n]
-  float* total;  // [n]
-  int64_t width;
-
-  State from(int64_t vector) const {
-    return {sums + vector * width, top + vector, total + vector, width};
-  }
-};
-
-float exp_of(float x) {
-  float lanes[kLanes];
-  store_vec(lanes, specedge::exp_of(splat(x)));
-  return lanes[0];
-}
-
-// Raw scores [64] -> weights in place; positions outside lo .. hi-1 get exactly 0.
-void softmax_step(float* scores, int64_t lo, int64_t hi, const Scoring& scoring,
-                  const State& state) {
-  for (int64_t i = 0; i < kBlock; i += kLanes) {
-    vec s = load_vec(scores + i) * scoring.scale;
-    if (scoring.softcap > 0) s = tanh_of(s / scoring.softcap) * scoring.softcap;
-    store_vec(scores + i, s);
-  }
-  for (int64_t i = 0; i < lo; ++i) scores[i] = kMinusInfinity;
-  for (int64_t i = hi; i < kBlock; ++i) scores[i] = kMinusInfinity;
-  vec best = splat(*state.top);
-  for (int64_t i = 0; i < kBlock; i += kLanes) best = specedge::larger(load_vec(scores + i), best);
-  const float top = max_of(best);
-  // Without a finite score yet, exp(-inf - 0) gives the zeros that are due.
-  const float shift = top == kMinusInfinity ? 0.0f : top;
-  vec sum = vec{};
-  for (int64_t i = 0; i < kBlock; i += kLanes) {
-    const vec weight = specedge::exp_of(load_vec(scores + i) - shift);
-    store_vec(scores + i, weight);
-    sum += weight;
-  }
-  const float decay = exp_of(*state.top - shift);
-  *state.total = *state.total * decay + sum_of(sum);
-  *state.top = top;
-  for (int64_t d = 0; d < state.width; d += kLanes) {
-    store_vec(state.sums + d, load_vec(state.sums + d) * decay);
-  }
-}
-
 // Adds a block to n query vectors: scores [n, 64] at score_stride, value rows of positions lo ...
 template <typename Values>
 void absorb(float* scores, int64_t score_stride, int64_t n, int64_t lo, int64_t hi, Values values,
@@ -238,37 +50,7 @@ void absorb(float* scores, int64_t score_stride, int64_t n, int64_t lo, int64_t 
   for (int64_t i = 0; i < n; ++i) {
     softmax_step(scores + i * score_stride, lo, hi, scoring, state.from(i));
   }
-  multiply_add(scores + lo, score_stride, n, values, hi - lo, state.width, state.sums,
-               state.width);
-}
-
-// Query nodes first_row .. end_row-1 of request b, the query heads of one key/value head.
-struct Task {
-  int64_t b, head, first_row, end_row;
-};
-
-// What the rows of a task have in common, in positions. Blocks in common_begin .. common_end-1 are
-// visible to every row and lie in the same slots for all.
-struct Span {
-  int64_t start, common_begin, common_end, end_slot, longest;
-};
-
-Span span_of(const Trees& trees, const Task& task, int64_t window) {
-  int64_t start = INT64_MAX, last_start = 0, straight = INT64_MAX, end_slot = 0, longest = 0;
-  for (int64_t r = task.first_row; r < task.end_row; ++r) {
-    const Row row = describe(trees, task.b, r, window);
-    start = smaller(start, row.start);
-    last_start = larger(last_start, row.start);
-    straight = smaller(straight, row.straight);
-    end_slot = larger(end_slot, row.prefix + row.node + 1);
-    longest = larger(longest, row.length);
-  }
-  const int64_t begin = round_up(last_start, kBlock), end = round_down(straight, kBlock);
-  if (begin >= end) {
-    const int64_t only = round_down(start, kBlock);
-    return {start, only, only, end_slot, longest};
-  }
-  return {start, begin, end, end_slot, longest};
+  multiply_add(scores + lo, score_stride, n, values, hi - lo, state.width, state.sums, state.width);
 }
 
 class Attention {
@@ -319,8 +101,8 @@ class Attention {
   int64_t tail_slots() const { return round_up(span_.end_slot - span_.common_end, kBlock); }
 
   int64_t arena_bytes() const {
-    const int64_t floats = vectors_ * (dim_ + slots_ + width_ + 2) + dim_ * (kBlock + 1) +
-                           slots_ * (width_ + 1);
+    const int64_t floats =
+        vectors_ * (dim_ + slots_ + width_ + 2) + dim_ * (kBlock + 1) + slots_ * (width_ + 1);
     return floats * int64_t(sizeof(float)) + 16 * 64;
   }
 
@@ -368,7 +150,7 @@ class Attention {
   void attend_path_block(const int32_t* slots, int64_t index, int64_t from, int64_t lo,
                          int64_t hi) {
     const float* rows[kBlock];
-    for (int64_t i = lo; i < hi; ++i) rows[i - lo] = staged_values_ + (slots[i - lo] - from) * width_;
+    for (int64_t i = 0; i < hi - lo; ++i) rows[i] = staged_values_ + (slots[i] - from) * width_;
     for (int64_t g = 0; g < group_; ++g) {
       const int64_t vector = index * group_ + g;
       alignas(64) float gathered[kBlock] = {};
@@ -431,9 +213,14 @@ template <typename T>
 void attend_all(const void* q, int64_t query_heads, const Cache& k_cache, const Cache& v_cache,
                 const Trees& trees, const Scoring& scoring, void* out) {
   const int64_t heads = k_cache.n_heads, rows_per_task = larger(1, kQueries * heads / query_heads);
-  int64_t n_tasks = 0;
-  for (int64_t b = 0; b < trees.batch; ++b) n_tasks += heads * tasks_of(trees, b, rows_per_task);
-#pragma omp parallel for schedule(dynamic) if (n_tasks > 1)
+  int64_t n_tasks = 0, n_scores = 0;
+  for (int64_t b = 0; b < trees.batch; ++b) {
+    n_tasks += heads * tasks_of(trees, b, rows_per_task);
+    n_scores += (trees.offsets[b + 1] - trees.offsets[b]) *
+                (int64_t(trees.prefix_lens[b]) + trees.n_nodes[b]) * query_heads;
+  }
+  // A single short decode step is done before a second thread would have woken.
+#pragma omp parallel for schedule(dynamic) if (n_scores * k_cache.head_dim > 1 << 20)
   for (int64_t i = 0; i < n_tasks; ++i) {
     attend(static_cast<const T*>(q), query_heads, k_cache, v_cache, trees, scoring,
            task_at(trees, i, heads, rows_per_task), static_cast<T*>(out));

@@ -179,7 +179,8 @@ inline vec tanh_of(vec x) {
   p = fma(p, z, splat(1.33314422036e-1f));
   p = fma(p, z, splat(-3.33332819422e-1f));
   const vec near = fma(p * z, x, x);
-  const vec far = 1.0f - 2.0f / (exp_of(select(size > splat(9.0f), splat(9.0f), size) * 2.0f) + 1.0f);
+  const vec far =
+      1.0f - 2.0f / (exp_of(select(size > splat(9.0f), splat(9.0f), size) * 2.0f) + 1.0f);
   const vec signed_far = select(x < vec{}, -far, far);
   return select(size < splat(0.625f), near, select(x == x, signed_far, x));
 }

@@ -222,14 +222,14 @@ def test_the_last_token_is_the_last(tiny: Pair, tiny_server: str, max_tokens: in
 
 
 def test_the_context_ends_where_the_model_ends(tiny: Pair, tiny_server: str) -> None:
-    """The tiny target has 1,024 positions: trees shrink, and the text stops at the last one."""
+    """The tiny target has 1,024 positions: trees get shallow, and the text stops at the last."""
     prompt = tiny.tokenizer.encode("x" * 1000)
     sampling = replace(SAMPLINGS["T1"], max_tokens=500)
-    jobs = [(tiny.drafter(), prompt, sampling, drafting(budget)) for budget in (0, 32)]
-    plain, drafted = answers(tiny_server, tiny.hello, jobs)
-    assert plain == drafted
-    assert len(prompt) + len(plain) == 1024
-    assert plain == plain_decoding(tiny.target, prompt, replace(sampling, max_tokens=24))
+    expected = plain_decoding(tiny.target, prompt, replace(sampling, max_tokens=24))
+    drafters = [tiny.drafter(), *(AdversarialDrafter(s, expected, 256, 1) for s in ("star", "any"))]
+    jobs = [(drafter, prompt, sampling, drafting(200)) for drafter in drafters]
+    assert answers(tiny_server, tiny.hello, jobs) == [expected] * 3
+    assert len(prompt) + len(expected) == 1024
 
 
 @pytest.mark.parametrize(("name", "coupling"), [("greedy", True), ("T1", True), ("T1", False)])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from runtime.config import ConfigError, EdgeConfig, parse_address
@@ -106,7 +107,7 @@ class Edge:
             wire.VERSION,
             self.tokenizer.vocabulary_size,
             self.tokenizer.vocabulary_hash(),
-            self.config.draft,
+            Path(self.config.draft).name,  # not the path: it is nobody's business
         )
         self._link = self._loop.run_until_complete(
             Link.open(*parse_address(self.config.server), hello)

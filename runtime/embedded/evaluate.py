@@ -5,6 +5,7 @@ answer made at temperature 0, is the text's next token the draft's first choice,
 first four? Knows nothing of training.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +29,9 @@ class Agreement:
     distance: float
 
     def __str__(self) -> str:
-        return (
-            f"top-1 {100 * self.top1:.2f} %, top-4 {100 * self.top4:.2f} %, "
-            f"distance {self.distance:.4f} over {self.positions} positions"
-        )
+        distance = "" if math.isnan(self.distance) else f", distance {self.distance:.4f}"
+        shares = f"top-1 {100 * self.top1:.2f} %, top-4 {100 * self.top4:.2f} %"
+        return f"{shares}{distance} over {self.positions} positions"
 
 
 @torch.inference_mode()
@@ -54,7 +54,8 @@ def agreement(
     """Agreement over the answers of the given conversations.
 
     Where the answer is greedy the reference is its text, elsewhere the target's first choice.
-    With the target's embedding [V, C] the distance is exact; without it is not computed.
+    With the target's embedding [V, C] the distance is exact; without it, it is not computed.
+    Raises ValueError when there is no position to measure.
     """
     top1 = top4 = count = 0
     distance = 0.0
@@ -70,6 +71,8 @@ def agreement(
             states = torch.from_numpy(scores.states[rows]).float()
             target = linear(states, embedding).softmax(-1)[:, head_ids]
             distance += float((1 - torch.minimum(target, probs).sum(-1)).sum())
+    if not count:
+        raise ValueError("no answer positions to measure: the text has no held-out prompts")
     measured = distance / count if embedding is not None else float("nan")
     return Agreement(count, top1 / count, top4 / count, measured)
 

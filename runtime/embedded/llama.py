@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 Weights = dict[str, Tensor]
+Rope = tuple[Tensor, Tensor]
 
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -90,14 +91,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
-def _rope(positions: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+def _rope(positions: Tensor, shape: Shape, dtype: torch.dtype) -> Rope:
     powers = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     angles = positions.float()[:, None] * shape.rope_theta**-powers
     angles = torch.cat([angles, angles], dim=-1)[:, None, :]
-    return angles.cos(), angles.sin()  # [tokens, 1, head_dim] each
+    return angles.cos().to(dtype), angles.sin().to(dtype)  # [tokens, 1, head_dim] each
 
 
-def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def _rotate(x: Tensor, rope: Rope) -> Tensor:
     cos, sin = rope
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-high, low], dim=-1) * sin
@@ -116,7 +117,7 @@ class Llama:
         """
         B, T = ids.shape
         positions = torch.cat([torch.arange(len(prefix)), torch.arange(T).repeat(B) + len(prefix)])
-        rope = tuple(table.to(self.compute) for table in _rope(positions, self.shape))
+        rope = _rope(positions, self.shape, self.compute)
         x = self.weights["model.embed_tokens.weight"][torch.cat([prefix, ids.flatten()])].float()
         for layer in range(self.shape.layers):
             x = x + self._attention(f"model.layers.{layer}.", x, rope, len(prefix), B)
@@ -136,7 +137,7 @@ class Llama:
         gate = silu(self._linear(at + "mlp.gate_proj", x))
         return self._linear(at + "mlp.down_proj", gate * self._linear(at + "mlp.up_proj", x))
 
-    def _attention(self, at: str, x: Tensor, rope, P: int, B: int) -> Tensor:
+    def _attention(self, at: str, x: Tensor, rope: Rope, P: int, B: int) -> Tensor:
         x, s = self._norm(at + "input_layernorm", x), self.shape
         q = self._linear(at + "self_attn.q_proj", x).view(-1, s.heads, s.head_dim)
         k = self._linear(at + "self_attn.k_proj", x).view(-1, s.kv_heads, s.head_dim)

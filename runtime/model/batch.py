@@ -117,7 +117,10 @@ def check_request(
             f"{len(request.pages)} pages of {page_size} tokens cannot hold a prefix of "
             f"{request.prefix_len} and {n_nodes} nodes"
         )
-    if request.n_tokens > max_context:
+    # A tree has more nodes than positions: near the end of the context its nodes need not fit,
+    # only the tokens that can still be accepted, and those are the caller's to count.
+    room = max_context if _is_chain(request.parents) else max_context + MAX_TREE_NODES
+    if request.n_tokens > room:
         raise ValueError(
             f"a prefix of {request.prefix_len} and {n_nodes} nodes are longer than the model's "
             f"context of {max_context} tokens"

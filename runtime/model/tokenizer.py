@@ -136,16 +136,23 @@ def _from_folder(folder: Path) -> Any:
 def _from_gguf(path: Path) -> Any:
     """Straight from the metadata where that is enough: transformers takes seconds for it."""
     metadata = Metadata(path)
-    kind, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     from transformers import AutoTokenizer
 
     try:
-        if kind == "gpt2" and split in _GPT2_SPLITS:
+        if _is_plain_byte_level(metadata):
             return _byte_level(metadata)
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # the tokenizers library raises bare Exceptions
     except Exception as error:
         raise ModelError(f"{path} has no readable tokenizer: {error}") from error
+
+
+def _is_plain_byte_level(metadata: Metadata) -> bool:
+    return (
+        metadata.get("tokenizer.ggml.model") == "gpt2"
+        and metadata.get("tokenizer.ggml.pre") in _GPT2_SPLITS
+        and not metadata.get("tokenizer.ggml.add_bos_token")
+    )
 
 
 def _byte_level(metadata: Metadata) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.model.batch import TreeBatch
+from runtime.model.batch import MAX_TREE_NODES, TreeBatch
 from runtime.model.config import ModelConfig
 from runtime.model.rope import rope_tables, rotate
 from specedge_kernels import append_kv, linear, pack_linear, tree_attention
@@ -80,7 +80,10 @@ class Transformer:
         # float32 on the CPU, the weights' own dtype elsewhere: norms are loaded that way
         self.dtype = norm.dtype
         cos, sin = rope_tables(
-            config.head_dim, config.rope_theta, config.rope_scaling, config.max_context
+            config.head_dim,
+            config.rope_theta,
+            config.rope_scaling,
+            config.max_context + MAX_TREE_NODES,
         )
         self.cos = cos.to(self.device, self.dtype)
         self.sin = sin.to(self.device, self.dtype)
@@ -94,10 +97,10 @@ class Transformer:
         x = self._embed(batch.tokens)  # [N, H]
         rope = (self.cos[batch.positions][:, None], self.sin[batch.positions][:, None])
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            x = x + self._attention(
+            x += self._attention(
                 layer, self._rms_norm(x, layer.attention_norm), rope, batch, cache, index
             )
-            x = x + self._mlp(layer, self._rms_norm(x, layer.mlp_norm))
+            x += self._mlp(layer, self._rms_norm(x, layer.mlp_norm))
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

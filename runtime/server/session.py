@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from runtime.tree import Tree
 from runtime.wire.messages import Draft, Finish, Open
 
+NO_NODES = Tree()
+
 
 class RejectedDraft(ValueError):
     """A draft that does not fit the session; the message is sent to the edge."""
@@ -32,7 +34,7 @@ class Session:
     pages: list[int] = field(default_factory=list)
     cached: int = 0
     round: int = 0  # the verdict that is owed next; 0 follows the prompt
-    draft: Tree | None = Tree()  # what is ready to be verified; the prompt alone at first
+    draft: Tree | None = NO_NODES  # what is ready to be verified; the prompt alone at first
     ready_s: float = 0.0  # when the draft arrived
     finish: Finish = Finish.NONE
 

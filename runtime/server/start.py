@@ -1,6 +1,7 @@
 """Starting a server: model, KV pool, identity, port, and the lines a person sees meanwhile."""
 
 import asyncio
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -69,7 +70,7 @@ def _identity(config: ServerConfig, engine: Engine) -> Identity:
     tokenizer = Tokenizer.load(config.model)
     longest = engine.model.config.max_context
     return Identity(
-        model=config.model,
+        model=Path(config.model).name,
         # a model may have more rows than its tokenizer has tokens, and their ids must fit too
         vocabulary_size=max(tokenizer.vocabulary_size, engine.model.config.vocab_size),
         vocabulary_hash=tokenizer.vocabulary_hash(),

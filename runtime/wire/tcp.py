@@ -69,10 +69,6 @@ class FramedProtocol(asyncio.Protocol):
     @property
     def is_closing(self) -> bool:
         """Whether the connection has ended or is about to: nothing can be sent any more."""
-        return self._hung_up or self.connection.state is State.CLOSED
-
-    @property
-    def _hung_up(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
     def send(self, message: Message) -> None:
@@ -106,7 +102,7 @@ class FramedProtocol(asyncio.Protocol):
         self.bytes_received += len(data)
         self.connection.feed(data)
         # One by one, so that each is handled in the very state that it brought about.
-        while not self._hung_up and (message := self._next_message()) is not None:
+        while not self.is_closing and (message := self._next_message()) is not None:
             if isinstance(message, Error) and message.fatal:
                 self._close(f"the peer ended the connection: {message.sentence}")
             self._on_message(self, message)

@@ -1,4 +1,4 @@
-"""Random batches for the kernel tests: trees of every shape over a shuffled, poisoned paged cache."""
+"""Random batches for the kernel tests: trees of every shape over a shuffled, poisoned cache."""
 
 from dataclasses import dataclass
 

@@ -1,10 +1,10 @@
 // Runs the body of the CUDA compaction kernel on a CPU, block by block and thread by thread:
 // reads arguments and the cache from stdin, writes the cache to stdout.
-#include "cuda/compact_kv.h"
-
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
+
+#include "cuda/compact_kv.h"
 
 template <typename T>
 std::vector<T> read_array(int64_t n) {

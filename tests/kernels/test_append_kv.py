@@ -78,7 +78,7 @@ def test_wrong_metadata_is_named():
         kernels.append_kv(torch.ones(2, 2, 8), k, k_cache, v_cache, slots)
     with pytest.raises(ValueError, match="v: expected a contiguous float32"):
         kernels.append_kv(k, k.half(), k_cache, v_cache, slots)
-    with pytest.raises(ValueError, match="k_cache: expected .* with D contiguous"):
+    with pytest.raises(ValueError, match=r"k_cache: expected .* with D contiguous"):
         kernels.append_kv(k, k, k_cache.transpose(1, 3), v_cache.transpose(1, 3), slots)
     with pytest.raises(ValueError, match="slots: expected a contiguous int64"):
         kernels.append_kv(k, k, k_cache, v_cache, slots.int())

@@ -77,9 +77,10 @@ def test_tokens_equal_the_reference(vocabulary):
     generator = torch.Generator().manual_seed(vocabulary)
     rows = 24
     logits = torch.randn(rows, vocabulary, generator=generator) * 4
-    pick = lambda values: torch.tensor(values)[
-        torch.randint(len(values), (rows,), generator=generator)
-    ]  # noqa: E731
+
+    def pick(values):
+        return torch.tensor(values)[torch.randint(len(values), (rows,), generator=generator)]
+
     arguments = draws(
         rows,
         pick([-1.0, 0.0, 0.05, 0.7, 1.0, 3.0]),

@@ -73,8 +73,8 @@ def test_wrong_values_are_named():
         kernels.verify(tokens, chain, offsets_of([70]), tokens, 69)
     with pytest.raises(ValueError, match="at most 64 nodes for masks of 1 words, got 70"):
         kernels.verify(tokens, chain[:, :1].contiguous(), offsets_of([70]), tokens, 70)
+    masks = torch.tensor([[1], [1]])
     with pytest.raises(ValueError, match="request 0: expected the mask of node 1 to hold the node"):
-        masks = torch.tensor([[1], [1]])
         kernels.verify(tokens[:2], masks, offsets_of([2]), tokens[:2], 2)
     with pytest.raises(ValueError, match="target: expected a contiguous int64 tensor of shape"):
         kernels.verify(tokens, chain, offsets_of([70]), tokens[:3], 70)

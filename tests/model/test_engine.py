@@ -90,8 +90,8 @@ def test_compacted_path_goes_on_as_if_it_had_been_decoded(pair, generator):
 @pytest.mark.parametrize("n_nodes", [64, 65, 128, 129, 256])
 def test_wide_trees_take_more_mask_words(pairs, generator, n_nodes):
     pair = pairs("llama-tied")
-    # the context of the small models is short of 256 slots, though no path is
-    engine = tiny.engine_of(with_context(pair.ours, 512), n_pages=80)
+    # the context of the small models is short of 256 positions, though no path is
+    engine = tiny.engine_of(pair.ours, n_pages=80)
     parents = [max(-1, (node - 3) // 2) for node in range(n_nodes)]
     tree, prompt = random_tokens(n_nodes, generator), [3, 1, 4]
     pages = engine.kv.allocate(66)
@@ -124,7 +124,11 @@ GOOD = TreeRequest([1, 2], [-1, 0, 0], 5, [0, 1], [1])
         ({"parents": [-1, -2, 0]}, "node 1 has parent -2"),
         ({"prefix_len": -1}, "prefix_len is -1"),
         ({"prefix_len": 6}, "2 pages of 4 tokens cannot hold a prefix of 6 and 3 nodes"),
-        ({"prefix_len": 126, "pages": [0] * 40}, "longer than the model's context of 128 tokens"),
+        ({"prefix_len": 382, "pages": [0] * 100}, "longer than the model's context of 128 tokens"),
+        (
+            {"parents": [-1, 0, 1], "prefix_len": 126, "pages": [0] * 40},
+            "longer than the model's context of 128 tokens",
+        ),
         ({"pages": [0, 16]}, "page 16 is out of range; expected 0 to 15"),
         ({"pages": [-1, 3]}, "page -1 is out of range"),
         ({"logit_rows": [2]}, "logit row 2 is out of range; expected 0 to 1"),

@@ -129,6 +129,13 @@ def test_quantised_tensors(kind, pairs, tmp_path):
     assert_close(logits(path), judge(theirs, TOKENS))
 
 
+def test_what_was_read_does_not_lie_in_the_file(path):
+    """A float32 tensor could be a view of the mapped file, and writing to it would crash."""
+    checkpoint = GgufFile(path)
+    first, second = (checkpoint.read("model.norm.weight") for _ in range(2))
+    assert first.data_ptr() != second.data_ptr()
+
+
 def test_llama3_scaling_as_divisors(pairs, tmp_path):
     theirs = pairs("llama3-rope").theirs
     frequencies = 1e4 ** -(torch.arange(0, 16, 2) / 16)

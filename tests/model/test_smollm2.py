@@ -84,6 +84,22 @@ def test_tree_then_compaction_then_decoding(engine, theirs, prompts):
     engine.kv.free(pages)
 
 
+def test_embedded_draft_shares_the_targets_embedding(engine):
+    """The draft is distilled to agree with the target, so it must do so more than by chance."""
+    if not embedded.DRAFT_WEIGHTS.is_file():
+        pytest.skip(f"{embedded.DRAFT_WEIGHTS.name} was not built")
+    model = weights.load("smollm2-draft")
+    draft = Engine(model, PagedKV(model.config, 8, 16, torch.float32))
+    assert model.head_ids.tolist() == sorted(set(model.head_ids.tolist()))
+    ids = torch.arange(100, 200)
+    assert torch.equal(model.embedding[ids], engine.model.head.rows(ids))
+    question = [{"role": "user", "content": "What is the capital of France, and why?"}]
+    request = chain(Tokenizer.load("smollm2").chat_prompt(question), 0, range(8))
+    likeliest = engine.forward([request]).argmax(-1)
+    drafted = model.head_ids[draft.forward([request]).argmax(-1)]
+    assert (drafted == likeliest).float().mean() > 0.2
+
+
 def test_dequantisation_of_a_rotary_weight_by_hand(checkpoint):
     """Q4_1: blocks of 32 share a scale and a minimum; rows lie in pairs that turn together."""
     header = checkpoint._metadata.header

@@ -1,10 +1,12 @@
 """Text to ids and back, streams that never show half a character, and vocabularies compared."""
 
+from types import SimpleNamespace
+
 import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -100,6 +102,17 @@ def test_chat_prompt_is_the_template_and_nothing_else(tokenizer):
     assert tokenizer.decode([start, *tokenizer.encode("hey"), end]) == "hey"
 
 
+def test_the_models_first_token_comes_once():
+    """A plain text gets it from the tokenizer, a conversation from its template."""
+    theirs = byte_level()
+    theirs.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|start|> $A", special_tokens=[("<|start|>", 259)]
+    )
+    tokenizer = Tokenizer(theirs, [])
+    assert tokenizer.encode("hi")[0] == 259
+    assert tokenizer.chat_prompt([{"role": "user", "content": "hi"}])[:2] != [259, 259]
+
+
 def test_conversations_that_cannot_be_written(tokenizer):
     with pytest.raises(ValueError, match="refuses this conversation: no tools here"):
         tokenizer.chat_prompt([{"role": "tool", "content": "x"}])
@@ -131,6 +144,20 @@ def test_vocabulary_hash_tells_any_difference(folder, tmp_path):
     swapped = PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(swapped))
     assert swapped.get_vocab()["!"] == 1
     assert Tokenizer(swapped, []).vocabulary_hash() != own
+
+
+def test_vocabularies_that_look_alike_when_joined_have_other_hashes():
+    """Ids and lengths count: a gap, a shifted border, a token that spells the next one's id."""
+    vocabularies = [
+        {"ab": 0, "c": 1},
+        {"a": 0, "bc": 1},
+        {"ab": 0, "c": 2},
+        {"ab": 1, "c": 0},
+        {"ab\0\0\0\1c": 0},
+    ]
+    backends = [SimpleNamespace(get_vocab=lambda v=vocabulary: v) for vocabulary in vocabularies]
+    hashes = {Tokenizer(backend, []).vocabulary_hash() for backend in backends}
+    assert len(hashes) == len(vocabularies)
 
 
 @given(st.data())

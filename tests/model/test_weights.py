@@ -39,8 +39,9 @@ def test_shards_under_an_index(name, pairs, tmp_path):
     assert torch.equal(logits(weights.load(folder)), logits(pairs(name).ours))
 
 
-def test_progress_counts_bytes_up_to_the_whole(pairs):
-    folder, calls = pairs("llama").folder, []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_progress_counts_bytes_up_to_the_whole(pairs, tmp_path, dtype):
+    folder, calls = tiny.save(copy.deepcopy(pairs("llama").theirs).to(dtype), tmp_path), []
     weights.load(str(folder), progress=lambda done, total: calls.append((done, total)))
     stored = sum(tensor.nbytes for tensor in load_file(folder / WEIGHTS).values())
     assert calls[-1] == (stored, stored)

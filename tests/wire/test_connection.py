@@ -5,15 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from runtime.wire.connection import (
-    CONNECTION_TABLE,
-    SESSION_TABLE,
-    Connection,
-    Move,
-    Phase,
-    Role,
-    State,
-)
+from runtime.wire.connection import Connection, Phase, Role, State
 from runtime.wire.messages import (
     HEADER,
     Close,
@@ -33,6 +25,7 @@ from runtime.wire.messages import (
     decode_header,
     encode_frame,
 )
+from runtime.wire.states import CONNECTION_TABLE, SESSION_TABLE, Move
 from tests.wire.cases import (
     CONVERSATION,
     HELLO,

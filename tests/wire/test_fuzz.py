@@ -26,7 +26,7 @@ from runtime.wire.messages import (
 from tests.wire.cases import CONVERSATION, HELLO, VOCABULARY, connected, opening
 
 BODIES = 15_000
-CONVERSATIONS = 12_000
+CONVERSATIONS = 4_000
 
 
 def mutate(data, rng):
@@ -228,7 +228,7 @@ def test_a_flood_of_spoilt_conversations_leaves_nothing_behind():
     converse_with_a_fault(rng)
 
     def action():
-        for _ in range(300):
+        for _ in range(150):
             converse_with_a_fault(rng)
 
     assert peak_bytes(action) < 1 << 20
@@ -240,7 +240,7 @@ def test_an_endless_stream_of_late_frames_is_dropped():
     server.send(Error(1, 5, False, "no room"))
 
     def action():
-        for seq in range(2, 1_000):
+        for seq in range(2, 300):
             assert server.receive(encode_frame(Prompt(1, (7,) * 500), seq, VOCABULARY)) == []
 
     assert peak_bytes(action) < 128 * 1024

@@ -200,6 +200,7 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
         (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 2, 0xC3), "not UTF-8"),
         (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 2, 0x07), "control characters"),
     ],
+    ids=lambda case: case if isinstance(case, str) else "",
 )  # fmt: skip
 def test_a_received_field_that_breaks_a_rule_is_a_protocol_error(frame, sentence):
     with pytest.raises(ProtocolError, match=sentence):

@@ -337,9 +337,15 @@ def test_an_edge_may_queue_a_long_prompt_at_once():
     async def scenario():
         async with Server() as server:
             edge = await Edge().greet(server.port)
-            edge.peer.send(opening(1, prompt_tokens=400_000))
-            for _ in range(100):
+            link = edge.peer._transport.get_extra_info("socket")
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            server.peers[0]._transport.pause_reading()
+            edge.peer.send(opening(1, prompt_tokens=1_000_000))
+            for _ in range(250):
                 edge.peer.send(Prompt(1, (7,) * 4000))
+            waiting_bytes = edge.peer._transport.get_write_buffer_size()
+            assert waiting_bytes > MAX_WRITE_BUFFER_BYTES[Role.SERVER]
+            server.peers[0]._transport.resume_reading()
             assert (await edge.until(Verdict)).round == 0
 
     run(scenario)

@@ -36,11 +36,12 @@ def test_width_is_what_the_last_id_needs(vocabulary, bits):
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 128, 129, 20_000])
-def test_block_borders(count):
-    tokens = tuple(i * 7919 % 151_936 for i in range(count))
-    packed = pack_tokens(tokens, 151_936)
-    assert packed == digits(tokens, 151_936)
-    assert unpack_tokens(packed, count, 151_936) == tokens
+@pytest.mark.parametrize("vocabulary", [32_000, 128_256, 151_936])
+def test_block_borders(vocabulary, count):
+    tokens = tuple(i * 7919 % vocabulary for i in range(count))
+    packed = pack_tokens(tokens, vocabulary)
+    assert packed == digits(tokens, vocabulary)
+    assert unpack_tokens(packed, count, vocabulary) == tokens
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,158 @@
+"""What verifying 1 to 64 nodes costs the server, against the floor of this machine.
+
+The floor of a step is the larger of two times: its bytes (weights once, KV of every request once)
+at the copy bandwidth, and its arithmetic at the rate of the fastest matrix product, both measured
+here in the same run. A row is printed only if the root's logits are those of a step that verifies
+the root alone; on a CPU, to the last bit.
+
+    python -m bench.verify_cost [--model NAME] [--dtype bfloat16] [--json]
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import torch
+
+from bench.harness import Timing, measure, report
+from runtime.model.engine import Engine, TreeRequest
+from runtime.model.open import open_engine
+from specedge_kernels import linear, pack_linear
+
+COLUMNS = ("context", "requests", "nodes", "step", "of one node", "floor", "share of floor")
+SAMPLES, SAMPLE_S = 5, 0.1
+
+
+def main() -> None:
+    options = parse_options()
+    largest = options.requests[-1] * (options.contexts[-1] + options.nodes[-1] + 16)
+    engine = open_engine(options.model, options.dtype, options.device, lambda model: largest, 16)
+    bandwidth, rate = copy_bandwidth(engine), product_rate(engine)
+    rows: list[tuple[object, ...]] = []
+    numbers: dict[str, float] = {"copy_gbytes_per_s": bandwidth / 1e9, "gflops": rate / 1e9}
+    for context in options.contexts:
+        for n_requests in options.requests:
+            prefill(engine, context, n_requests)
+            single = step_time(engine, context, n_requests, 1)
+            for nodes in options.nodes:
+                took = step_time(engine, context, n_requests, nodes)
+                floor_s = floor(engine, context, n_requests, nodes, bandwidth, rate)
+                rows.append(
+                    (
+                        context,
+                        n_requests,
+                        nodes,
+                        f"{took.median_s * 1e3:.1f} ms",
+                        f"{took.median_s / single.median_s:.2f}x",
+                        f"{floor_s * 1e3:.1f} ms",
+                        f"{floor_s / took.median_s:.0%}",
+                    )
+                )
+                name = f"context_{context}_requests_{n_requests}_nodes_{nodes}"
+                numbers[f"{name}_ms"] = round(took.median_s * 1e3, 3)
+                numbers[f"{name}_share_of_floor"] = round(floor_s / took.median_s, 3)
+    title = (
+        f"verification step of {options.model}, {options.dtype} on {engine.model.device}, "
+        f"{torch.get_num_threads()} threads; copy {bandwidth / 1e9:.1f} GB/s, "
+        f"products {rate / 1e9:.0f} GFLOP/s"
+    )
+    report(title, COLUMNS, rows, numbers, options.json)
+
+
+def requests(
+    engine: Engine, context: int, n_requests: int, nodes: int, cached: int
+) -> list[TreeRequest]:
+    """Binary trees under a root, one for each request, each in its own pages."""
+    per_request = engine.kv.n_pages // n_requests
+    return [
+        TreeRequest(
+            tokens=[(17 * r + n) % 1000 for n in range(nodes)],
+            parents=[-1, *((n - 1) // 2 for n in range(1, nodes))],
+            prefix_len=cached,
+            pages=range(r * per_request, (r + 1) * per_request),
+            logit_rows=range(nodes),
+        )
+        for r in range(n_requests)
+    ]
+
+
+def prefill(engine: Engine, context: int, n_requests: int) -> None:
+    for request in requests(engine, context, n_requests, 1, 0):
+        tokens = torch.randint(1000, (context,), generator=torch.manual_seed(0)).tolist()
+        chain = range(-1, context - 1)
+        engine.forward([TreeRequest(tokens, chain, 0, request.pages, ())])
+
+
+def step_time(engine: Engine, context: int, n_requests: int, nodes: int) -> Timing:
+    """Time of one step, after checking that the roots do not notice the nodes below them."""
+    batch = requests(engine, context, n_requests, nodes, context)
+    roots = engine.forward(batch)[::nodes]
+    alone = torch.cat(
+        [engine.forward([root]) for root in requests(engine, context, n_requests, 1, context)]
+    )
+    tolerance = 0.0 if engine.model.device.type == "cpu" else 2e-2
+    difference = float((roots - alone).abs().max() / alone.abs().max())
+    assert difference <= tolerance, f"a root's logits change by {difference:.1e} inside a tree"
+    return measure(lambda: engine.forward(batch), SAMPLES, SAMPLE_S, synchronize(engine))
+
+
+def floor(
+    engine: Engine, context: int, n_requests: int, nodes: int, bandwidth: float, rate: float
+) -> float:
+    """Seconds that the step takes at least."""
+    config, kv = engine.model.config, engine.kv
+    per_layer = config.hidden_size * config.head_dim * (config.n_heads * 2 + config.n_kv_heads * 2)
+    per_layer += 3 * config.hidden_size * config.intermediate_size
+    weights = config.n_layers * per_layer + config.head_size * config.hidden_size
+    token_bytes = kv.bytes_per_page / kv.page_size
+    n_bytes = weights * kv.kv.element_size() + n_requests * (context + nodes) * token_bytes
+    attention = 4 * config.n_layers * config.n_heads * config.head_dim * (context + nodes)
+    flops = n_requests * nodes * (2 * weights + attention)
+    return max(n_bytes / bandwidth, flops / rate)
+
+
+def copy_bandwidth(engine: Engine) -> float:
+    """Bytes per second of a large copy, read and written bytes together."""
+    source = torch.ones(64 * 2**20, dtype=torch.float32, device=engine.model.device)
+    target = torch.empty_like(source)
+    took = measure(lambda: target.copy_(source), SAMPLES, SAMPLE_S, synchronize(engine))
+    return 2 * source.numel() * 4 / took.median_s
+
+
+def product_rate(engine: Engine) -> float:
+    """FLOP per second of the fastest large product at hand, torch's or ours."""
+    device, dtype = engine.model.device, engine.kv.kv.dtype
+    x = torch.randn(1024, 1024, device=device)
+    weight = torch.randn(1024, 1024, device=device, dtype=dtype)
+    cast = x.to(dtype)
+    ways = [lambda: torch.mm(cast, weight)]
+    if device.type == "cpu":
+        panels = pack_linear(weight)
+        ways.append(lambda: linear(x, panels, 1024))
+    best_s = min(measure(way, SAMPLES, SAMPLE_S, synchronize(engine)).median_s for way in ways)
+    return 2 * 1024**3 / best_s
+
+
+def synchronize(engine: Engine):
+    return torch.cuda.synchronize if engine.model.device.type == "cuda" else lambda: None
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.verify_cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048])
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 8, 16, 32, 64])
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
