@@ -66,7 +66,7 @@ def test_chat_remembers_forgets_and_ends(tiny_pair: tuple[Path, Path], tiny_serv
     assert done.returncode == 0, done.stderr
     answers = [part for part in done.stdout.split("> ") if "tokens/s" in part]
     # The second answer has seen the first turn; after /reset the first answer comes again.
-    texts = [re.split(r"\n\d+ tokens in ", answer)[0] for answer in answers]
+    texts = [re.split(r"\n\d+ tokens, ", answer)[0] for answer in answers]
     assert texts[0] != texts[1]
     assert texts[0] == texts[2]
     assert done.stdout.count("/quit leaves") == 2, "at the start and after an unknown command"

@@ -71,10 +71,9 @@ def _answer(edge: Edge, messages: list[dict[str, str]], console: Console) -> lis
 def print_statistics(stats: Statistics, console: Console) -> None:
     """One line: speed, acceptance, bytes."""
     line = (
-        f"{stats.tokens} tokens in {stats.seconds:.2f} s ({stats.tokens_per_second:.1f} tokens/s, "
-        f"first after {stats.first_token_s * 1e3:.0f} ms) · "
+        f"{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, "
+        f"first after {stats.first_token_s * 1e3:.0f} ms · "
         f"{stats.tokens_per_verification:.2f} tokens per verification · "
-        f"{stats.accepted_nodes} of {stats.drafted_nodes} drafted nodes accepted · "
         f"{stats.bytes_per_round:.0f} bytes per round"
     )
     console.print(Text(line, "dim"), soft_wrap=True)

@@ -25,7 +25,7 @@ def test_bits_equal_torch_conversion(source, dtype, page_size, layout):
     k = torch.randn(rows, heads, dim, generator=generator) * 10.0 ** torch.randint(
         -9, 5, (rows, heads, dim), generator=generator
     )
-    k[0, 0, :8] = special
+    k[1, 0, :8] = special
     k = k.to(source)
     v = torch.randn(rows, heads, dim, generator=generator).to(source)
     slots = torch.randperm(pages * page_size, generator=generator)[:rows]

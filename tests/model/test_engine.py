@@ -105,6 +105,17 @@ def test_wide_trees_take_more_mask_words(pairs, generator, n_nodes):
     assert_close(engine.forward([request]), expected)
 
 
+def test_a_tree_may_stand_out_beyond_the_context_and_its_inner_nodes_are_right(pairs, generator):
+    pair = pairs("llama")
+    engine = tiny.engine_of(pair.ours)
+    prompt, pages = random_tokens(126, generator), engine.kv.allocate(40)
+    engine.forward([chain(prompt, 0, pages)])
+    request = TreeRequest([4, 5, 6, 7], [-1, 0, 0, 1], 126, pages, [2, 3])
+    logits = engine.forward([request])
+    assert_close(logits[:1], judge(pair.theirs, [*prompt, 4, 6])[-1:])
+    assert logits[1].isfinite().all()
+
+
 def test_no_requests_no_logits(engine):
     assert engine.forward([]).shape == (0, tiny.VOCAB)
     engine.compact([])
