@@ -10,6 +10,7 @@ import difflib
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -20,7 +21,9 @@ class ConfigError(ValueError):
     """An option that cannot be used; the message is a sentence for the person who set it."""
 
 
-def option(default: Any, help: str, *, choices: Sequence[str] = (), minimum: float | None = None):
+def option(
+    default: Any, help: str, *, choices: Sequence[str] = (), minimum: float | None = None
+) -> Any:
     """A dataclass field with what its command-line flag needs to know."""
     return field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
 
@@ -94,9 +97,9 @@ class EdgeConfig(Options):
     min_p: float = option(0.0, "drop tokens below this share of the likeliest one's probability")
     seed: int = option(0, "same seed, same prompt, same text", minimum=0)
     max_budget: int = option(32, "nodes of a draft tree; 0 is plain decoding", minimum=0)
-    max_n_beams: int = option(8, "nodes expanded in one pass of the draft model", minimum=1)
-    max_beam_len: int = option(5, "passes of the draft model per tree", minimum=1)
-    max_branch_width: int = option(4, "children considered per node", minimum=1)
+    max_n_beams: int = option(6, "nodes expanded in one pass of the draft model", minimum=1)
+    max_beam_len: int = option(6, "passes of the draft model per tree", minimum=1)
+    max_branch_width: int = option(6, "children considered per node", minimum=1)
     coupling: bool = option(True, "draft with the server's noise: more is accepted above T = 0")
     stats: bool = option(True, "statistics at the end")
 
@@ -185,7 +188,7 @@ def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
 
 def _type_of(cls: type[Config], item: "Field[Any]") -> type:
     """The field's type, with `| None` taken off."""
-    hint = get_type_hints(cls)[item.name]
+    hint: type = get_type_hints(cls)[item.name]
     return next((kind for kind in get_args(hint) if kind is not type(None)), hint)
 
 
@@ -199,10 +202,8 @@ def _from_environment(cls: type[Config], env: Mapping[str, str]) -> dict[str, An
 
 
 def _from_file(cls: type[Config], path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    # The same library under the name it had before Python took it in.
+    tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -45,6 +45,7 @@ class Statistics:
     bytes_received: int = 0
     first_token_s: float = 0.0
     seconds: float = 0.0
+    verify_ms: int = 0  # as the server reports it; a step is counted by each request in it
 
     @property
     def tokens_per_second(self) -> float:
@@ -62,12 +63,18 @@ class Statistics:
         total = self.bytes_sent + self.bytes_received
         return total / self.verifications if self.verifications else 0.0
 
+    @property
+    def server_ms_per_token(self) -> float:
+        """What a token costs the server: its verification steps over the tokens they gave."""
+        return self.verify_ms / self.tokens if self.tokens else 0.0
+
     def count(self, turn: Round) -> None:
         """Add one verdict."""
         self.verifications += 1
         self.tokens += len(turn.tokens)
         self.drafted_nodes += turn.drafted
         self.accepted_nodes += len(turn.tokens) - 1
+        self.verify_ms += turn.verdict.verify_ms
 
 
 class Edge:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .corpus import Corpus
-from .llama import Llama
-from .score import Scores, pad_inputs
+from runtime.embedded.corpus import Corpus
+from runtime.embedded.llama import Llama
+from runtime.embedded.score import Scores, pad_inputs
 
 _BATCH = 16
 
@@ -68,7 +68,7 @@ def agreement(
         count += len(wanted)
         if embedding is not None:
             rows = slice(corpus.starts[index + 1] - len(wanted), corpus.starts[index + 1])
-            states = torch.from_numpy(scores.states[rows]).float()
+            states = torch.from_numpy(scores.states[rows].astype("float32"))
             target = linear(states, embedding).softmax(-1)[:, head_ids]
             distance += float((1 - torch.minimum(target, probs).sum(-1)).sum())
     if not count:

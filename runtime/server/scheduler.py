@@ -97,8 +97,8 @@ class Scheduler:
         Trees go first, oldest draft first: they are one step away from giving text. What is left
         of the rows goes to prompts, in order of admission.
         """
-        limits, batch = self.limits, []
-        rows = limits.max_step_nodes
+        limits, rows = self.limits, self.limits.max_step_nodes
+        batch: list[Work] = []
         ready = [s for s in self.running.values() if s.draft is not None]
         for session in sorted((s for s in ready if not s.uncached), key=lambda s: s.ready_s):
             nodes = 1 + len(session.draft or ())
