@@ -43,9 +43,9 @@ class Drafter:
         self.capacity_tokens = engine.kv.n_free * engine.kv.page_size
         self.pages = engine.kv.allocate(engine.kv.n_free)
         head_ids = engine.model.head_ids
-        self._token_ids = (
-            torch.arange(engine.model.config.vocab_size) if head_ids is None else head_ids
-        )
+        if head_ids is None:
+            head_ids = torch.arange(engine.model.config.vocab_size, device=engine.model.device)
+        self._token_ids = head_ids
         self._index = SuffixIndex()
         self.context: list[int] = []
         self.cached = 0
@@ -154,12 +154,13 @@ class Drafter:
         paths = [tree.path(node) for node in nodes]
         shares = [self._index.next_tokens(path) for path in paths]
         mixed, token_ids = mix(logits, self._token_ids, shares)
+        position = torch.tensor([len(self.context) + len(path) for path in paths])
         ids, log_probabilities = draft_topk(
             mixed,
             min(self._shape.max_branch_width, mixed.shape[1]),
-            torch.full((len(nodes),), self._temperature),
-            torch.full((len(nodes),), self._seed),
-            torch.tensor([len(self.context) + len(path) for path in paths]),
+            mixed.new_full((len(nodes),), self._temperature),
+            torch.full_like(position, self._seed).to(mixed.device),
+            position.to(mixed.device),
             token_ids,
         )
         for node, tokens, scores in zip(

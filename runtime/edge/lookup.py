@@ -57,13 +57,14 @@ def mix(
     found = sorted({token for row in shares for token in row})
     if not found:
         return logits, token_ids
-    wanted = torch.tensor(found)
+    wanted = torch.tensor(found, device=logits.device)
     column = torch.searchsorted(token_ids, wanted).clamp(max=len(token_ids) - 1)
     missing = token_ids[column] != wanted
-    column[missing] = len(token_ids) + torch.arange(int(missing.sum()))
-    extra = logits.new_full((len(shares), int(missing.sum())), -math.inf)
+    n_extra = int(missing.sum())
+    column[missing] = len(token_ids) + torch.arange(n_extra, device=logits.device)
+    extra = logits.new_full((len(shares), n_extra), -math.inf)
     mixed = torch.cat((logits.log_softmax(-1), extra), dim=1)
-    share = torch.tensor([[row.get(token, 0.0) for token in found] for row in shares])
+    share = logits.new_tensor([[row.get(token, 0.0) for token in found] for row in shares])
     mixed += torch.log1p(-share.sum(1, keepdim=True))
     mixed[:, column] = torch.logaddexp(mixed[:, column], share.log())
     return mixed, torch.cat((token_ids, wanted[missing]))

@@ -67,8 +67,8 @@ def verify_batch(engine: Engine, batch: Sequence[Work]) -> list[Outcome]:
 def _step(engine: Engine, batch: Sequence[Work]) -> list[Outcome]:
     chunks = [work for work in batch if work.chunk]
     trees = [work.session for work in batch if work.verify]
-    # Chunks go first: a tree's rows attend to a chunk of its own prompt in the same pass, since
-    # every layer writes the KV of all rows before it attends.
+    # A tree may attend to a chunk of its own prompt in the same pass: every layer writes the KV of
+    # all rows before it attends.
     requests = [_chunk_request(work) for work in chunks]
     requests += [_tree_request(session) for session in trees]
     logits = engine.forward(requests)
