@@ -5,6 +5,8 @@ no output that torch has not allocated and never synchronise a device.
 """
 
 from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -29,6 +31,17 @@ SCHEMAS = {
     "linear": "(Tensor x, Tensor panels, int out_features) -> Tensor",
 }
 
+# Each has a launcher of the same name in specedge_kernels/gpu/.
+TRITON_OPS = (
+    "build_tree",
+    "tree_attention",
+    "append_kv",
+    "compact_kv",
+    "verify",
+    "target_tokens",
+    "draft_topk",
+)
+
 LIBRARY = torch.library.Library("specedge", "FRAGMENT")
 
 # The device types that have an implementation, by op; "meta" has shapes only.
@@ -41,12 +54,25 @@ def implement(op: str, device: str, function: Callable) -> None:
     DEVICES[op].append(device)
 
 
+def on_its_device(launch: Callable) -> Callable:
+    """`launch` with its first tensor's GPU as the current one, which is where Triton launches."""
+
+    @wraps(launch)
+    def run(tensor: Tensor, *rest: object, **options: object) -> object:
+        with torch.cuda.device(tensor.device):
+            return launch(tensor, *rest, **options)
+
+    return run
+
+
 def _build_tree(parents: Tensor, offsets: Tensor, words: int) -> tuple[Tensor, Tensor]:
     ancestors = parents.new_empty(parents.shape[0], words, dtype=torch.int64)
     return ancestors, torch.empty_like(parents)
 
 
-def _tree_attention(q: Tensor, *_: Tensor, scale: float, softcap: float = 0, window: int = -1):
+def _tree_attention(
+    q: Tensor, *_: Tensor, scale: float, softcap: float = 0.0, window: int = -1
+) -> Tensor:
     return torch.empty_like(q)
 
 
@@ -102,3 +128,10 @@ if find_spec("specedge_kernels._cuda"):
     from specedge_kernels import cuda
 
     implement("compact_kv", "cuda", cuda.compact_kv)
+
+# Triton for what CUDA C++ leaves, imported only where there is a GPU to run it.
+if torch.cuda.is_available() and find_spec("triton"):
+    for _op in TRITON_OPS:
+        if "cuda" not in DEVICES[_op]:
+            _launch = getattr(import_module(f"specedge_kernels.gpu.{_op}"), _op)
+            implement(_op, "cuda", on_its_device(_launch))

@@ -1,0 +1,203 @@
+"""The target's own token after each row, on a GPU, in four launches and without sorting.
+
+1. Chunks: every chunk of every row leaves its maximum, and what top-p needs of it.
+2. Rows: one program per row finds NaN, the greedy token, and the cut of top-k, top-p and min-p.
+3. Draw: parts of the vocabulary add noise to what the cut allows; chunks that cannot win are
+   never read again.
+4. Merge: the best of a row's parts.
+
+Greedy, free and filtered rows may share a batch. Knows no trees.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specedge_kernels.gpu.allowed import allowed, counts, scaled
+from specedge_kernels.gpu.noise import NOISE_RANGE, gumbel, index_of, noise_key, ordered, ranked
+
+CHUNK = 512  # tokens that share a maximum
+CHUNKS_AT_ONCE = 8  # chunks of one program of launch 1
+CHUNKS_IN_PART = 16  # chunks of one program of launch 3
+CAPACITY = 8192  # candidates of a row kept apart; a row with more is read again and again
+NEVER = tl.constexpr(0x7FFFFFFF)  # above every key
+NOTHING = tl.constexpr(-(1 << 63))  # below every rank
+
+
+@triton.jit
+def chunks_kernel(
+    logits,  # [N, vocabulary]
+    temperature,  # [N]
+    top_k,  # [N]
+    top_p,  # [N]
+    maxima,  # [N, chunks] f32: NaN if the chunk holds one
+    sums,  # [N, chunks] f64: of exp((logit - maximum) / T); rows with top-p alone
+    vocabulary,
+    chunks,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
+    index = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    x = tl.load(logits + row * vocabulary + index, mask=index < vocabulary, other=float("-inf"))
+    broken = tl.max((x != x).to(tl.int32), 1) > 0
+    top = tl.max(tl.where(x != x, float("-inf"), x), 1)
+    tl.store(
+        maxima + row * chunks + chunk,
+        tl.where(broken, float("nan"), top),
+        mask=chunk < chunks,
+    )
+    heat = tl.load(temperature + row)
+    if (heat > 0) & (tl.load(top_p + row) < 1) & ~counts(tl.load(top_k + row), vocabulary):
+        shift = tl.where(top > float("-inf"), top, 0.0)
+        difference = tl.div_rn(x, heat).to(tl.float64) - tl.div_rn(shift, heat)[:, None]
+        tl.store(sums + row * chunks + chunk, tl.sum(tl.exp(difference), 1), mask=chunk < chunks)
+
+
+@triton.jit
+def rows_kernel(
+    logits,  # [N, vocabulary]
+    temperature,  # [N]
+    top_k,  # [N]
+    top_p,  # [N]
+    min_p,  # [N]
+    maxima,  # [N, chunks]
+    sums,  # [N, chunks]
+    found,  # [N, capacity] f32
+    limits,  # [N, 3] i32: key below which nothing wins, key of the cut, last token at the cut
+    out,  # [N]: -1, or the token of a greedy row
+    vocabulary,
+    capacity,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    chunks = tl.cdiv(vocabulary, CHUNK)
+    logits += row * vocabulary
+    maxima += row * chunks
+    chunk = tl.arange(0, CHUNKS)
+    tops = tl.load(maxima + chunk, mask=chunk < chunks, other=float("-inf"))
+    broken = tl.max((tops != tops).to(tl.int32), 0) > 0
+    top = tl.max(tl.where(tops != tops, float("-inf"), tops), 0)
+    heat = tl.load(temperature + row)
+    floor, cut, last = tl.full([], NEVER, tl.int32), tl.full([], NEVER, tl.int32), vocabulary
+    token = vocabulary * 0 - 1
+    if (tl.abs(top) < float("inf")) & (broken == 0):
+        if heat > 0:
+            top = tl.div_rn(top, heat)
+            k, p, ratio = tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
+            cut, last = allowed(
+                logits,
+                maxima,
+                sums + row * chunks,
+                found + row * capacity,
+                vocabulary,
+                capacity,
+                heat,
+                top,
+                k,
+                p,
+                ratio,
+                CHUNKS,
+                CHUNK,
+            )
+            # The last term outweighs the rounding of large numbers.
+            slack = NOISE_RANGE + 1e-6 * tl.minimum(tl.abs(top), 1e38)
+            floor = tl.maximum(cut, ordered(top - slack))
+        else:
+            first = tl.min(tl.where(tops == top, chunk, CHUNKS), 0)
+            index = first * CHUNK + tl.arange(0, CHUNK)
+            x = tl.load(logits + index, mask=index < vocabulary, other=float("-inf"))
+            token = tl.min(tl.where(x == top, index, vocabulary), 0)
+    tl.store(limits + row * 3, floor)
+    tl.store(limits + row * 3 + 1, cut)
+    tl.store(limits + row * 3 + 2, last)
+    tl.store(out + row, token)
+
+
+@triton.jit
+def draw_kernel(
+    logits,  # [N, vocabulary]
+    temperature,  # [N]
+    seed,  # [N]
+    position,  # [N]
+    maxima,  # [N, chunks]
+    limits,  # [N, 3]
+    best,  # [N, parts] i64
+    vocabulary,
+    CHUNKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    chunks = tl.cdiv(vocabulary, CHUNK)
+    floor, cut = tl.load(limits + row * 3), tl.load(limits + row * 3 + 1)
+    last = tl.load(limits + row * 3 + 2)
+    heat = tl.load(temperature + row)
+    key = noise_key(tl.load(seed + row), tl.load(position + row))
+    ranks = tl.full([CHUNK], NOTHING, tl.int64)
+    for chunk in range(part * CHUNKS, tl.minimum(part * CHUNKS + CHUNKS, chunks)):
+        if ordered(tl.div_rn(tl.load(maxima + row * chunks + chunk), heat)) >= floor:
+            index = chunk * CHUNK + tl.arange(0, CHUNK)
+            x = scaled(logits + row * vocabulary, index, vocabulary, heat)
+            order = ordered(x)
+            kept = (index < vocabulary) & ((order > cut) | ((order == cut) & (index <= last)))
+            rank = ranked(x + gumbel(key, index), index)
+            ranks = tl.where(kept, tl.maximum(ranks, rank), ranks)
+    tl.store(best + row * tl.num_programs(1) + part, tl.max(ranks, 0))
+
+
+@triton.jit
+def merge_kernel(
+    best,  # [N, parts]
+    out,  # [N]
+    parts,
+    PARTS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    rank = tl.max(tl.load(best + row * parts + part, mask=part < parts, other=NOTHING), 0)
+    tl.store(out + row, index_of(rank), mask=rank > NOTHING)
+
+
+def target_tokens(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    position: Tensor,
+) -> Tensor:
+    rows, vocabulary = logits.shape
+    chunks = triton.cdiv(vocabulary, CHUNK)
+    parts = triton.cdiv(chunks, CHUNKS_IN_PART)
+    capacity = min(vocabulary, CAPACITY)
+    out = logits.new_empty(rows, dtype=torch.int64)
+    maxima = logits.new_empty(rows, chunks)
+    sums = logits.new_empty(rows, chunks, dtype=torch.float64)
+    found = logits.new_empty(rows, capacity)
+    limits = logits.new_empty(rows, 3, dtype=torch.int32)
+    best = logits.new_empty(rows, parts, dtype=torch.int64)
+    if rows:
+        chunks_kernel[(rows, triton.cdiv(chunks, CHUNKS_AT_ONCE))](
+            *(logits, temperature, top_k, top_p, maxima, sums, vocabulary, chunks),
+            CHUNKS=CHUNKS_AT_ONCE,
+            CHUNK=CHUNK,
+        )
+        # With 128 registers four programs fit side by side; for a fifth the compiler would spill.
+        rows_kernel[(rows,)](
+            *(logits, temperature, top_k, top_p, min_p, maxima, sums, found, limits, out),
+            *(vocabulary, capacity),
+            CHUNKS=triton.next_power_of_2(chunks),
+            CHUNK=CHUNK,
+            maxnreg=128,
+        )
+        draw_kernel[(rows, parts)](
+            *(logits, temperature, seed, position, maxima, limits, best, vocabulary),
+            CHUNKS=CHUNKS_IN_PART,
+            CHUNK=CHUNK,
+        )
+        merge_kernel[(rows,)](best, out, parts, PARTS=triton.next_power_of_2(parts))
+    return out

@@ -1,0 +1,83 @@
+"""Tile shapes of tree attention: a committed table, read by what the host knows without asking.
+
+The keys of a tile depend on the card, the types and the head dimension alone; its rows follow the
+mean size of the batch's trees. Entries were chosen by cross-compiling: no spills, loads in flight,
+registers and shared memory for the programs of one multiprocessor. They are not timed yet.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` query vectors and `keys` tokens, at most 64 of these: one mask word."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int  # tiles of keys and values in shared memory, one in use and the others in flight
+    programs: int  # for each multiprocessor of a card with 160 KiB of shared memory or more
+
+
+# architecture: (bytes of an element, head dimension at most): tiles, fewest rows first
+TILES: dict[str, dict[tuple[int, int], tuple[Tile, ...]]] = {
+    "sm_80": {  # 8.x and 12.x: the smallest have 99 KiB of shared memory
+        (2, 64): (Tile(64, 32, 4, 3, 2), Tile(128, 32, 8, 3, 1)),
+        (2, 128): (Tile(64, 32, 4, 3, 2), Tile(128, 32, 8, 3, 1)),
+        (2, 256): (Tile(64, 16, 8, 3, 1),),
+        (4, 128): (Tile(16, 32, 4, 3, 1),),
+        (4, 256): (Tile(16, 16, 8, 3, 1),),
+    },
+    "sm_90": {  # 9.0 has 227 KiB; 64 rows are one wgmma
+        (2, 64): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 128): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 256): (Tile(64, 32, 8, 3, 1), Tile(128, 32, 8, 3, 1)),
+        (4, 128): (Tile(16, 32, 4, 3, 2),),
+        (4, 256): (Tile(16, 16, 8, 3, 1),),
+    },
+    "sm_100": {  # 10.x has 227 KiB
+        (2, 64): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 128): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 256): (Tile(64, 32, 8, 3, 1),),
+        (4, 128): (Tile(16, 32, 4, 3, 2),),
+        (4, 256): (Tile(16, 16, 8, 3, 1),),
+    },
+}
+
+
+def choose_tile(q: Tensor, k_cache: Tensor, batch: int) -> Tile:
+    """For q [N, Hq, D] of `batch` requests: the least tile that holds their mean rows."""
+    rows, query_heads, dim = q.shape
+    mean_rows = triton.cdiv(rows, max(batch, 1)) * (query_heads // k_cache.shape[2])
+    tiles = tiles_for(architecture(q.device), max(q.itemsize, k_cache.itemsize), dim)
+    return next((tile for tile in tiles if tile.rows >= mean_rows), tiles[-1])
+
+
+def tiles_for(arch: str, element_bytes: int, dim: int) -> tuple[Tile, ...]:
+    fits = (
+        tiles
+        for (size, largest), tiles in TILES[arch].items()
+        if size >= element_bytes and largest >= dim
+    )
+    tiles = next(fits, None)
+    if tiles is None:
+        raise ValueError(f"tree_attention: expected a head dimension of 256 or less, got {dim}")
+    return tiles
+
+
+def architecture(device: torch.device) -> str:
+    if device.type == "cpu":  # the interpreter
+        return "sm_90"
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+def n_programs(device: torch.device, tile: Tile) -> int:
+    """Persistent programs of one launch."""
+    if device.type == "cpu":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count * tile.programs

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from specedge_kernels import reference
+from specedge_kernels.gpu.append_kv import append_kv
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+
+# Where a GPU rounds to bfloat16 the interpreter truncates: test_compile_ops.py sees to the former.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+
+
+def caches(pages, size, heads, dim, dtype, layout):
+    shape = (pages, heads, size, dim) if layout == "HND" else (pages, size, heads, dim)
+    made = [torch.full(shape, float("nan"), dtype=dtype) for _ in range(2)]
+    return [cache.transpose(1, 2) if layout == "HND" else cache for cache in made]
+
+
+def assert_same_bits(got, want):
+    bits = torch.int32 if want.dtype == torch.float32 else torch.int16
+    same = got.contiguous().view(bits) == want.contiguous().view(bits)
+    assert (same | (got.isnan() & want.isnan())).all()
+
+
+@pytest.mark.parametrize("source", FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("page_size", "layout"), [(1, "NHD"), (16, "HND"), (64, "NHD")])
+def test_bits_equal_the_reference(source, dtype, page_size, layout, device):
+    generator = torch.Generator().manual_seed(page_size)
+    pages, heads, dim, rows = 20 // page_size + 2, 3, 20, 8
+    special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-8, 6e-8, 65519, 65520]
+    k = torch.randn(rows, heads, dim, generator=generator) * 10.0 ** torch.randint(
+        -9, 5, (rows, heads, dim), generator=generator
+    )
+    k[0, 0, : len(special)] = torch.tensor(special)
+    if device == "cpu" and dtype == torch.bfloat16:
+        k = k.bfloat16()
+    k = k.to(source)
+    v = -k
+    slots = torch.randperm(pages * page_size, generator=generator)[:rows]
+    slots[::5] = -1
+    slots[0] = pages * page_size - 1
+    slots[1:][slots[1:] == slots[0]] = -1
+    want = caches(pages, page_size, heads, dim, dtype, layout)
+    # K and V of different layouts: neither may use the other's strides.
+    other = "NHD" if layout == "HND" else "HND"
+    want[1] = caches(pages, page_size, heads, dim, dtype, other)[1]
+    got = [cache.to(device, copy=True) for cache in want]
+    assert [cache.stride() for cache in got] == [cache.stride() for cache in want]
+    reference.append_kv(k, v, *want, slots)
+    append_kv(k.to(device), v.to(device), *got, slots.to(device))
+    for result, expected in zip(got, want, strict=True):
+        assert_same_bits(result.cpu(), expected)
+
+
+def test_wide_rows_take_several_blocks(device):
+    k = torch.randn(2, 9, 256)
+    cache = torch.zeros(2, 2, 9, 256, device=device)
+    other, slots = cache.clone(), torch.tensor([3, 0], device=device)
+    append_kv(k.to(device), -k.to(device), cache, other, slots)
+    assert torch.equal(cache.view(4, 9, 256)[[3, 0]].cpu(), k)
+    assert torch.equal(other.view(4, 9, 256)[[3, 0]].cpu(), -k)
+    assert not cache.view(4, 9, 256)[1:3].any()
+
+
+def test_rounding_of_halves_at_every_boundary(device):
+    """Every half, the middle to its neighbour, and one float32 step to either side of it."""
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).float()
+    halves = halves[halves.isfinite()].sort().values
+    middles = (halves[1:] + halves[:-1]) / 2
+    inf = torch.tensor(float("inf"))
+    values = torch.cat([halves, middles, middles.nextafter(inf), middles.nextafter(-inf)])
+    width = 2**15
+    rows = -(-len(values) // width)
+    values = torch.nn.functional.pad(values, (0, rows * width - len(values))).view(rows, 1, width)
+    for dtype in [torch.float16] if device == "cpu" else FLOATS[1:]:
+        cache = torch.zeros(rows, 1, 1, width, dtype=dtype, device=device)
+        source = values.to(device)
+        append_kv(source, source, cache, cache.clone(), torch.arange(rows).to(device))
+        assert_same_bits(cache.cpu().view(rows, 1, width), values.to(dtype))
+
+
+def test_no_rows(device):
+    cache = torch.ones(2, 4, 1, 8, device=device)
+    empty = torch.zeros(0, 1, 8, device=device)
+    append_kv(empty, empty, cache, cache.clone(), torch.arange(0, device=device))
+    assert (cache == 1).all()

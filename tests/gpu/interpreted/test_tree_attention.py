@@ -1,0 +1,219 @@
+import dataclasses
+
+import pytest
+import torch
+
+from specedge_kernels import reference
+from specedge_kernels.gpu import tree_attention as gpu
+from specedge_kernels.gpu.plan import MIN_SPLIT_TOKENS
+from specedge_kernels.gpu.tiles import Tile
+from tests.kernels.cases import SHAPES, make_batch, make_caches, parents_of
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+TILE = Tile(rows=32, keys=32, warps=4, stages=2, programs=1)
+SPLIT = MIN_SPLIT_TOKENS.value
+
+
+def queries(batch, heads, dim, generator, dtype=torch.float32):
+    return torch.randn(int(batch.offsets[-1]), heads, dim, generator=generator).to(dtype)
+
+
+def attend(device, q, caches, batch, tile=TILE, softcap=0.0, window=-1):
+    scale = q.shape[-1] ** -0.5
+    tensors = [tensor.to(device) for tensor in (q, *caches, *batch.tables)]
+    return gpu.launch(*tensors, scale, softcap, window, tile).cpu()
+
+
+def expect(q, caches, batch, **options):
+    scale = q.shape[-1] ** -0.5
+    return reference.tree_attention(q.double(), *caches, *batch.tables, scale=scale, **options)
+
+
+def assert_close(got, want, dtype=torch.float32):
+    assert not got.isnan().any()
+    assert (got - want).norm() <= TOLERANCE[dtype] * want.norm()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("page_size", "layout", "dim", "kv_heads", "group"),
+    [(1, "NHD", 64, 1, 2), (16, "HND", 80, 1, 5), (32, "NHD", 96, 2, 1), (64, "HND", 128, 1, 7)],
+)
+def test_ragged_batches_equal_float64(device, shape, page_size, layout, dim, kv_heads, group):
+    generator = torch.Generator().manual_seed(dim)
+    sizes, prefixes = [1, 12, 0, 33], [0, TILE.keys - 1, 5, 2 * TILE.keys + 1]
+    parents = [parents_of(shape, n, generator) for n in sizes]
+    batch = make_batch(parents, prefixes, page_size, generator, cached=[0, 4, 0, 20])
+    caches = make_caches(batch, kv_heads, dim, torch.float32, generator, layout)
+    q = queries(batch, kv_heads * group, dim, generator)
+    assert_close(attend(device, q, caches, batch), expect(q, caches, batch))
+
+
+@pytest.mark.parametrize("tile", [Tile(16, 16, 4, 2, 1), Tile(64, 64, 4, 2, 1)], ids=str)
+@pytest.mark.parametrize(("nodes", "words"), [(31, 1), (64, 1), (65, 2), (200, 4), (256, 4)])
+def test_trees_across_mask_words_equal_float64(device, tile, nodes, words):
+    generator = torch.Generator().manual_seed(nodes)
+    parents = [parents_of("random", nodes, generator), parents_of("caterpillar", 30, generator)]
+    cached = [nodes - 12, 0]
+    batch = make_batch(parents, [37, 0], 16, generator, cached=cached, words=words)
+    caches = make_caches(batch, 1, 64, torch.float32, generator)
+    q = queries(batch, 3, 64, generator)
+    assert_close(attend(device, q, caches, batch, tile), expect(q, caches, batch))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 15, 16, 31, 32, 33, 64])
+def test_prefixes_around_pages_and_tiles(device, prefix):
+    generator = torch.Generator().manual_seed(prefix)
+    batch = make_batch([parents_of("binary", 7, generator)], [prefix], 16, generator)
+    caches = make_caches(batch, 1, 64, torch.float32, generator)
+    q = queries(batch, 8, 64, generator)
+    assert_close(attend(device, q, caches, batch), expect(q, caches, batch))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "nodes", "window"),
+    [
+        (2 * SPLIT - 1, 1, -1),  # one split
+        (2 * SPLIT, 1, -1),
+        (2 * SPLIT + 1, 5, -1),
+        (3 * SPLIT + 40, 33, -1),
+        (6 * SPLIT + 1, 3, -1),  # six splits of whole tiles would leave the last one empty
+        (5 * SPLIT, 3, 3 * SPLIT),
+        (5 * SPLIT, 3, 2 * SPLIT + 1),
+    ],
+)
+def test_splits_change_nothing_beyond_rounding(device, prefix, nodes, window):
+    generator = torch.Generator().manual_seed(prefix)
+    parents = [parents_of("random", n, generator) for n in (nodes, 2, 2)]
+    batch = make_batch(parents, [prefix, 3, 2 * SPLIT + 7], 64, generator)
+    caches = make_caches(batch, 1, 64, torch.float32, generator)
+    q = queries(batch, 2, 64, generator)
+    tile = Tile(64, 64, 4, 2, 1)
+    assert_close(
+        attend(device, q, caches, batch, tile, window=window),
+        expect(q, caches, batch, window=window),
+    )
+
+
+@pytest.mark.parametrize("query_dtype", list(TOLERANCE))
+@pytest.mark.parametrize("cache_dtype", list(TOLERANCE))
+def test_every_pair_of_types(device, query_dtype, cache_dtype):
+    generator = torch.Generator().manual_seed(1)
+    batch = make_batch([parents_of("random", 20, generator)], [70], 16, generator)
+    caches = make_caches(batch, 1, 72, cache_dtype, generator)
+    q = queries(batch, 2, 72, generator, query_dtype)
+    got = attend(device, q, caches, batch)
+    assert got.dtype == query_dtype
+    assert_close(got, expect(q, caches, batch), query_dtype)
+
+
+@pytest.mark.parametrize("dim", [3, 8, 256])
+def test_any_head_dimension(device, dim):
+    generator = torch.Generator().manual_seed(dim)
+    batch = make_batch([parents_of("random", 10, generator)], [40], 16, generator)
+    caches = make_caches(batch, 2, dim, torch.float32, generator)
+    q = queries(batch, 4, dim, generator)
+    assert_close(attend(device, q, caches, batch), expect(q, caches, batch))
+
+
+@pytest.mark.parametrize("window", [1, 9, 32, 33, 64, 130])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_windows_count_the_path_not_the_slots(device, window, softcap):
+    generator = torch.Generator().manual_seed(window)
+    parents = [
+        parents_of("random", 70, generator),
+        parents_of("chain", 40, generator),
+        parents_of("caterpillar", 40, generator),
+    ]
+    batch = make_batch(parents, [150, 0, 33], 16, generator, cached=[50, 0, 0])
+    caches = make_caches(batch, 1, 32, torch.float32, generator)
+    q = queries(batch, 2, 32, generator) * 5
+    options = {"window": window, "softcap": softcap}
+    assert_close(attend(device, q, caches, batch, **options), expect(q, caches, batch, **options))
+
+
+def test_a_deep_tree_drops_nodes_of_every_word(device):
+    generator = torch.Generator().manual_seed(0)
+    # Not a chain: node 0 and node 1 are siblings, so no depth equals its node after node 0.
+    parents = [[-1, -1, *range(1, 199)]]
+    for window in (1, 63, 64, 65, 128):
+        batch = make_batch(parents, [20], 16, generator, cached=[180], words=4)
+        caches = make_caches(batch, 1, 16, torch.float32, generator)
+        q = queries(batch, 2, 16, generator)
+        got = attend(device, q, caches, batch, window=window)
+        assert_close(got, expect(q, caches, batch, window=window))
+
+
+def test_a_window_of_nothing_gives_zeros(device):
+    generator = torch.Generator().manual_seed(0)
+    parents = [parents_of("star", 64, generator), [-1]]
+    batch = make_batch(parents, [10, 600], 16, generator, cached=[60, 0])
+    caches = make_caches(batch, 1, 16, torch.float32, generator)
+    assert (attend(device, queries(batch, 1, 16, generator), caches, batch, window=0) == 0).all()
+
+
+def test_pages_before_the_window_are_never_looked_at(device):
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch([parents_of("random", 20, generator)], [500], 16, generator)
+    caches = make_caches(batch, 1, 32, torch.float32, generator)
+    q = queries(batch, 2, 32, generator)
+    want = attend(device, q, caches, batch, window=30)
+    unused = (500 + 1 - 30) // 16  # pages; their last one shares a tile of keys with used ones
+    for cache in caches:
+        cache[batch.page_table[0, :unused].long()] = float("nan")
+    batch.page_table[0, :unused] = 2**30  # far outside the cache: reading it would be a fault
+    assert torch.equal(attend(device, q, caches, batch, window=30), want)
+
+
+def test_prompt_chunks_beyond_the_mask(device):
+    generator = torch.Generator().manual_seed(4)
+    parents = [parents_of("chain", 200, generator), parents_of("chain", 90, generator)]
+    batch = make_batch(parents, [0, 77], 16, generator, cached=[100, 0], words=1)
+    caches = make_caches(batch, 1, 32, torch.float32, generator)
+    q = queries(batch, 3, 32, generator)
+    assert_close(attend(device, q, caches, batch), expect(q, caches, batch))
+    want = expect(q, caches, batch, window=70)
+    assert_close(attend(device, q, caches, batch, window=70), want)
+
+
+def test_no_requests_no_rows_no_prefix(device):
+    generator = torch.Generator().manual_seed(0)
+    none = make_batch([], [], 16, generator)
+    caches = make_caches(none, 1, 16, torch.float32, generator)
+    assert attend(device, torch.zeros(0, 2, 16), caches, none).shape == (0, 2, 16)
+    cached_only = make_batch([[-1, 0]], [5], 16, generator, cached=[2])
+    caches = make_caches(cached_only, 1, 16, torch.float32, generator)
+    assert attend(device, torch.zeros(0, 2, 16), caches, cached_only).shape == (0, 2, 16)
+    one = make_batch([[-1]], [0], 16, generator)
+    caches = make_caches(one, 1, 16, torch.float32, generator)
+    value = caches[1][one.page_table[0, 0], 0, 0]
+    assert torch.equal(attend(device, torch.randn(1, 1, 16), caches, one)[0, 0], value)
+
+
+def test_large_scores_do_not_overflow(device):
+    generator = torch.Generator().manual_seed(8)
+    batch = make_batch([parents_of("random", 30, generator)], [100], 16, generator)
+    caches = make_caches(batch, 1, 64, torch.float32, generator)
+    q = queries(batch, 2, 64, generator) * 1e4
+    assert_close(attend(device, q, caches, batch), expect(q, caches, batch))
+
+
+def test_batch_mates_change_no_bit(device):
+    generator = torch.Generator().manual_seed(13)
+    parents = [parents_of("random", n, generator) for n in (20, 3, 40)]
+    batch = make_batch(parents, [2 * SPLIT + 9, 10, 600], 16, generator)
+    caches = make_caches(batch, 1, 32, torch.float32, generator)
+    q = queries(batch, 2, 32, generator)
+    together = attend(device, q, caches, batch)
+    for b in range(3):
+        rows = slice(int(batch.offsets[b]), int(batch.offsets[b + 1]))
+        alone = dataclasses.replace(
+            batch,
+            page_table=batch.page_table[b : b + 1].repeat(1, 3),
+            prefix_lens=batch.prefix_lens[b : b + 1],
+            n_nodes=batch.n_nodes[b : b + 1],
+            offsets=torch.tensor([0, rows.stop - rows.start], dtype=torch.int32),
+            ancestors=batch.ancestors[rows],
+            depth=batch.depth[rows],
+        )
+        assert torch.equal(attend(device, q[rows], caches, alone), together[rows])

@@ -1,0 +1,97 @@
+"""What a launcher launches, for compiling it elsewhere: nothing is executed.
+
+The launcher runs on CPU tensors while its kernels only write down how they were called, so that
+what is compiled has the argument types, alignments and options of the real launch.
+"""
+
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import triton
+from triton.compiler import CompiledKernel
+
+from tests.gpu.compiled import cross_compile
+
+TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int16: "*i16",
+    torch.int8: "*i8",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a kernel: its arguments by name, and options such as num_warps."""
+
+    kernel: triton.JITFunction
+    arguments: dict[str, object]
+    options: dict[str, object]
+
+    def compile(self, arch: str) -> CompiledKernel:
+        constants = {
+            parameter.name: self.arguments[parameter.name]
+            for parameter in self.kernel.params
+            if parameter.is_constexpr or _is_one(self.arguments[parameter.name])
+        }
+        types = {n: _type(v) for n, v in self.arguments.items() if n not in constants}
+        return cross_compile(self.kernel, arch, types, constants, **self.options)
+
+
+def _is_one(value: object) -> bool:
+    """Triton makes a constant of every integer argument that is 1."""
+    return isinstance(value, int) and value == 1
+
+
+def _type(value: torch.Tensor | int) -> str:
+    if isinstance(value, torch.Tensor):
+        return TYPES[value.dtype]
+    return ("i32" if abs(value) < 2**31 else "i64") + "*16" * (value % 16 == 0)
+
+
+class Recorder:
+    """Stands in for a kernel: recorder[grid](arguments) adds to `launches`."""
+
+    def __init__(self, kernel: triton.JITFunction, launches: list[Launch]):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert 0 < grid[0] < 2**31, grid
+        assert all(0 < size < 2**16 for size in grid[1:]), grid
+        return self.record
+
+    def record(self, *args: object, **named: object) -> None:
+        names = self.kernel.arg_names
+        arguments = dict(zip(names, args, strict=False))
+        arguments |= {name: named.pop(name) for name in names if name in named}
+        assert list(arguments) == names, "every argument once, in order"
+        self.launches.append(Launch(self.kernel, arguments, named))
+
+
+def launches_of(module: ModuleType, launch: Callable[[], object], monkeypatch) -> list[Launch]:
+    """The launches of `module`'s kernels that launch() makes, in order."""
+    launches: list[Launch] = []
+    with monkeypatch.context() as patch:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, triton.JITFunction) and value.__module__ == module.__name__:
+                patch.setattr(module, name, Recorder(value, launches))
+        launch()
+    return launches
+
+
+def resources(compiled: CompiledKernel, folder: Path) -> dict[str, int]:
+    """REG: registers of a thread; STACK: bytes of its local memory, 0 unless it spills."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = triton.knobs.nvidia.cuobjdump.path
+    usage = subprocess.check_output([tool, "--dump-resource-usage", str(cubin)], text=True)
+    return {name: int(n) for name, n in re.findall(r"(REG|STACK):(\d+)", usage)}

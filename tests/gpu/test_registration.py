@@ -1,0 +1,34 @@
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+from specedge_kernels import cpu, library
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize("op", library.TRITON_OPS)
+def test_a_launcher_takes_what_the_cpu_function_takes(op):
+    launcher = getattr(import_module(f"specedge_kernels.gpu.{op}"), op)
+    assert inspect.signature(launcher) == inspect.signature(getattr(cpu, op))
+
+
+def test_triton_is_left_alone_without_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, so triton is wanted")
+    code = "import sys, specedge_kernels; sys.exit('triton' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "cuda" not in library.DEVICES["build_tree"]
+
+
+def test_every_op_is_registered_where_a_gpu_is():
+    code = (
+        "import torch; torch.cuda.is_available = lambda: True\n"
+        "from specedge_kernels import library\n"
+        "for op in library.TRITON_OPS: assert library.DEVICES[op].count('cuda') == 1, op"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
