@@ -62,12 +62,17 @@ def read_prompts(path: Path, per_task: int) -> Iterable[tuple[str, str]]:
 
 
 def answer(
-    engine: Engine, drafter: Drafter, prompt: list[int], params: Open, shape: TreeShape
+    engine: Engine,
+    drafter: Drafter,
+    prompt: list[int],
+    params: Open,
+    shape: TreeShape,
+    coupling: bool = True,
 ) -> tuple[list[int], int, int]:
     """Tokens, rounds after the first, and nodes drafted for one prompt."""
     session = Session("bench", params, limit=len(prompt) + params.max_tokens, context=list(prompt))
     session.pages = engine.kv.allocate(engine.kv.n_free)
-    drafter.start(prompt, shape, params.seed, params.temperature)
+    drafter.start(prompt, shape, params.seed, params.temperature if coupling else 0.0)
     tree, rounds, drafted = OrderedTree(), -1, 0
     while not session.finish:
         verified = verify(engine, session)
@@ -113,7 +118,7 @@ def main() -> None:
             max_tokens=options.max_tokens, prompt_tokens=len(prompt),
             stop_ids=tuple(tokenizer.stop_ids),
         )  # fmt: skip
-        tokens, rounds, drafted = answer(engine, drafter, prompt, params, shape)
+        tokens, rounds, drafted = answer(engine, drafter, prompt, params, shape, options.coupling)
         plain = tokens
         if options.check:
             plain, _, _ = answer(engine, drafter, prompt, params, TreeShape(0, 1, 1, 1))
@@ -127,6 +132,7 @@ def main() -> None:
     report(
         f"tokens per verification: {options.draft} for {options.model}, {options.dtype}, "
         f"T = {options.temperature:g}, {options.max_budget} nodes"
+        + ("" if options.coupling else ", not coupled")
         + ("" if options.check else " (not compared with plain decoding)"),
         ("task", "prompts", "tokens", "verifications", "tokens/verification", "texts not plain"),
         [*(count.row(task) for task, count in counts.items()), everything.row("all")],
@@ -156,6 +162,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--max-n-beams", type=int, default=6)
     parser.add_argument("--max-beam-len", type=int, default=6)
     parser.add_argument("--width", type=int, default=6, help="children considered per node")
+    parser.add_argument("--coupling", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

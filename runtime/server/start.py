@@ -1,6 +1,8 @@
 """Starting a server: model, KV pool, identity, port, and the lines a person sees meanwhile."""
 
 import asyncio
+import platform
+from ipaddress import ip_address
 from pathlib import Path
 
 from rich.console import Console
@@ -41,6 +43,15 @@ async def _serve(config: ServerConfig, console: Console) -> None:
     )
 
     def announce(host: str, port: int) -> None:
+        if not ip_address(host).is_loopback:
+            console.print(
+                f"WARNING: {host} is not this machine alone, and edges are not authenticated yet: "
+                "anyone who can reach this port can use the model",
+                style="bold yellow",
+                soft_wrap=True,
+            )
+        if ip_address(host).is_unspecified:
+            host = platform.node()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         console.print(f"python -m runtime.edge --server {address} --chat", soft_wrap=True)
 
