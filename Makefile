@@ -31,6 +31,8 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.wire
 	$(BIN)/python -m bench.verify_cost
+	$(BIN)/python -m bench.kernels
+	$(BIN)/python -m pytest -q bench/test_kernels.py
 
 # The environment follows the project's files; without a change nothing is fetched again.
 # Where there is no NVIDIA GPU a CPU build of torch is taken if pip can find one

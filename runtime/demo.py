@@ -60,6 +60,7 @@ def _compare(address: str, arguments: argparse.Namespace) -> bool:
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         max_budget=arguments.max_budget,
+        max_beam_len=4,
     )
     with Edge(config) as edge:
         console.print(f"[bold]{arguments.prompt}[/bold]   ([green]green[/green] was drafted)\n")

@@ -1,0 +1,229 @@
+"""The other ops, each at the sizes of a verification step: B requests with trees of T nodes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import specedge_kernels as ours
+from bench.kernels.case import Case, Work, far_from, unlike
+from bench.kernels.trees import make_trees
+from specedge_kernels import reference
+
+PAGE_TOKENS = 16
+CHECKED_ROWS = 8
+DRAFT_K = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """Sizes of a step of one model."""
+
+    batch: int
+    nodes: int
+    vocabulary: int
+    layers: int
+    heads: int
+    dim: int
+    dtype: torch.dtype
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.nodes
+
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one token in one layer."""
+        return 2 * self.heads * self.dim * self.dtype.itemsize
+
+    def trees_shape(self) -> str:
+        return f"B{self.batch} T{self.nodes}"
+
+
+def step_of(device: torch.device, quick: bool) -> Step:
+    if device.type == "cpu":
+        return Step(1 if quick else 4, 16, 49152, 30, 3, 64, torch.float32)
+    return Step(16, 32, 151936, 40, 8, 128, torch.bfloat16)
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    yield from cases_of(step_of(device, quick), device)
+    if device.type == "cpu":
+        for dtype in (torch.float32, torch.bfloat16):
+            yield from (linear(rows, dtype) for rows in (1, 16))
+
+
+def cases_of(step: Step, device: torch.device) -> Iterator[Case]:
+    makers = (target_greedy, target_sampled, verify, build_tree, append_kv, compact_kv, draft_topk)
+    yield from (make(step, device) for make in makers)
+
+
+def target_greedy(step: Step, device: torch.device) -> Case:
+    return target_tokens(step, device, "greedy", temperature=0.0, top_p=1.0)
+
+
+def target_sampled(step: Step, device: torch.device) -> Case:
+    return target_tokens(step, device, "top-p 0.9", temperature=0.8, top_p=0.9)
+
+
+def target_tokens(
+    step: Step, device: torch.device, kind: str, temperature: float, top_p: float
+) -> Case:
+    def prepare(seed: int) -> Work:
+        logits = normal(step.rows, step.vocabulary, device=device, seed=seed) * 3
+        n = step.rows
+        rows = (
+            torch.full((n,), temperature),
+            torch.zeros(n, dtype=torch.int32),
+            torch.full((n,), top_p),
+            torch.zeros(n),
+            *noise_keys(n, seed),
+        )
+        rows = tuple(row.to(device) for row in rows)
+
+        def check() -> str:
+            some = torch.linspace(0, n - 1, CHECKED_ROWS).long().to(device)
+            sample = (tensor[some].cpu() for tensor in (logits, *rows))
+            got = ours.target_tokens(logits, *rows)[some]
+            return unlike((reference.target_tokens(*sample),), (got,))
+
+        return Work(lambda: ours.target_tokens(logits, *rows), check)
+
+    shape = f"{kind} N{step.rows} V{step.vocabulary}"
+    return Case("target_tokens", "ours", shape, step.rows * step.vocabulary * 4, 0, prepare)
+
+
+def draft_topk(step: Step, device: torch.device) -> Case:
+    def prepare(seed: int) -> Work:
+        logits = normal(step.batch, step.vocabulary, device=device, seed=seed) * 3
+        arguments = (torch.full((step.batch,), 0.8), *noise_keys(step.batch, seed))
+        rows = tuple(argument.to(device) for argument in arguments)
+
+        def check() -> str:
+            sample = (tensor.cpu() for tensor in rows)
+            ids, logprobs = reference.draft_topk(logits.cpu(), DRAFT_K, *sample)
+            got_ids, got_logprobs = ours.draft_topk(logits, DRAFT_K, *rows)
+            return unlike((ids,), (got_ids,)) or far_from(logprobs, got_logprobs, 1e-5)
+
+        return Work(lambda: ours.draft_topk(logits, DRAFT_K, *rows), check)
+
+    shape = f"k{DRAFT_K} N{step.batch} V{step.vocabulary}"
+    return Case("draft_topk", "ours", shape, step.batch * step.vocabulary * 4, 0, prepare)
+
+
+def verify(step: Step, device: torch.device) -> Case:
+    def prepare(seed: int) -> Work:
+        trees = make_trees(step.batch, step.nodes, seed)
+        # A small alphabet, so that some nodes match.
+        tokens, target = torch.randint(
+            3, (2, step.rows), generator=torch.manual_seed(seed), dtype=torch.int64
+        )
+        arguments = (tokens, trees.ancestors, trees.offsets, target)
+        there = [argument.to(device) for argument in arguments]
+        expected = lambda: reference.verify(*arguments, step.nodes)  # noqa: E731
+        return exact(lambda: ours.verify(*there, step.nodes), expected)
+
+    words = -(-step.nodes // 64)
+    n_bytes = step.rows * (16 + 8 * words) + step.batch * (4 * step.nodes + 16)
+    return Case("verify", "ours", step.trees_shape(), n_bytes, 0, prepare)
+
+
+def build_tree(step: Step, device: torch.device) -> Case:
+    words = -(-step.nodes // 64)
+
+    def prepare(seed: int) -> Work:
+        trees = make_trees(step.batch, step.nodes, seed)
+        parents, offsets = trees.parents.to(device), trees.offsets.to(device)
+        call = lambda: ours.build_tree(parents, offsets, words)  # noqa: E731
+        return exact(call, lambda: (trees.ancestors, trees.depth))
+
+    n_bytes = step.rows * (8 + 8 * words) + step.batch * 4
+    return Case("build_tree", "ours", step.trees_shape(), n_bytes, 0, prepare)
+
+
+def append_kv(step: Step, device: torch.device) -> Case:
+    pages = 4 * -(-step.rows // PAGE_TOKENS)
+
+    def prepare(seed: int) -> Work:
+        token = (step.heads, step.dim)
+        like = {"device": device, "seed": seed, "dtype": step.dtype}
+        k, v = normal(2, step.rows, *token, **like)
+        k_cache, v_cache = normal(2, pages, PAGE_TOKENS, *token, **like)
+        shuffled = torch.randperm(pages * PAGE_TOKENS, generator=torch.manual_seed(seed))
+        slots = shuffled[: step.rows].to(device)
+
+        def check() -> str:
+            expected = [k_cache.cpu().clone(), v_cache.cpu().clone()]
+            reference.append_kv(k.cpu(), v.cpu(), *expected, slots.cpu())
+            ours.append_kv(k, v, k_cache, v_cache, slots)
+            return unlike(tuple(expected), (k_cache, v_cache))
+
+        return Work(lambda: ours.append_kv(k, v, k_cache, v_cache, slots), check)
+
+    n_bytes = 2 * step.rows * step.token_bytes
+    return Case("append_kv", "ours", step.trees_shape(), n_bytes, 0, prepare)
+
+
+def compact_kv(step: Step, device: torch.device) -> Case:
+    accepted = step.nodes // 4
+    prefix, width = 2 * PAGE_TOKENS - 3, 2 + -(-step.nodes // PAGE_TOKENS)
+    # Every fourth node is accepted; the root is in its place already.
+    path = torch.arange(0, step.nodes, 4, dtype=torch.int32).repeat(step.batch, 1)
+
+    def prepare(seed: int) -> Work:
+        sizes = (step.layers, 2, step.batch * width, PAGE_TOKENS, step.heads, step.dim)
+        kv = normal(*sizes, device=device, seed=seed, dtype=step.dtype)
+        pages = torch.randperm(step.batch * width, generator=torch.manual_seed(seed))
+        tables = (
+            pages.view(step.batch, width).int(),
+            torch.full((step.batch,), prefix, dtype=torch.int32),
+            path,
+            torch.full((step.batch,), accepted, dtype=torch.int32),
+        )
+        there = [table.to(device) for table in tables]
+
+        def check() -> str:
+            expected = kv.cpu().clone()
+            reference.compact_kv(expected, *tables)
+            ours.compact_kv(kv, *there)
+            return unlike((expected,), (kv,))
+
+        return Work(lambda: ours.compact_kv(kv, *there), check)
+
+    shape = f"{step.layers} layers B{step.batch} {accepted} of {step.nodes}"
+    n_bytes = 2 * step.layers * step.batch * (accepted - 1) * step.token_bytes
+    return Case("compact_kv", "ours", shape, n_bytes, 0, prepare)
+
+
+def linear(rows: int, dtype: torch.dtype, inputs: int = 576, outputs: int = 1536) -> Case:
+    """An MLP projection of SmolLM2-135M, on a CPU only."""
+
+    def prepare(seed: int) -> Work:
+        x = normal(rows, inputs, device=torch.device("cpu"), seed=seed)
+        weight = normal(outputs, inputs, device=torch.device("cpu"), seed=seed).to(dtype)
+        panels = ours.pack_linear(weight)
+        call = lambda: ours.linear(x, panels, outputs)  # noqa: E731
+        return Work(call, lambda: far_from(x.double() @ weight.double().T, call(), 1e-5))
+
+    n_bytes = inputs * outputs * dtype.itemsize + rows * (inputs + outputs) * 4
+    shape = f"{str(dtype).removeprefix('torch.')} N{rows} K{inputs} M{outputs}"
+    return Case("linear", "ours", shape, n_bytes, 2 * rows * inputs * outputs, prepare)
+
+
+def exact(
+    call: Callable[[], tuple[Tensor, ...]], expected: Callable[[], tuple[Tensor, ...]]
+) -> Work:
+    return Work(call, lambda: unlike(expected(), call()))
+
+
+def normal(
+    *shape: int, device: torch.device, seed: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+
+def noise_keys(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Seeds and positions of the noise."""
+    return torch.full((n,), seed, dtype=torch.int64), torch.arange(n)

@@ -1,0 +1,40 @@
+"""One small shape of every op under pytest-benchmark; correctness first.
+
+    python -m pytest bench/test_kernels.py
+
+These watch for regressions from one change to the next; `python -m bench.kernels` is the table
+with floors and other ways.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bench.kernels import attention, ops
+from bench.kernels.case import Case
+
+pytest.importorskip("pytest_benchmark")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+STEP = ops.Step(2, 8, 4096, 2, 3, 64, DTYPE)
+
+
+def ours() -> list[Case]:
+    attend = next(attention.cases_of(attention.smollm2(2, 128, 8, DTYPE), DEVICE))
+    found = [attend, *ops.cases_of(STEP, DEVICE)]
+    return [*found, ops.linear(4, torch.float32)] if DEVICE.type == "cpu" else found
+
+
+@pytest.mark.parametrize("case", ours(), ids=lambda case: f"{case.op}-{case.shape}")
+def test_op(case: Case, benchmark: Callable) -> None:
+    work = case.prepare(0)
+    assert work.check() == ""
+
+    def run() -> None:
+        work.call()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark(run)
