@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-# How far a match of this length is trusted against the draft model: fitted on held-out text that
-# the embedded target wrote, see runtime/embedded/README.md. The result depends on them only weakly.
+# How far a match of this length is trusted against the draft model: fitted on text that the
+# embedded target wrote, see runtime/embedded/README.md. The result depends on them only weakly.
 WEIGHTS = {3: 0.5, 2: 0.2, 1: 0.05}
 LONGEST = max(WEIGHTS)
 
