@@ -16,7 +16,7 @@ DEFAULT_PROMPT = "Explain in a few sentences why the sky is blue."
 
 
 def main() -> int:
-    """Exit status: 0 when both texts are equal, 1 when they differ or something failed."""
+    """Exit status: 0 when both texts are equal, 1 when they differ, 2 when it could not run."""
     parser = argparse.ArgumentParser(prog="python -m runtime.demo", description=__doc__)
     parser.add_argument("--prompt", default=DEFAULT_PROMPT)
     parser.add_argument("--max-tokens", type=int, default=96)
@@ -25,8 +25,12 @@ def main() -> int:
     parser.add_argument("--max-budget", type=int, default=8)
     arguments = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    with running_server("--model", "smollm2", "--port", "0") as address:
-        return 0 if _compare(address, arguments) else 1
+    try:
+        with running_server("--model", "smollm2", "--port", "0") as address:
+            return 0 if _compare(address, arguments) else 1
+    except (ValueError, ConnectionError) as error:  # a sentence about options, models or the server
+        print(f"runtime.demo: {error}", file=sys.stderr)
+        return 2
 
 
 @contextmanager
@@ -41,7 +45,7 @@ def running_server(*options: str) -> Iterator[str]:
                 yield found[1]
                 break
         else:
-            raise RuntimeError("the server ended before it was ready; its message is above")
+            raise ConnectionError("the server ended before it was ready; its message is above")
     finally:
         process.terminate()
         process.communicate()

@@ -1,11 +1,14 @@
 """Server and edges as processes, started as a person starts them; and everything typed wrong."""
 
+import os
 import re
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 PROMPTS = [
     "Hello there",
@@ -91,6 +94,38 @@ def test_the_library_streams_the_same_text(tiny_pair: tuple[Path, Path], tiny_se
         plain = "".join(piece.text for piece in edge.generate("library", max_budget=0))
         assert plain == text
         assert edge.statistics.tokens_per_verification == 1.0
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_edge(
+    tiny_pair: tuple[Path, Path], tiny_server: str
+) -> None:
+    """The interrupt strikes inside the event loop, while a round is under way."""
+    from runtime.config import EdgeConfig
+    from runtime.edge import Edge
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    options = {"server": tiny_server, "draft": str(tiny_pair[1]), "max_tokens": 30}
+    with Edge(EdgeConfig(**options)) as edge:
+        whole = "".join(piece.text for piece in edge.generate("again"))
+        for _ in range(10):  # ten sessions left open would fill the server
+            stream = edge.generate("again" * 80, max_tokens=400)
+            next(stream)
+            edge._loop.call_soon(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                for _ in stream:
+                    pass
+        assert "".join(piece.text for piece in edge.generate("again")) == whole
+
+
+def test_a_demo_without_a_server_says_so() -> None:
+    command = [sys.executable, "-m", "runtime.demo"]
+    environment = {**os.environ, "SPECEDGE_DTYPE": "int4"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert "--dtype is 'int4'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_server_that_cannot_start_says_why(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:

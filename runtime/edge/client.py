@@ -5,8 +5,9 @@ Synchronous on purpose: a caller iterates over pieces of text and needs no event
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,13 +190,11 @@ class Edge:
         )
         return Drafting(shape, config.coupling)
 
-    def _timed(self, rounds: Any) -> Iterator[Round]:
+    def _timed(self, rounds: AsyncGenerator[Round, None]) -> Iterator[Round]:
         """Drive the asynchronous loop from here, counting as it goes."""
         stats, started_s = self.statistics, time.monotonic()
         sent, received = self._link.bytes_sent, self._link.bytes_received
-        while (
-            turn := self._loop.run_until_complete(anext(rounds, None))  # None: the text has ended
-        ) is not None:
+        while (turn := self._next_round(rounds)) is not None:
             stats.count(turn)
             stats.seconds = time.monotonic() - started_s
             stats.first_token_s = stats.first_token_s or stats.seconds
@@ -203,6 +202,21 @@ class Edge:
             stats.bytes_received = self._link.bytes_received - received
             self.last_ids += turn.tokens
             yield turn
+
+    def _next_round(self, rounds: AsyncGenerator[Round, None]) -> Round | None:
+        """The next verdict, None at the end of the text. Ctrl-C leaves nothing half done."""
+
+        async def step() -> Round | None:
+            return await anext(rounds, None)
+
+        task = self._loop.create_task(step())
+        try:
+            return self._loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(task)
+            raise
 
     def _pieces(self, turn: Round, text: TextStream) -> Iterator[Piece]:
         """Text of a round: the drafted tokens, then the target's own. A stop token has no text."""

@@ -5,7 +5,7 @@ Deals in token ids only; text is the business of `client.py`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -194,7 +194,7 @@ async def generate(
     sampling: Sampling,
     drafting: Drafting,
     draft_thread: Executor,
-) -> AsyncIterator[Round]:
+) -> AsyncGenerator[Round, None]:
     """The whole exchange for one prompt, a `Round` for each verdict.
 
     Raises ServerError. Leaving the iteration early cancels the request on the server.
