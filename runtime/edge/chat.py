@@ -24,7 +24,8 @@ def stream_answer(edge: Edge, prompt: Prompt, console: Console) -> str:
     except KeyboardInterrupt:
         pieces.close()
         console.print(Text(" [stopped]", "dim"), end="")
-    console.print()
+    finally:
+        console.print()  # an error's line begins a new one
     return answer
 
 
