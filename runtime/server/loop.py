@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from runtime.config import ServerConfig
 from runtime.model.engine import Engine
 from runtime.server.scheduler import Limits, Refused, Scheduler
-from runtime.server.session import RejectedDraft, Session
+from runtime.server.session import NO_NODES, RejectedDraft, Session
 from runtime.server.verifier import Failed, Outcome, Prefilled, Verified, verify_batch
 from runtime.wire import messages as wire
 from runtime.wire.connection import Role
@@ -248,9 +248,12 @@ class Server:
                 self._refuse(peer, number, wire.ErrorCode.INTERNAL, sentence)
             case Verified(path=path, bonus=bonus):
                 queue_s = started_s - session.ready_s
-                peer.send(self._verdict(session, path, bonus, queue_s, step_s))
-                if session.finish is not wire.Finish.NONE:
+                verdict = self._verdict(session, path, bonus, queue_s, step_s)
+                peer.send(verdict)
+                if verdict.finish:
                     self._forget(peer, number)
+                elif verdict.turn is wire.Turn.SERVER:
+                    session.draft, session.ready_s = NO_NODES, time.monotonic()
 
     def _verdict(
         self, session: Session, path: list[int], bonus: int, queue_s: float, step_s: float
@@ -262,6 +265,8 @@ class Server:
         accepted, finish = session.advance(drafted, bonus)
         self.totals.verdicts += 1
         self.totals.tokens += accepted + 1
+        most_nodes = min(session.params.max_nodes, self.config.max_nodes)
+        drafts = most_nodes > 0 and not finish
         return wire.Verdict(
             session=session.params.session,
             round=round_number,
@@ -270,6 +275,8 @@ class Server:
             finish=finish,
             queue_ms=wire.clamp_ms(queue_s * 1e3),
             verify_ms=wire.clamp_ms(step_s * 1e3),
+            turn=wire.Turn.EDGE if drafts else wire.Turn.SERVER,
+            max_nodes=most_nodes if drafts else 0,
         )
 
     # --- stopping ---

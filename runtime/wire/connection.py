@@ -15,6 +15,7 @@ from runtime.wire.messages import (
     HEADER,
     MESSAGE_TYPES,
     Close,
+    Credit,
     Draft,
     Error,
     ErrorCode,
@@ -27,6 +28,7 @@ from runtime.wire.messages import (
     Pong,
     Prompt,
     ProtocolError,
+    Turn,
     Verdict,
     Welcome,
     decode_body,
@@ -40,6 +42,12 @@ __all__ = ["Connection", "Phase", "Role", "State"]
 
 MAX_HANDSHAKE_FRAME_BYTES = 512
 
+PHASE_OF_TURN = {
+    Turn.SERVER: Phase.VERIFYING,
+    Turn.EDGE: Phase.DRAFTING,
+    Turn.WAIT: Phase.WAITING,
+}
+
 _Place = TypeVar("_Place", State, Phase)
 
 
@@ -49,8 +57,10 @@ class _Session:
 
     phase: Phase
     prompt_tokens_due: int
-    round: int = 0
-    nodes: int = 0
+    most_nodes: int  # that a draft of this session may ever have
+    round: int = 0  # of the next draft, or of the verdict on it
+    granted_nodes: int = 0  # of the next draft
+    nodes: int = 0  # of the draft that waits for its verdict
 
 
 class Connection:
@@ -253,10 +263,14 @@ class Connection:
         if len(self._sessions) >= limit and self.live_sessions >= limit:
             sentence = f"{limit} sessions are open, as many as the server allows"
             raise ProtocolError(ErrorCode.LIMIT, sentence)
-        self._sessions[message.session] = _Session(Phase.PROMPTING, message.prompt_tokens)
+        self._sessions[message.session] = _Session(
+            Phase.PROMPTING,
+            message.prompt_tokens,
+            min(message.max_nodes, self.welcome.max_nodes),
+        )
         self._ended_by_server.discard(message.session)
 
-    def _advance(self, sender: Role, message: Prompt | Draft | Verdict | Close | Error) -> None:
+    def _advance(self, sender: Role, message: Prompt | Draft | Verdict | Credit | Close | Error) -> None:
         followers = _allowed(SESSION_TABLE, self.phase(message.session), sender, type(message))
         session = self._sessions[message.session]
         if session.phase in (Phase.FINISHED, Phase.CLOSING):
@@ -271,7 +285,7 @@ class Connection:
     def _follow(
         self,
         session: _Session,
-        message: Prompt | Draft | Verdict | Close | Error,
+        message: Prompt | Draft | Verdict | Credit | Close | Error,
         followers: tuple[Phase, ...],
     ) -> Phase:
         """Check a message of a live session against what came before it, and count it."""
@@ -281,12 +295,17 @@ class Connection:
                 session.prompt_tokens_due -= len(message.tokens)
                 return Phase.PROMPTING if session.prompt_tokens_due else Phase.VERIFYING
             case Draft():
-                assert self.welcome is not None, "a draft before the Welcome"
-                _check_draft(session, message, self.welcome.max_nodes)
-                session.round, session.nodes = message.round, len(message.tokens)
+                _check_draft(session, message)
+                session.nodes = len(message.tokens)
+            case Credit():
+                _check_grant(session, message)
+                session.granted_nodes = message.max_nodes
             case Verdict():
                 _check_verdict(session, message)
-        return followers[-1 if _is_last_verdict(message) else 0]
+                session.round, session.nodes = session.round + 1, 0
+                session.granted_nodes = message.max_nodes
+                return Phase.FINISHED if message.finish else PHASE_OF_TURN[message.turn]
+        return followers[0]
 
 
 def _violation(sentence: str) -> ProtocolError:
@@ -311,13 +330,14 @@ def _check_prompt(session: _Session, prompt: Prompt) -> None:
         raise _violation(f"session {prompt.session}: {due} prompt tokens were due, {got} came")
 
 
-def _check_draft(session: _Session, draft: Draft, max_nodes: int) -> None:
-    if draft.round != session.round + 1:
-        due = session.round + 1
-        raise _violation(f"session {draft.session}: round {due} was due, {draft.round} came")
-    if len(draft.tokens) > max_nodes:
-        sentence = f"session {draft.session}: {len(draft.tokens)} nodes, at most {max_nodes}"
-        raise ProtocolError(ErrorCode.LIMIT, f"{sentence} are allowed")
+def _check_draft(session: _Session, draft: Draft) -> None:
+    if draft.round != session.round:
+        due, got = session.round, draft.round
+        raise _violation(f"session {draft.session}: round {due} was due, {got} came")
+    nodes, limit = len(draft.tokens), session.granted_nodes
+    if nodes > limit:
+        sentence = f"session {draft.session}: {nodes} nodes, at most {limit} are allowed"
+        raise ProtocolError(ErrorCode.LIMIT, sentence)
 
 
 def _check_verdict(session: _Session, verdict: Verdict) -> None:
@@ -329,6 +349,16 @@ def _check_verdict(session: _Session, verdict: Verdict) -> None:
     if verdict.node > session.nodes:
         sentence = f"session {verdict.session}: node {verdict.node} of {session.nodes}"
         raise _violation(f"{sentence} is accepted")
+    if verdict.turn is not Turn.SERVER:
+        _check_grant(session, verdict)
+
+
+def _check_grant(session: _Session, grant: Verdict | Credit) -> None:
+    if session.most_nodes == 0:
+        raise _violation(f"session {grant.session} has the turn, but its edge never drafts")
+    if grant.max_nodes > session.most_nodes:
+        most, got = session.most_nodes, grant.max_nodes
+        raise _violation(f"session {grant.session} may draft {most} nodes at most, not {got}")
 
 
 def _is_last_verdict(message: Message) -> bool:

@@ -64,8 +64,16 @@ class Finish(IntEnum):
     LENGTH = 2
 
 
+class Turn(IntEnum):
+    """Who moves after a Verdict that does not finish."""
+
+    SERVER = 0  # the server decodes by itself: another Verdict follows without a Draft
+    EDGE = 1  # the edge drafts and sends
+    WAIT = 2  # the edge drafts, and sends once a Credit has come
+
+
 def clamp_ms(time_ms: float) -> int:
-    """A measured time as a Verdict's queue_ms or verify_ms: whole, and at most 65,535."""
+    """A measured time as a message carries it: whole, and at most 65,535."""
     return round(min(max(time_ms, 0), U16_MAX))
 
 
@@ -155,11 +163,12 @@ class Open:
     """Edge to server: begin a session. Its prompt_tokens ids follow in Prompt messages.
 
     The floats travel as 64-bit numbers, because the output is a function of their exact values.
-    top_k = 0 is no limit; seed is 64 bits.
+    top_k = 0 is no limit; seed is 64 bits. max_nodes is the most that the edge will ever draft in
+    a tree; with 0 it never gets the turn, and the server decodes by itself.
     """
 
     TYPE: ClassVar[int] = 3
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QdddIIIB")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QdddIIIBB")
 
     session: int
     seed: int
@@ -170,6 +179,7 @@ class Open:
     max_tokens: int
     prompt_tokens: int
     stop_ids: tuple[int, ...]
+    max_nodes: int = MAX_NODES
 
     def __post_init__(self) -> None:
         _check("session", self.session, 1, U16_MAX)
@@ -183,20 +193,20 @@ class Open:
         _check("max_tokens", self.max_tokens, 1, U32_MAX)
         _check("prompt_tokens", self.prompt_tokens, 1, U32_MAX)
         _check("number of stop_ids", len(self.stop_ids), 0, MAX_STOP_IDS)
+        _check("max_nodes", self.max_nodes, 0, MAX_NODES)
 
     def encode(self, vocabulary_size: int) -> bytes:
         sampling = (self.seed, self.temperature, self.top_p, self.min_p, self.top_k)
-        counts = (self.max_tokens, self.prompt_tokens, len(self.stop_ids))
+        counts = (self.max_tokens, self.prompt_tokens, self.max_nodes, len(self.stop_ids))
         return self.LAYOUT.pack(*sampling, *counts) + pack_tokens(self.stop_ids, vocabulary_size)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Open:
         head = _unpack_head(cls.LAYOUT, body)
-        seed, temperature, top_p, min_p, top_k, max_tokens, prompt_tokens, count = head
+        *sampling, max_tokens, prompt_tokens, max_nodes, count = head
         _check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
         stop_ids = unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size)
-        sampling = (seed, temperature, top_p, min_p, top_k)
-        return cls(session, *sampling, max_tokens, prompt_tokens, stop_ids)
+        return cls(session, *sampling, max_tokens, prompt_tokens, stop_ids, max_nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,23 +239,26 @@ class Draft:
 
     Node 0, the root, is the last token of the session's text and is not sent. Node i has token
     tokens[i-1] and parent parents[i-1] < i; siblings differ. base counts the tokens of prompt and
-    output so far, the root included. Rounds count 1, 2, 3...
+    output so far, the root included. The round is that of the last Verdict plus one. draft_ms is
+    the time from receiving the turn (Verdict or Credit) to sending this: see clamp_ms.
     """
 
     TYPE: ClassVar[int] = 5
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIB")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIHB")
 
     session: int
     round: int
     base: int
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
+    draft_ms: int = 0
 
     def __post_init__(self) -> None:
         nodes = len(self.tokens)
         _check("session", self.session, 1, U16_MAX)
         _check("round", self.round, 1, U32_MAX)
         _check("base", self.base, 1, U32_MAX)
+        _check("draft_ms", self.draft_ms, 0, U16_MAX)
         _check("number of nodes", nodes, 0, MAX_NODES)
         if len(self.parents) != nodes:
             raise ValueError(f"{nodes} nodes have {len(self.parents)} parents: expected one each")
@@ -255,28 +268,30 @@ class Draft:
             raise ValueError("two children of one node have the same token")
 
     def encode(self, vocabulary_size: int) -> bytes:
-        head = self.LAYOUT.pack(self.round, self.base, len(self.tokens))
+        head = self.LAYOUT.pack(self.round, self.base, self.draft_ms, len(self.tokens))
         return head + pack_tokens(self.tokens, vocabulary_size) + bytes(self.parents)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Draft:
-        round, base, nodes = _unpack_head(cls.LAYOUT, body)
+        round, base, draft_ms, nodes = _unpack_head(cls.LAYOUT, body)
         parents_at = cls.LAYOUT.size + packed_bytes(nodes, vocabulary_size)
         _check_length(body, parents_at + nodes)
         tokens = unpack_tokens(body[cls.LAYOUT.size : parents_at], nodes, vocabulary_size)
-        return cls(session, round, base, tokens, tuple(body[parents_at:]))
+        return cls(session, round, base, tokens, tuple(body[parents_at:]), draft_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Server to edge: the path to `node` is accepted, and token `bonus` follows it.
 
-    Round 0 answers the prompt (node 0; bonus is the first token), round r the Draft r. queue_ms
-    is how long the draft waited, verify_ms how long its batch took: see clamp_ms.
+    Round 0 answers the prompt and round r the Draft r, or nothing where the server had the turn;
+    without a draft node is 0. queue_ms is how long the draft waited, verify_ms how long its batch
+    took: see clamp_ms. turn says who moves next; max_nodes bounds the next draft, and before
+    draft_ms, counted from the receipt, the server has no use for it.
     """
 
     TYPE: ClassVar[int] = 6
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBIBHH")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBIBHHBBH")
 
     session: int
     round: int
@@ -285,6 +300,9 @@ class Verdict:
     finish: Finish
     queue_ms: int
     verify_ms: int
+    turn: Turn = Turn.SERVER
+    max_nodes: int = 0
+    draft_ms: int = 0
 
     def __post_init__(self) -> None:
         _check("session", self.session, 1, U16_MAX)
@@ -293,18 +311,50 @@ class Verdict:
         _check("bonus", self.bonus, 0, MAX_VOCABULARY - 1)
         _check("queue_ms", self.queue_ms, 0, U16_MAX)
         _check("verify_ms", self.verify_ms, 0, U16_MAX)
+        # Who does not draft is told nothing about drafting: equal meanings have equal bytes.
+        if self.finish is not Finish.NONE:
+            _check("turn of a last Verdict", self.turn, Turn.SERVER, Turn.SERVER)
+        drafts = self.turn is not Turn.SERVER
+        _check("max_nodes", self.max_nodes, 0, MAX_NODES if drafts else 0)
+        _check("draft_ms", self.draft_ms, 0, U16_MAX if drafts else 0)
 
     def encode(self, vocabulary_size: int) -> bytes:
         _check("bonus", self.bonus, 0, vocabulary_size - 1)
-        place = (self.round, self.node, self.bonus, self.finish)
-        return self.LAYOUT.pack(*place, self.queue_ms, self.verify_ms)
+        place = (self.round, self.node, self.bonus, self.finish, self.queue_ms, self.verify_ms)
+        return self.LAYOUT.pack(*place, self.turn, self.max_nodes, self.draft_ms)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Verdict:
         _check_length(body, cls.LAYOUT.size)
-        round, node, bonus, finish, queue_ms, verify_ms = cls.LAYOUT.unpack(body)
+        round, node, bonus, finish, *times, turn, nodes, draft_ms = cls.LAYOUT.unpack(body)
         _check("bonus", bonus, 0, vocabulary_size - 1)
-        return cls(session, round, node, bonus, Finish(finish), queue_ms, verify_ms)
+        next_draft = (Turn(turn), nodes, draft_ms)
+        return cls(session, round, node, bonus, Finish(finish), *times, *next_draft)
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Server to edge, after a Verdict that said WAIT: now a draft may come, as in that Verdict."""
+
+    TYPE: ClassVar[int] = 11
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BH")
+
+    session: int
+    max_nodes: int
+    draft_ms: int
+
+    def __post_init__(self) -> None:
+        _check("session", self.session, 1, U16_MAX)
+        _check("max_nodes", self.max_nodes, 0, MAX_NODES)
+        _check("draft_ms", self.draft_ms, 0, U16_MAX)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.LAYOUT.pack(self.max_nodes, self.draft_ms)
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Credit:
+        _check_length(body, cls.LAYOUT.size)
+        return cls(session, *cls.LAYOUT.unpack(body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,11 +454,11 @@ class Pong:
         return cls(*cls.LAYOUT.unpack(body))
 
 
-Message = Hello | Welcome | Open | Prompt | Draft | Verdict | Close | Error | Ping | Pong
+Message = Hello | Welcome | Open | Prompt | Draft | Verdict | Credit | Close | Error | Ping | Pong
 
 MESSAGE_TYPES: Mapping[int, type[Message]] = {
     message.TYPE: message
-    for message in (Hello, Welcome, Open, Prompt, Draft, Verdict, Close, Error, Ping, Pong)
+    for message in (Hello, Welcome, Open, Prompt, Draft, Verdict, Credit, Close, Error, Ping, Pong)
 }
 
 

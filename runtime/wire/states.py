@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from runtime.wire.messages import (
     Close,
+    Credit,
     Draft,
     Error,
     Hello,
@@ -59,6 +60,7 @@ class Phase(Enum):
     PROMPTING = "the edge sends the prompt"
     VERIFYING = "the server owes a Verdict"
     DRAFTING = "the edge drafts"
+    WAITING = "the edge drafts and waits for a Credit"
     FINISHED = "the server has ended it; the edge's Close is due"
     CLOSING = "the edge has ended it; the server's last word is due"
 
@@ -87,6 +89,7 @@ CONNECTION_TABLE: Mapping[Move, tuple[State, ...]] = {
     Move(State.OPEN, Role.EDGE, Pong): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Error): (State.OPEN, State.CLOSED),
     Move(State.OPEN, Role.SERVER, Verdict): (State.OPEN,),
+    Move(State.OPEN, Role.SERVER, Credit): (State.OPEN,),
     Move(State.OPEN, Role.SERVER, Close): (State.OPEN,),
     Move(State.OPEN, Role.SERVER, Ping): (State.OPEN,),
     Move(State.OPEN, Role.SERVER, Pong): (State.OPEN,),
@@ -99,16 +102,25 @@ SESSION_TABLE: Mapping[Move, tuple[Phase, ...]] = {
     Move(Phase.PROMPTING, Role.EDGE, Close): (Phase.CLOSING,),
     Move(Phase.PROMPTING, Role.SERVER, Error): (Phase.FINISHED,),
     Move(Phase.VERIFYING, Role.EDGE, Close): (Phase.CLOSING,),
-    Move(Phase.VERIFYING, Role.SERVER, Verdict): (Phase.DRAFTING, Phase.FINISHED),
+    Move(Phase.VERIFYING, Role.SERVER, Verdict): (
+        Phase.VERIFYING,
+        Phase.DRAFTING,
+        Phase.WAITING,
+        Phase.FINISHED,
+    ),
     Move(Phase.VERIFYING, Role.SERVER, Error): (Phase.FINISHED,),
     Move(Phase.DRAFTING, Role.EDGE, Draft): (Phase.VERIFYING,),
     Move(Phase.DRAFTING, Role.EDGE, Close): (Phase.CLOSING,),
     Move(Phase.DRAFTING, Role.SERVER, Error): (Phase.FINISHED,),
+    Move(Phase.WAITING, Role.SERVER, Credit): (Phase.DRAFTING,),
+    Move(Phase.WAITING, Role.EDGE, Close): (Phase.CLOSING,),
+    Move(Phase.WAITING, Role.SERVER, Error): (Phase.FINISHED,),
     # These were under way when the receiver gave its own last word.
     Move(Phase.FINISHED, Role.EDGE, Prompt): (Phase.FINISHED,),
     Move(Phase.FINISHED, Role.EDGE, Draft): (Phase.FINISHED,),
     Move(Phase.FINISHED, Role.EDGE, Close): (Phase.UNUSED,),
     Move(Phase.CLOSING, Role.SERVER, Verdict): (Phase.CLOSING, Phase.UNUSED),
+    Move(Phase.CLOSING, Role.SERVER, Credit): (Phase.CLOSING,),
     Move(Phase.CLOSING, Role.SERVER, Error): (Phase.UNUSED,),
     Move(Phase.CLOSING, Role.SERVER, Close): (Phase.UNUSED,),
 }

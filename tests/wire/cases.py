@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from runtime.wire.connection import Connection, Role
 from runtime.wire.messages import (
     Close,
+    Credit,
     Draft,
     Error,
     ErrorCode,
@@ -15,6 +16,7 @@ from runtime.wire.messages import (
     Ping,
     Pong,
     Prompt,
+    Turn,
     Verdict,
     Welcome,
 )
@@ -29,9 +31,19 @@ def opening(session: int, prompt_tokens: int = 3, seed: int = 7) -> Open:
     return Open(session, seed, 0.8, 0.95, 0.05, 40, 256, prompt_tokens, (2, 49_151))
 
 
-def verdict(session: int, round: int, node: int = 0, finish: Finish = Finish.NONE) -> Verdict:
-    """A Verdict whose bonus is token 11."""
-    return Verdict(session, round, node, 11, finish, queue_ms=3, verify_ms=40)
+def verdict(
+    session: int,
+    round: int,
+    node: int = 0,
+    finish: Finish = Finish.NONE,
+    turn: Turn = Turn.EDGE,
+    max_nodes: int = 64,
+) -> Verdict:
+    """A Verdict whose bonus is token 11; unless it is the last, it asks for a draft."""
+    place, times = (session, round, node, 11, finish), (3, 40)
+    if finish or turn is Turn.SERVER:
+        return Verdict(*place, *times)
+    return Verdict(*place, *times, turn, max_nodes, draft_ms=12)
 
 
 def draft(session: int, round: int, nodes: int = 4) -> Draft:
@@ -47,7 +59,8 @@ def connected(welcome: Welcome = WELCOME) -> tuple[Connection, Connection]:
     return edge, server
 
 
-# Two sessions one after another, two side by side, a cancel, an error, a notice and pings.
+# Two sessions one after another, two side by side, a cancel, an error, a notice and pings; the
+# server goes on by itself, and gives credit later.
 CONVERSATION: list[tuple[Role, Message]] = [
     (Role.EDGE, HELLO),
     (Role.SERVER, WELCOME),
@@ -66,7 +79,12 @@ CONVERSATION: list[tuple[Role, Message]] = [
     (Role.SERVER, verdict(1, 2, node=63, finish=Finish.STOP)),
     (Role.EDGE, Draft(2, 1, 4, (), ())),
     (Role.EDGE, opening(1)),
-    (Role.SERVER, verdict(2, 1)),
+    (Role.SERVER, verdict(2, 1, turn=Turn.SERVER)),
+    (Role.SERVER, verdict(2, 2, turn=Turn.SERVER)),
+    (Role.SERVER, verdict(2, 3, turn=Turn.WAIT)),
+    (Role.SERVER, Credit(2, max_nodes=2, draft_ms=0)),
+    (Role.EDGE, draft(2, 4, nodes=2)),
+    (Role.SERVER, verdict(2, 4, node=2)),
     (Role.EDGE, Close(2)),
     (Role.SERVER, Error(1, ErrorCode.BUSY, False, "no room; try again: à bientôt")),
     (Role.SERVER, Error(0, ErrorCode.DRAINING, False, "the server stops at 18:00")),
@@ -98,20 +116,22 @@ def drafts(draw: st.DrawFn, vocabulary: int) -> Draft:
         tree[(number % (len(tree) + 1), token)] = None
     base, round = draw(st.integers(1, 2**32 - 1)), draw(st.integers(1, 2**32 - 1))
     tokens, parents = tuple(token for _, token in tree), tuple(parent for parent, _ in tree)
-    return Draft(draw(sessions), round, base, tokens, parents)
+    return Draft(draw(sessions), round, base, tokens, parents, draw(u16))
 
 
 def verdicts(vocabulary: int) -> st.SearchStrategy[Verdict]:
     """Any Verdict; that of round 0 names node 0."""
 
     def build(round: int, node: int, *rest: int) -> Verdict:
-        session, bonus, finish, queue_ms, verify_ms = rest
-        return Verdict(
-            session, round, node if round else 0, bonus, Finish(finish), queue_ms, verify_ms
-        )
+        session, bonus, finish, queue_ms, verify_ms, turn, *grant = rest
+        place = (session, round, node if round else 0, bonus, Finish(finish))
+        if finish or turn is Turn.SERVER:
+            return Verdict(*place, queue_ms, verify_ms)
+        return Verdict(*place, queue_ms, verify_ms, Turn(turn), *grant)
 
-    rest = (sessions, st.integers(0, vocabulary - 1), st.sampled_from(Finish), u16, u16)
-    return st.builds(build, u32, st.integers(0, 255), *rest)
+    outcome = (sessions, st.integers(0, vocabulary - 1), st.sampled_from(Finish), u16, u16)
+    grant = (st.sampled_from(Turn), st.integers(0, 255), u16)
+    return st.builds(build, u32, st.integers(0, 255), *outcome, *grant)
 
 
 def messages(vocabulary: int) -> st.SearchStrategy[Message]:
@@ -142,10 +162,12 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
             st.integers(1, 2**32 - 1),
             st.integers(1, 2**32 - 1),
             token_ids(vocabulary, max_size=32),
+            st.integers(0, 255),
         ),
         st.builds(Prompt, sessions, token_ids(vocabulary, min_size=1, max_size=200)),
         drafts(vocabulary),
         verdicts(vocabulary),
+        st.builds(Credit, sessions, st.integers(0, 255), u16),
         st.builds(Close, sessions),
         errors,
         st.builds(Ping, u64),

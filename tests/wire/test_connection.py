@@ -9,6 +9,7 @@ from runtime.wire.connection import Connection, Phase, Role, State
 from runtime.wire.messages import (
     HEADER,
     Close,
+    Credit,
     Draft,
     Error,
     ErrorCode,
@@ -19,6 +20,7 @@ from runtime.wire.messages import (
     Pong,
     Prompt,
     ProtocolError,
+    Turn,
     Verdict,
     Welcome,
     decode_body,
@@ -41,6 +43,7 @@ EDGE, SERVER = Role.EDGE, Role.SERVER
 FATAL = Error(0, ErrorCode.INTERNAL, True, "out of memory")
 NOTICE = Error(0, ErrorCode.DRAINING, False, "stopping soon")
 SESSION_ERROR = Error(1, ErrorCode.BUSY, False, "no room")
+CREDIT = Credit(1, max_nodes=8, draft_ms=5)
 
 
 def frames(data, vocabulary=VOCABULARY):
@@ -169,7 +172,7 @@ CONNECTION_RULES = {
     (State.WELCOME_DUE, EDGE): {Error},
     (State.WELCOME_DUE, SERVER): {Welcome, Error},
     (State.OPEN, EDGE): {Open, Prompt, Draft, Close, Error, Ping, Pong},
-    (State.OPEN, SERVER): {Verdict, Close, Error, Ping, Pong},
+    (State.OPEN, SERVER): {Verdict, Credit, Close, Error, Ping, Pong},
     (State.CLOSED, EDGE): set(),
     (State.CLOSED, SERVER): set(),
 }
@@ -181,14 +184,18 @@ SESSION_RULES = {
     (Phase.VERIFYING, SERVER): {Verdict, Error},
     (Phase.DRAFTING, EDGE): {Draft, Close},
     (Phase.DRAFTING, SERVER): {Error},
+    (Phase.WAITING, EDGE): {Close},
+    (Phase.WAITING, SERVER): {Credit, Error},
     (Phase.FINISHED, EDGE): {Prompt, Draft, Close},
-    (Phase.CLOSING, SERVER): {Verdict, Error, Close},
+    (Phase.CLOSING, SERVER): {Verdict, Credit, Error, Close},
 }
 SAMPLES = [
-    HELLO, WELCOME, opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), Close(1), FATAL,
-    Ping(5), Pong(6),
+    HELLO, WELCOME, opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), CREDIT, Close(1),
+    FATAL, Ping(5), Pong(6),
 ]  # fmt: skip
-SESSION_SAMPLES = [opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), Close(1), SESSION_ERROR]
+SESSION_SAMPLES = [
+    opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), CREDIT, Close(1), SESSION_ERROR,
+]  # fmt: skip
 
 
 def test_the_tables_say_what_the_rules_say():
@@ -222,7 +229,7 @@ def ends_in_state(state):
 @pytest.mark.parametrize("state", [State.HELLO_DUE, State.WELCOME_DUE, State.OPEN])
 def test_every_state_and_message(state, sender, message):
     receiver = ends_in_state(state)[sender.peer]
-    in_session = isinstance(message, Open | Prompt | Draft | Verdict | Close)
+    in_session = isinstance(message, Open | Prompt | Draft | Verdict | Credit | Close)
     if type(message) not in CONNECTION_RULES[state, sender]:
         with pytest.raises(
             ProtocolError, match=rf"{sender.value} may not send {type(message).__name__}"
@@ -257,6 +264,8 @@ def end_in_phase(phase, role):
         server.receive(edge.send(Prompt(1, (1, 2, 3))))
     if phase is Phase.DRAFTING:
         edge.receive(server.send(verdict(1, 0)))
+    if phase is Phase.WAITING:
+        edge.receive(server.send(verdict(1, 0, turn=Turn.WAIT)))
     if phase is Phase.FINISHED:
         server.send(verdict(1, 0, finish=Finish.LENGTH))
     if phase is Phase.CLOSING:
@@ -320,6 +329,23 @@ def violate(end, message, code, sentence):
     assert end.data_to_send() == b""
 
 
+def waiting(max_nodes=64):
+    """Ends whose session 1, of an edge with this limit, waits for a credit."""
+    edge, server = connected()
+    most = replace(opening(1), max_nodes=max_nodes)
+    server.receive(edge.send(most) + edge.send(Prompt(1, (1, 2, 3))))
+    edge.receive(server.send(verdict(1, 0, turn=Turn.WAIT, max_nodes=min(8, max_nodes))))
+    return edge, server
+
+
+def answering(max_nodes):
+    """Ends whose session 1, of an edge with this limit, owes the verdict on its prompt."""
+    edge, server = connected()
+    most = replace(opening(1), max_nodes=max_nodes)
+    server.receive(edge.send(most) + edge.send(Prompt(1, (1, 2, 3))))
+    return edge, server
+
+
 def prompting():
     """Ends whose session 1 has sent nothing of its prompt of 3 tokens."""
     edge, server = connected()
@@ -336,6 +362,13 @@ CONTENT = [
     (SERVER, lambda: drafting(4), verdict(1, 0), "the verdict of round 1 was due, not 0"),
     (SERVER, lambda: drafting(4), verdict(1, 1, node=5), "node 5 of 4"),
     (SERVER, lambda: drafting(4), verdict(2, 0), "while no session has this number"),
+    (SERVER, lambda: answering(8), verdict(1, 0, max_nodes=9), "may draft 8 nodes at most, not 9"),
+    (SERVER, lambda: answering(255), verdict(1, 0, max_nodes=65), "64 nodes at most, not 65"),
+    (SERVER, lambda: answering(0), verdict(1, 0, max_nodes=0), "its edge never drafts"),
+    (SERVER, lambda: answering(0), verdict(1, 0, turn=Turn.WAIT, max_nodes=0), "never drafts"),
+    (SERVER, lambda: waiting(8), Credit(1, 9, 0), "may draft 8 nodes at most, not 9"),
+    (EDGE, waiting, draft(1, 1), "the edge drafts and waits for a Credit"),
+    (SERVER, drafting, CREDIT, "server may not send Credit while the edge drafts"),
     (SERVER, drafting, Error(1, ErrorCode.BUSY, True, ""), "fatal Error ends the connection"),
     (EDGE, drafting, Error(1, ErrorCode.BUSY, False, ""), "edge may not send Error"),
     (EDGE, drafting, Pong(1), "no Ping with nonce 1"),
@@ -345,7 +378,7 @@ CONTENT = [
 
 @pytest.mark.parametrize(("sender", "prepare", "message", "sentence"), CONTENT)
 def test_content_that_does_not_follow(sender, prepare, message, sentence):
-    code = ErrorCode.LIMIT if "at most" in sentence else ErrorCode.PROTOCOL
+    code = ErrorCode.LIMIT if "nodes, at most" in sentence else ErrorCode.PROTOCOL
     edge, server = prepare()
     violate(server if sender is EDGE else edge, message, code, sentence)
 
@@ -362,7 +395,8 @@ def test_the_same_content_is_not_sent_and_moves_nothing(sender, prepare, message
     follow = {
         Phase.PROMPTING: (edge, server, Prompt(1, (1, 2, 3))),
         Phase.DRAFTING: (edge, server, draft(1, 1)),
-        Phase.VERIFYING: (server, edge, verdict(1, 1, node=4)),
+        Phase.VERIFYING: (server, edge, SESSION_ERROR),
+        Phase.WAITING: (server, edge, CREDIT),
     }
     source, target, next_message = follow[before[0]]
     assert target.receive(source.send(next_message)) == [next_message]
@@ -404,6 +438,34 @@ def test_rounds_count_on_and_one_tree_is_in_flight():
         with pytest.raises(ValueError, match="cannot send Draft"):
             edge.send(draft(1, round + 1))
         edge.receive(server.send(verdict(1, round, node=round)))
+
+
+def test_a_draft_keeps_to_the_last_grant():
+    """Of the verdict that gave the turn, or of the credit after it; not of an earlier one."""
+    edge, server = drafting()
+    server.receive(edge.send(draft(1, 1, nodes=64)))
+    edge.receive(server.send(verdict(1, 1, max_nodes=3)))
+    with pytest.raises(ValueError, match="4 nodes, at most 3"):
+        edge.send(draft(1, 2, nodes=4))
+    server.receive(edge.send(draft(1, 2, nodes=3)))
+    edge.receive(server.send(verdict(1, 2, turn=Turn.WAIT, max_nodes=3)))
+    edge.receive(server.send(Credit(1, max_nodes=5, draft_ms=0)))
+    with pytest.raises(ValueError, match="6 nodes, at most 5"):
+        edge.send(draft(1, 3, nodes=6))
+    assert server.receive(edge.send(draft(1, 3, nodes=5))) == [draft(1, 3, nodes=5)]
+
+
+def test_the_server_goes_on_by_itself_and_rounds_count_on():
+    edge, server = answering(0)
+    for round in range(20):
+        word = verdict(1, round, turn=Turn.SERVER)
+        assert edge.receive(server.send(word)) == [word]
+        with pytest.raises(ValueError, match="the server owes a Verdict"):
+            edge.send(draft(1, round + 1))
+    with pytest.raises(ValueError, match="round 20 was due, not 19"):
+        server.send(verdict(1, 19, turn=Turn.SERVER))
+    with pytest.raises(ValueError, match="node 1 of 0"):
+        server.send(verdict(1, 20, node=1, turn=Turn.SERVER))
 
 
 def test_one_ping_waits_at_a_time_and_the_connection_answers():
@@ -623,7 +685,6 @@ class Storm:
         elif phase is Phase.PROMPTING:
             self.say(EDGE, Prompt(session, (generation,)))
         elif phase is Phase.DRAFTING:
-            self.rounds[EDGE][session] += 1
             round = self.rounds[EDGE][session]
             self.say(EDGE, Draft(session, round, generation, (generation,), (0,)))
 
@@ -631,13 +692,18 @@ class Storm:
         session = self.rng.randint(1, 3)
         server, generation = self.ends[SERVER], self.generations[SERVER].get(session)
         phase = server.phase(session)
-        live = phase in (Phase.PROMPTING, Phase.VERIFYING, Phase.DRAFTING)
+        live = phase in (Phase.PROMPTING, Phase.VERIFYING, Phase.DRAFTING, Phase.WAITING)
         if live and self.rng.random() < 0.1:
             self.say(SERVER, Error(session, ErrorCode.BUSY, False, str(generation)))
         elif phase is Phase.VERIFYING:
             finish = self.rng.choice((Finish.NONE, Finish.NONE, Finish.STOP))
+            turn = Turn.SERVER if finish else self.rng.choice(list(Turn))
+            grant = (turn, 64, 0) if turn else (turn,)
             round = self.rounds[SERVER][session]
-            self.say(SERVER, Verdict(session, round, 0, generation, finish, 0, 0))
+            self.rounds[SERVER][session] += 1
+            self.say(SERVER, Verdict(session, round, 0, generation, finish, 0, 0, *grant))
+        elif phase is Phase.WAITING:
+            self.say(SERVER, Credit(session, 64, generation))
 
     def carry(self):
         sender = self.rng.choice((EDGE, SERVER))
@@ -663,8 +729,11 @@ class Storm:
                 assert generations[session] == generation
             case Draft(session, round, generation):
                 assert generations[session] == generation
-                self.rounds[SERVER][session] = round
-            case Verdict(session, bonus=generation):
+                assert self.rounds[SERVER][session] == round
+            case Verdict(session, round=round, bonus=generation):
+                assert generations[session] == generation
+                self.rounds[EDGE][session] = round + 1
+            case Credit(session, draft_ms=generation):
                 assert generations[session] == generation
             case Error(session, sentence=generation):
                 assert str(generations[session]) == generation

@@ -19,6 +19,7 @@ from runtime.wire.messages import (
     Ping,
     Pong,
     Prompt,
+    Turn,
     Verdict,
     Welcome,
     decode_body,
@@ -64,10 +65,11 @@ class Server:
             case Open(session, prompt_tokens=100):
                 peer.send(Error(session, ErrorCode.LIMIT, False, "100 tokens are too many"))
             case Prompt(session) if peer.connection.phase(session) is Phase.VERIFYING:
-                peer.send(Verdict(session, 0, 0, 1, Finish.NONE, 0, 0))
+                peer.send(Verdict(session, 0, 0, 1, Finish.NONE, 0, 0, Turn.EDGE, 64))
             case Draft(session, round, tokens=tokens):
                 finish = Finish.STOP if round == 3 else Finish.NONE
-                peer.send(Verdict(session, round, len(tokens), round, finish, 0, 0))
+                grant = (Turn.SERVER,) if finish else (Turn.EDGE, 64)
+                peer.send(Verdict(session, round, len(tokens), round, finish, 0, 0, *grant))
             case Close(session):
                 self.cancelled.append(session)
 
