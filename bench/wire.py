@@ -10,15 +10,12 @@ import math
 import random
 
 from bench.harness import Timing, measure, parse_options, report
+from runtime.wire.frames import HEADER, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
-    HEADER,
     Draft,
     Finish,
     Message,
     Verdict,
-    decode_body,
-    decode_header,
-    encode_frame,
 )
 
 VOCABULARIES = {"SmolLM2": 49_152, "Qwen3": 151_936}

@@ -11,30 +11,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from runtime.wire.messages import (
+from runtime.wire.frames import (
     HEADER,
+    Header,
+    decode_body,
+    decode_header,
+    encode_frame,
+    max_frame_bytes,
+)
+from runtime.wire.messages import (
     MESSAGE_TYPES,
+    Challenge,
     Close,
     Credit,
     Draft,
     Error,
     ErrorCode,
     Finish,
-    Header,
     Hello,
     Message,
     Open,
     Ping,
     Pong,
     Prompt,
+    Proof,
     ProtocolError,
+    Redirect,
     Turn,
     Verdict,
     Welcome,
-    decode_body,
-    decode_header,
-    encode_frame,
-    max_frame_bytes,
 )
 from runtime.wire.states import CONNECTION_TABLE, SESSION_TABLE, Move, Phase, Role, State
 
@@ -68,6 +73,7 @@ class Connection:
 
     state     where the connection stands
     hello     the edge's Hello, once it has come or gone
+    challenge the server's Challenge, likewise, if it wanted a proof
     welcome   the server's Welcome, likewise: the limits that hold from then on
     """
 
@@ -75,6 +81,7 @@ class Connection:
         self.role = role
         self.state = State.HELLO_DUE
         self.hello: Hello | None = None
+        self.challenge: Challenge | None = None
         self.welcome: Welcome | None = None
         self.frames_sent = 0
         self.frames_received = 0
@@ -220,8 +227,12 @@ class Connection:
         match message:
             case Hello():
                 self.hello = message
+            case Challenge():
+                self.challenge = message
             case Welcome():
                 self.welcome = message
+            case Redirect() | Proof():
+                pass
             case Ping():
                 self._ping(sender, message)
             case Pong():
@@ -235,7 +246,12 @@ class Connection:
                 self._open(sender, message)
             case _:
                 self._advance(sender, message)
-        self.state = followers[0]
+        self._enter(followers[0])
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        if state is State.CLOSED:
+            self._received.clear()
 
     def _ping(self, sender: Role, ping: Ping) -> None:
         if sender in self._unanswered_pings:
@@ -251,9 +267,7 @@ class Connection:
         state = State.CLOSED if error.fatal else State.OPEN
         if state not in followers:
             raise _violation("an Error before the connection is open must be fatal")
-        self.state = state
-        if state is State.CLOSED:
-            self._received.clear()
+        self._enter(state)
 
     def _open(self, sender: Role, message: Open) -> None:
         _allowed(SESSION_TABLE, self.phase(message.session), sender, Open)
@@ -270,7 +284,9 @@ class Connection:
         )
         self._ended_by_server.discard(message.session)
 
-    def _advance(self, sender: Role, message: Prompt | Draft | Verdict | Credit | Close | Error) -> None:
+    def _advance(
+        self, sender: Role, message: Prompt | Draft | Verdict | Credit | Close | Error
+    ) -> None:
         followers = _allowed(SESSION_TABLE, self.phase(message.session), sender, type(message))
         session = self._sessions[message.session]
         if session.phase in (Phase.FINISHED, Phase.CLOSING):

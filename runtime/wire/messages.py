@@ -1,8 +1,4 @@
-"""The messages of STF/1, "SpecEdge token framing", and their bytes.
-
-A frame is an 8-byte little-endian header, then a body:
-
-    length u16 (of the whole frame) · type u8 · flags u8 (zero) · session u16 · seq u16
+"""The messages of STF/1, "SpecEdge token framing", and the bytes of their bodies.
 
 Session 0 is the connection itself. A message can only be built with fields that keep its rules
 (ValueError otherwise), so what is encoded is always valid, and what is decoded has been checked;
@@ -12,35 +8,41 @@ module knows no order, no role and no socket.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from operator import gt
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, get_args
 
+from runtime.wire.fields import (
+    CONTROL_CHARACTERS,
+    check,
+    check_length,
+    check_name,
+    decode_text,
+    unpack_head,
+)
 from runtime.wire.token_bits import pack_tokens, packed_bytes, unpack_tokens
 
 VERSION = 1
 MAGIC = b"STF1"
-HEADER = struct.Struct("<HBBHH")
 VERSION_LAYOUT = struct.Struct("<H")
 
 MAX_NODES = 255
 MAX_STOP_IDS = 32
+NONCE_BYTES = 32
+PROOF_BYTES = 32
+MAX_USER_BYTES = 64
+MAX_HOST_BYTES = 255
 MAX_MODEL_BYTES = 255
 MAX_SENTENCE_BYTES = 400
-MAX_FRAME_BYTES = 16 * 1024
-MAX_PROMPT_FRAME_BYTES = 60 * 1024
 
 U16_MAX = 2**16 - 1
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
 # Widths up to 24 bits: the largest vocabularies in use need 18.
 MAX_VOCABULARY = 2**24
-
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class ErrorCode(IntEnum):
@@ -54,6 +56,7 @@ class ErrorCode(IntEnum):
     INTERNAL = 6
     DRAINING = 7
     TIMEOUT = 8
+    AUTHENTICATION = 9
 
 
 class Finish(IntEnum):
@@ -88,34 +91,115 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Edge to server, first: who I am. The hash (16 bytes) names the token vocabulary."""
+    """Edge to server, first: who I am. The hash (16 bytes) names the token vocabulary.
+
+    user is empty, or the name whose token the edge can prove to have; the nonce (32 bytes) is
+    new for every connection.
+    """
 
     TYPE: ClassVar[int] = 1
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<4sHI16s")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<4sHI16s32sB")
     session: ClassVar[int] = 0
 
     version: int
     vocabulary_size: int
     vocabulary_hash: bytes
     model: str
+    user: str = ""
+    nonce: bytes = bytes(NONCE_BYTES)
 
     def __post_init__(self) -> None:
-        _check("version", self.version, 0, U16_MAX)
-        _check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
-        _check("bytes of vocabulary_hash", len(self.vocabulary_hash), 16, 16)
-        _check_model(self.model)
+        check("version", self.version, 0, U16_MAX)
+        check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
+        check("bytes of vocabulary_hash", len(self.vocabulary_hash), 16, 16)
+        check("bytes of nonce", len(self.nonce), NONCE_BYTES, NONCE_BYTES)
+        check_name("user", self.user, MAX_USER_BYTES)
+        check_name("model", self.model, MAX_MODEL_BYTES)
 
     def encode(self, vocabulary_size: int) -> bytes:
-        fixed = (MAGIC, self.version, self.vocabulary_size, self.vocabulary_hash)
-        return self.LAYOUT.pack(*fixed) + self.model.encode()
+        user = self.user.encode()
+        who = (self.vocabulary_size, self.vocabulary_hash, self.nonce, len(user))
+        return self.LAYOUT.pack(MAGIC, self.version, *who) + user + self.model.encode()
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Hello:
         if body[: len(MAGIC)] != MAGIC:
             raise ProtocolError(ErrorCode.PROTOCOL, "the peer does not speak STF: wrong magic")
         _check_version(body[len(MAGIC) :])
-        _, version, vocabulary, digest = _unpack_head(cls.LAYOUT, body)
-        return cls(version, vocabulary, digest, _text(body[cls.LAYOUT.size :]))
+        _, version, vocabulary, digest, nonce, user_bytes = unpack_head(cls.LAYOUT, body)
+        names = body[cls.LAYOUT.size :]
+        check("bytes of user", user_bytes, 0, len(names))
+        user, model = decode_text(names[:user_bytes]), decode_text(names[user_bytes:])
+        return cls(version, vocabulary, digest, model, user, nonce)
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """Server to edge, in place of the Welcome: prove who you are, as I do here. See `auth`."""
+
+    TYPE: ClassVar[int] = 12
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<32s32s")
+    session: ClassVar[int] = 0
+
+    nonce: bytes
+    proof: bytes
+
+    def __post_init__(self) -> None:
+        check("bytes of nonce", len(self.nonce), NONCE_BYTES, NONCE_BYTES)
+        check("bytes of proof", len(self.proof), PROOF_BYTES, PROOF_BYTES)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.LAYOUT.pack(self.nonce, self.proof)
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Challenge:
+        check_length(body, cls.LAYOUT.size)
+        return cls(*cls.LAYOUT.unpack(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Edge to server, the answer to a Challenge. See `auth`."""
+
+    TYPE: ClassVar[int] = 13
+    session: ClassVar[int] = 0
+
+    proof: bytes
+
+    def __post_init__(self) -> None:
+        check("bytes of proof", len(self.proof), PROOF_BYTES, PROOF_BYTES)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.proof
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Proof:
+        return cls(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Server to edge, in place of the Welcome: ask there. The connection ends."""
+
+    TYPE: ClassVar[int] = 14
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<H")
+    session: ClassVar[int] = 0
+
+    port: int
+    host: str
+
+    def __post_init__(self) -> None:
+        check("port", self.port, 1, U16_MAX)
+        check("bytes of host", len(self.host.encode()), 1, MAX_HOST_BYTES)
+        check_name("host", self.host, MAX_HOST_BYTES)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.LAYOUT.pack(self.port) + self.host.encode()
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Redirect:
+        (port,) = unpack_head(cls.LAYOUT, body)
+        return cls(port, decode_text(body[cls.LAYOUT.size :]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +222,12 @@ class Welcome:
     model: str
 
     def __post_init__(self) -> None:
-        _check("version", self.version, 0, U16_MAX)
-        _check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
-        _check("max_nodes", self.max_nodes, 0, MAX_NODES)
-        _check("max_context", self.max_context, 1, U32_MAX)
-        _check("max_sessions", self.max_sessions, 1, U16_MAX)
-        _check_model(self.model)
+        check("version", self.version, 0, U16_MAX)
+        check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
+        check("max_nodes", self.max_nodes, 0, MAX_NODES)
+        check("max_context", self.max_context, 1, U32_MAX)
+        check("max_sessions", self.max_sessions, 1, U16_MAX)
+        check_name("model", self.model, MAX_MODEL_BYTES)
 
     def encode(self, vocabulary_size: int) -> bytes:
         limits = (self.max_nodes, self.max_context, self.max_sessions)
@@ -153,8 +237,8 @@ class Welcome:
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Welcome:
         _check_version(body)
-        version, vocabulary, nodes, context, sessions = _unpack_head(cls.LAYOUT, body)
-        model = _text(body[cls.LAYOUT.size :])
+        version, vocabulary, nodes, context, sessions = unpack_head(cls.LAYOUT, body)
+        model = decode_text(body[cls.LAYOUT.size :])
         return cls(version, vocabulary, nodes, context, sessions, model)
 
 
@@ -182,18 +266,18 @@ class Open:
     max_nodes: int = MAX_NODES
 
     def __post_init__(self) -> None:
-        _check("session", self.session, 1, U16_MAX)
-        _check("seed", self.seed, 0, U64_MAX)
-        _check("temperature", self.temperature, 0, 100)
-        _check("top_p", self.top_p, 0, 1)
+        check("session", self.session, 1, U16_MAX)
+        check("seed", self.seed, 0, U64_MAX)
+        check("temperature", self.temperature, 0, 100)
+        check("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise ValueError("top_p is 0: expected more than 0, up to 1")
-        _check("min_p", self.min_p, 0, 1)
-        _check("top_k", self.top_k, 0, U32_MAX)
-        _check("max_tokens", self.max_tokens, 1, U32_MAX)
-        _check("prompt_tokens", self.prompt_tokens, 1, U32_MAX)
-        _check("number of stop_ids", len(self.stop_ids), 0, MAX_STOP_IDS)
-        _check("max_nodes", self.max_nodes, 0, MAX_NODES)
+        check("min_p", self.min_p, 0, 1)
+        check("top_k", self.top_k, 0, U32_MAX)
+        check("max_tokens", self.max_tokens, 1, U32_MAX)
+        check("prompt_tokens", self.prompt_tokens, 1, U32_MAX)
+        check("number of stop_ids", len(self.stop_ids), 0, MAX_STOP_IDS)
+        check("max_nodes", self.max_nodes, 0, MAX_NODES)
 
     def encode(self, vocabulary_size: int) -> bytes:
         sampling = (self.seed, self.temperature, self.top_p, self.min_p, self.top_k)
@@ -202,9 +286,9 @@ class Open:
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Open:
-        head = _unpack_head(cls.LAYOUT, body)
+        head = unpack_head(cls.LAYOUT, body)
         *sampling, max_tokens, prompt_tokens, max_nodes, count = head
-        _check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
+        check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
         stop_ids = unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size)
         return cls(session, *sampling, max_tokens, prompt_tokens, stop_ids, max_nodes)
 
@@ -220,16 +304,16 @@ class Prompt:
     tokens: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check("session", self.session, 1, U16_MAX)
-        _check("number of tokens", len(self.tokens), 1, U16_MAX)
+        check("session", self.session, 1, U16_MAX)
+        check("number of tokens", len(self.tokens), 1, U16_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return self.LAYOUT.pack(len(self.tokens)) + pack_tokens(self.tokens, vocabulary_size)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Prompt:
-        (count,) = _unpack_head(cls.LAYOUT, body)
-        _check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
+        (count,) = unpack_head(cls.LAYOUT, body)
+        check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
         return cls(session, unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size))
 
 
@@ -255,11 +339,11 @@ class Draft:
 
     def __post_init__(self) -> None:
         nodes = len(self.tokens)
-        _check("session", self.session, 1, U16_MAX)
-        _check("round", self.round, 1, U32_MAX)
-        _check("base", self.base, 1, U32_MAX)
-        _check("draft_ms", self.draft_ms, 0, U16_MAX)
-        _check("number of nodes", nodes, 0, MAX_NODES)
+        check("session", self.session, 1, U16_MAX)
+        check("round", self.round, 1, U32_MAX)
+        check("base", self.base, 1, U32_MAX)
+        check("draft_ms", self.draft_ms, 0, U16_MAX)
+        check("number of nodes", nodes, 0, MAX_NODES)
         if len(self.parents) != nodes:
             raise ValueError(f"{nodes} nodes have {len(self.parents)} parents: expected one each")
         if any(map(gt, self.parents, range(nodes))) or min(self.parents, default=0) < 0:
@@ -273,9 +357,9 @@ class Draft:
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Draft:
-        round, base, draft_ms, nodes = _unpack_head(cls.LAYOUT, body)
+        round, base, draft_ms, nodes = unpack_head(cls.LAYOUT, body)
         parents_at = cls.LAYOUT.size + packed_bytes(nodes, vocabulary_size)
-        _check_length(body, parents_at + nodes)
+        check_length(body, parents_at + nodes)
         tokens = unpack_tokens(body[cls.LAYOUT.size : parents_at], nodes, vocabulary_size)
         return cls(session, round, base, tokens, tuple(body[parents_at:]), draft_ms)
 
@@ -305,29 +389,29 @@ class Verdict:
     draft_ms: int = 0
 
     def __post_init__(self) -> None:
-        _check("session", self.session, 1, U16_MAX)
-        _check("round", self.round, 0, U32_MAX)
-        _check("node", self.node, 0, MAX_NODES if self.round else 0)
-        _check("bonus", self.bonus, 0, MAX_VOCABULARY - 1)
-        _check("queue_ms", self.queue_ms, 0, U16_MAX)
-        _check("verify_ms", self.verify_ms, 0, U16_MAX)
+        check("session", self.session, 1, U16_MAX)
+        check("round", self.round, 0, U32_MAX)
+        check("node", self.node, 0, MAX_NODES if self.round else 0)
+        check("bonus", self.bonus, 0, MAX_VOCABULARY - 1)
+        check("queue_ms", self.queue_ms, 0, U16_MAX)
+        check("verify_ms", self.verify_ms, 0, U16_MAX)
         # Who does not draft is told nothing about drafting: equal meanings have equal bytes.
         if self.finish is not Finish.NONE:
-            _check("turn of a last Verdict", self.turn, Turn.SERVER, Turn.SERVER)
+            check("turn of a last Verdict", self.turn, Turn.SERVER, Turn.SERVER)
         drafts = self.turn is not Turn.SERVER
-        _check("max_nodes", self.max_nodes, 0, MAX_NODES if drafts else 0)
-        _check("draft_ms", self.draft_ms, 0, U16_MAX if drafts else 0)
+        check("max_nodes", self.max_nodes, 0, MAX_NODES if drafts else 0)
+        check("draft_ms", self.draft_ms, 0, U16_MAX if drafts else 0)
 
     def encode(self, vocabulary_size: int) -> bytes:
-        _check("bonus", self.bonus, 0, vocabulary_size - 1)
+        check("bonus", self.bonus, 0, vocabulary_size - 1)
         place = (self.round, self.node, self.bonus, self.finish, self.queue_ms, self.verify_ms)
         return self.LAYOUT.pack(*place, self.turn, self.max_nodes, self.draft_ms)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Verdict:
-        _check_length(body, cls.LAYOUT.size)
+        check_length(body, cls.LAYOUT.size)
         round, node, bonus, finish, *times, turn, nodes, draft_ms = cls.LAYOUT.unpack(body)
-        _check("bonus", bonus, 0, vocabulary_size - 1)
+        check("bonus", bonus, 0, vocabulary_size - 1)
         next_draft = (Turn(turn), nodes, draft_ms)
         return cls(session, round, node, bonus, Finish(finish), *times, *next_draft)
 
@@ -344,16 +428,16 @@ class Credit:
     draft_ms: int
 
     def __post_init__(self) -> None:
-        _check("session", self.session, 1, U16_MAX)
-        _check("max_nodes", self.max_nodes, 0, MAX_NODES)
-        _check("draft_ms", self.draft_ms, 0, U16_MAX)
+        check("session", self.session, 1, U16_MAX)
+        check("max_nodes", self.max_nodes, 0, MAX_NODES)
+        check("draft_ms", self.draft_ms, 0, U16_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return self.LAYOUT.pack(self.max_nodes, self.draft_ms)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Credit:
-        _check_length(body, cls.LAYOUT.size)
+        check_length(body, cls.LAYOUT.size)
         return cls(session, *cls.LAYOUT.unpack(body))
 
 
@@ -366,14 +450,14 @@ class Close:
     session: int
 
     def __post_init__(self) -> None:
-        _check("session", self.session, 1, U16_MAX)
+        check("session", self.session, 1, U16_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return b""
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Close:
-        _check_length(body, 0)
+        check_length(body, 0)
         return cls(session)
 
 
@@ -395,7 +479,7 @@ class Error:
     sentence: str
 
     def __post_init__(self) -> None:
-        _check("session", self.session, 0, U16_MAX)
+        check("session", self.session, 0, U16_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
         text = CONTROL_CHARACTERS.sub(" ", self.sentence).encode("utf-8", "replace")
@@ -404,10 +488,10 @@ class Error:
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Error:
-        code, fatal = _unpack_head(cls.LAYOUT, body)
-        _check("fatal", fatal, 0, 1)
-        _check("bytes of sentence", len(body) - cls.LAYOUT.size, 0, MAX_SENTENCE_BYTES)
-        return cls(session, ErrorCode(code), bool(fatal), _text(body[cls.LAYOUT.size :]))
+        code, fatal = unpack_head(cls.LAYOUT, body)
+        check("fatal", fatal, 0, 1)
+        check("bytes of sentence", len(body) - cls.LAYOUT.size, 0, MAX_SENTENCE_BYTES)
+        return cls(session, ErrorCode(code), bool(fatal), decode_text(body[cls.LAYOUT.size :]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,14 +505,14 @@ class Ping:
     nonce: int
 
     def __post_init__(self) -> None:
-        _check("nonce", self.nonce, 0, U64_MAX)
+        check("nonce", self.nonce, 0, U64_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return self.LAYOUT.pack(self.nonce)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Ping:
-        _check_length(body, cls.LAYOUT.size)
+        check_length(body, cls.LAYOUT.size)
         return cls(*cls.LAYOUT.unpack(body))
 
 
@@ -443,114 +527,26 @@ class Pong:
     nonce: int
 
     def __post_init__(self) -> None:
-        _check("nonce", self.nonce, 0, U64_MAX)
+        check("nonce", self.nonce, 0, U64_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return self.LAYOUT.pack(self.nonce)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Pong:
-        _check_length(body, cls.LAYOUT.size)
+        check_length(body, cls.LAYOUT.size)
         return cls(*cls.LAYOUT.unpack(body))
 
 
-Message = Hello | Welcome | Open | Prompt | Draft | Verdict | Credit | Close | Error | Ping | Pong
+Greeting = Hello | Challenge | Proof | Redirect | Welcome
+Message = Greeting | Open | Prompt | Draft | Verdict | Credit | Close | Error | Ping | Pong
 
-MESSAGE_TYPES: Mapping[int, type[Message]] = {
-    message.TYPE: message
-    for message in (Hello, Welcome, Open, Prompt, Draft, Verdict, Credit, Close, Error, Ping, Pong)
-}
-
-
-class Header(NamedTuple):
-    """The eight bytes before a body."""
-
-    length: int
-    type: int
-    flags: int
-    session: int
-    seq: int
-
-
-def max_frame_bytes(kind: type[Message]) -> int:
-    """The longest frame of a kind of message."""
-    return MAX_PROMPT_FRAME_BYTES if kind is Prompt else MAX_FRAME_BYTES
-
-
-def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:
-    """The frame of a message; ValueError for a token id outside the vocabulary, or too many."""
-    try:
-        body = message.encode(vocabulary_size)
-    except struct.error as fault:
-        raise ValueError(f"{type(message).__name__} has a field of a wrong type: {fault}") from None
-    length = HEADER.size + len(body)
-    _check(
-        f"bytes of {type(message).__name__}", length, HEADER.size, max_frame_bytes(type(message))
-    )
-    return HEADER.pack(length, message.TYPE, 0, message.session, seq) + body
-
-
-def decode_header(data: bytes | bytearray) -> Header:
-    """The header at the start of data; ProtocolError for an unknown type, flag or short length."""
-    header = Header._make(HEADER.unpack_from(data))
-    if header.type not in MESSAGE_TYPES:
-        raise ProtocolError(ErrorCode.PROTOCOL, f"frame type {header.type} is not known")
-    if header.flags:
-        raise ProtocolError(ErrorCode.PROTOCOL, f"frame flags are {header.flags}: expected 0")
-    if header.length < HEADER.size:
-        sentence = f"frame length is {header.length}: expected {HEADER.size} or more"
-        raise ProtocolError(ErrorCode.PROTOCOL, sentence)
-    return header
-
-
-def decode_body(header: Header, body: bytes, vocabulary_size: int) -> Message:
-    """The message of a whole frame; ProtocolError if any field breaks a rule."""
-    kind = MESSAGE_TYPES[header.type]
-    try:
-        message = kind.decode(body, header.session, vocabulary_size)
-        _check("session", header.session, message.session, message.session)
-    except ValueError as fault:
-        raise ProtocolError(ErrorCode.PROTOCOL, f"{kind.__name__}: {fault}") from None
-    return message
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    # Written so that NaN fails.
-    if not low <= value <= high:
-        expected = f"{low}" if low == high else f"{low} to {high}"
-        raise ValueError(f"{name} is {value}: expected {expected}")
-
-
-def _check_length(body: bytes, expected_bytes: int) -> None:
-    if len(body) != expected_bytes:
-        raise ValueError(f"the body has {len(body)} bytes: expected {expected_bytes}")
-
-
-def _check_model(model: str) -> None:
-    _check("bytes of model", len(model.encode()), 0, MAX_MODEL_BYTES)
-    if CONTROL_CHARACTERS.search(model):
-        raise ValueError(f"model {model!r} has control characters")
+MESSAGE_TYPES: Mapping[int, type[Message]] = {kind.TYPE: kind for kind in get_args(Message)}
 
 
 def _check_version(field: bytes) -> None:
     # Before anything else: the rest of another version's body may have another layout.
-    (version,) = _unpack_head(VERSION_LAYOUT, field)
+    (version,) = unpack_head(VERSION_LAYOUT, field)
     if version != VERSION:
         sentence = f"the peer speaks STF version {version}, this side version {VERSION}"
         raise ProtocolError(ErrorCode.VERSION, sentence)
-
-
-def _unpack_head(layout: struct.Struct, body: bytes) -> tuple[Any, ...]:
-    if len(body) < layout.size:
-        raise ValueError(f"the body has {len(body)} bytes: expected {layout.size} or more")
-    return layout.unpack_from(body)
-
-
-def _text(data: bytes) -> str:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        raise ValueError("the text is not UTF-8") from None
-    if CONTROL_CHARACTERS.search(text):
-        raise ValueError("the text has control characters")
-    return text

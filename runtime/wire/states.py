@@ -17,6 +17,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from runtime.wire.messages import (
+    Challenge,
     Close,
     Credit,
     Draft,
@@ -27,6 +28,8 @@ from runtime.wire.messages import (
     Ping,
     Pong,
     Prompt,
+    Proof,
+    Redirect,
     Verdict,
     Welcome,
 )
@@ -49,6 +52,8 @@ class State(Enum):
 
     HELLO_DUE = "the edge's Hello is due"
     WELCOME_DUE = "the server's Welcome is due"
+    PROOF_DUE = "the edge's Proof is due"
+    ADMISSION_DUE = "the server's Welcome is due, after the edge's Proof"
     OPEN = "sessions may come and go"
     CLOSED = "a fatal Error or a fault has ended it"
 
@@ -80,7 +85,16 @@ CONNECTION_TABLE: Mapping[Move, tuple[State, ...]] = {
     Move(State.HELLO_DUE, Role.SERVER, Error): (State.CLOSED,),
     Move(State.WELCOME_DUE, Role.SERVER, Welcome): (State.OPEN,),
     Move(State.WELCOME_DUE, Role.EDGE, Error): (State.CLOSED,),
+    Move(State.WELCOME_DUE, Role.SERVER, Challenge): (State.PROOF_DUE,),
+    Move(State.WELCOME_DUE, Role.SERVER, Redirect): (State.CLOSED,),
     Move(State.WELCOME_DUE, Role.SERVER, Error): (State.CLOSED,),
+    Move(State.PROOF_DUE, Role.EDGE, Proof): (State.ADMISSION_DUE,),
+    Move(State.PROOF_DUE, Role.EDGE, Error): (State.CLOSED,),
+    Move(State.PROOF_DUE, Role.SERVER, Error): (State.CLOSED,),
+    Move(State.ADMISSION_DUE, Role.SERVER, Welcome): (State.OPEN,),
+    Move(State.ADMISSION_DUE, Role.SERVER, Redirect): (State.CLOSED,),
+    Move(State.ADMISSION_DUE, Role.EDGE, Error): (State.CLOSED,),
+    Move(State.ADMISSION_DUE, Role.SERVER, Error): (State.CLOSED,),
     Move(State.OPEN, Role.EDGE, Open): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Prompt): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Draft): (State.OPEN,),

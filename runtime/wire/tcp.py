@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 
 from runtime.wire.connection import Connection, Role, State
-from runtime.wire.messages import Error, ErrorCode, Message, ProtocolError
+from runtime.wire.messages import Error, ErrorCode, Message, ProtocolError, Redirect
 
 HANDSHAKE_TIMEOUT_S = 5.0
 # A peer that reads nothing may keep a closing connection no longer than this.
@@ -74,14 +74,17 @@ class FramedProtocol(asyncio.Protocol):
     def send(self, message: Message) -> None:
         """Write a message; nothing happens if the connection is closing (on_closed will tell).
 
-        A fatal Error closes the connection, with its sentence as the reason. Raises ValueError if
-        the protocol forbids the message now.
+        A fatal Error closes the connection, with its sentence as the reason, and so does a
+        Redirect. Raises ValueError if the protocol forbids the message now.
         """
         if self.is_closing:
             return
         self._write(self.connection.send(message))
-        if isinstance(message, Error) and message.fatal:
-            self._close(message.sentence)
+        match message:
+            case Error(fatal=True):
+                self._close(message.sentence)
+            case Redirect():
+                self._close(f"redirected to {message.host}:{message.port}")
 
     def refuse(self, code: ErrorCode, sentence: str) -> None:
         """Send a fatal Error with this sentence, and close."""

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from runtime.wire.connection import Connection, Role
 from runtime.wire.messages import (
+    Challenge,
     Close,
     Credit,
     Draft,
@@ -16,13 +17,18 @@ from runtime.wire.messages import (
     Ping,
     Pong,
     Prompt,
+    Proof,
+    Redirect,
     Turn,
     Verdict,
     Welcome,
 )
 
 VOCABULARY = 49_152
-HELLO = Hello(1, VOCABULARY, bytes(range(16)), "draft-135m")
+HELLO = Hello(1, VOCABULARY, bytes(range(16)), "draft-135m", "alice", bytes(range(32)))
+CHALLENGE = Challenge(bytes(range(32, 64)), bytes(range(64, 96)))
+PROOF = Proof(bytes(range(96, 128)))
+REDIRECT = Redirect(8400, "replica-2.example")
 WELCOME = Welcome(1, VOCABULARY, max_nodes=64, max_context=8192, max_sessions=4, model="target-8b")
 
 
@@ -97,6 +103,12 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 # At most 63 characters of at most 4 bytes each.
 names = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=63)
+short_names = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=16)
+
+
+def exactly(count: int) -> st.SearchStrategy[bytes]:
+    """Bytes of this length."""
+    return st.binary(min_size=count, max_size=count)
 
 
 def token_ids(vocabulary: int, **sizes: int) -> st.SearchStrategy[tuple[int, ...]]:
@@ -141,7 +153,10 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
         Error, st.just(0) | sessions, st.sampled_from(ErrorCode), st.booleans(), names
     )
     return st.one_of(
-        st.builds(Hello, st.just(1), sizes, st.binary(min_size=16, max_size=16), names),
+        st.builds(Hello, st.just(1), sizes, exactly(16), names, short_names, exactly(32)),
+        st.builds(Challenge, exactly(32), exactly(32)),
+        st.builds(Proof, exactly(32)),
+        st.builds(Redirect, sessions, short_names.filter(bool)),
         st.builds(
             Welcome,
             st.just(1),

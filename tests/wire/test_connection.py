@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from runtime.wire.connection import Connection, Phase, Role, State
+from runtime.wire.frames import HEADER, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
-    HEADER,
+    Challenge,
     Close,
     Credit,
     Draft,
@@ -19,18 +20,20 @@ from runtime.wire.messages import (
     Ping,
     Pong,
     Prompt,
+    Proof,
     ProtocolError,
+    Redirect,
     Turn,
     Verdict,
     Welcome,
-    decode_body,
-    decode_header,
-    encode_frame,
 )
 from runtime.wire.states import CONNECTION_TABLE, SESSION_TABLE, Move
 from tests.wire.cases import (
+    CHALLENGE,
     CONVERSATION,
     HELLO,
+    PROOF,
+    REDIRECT,
     VOCABULARY,
     WELCOME,
     connected,
@@ -170,7 +173,11 @@ CONNECTION_RULES = {
     (State.HELLO_DUE, EDGE): {Hello, Error},
     (State.HELLO_DUE, SERVER): {Error},
     (State.WELCOME_DUE, EDGE): {Error},
-    (State.WELCOME_DUE, SERVER): {Welcome, Error},
+    (State.WELCOME_DUE, SERVER): {Welcome, Challenge, Redirect, Error},
+    (State.PROOF_DUE, EDGE): {Proof, Error},
+    (State.PROOF_DUE, SERVER): {Error},
+    (State.ADMISSION_DUE, EDGE): {Error},
+    (State.ADMISSION_DUE, SERVER): {Welcome, Redirect, Error},
     (State.OPEN, EDGE): {Open, Prompt, Draft, Close, Error, Ping, Pong},
     (State.OPEN, SERVER): {Verdict, Credit, Close, Error, Ping, Pong},
     (State.CLOSED, EDGE): set(),
@@ -190,8 +197,8 @@ SESSION_RULES = {
     (Phase.CLOSING, SERVER): {Verdict, Credit, Error, Close},
 }
 SAMPLES = [
-    HELLO, WELCOME, opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), CREDIT, Close(1),
-    FATAL, Ping(5), Pong(6),
+    HELLO, CHALLENGE, PROOF, REDIRECT, WELCOME, opening(1), Prompt(1, (1,)), draft(1, 1),
+    verdict(1, 0), CREDIT, Close(1), FATAL, Ping(5), Pong(6),
 ]  # fmt: skip
 SESSION_SAMPLES = [
     opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), CREDIT, Close(1), SESSION_ERROR,
@@ -210,8 +217,12 @@ def test_the_tables_say_what_the_rules_say():
 
 def ends_in_state(state):
     edge, server = Connection(EDGE), Connection(SERVER)
-    if state in (State.WELCOME_DUE, State.OPEN, State.CLOSED):
+    if state is not State.HELLO_DUE:
         server.receive(edge.send(HELLO))
+    if state in (State.PROOF_DUE, State.ADMISSION_DUE):
+        edge.receive(server.send(CHALLENGE))
+    if state is State.ADMISSION_DUE:
+        server.receive(edge.send(PROOF))
     if state in (State.OPEN, State.CLOSED):
         edge.receive(server.send(WELCOME))
     if state is State.OPEN:
@@ -226,7 +237,7 @@ def ends_in_state(state):
 
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("sender", Role)
-@pytest.mark.parametrize("state", [State.HELLO_DUE, State.WELCOME_DUE, State.OPEN])
+@pytest.mark.parametrize("state", [state for state in State if state is not State.CLOSED])
 def test_every_state_and_message(state, sender, message):
     receiver = ends_in_state(state)[sender.peer]
     in_session = isinstance(message, Open | Prompt | Draft | Verdict | Credit | Close)
@@ -539,7 +550,7 @@ def test_a_prompt_too_long_for_a_frame_is_not_sent():
     assert edge.phase(1) is Phase.VERIFYING
 
 
-@pytest.mark.parametrize("state", [State.HELLO_DUE, State.WELCOME_DUE])
+@pytest.mark.parametrize("state", [s for s in State if s not in (State.OPEN, State.CLOSED)])
 @pytest.mark.parametrize("error", [NOTICE, SESSION_ERROR])
 def test_only_a_fatal_error_may_come_before_the_connection_is_open(state, error):
     for role in Role:
@@ -549,7 +560,7 @@ def test_only_a_fatal_error_may_come_before_the_connection_is_open(state, error)
             ends_in_state(state)[role].send(error)
 
 
-@pytest.mark.parametrize("state", [State.HELLO_DUE, State.WELCOME_DUE, State.OPEN])
+@pytest.mark.parametrize("state", [state for state in State if state is not State.CLOSED])
 @pytest.mark.parametrize("role", Role)
 def test_a_fatal_error_ends_the_connection_quietly(state, role):
     end = ends_in_state(state)[role]
@@ -560,6 +571,28 @@ def test_a_fatal_error_ends_the_connection_quietly(state, role):
     assert (end.buffered_bytes, end.data_to_send()) == (0, b"")
     with pytest.raises(ValueError, match="has ended it"):
         end.send(FATAL)
+
+
+def test_a_challenge_comes_once_and_its_proof_opens_the_door():
+    edge, server = Connection(EDGE), Connection(SERVER)
+    server.receive(edge.send(HELLO))
+    assert edge.receive(server.send(CHALLENGE)) == [CHALLENGE]
+    assert edge.challenge == server.challenge == CHALLENGE
+    with pytest.raises(ValueError, match="the edge's Proof is due"):
+        server.send(WELCOME)
+    assert server.receive(edge.send(PROOF)) == [PROOF]
+    with pytest.raises(ValueError, match="after the edge's Proof"):
+        server.send(CHALLENGE)
+    assert edge.receive(server.send(WELCOME)) == [WELCOME]
+    assert edge.state is server.state is State.OPEN
+
+
+def test_a_redirect_ends_the_connection():
+    edge, server = Connection(EDGE), Connection(SERVER)
+    server.receive(edge.send(HELLO))
+    assert edge.receive(server.send(REDIRECT) + b"whatever follows") == [REDIRECT]
+    assert edge.state is server.state is State.CLOSED
+    assert edge.receive(b"more") == []
 
 
 def test_the_vocabulary_of_the_welcome_sets_the_width():

@@ -10,18 +10,20 @@ import tracemalloc
 import pytest
 
 from runtime.wire.connection import Connection, Role, State
-from runtime.wire.messages import (
+from runtime.wire.frames import (
     HEADER,
     MAX_PROMPT_FRAME_BYTES,
+    decode_body,
+    decode_header,
+    encode_frame,
+)
+from runtime.wire.messages import (
     MESSAGE_TYPES,
     Draft,
     Error,
     Open,
     Prompt,
     ProtocolError,
-    decode_body,
-    decode_header,
-    encode_frame,
 )
 from tests.wire.cases import CONVERSATION, HELLO, VOCABULARY, connected, opening
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.wire.frames import HEADER, Header, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
-    HEADER,
     MESSAGE_TYPES,
     Close,
     Credit,
@@ -16,22 +16,30 @@ from runtime.wire.messages import (
     Error,
     ErrorCode,
     Finish,
-    Header,
     Hello,
     Open,
     Ping,
     Pong,
     Prompt,
     ProtocolError,
+    Redirect,
     Turn,
     Verdict,
     Welcome,
     clamp_ms,
-    decode_body,
-    decode_header,
-    encode_frame,
 )
-from tests.wire.cases import HELLO, VOCABULARY, WELCOME, draft, messages, opening, verdict
+from tests.wire.cases import (
+    CHALLENGE,
+    HELLO,
+    PROOF,
+    REDIRECT,
+    VOCABULARY,
+    WELCOME,
+    draft,
+    messages,
+    opening,
+    verdict,
+)
 
 
 def decode(frame, vocabulary=VOCABULARY):
@@ -65,8 +73,11 @@ def test_every_message_comes_back_from_its_bytes(data, vocabulary):
 
 # Frames as bytes, written down once: another implementation must read the same.
 GOLDEN = [
-    (HELLO, "2c 00 01 00 00 00 09 00 53544631 0100 00c00000 000102030405060708090a0b0c0d0e0f"
-     + b"draft-135m".hex()),
+    (HELLO, "52 00 01 00 00 00 09 00 53544631 0100 00c00000 000102030405060708090a0b0c0d0e0f"
+     + bytes(range(32)).hex() + "05" + b"alicedraft-135m".hex()),
+    (CHALLENGE, "48 00 0c 00 00 00 09 00" + bytes(range(32, 96)).hex()),
+    (PROOF, "28 00 0d 00 00 00 09 00" + bytes(range(96, 128)).hex()),
+    (REDIRECT, "1b 00 0e 00 00 00 09 00 d020" + b"replica-2.example".hex()),
     (WELCOME, "1e 00 02 00 00 00 09 00 0100 00c00000 40 00200000 0400" + b"target-8b".hex()),
     (Open(3, 2**64 - 2, 0.5, 1.0, 0.0, 40, 256, 1000, (2, 49_151), 33),
      "3a 00 03 00 03 00 09 00 feffffffffffffff 000000000000e03f 000000000000f03f"
@@ -109,6 +120,16 @@ def test_a_round_is_small():
         (HELLO, {"vocabulary_size": 2**24 + 1}),
         (HELLO, {"vocabulary_hash": bytes(15)}),
         (HELLO, {"vocabulary_hash": bytes(17)}),
+        (HELLO, {"nonce": bytes(31)}),
+        (HELLO, {"user": "x" * 65}),
+        (HELLO, {"user": "a\nb"}),
+        (CHALLENGE, {"nonce": bytes(33)}),
+        (CHALLENGE, {"proof": bytes(31)}),
+        (PROOF, {"proof": b""}),
+        (REDIRECT, {"port": 0}),
+        (REDIRECT, {"port": 65_536}),
+        (REDIRECT, {"host": ""}),
+        (REDIRECT, {"host": "a\x00b"}),
         (HELLO, {"model": "x" * 256}),
         (HELLO, {"model": "é" * 128}),
         (HELLO, {"model": "a\x1b[2J"}),
@@ -183,8 +204,11 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
         (spoil(HELLO, "H", 4, 0), "speaks STF version 0"),
         (spoil(HELLO, "I", 6, 1), "vocabulary_size is 1"),
         (spoil(HELLO, "I", 6, 2**32 - 1), "vocabulary_size is 4294967295"),
-        (spoil(HELLO, "B", 26, 0xFF), "not UTF-8"),
-        (spoil(HELLO, "B", 26, 0x1B), "control characters"),
+        (spoil(HELLO, "B", 59, 0xFF), "not UTF-8"),
+        (spoil(HELLO, "B", 64, 0xFF), "not UTF-8"),
+        (spoil(HELLO, "B", 59, 0x1B), "control characters"),
+        (spoil(HELLO, "B", 58, 16), "bytes of user is 16"),
+        (spoil(REDIRECT, "H", 0, 0), "port is 0"),
         (spoil(HELLO, "B", 0, 0x73), "wrong magic"),
         (spoil(WELCOME, "H", 0, 2), "speaks STF version 2"),
         (spoil(WELCOME, "I", 7, 0), "max_context is 0"),
@@ -232,11 +256,13 @@ def test_a_received_field_that_breaks_a_rule_is_a_protocol_error(frame, sentence
 def test_every_other_body_length_is_refused(message):
     frame = encode_frame(message, 0, VOCABULARY)
     # These end in text of any length.
-    fixed = {Hello: 26, Welcome: 13, Error: 2}.get(type(message), len(frame) - HEADER.size)
+    fixed = {Hello: 64, Redirect: 3, Welcome: 13, Error: 2}.get(
+        type(message), len(frame) - HEADER.size
+    )
     for cut in range(fixed):
         with pytest.raises(ProtocolError, match=r"bytes|magic|version"):
             decode(resize(frame, frame[HEADER.size : HEADER.size + cut]))
-    if type(message) not in (Hello, Welcome, Error):
+    if type(message) not in (Hello, Redirect, Welcome, Error):
         with pytest.raises(ProtocolError, match="bytes"):
             decode(resize(frame, frame[HEADER.size :] + b"\0"))
     else:
@@ -268,7 +294,7 @@ def test_messages_of_a_session_have_one(message):
     ("header", "sentence"),
     [
         (Header(8, 0, 0, 0, 0), "type 0 is not known"),
-        (Header(8, 12, 0, 0, 0), "type 12 is not known"),
+        (Header(8, 15, 0, 0, 0), "type 15 is not known"),
         (Header(8, 255, 0, 0, 0), "type 255 is not known"),
         (Header(8, 7, 1, 1, 0), "flags are 1"),
         (Header(8, 7, 128, 1, 0), "flags are 128"),

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from runtime.wire.connection import Connection, Phase, Role, State
+from runtime.wire.frames import HEADER, decode_body, decode_header
 from runtime.wire.messages import (
-    HEADER,
     Close,
     Draft,
     Error,
@@ -22,8 +22,6 @@ from runtime.wire.messages import (
     Turn,
     Verdict,
     Welcome,
-    decode_body,
-    decode_header,
 )
 from runtime.wire.tcp import MAX_WRITE_BUFFER_BYTES, FramedProtocol, connect, listen
 from tests.wire.cases import HELLO, VOCABULARY, WELCOME, draft, opening

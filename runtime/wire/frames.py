@@ -1,0 +1,68 @@
+"""Frames: an 8-byte little-endian header, then the body of one message.
+
+    length u16 (of the whole frame) · type u8 · flags u8 (zero) · session u16 · seq u16
+
+Knows which types there are and how long each may be, not which may come when.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from runtime.wire.fields import check
+from runtime.wire.messages import MESSAGE_TYPES, ErrorCode, Message, Prompt, ProtocolError
+
+HEADER = struct.Struct("<HBBHH")
+MAX_FRAME_BYTES = 16 * 1024
+MAX_PROMPT_FRAME_BYTES = 60 * 1024
+
+
+class Header(NamedTuple):
+    """The eight bytes before a body."""
+
+    length: int
+    type: int
+    flags: int
+    session: int
+    seq: int
+
+
+def max_frame_bytes(kind: type[Message]) -> int:
+    """The longest frame of a kind of message."""
+    return MAX_PROMPT_FRAME_BYTES if kind is Prompt else MAX_FRAME_BYTES
+
+
+def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:
+    """The frame of a message; ValueError for a token id outside the vocabulary, or too many."""
+    try:
+        body = message.encode(vocabulary_size)
+    except struct.error as fault:
+        raise ValueError(f"{type(message).__name__} has a field of a wrong type: {fault}") from None
+    length = HEADER.size + len(body)
+    check(f"bytes of {type(message).__name__}", length, HEADER.size, max_frame_bytes(type(message)))
+    return HEADER.pack(length, message.TYPE, 0, message.session, seq) + body
+
+
+def decode_header(data: bytes | bytearray) -> Header:
+    """The header at the start of data; ProtocolError for an unknown type, flag or short length."""
+    header = Header._make(HEADER.unpack_from(data))
+    if header.type not in MESSAGE_TYPES:
+        raise ProtocolError(ErrorCode.PROTOCOL, f"frame type {header.type} is not known")
+    if header.flags:
+        raise ProtocolError(ErrorCode.PROTOCOL, f"frame flags are {header.flags}: expected 0")
+    if header.length < HEADER.size:
+        sentence = f"frame length is {header.length}: expected {HEADER.size} or more"
+        raise ProtocolError(ErrorCode.PROTOCOL, sentence)
+    return header
+
+
+def decode_body(header: Header, body: bytes, vocabulary_size: int) -> Message:
+    """The message of a whole frame; ProtocolError if any field breaks a rule."""
+    kind = MESSAGE_TYPES[header.type]
+    try:
+        message = kind.decode(body, header.session, vocabulary_size)
+        check("session", header.session, message.session, message.session)
+    except ValueError as fault:
+        raise ProtocolError(ErrorCode.PROTOCOL, f"{kind.__name__}: {fault}") from None
+    return message
