@@ -287,9 +287,10 @@ class Open:
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Open:
         head = unpack_head(cls.LAYOUT, body)
-        *sampling, max_tokens, prompt_tokens, max_nodes, count = head
+        seed, temperature, top_p, min_p, top_k, max_tokens, prompt_tokens, max_nodes, count = head
         check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
         stop_ids = unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size)
+        sampling = (seed, temperature, top_p, min_p, top_k)
         return cls(session, *sampling, max_tokens, prompt_tokens, stop_ids, max_nodes)
 
 
@@ -410,10 +411,11 @@ class Verdict:
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Verdict:
         check_length(body, cls.LAYOUT.size)
-        round, node, bonus, finish, *times, turn, nodes, draft_ms = cls.LAYOUT.unpack(body)
+        head = cls.LAYOUT.unpack(body)
+        round, node, bonus, finish, queue_ms, verify_ms, turn, nodes, draft_ms = head
         check("bonus", bonus, 0, vocabulary_size - 1)
-        next_draft = (Turn(turn), nodes, draft_ms)
-        return cls(session, round, node, bonus, Finish(finish), *times, *next_draft)
+        place = (session, round, node, bonus, Finish(finish), queue_ms, verify_ms)
+        return cls(*place, Turn(turn), nodes, draft_ms)
 
 
 @dataclass(frozen=True, slots=True)
