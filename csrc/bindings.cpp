@@ -25,7 +25,8 @@ PYBIND11_MODULE(_cpu, m) {
   py::enum_<Dtype>(m, "Dtype")
       .value("float32", Dtype::f32)
       .value("bfloat16", Dtype::bf16)
-      .value("float16", Dtype::f16);
+      .value("float16", Dtype::f16)
+      .value("float8_e4m3fn", Dtype::e4m3);
 
   py::class_<Cache>(m, "Cache")
       .def(py::init([](Address data, Dtype dtype, int64_t n_pages, int64_t page_size,
@@ -53,31 +54,45 @@ PYBIND11_MODULE(_cpu, m) {
                at<int64_t>(ancestors), at<int32_t>(depth));
   });
 
-  m.def("tree_attention", [](Address q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
-                             const Cache& v_cache, int64_t batch, int64_t rows, int64_t words,
-                             int64_t pages_per_request, Address page_table, Address prefix_lens,
-                             Address n_nodes, Address offsets, Address ancestors, Address depth,
-                             float scale, float softcap, int64_t window, Address out) {
-    py::gil_scoped_release release;
-    const Trees trees{batch,
-                      rows,
-                      words,
-                      pages_per_request,
-                      at<int32_t>(page_table),
-                      at<int32_t>(prefix_lens),
-                      at<int32_t>(n_nodes),
-                      at<int32_t>(offsets),
-                      at<int64_t>(ancestors),
-                      at<int32_t>(depth)};
-    tree_attention(at<void>(q), dtype, query_heads, k_cache, v_cache, trees,
-                   Scoring{scale, softcap, window}, at<void>(out));
-  });
+  m.def(
+      "tree_attention",
+      [](Address q, Dtype dtype, int64_t query_heads, const Cache& k_cache, const Cache& v_cache,
+         int64_t batch, int64_t rows, int64_t words, int64_t pages_per_request, Address page_table,
+         Address prefix_lens, Address n_nodes, Address offsets, Address ancestors, Address depth,
+         float scale, float softcap, int64_t window, float v_scale, Address out, Address lse) {
+        py::gil_scoped_release release;
+        const Trees trees{batch,
+                          rows,
+                          words,
+                          pages_per_request,
+                          at<int32_t>(page_table),
+                          at<int32_t>(prefix_lens),
+                          at<int32_t>(n_nodes),
+                          at<int32_t>(offsets),
+                          at<int64_t>(ancestors),
+                          at<int32_t>(depth)};
+        tree_attention(at<void>(q), dtype, query_heads, k_cache, v_cache, trees,
+                       Scoring{scale, softcap, window, v_scale}, at<void>(out), at<float>(lse));
+      });
 
-  m.def("append_kv", [](Address k, Address v, Dtype dtype, const Cache& k_cache,
-                        const Cache& v_cache, Address slots, int64_t rows) {
-    py::gil_scoped_release release;
-    append_kv(at<void>(k), at<void>(v), dtype, k_cache, v_cache, at<int64_t>(slots), rows);
-  });
+  m.def("append_kv",
+        [](Address k, Address v, Dtype dtype, const Cache& k_cache, const Cache& v_cache,
+           Address slots, int64_t rows, float k_scale, float v_scale) {
+          py::gil_scoped_release release;
+          append_kv(at<void>(k), at<void>(v), dtype, k_cache, v_cache, at<int64_t>(slots), rows,
+                    k_scale, v_scale);
+        });
+
+  m.def("rope_append_kv",
+        [](Address qk, int64_t qk_stride, Address v, int64_t v_stride, Dtype dtype,
+           int64_t query_heads, Address cos, Address sin, int64_t n_positions, Address positions,
+           const Cache& k_cache, const Cache& v_cache, Address slots, int64_t rows, float k_scale,
+           float v_scale, Address q) {
+          py::gil_scoped_release release;
+          const Rope rope{at<float>(cos), at<float>(sin), n_positions, at<int64_t>(positions)};
+          rope_append_kv(at<void>(qk), qk_stride, at<void>(v), v_stride, dtype, query_heads, rope,
+                         k_cache, v_cache, at<int64_t>(slots), rows, k_scale, v_scale, at<void>(q));
+        });
 
   m.def("compact_kv",
         [](const Planes& kv, Address page_table, int64_t pages_per_request, Address prefix_lens,

@@ -1,4 +1,5 @@
 #include <cstring>
+#include <vector>
 
 #include "checks.h"
 #include "ops.h"
@@ -6,11 +7,23 @@
 namespace specedge {
 namespace {
 
+// Requests move side by side: what one of them touches must be its own.
+void take_pages(std::vector<bool>& taken, const int32_t* pages, int64_t page_size, int64_t first,
+                int64_t end, int64_t b) {
+  for (int64_t i = first / page_size; i * page_size < end; ++i) {
+    require(!taken[pages[i]], "request ", b, ": expected pages of its own, got ", pages[i],
+            " again at index ", i);
+    taken[pages[i]] = true;
+  }
+}
+
 void check_paths(const Planes& kv, const int32_t* page_table, int64_t pages_per_request,
                  const int32_t* prefix_lens, const int32_t* path, const int32_t* accepted_lens,
                  int64_t batch, int64_t max_path) {
+  std::vector<bool> taken(kv.n_pages);
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t count = accepted_lens[b], prefix = prefix_lens[b];
+    const int32_t* pages = page_table + b * pages_per_request;
     const int32_t* nodes = path + b * max_path;
     require(count >= 0 && count <= max_path, "request ", b,
             ": expected an accepted length in 0 .. ", max_path, ", got ", count);
@@ -19,10 +32,10 @@ void check_paths(const Planes& kv, const int32_t* page_table, int64_t pages_per_
       require(nodes[j] > (j ? nodes[j - 1] : -1), "request ", b,
               ": expected path nodes to increase from 0 or more, got ", nodes[j], " at index ", j);
     }
-    if (count > 0) {
-      check_pages(page_table + b * pages_per_request, pages_per_request, kv.n_pages, kv.page_size,
-                  prefix, prefix + nodes[count - 1] + 1, b);
-    }
+    if (count == 0) continue;
+    const int64_t end = prefix + nodes[count - 1] + 1;
+    check_pages(pages, pages_per_request, kv.n_pages, kv.page_size, prefix, end, b);
+    if (nodes[count - 1] >= count) take_pages(taken, pages, kv.page_size, prefix, end, b);
   }
 }
 

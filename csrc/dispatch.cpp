@@ -48,6 +48,8 @@ void check_request(const Trees& trees, const Cache& cache, int64_t b, int64_t wi
   require(prefix >= 0, "request ", b, ": expected a prefix length of 0 or more, got ", prefix);
   require(n_nodes >= rows, "request ", b, ": expected at least as many nodes as its ", rows,
           " rows, got ", n_nodes);
+  require(prefix + n_nodes <= INT32_MAX, "request ", b, ": expected at most ", INT32_MAX,
+          " tokens, got ", prefix + n_nodes);
   for (int64_t r = 0; r < rows; ++r) check_row(trees, b, first + r, n_nodes - rows + r);
   if (rows > 0) {
     check_pages(trees.page_table + b * trees.pages_per_request, trees.pages_per_request,
@@ -64,10 +66,11 @@ void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64
 }
 
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
-                    const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out) {
+                    const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out,
+                    float* lse) {
   check_offsets(trees.offsets, trees.batch, trees.rows);
   for (int64_t b = 0; b < trees.batch; ++b) check_request(trees, k_cache, b, scoring.window);
-  isa().tree_attention(q, dtype, query_heads, k_cache, v_cache, trees, scoring, out);
+  isa().tree_attention(q, dtype, query_heads, k_cache, v_cache, trees, scoring, out, lse);
 }
 
 }  // namespace specedge

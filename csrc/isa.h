@@ -19,7 +19,7 @@ struct RowMax {
               int64_t outputs, float* out);                                                  \
   void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache, \
                       const Cache& v_cache, const Trees& trees, const Scoring& scoring,      \
-                      void* out);                                                            \
+                      void* out, float* lse);                                                \
   /* The maximum of x [n], n >= 1. */                                                        \
   RowMax row_max(const float* x, int64_t n);                                                 \
   /* x [n] / divisor -> out [n] */                                                           \

@@ -28,6 +28,12 @@ inline float exp_of(float x) {
   return lanes[0];
 }
 
+inline float log_of(float x) {
+  float lanes[kLanes];
+  store_vec(lanes, log_of(splat(x)));
+  return lanes[0];
+}
+
 // Raw scores [64] -> weights in place; positions outside lo .. hi-1 get exactly 0.
 inline void softmax_step(float* scores, int64_t lo, int64_t hi, const Scoring& scoring,
                          const State& state) {

@@ -7,7 +7,7 @@
 
 namespace specedge {
 
-enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2, e4m3 = 3 };
 
 // One of the two caches of a layer: [P, S, Hk, D], D contiguous.
 struct Cache {
@@ -38,6 +38,14 @@ struct Trees {
 struct Scoring {
   float scale, softcap;
   int64_t window;
+  float v_scale;  // of the stored values
+};
+
+// Half-rotated: dimension d turns with d + D/2, and the first half of sin is negated.
+struct Rope {
+  const float *cos, *sin;    // [C, D]
+  int64_t n_positions;       // C
+  const int64_t* positions;  // [N]
 };
 
 // The parameters of one draw per row, each [N].
@@ -52,9 +60,16 @@ struct Draws {
 void build_tree(const int32_t* parents, const int32_t* offsets, int64_t batch, int64_t rows,
                 int64_t words, int64_t* ancestors, int32_t* depth);
 
-// k, v [N, Hk, D] into the caches at slots [N]
+// k / k_scale and v / v_scale [N, Hk, D] into the caches at slots [N]
 void append_kv(const void* k, const void* v, Dtype dtype, const Cache& k_cache,
-               const Cache& v_cache, const int64_t* slots, int64_t rows);
+               const Cache& v_cache, const int64_t* slots, int64_t rows, float k_scale,
+               float v_scale);
+
+// qk [N, Hq + Hk, D] turned -> q [N, Hq, D] and, with v [N, Hk, D], the caches; rows have strides
+void rope_append_kv(const void* qk, int64_t qk_stride, const void* v, int64_t v_stride, Dtype dtype,
+                    int64_t query_heads, const Rope& rope, const Cache& k_cache,
+                    const Cache& v_cache, const int64_t* slots, int64_t rows, float k_scale,
+                    float v_scale, void* q);
 
 // kv [L, 2, P, S, Hk, D] as 2 L planes of bytes
 void compact_kv(const Planes& kv, const int32_t* page_table, int64_t pages_per_request,
@@ -79,8 +94,9 @@ void draft_topk(const float* logits, int64_t rows, int64_t vocabulary, int64_t k
 void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,
             int64_t outputs, float* out);
 
-// q [N, Hq, D] -> out, the same shape and type
+// q [N, Hq, D] -> out, the same shape and type; lse [N, Hq] or null
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
-                    const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out);
+                    const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out,
+                    float* lse);
 
 }  // namespace specedge

@@ -8,6 +8,7 @@ namespace specedge {
 namespace {
 
 typedef float quad __attribute__((vector_size(16)));
+typedef uint8_t quad_bytes __attribute__((vector_size(4)));
 typedef uint16_t quad_half_bits __attribute__((vector_size(8)));
 typedef uint32_t quad_bits __attribute__((vector_size(16)));
 
@@ -23,6 +24,10 @@ inline quad load_quad(const f16* p) {
 #else
   return quad{load(p), load(p + 1), load(p + 2), load(p + 3)};
 #endif
+}
+
+inline quad load_quad(const e4m3* p) {
+  return float_of_e4m3<quad>(__builtin_convertvector(load_as<quad_bytes>(p), quad_bits));
 }
 
 // rows: 64 pointers to [D] -> keys [D, 64]
@@ -95,6 +100,8 @@ inline void stage_keys(const Tokens& tokens, int64_t first, int64_t lo, int64_t 
       return tokens.stage_keys<bf16>(first, lo, hi, zeros, keys);
     case Dtype::f16:
       return tokens.stage_keys<f16>(first, lo, hi, zeros, keys);
+    case Dtype::e4m3:
+      return tokens.stage_keys<e4m3>(first, lo, hi, zeros, keys);
   }
 }
 
@@ -107,6 +114,8 @@ inline void stage_values(const Tokens& tokens, int64_t lo, int64_t hi, int64_t w
       return tokens.stage_values<bf16>(lo, hi, width, values);
     case Dtype::f16:
       return tokens.stage_values<f16>(lo, hi, width, values);
+    case Dtype::e4m3:
+      return tokens.stage_values<e4m3>(lo, hi, width, values);
   }
 }
 

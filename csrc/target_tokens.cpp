@@ -115,7 +115,9 @@ int64_t draw(const float* logits, int64_t vocabulary, float temperature, const L
              uint64_t key, float* scaled) {
   const RowMax most = isa().row_max(logits, vocabulary);
   if (most.has_nan || !std::isfinite(most.value)) return -1;
-  if (!(temperature > 0)) return most.index;
+  // A temperature so small that even the greatest logit overflows is as good as none.
+  const bool is_greedy = !(temperature > 0) || !std::isfinite(most.value / temperature);
+  if (is_greedy) return most.index;
   isa().divide(logits, vocabulary, temperature, scaled);
   if (limits.none()) return isa().noisy_argmax(scaled, nullptr, vocabulary, key);
   std::vector<Candidate> kept = allowed({scaled, vocabulary, scaled[most.index]}, limits);

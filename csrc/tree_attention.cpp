@@ -173,26 +173,27 @@ class Attention {
   State state_;
 };
 
-// q, out [N, Hq, D]
+// q, out [N, Hq, D]; lse [N, Hq] or null
 template <typename T>
 void attend(const T* q, int64_t query_heads, const Cache& k_cache, const Cache& v_cache,
-            const Trees& trees, const Scoring& scoring, const Task& task, T* out) {
+            const Trees& trees, const Scoring& scoring, const Task& task, T* out, float* lse) {
   const int64_t dim = k_cache.head_dim, group = query_heads / k_cache.n_heads;
   Attention attention(k_cache, v_cache, trees, scoring, task, group);
   const auto vector = [&](int64_t row, int64_t g) {
-    return (row * query_heads + task.head * group + g) * dim;
+    return row * query_heads + task.head * group + g;
   };
   float* query = attention.queries;
   for (int64_t row = task.first_row; row < task.end_row; ++row) {
-    for (int64_t i = 0; i < group * dim; ++i) *query++ = load(q + vector(row, 0) + i);
+    for (int64_t i = 0; i < group * dim; ++i) *query++ = load(q + vector(row, 0) * dim + i);
   }
   State state = attention.run();
   for (int64_t row = task.first_row; row < task.end_row; ++row) {
     for (int64_t g = 0; g < group; ++g, state = state.from(1)) {
-      T* to = out + vector(row, g);
-      for (int64_t d = 0; d < dim; ++d) {
-        store(to + d, *state.total > 0 ? state.sums[d] / *state.total : state.sums[d]);
-      }
+      // Without keys the sums are zero.
+      const float total = *state.total == 0 ? 1.0f : *state.total;
+      T* to = out + vector(row, g) * dim;
+      for (int64_t d = 0; d < dim; ++d) store(to + d, state.sums[d] / total * scoring.v_scale);
+      if (lse) lse[vector(row, g)] = *state.top + log_of(total);
     }
   }
 }
@@ -211,7 +212,7 @@ Task task_at(const Trees& trees, int64_t index, int64_t heads, int64_t rows_per_
 
 template <typename T>
 void attend_all(const void* q, int64_t query_heads, const Cache& k_cache, const Cache& v_cache,
-                const Trees& trees, const Scoring& scoring, void* out) {
+                const Trees& trees, const Scoring& scoring, void* out, float* lse) {
   const int64_t heads = k_cache.n_heads, rows_per_task = larger(1, kQueries * heads / query_heads);
   int64_t n_tasks = 0, n_scores = 0;
   for (int64_t b = 0; b < trees.batch; ++b) {
@@ -223,21 +224,24 @@ void attend_all(const void* q, int64_t query_heads, const Cache& k_cache, const 
 #pragma omp parallel for schedule(dynamic) if (n_scores * k_cache.head_dim > 1 << 20)
   for (int64_t i = 0; i < n_tasks; ++i) {
     attend(static_cast<const T*>(q), query_heads, k_cache, v_cache, trees, scoring,
-           task_at(trees, i, heads, rows_per_task), static_cast<T*>(out));
+           task_at(trees, i, heads, rows_per_task), static_cast<T*>(out), lse);
   }
 }
 
 }  // namespace
 
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
-                    const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out) {
+                    const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out,
+                    float* lse) {
   switch (dtype) {
     case Dtype::f32:
-      return attend_all<float>(q, query_heads, k_cache, v_cache, trees, scoring, out);
+      return attend_all<float>(q, query_heads, k_cache, v_cache, trees, scoring, out, lse);
     case Dtype::bf16:
-      return attend_all<bf16>(q, query_heads, k_cache, v_cache, trees, scoring, out);
+      return attend_all<bf16>(q, query_heads, k_cache, v_cache, trees, scoring, out, lse);
     case Dtype::f16:
-      return attend_all<f16>(q, query_heads, k_cache, v_cache, trees, scoring, out);
+      return attend_all<f16>(q, query_heads, k_cache, v_cache, trees, scoring, out, lse);
+    case Dtype::e4m3:
+      return;  // refused by ops.py
   }
 }
 

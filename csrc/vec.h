@@ -36,6 +36,7 @@ typedef int64_t lvec __attribute__((vector_size(4 * kLanes)));
 typedef float half_vec __attribute__((vector_size(2 * kLanes)));
 typedef uint16_t half_bits __attribute__((vector_size(2 * kLanes)));
 typedef uint32_t bits_vec __attribute__((vector_size(4 * kLanes)));
+typedef uint8_t byte_vec __attribute__((vector_size(kLanes)));
 
 template <typename V, typename T>
 inline V load_as(const T* p) {
@@ -68,6 +69,18 @@ inline vec load_vec(const f16* p) {
   for (int i = 0; i < kLanes; ++i) value[i] = load(p + i);
   return value;
 #endif
+}
+
+// As load(const e4m3*), for as many bytes as Bits has lanes.
+template <typename Floats, typename Bits>
+inline Floats float_of_e4m3(Bits bytes) {
+  const Bits magnitude = bytes & 0x7fu, nan = (Bits)(magnitude == 0x7fu) & 0x7fc00000u;
+  const Floats value = (Floats)(magnitude << 20) * 0x1p120f;
+  return (Floats)((Bits)value | nan | (bytes & 0x80u) << 24);
+}
+
+inline vec load_vec(const e4m3* p) {
+  return float_of_e4m3<vec>(__builtin_convertvector(load_as<byte_vec>(p), bits_vec));
 }
 
 inline void store_vec(float* p, vec value) { std::memcpy(p, &value, sizeof value); }
@@ -144,7 +157,8 @@ inline vec exp_of(vec x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p, r * r, r) + 1.0f;
-  const vec scaled = (vec)((ivec)p + ((ivec)shifted << 23));
+  // Unsigned: where x is below -87 the sum wraps, and is not selected.
+  const vec scaled = (vec)((bits_vec)p + ((bits_vec)shifted << 23));
   return select(x == x, select(x < splat(-87.0f), vec{}, scaled), x);
 }
 

@@ -1,19 +1,25 @@
 """The CPU implementations: tensors in, raw pointers to the C++ of csrc/, tensors out.
 
 Metadata was checked by `ops.py`; values (page ids, parents, offsets) are checked by the C++, which
-raises ValueError before it writes anything.
+raises ValueError before it writes anything. `rms_norm` and `silu_mul` are torch's own kernels;
+`grow_tree` is the specification itself, as a CPU has trees in Python.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from specedge_kernels import _cpu
+from specedge_kernels import _cpu, reference
 
 DTYPES = {
     torch.float32: _cpu.Dtype.float32,
     torch.bfloat16: _cpu.Dtype.bfloat16,
     torch.float16: _cpu.Dtype.float16,
+    torch.float8_e4m3fn: _cpu.Dtype.float8_e4m3fn,
 }
+
+# torch spreads an elementwise op over threads from this many elements on
+TORCH_GRAIN = 32768
 
 
 def build_tree(parents: Tensor, offsets: Tensor, words: int) -> tuple[Tensor, Tensor]:
@@ -46,8 +52,12 @@ def tree_attention(
     scale: float,
     softcap: float = 0.0,
     window: int = -1,
-) -> Tensor:
+    v_scale: float = 1.0,
+    with_lse: bool = False,
+    batch_invariant: bool = False,
+) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q)
+    lse = q.new_empty(q.shape[:2] if with_lse else 0, dtype=torch.float32)
     _cpu.tree_attention(
         q.data_ptr(),
         DTYPES[q.dtype],
@@ -67,12 +77,23 @@ def tree_attention(
         scale,
         softcap,
         window,
+        v_scale,
         out.data_ptr(),
+        lse.data_ptr() if with_lse else 0,
     )
-    return out
+    return out, lse
 
 
-def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def append_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
     _cpu.append_kv(
         k.data_ptr(),
         v.data_ptr(),
@@ -81,7 +102,66 @@ def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
         _cache(v_cache),
         slots.data_ptr(),
         slots.shape[0],
+        k_scale,
+        v_scale,
     )
+
+
+def rope_append_kv(
+    qkv: Tensor,
+    qk_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    eps: float = 1e-6,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> Tensor:
+    heads, dim = k_cache.shape[2:]
+    qk, v = qkv[:, :-heads], qkv[:, -heads:]
+    if qk_norm is not None:
+        qk = F.rms_norm(qk.float(), (dim,), eps=eps) * qk_norm
+    v = v.to(qk.dtype)
+    q = qk.new_empty(qk.shape[0], qk.shape[1] - heads, dim)
+    _cpu.rope_append_kv(
+        qk.data_ptr(),
+        qk.stride(0),
+        v.data_ptr(),
+        v.stride(0),
+        DTYPES[qk.dtype],
+        q.shape[1],
+        cos.data_ptr(),
+        sin.data_ptr(),
+        cos.shape[0],
+        positions.data_ptr(),
+        _cache(k_cache),
+        _cache(v_cache),
+        slots.data_ptr(),
+        slots.shape[0],
+        k_scale,
+        v_scale,
+        q.data_ptr(),
+    )
+    return q.to(qkv.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
+    if delta is not None:
+        x += delta
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=1)
+    # torch computes exp by vector in the body of a thread's share and by scalar in its tail, with
+    # other bits: shares must end where rows end, so no op may be shared out.
+    share = max(1, (TORCH_GRAIN - 1) // max(1, gate.shape[1]))
+    shares = [F.silu(rows) for rows in gate.split(share)]
+    return (shares[0] if len(shares) == 1 else torch.cat(shares)).mul_(up)
 
 
 def compact_kv(
@@ -183,6 +263,33 @@ def draft_topk(
         logprobs.data_ptr(),
     )
     return ids, logprobs
+
+
+def grow_tree(
+    tokens: Tensor,
+    parents: Tensor,
+    scores: Tensor,
+    depths: Tensor,
+    slots: Tensor,
+    found: Tensor,
+    expanded: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    budget: Tensor,
+    first_slot: int,
+    beams: int,
+    words: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    offered, capacity = ids.shape[1] * ids.shape[2], tokens.shape[1]
+    for n in found.tolist():
+        if n + offered > capacity:
+            raise ValueError(
+                f"a tree of {n} nodes may get {offered} more; expected room, got {capacity} in all"
+            )
+    return reference.grow_tree(
+        *(tokens, parents, scores, depths, slots, found),
+        *(expanded, ids, logprobs, budget, first_slot, beams, words),
+    )
 
 
 def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:

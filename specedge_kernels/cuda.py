@@ -4,6 +4,73 @@ import torch
 from torch import Tensor
 
 from specedge_kernels import _cuda
+from specedge_kernels.cpu import DTYPES
+
+
+def append_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
+    with torch.cuda.device(k.device):
+        _cuda.append_kv(
+            k.data_ptr(),
+            v.data_ptr(),
+            int(DTYPES[k.dtype]),
+            _cache(k_cache),
+            _cache(v_cache),
+            slots.data_ptr(),
+            slots.shape[0],
+            k_scale,
+            v_scale,
+            torch.cuda.current_stream().cuda_stream,
+        )
+
+
+def rope_append_kv(
+    qkv: Tensor,
+    qk_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    eps: float = 1e-6,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> Tensor:
+    rows, all_heads, dim = qkv.shape
+    q = qkv.new_empty(rows, all_heads - 2 * k_cache.shape[2], dim)
+    norm = qkv if qk_norm is None else qk_norm
+    with torch.cuda.device(qkv.device):
+        _cuda.rope_append_kv(
+            qkv.data_ptr(),
+            int(DTYPES[qkv.dtype]),
+            q.shape[1],
+            0 if qk_norm is None else norm.data_ptr(),
+            int(DTYPES[norm.dtype]),
+            eps,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            cos.shape[0],
+            positions.data_ptr(),
+            _cache(k_cache),
+            _cache(v_cache),
+            slots.data_ptr(),
+            rows,
+            k_scale,
+            v_scale,
+            q.data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
+        )
+    return q
 
 
 def compact_kv(
@@ -30,6 +97,13 @@ def compact_kv(
             path.shape[1],
             torch.cuda.current_stream().cuda_stream,
         )
+
+
+def _cache(cache: Tensor) -> _cuda.Cache:
+    """cache [P, S, Hk, D] as C++ sees it."""
+    return _cuda.Cache(
+        cache.data_ptr(), int(DTYPES[cache.dtype]), *cache.shape, *cache.stride()[:3]
+    )
 
 
 def _word_bytes(*extents: int) -> int:

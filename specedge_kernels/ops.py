@@ -14,6 +14,7 @@ from specedge_kernels import reference
 from specedge_kernels.library import DEVICES
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+CACHED = (*FLOATS, torch.float8_e4m3fn)
 PANEL = 64  # outputs that lie side by side in packed weights
 
 _ops = torch.ops.specedge
@@ -51,18 +52,28 @@ def tree_attention(
     scale: float,
     softcap: float = 0.0,
     window: int = -1,
-) -> Tensor:
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    return_lse: bool = False,
+    batch_invariant: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of each query node over its prefix and its own ancestors.
 
     q [N, Hq, D] float32, bfloat16 or float16; k_cache and v_cache [P, S, Hk, D] of any of these
-    types and any strides with D contiguous; Hq a multiple of Hk. page_table [B, M] int32;
-    prefix_lens and n_nodes [B] int32; offsets [B+1] int32; ancestors [N, W] int64 and depth [N]
-    int32 as from `build_tree`. The KV of node j lies at position prefix_len + j and is already
-    written. The rows of request b are its last nodes: row r is node n_nodes[b] - rows_b + r.
-    A prompt chunk is a chain (depth equals node) and may be longer than the mask; a decode step is
-    a tree of one node. window >= 0 keeps the last `window` tokens of a node's path, itself
-    included. softcap > 0 bounds scores by softcap * tanh(score / softcap).
-    Returns [N, Hq, D] in q's type. On a CPU the bits of a row depend on its own path alone.
+    types or float8_e4m3fn and any strides with D contiguous; Hq a multiple of Hk. A key is what is
+    stored times k_scale, a value what is stored times v_scale. page_table [B, M] int32; prefix_lens
+    and n_nodes [B] int32; offsets [B+1] int32; ancestors [N, W] int64 and depth [N] int32 as from
+    `build_tree`. The KV of node j lies at position prefix_len + j and is already written. The rows
+    of request b are its last nodes: row r is node n_nodes[b] - rows_b + r. A prompt chunk is a
+    chain (depth equals node) and may be longer than the mask; a decode step is a tree of one node.
+    window >= 0 keeps the last `window` tokens of a node's path, itself included. softcap > 0 bounds
+    scores by softcap * tanh(score / softcap).
+    Returns [N, Hq, D] in q's type, and with return_lse also [N, Hq] float32: the natural logarithm
+    of the sum of e^score over what the row sees, -inf if nothing. With it the results of one
+    query over disjoint tokens can be merged (FlashInfer, arXiv:2501.01005, section 2.2).
+    With batch_invariant the bits of a row depend on its own path alone: as the last token of a
+    prefix, as a node of any tree and in any batch it gets the same ones. On a CPU that is always
+    so; a GPU pays for it with a fixed tile, fixed splits and a gather of every node's last keys.
 
     Tree attention: SpecInfer (arXiv:2305.09781) section 4.2; paged cache: PagedAttention
     (arXiv:2309.06180); online softmax: FlashAttention (arXiv:2205.14135).
@@ -70,28 +81,50 @@ def tree_attention(
     tables = (page_table, prefix_lens, n_nodes, offsets, ancestors, depth)
     _check_device("tree_attention", q, k_cache, v_cache, *tables)
     _check("q", q, FLOATS, (None, None, None))
+    _check("prefix_lens", prefix_lens, torch.int32, (None,))
     rows, batch = q.shape[0], prefix_lens.shape[0]
     _check_cache("k_cache", k_cache, (None, None, None, q.shape[2]))
     _check_cache("v_cache", v_cache, tuple(k_cache.shape))
     heads = k_cache.shape[2]
-    _expect(heads > 0 and q.shape[1] % heads == 0, "q", f"a multiple of {heads} heads", q.shape[1])
+    shared = heads > 0 and q.shape[1] > 0 and q.shape[1] % heads == 0
+    _expect(shared, "q", f"a multiple of {heads} heads", q.shape[1])
     _check("page_table", page_table, torch.int32, (batch, None))
-    _check("prefix_lens", prefix_lens, torch.int32, (batch,))
     _check("n_nodes", n_nodes, torch.int32, (batch,))
     _check("offsets", offsets, torch.int32, (batch + 1,))
     _check("ancestors", ancestors, torch.int64, (rows, None))
     _check("depth", depth, torch.int32, (rows,))
-    return _ops.tree_attention.default(
-        q, k_cache, v_cache, *tables, scale=scale, softcap=softcap, window=window
+    _check_scales(k_scale, v_scale)
+    out, lse = _ops.tree_attention.default(
+        q,
+        k_cache,
+        v_cache,
+        *tables,
+        scale=scale * k_scale,
+        softcap=softcap,
+        window=window,
+        v_scale=v_scale,
+        with_lse=return_lse,
+        batch_invariant=batch_invariant,
     )
+    return (out, lse) if return_lse else out
 
 
-def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def append_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
     """Write keys and values into the paged cache, in place.
 
     k, v [N, Hk, D] float32, bfloat16 or float16, of one type; k_cache, v_cache [P, S, Hk, D] of any
-    of these types and any strides with D contiguous; slots [N] int64 = page * S + offset, distinct;
-    rows with a negative slot are skipped.
+    of these types or float8_e4m3fn and any strides with D contiguous; slots [N] int64 = page * S +
+    offset, distinct; rows with a negative slot are skipped. Stored is k / k_scale and v / v_scale,
+    rounded to nearest even; float8 saturates at 448.
     """
     _check_device("append_kv", k, v, k_cache, v_cache, slots)
     _check_cache("k_cache", k_cache, (None, None, None, None))
@@ -99,7 +132,65 @@ def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
     _check("k", k, FLOATS, (None, *k_cache.shape[2:]))
     _check("v", v, k.dtype, tuple(k.shape))
     _check("slots", slots, torch.int64, (k.shape[0],))
-    _ops.append_kv.default(k, v, k_cache, v_cache, slots)
+    _check_scales(k_scale, v_scale)
+    _ops.append_kv.default(k, v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
+
+
+def rope_append_kv(
+    qkv: Tensor,
+    qk_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    eps: float = 1e-6,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> Tensor:
+    """From a layer's projections to its queries and its cache: norm, rotary position, append.
+
+    qkv [N, Hq + 2 Hk, D] float32, bfloat16 or float16: query, key and value heads of each row; D
+    even. qk_norm [Hq + Hk, D] of any of these types: weights of an RMS norm of each query and key
+    head with eps, None for no norm. cos, sin [C, D] float32, of which row positions[n] turns row n:
+    dimension d turns together with d + D/2, and the first half of sin is negated. positions [N]
+    int64 in 0 .. C-1, also of skipped rows. Caches, slots and scales as for `append_kv`.
+    Returns the turned queries [N, Hq, D] in qkv's type. Everything between is float32. On a CPU the
+    bits are those of torch's rms_norm, products and sums.
+
+    Rotary position: RoFormer (arXiv:2104.09864); norm of queries and keys: arXiv:2302.05442.
+    """
+    norms = () if qk_norm is None else (qk_norm,)
+    _check_device("rope_append_kv", qkv, *norms, cos, sin, positions, k_cache, v_cache, slots)
+    _check_cache("k_cache", k_cache, (None, None, None, None))
+    _check_cache("v_cache", v_cache, tuple(k_cache.shape))
+    heads, dim = k_cache.shape[2:]
+    _check("qkv", qkv, FLOATS, (None, None, dim))
+    rows, all_heads = qkv.shape[:2]
+    _expect(dim % 2 == 0, "qkv", "an even D", dim)
+    _expect(0 < 2 * heads < all_heads, "qkv", f"more than {2 * heads} heads", all_heads)
+    if qk_norm is not None:
+        _check("qk_norm", qk_norm, FLOATS, (all_heads - heads, dim))
+    _check("cos", cos, torch.float32, (None, dim))
+    _check("sin", sin, torch.float32, tuple(cos.shape))
+    _check("positions", positions, torch.int64, (rows,))
+    _check("slots", slots, torch.int64, (rows,))
+    _check_scales(k_scale, v_scale)
+    return _ops.rope_append_kv.default(
+        qkv,
+        qk_norm,
+        cos,
+        sin,
+        positions,
+        k_cache,
+        v_cache,
+        slots,
+        eps=eps,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
 
 
 def compact_kv(
@@ -109,14 +200,16 @@ def compact_kv(
 
     kv [L, 2, P, S, Hk, D] of any type, D contiguous; page_table [B, M] int32; prefix_lens [B]
     int32; path [B, A] int32: node numbers, strictly increasing; accepted_lens [B] int32. Node
-    path[b, j] moves to position prefix_lens[b] + j for j < accepted_lens[b].
+    path[b, j] moves to position prefix_lens[b] + j for j < accepted_lens[b]. Where anything moves,
+    the pages from the prefix's end on are the request's own.
     """
     _check_device("compact_kv", kv, page_table, prefix_lens, path, accepted_lens)
     _expect(kv.dim() == 6 and kv.shape[1] == 2, "kv", "shape [L, 2, P, S, Hk, D]", _shape(kv))
     _expect(kv.shape[5] <= 1 or kv.stride(5) == 1, "kv", "D contiguous", f"strides {kv.stride()}")
+    _expect(kv.shape[3] >= 1, "kv", "pages of at least one token", _shape(kv))
+    _check("prefix_lens", prefix_lens, torch.int32, (None,))
     batch = prefix_lens.shape[0]
     _check("page_table", page_table, torch.int32, (batch, None))
-    _check("prefix_lens", prefix_lens, torch.int32, (batch,))
     _check("path", path, torch.int32, (batch, None))
     _check("accepted_lens", accepted_lens, torch.int32, (batch,))
     _ops.compact_kv.default(kv, page_table, prefix_lens, path, accepted_lens)
@@ -158,11 +251,12 @@ def target_tokens(
 ) -> Tensor:
     """The target's own token after each row: argmax of logit / T + noise over allowed tokens.
 
-    logits [N, V] float32, V >= 1; temperature [N] float32 (0 or less: plain argmax); top_k [N]
-    int32 (0 or less: all); top_p [N] float32 (1 or more: all); min_p [N] float32 (0: all); seed
-    and position [N] int64, of which the Gumbel noise of each token is a pure function. Top-k comes
-    first, top-p counts what top-k left, the likeliest token always stays. Ties go to the lowest
-    id. Returns [N] int64; -1 marks a row with a NaN or without a finite maximum.
+    logits [N, V] float32, V >= 1; temperature [N] float32 (plain argmax where it is 0, less, or so
+    small that the greatest logit / T overflows); top_k [N] int32 (0 or less: all); top_p [N]
+    float32 (1 or more: all); min_p [N] float32 (0: all); seed and position [N] int64, of which the
+    Gumbel noise of each token is a pure function. Top-k comes first, top-p counts what top-k left,
+    the likeliest token always stays. Ties go to the lowest id. Returns [N] int64; -1 marks a row
+    with a NaN or without a finite maximum.
 
     Gumbel-max draw with shared counter-based noise: arXiv:2408.07978.
     """
@@ -210,6 +304,57 @@ def draft_topk(
     return _ops.draft_topk.default(logits, k, temperature, seed, position, token_ids)
 
 
+def grow_tree(
+    tokens: Tensor,
+    parents: Tensor,
+    scores: Tensor,
+    depths: Tensor,
+    slots: Tensor,
+    found: Tensor,
+    expanded: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    budget: Tensor,
+    first_slot: int,
+    beams: int,
+    words: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One round of best-first growth of draft trees, in place: add children, choose the frontier.
+
+    The first found[b] entries of row b are the nodes of tree b in order of discovery: tokens [B, C]
+    int64, parents [B, C] int32 (-1: the root, which is no node), scores [B, C] float64 (sums of
+    log-probabilities along the path), depths [B, C] int32 (0: a child of the root), slots [B, C]
+    int32 (a node's place among the nodes in the KV cache, -1: not expanded); found [B] int32.
+    expanded [B, X] int32 are nodes, -1 for the root and -2 for nobody, from whose logits
+    `draft_topk` gave ids [B, X, K] int64 and logprobs [B, X, K] float32. Their children are
+    appended in that order; C must hold them. Then the frontier is the best `beams` nodes without a
+    slot among the best budget[b] (int32 [B]) of all; equals go to the node found first. Node i of
+    the frontier gets slot first_slot + i, below 64 * words.
+    Returns the frontier [B, F] int32, -2 beyond its end, and the rows of the pass that expands it:
+    tokens [B F] int64, ancestors [B F, words] int64 (bits are slots), depth [B F] int32. A row of
+    nobody is token 0 at depth 0 and sees only itself.
+
+    Source: SpecExec (arXiv:2406.02532), SpecEdge (arXiv:2505.17052, section 4.1).
+    """
+    state = (tokens, parents, scores, depths, slots, found)
+    offered = (expanded, ids, logprobs, budget)
+    _check_device("grow_tree", *state, *offered)
+    _check("tokens", tokens, torch.int64, (None, None))
+    shape = tuple(tokens.shape)
+    _check("parents", parents, torch.int32, shape)
+    _check("scores", scores, torch.float64, shape)
+    _check("depths", depths, torch.int32, shape)
+    _check("slots", slots, torch.int32, shape)
+    _check("found", found, torch.int32, shape[:1])
+    _check("expanded", expanded, torch.int32, (shape[0], None))
+    _check("ids", ids, torch.int64, (*expanded.shape, None))
+    _check("logprobs", logprobs, torch.float32, tuple(ids.shape))
+    _check("budget", budget, torch.int32, shape[:1])
+    _expect(beams >= 1 and first_slot >= 0, "beams", "1 or more, from slot 0 on", beams)
+    _expect(first_slot + beams <= 64 * words, "words", f"{first_slot + beams} bits", 64 * words)
+    return _ops.grow_tree.default(*state, *offered, first_slot, beams, words)
+
+
 def pack_linear(weight: Tensor) -> Tensor:
     """weight [M, K] float32, bfloat16 or float16 -> panels [ceil(M / 64), K, 64] for `linear`.
 
@@ -233,8 +378,39 @@ def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
     """
     _check_device("linear", x, panels)
     _check("x", x, torch.float32, (None, None))
+    _expect(out_features >= 0, "out_features", "0 or more", out_features)
     _check("panels", panels, FLOATS, (-(-out_features // PANEL), x.shape[1], PANEL))
     return _ops.linear.default(x, panels, out_features)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
+    """x + delta, in place, and its RMS norm times weight.
+
+    x [N, H] float32, bfloat16 or float16; delta [N, H] of the same type is added to x in place, if
+    given; weight [H] of the same type. Returns x / sqrt(mean(x^2) + eps) * weight [N, H] of the sum
+    as stored, computed in float32 and rounded once. A row's bits do not depend on its batch.
+
+    RMS norm: arXiv:1910.07467.
+    """
+    deltas = () if delta is None else (delta,)
+    _check_device("rms_norm", x, weight, *deltas)
+    _check("x", x, FLOATS, (None, None))
+    _check("weight", weight, x.dtype, (x.shape[1],))
+    if delta is not None:
+        _check("delta", delta, x.dtype, tuple(x.shape))
+    return _ops.rms_norm.default(x, weight, eps, delta)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, the middle of a gated MLP (SwiGLU, arXiv:2002.05202).
+
+    gate_up [N, 2 I] float32, bfloat16 or float16: gate, then up. Returns [N, I], computed in
+    float32. A row's bits do not depend on its batch.
+    """
+    _check_device("silu_mul", gate_up)
+    _check("gate_up", gate_up, FLOATS, (None, None))
+    _expect(gate_up.shape[1] % 2 == 0, "gate_up", "an even number of columns", gate_up.shape[1])
+    return _ops.silu_mul.default(gate_up)
 
 
 def _check_device(op: str, first: Tensor, *others: Tensor) -> None:
@@ -265,16 +441,21 @@ def _check(
 
 def _check_cache(name: str, cache: Tensor, shape: tuple[int | None, ...]) -> None:
     if (
-        cache.dtype not in FLOATS
+        cache.dtype not in CACHED
         or not _fits(cache, shape)
         or (cache.stride(3) != 1 and cache.shape[3] > 1)
         or cache.shape[1] < 1
     ):
         raise ValueError(
-            f"{name}: expected a {_names(FLOATS)} cache [P, S, Hk, D] of shape {_pattern(shape)} "
+            f"{name}: expected a {_names(CACHED)} cache [P, S, Hk, D] of shape {_pattern(shape)} "
             f"with D contiguous, got {cache.dtype} {_shape(cache)} "
             f"with strides {list(cache.stride())}"
         )
+
+
+def _check_scales(k_scale: float, v_scale: float) -> None:
+    _expect(k_scale > 0, "k_scale", "more than 0", k_scale)
+    _expect(v_scale > 0, "v_scale", "more than 0", v_scale)
 
 
 def _expect(holds: bool, name: str, expected: object, got: object) -> None:
@@ -283,9 +464,13 @@ def _expect(holds: bool, name: str, expected: object, got: object) -> None:
 
 
 def _fits(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
-    return tensor.dim() == len(shape) and all(
-        want is None or got == want for got, want in zip(tensor.shape, shape, strict=True)
-    )
+    # A plain loop: every op checks several tensors in every call, and all() takes twice as long.
+    if tensor.dim() != len(shape):
+        return False
+    for got, want in zip(tensor.shape, shape, strict=True):
+        if want is not None and got != want:
+            return False
+    return True
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

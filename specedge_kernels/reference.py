@@ -44,9 +44,18 @@ def tree_attention(
     scale: float,
     softcap: float = 0.0,
     window: int = -1,
-) -> Tensor:
-    """Attention of each query node over its prefix and its own ancestors. Returns [N, Hq, D]."""
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    return_lse: bool = False,
+    batch_invariant: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of each query node over its prefix and its own ancestors.
+
+    Returns [N, Hq, D], and with return_lse the logarithm of each row's sum of exponentials [N, Hq]
+    f32. One row at a time, so batch_invariant as it is.
+    """
     out = torch.empty_like(q)
+    lse = q.new_empty(q.shape[:2], dtype=torch.float32)
     page_size, group = k_cache.shape[1], q.shape[1] // k_cache.shape[2]
     bounds = offsets.tolist()
     for b in range(len(bounds) - 1):
@@ -58,13 +67,15 @@ def tree_attention(
             if window >= 0:  # the last `window` tokens of the path, itself included
                 positions = positions[-window:] if window else positions[:0]
             pages = page_table[b][positions // page_size].long()
-            keys = k_cache[pages, positions % page_size].to(q.dtype).repeat_interleave(group, 1)
-            values = v_cache[pages, positions % page_size].to(q.dtype).repeat_interleave(group, 1)
+            keys = k_cache[pages, positions % page_size].to(q.dtype) * k_scale
+            values = v_cache[pages, positions % page_size].to(q.dtype) * v_scale
+            keys, values = (kv.repeat_interleave(group, 1) for kv in (keys, values))
             scores = torch.einsum("hd,khd->hk", q[row], keys) * scale  # [Hq, keys]
             if softcap > 0:
                 scores = softcap * torch.tanh(scores / softcap)
             out[row] = torch.einsum("hk,khd->hd", scores.softmax(-1), values)
-    return out
+            lse[row] = scores.logsumexp(-1)
+    return (out, lse) if return_lse else out
 
 
 def visible_nodes(mask: Tensor, depth: int, node: int) -> list[int]:
@@ -79,13 +90,70 @@ def visible_nodes(mask: Tensor, depth: int, node: int) -> list[int]:
     return [j for j in range(node + 1) if words[j // 64] >> (j % 64) & 1]
 
 
-def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """Write k, v [N, Hk, D] at slots [N] i64 = page * S + offset; negative slots are skipped."""
+def append_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
+    """Write k / k_scale, v / v_scale [N, Hk, D] at slots [N] i64; negative slots are skipped."""
     page_size = k_cache.shape[1]
     for row, slot in enumerate(slots.tolist()):
         if slot >= 0:
-            k_cache[slot // page_size, slot % page_size] = k[row].to(k_cache.dtype)
-            v_cache[slot // page_size, slot % page_size] = v[row].to(v_cache.dtype)
+            place = slot // page_size, slot % page_size
+            k_cache[place] = _stored(k[row], k_scale, k_cache.dtype)
+            v_cache[place] = _stored(v[row], v_scale, v_cache.dtype)
+
+
+def _stored(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """x / scale, rounded to nearest even; float8 saturates at its greatest number."""
+    scaled = x.float() / scale
+    if dtype == torch.float8_e4m3fn:
+        scaled = scaled.clamp(-448, 448)
+    return scaled.to(dtype)
+
+
+def rope_append_kv(
+    qkv: Tensor,
+    qk_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    eps: float = 1e-6,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> Tensor:
+    """Normalise and turn the q and k of qkv [N, Hq + 2 Hk, D], append k and v, return q."""
+    heads, dim = k_cache.shape[2:]
+    qk, v = qkv[:, :-heads].float(), qkv[:, -heads:]
+    if qk_norm is not None:
+        qk = qk * torch.rsqrt(qk.pow(2).mean(-1, keepdim=True) + eps) * qk_norm
+    turned = qk * cos[positions][:, None] + qk.roll(dim // 2, -1) * sin[positions][:, None]
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    append_kv(turned[:, -heads:], v, k_cache, v_cache, slots, **scales)
+    return turned[:, :-heads].to(qkv.dtype, memory_format=torch.contiguous_format, copy=True)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
+    """x += delta [N, H] in place, then x / rms(x) * weight [H], rounded once."""
+    if delta is not None:
+        x += delta
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """gate * sigmoid(gate) * up of gate_up [N, 2 I] -> [N, I], rounded once."""
+    gate, up = gate_up.float().chunk(2, dim=1)
+    return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
 
 
 def compact_kv(
@@ -152,7 +220,7 @@ def target_tokens(
         values = logits[row].float()
         if values.isnan().any() or not values.max().isfinite():
             out[row] = -1
-        elif temperature[row] <= 0:
+        elif temperature[row] <= 0 or not (values.max() / temperature[row]).isfinite():
             out[row] = values.argmax()
         else:
             scaled = values / temperature[row]
@@ -199,6 +267,60 @@ def draft_topk(
     coupled = (logits.float() + temperature[:, None].clamp(min=0) * noise).log_softmax(-1)
     order = torch.sort(coupled, dim=-1, descending=True, stable=True).indices[:, :k]
     return tokens[order], coupled.gather(1, order)
+
+
+def grow_tree(
+    tokens: Tensor,
+    parents: Tensor,
+    scores: Tensor,
+    depths: Tensor,
+    slots: Tensor,
+    found: Tensor,
+    expanded: Tensor,
+    ids: Tensor,
+    logprobs: Tensor,
+    budget: Tensor,
+    first_slot: int,
+    beams: int,
+    words: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One round of best-first growth: add the children of `expanded`, choose what to expand next.
+
+    Tree b is the first found[b] entries of tokens, parents, scores, depths, slots [B, C], changed
+    in place; of the expanded nodes [B, X] each brings K children, ids and logprobs [B, X, K].
+    -1 is the root, -2 nobody. Of the best budget[b] nodes, the best `beams` without a slot are the
+    frontier; its node i gets slot first_slot + i. Returns the frontier [B, F] i32, -2 beyond its
+    end, and as rows for the next pass: tokens [B F] i64, ancestors [B F, W] i64 by slot, depth.
+    """
+    batch = found.shape[0]
+    frontier = torch.full((batch, beams), -2, dtype=torch.int32)
+    ancestors = torch.zeros(batch, beams, words, dtype=torch.int64)
+    for b in range(batch):
+        n = int(found[b])
+        for x, parent in enumerate(expanded[b].tolist()):
+            if parent == -2:
+                continue
+            score, depth = (0.0, -1) if parent < 0 else (scores[b, parent], depths[b, parent])
+            for k in range(ids.shape[2]):
+                tokens[b, n], parents[b, n] = ids[b, x, k], parent
+                scores[b, n] = score + logprobs[b, x, k].double().clamp(max=0)
+                depths[b, n], slots[b, n] = depth + 1, -1
+                n += 1
+        found[b] = n
+        best = torch.sort(scores[b, :n], descending=True, stable=True).indices[: int(budget[b])]
+        for i, node in enumerate(best[slots[b, best] < 0][:beams].tolist()):
+            frontier[b, i], slots[b, node] = node, first_slot + i
+        for i, node in enumerate(frontier[b].tolist()):
+            places = {first_slot + i}
+            while node >= 0:
+                places.add(int(slots[b, node]))
+                node = int(parents[b, node])
+            for place in places:
+                ancestors[b, i, place // 64] |= _bit(place % 64)
+    chosen = frontier.clamp(min=0).long()
+    row_tokens = tokens.gather(1, chosen).masked_fill(frontier < 0, 0)
+    depth = depths.gather(1, chosen).masked_fill(frontier < 0, 0)
+    return frontier, row_tokens.flatten(), ancestors.flatten(0, 1), depth.flatten()
 
 
 def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:

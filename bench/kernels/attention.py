@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -25,20 +25,22 @@ class Shape:
     heads: int
     dim: int
     dtype: torch.dtype
+    cached: torch.dtype  # keys and values
     batch: int
     prefix: int
     nodes: int
 
     def __str__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.model} {dtype} B{self.batch} L{self.prefix} T{self.nodes}"
+        dtypes = dict.fromkeys((self.dtype, self.cached))
+        names = "/".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"{self.model} {names} B{self.batch} L{self.prefix} T{self.nodes}"
 
     @property
     def n_bytes(self) -> int:
         """Keys and values once, queries and outputs once."""
-        tokens = self.batch * (self.prefix + self.nodes) * 2 * self.heads
-        rows = self.batch * self.nodes * 2 * self.query_heads
-        return (tokens + rows) * self.dim * self.dtype.itemsize
+        tokens = self.batch * (self.prefix + self.nodes) * 2 * self.heads * self.cached.itemsize
+        rows = self.batch * self.nodes * 2 * self.query_heads * self.dtype.itemsize
+        return (tokens + rows) * self.dim
 
     @property
     def flops(self) -> int:
@@ -46,12 +48,12 @@ class Shape:
         return 4 * self.batch * keys * self.nodes * self.query_heads * self.dim
 
 
-def qwen3_14b(batch: int, prefix: int, nodes: int) -> Shape:
-    return Shape("Qwen3-14B", 40, 8, 128, torch.bfloat16, batch, prefix, nodes)
+def qwen3_14b(batch: int, prefix: int, nodes: int, cached: torch.dtype = torch.bfloat16) -> Shape:
+    return Shape("Qwen3-14B", 40, 8, 128, torch.bfloat16, cached, batch, prefix, nodes)
 
 
 def smollm2(batch: int, prefix: int, nodes: int, dtype: torch.dtype = torch.bfloat16) -> Shape:
-    return Shape("SmolLM2-135M", 9, 3, 64, dtype, batch, prefix, nodes)
+    return Shape("SmolLM2-135M", 9, 3, 64, dtype, dtype, batch, prefix, nodes)
 
 
 def shapes(device: torch.device, quick: bool) -> list[Shape]:
@@ -68,6 +70,7 @@ def shapes(device: torch.device, quick: bool) -> list[Shape]:
         qwen3_14b(16, 4096, 25),
         qwen3_14b(16, 4096, 64),
         qwen3_14b(64, 4096, 32),
+        qwen3_14b(16, 4096, 32, torch.float8_e4m3fn),
         smollm2(1, 4096, 32),
         smollm2(16, 4096, 32),
         smollm2(64, 4096, 32),
@@ -87,8 +90,9 @@ class Batch:
     def scale(self) -> float:
         return self.q.shape[2] ** -0.5
 
-    def run(self) -> Tensor:
-        return tree_attention(self.q, self.k_cache, self.v_cache, *self.tables, scale=self.scale)
+    def run(self, **options: bool) -> Tensor:
+        arguments = (self.q, self.k_cache, self.v_cache, *self.tables)
+        return tree_attention(*arguments, scale=self.scale, **options)
 
 
 def make_batch(shape: Shape, device: torch.device, seed: int) -> Batch:
@@ -97,7 +101,7 @@ def make_batch(shape: Shape, device: torch.device, seed: int) -> Batch:
     pages = torch.randperm(shape.batch * width, generator=torch.manual_seed(seed))
     like = {"generator": generator, "device": device, "dtype": shape.dtype}
     cache = (2, shape.batch * width, PAGE_TOKENS, shape.heads, shape.dim)
-    k_cache, v_cache = torch.randn(*cache, **like)
+    k_cache, v_cache = torch.randn(*cache, **like).to(shape.cached)
     q = torch.randn(shape.batch * shape.nodes, shape.query_heads, shape.dim, **like)
     trees = make_trees(shape.batch, shape.nodes, seed)
     tables = (
@@ -153,7 +157,11 @@ def cases_of(shape: Shape, device: torch.device) -> Iterator[Case]:
         return Case("tree_attention", way.name, *sizes, prepare, way.optional)
 
     yield case(Way("ours", lambda batch: batch.run))
-    yield from map(case, ways(device))
+    if device.type == "cuda":
+        yield case(Way("ours, invariant", lambda batch: partial(batch.run, batch_invariant=True)))
+    # What we are compared with does not read float8 caches.
+    if shape.cached == shape.dtype:
+        yield from map(case, ways(device))
     batch_of.cache_clear()
 
 

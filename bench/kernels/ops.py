@@ -1,50 +1,19 @@
 """The other ops, each at the sizes of a verification step: B requests with trees of T nodes."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import specedge_kernels as ours
+from bench.kernels import fused
 from bench.kernels.case import Case, Work, far_from, unlike
+from bench.kernels.step import PAGE_TOKENS, Step, normal, step_of, triton_ways
 from bench.kernels.trees import make_trees
 from specedge_kernels import reference
 
-PAGE_TOKENS = 16
 CHECKED_ROWS = 8
 DRAFT_K = 8
-
-
-@dataclass(frozen=True)
-class Step:
-    """Sizes of a step of one model."""
-
-    batch: int
-    nodes: int
-    vocabulary: int
-    layers: int
-    heads: int
-    dim: int
-    dtype: torch.dtype
-
-    @property
-    def rows(self) -> int:
-        return self.batch * self.nodes
-
-    @property
-    def token_bytes(self) -> int:
-        """Keys and values of one token in one layer."""
-        return 2 * self.heads * self.dim * self.dtype.itemsize
-
-    def trees_shape(self) -> str:
-        return f"B{self.batch} T{self.nodes}"
-
-
-def step_of(device: torch.device, quick: bool) -> Step:
-    if device.type == "cpu":
-        return Step(1 if quick else 4, 16, 49152, 30, 3, 64, torch.float32)
-    return Step(16, 32, 151936, 40, 8, 128, torch.bfloat16)
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
@@ -55,8 +24,13 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
 
 
 def cases_of(step: Step, device: torch.device) -> Iterator[Case]:
-    makers = (target_greedy, target_sampled, verify, build_tree, append_kv, compact_kv, draft_topk)
+    makers = (target_greedy, target_sampled, verify, build_tree, draft_topk)
     yield from (make(step, device) for make in makers)
+    for name, append in (("ours", ours.append_kv), *triton_ways("append_kv", device)):
+        yield append_kv(step, device, name, append)
+    for name, compact in (("ours", ours.compact_kv), *triton_ways("compact_kv", device)):
+        yield compact_kv(step, device, name, compact)
+    yield from fused.cases_of(step, device)
 
 
 def target_greedy(step: Step, device: torch.device) -> Case:
@@ -142,7 +116,7 @@ def build_tree(step: Step, device: torch.device) -> Case:
     return Case("build_tree", "ours", step.trees_shape(), n_bytes, 0, prepare)
 
 
-def append_kv(step: Step, device: torch.device) -> Case:
+def append_kv(step: Step, device: torch.device, way: str, append: Callable[..., None]) -> Case:
     pages = 4 * -(-step.rows // PAGE_TOKENS)
 
     def prepare(seed: int) -> Work:
@@ -156,16 +130,16 @@ def append_kv(step: Step, device: torch.device) -> Case:
         def check() -> str:
             expected = [k_cache.cpu().clone(), v_cache.cpu().clone()]
             reference.append_kv(k.cpu(), v.cpu(), *expected, slots.cpu())
-            ours.append_kv(k, v, k_cache, v_cache, slots)
+            append(k, v, k_cache, v_cache, slots)
             return unlike(tuple(expected), (k_cache, v_cache))
 
-        return Work(lambda: ours.append_kv(k, v, k_cache, v_cache, slots), check)
+        return Work(lambda: append(k, v, k_cache, v_cache, slots), check)
 
     n_bytes = 2 * step.rows * step.token_bytes
-    return Case("append_kv", "ours", step.trees_shape(), n_bytes, 0, prepare)
+    return Case("append_kv", way, step.trees_shape(), n_bytes, 0, prepare)
 
 
-def compact_kv(step: Step, device: torch.device) -> Case:
+def compact_kv(step: Step, device: torch.device, way: str, compact: Callable[..., None]) -> Case:
     accepted = step.nodes // 4
     prefix, width = 2 * PAGE_TOKENS - 3, 2 + -(-step.nodes // PAGE_TOKENS)
     # Every fourth node is accepted; the root is in its place already.
@@ -186,14 +160,14 @@ def compact_kv(step: Step, device: torch.device) -> Case:
         def check() -> str:
             expected = kv.cpu().clone()
             reference.compact_kv(expected, *tables)
-            ours.compact_kv(kv, *there)
+            compact(kv, *there)
             return unlike((expected,), (kv,))
 
-        return Work(lambda: ours.compact_kv(kv, *there), check)
+        return Work(lambda: compact(kv, *there), check)
 
     shape = f"{step.layers} layers B{step.batch} {accepted} of {step.nodes}"
     n_bytes = 2 * step.layers * step.batch * (accepted - 1) * step.token_bytes
-    return Case("compact_kv", "ours", shape, n_bytes, 0, prepare)
+    return Case("compact_kv", way, shape, n_bytes, 0, prepare)
 
 
 def linear(rows: int, dtype: torch.dtype, inputs: int = 576, outputs: int = 1536) -> Case:
@@ -215,13 +189,6 @@ def exact(
     call: Callable[[], tuple[Tensor, ...]], expected: Callable[[], tuple[Tensor, ...]]
 ) -> Work:
     return Work(call, lambda: unlike(expected(), call()))
-
-
-def normal(
-    *shape: int, device: torch.device, seed: int, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
 
 def noise_keys(n: int, seed: int) -> tuple[Tensor, Tensor]:

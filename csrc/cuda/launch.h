@@ -6,10 +6,16 @@
 
 namespace specedge {
 
+struct AppendKv;
 struct CompactKv;
+struct RopeAppendKv;
+
+const char* launch_append_kv(const AppendKv& arguments, int64_t rows, void* stream);
 
 // planes = 2 L
 const char* launch_compact_kv(const CompactKv& arguments, int64_t planes, int64_t batch,
                               void* stream);
+
+const char* launch_rope_append_kv(const RopeAppendKv& arguments, int64_t rows, void* stream);
 
 }  // namespace specedge

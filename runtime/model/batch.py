@@ -1,17 +1,19 @@
 """From requests to the tensors of one forward pass.
 
 A prompt chunk is a chain, plain decoding is a tree of one node, and drafting is a tree whose
-first nodes are cached already: every pass has this one form. Knows no weights and no pages' fate.
+first nodes are cached already: every pass has this one form. A batch can be padded to a given
+size with requests of nobody. Knows no weights and no pages' fate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.model.kv_cache import page_table
+from runtime.model.staging import Layout
 from specedge_kernels import build_tree
 
 MAX_TREE_NODES = 256  # four mask words; chains may be longer
@@ -39,59 +41,132 @@ class TreeBatch:
 
     tokens: Tensor  # [N] i64
     positions: Tensor  # [N] i64, prefix + depth
-    slots: Tensor  # [N] i64, page * S + offset
+    slots: Tensor  # [N] i64, page * S + offset; -1 is written nowhere
     page_table: Tensor  # [B, M] i32
     prefix_lens: Tensor  # [B] i32
     n_nodes: Tensor  # [B] i32, cached nodes included
     offsets: Tensor  # [B + 1] i32
     ancestors: Tensor  # [N, W] i64
     depth: Tensor  # [N] i32
-    logit_rows: Tensor  # [R] i64, rows of the batch
 
 
-def build_batch(
-    requests: Sequence[TreeRequest], page_size: int, device: torch.device | str
-) -> TreeBatch:
-    """Pack requests, checked by `check_request`, into tensors. At least one request."""
-    n_new = np.array([len(r.tokens) for r in requests])
-    n_nodes = np.array([len(r.parents) for r in requests])
-    prefix_lens = np.array([r.prefix_len for r in requests])
-    offsets = np.concatenate(([0], np.cumsum(n_new)))
-    tree_offsets = np.concatenate(([0], np.cumsum(n_nodes)))
-    parents = np.concatenate([np.asarray(r.parents, dtype=np.int32) for r in requests])
-    table = page_table([r.pages[: -(-r.n_tokens // page_size)] for r in requests])
+@dataclass(frozen=True)
+class BatchSize:
+    """The sizes that fix every shape of a pass."""
+
+    rows: int  # N
+    nodes: int  # of all trees, cached ones included
+    requests: int  # B
+    pages: int  # M
+    words: int  # W
+    logits: int  # rows whose logits are wanted
+
+    @classmethod
+    def of(cls, requests: Sequence[TreeRequest], page_size: int) -> "BatchSize":
+        """The least size that holds the requests."""
+        return cls(
+            rows=sum(len(r.tokens) for r in requests),
+            nodes=sum(len(r.parents) for r in requests),
+            requests=len(requests),
+            pages=max(-(-r.n_tokens // page_size) for r in requests),
+            words=mask_words(requests),
+            logits=sum(len(r.logit_rows) for r in requests),
+        )
+
+    def layout(self) -> Layout:
+        """The arrays that `fill` writes and `tree_batch` reads."""
+        i32, i64 = torch.int32, torch.int64
+        return Layout(
+            tokens=(i64, (self.rows,)),
+            slots=(i64, (self.rows,)),
+            prefixes=(i64, (self.rows,)),  # of the row's request
+            nodes=(i64, (self.rows,)),  # which of all nodes the row is
+            logit_rows=(i64, (self.logits,)),
+            parents=(i32, (self.nodes,)),
+            node_offsets=(i32, (self.requests + 1,)),
+            offsets=(i32, (self.requests + 1,)),
+            prefix_lens=(i32, (self.requests,)),
+            n_nodes=(i32, (self.requests,)),
+            page_table=(i32, (self.requests, self.pages)),
+        )
+
+
+def fill(arrays: Mapping[str, np.ndarray], requests: Sequence[TreeRequest], page_size: int) -> None:
+    """Write requests, checked by `check_request`, into the arrays of a size that holds them.
+
+    What is larger than the requests is filled up by one more, whose rows are a chain that nobody
+    reads and that is written nowhere, and by empty ones.
+    """
+    n_new, n_nodes, prefix_lens = _counts(arrays, requests)
+    offsets, node_offsets = _sums(n_new), _sums(n_nodes)
+    table = arrays["page_table"]
+    table.fill(0)
+    for row, request in zip(table, requests, strict=False):
+        pages = request.pages[: -(-request.n_tokens // page_size)]
+        row[: len(pages)] = pages
 
     # the new nodes are the last ones of each tree; `node` is their index inside it
-    owner = np.repeat(np.arange(len(requests)), n_new)
+    owner = np.repeat(np.arange(len(n_new)), n_new)
     node = np.arange(offsets[-1]) - offsets[owner] + (n_nodes - n_new)[owner]
     place = prefix_lens[owner] + node
     slots = table[owner, place // page_size].astype(np.int64) * page_size + place % page_size
-    logit_rows = [
-        row + first
-        for r, first in zip(requests, offsets.tolist(), strict=False)
-        for row in r.logit_rows
-    ]
+    n_real, n_real_nodes = offsets[len(requests)], node_offsets[len(requests)]
+    arrays["slots"][:] = np.where(np.arange(len(slots)) < n_real, slots, -1)
+    arrays["prefixes"][:] = prefix_lens[owner]
+    arrays["nodes"][:] = node_offsets[owner] + node
+    arrays["offsets"][:], arrays["node_offsets"][:] = offsets, node_offsets
+    arrays["prefix_lens"][:], arrays["n_nodes"][:] = prefix_lens, n_nodes
 
-    def tensor(array: object, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(array).to(device, dtype, non_blocking=True)
+    _join(arrays["tokens"], [r.tokens for r in requests])
+    parents = arrays["parents"]
+    _join(parents, [r.parents for r in requests])
+    parents[n_real_nodes:] = np.arange(-1, len(parents) - n_real_nodes - 1)
+    _join(arrays["logit_rows"], [r.logit_rows for r in requests])
+    first_rows = offsets[: len(requests)].repeat([len(r.logit_rows) for r in requests])
+    arrays["logit_rows"][: len(first_rows)] += first_rows
 
-    ancestors, depth = build_tree(
-        tensor(parents, torch.int32), tensor(tree_offsets, torch.int32), mask_words(requests)
-    )
-    rows = tensor(tree_offsets[owner] + node, torch.int64)
-    depth = depth[rows]
+
+def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:
+    """The batch of filled arrays; waits for nothing, so that it can be part of a CUDA graph."""
+    ancestors, depth = build_tree(arrays["parents"], arrays["node_offsets"], words)
+    depth = depth[arrays["nodes"]]
     return TreeBatch(
-        tokens=tensor(np.concatenate([np.asarray(r.tokens) for r in requests]), torch.int64),
-        positions=tensor(prefix_lens[owner], torch.int64) + depth,
-        slots=tensor(slots, torch.int64),
-        page_table=tensor(table, torch.int32),
-        prefix_lens=tensor(prefix_lens, torch.int32),
-        n_nodes=tensor(n_nodes, torch.int32),
-        offsets=tensor(offsets, torch.int32),
-        ancestors=ancestors[rows],
+        tokens=arrays["tokens"],
+        positions=arrays["prefixes"] + depth,
+        slots=arrays["slots"],
+        page_table=arrays["page_table"],
+        prefix_lens=arrays["prefix_lens"],
+        n_nodes=arrays["n_nodes"],
+        offsets=arrays["offsets"],
+        ancestors=ancestors[arrays["nodes"]],
         depth=depth,
-        logit_rows=tensor(logit_rows, torch.int64),
     )
+
+
+def _counts(
+    arrays: Mapping[str, np.ndarray], requests: Sequence[TreeRequest]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """New nodes, nodes and prefix of every request, those that fill up included."""
+    n_new, n_nodes, prefix_lens = np.zeros((3, len(arrays["n_nodes"])), dtype=np.int64)
+    n = len(requests)
+    n_new[:n] = [len(r.tokens) for r in requests]
+    n_nodes[:n] = [len(r.parents) for r in requests]
+    prefix_lens[:n] = [r.prefix_len for r in requests]
+    if n < len(n_new):
+        n_new[n] = len(arrays["tokens"]) - n_new.sum()
+        n_nodes[n] = len(arrays["parents"]) - n_nodes.sum()
+    return n_new, n_nodes, prefix_lens
+
+
+def _sums(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate(([0], np.cumsum(counts)))
+
+
+def _join(out: np.ndarray, parts: Iterable[Sequence[int]]) -> None:
+    """Write the parts one after the other, and zeros behind them."""
+    joined = [*chain.from_iterable(parts)]
+    out[: len(joined)] = joined
+    out[len(joined) :] = 0
 
 
 def mask_words(requests: Sequence[TreeRequest]) -> int:

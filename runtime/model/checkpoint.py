@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from runtime import embedded
-from runtime.model.config import FAMILIES, ModelConfig, ModelError, from_huggingface
+from runtime.model.config import (
+    FAMILIES,
+    MAX_LAYERS,
+    ModelConfig,
+    ModelError,
+    check_count,
+    from_huggingface,
+)
 from runtime.model.gguf import GgufFile
 
 TARGET, DRAFT = "smollm2", "smollm2-draft"  # the embedded pair
@@ -133,11 +140,9 @@ class EmbeddedDraft:
 def read_config(path: Path) -> ModelConfig:
     """The ModelConfig of a config.json. Raises ModelError."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
     except FileNotFoundError:
         raise ModelError(f"{path.parent} is not a model folder: {path.name} is missing") from None
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from None
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if model_type not in FAMILIES:
         raise ModelError(
@@ -146,6 +151,8 @@ def read_config(path: Path) -> ModelConfig:
     from transformers import AutoConfig
 
     try:
+        # transformers makes a list of that length
+        check_count("num_hidden_layers", fields.get("num_hidden_layers", 1), MAX_LAYERS)
         config = AutoConfig.for_model(**fields)
     # its validation raises classes of its own, by version
     except Exception as error:
@@ -154,6 +161,17 @@ def read_config(path: Path) -> ModelConfig:
         return from_huggingface(config)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from None
+    # older versions of transformers let fields of wrong types through
+    except (ArithmeticError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path} is not a {model_type} configuration: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Raises ModelError for a file that is not JSON, OSError where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON: {error}") from None
 
 
 def open_safetensors(path: Path) -> Any:
@@ -174,10 +192,13 @@ def _shards(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder / "model.safetensors"]
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+        names = set(read_json(index)["weight_map"].values())
+        paths = [folder / name for name in sorted(names)]
+    except (KeyError, AttributeError, TypeError):
         raise ModelError(f"{index} is not an index: expected a JSON object weight_map") from None
-    return [folder / name for name in sorted(names)]
+    if any(path.parent != folder for path in paths):
+        raise ModelError(f"{index} names files outside of its folder")
+    return paths
 
 
 def _n_bytes(file: Any, name: str) -> int:

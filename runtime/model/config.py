@@ -3,12 +3,20 @@
 Families differ by these fields and by nothing else. Knows no tensors and no files.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from runtime.model.rope import RopeScaling, scaling_from
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+COUNTS = (
+    *("vocab_size", "hidden_size", "n_layers", "n_heads", "n_kv_heads", "head_dim"),
+    *("intermediate_size", "max_context", "head_size"),
+)
+# A file's word for these is taken before any of its tensors is looked at: loops and tables of their
+# size must stay small. Other counts must agree with tensors that are there.
+MAX_LAYERS, MAX_CONTEXT_TOKENS = 1024, 2**21
 
 
 class ModelError(ValueError):
@@ -40,26 +48,44 @@ class ModelConfig:
     n_full_layers: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
+        self._check_numbers()
+        if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"{self.n_heads} query heads cannot be shared by {self.n_kv_heads} key/value "
                 "heads; expected a multiple"
             )
-        if self.head_dim < 2 or self.head_dim % 2:
+        if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; rotary embedding needs an even number")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window is {self.sliding_window}; expected at least 1")
         if self.tied_embedding and self.head_size != self.vocab_size:
             raise ValueError(
                 f"a tied output head has a row for every token: head_size is {self.head_size}, "
                 f"expected {self.vocab_size}"
             )
 
+    def _check_numbers(self) -> None:
+        most = {"n_layers": MAX_LAYERS, "max_context": MAX_CONTEXT_TOKENS}
+        for name in COUNTS:
+            check_count(name, getattr(self, name), most.get(name))
+        if self.sliding_window is not None:
+            check_count("sliding_window", self.sliding_window)
+        # at 1 and below, dimensions would not turn slower and slower
+        for name, least in (("rms_norm_eps", 0.0), ("rope_theta", 1.0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not least < value < math.inf:
+                raise ValueError(f"{name} is {value!r}; expected a number above {least:g}")
+
     def window(self, layer: int) -> int:
         """Tokens that a node of `layer` sees, itself included; -1 for all of them."""
         if self.sliding_window is None or layer < self.n_full_layers:
             return -1
         return self.sliding_window
+
+
+def check_count(name: str, value: Any, most: int | None = None) -> None:
+    """Raises ValueError unless value is a whole number from 1 up to `most`."""
+    if not isinstance(value, int) or value < 1 or (most is not None and value > most):
+        limit = "at least 1" if most is None else f"1 .. {most}"
+        raise ValueError(f"{name} is {value!r}; expected {limit}")
 
 
 def from_huggingface(config: Any) -> ModelConfig:

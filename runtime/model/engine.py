@@ -8,17 +8,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from runtime.model.batch import TreeBatch, TreeRequest, build_batch, check_request
+from runtime.model.batch import (
+    BatchSize,
+    TreeBatch,
+    TreeRequest,
+    check_request,
+    fill,
+    tree_batch,
+)
+from runtime.model.graphs import PaddedSteps
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV
+from runtime.model.staging import Layout
 from runtime.model.transformer import Transformer
+from specedge_kernels import compact_kv
 
 __all__ = ["Engine", "KeptPath", "OutOfPages", "PagedKV", "TreeBatch", "TreeRequest"]
 
 
 class Engine:
-    """Runs batches of token trees through a model and keeps their keys and values."""
+    """Runs batches of token trees through a model and keeps their keys and values.
 
-    def __init__(self, model: Transformer, kv: PagedKV):
+    `forward` and `compact_verified` never wait for the device. With `pad`, batches run at a few
+    fixed sizes, which is what CUDA graphs need (graphs.py) and what a CPU does not.
+    """
+
+    def __init__(self, model: Transformer, kv: PagedKV, pad: bool = False):
         config = model.config
         cached = kv.kv.shape[0], kv.kv.shape[4], kv.kv.shape[5]
         expected = config.n_layers, config.n_kv_heads, config.head_dim
@@ -28,6 +42,9 @@ class Engine:
                 f"{cached}, expected {expected}"
             )
         self.model, self.kv = model, kv
+        self._padded: PaddedSteps | None = None
+        if pad:
+            self._padded = PaddedSteps(self.hidden, kv.page_size, model.n_positions, model.device)
 
     @torch.inference_mode()
     def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
@@ -39,20 +56,59 @@ class Engine:
         """
         if not requests:
             return torch.empty(0, self.model.config.head_size, device=self.model.device)
-        batch = self.batch(requests)
-        hidden = self.model.forward(batch, self.kv.layers)  # [N, H]
-        return self.model.logits(hidden[batch.logit_rows])
+        self._check(requests)
+        wanted = self._padded.hidden(requests) if self._padded else None
+        if wanted is None:
+            batch, logit_rows = self._upload(requests)
+            wanted = self.hidden(batch)[logit_rows]
+        return self.model.logits(wanted)
+
+    def hidden(self, batch: TreeBatch) -> Tensor:
+        """Hidden states [N, H] before the last norm; writes the new nodes' keys and values."""
+        return self.model.forward(batch, self.kv.layers)
 
     def batch(self, requests: Sequence[TreeRequest]) -> TreeBatch:
         """The checked tensors of one pass over at least one request."""
-        config = self.model.config
-        for request in requests:
-            check_request(
-                request, config.vocab_size, config.max_context, self.kv.n_pages, self.kv.page_size
-            )
-        return build_batch(requests, self.kv.page_size, self.model.device)
+        self._check(requests)
+        return self._upload(requests)[0]
 
     @torch.inference_mode()
     def compact(self, kept: Sequence[KeptPath]) -> None:
         """After the verdicts: each request's kept nodes become part of its prefix."""
         self.kv.compact(kept)
+
+    @torch.inference_mode()
+    def compact_verified(
+        self, trees: Sequence[TreeRequest], path: Tensor, accepted_lens: Tensor
+    ) -> None:
+        """`compact` by verdicts that are still on the device.
+
+        path [B, A] i32 and accepted_lens [B] i32 as `verify` returns them for the B trees.
+        """
+        device, n_pages = self.model.device, max((len(tree.pages) for tree in trees), default=0)
+        layout = Layout(
+            prefix_lens=(torch.int32, (len(trees),)), table=(torch.int32, (len(trees), n_pages))
+        )
+        buffer, arrays = layout.host_buffer(device)
+        arrays["prefix_lens"][:] = [tree.prefix_len for tree in trees]
+        arrays["table"].fill(0)
+        for row, tree in zip(arrays["table"], trees, strict=True):
+            row[: len(tree.pages)] = tree.pages
+        on_device = layout.views(buffer.to(device, non_blocking=True))
+        compact_kv(self.kv.kv, on_device["table"], on_device["prefix_lens"], path, accepted_lens)
+
+    def _check(self, requests: Sequence[TreeRequest]) -> None:
+        config = self.model.config
+        for request in requests:
+            check_request(
+                request, config.vocab_size, config.max_context, self.kv.n_pages, self.kv.page_size
+            )
+
+    def _upload(self, requests: Sequence[TreeRequest]) -> tuple[TreeBatch, Tensor]:
+        """The tensors of one pass, and the rows whose logits are wanted."""
+        size = BatchSize.of(requests, self.kv.page_size)
+        layout, device = size.layout(), self.model.device
+        buffer, arrays = layout.host_buffer(device)
+        fill(arrays, requests, self.kv.page_size)
+        on_device = layout.views(buffer.to(device, non_blocking=True))
+        return tree_batch(on_device, size.words), on_device["logit_rows"]

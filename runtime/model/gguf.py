@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.model.config import ModelConfig, ModelError
+from runtime.model.config import ModelConfig, ModelError, check_count
 from runtime.model.gguf_header import TensorInfo, read_header
 from runtime.model.rope import DividedScaling, RopeScaling, scaling_from
 
@@ -46,6 +46,7 @@ class GgufFile:
         self._data = np.memmap(path, mode="r")
         tensors = {info.name: info for info in self._metadata.header.tensors}
         divisors = tensors.pop(ROPE_DIVISORS, None)
+        self._check_places()
         self._tensors = {huggingface_name(name): info for name, info in tensors.items()}
         self.shapes = {name: info.shape for name, info in self._tensors.items()}
         try:
@@ -54,6 +55,17 @@ class GgufFile:
             )
         except ValueError as error:
             raise ModelError(f"{path}: {error}") from None
+
+    def _check_places(self) -> None:
+        """Every tensor lies in the file, in bytes of its own, so that it is no larger than that."""
+        header, end = self._metadata.header, self._metadata.header.data_start
+        for info in sorted(header.tensors, key=lambda info: info.offset):
+            first, n_bytes = header.data_start + info.offset, math.prod(self._stored_shape(info))
+            if first < end and n_bytes:
+                raise ModelError(f"{self._metadata.path}: tensor {info.name} overlaps another one")
+            end = first + n_bytes
+            if end > self._data.size:
+                raise ModelError(f"{self._metadata.path} is cut short in tensor {info.name}")
 
     def n_bytes(self, name: str) -> int:
         return math.prod(self._stored_shape(self._tensors[name]))
@@ -73,8 +85,6 @@ class GgufFile:
         shape = self._stored_shape(info)
         first = self._metadata.header.data_start + info.offset
         stored = self._data[first : first + math.prod(shape)]
-        if stored.size != math.prod(shape):
-            raise ModelError(f"{self._metadata.path} is cut short in tensor {info.name}")
         try:
             values = dequantize(stored.view(np.ndarray).reshape(shape), _ggml_type(info))
         except NotImplementedError:
@@ -86,6 +96,8 @@ class GgufFile:
         """Shape in bytes: blocks lie along the last dimension."""
         from gguf.quants import quant_shape_to_byte_shape
 
+        if not info.shape:
+            raise ModelError(f"tensor {info.name} has no dimensions; expected at least one")
         try:
             return tuple(quant_shape_to_byte_shape(info.shape, _ggml_type(info)))
         except ValueError as error:
@@ -121,6 +133,15 @@ class Metadata:
         """The value of a full key."""
         return self.header.metadata.get(key, default)
 
+    def count(self, key: str, default: int | None = None) -> int:
+        """One whole number above 0, as `number`."""
+        value = self.number(key, default)
+        try:
+            check_count(f"metadata field {self.architecture}.{key}", value)
+        except ValueError as error:
+            raise ModelError(f"{self.path}: {error}") from None
+        return int(value)
+
     def number(self, key: str, default: float | None = None) -> Any:
         """One number under the architecture's prefix; it must be there or have a default."""
         value = self.get(f"{self.architecture}.{key}", default)
@@ -135,20 +156,22 @@ class Metadata:
 def _config(
     metadata: Metadata, shapes: dict[str, tuple[int, ...]], divisors: Tensor | None
 ) -> ModelConfig:
-    architecture, number = metadata.architecture, metadata.number
-    n_heads, hidden_size = number("attention.head_count"), number("embedding_length")
-    vocab_size = shapes.get("model.embed_tokens.weight", (0,))[0]
+    architecture, number, count = metadata.architecture, metadata.number, metadata.count
+    n_heads, hidden_size = count("attention.head_count"), count("embedding_length")
+    if "model.embed_tokens.weight" not in shapes:
+        raise ValueError("tensor token_embd.weight is missing")
+    vocab_size = shapes["model.embed_tokens.weight"][0]
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        n_layers=number("block_count"),
+        n_layers=count("block_count"),
         n_heads=n_heads,
-        n_kv_heads=number("attention.head_count_kv", n_heads),
-        head_dim=number("attention.key_length", hidden_size // n_heads),
-        intermediate_size=number("feed_forward_length"),
+        n_kv_heads=count("attention.head_count_kv", n_heads),
+        head_dim=count("attention.key_length", hidden_size // n_heads),
+        intermediate_size=count("feed_forward_length"),
         rms_norm_eps=number("attention.layer_norm_rms_epsilon"),
         rope_theta=number("rope.freq_base", 10000.0),
-        max_context=number("context_length"),
+        max_context=count("context_length"),
         head_size=vocab_size,
         rope_scaling=_rope_scaling(metadata, divisors),
         qkv_bias="model.layers.0.self_attn.q_proj.bias" in shapes,
@@ -171,7 +194,7 @@ def _rope_scaling(metadata: Metadata, divisors: Tensor | None) -> RopeScaling | 
         "original_max_position_embeddings": metadata.get(f"{prefix}.original_context_length"),
         "attention_factor": metadata.get(f"{prefix}.attn_factor"),
     }
-    return scaling_from(scaling, metadata.number("context_length"))
+    return scaling_from(scaling, metadata.count("context_length"))
 
 
 def huggingface_name(name: str) -> str:

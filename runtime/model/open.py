@@ -10,6 +10,7 @@ from runtime.model.transformer import Transformer
 from runtime.model.weights import ModelError, Progress, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KV_DTYPES = {**DTYPES, "float8_e4m3": torch.float8_e4m3fn}
 
 
 def open_engine(
@@ -19,21 +20,24 @@ def open_engine(
     kv_tokens: Callable[[Transformer], int],
     page_size: int,
     progress: Progress = lambda done_bytes, total_bytes: None,
+    kv_dtype: str = "same",
 ) -> Engine:
     """Load a model and give it a KV pool of `kv_tokens(model)` tokens.
 
-    dtype is that of weights and KV; device is auto, cpu, cuda or cuda:N. Raises ModelError with a
-    sentence when the model, the device or the memory cannot be had.
+    dtype is that of the weights, and of the KV where kv_dtype is "same"; device is auto, cpu, cuda
+    or cuda:N. Raises ModelError with a sentence when the model, the device or the memory cannot be
+    had.
     """
     model = load(name, DTYPES[dtype], _device(device), progress)
     n_pages = -(-kv_tokens(model) // page_size)
     try:
-        kv = PagedKV(model.config, n_pages, page_size, DTYPES[dtype], model.device)
+        stored = KV_DTYPES[dtype if kv_dtype == "same" else kv_dtype]
+        kv = PagedKV(model.config, n_pages, page_size, stored, model.device)
     except (RuntimeError, MemoryError) as error:
         raise ModelError(
             f"no memory for a KV cache of {n_pages * page_size} tokens; ask for fewer"
         ) from error
-    return Engine(model, kv)
+    return Engine(model, kv, pad=model.device.type == "cuda")
 
 
 def _device(name: str) -> torch.device:

@@ -96,38 +96,45 @@ def scaling_from(rope: Mapping[str, Any], max_context: int) -> RopeScaling | Non
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError("partial_rotary_factor other than 1 is not supported")
-    original = rope.get("original_max_position_embeddings") or max_context
+    original = int(_number(rope, "original_max_position_embeddings", max_context))
     if kind == "default":
         return None
     if kind == "linear":
-        return LinearScaling(rope["factor"])
+        return LinearScaling(_number(rope, "factor"))
     if kind == "llama3":
-        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-        return Llama3Scaling(rope["factor"], low, high, original)
+        low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
+        return Llama3Scaling(_number(rope, "factor"), low, high, original)
     if kind == "yarn":
         return _yarn(rope, original, max_context)
     raise ValueError(f"rope scaling {kind!r} is not supported; expected linear, llama3 or yarn")
 
 
 def _yarn(rope: Mapping[str, Any], original: int, max_context: int) -> YarnScaling:
-    factor = rope.get("factor") or max_context / original
+    factor = _number(rope, "factor", max_context / original)
 
     def sharpening(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    attention_factor = rope.get("attention_factor")
-    if attention_factor is None:
-        attention_factor = sharpening(1.0)
-        if rope.get("mscale") and rope.get("mscale_all_dim"):
-            attention_factor = sharpening(rope["mscale"]) / sharpening(rope["mscale_all_dim"])
+    attention_factor = sharpening(1.0)
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        attention_factor = sharpening(_number(rope, "mscale"))
+        attention_factor /= sharpening(_number(rope, "mscale_all_dim"))
     return YarnScaling(
         factor=factor,
         original_context=original,
-        attention_factor=attention_factor,
-        beta_fast=rope.get("beta_fast") or 32.0,
-        beta_slow=rope.get("beta_slow") or 1.0,
-        truncate=rope.get("truncate", True),
+        attention_factor=_number(rope, "attention_factor", attention_factor),
+        beta_fast=_number(rope, "beta_fast", 32.0),
+        beta_slow=_number(rope, "beta_slow", 1.0),
+        truncate=bool(rope.get("truncate", True)),
     )
+
+
+def _number(rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A positive number; what is absent, null or 0 is the default."""
+    value = rope.get(key) or default
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"rope scaling: {key} is {value!r}; expected a number above 0")
+    return value
 
 
 def rope_tables(

@@ -5,13 +5,12 @@ transformers is imported when a tokenizer is loaded.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runtime.model.checkpoint import locate
+from runtime.model.checkpoint import locate, read_json
 from runtime.model.config import ModelError
 from runtime.model.gguf import Metadata
 
@@ -188,8 +187,9 @@ def _byte_level(metadata: Metadata) -> Any:
 def _generation_stop_ids(path: Path) -> set[int]:
     """The end tokens that a model folder's generation_config.json names, one or several."""
     try:
-        fields = json.loads((path / "generation_config.json").read_text(encoding="utf-8"))
+        fields = read_json(path / "generation_config.json")
     except (OSError, ValueError):
         return set()
     stop = fields.get("eos_token_id") if isinstance(fields, dict) else None
-    return set(stop) if isinstance(stop, list) else set() if stop is None else {stop}
+    ids = stop if isinstance(stop, list) else [stop]
+    return {index for index in ids if isinstance(index, int)}

@@ -16,11 +16,15 @@ from torch import Tensor
 
 from runtime.model.batch import MAX_TREE_NODES, TreeBatch
 from runtime.model.config import ModelConfig
-from runtime.model.rope import rope_tables, rotate
-from specedge_kernels import append_kv, linear, pack_linear, tree_attention
-
-# torch spreads an elementwise op over threads from this many elements on
-TORCH_GRAIN = 32768
+from runtime.model.rope import rope_tables
+from specedge_kernels import (
+    linear,
+    pack_linear,
+    rms_norm,
+    rope_append_kv,
+    silu_mul,
+    tree_attention,
+)
 
 
 class Linear:
@@ -85,8 +89,8 @@ class Transformer:
             config.rope_scaling,
             config.max_context + MAX_TREE_NODES,
         )
-        self.cos = cos.to(self.device, self.dtype)
-        self.sin = sin.to(self.device, self.dtype)
+        self.n_positions = len(cos)
+        self.cos, self.sin = cos.to(self.device), sin.to(self.device)
 
     def forward(self, batch: TreeBatch, caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Hidden states [N, H] before the last norm; writes the new nodes' keys and values.
@@ -95,13 +99,13 @@ class Transformer:
         for the device, so a pass can be captured in a CUDA graph.
         """
         x = self._embed(batch.tokens)  # [N, H]
-        rope = (self.cos[batch.positions][:, None], self.sin[batch.positions][:, None])
+        delta = None  # what is still to be added to x
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            x += self._attention(
-                layer, self._rms_norm(x, layer.attention_norm), rope, batch, cache, index
-            )
-            x += self._mlp(layer, self._rms_norm(x, layer.mlp_norm))
-        return x
+            normed = self._rms_norm(x, layer.attention_norm, delta)
+            delta = self._attention(layer, normed, batch, cache, index)
+            normed = self._rms_norm(x, layer.mlp_norm, delta)
+            delta = layer.down(silu_mul(layer.gate_up(normed)))
+        return x if delta is None else x.add_(delta)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [R, head_size] float32 of rows of hidden states [R, H]."""
@@ -111,29 +115,32 @@ class Transformer:
         rows = self.head.rows(tokens) if self.embedding is None else self.embedding[tokens]
         return rows.to(self.dtype)
 
-    def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], weight, self.config.rms_norm_eps)
+    def _rms_norm(self, x: Tensor, weight: Tensor, delta: Tensor | None = None) -> Tensor:
+        """The norm of x + delta, to which x is set."""
+        return rms_norm(x, weight, self.config.rms_norm_eps, delta)
 
     def _attention(
         self,
         layer: Layer,
         x: Tensor,
-        rope: tuple[Tensor, Tensor],
         batch: TreeBatch,
         cache: tuple[Tensor, Tensor],
         index: int,
     ) -> Tensor:
         config = self.config
-        n_q, n_k = config.n_heads, config.n_kv_heads
-        qkv = layer.qkv(x).view(-1, n_q + 2 * n_k, config.head_dim)
-        qk, v = qkv[:, : n_q + n_k], qkv[:, n_q + n_k :]
-        if layer.qk_norm is not None:
-            qk = F.rms_norm(qk, qk.shape[-1:], eps=config.rms_norm_eps) * layer.qk_norm
-        qk = rotate(qk, *rope)
-        q, k = qk[:, :n_q], qk[:, n_q:]
-        append_kv(k.contiguous(), v.contiguous(), *cache, batch.slots)
+        heads = config.n_heads + 2 * config.n_kv_heads
+        q = rope_append_kv(
+            layer.qkv(x).view(-1, heads, config.head_dim),
+            layer.qk_norm,
+            self.cos,
+            self.sin,
+            batch.positions,
+            *cache,
+            batch.slots,
+            eps=config.rms_norm_eps,
+        )
         mixed = tree_attention(
-            q.contiguous(),
+            q,
             *cache,
             batch.page_table,
             batch.prefix_lens,
@@ -145,12 +152,3 @@ class Transformer:
             window=config.window(index),
         )  # [N, Hq, D]
         return layer.output(mixed.flatten(1))
-
-    def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
-        gate, up = layer.gate_up(x).chunk(2, dim=-1)
-        # On the CPU torch computes exp by vector in the body of a thread's share and by scalar in
-        # its tail, with other bits: shares must end where rows end, so no op may be shared out.
-        share = max(1, (TORCH_GRAIN - 1) // gate.shape[1]) if gate.is_cpu else len(gate)
-        for first in range(0, len(gate), share):
-            F.silu(gate[first : first + share], inplace=True)
-        return layer.down(gate * up)

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specedge_kernels.gpu.stored import as_stored, store_scaled
+
 BLOCK_ELEMENTS = 1024
 
 
@@ -24,8 +26,11 @@ def append_kv_kernel(
     v_page,
     v_token,
     v_head,
+    k_scale,
+    v_scale,
     HEADS: tl.constexpr,
     D: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -38,27 +43,38 @@ def append_kv_kernel(
         source = row * (HEADS * D) + element
         k_target = k_cache + page * k_page + token * k_token + head.to(tl.int64) * k_head + d
         v_target = v_cache + page * v_page + token * v_token + head.to(tl.int64) * v_head + d
-        # By way of float32, which holds every half exactly: one rounding, to nearest even.
         key = tl.load(k + source, mask=inside).to(tl.float32)
         value = tl.load(v + source, mask=inside).to(tl.float32)
-        tl.store(k_target, key.to(k_cache.dtype.element_ty), mask=inside)
-        tl.store(v_target, value.to(v_cache.dtype.element_ty), mask=inside)
+        store_scaled(k_target, key, k_scale, inside, SCALED)
+        store_scaled(v_target, value, v_scale, inside, SCALED)
 
 
-def append_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def append_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+) -> None:
     rows, heads, dim = k.shape
     if k.numel():
         block = min(BLOCK_ELEMENTS, triton.next_power_of_2(heads * dim))
         append_kv_kernel[(rows, triton.cdiv(heads * dim, block))](
             k,
             v,
-            k_cache,
-            v_cache,
+            as_stored(k_cache),
+            as_stored(v_cache),
             slots,
             k_cache.shape[1],
             *k_cache.stride()[:3],
             *v_cache.stride()[:3],
+            k_scale,
+            v_scale,
             HEADS=heads,
             D=dim,
+            SCALED=(k_scale, v_scale) != (1, 1),
             BLOCK=block,
         )

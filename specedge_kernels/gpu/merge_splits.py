@@ -7,6 +7,7 @@ no keys: only weights exp2(lse) and the normalised sums that go with them.
 import triton
 import triton.language as tl
 
+from specedge_kernels.gpu.online_softmax import LN_2
 from specedge_kernels.gpu.plan import plan_batch, split_prefix, sum_before
 
 MERGED_HEADS = 8  # query heads of one program
@@ -17,8 +18,10 @@ def merge_splits_kernel(
     partial_out,  # [R, HQ, D] f32
     partial_lse,  # [R, HQ] f32
     prefix_lens,  # [B]
+    n_nodes,  # [B]
     offsets,  # [B + 1]
     out,  # [N, HQ, D]
+    lse,  # [N, HQ] f32, natural; untouched unless LSE
     batch,
     window,
     HQ: tl.constexpr,
@@ -30,6 +33,8 @@ def merge_splits_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     WINDOW: tl.constexpr,
+    INVARIANT: tl.constexpr,
+    LSE: tl.constexpr,
 ):
     row = tl.program_id(0)
     request = tl.arange(0, BATCH)
@@ -38,10 +43,21 @@ def merge_splits_kernel(
     first_row = tl.load(offsets + b)
     rows = tl.load(offsets + b + 1) - first_row
     prefix = tl.load(prefix_lens + b)
-    _, _, splits = split_prefix(prefix, rows * GROUP, window, WINDOW, BLOCK_KEYS)
+    nodes = tl.load(n_nodes + b)
+    _, _, splits = split_prefix(prefix, nodes, rows * GROUP, window, WINDOW, INVARIANT, BLOCK_KEYS)
     if splits > 1:
         partial_rows = plan_batch(
-            prefix_lens, offsets, batch, window, GROUP, BATCH, WINDOW, BLOCK_ROWS, BLOCK_KEYS
+            prefix_lens,
+            n_nodes,
+            offsets,
+            batch,
+            window,
+            GROUP,
+            BATCH,
+            WINDOW,
+            INVARIANT,
+            BLOCK_ROWS,
+            BLOCK_KEYS,
         )[1]
         partial_row = sum_before(partial_rows, b, BATCH) + row - first_row
         head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
@@ -52,15 +68,18 @@ def merge_splits_kernel(
         sums = tl.zeros([BLOCK_HEADS, BLOCK_D], tl.float32)
         for split in tl.range(0, splits):
             vector = (partial_row + split * rows).to(tl.int64) * HQ + head
-            lse = tl.load(partial_lse + vector, mask=head < HQ, other=float("-inf"))
+            part = tl.load(partial_lse + vector, mask=head < HQ, other=float("-inf"))
             pointers = partial_out + vector[:, None] * D + d[None, :]
-            new_top = tl.maximum(top, lse)
+            new_top = tl.maximum(top, part)
             origin = tl.where(new_top == float("-inf"), 0.0, new_top)
-            shrink, weight = tl.exp2(top - origin), tl.exp2(lse - origin)
+            shrink, weight = tl.exp2(top - origin), tl.exp2(part - origin)
             total = total * shrink + weight
             sums = sums * shrink[:, None]
             sums += tl.load(pointers, mask=inside, other=0) * weight[:, None]
             top = new_top
-        sums = sums / tl.where(total == 0, 1.0, total)[:, None]
-        pointers = out + (row.to(tl.int64) * HQ + head)[:, None] * D + d[None, :]
-        tl.store(pointers, sums.to(out.dtype.element_ty), mask=inside)
+        total = tl.where(total == 0, 1.0, total)
+        vector = row.to(tl.int64) * HQ + head
+        pointers = out + vector[:, None] * D + d[None, :]
+        tl.store(pointers, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
+        if LSE:
+            tl.store(lse + vector, (top + tl.log2(total)) * LN_2, mask=head < HQ)

@@ -85,7 +85,7 @@ def rows_kernel(
     floor, cut, last = tl.full([], NEVER, tl.int32), tl.full([], NEVER, tl.int32), vocabulary
     token = vocabulary * 0 - 1
     if (tl.abs(top) < float("inf")) & (broken == 0):
-        if heat > 0:
+        if (heat > 0) & (tl.abs(tl.div_rn(top, heat)) < float("inf")):
             top = tl.div_rn(top, heat)
             k, p, ratio = tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
             cut, last = allowed(

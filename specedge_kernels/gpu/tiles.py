@@ -49,11 +49,13 @@ TILES: dict[str, dict[tuple[int, int], tuple[Tile, ...]]] = {
 }
 
 
-def choose_tile(q: Tensor, k_cache: Tensor, batch: int) -> Tile:
+def choose_tile(q: Tensor, k_cache: Tensor, batch: int, batch_invariant: bool = False) -> Tile:
     """For q [N, Hq, D] of `batch` requests: the least tile that holds their mean rows."""
     rows, query_heads, dim = q.shape
     mean_rows = triton.cdiv(rows, max(batch, 1)) * (query_heads // k_cache.shape[2])
     tiles = tiles_for(architecture(q.device), max(q.itemsize, k_cache.itemsize), dim)
+    if batch_invariant:
+        return tiles[-1]
     return next((tile for tile in tiles if tile.rows >= mean_rows), tiles[-1])
 
 
@@ -74,6 +76,11 @@ def architecture(device: torch.device) -> str:
         return "sm_90"
     major, _ = torch.cuda.get_device_capability(device)
     return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+def converts_e4m3(device: torch.device) -> bool:
+    """Whether the card converts float8 e4m3 by itself."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def n_programs(device: torch.device, tile: Tile) -> int:

@@ -8,10 +8,13 @@ splits leaves float32 partial results, which a second kernel adds in the order o
 
 What a row adds up, and in which order, follows from its request alone (prefix, rows, window) and
 from the tile shape: not from batch mates, the width of the page table, the number of programs or
-when each runs. The tile's rows follow the batch's mean, so the promise of equal bits ends where
-`tiles.py` picks another tile, and in a tree of another size, unlike on a CPU. Knows nothing of
+when each runs. With INVARIANT it follows from the row's own path alone, as on a CPU: one tile
+shape, tiles and splits at fixed positions of the *path*, and the positions around the tree
+gathered along each node's path, so that equal positions meet in equal columns. Knows nothing of
 where trees come from or what is drawn.
 """
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -19,6 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from specedge_kernels.gpu.merge_splits import MERGED_HEADS, merge_splits_kernel
+from specedge_kernels.gpu.online_softmax import LN_2, absorb, score
+from specedge_kernels.gpu.paged import load_pages, load_tokens, load_vectors
 from specedge_kernels.gpu.plan import (
     find_request,
     max_partial_rows,
@@ -26,10 +31,15 @@ from specedge_kernels.gpu.plan import (
     split_prefix,
     sum_before,
 )
-from specedge_kernels.gpu.tiles import Tile, choose_tile, n_programs
-from specedge_kernels.gpu.visible import has_bit, visible_word, window_start
-
-LOG2_E = tl.constexpr(1.4426950408889634)
+from specedge_kernels.gpu.stored import as_stored
+from specedge_kernels.gpu.tiles import Tile, choose_tile, converts_e4m3, n_programs
+from specedge_kernels.gpu.visible import (
+    has_bit,
+    ones_below,
+    path_slots,
+    visible_word,
+    window_start,
+)
 
 
 @triton.jit(do_not_specialize=["batch", "pages_per_request", "window"])
@@ -44,6 +54,7 @@ def tree_attention_kernel(
     ancestors,  # [N, W]
     depth,  # [N]
     out,  # [N, HK * GROUP, D]
+    lse,  # [N, HK * GROUP] f32, natural; untouched unless LSE
     partial_out,  # [R, HK * GROUP, D] f32, normalised; R rows of partial results, see plan.py
     partial_lse,  # [R, HK * GROUP] f32, base 2
     batch,
@@ -57,6 +68,7 @@ def tree_attention_kernel(
     scale,
     softcap,
     window,
+    v_scale,
     HK: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -68,12 +80,25 @@ def tree_attention_kernel(
     BLOCK_D: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    INVARIANT: tl.constexpr,
+    LSE: tl.constexpr,
+    NATIVE_E4M3: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     DTYPE: tl.constexpr = q.dtype.element_ty
     DOT: tl.constexpr = tl.float32 if UPCAST else DTYPE
     items, partial_rows = plan_batch(
-        prefix_lens, offsets, batch, window, GROUP, BATCH, WINDOW, BLOCK_ROWS, BLOCK_KEYS
+        prefix_lens,
+        n_nodes,
+        offsets,
+        batch,
+        window,
+        GROUP,
+        BATCH,
+        WINDOW,
+        INVARIANT,
+        BLOCK_ROWS,
+        BLOCK_KEYS,
     )
     n_items = tl.sum(items, 0) * HK
     columns, d = tl.arange(0, BLOCK_KEYS), tl.arange(0, BLOCK_D)
@@ -84,14 +109,16 @@ def tree_attention_kernel(
         b, index = find_request(items * HK, item, BATCH)
         first_row = tl.load(offsets + b)
         rows = tl.load(offsets + b + 1) - first_row
-        prefix = tl.load(prefix_lens + b)
-        first, size, splits = split_prefix(prefix, rows * GROUP, window, WINDOW, BLOCK_KEYS)
+        prefix, nodes = tl.load(prefix_lens + b), tl.load(n_nodes + b)
+        first, size, splits = split_prefix(
+            prefix, nodes, rows * GROUP, window, WINDOW, INVARIANT, BLOCK_KEYS
+        )
         # Row tiles are next to each other, then heads: neighbours share keys in the L2.
         tiles = tl.cdiv(rows * GROUP, BLOCK_ROWS)
         tile, head, split = index % tiles, index // tiles % HK, index // (tiles * HK)
 
         # Rows beyond the last repeat it, so that they never widen what the tile sees.
-        first_node = tl.load(n_nodes + b) - rows
+        first_node = nodes - rows
         m = tl.minimum(tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS), rows * GROUP - 1)
         row, node = first_row + m // GROUP, first_node + m // GROUP
         row_depth = tl.load(depth + row)
@@ -100,6 +127,14 @@ def tree_attention_kernel(
         # The item owns slots begin .. end-1; every row sees all of full_begin .. full_end-1.
         begin = first + split * size
         end = tl.where(split == splits - 1, prefix + tl.max(node, 0) + 1, begin + size)
+        split_end, paths_begin, path_rows = begin + size, begin, rows * 0
+        if INVARIANT:
+            # From the tile around the end of the prefix on, paths fork, unless all are chains.
+            forks = tl.min(chain.to(tl.int32), 0) == 0
+            end = tl.minimum(split_end, prefix + tl.max(node, 0) + 1)
+            end = tl.where(forks, tl.minimum(end, prefix // BLOCK_KEYS * BLOCK_KEYS), end)
+            paths_begin = tl.maximum(begin, end)
+            path_rows = tl.where(forks, tl.max(m, 0) // GROUP + 1, 0)
         straight = prefix + tl.min(tl.where(chain, node + 1, 0), 0)
         start, seen, full_begin = node * 0, begin, begin
         if WINDOW:
@@ -110,108 +145,150 @@ def tree_attention_kernel(
         full_end = tl.maximum(full_begin, tl.minimum(straight, end) // BLOCK_KEYS * BLOCK_KEYS)
 
         query = (row * (HK * GROUP) + head * GROUP + m % GROUP).to(tl.int64) * D
-        queries = load_block(q + query[:, None] + d[None, :], row, d, D, False).to(DOT)
-        k_base, v_base = k_cache + head.to(tl.int64) * k_head, v_cache + head.to(tl.int64) * v_head
+        queries = load_vectors(q + query[:, None] + d[None, :], row, d, D, False).to(DOT)
+        keys_at = (k_cache + head.to(tl.int64) * k_head, k_page, k_token)
+        values_at = (v_cache + head.to(tl.int64) * v_head, v_page, v_token)
         table = page_table + b * pages_per_request
+        cache, scoring = (table, keys_at, values_at, d), (scale, softcap)
         top = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
         sums = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
 
+        if WINDOW:
+            for tile_begin in tl.range(
+                begin, tl.minimum(full_begin, end), BLOCK_KEYS, num_stages=1
+            ):
+                slots = tile_begin + columns
+                word = visible_word(ancestors, row, node, chain, start, prefix, tile_begin, W)
+                # Slots that no row sees may hold anything, NaN included.
+                used = (slots >= seen) & (slots < end)
+                top, total, sums = attend_masked(
+                    queries,
+                    word,
+                    cache,
+                    slots,
+                    used,
+                    scoring,
+                    (top, total, sums),
+                    D,
+                    S,
+                    DOT,
+                    NATIVE_E4M3,
+                    SOFTCAP,
+                )
+
         # The ids of the next tile travel in `pages`: looked up inside a turn, they would keep the
         # compiler from starting the next loads early.
-        pages = load_pages(table, full_begin + columns, full_begin, full_end, S)
+        slots = full_begin + columns
+        pages = load_pages(table, slots, slots < full_end, S)
         for tile_begin in tl.range(full_begin, full_end, BLOCK_KEYS):
             slots = tile_begin + columns
-            next_pages = load_pages(table, slots + BLOCK_KEYS, full_begin, full_end, S)
-            key_pointers = locate(k_base, pages, slots, k_page, k_token, d, S)
-            value_pointers = locate(v_base, pages, slots, v_page, v_token, d, S)
-            keys = load_block(key_pointers, slots, d, D, False).to(DTYPE).to(DOT)
-            values = load_block(value_pointers, slots, d, D, False).to(DTYPE).to(DOT)
+            ahead = slots + BLOCK_KEYS
+            next_pages = load_pages(table, ahead, ahead < full_end, S)
+            keys = load_tokens(keys_at, pages, slots, slots, d, D, S, DOT, NATIVE_E4M3, False)
+            values = load_tokens(values_at, pages, slots, slots, d, D, S, DOT, NATIVE_E4M3, False)
             scores = score(queries, keys, scale, softcap, SOFTCAP)
             top, total, sums = absorb(scores, values, top, total, sums, False)
             pages = next_pages
 
-        # Tiles that the window cuts, then those around the tree.
-        cut = tl.cdiv(tl.maximum(tl.minimum(full_begin, end) - begin, 0), BLOCK_KEYS)
-        around = tl.cdiv(tl.maximum(end - full_end, 0), BLOCK_KEYS)
-        for t in tl.range(0, cut + around, num_stages=1):
-            tile_begin = tl.where(t < cut, begin, full_end - cut * BLOCK_KEYS) + t * BLOCK_KEYS
+        for tile_begin in tl.range(full_end, end, BLOCK_KEYS, num_stages=1):
             slots = tile_begin + columns
             word = visible_word(ancestors, row, node, chain, start, prefix, tile_begin, W)
-            pages = load_pages(table, slots, seen, end, S)
-            # Slots that no row sees may hold anything, NaN included.
             used = (slots >= seen) & (slots < end)
-            key_pointers = locate(k_base, pages, slots, k_page, k_token, d, S)
-            keys = load_block(key_pointers, used, d, D, True).to(DTYPE).to(DOT)
-            scores = score(queries, keys, scale, softcap, SOFTCAP)
-            scores = tl.where(has_bit(word, columns), scores, float("-inf"))
-            value_pointers = locate(v_base, pages, slots, v_page, v_token, d, S)
-            values = load_block(value_pointers, used, d, D, True).to(DTYPE).to(DOT)
-            top, total, sums = absorb(scores, values, top, total, sums, True)
+            top, total, sums = attend_masked(
+                queries,
+                word,
+                cache,
+                slots,
+                used,
+                scoring,
+                (top, total, sums),
+                D,
+                S,
+                DOT,
+                NATIVE_E4M3,
+                SOFTCAP,
+            )
 
-        lse = tl.where(total > 0, top + tl.log2(total), float("-inf"))
-        sums = sums / tl.where(total == 0, 1.0, total)[:, None]
+        # One path at a time for the rows of its node, tokens in the columns of their positions.
+        if INVARIANT:
+            for r in tl.range(tile * BLOCK_ROWS // GROUP, path_rows, num_stages=1):
+                path = first_row + r + columns * 0
+                path_depth = tl.load(depth + first_row + r)
+                length = prefix + path_depth + 1
+                path_start = tl.maximum(length - window, 0) if WINDOW else length * 0
+                path_begin = tl.maximum(paths_begin, path_start // BLOCK_KEYS * BLOCK_KEYS)
+                own = tl.where(m // GROUP == r, length, 0)
+                for tile_begin in tl.range(
+                    path_begin, tl.minimum(split_end, length), BLOCK_KEYS, num_stages=1
+                ):
+                    positions = tile_begin + columns
+                    slots = path_slots(
+                        ancestors, path, path_depth == first_node + r, positions, prefix, W
+                    )
+                    word = ones_below(own - tile_begin) & ~ones_below(path_start - tile_begin)
+                    used = (positions >= path_start) & (positions < length)
+                    top, total, sums = attend_masked(
+                        queries,
+                        word,
+                        cache,
+                        slots,
+                        used,
+                        scoring,
+                        (top, total, sums),
+                        D,
+                        S,
+                        DOT,
+                        NATIVE_E4M3,
+                        SOFTCAP,
+                    )
+
+        total = tl.where(total == 0, 1.0, total)
+        sums = sums / total[:, None] * v_scale
+        row_lse = top + tl.log2(total)
         m = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         stored = (m < rows * GROUP)[:, None] & (d < D)[None, :]
         vector = (m // GROUP * (HK * GROUP) + head * GROUP + m % GROUP).to(tl.int64)
         if splits == 1:
             vector += first_row * (HK * GROUP)
             tl.store(out + vector[:, None] * D + d[None, :], sums.to(DTYPE), mask=stored)
+            if LSE:
+                tl.store(lse + vector, row_lse * LN_2, mask=m < rows * GROUP)
         else:
             partial_row = sum_before(partial_rows, b, BATCH) + split * rows
             vector += partial_row * (HK * GROUP)
-            tl.store(partial_lse + vector, lse, mask=m < rows * GROUP)
+            tl.store(partial_lse + vector, row_lse, mask=m < rows * GROUP)
             tl.store(partial_out + vector[:, None] * D + d[None, :], sums, mask=stored)
 
 
 @triton.jit
-def load_pages(table, slots, begin, end, S: tl.constexpr):
-    """Page ids of slots [BLOCK_KEYS] of one request; 0 outside begin .. end-1."""
-    return tl.load(table + slots // S, mask=(slots >= begin) & (slots < end), other=0)
+def attend_masked(
+    queries,
+    word,
+    cache,
+    slots,
+    used,
+    scoring,
+    state,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    DOT: tl.constexpr,
+    NATIVE_E4M3: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """One tile of keys, of which each row sees the bits of its word; slots not used are not read.
 
-
-@triton.jit
-def locate(base, pages, slots, page_stride, token_stride, d, S: tl.constexpr):
-    """Pointers [BLOCK_KEYS, BLOCK_D] to the vectors of slots that lie in `pages`."""
-    token = pages.to(tl.int64) * page_stride + (slots % S).to(tl.int64) * token_stride
-    return base + token[:, None] + d[None, :]
-
-
-@triton.jit
-def load_block(pointers, used, d, D: tl.constexpr, MASKED: tl.constexpr):
-    """Vectors of D elements, zero beyond D; if MASKED only those in use, the others zero."""
-    if MASKED:
-        return tl.load(pointers, mask=used[:, None] & (d < D)[None, :], other=0.0)
-    elif d.shape[0] > D:
-        return tl.load(pointers, mask=(d < D)[None, :], other=0.0)
-    else:
-        return tl.load(pointers)
-
-
-@triton.jit
-def score(queries, keys, scale, softcap, SOFTCAP: tl.constexpr):
-    """Scores [BLOCK_ROWS, BLOCK_KEYS] f32 in base 2."""
-    scores = tl.dot(queries, tl.trans(keys), input_precision="tf32x3")
-    if SOFTCAP:  # softcap * tanh(x / softcap)
-        capped = 2 * tl.sigmoid(2 * (scores * scale) / softcap) - 1
-        return capped * (softcap * LOG2_E)
-    else:
-        return scores * (scale * LOG2_E)
-
-
-@triton.jit
-def absorb(scores, values, top, total, sums, MASKED: tl.constexpr):
-    """One step of the online softmax (FlashAttention, arXiv:2205.14135)."""
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    # A row that has seen nothing yet has no maximum to subtract.
-    origin = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
-    shrink = tl.exp2(top - origin)
-    weights = tl.exp2(scores - origin[:, None])
-    total = total * shrink + tl.sum(weights, 1)
-    sums = tl.dot(
-        weights.to(values.dtype), values, sums * shrink[:, None], input_precision="tf32x3"
-    )
-    return new_top, total, sums
+    cache: page table, keys, values, dimensions; scoring: scale, softcap; state: of the softmax.
+    """
+    table, keys_at, values_at, d = cache
+    scale, softcap = scoring
+    top, total, sums = state
+    pages = load_pages(table, slots, used, S)
+    keys = load_tokens(keys_at, pages, slots, used, d, D, S, DOT, NATIVE_E4M3, True)
+    scores = score(queries, keys, scale, softcap, SOFTCAP)
+    scores = tl.where(has_bit(word, tl.arange(0, slots.shape[0])), scores, float("-inf"))
+    values = load_tokens(values_at, pages, slots, used, d, D, S, DOT, NATIVE_E4M3, True)
+    return absorb(scores, values, top, total, sums, True)
 
 
 def tree_attention(
@@ -228,11 +305,30 @@ def tree_attention(
     scale: float,
     softcap: float = 0.0,
     window: int = -1,
-) -> Tensor:
-    """See `ops.tree_attention`."""
+    v_scale: float = 1.0,
+    with_lse: bool = False,
+    batch_invariant: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """See `ops.tree_attention`, which has put the scale of the keys into `scale`."""
     tables = (page_table, prefix_lens, n_nodes, offsets, ancestors, depth)
-    tile = choose_tile(q, k_cache, batch=prefix_lens.shape[0])
-    return launch(q, k_cache, v_cache, *tables, scale, softcap, window, tile)
+    return launch(
+        q,
+        k_cache,
+        v_cache,
+        *tables,
+        Scoring(scale, softcap, window, v_scale),
+        choose_tile(q, k_cache, prefix_lens.shape[0], batch_invariant),
+        with_lse=with_lse,
+        batch_invariant=batch_invariant,
+    )
+
+
+@dataclass(frozen=True)
+class Scoring:
+    scale: float  # of queries times what the cache holds
+    softcap: float = 0.0
+    window: int = -1
+    v_scale: float = 1.0
 
 
 def launch(
@@ -245,35 +341,41 @@ def launch(
     offsets: Tensor,
     ancestors: Tensor,
     depth: Tensor,
-    scale: float,
-    softcap: float,
-    window: int,
+    scoring: Scoring,
     tile: Tile,
-) -> Tensor:
+    with_lse: bool = False,
+    batch_invariant: bool = False,
+) -> tuple[Tensor, Tensor]:
     """The op with a given tile: one launch, and a second one where prefixes can be split."""
     out = torch.empty_like(q)
+    lse = q.new_empty(q.shape[:2] if with_lse else 0, dtype=torch.float32)
     rows, query_heads, dim = q.shape
     batch, table_width = page_table.shape
     page_size, heads = k_cache.shape[1:3]
     if q.numel() == 0:
-        return out
-    context_tokens = table_width * page_size
-    partial_rows = max_partial_rows(rows, batch, query_heads // heads, context_tokens)
+        return out, lse
+    group, context_tokens = query_heads // heads, table_width * page_size
+    partial_rows = max_partial_rows(rows, batch, group, context_tokens, batch_invariant)
     partial_out = q.new_empty(partial_rows, query_heads, dim, dtype=torch.float32)
     partial_lse = q.new_empty(partial_rows, query_heads, dtype=torch.float32)
     common = {
-        "GROUP": query_heads // heads,
+        "GROUP": group,
         "D": dim,
         "BATCH": triton.next_power_of_2(batch),
         "BLOCK_ROWS": tile.rows,
         "BLOCK_KEYS": tile.keys,
         "BLOCK_D": max(16, triton.next_power_of_2(dim)),
-        "WINDOW": window >= 0,
+        "WINDOW": scoring.window >= 0,
+        "INVARIANT": batch_invariant,
+        "LSE": with_lse,
     }
+    if batch_invariant:
+        # Where a product and a sum are fused would be up to the loop they stand in.
+        common["enable_fp_fusion"] = False
     tree_attention_kernel[(n_programs(q.device, tile),)](
         q,
-        k_cache,
-        v_cache,
+        as_stored(k_cache),
+        as_stored(v_cache),
         page_table,
         prefix_lens,
         n_nodes,
@@ -281,19 +383,22 @@ def launch(
         ancestors,
         depth,
         out,
+        lse,
         partial_out,
         partial_lse,
         batch,
         table_width,
         *k_cache.stride()[:3],
         *v_cache.stride()[:3],
-        scale,
-        softcap,
-        window,
+        scoring.scale,
+        scoring.softcap,
+        scoring.window,
+        scoring.v_scale,
         HK=heads,
         S=page_size,
         W=ancestors.shape[1],
-        SOFTCAP=softcap > 0,
+        SOFTCAP=scoring.softcap > 0,
+        NATIVE_E4M3=converts_e4m3(q.device),
         UPCAST=triton.knobs.runtime.interpret,
         **common,
         num_warps=tile.warps,
@@ -304,12 +409,14 @@ def launch(
             partial_out,
             partial_lse,
             prefix_lens,
+            n_nodes,
             offsets,
             out,
+            lse,
             batch,
-            window,
+            scoring.window,
             HQ=query_heads,
             BLOCK_HEADS=MERGED_HEADS,
             **common,
         )
-    return out
+    return out, lse

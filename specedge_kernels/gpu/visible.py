@@ -59,18 +59,25 @@ def has_bit(word, column):
 def window_start(ancestors, row, depth, chain, prefix, window, W: tl.constexpr):
     """The first slot of the last `window` tokens of each row's path."""
     dropped = depth + 1 - window  # nodes of the path that the window leaves out
-    before, skipped, first_node = depth * 0, depth * 0, depth * 0
-    cut = _mask_word(ancestors, row, first_node, W)
+    return path_slots(ancestors, row, chain, tl.maximum(prefix + dropped, 0), prefix, W)
+
+
+@triton.jit
+def path_slots(ancestors, row, chain, positions, prefix, W: tl.constexpr):
+    """The slots of `positions` on each row's path; any slot beyond its end. All [X]."""
+    index = positions - prefix
+    before, skipped, first_node = index * 0, index * 0, index * 0
+    found = _mask_word(ancestors, row, first_node, W)
     for w in tl.static_range(W):
-        # The last word with no more than `dropped` nodes before it holds the first one kept.
+        # The last word with no more than `index` nodes before it holds the one at `index`.
         word = _mask_word(ancestors, row, tl.full(row.shape, w, tl.int32), W)
-        reached = before <= dropped
-        cut = tl.where(reached, word, cut)
-        skipped = tl.where(reached, dropped - before, skipped)
+        reached = before <= index
+        found = tl.where(reached, word, found)
+        skipped = tl.where(reached, index - before, skipped)
         first_node = tl.where(reached, 64 * w, first_node)
         before += popcount(word)
-    first_node = tl.where(chain, dropped, first_node + _position_of(cut, skipped))
-    return tl.where(dropped > 0, prefix + first_node, tl.maximum(prefix + dropped, 0))
+    node = tl.where(chain, index, first_node + _position_of(found, skipped))
+    return prefix + tl.where(index < 0, index, node)
 
 
 @triton.jit

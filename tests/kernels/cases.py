@@ -102,12 +102,40 @@ def make_caches(
     n_pages, page_size = batch.used.shape
     caches = []
     for _ in range(2):
-        cache = torch.randn(n_pages, page_size, heads, dim, generator=generator).to(dtype)
+        cache = torch.randn(n_pages, page_size, heads, dim, generator=generator)
         cache[~batch.used] = float("nan")
+        cache = cache.to(dtype)
         if layout == "HND":
             cache = cache.transpose(1, 2).contiguous().transpose(1, 2)
         caches.append(cache)
     return caches[0], caches[1]
+
+
+def linearised(
+    batch: Batch,
+    caches: tuple[Tensor, Tensor],
+    b: int,
+    node: int,
+    generator: torch.Generator,
+    page_size: int,
+) -> tuple[Batch, list[Tensor]]:
+    """The path of one query node as plain decoding would hold it: a prefix and one last token."""
+    prefix = int(batch.prefix_lens[b])
+    row = int(batch.offsets[b + 1]) - int(batch.n_nodes[b]) + node
+    path = reference.visible_nodes(batch.ancestors[row], int(batch.depth[row]), node)
+    positions = torch.tensor([*range(prefix), *(prefix + j for j in path)])
+    alone = make_batch([[-1]], [len(positions) - 1], page_size, generator)
+    old_size = batch.used.shape[1]
+    pages = batch.page_table[b][positions // old_size].long()
+    to = torch.arange(len(positions))
+    new_pages = alone.page_table[0][to // page_size].long()
+    moved = []
+    for cache in caches:
+        shape = (*alone.used.shape, *cache.shape[2:])
+        new = torch.full(shape, float("nan")).to(cache.dtype)
+        new[new_pages, to % page_size] = cache[pages, positions % old_size]
+        moved.append(new)
+    return alone, moved
 
 
 def int32(values: list[int]) -> Tensor:

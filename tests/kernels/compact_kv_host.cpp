@@ -1,17 +1,6 @@
-// Runs the body of the CUDA compaction kernel on a CPU, block by block and thread by thread:
-// reads arguments and the cache from stdin, writes the cache to stdout.
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
-
+// Runs the body of the CUDA compaction kernel on a CPU, block by block and thread by thread.
 #include "cuda/compact_kv.h"
-
-template <typename T>
-std::vector<T> read_array(int64_t n) {
-  std::vector<T> values(n);
-  if (std::fread(values.data(), sizeof(T), n, stdin) != size_t(n)) std::exit(2);
-  return values;
-}
+#include "host.h"
 
 int main() {
   const std::vector<int64_t> sizes = read_array<int64_t>(15);
@@ -21,31 +10,16 @@ int main() {
   const auto prefix_lens = read_array<int32_t>(batch);
   const auto path = read_array<int32_t>(batch * max_path);
   const auto accepted_lens = read_array<int32_t>(batch);
-  // Exactly as large as the cache, so that the sanitiser sees any byte beyond it.
-  char* kv = static_cast<char*>(std::malloc(n_bytes));
-  if (std::fread(kv, 1, n_bytes, stdin) != size_t(n_bytes)) return 2;
-  const specedge::CompactKv arguments{kv,
-                                      sizes[4],
-                                      sizes[5],
-                                      pages_per_request,
-                                      max_path,
-                                      sizes[8],
-                                      sizes[9],
-                                      sizes[10],
-                                      sizes[11],
-                                      sizes[12],
-                                      sizes[13],
-                                      sizes[14],
-                                      page_table.data(),
-                                      prefix_lens.data(),
-                                      path.data(),
-                                      accepted_lens.data()};
+  auto kv = read_array<char>(n_bytes);
+  const specedge::CompactKv arguments{
+      kv.data(),         sizes[4],           sizes[5],    pages_per_request,   max_path,  sizes[8],
+      sizes[9],          sizes[10],          sizes[11],   sizes[12],           sizes[13], sizes[14],
+      page_table.data(), prefix_lens.data(), path.data(), accepted_lens.data()};
   const int64_t n_threads = specedge::kCompactThreads, n = 2 * layers * batch * n_threads;
   for (int64_t step = 0; step < n; ++step) {
     const int64_t i = backwards ? n - 1 - step : step;
     specedge::compact_kv_thread(arguments, i / n_threads % (2 * layers),
                                 i / n_threads / (2 * layers), i % n_threads, n_threads);
   }
-  std::fwrite(kv, 1, n_bytes, stdout);
-  std::free(kv);
+  write_bytes(kv);
 }

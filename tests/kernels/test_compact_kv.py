@@ -1,15 +1,10 @@
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 
 import specedge_kernels as kernels
 from specedge_kernels import reference
-from tests.kernels.cases import int32
-
-ROOT = Path(__file__).parents[2]
+from tests.kernels import host
+from tests.kernels.cases import SHAPES, int32, make_batch, parents_of
 
 
 def make_case(dtype, page_size, layout, dim=24, seed=0):
@@ -57,6 +52,52 @@ def test_a_long_path_may_read_what_lies_under_other_targets():
     assert kv.view(2, 200)[0, 7:67].tolist() == [7.0 + 2 * j for j in range(60)]
 
 
+def walk(parents, tokens, target):
+    """The accepted path by following the target from child to child; siblings are distinct."""
+    path = [0]
+    while True:
+        children = [j for j, parent in enumerate(parents) if parent == path[-1]]
+        accepted = [j for j in children if tokens[j] == target[path[-1]]]
+        if not accepted:
+            return path
+        path += accepted
+
+
+def test_verdicts_drive_the_moves_without_a_look_from_the_host():
+    generator = torch.Generator().manual_seed(5)
+    trees = [
+        parents_of(shape, n, generator) for shape, n in zip(SHAPES, (9, 5, 31, 12, 40), strict=True)
+    ]
+    batch = make_batch(trees, [0, 7, 16, 33, 1], 8, generator)
+    # Siblings differ; every node continues with the token of one of its children, if it has any.
+    tokens = torch.cat([torch.arange(len(tree)) for tree in trees])
+    target, paths = torch.full_like(tokens, -9), []
+    for b, tree in enumerate(trees):
+        first = int(batch.offsets[b])
+        for j, parent in enumerate(tree):
+            if parent >= 0 and torch.rand((), generator=generator) < 0.8:
+                target[first + parent] = j
+        paths.append(walk(tree, range(len(tree)), target[first:].tolist()))
+    assert max(map(len, paths)) > 3
+    kv = torch.arange(2.0 * 2 * batch.used.numel()).view(2, 2, *batch.used.shape, 1, 1)
+    want = kv.clone()
+    for b, path in enumerate(paths):
+        for j, node in enumerate(path):
+            to, source = int(batch.prefix_lens[b]) + j, int(batch.prefix_lens[b]) + node
+            moved = kv[:, :, batch.page_table[b, source // 8], source % 8]
+            want[:, :, batch.page_table[b, to // 8], to % 8] = moved
+
+    def step(kv, tokens, target):
+        path, lens, bonus = kernels.verify(tokens, batch.ancestors, batch.offsets, target, 40)
+        kernels.compact_kv(kv, batch.page_table, batch.prefix_lens, path, lens)
+        return lens, bonus
+
+    # A graph without a break is a step in which no value was read by Python.
+    lens, _ = torch.compile(step, fullgraph=True, backend="aot_eager")(kv, tokens, target)
+    assert lens.tolist() == [len(path) for path in paths]
+    assert torch.equal(kv, want)
+
+
 def test_no_requests():
     kv = torch.randn(1, 2, 3, 4, 1, 8)
     before = kv.clone()
@@ -100,15 +141,7 @@ def test_wrong_metadata_is_named():
 
 @pytest.fixture(scope="module")
 def host_kernel(tmp_path_factory):
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        pytest.skip("no C++ compiler to build the host version of the CUDA kernel")
-    program = tmp_path_factory.mktemp("compact_kv") / "compact_kv_host"
-    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    source = Path(__file__).parent / "compact_kv_host.cpp"
-    command = [compiler, *flags, f"-I{ROOT / 'csrc'}", str(source), "-o", str(program)]
-    subprocess.run(command, check=True)
-    return program
+    return host.build("compact_kv", tmp_path_factory.mktemp("compact_kv"))
 
 
 @pytest.mark.parametrize("backwards", [0, 1])
@@ -129,10 +162,8 @@ def test_the_cuda_body_gives_the_same_on_a_cpu(
     sizes = [kv.shape[0], table.shape[0], n_bytes, backwards, kv.shape[4], page_size]
     sizes += [table.shape[1], path.shape[1], word, dim * size // word]
     sizes += [stride * size for stride in kv.stride()[:5]]
-    tensors = [torch.tensor(sizes), table, prefixes, path, accepted, storage.view(torch.uint8)]
-    message = b"".join(t.contiguous().numpy().tobytes() for t in tensors)
-    run = subprocess.run([host_kernel], input=message, capture_output=True, check=False)
-    assert run.returncode == 0, run.stderr.decode()
-    moved = torch.frombuffer(bytearray(run.stdout), dtype=torch.uint8).view(types[dtype])
+    tables = b"".join(host.raw(tensor) for tensor in (table, prefixes, path, accepted))
+    written = host.run(host_kernel, host.numbers(*sizes), tables, host.raw(storage))
+    moved = torch.frombuffer(bytearray(written), dtype=torch.uint8).view(types[dtype])
     got = moved.view(storage.shape)
     assert torch.equal(got if layout == "NHD" else got.transpose(3, 4), want)

@@ -4,6 +4,7 @@ import torch
 import specedge_kernels as kernels
 from specedge_kernels import library
 from tests.kernels.cases import int32, make_batch, make_caches, offsets_of, parents_of
+from tests.kernels.growth import empty_state
 
 
 def arguments(op):
@@ -19,6 +20,15 @@ def arguments(op):
         "build_tree": (int32([-1, 0, 1, -1]), offsets_of([3, 1]), 1),
         "tree_attention": (torch.randn(rows, 2, 16), k_cache, v_cache, *batch.tables),
         "append_kv": (k, k + 1, k_cache, v_cache, tokens),
+        "rope_append_kv": (
+            torch.randn(rows, 4, 16),
+            torch.randn(3, 16),
+            *torch.randn(2, 8, 16),
+            tokens % 8,
+            k_cache,
+            v_cache,
+            tokens,
+        ),
         "compact_kv": (
             torch.randn(2, 2, 4, 16, 1, 8),
             int32([3, 1])[None],
@@ -29,6 +39,16 @@ def arguments(op):
         "verify": (tokens, batch.ancestors, batch.offsets, tokens + 1, 9),
         "target_tokens": (torch.randn(rows, 40), *whole, tokens, tokens),
         "draft_topk": (torch.randn(rows, 40), 3, zeros + 1, tokens, tokens, torch.arange(40) * 2),
+        "rms_norm": (torch.randn(3, 20), torch.randn(20), 1e-6, torch.randn(3, 20)),
+        "silu_mul": (torch.randn(3, 20),),
+        "grow_tree": (
+            *empty_state(2, 8),
+            int32([[-1, -2], [-1, -2]]),
+            torch.arange(8).view(2, 2, 2),
+            -torch.rand(2, 2, 2),
+            int32([3, 1]),
+            *(0, 2, 1),
+        ),
         "linear": (torch.randn(3, 20), torch.randn(2, 20, 64), 100),
     }
     return calls[op], {"scale": 0.25} if op == "tree_attention" else {}

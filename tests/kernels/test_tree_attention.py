@@ -1,11 +1,22 @@
+import dataclasses
+
 import pytest
 import torch
 
 import specedge_kernels as kernels
 from specedge_kernels import reference
-from tests.kernels.cases import SHAPES, int32, make_batch, make_caches, offsets_of, parents_of
+from tests.kernels.cases import (
+    SHAPES,
+    int32,
+    linearised,
+    make_batch,
+    make_caches,
+    offsets_of,
+    parents_of,
+)
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+FP8 = torch.float8_e4m3fn
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
@@ -56,7 +67,7 @@ def test_wide_trees_equal_float64(nodes, words):
 
 
 @pytest.mark.parametrize("query_dtype", FLOATS)
-@pytest.mark.parametrize("cache_dtype", FLOATS)
+@pytest.mark.parametrize("cache_dtype", [*FLOATS, FP8])
 def test_every_pair_of_types(query_dtype, cache_dtype):
     generator = torch.Generator().manual_seed(1)
     parents = [parents_of("binary", 20, generator), parents_of("random", 40, generator)]
@@ -72,7 +83,7 @@ def test_every_pair_of_types(query_dtype, cache_dtype):
 def test_any_head_dimension(dim):
     generator = torch.Generator().manual_seed(dim)
     batch = make_batch([parents_of("random", 30, generator)], [100], 16, generator)
-    for dtype in FLOATS:
+    for dtype in (*FLOATS, FP8):
         caches = make_caches(batch, 2, dim, dtype, generator)
         q = queries(batch, 4, dim, generator)
         assert_close(attend(q, *caches, batch), expect(q, *caches, batch))
@@ -90,11 +101,79 @@ def test_windows_count_the_path_not_the_slots(window, softcap):
     assert_close(attend(q, *caches, batch, **options), expect(q, *caches, batch, **options))
 
 
-def test_a_window_of_nothing_gives_zeros():
+def test_a_window_of_nothing_gives_zeros_of_no_weight():
     generator = torch.Generator().manual_seed(0)
     batch = make_batch([[-1, 0]], [10], 16, generator)
     caches = make_caches(batch, 1, 16, torch.float32, generator)
-    assert (attend(queries(batch, 1, 16, generator), *caches, batch, window=0) == 0).all()
+    q = queries(batch, 1, 16, generator)
+    out, lse = attend(q, *caches, batch, window=0, return_lse=True)
+    assert (out == 0).all()
+    assert (lse == -torch.inf).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 30, "softcap": 5.0}])
+def test_scales_of_keys_and_values(options):
+    generator = torch.Generator().manual_seed(2)
+    batch = make_batch([parents_of("random", 40, generator)], [150], 16, generator)
+    caches = make_caches(batch, 1, 48, FP8, generator)
+    q = queries(batch, 3, 48, generator)
+    options = {**options, "k_scale": 1.7, "v_scale": 0.3}
+    assert_close(attend(q, *caches, batch, **options), expect(q, *caches, batch, **options))
+
+
+def test_every_value_of_float8():
+    every = torch.arange(256, dtype=torch.uint8).view(FP8)
+    kept = every.float().isfinite()
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch([[-1]], [0], 1, generator)
+    # One token, so the output is its value: in the vectors of a row and in what is left of it.
+    for dim in (256, 255):
+        values = torch.where(kept, every.float(), 0)[:dim].to(FP8).expand(4, 1, 1, dim).contiguous()
+        got = attend(queries(batch, 1, dim, generator), values, values, batch)
+        assert torch.equal(got[0, 0], values[0, 0, 0].float())
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 30}, {"softcap": 5.0}])
+def test_the_weight_of_what_a_row_sees(options):
+    generator = torch.Generator().manual_seed(6)
+    parents = [parents_of(shape, 50, generator) for shape in SHAPES]
+    batch = make_batch(parents, [0, 63, 64, 130, 7], 16, generator)
+    caches = make_caches(batch, 2, 32, torch.float32, generator)
+    q = queries(batch, 6, 32, generator) * 3
+    out, lse = attend(q, *caches, batch, return_lse=True, **options)
+    want = expect(q, *caches, batch, return_lse=True, **options)
+    assert_close(out, want[0])
+    torch.testing.assert_close(lse, want[1], rtol=1e-6, atol=1e-6)
+    assert torch.equal(out, attend(q, *caches, batch, **options))
+
+
+def test_two_parts_of_a_prefix_merge_into_the_whole():
+    generator = torch.Generator().manual_seed(9)
+    batch = make_batch([parents_of("random", 20, generator)], [150], 16, generator)
+    caches = make_caches(batch, 2, 32, torch.float32, generator)
+    q = queries(batch, 4, 32, generator) * 3
+    rows, first = len(q), 64
+    # Every row as a decode step over the first tokens, and the tree over the others.
+    decode = (
+        batch.page_table.expand(rows, -1)[:, : first // 16].contiguous(),
+        int32([first - 1] * rows),
+        int32([1] * rows),
+        offsets_of([1] * rows),
+        torch.ones(rows, 1, dtype=torch.int64),
+        int32([0] * rows),
+    )
+    late = dataclasses.replace(
+        batch,
+        page_table=batch.page_table[:, first // 16 :].contiguous(),
+        prefix_lens=batch.prefix_lens - first,
+    )
+    parts = [
+        kernels.tree_attention(q, *caches, *tables, scale=32**-0.5, return_lse=True)
+        for tables in (decode, late.tables)
+    ]
+    weights = torch.stack([lse for _, lse in parts]).softmax(0)[..., None]
+    merged = (torch.stack([out for out, _ in parts]) * weights).sum(0)
+    assert_close(merged, attend(q, *caches, batch))
 
 
 def test_pages_before_the_window_are_never_looked_at():
@@ -150,22 +229,6 @@ def test_large_scores_do_not_overflow_and_small_ones_vanish():
 # Bitwise invariance: what a token sees decides its bits, not where or with whom it is computed.
 
 
-def linearised(batch, caches, b, row, node, generator, page_size):
-    """The path of one query node as plain decoding would hold it: a prefix and one last token."""
-    prefix = int(batch.prefix_lens[b])
-    path = reference.visible_nodes(batch.ancestors[row], int(batch.depth[row]), node)
-    positions = torch.tensor([*range(prefix), *(prefix + j for j in path)])
-    alone = make_batch([[-1]], [len(positions) - 1], page_size, generator)
-    moved = make_caches(alone, caches[0].shape[2], caches[0].shape[3], caches[0].dtype, generator)
-    old_size = batch.used.shape[1]
-    for cache, new in zip(caches, moved, strict=True):
-        pages = batch.page_table[b][positions // old_size].long()
-        to = torch.arange(len(positions))
-        new_pages = alone.page_table[0][to // page_size].long()
-        new[new_pages, to % page_size] = cache[pages, positions % old_size]
-    return alone, moved
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("dtype", "options"),
@@ -174,6 +237,7 @@ def linearised(batch, caches, b, row, node, generator, page_size):
         (torch.bfloat16, {}),
         (torch.float16, {"softcap": 3.0}),
         (torch.float32, {"window": 70}),
+        (FP8, {"k_scale": 1.3, "v_scale": 0.7}),
         (torch.float32, {"window": 5, "softcap": 3.0}),
     ],
 )
@@ -188,7 +252,7 @@ def test_a_tree_row_has_the_bits_of_plain_decoding(shape, dtype, options):
     for b, first in enumerate(batch.offsets[:-1].tolist()):
         for node in range(0, sizes[b], 3):
             row = first + node
-            alone, moved = linearised(batch, caches, b, row, node, generator, 32)
+            alone, moved = linearised(batch, caches, b, node, generator, 32)
             want = attend(q[row : row + 1], *moved, alone, **options)
             assert torch.equal(got[row], want[0]), (b, node)
 
@@ -298,6 +362,8 @@ def test_wrong_metadata_is_named():
         attend(q, k_cache, v_cache.double(), batch)
     with pytest.raises(ValueError, match="q: expected a contiguous"):
         attend(q.transpose(0, 1), k_cache, v_cache, batch)
+    with pytest.raises(ValueError, match="v_scale: expected more than 0, got 0"):
+        attend(q, k_cache, v_cache, batch, v_scale=0)
     two_heads = k_cache.repeat(1, 1, 2, 1), v_cache.repeat(1, 1, 2, 1)
     with pytest.raises(ValueError, match="q: expected a multiple of 2 heads, got 1"):
         attend(q[:, :1].contiguous(), *two_heads, batch)

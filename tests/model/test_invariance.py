@@ -4,14 +4,13 @@ This is what makes the text of speculative decoding equal that of plain decoding
 """
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from runtime.model import weights
 from runtime.model.engine import TreeRequest
-from runtime.model.transformer import TORCH_GRAIN
+from runtime.model.open import open_engine
 from tests.model import tiny
 from tests.model.tiny import chain, random_tokens
 
@@ -72,21 +71,29 @@ def test_prompt_in_one_piece_equals_any_pieces(folder, dtype, threads, generator
     assert torch.equal(torch.cat(pieces), whole)
 
 
+def test_eight_bit_keys_and_values(pairs, generator):
+    """Other numbers than in float32, though near them, and the same bits in a tree."""
+    folder = str(pairs("qwen3").folder)
+    full, small = (
+        open_engine(folder, "float32", "cpu", lambda model: 256, 4, kv_dtype=kv_dtype)
+        for kv_dtype in ("same", "float8_e4m3")
+    )
+    assert (full.kv.kv.element_size(), small.kv.kv.element_size()) == (4, 1)
+    prompt, tree = random_tokens(13, generator), random_tokens(12, generator)
+    parents = tiny.random_tree(len(tree), generator)
+    path = tiny.path_to(parents, 11)
+    texts = [decoded(e, prompt + [tree[node] for node in path], 13) for e in (full, small)]
+    assert not torch.equal(*texts)
+    tiny.assert_close(texts[1], texts[0], tolerance=0.3)
+    pages = small.kv.allocate(8)
+    small.forward([chain(prompt, 0, pages)])
+    assert torch.equal(small.forward([TreeRequest(tree, parents, 13, pages, path)]), texts[1])
+
+
 @pytest.mark.parametrize("width", [96, 576, 4096, 16384])
 def test_norm_of_one_row_is_that_of_many(width, threads, generator):
     """torch sums a row of its own in two halves from 32768 numbers on; no model is that wide."""
     x, weight = torch.randn(65, width, generator=generator), torch.ones(width)
     together = torch.rms_norm(x, (width,), weight, 1e-5)
     alone = torch.cat([torch.rms_norm(row[None], (width,), weight, 1e-5) for row in x])
-    assert torch.equal(together, alone)
-
-
-@pytest.mark.parametrize("width", [1001, 3000])
-def test_activation_of_one_row_is_that_of_many(pairs, threads, generator, width):
-    """More numbers than torch leaves to one thread, in rows that are no multiple of a vector."""
-    model = pairs("llama").ours
-    layer = SimpleNamespace(gate_up=torch.clone, down=torch.clone)
-    x = torch.randn(40 * TORCH_GRAIN // width, 2 * width, generator=generator)
-    together = model._mlp(layer, x)
-    alone = torch.cat([model._mlp(layer, row[None]) for row in x])
     assert torch.equal(together, alone)

@@ -1,0 +1,63 @@
+"""Many small arrays in one buffer, so that one copy takes all of them to the device or back.
+
+Knows names, types and shapes; it refuses to know what the arrays mean.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Triton compiles a kernel anew for pointers of another alignment.
+ALIGN_BYTES = 16
+NUMPY = {
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one array lies in the buffer."""
+
+    first: int  # byte
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
+
+
+class Layout:
+    """Where each array lies in a buffer of bytes; by name its type and shape."""
+
+    def __init__(self, **arrays: tuple[torch.dtype, tuple[int, ...]]):
+        self.n_bytes = 0
+        self._places: dict[str, Place] = {}
+        for name, (dtype, shape) in arrays.items():
+            strides = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+            self._places[name] = Place(self.n_bytes, dtype, shape, strides)
+            end = self.n_bytes + prod(shape) * dtype.itemsize
+            self.n_bytes = -(-end // ALIGN_BYTES) * ALIGN_BYTES
+
+    def views(self, buffer: Tensor) -> dict[str, Tensor]:
+        """The arrays of a buffer [n_bytes] u8, sharing its memory."""
+        as_type = {p.dtype: buffer.view(p.dtype) for p in self._places.values()}
+        return {
+            name: as_type[p.dtype].as_strided(p.shape, p.strides, p.first // p.dtype.itemsize)
+            for name, p in self._places.items()
+        }
+
+    def host_buffer(self, device: torch.device) -> tuple[Tensor, dict[str, np.ndarray]]:
+        """A new buffer to fill on the host, and its arrays, uninitialised.
+
+        For a GPU it is pinned; torch gives its memory to no one else before a copy of it ended.
+        """
+        buffer = torch.empty(self.n_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        raw = buffer.numpy()
+        return buffer, {
+            name: np.ndarray(p.shape, NUMPY[p.dtype], raw, p.first)
+            for name, p in self._places.items()
+        }

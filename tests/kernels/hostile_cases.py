@@ -1,0 +1,254 @@
+"""Wrong arguments at every op of the public page. `test_hostile` runs this file in a process of
+its own, because what it looks for ends a process.
+"""
+
+import random
+
+import pytest
+import torch
+
+import specedge_kernels as kernels
+from specedge_kernels import reference
+from tests.kernels.cases import int32
+
+INT32, INT64 = torch.iinfo(torch.int32), torch.iinfo(torch.int64)
+HOSTILE = (INT64.min, INT32.min, -65, -2, -1, 0, 1, 2, 5, 63, 64, 1000, INT32.max, INT64.max)
+PARENTS = int32([-1, 0, 0, 2, -1, 0])  # a tree of four nodes, and one of two
+OFFSETS = int32([0, 4, 6])
+WRITTEN = ("k_cache", "v_cache", "kv", "x")
+# the first dimension of these belongs to no other argument
+FREE_ROWS = {("compact_kv", "kv"), ("linear", "x"), ("silu_mul", "gate_up")}
+ANY_TYPE = {("compact_kv", "kv")}
+ANY_STRIDES = {"k_cache", "v_cache", "kv"}
+
+
+def cache():
+    return torch.randn(6, 4, 2, 8)
+
+
+def trees():
+    ancestors, depth = reference.build_tree(PARENTS, OFFSETS, 1)
+    tables = {"page_table": int32([[5, 1, 0], [2, 4, 3]]), "prefix_lens": int32([3, 6])}
+    sizes = {"n_nodes": int32([4, 2]), "offsets": OFFSETS.clone()}
+    return tables | sizes | {"ancestors": ancestors, "depth": depth}
+
+
+def rows_of_draws(rows):
+    return {
+        "temperature": torch.full((rows,), 0.8),
+        "top_k": int32([5] * rows),
+        "top_p": torch.full((rows,), 0.9),
+        "min_p": torch.full((rows,), 0.01),
+        "seed": torch.arange(rows),
+        "position": torch.arange(rows),
+    }
+
+
+def draft_arguments():
+    draws = {name: rows_of_draws(2)[name] for name in ("temperature", "seed", "position")}
+    return {"logits": torch.randn(2, 40), "k": 3, "token_ids": torch.arange(40)} | draws
+
+
+def rope_arguments():
+    tables = {"cos": torch.randn(9, 8), "sin": torch.randn(9, 8)}
+    caches = {"k_cache": cache(), "v_cache": cache()}
+    places = {"positions": torch.tensor([0, 8, 3]), "slots": torch.tensor([4, 23, -1])}
+    return {"qkv": torch.randn(3, 8, 8), "qk_norm": torch.randn(6, 8)} | tables | caches | places
+
+
+# op -> a good call's arguments, made anew each time
+CALLS = {
+    "build_tree": lambda: {"parents": PARENTS.clone(), "offsets": OFFSETS.clone(), "words": 1},
+    "tree_attention": lambda: {
+        "q": torch.randn(6, 4, 8),
+        "k_cache": cache(),
+        "v_cache": cache(),
+        **trees(),
+        "scale": 0.3,
+    },
+    "append_kv": lambda: {
+        "k": torch.randn(3, 2, 8),
+        "v": torch.randn(3, 2, 8),
+        "k_cache": cache(),
+        "v_cache": cache(),
+        "slots": torch.tensor([4, 23, -1]),
+    },
+    "rope_append_kv": rope_arguments,
+    "compact_kv": lambda: {
+        "kv": torch.randn(2, 2, 6, 4, 2, 8),
+        "page_table": int32([[5, 1, 0], [2, 4, 3]]),
+        "prefix_lens": int32([3, 6]),
+        "path": int32([[0, 2, 3], [1, 3, -1]]),
+        "accepted_lens": int32([3, 2]),
+    },
+    "verify": lambda: {
+        "tokens": torch.tensor([0, 7, 8, 9, 0, 3]),
+        "ancestors": trees()["ancestors"],
+        "offsets": OFFSETS.clone(),
+        "target": torch.tensor([8, 0, 9, 4, 3, 6]),
+        "max_path": 3,
+    },
+    "target_tokens": lambda: {"logits": torch.randn(2, 40), **rows_of_draws(2)},
+    "draft_topk": draft_arguments,
+    "linear": lambda: {
+        "x": torch.randn(3, 5),
+        "panels": reference.pack_linear(torch.randn(70, 5)),
+        "out_features": 70,
+    },
+    "rms_norm": lambda: {
+        "x": torch.randn(3, 8),
+        "weight": torch.randn(8),
+        "eps": 1e-6,
+        "delta": torch.randn(3, 8),
+    },
+    "silu_mul": lambda: {"gate_up": torch.randn(3, 8)},
+}
+TENSORS = [
+    (op, name)
+    for op, make in CALLS.items()
+    for name, value in make().items()
+    if isinstance(value, torch.Tensor)
+]
+TABLES = [pair for pair in TENSORS if not CALLS[pair[0]]()[pair[1]].is_floating_point()]
+
+
+def written(arguments):
+    """The bytes of what the op may write to."""
+    tensors = [arguments[name] for name in WRITTEN if name in arguments]
+    return [bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()) for tensor in tensors]
+
+
+def refuse(op, arguments, message=None):
+    before = written(arguments)
+    with pytest.raises(ValueError, match=message):
+        getattr(kernels, op)(**arguments)
+    assert written(arguments) == before, "written to, then refused"
+
+
+def test_every_op_is_here():
+    assert set(CALLS) == set(kernels.__all__) - {"pack_linear", "grow_tree"}
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_the_good_call_is_good(op):
+    getattr(kernels, op)(**CALLS[op]())
+
+
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_wrong_metadata_is_refused(op, name):
+    good = CALLS[op]()[name]
+    wrong = [good[None], good[0], good.new_zeros(())]
+    if (op, name) not in ANY_TYPE:
+        wrong += [good.to(torch.complex64), good.to(torch.int16), good.double()]
+    if (op, name) not in FREE_ROWS:
+        wrong += [torch.cat((good, good[:1])), good[:-1]]
+    if good.dim() > 1 or name not in ANY_STRIDES:
+        wrong.append(torch.stack((good, good), -1)[..., 0])
+    for tensor in wrong:
+        refuse(op, {**CALLS[op](), name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "where", "value", "message"),
+    [
+        ("build_tree", "parents", 0, 0, "request 0: expected the parent of node 0 to be -1"),
+        ("build_tree", "parents", 3, 3, "parent of node 3 to be -1 or an earlier node, got 3"),
+        ("build_tree", "parents", 5, -2, "request 1: expected the parent of node 1"),
+        ("build_tree", "offsets", 0, 1, "offsets to start at 0, got 1"),
+        ("build_tree", "offsets", 1, 7, "offsets not to decrease, got 7 then 6"),
+        ("build_tree", "offsets", 2, 5, "last offset to be the number of rows 6, got 5"),
+        ("tree_attention", "page_table", (0, 1), 6, r"page ids in 0 \.\. 5, got 6 at index 1"),
+        ("tree_attention", "page_table", (1, 0), -1, "request 1: expected page ids"),
+        ("tree_attention", "prefix_lens", 0, -1, "a prefix length of 0 or more, got -1"),
+        ("tree_attention", "prefix_lens", 1, 11, "pages for 13 tokens, got a page table of 3"),
+        ("tree_attention", "prefix_lens", 1, INT32.max, "expected at most 2147483647 tokens"),
+        ("tree_attention", "n_nodes", 0, 3, "at least as many nodes as its 4 rows, got 3"),
+        ("tree_attention", "n_nodes", 0, INT32.max, "request 0: expected"),
+        ("tree_attention", "offsets", 1, -1, "offsets not to decrease"),
+        ("tree_attention", "ancestors", (3, 0), 0, "mask of node 3 to hold the node itself"),
+        ("tree_attention", "ancestors", (3, 0), -1, "expected 3 nodes in the mask of node 3"),
+        ("tree_attention", "depth", 3, -1, r"a depth in 0 \.\. 3 for node 3, got -1"),
+        ("tree_attention", "depth", 5, 2, r"a depth in 0 \.\. 1 for node 1, got 2"),
+        ("append_kv", "slots", 0, 24, "expected slots below 24, got 24 at row 0"),
+        ("append_kv", "slots", 0, INT64.max, "expected slots below 24"),
+        ("append_kv", "slots", 0, 23, "expected distinct slots, got 23 again at row 1"),
+        ("rope_append_kv", "slots", 0, 23, "expected distinct slots, got 23 again at row 1"),
+        ("rope_append_kv", "positions", 2, 9, r"positions in 0 \.\. 8, got 9 at row 2"),
+        ("rope_append_kv", "positions", 0, -1, "positions"),
+        ("compact_kv", "page_table", (1, 2), 99, r"page ids in 0 \.\. 5, got 99"),
+        ("compact_kv", "page_table", (1, 1), 1, "pages of its own, got 1 again"),
+        ("compact_kv", "prefix_lens", 0, INT32.max, "expected pages for"),
+        ("compact_kv", "path", (0, 2), INT32.max, "expected pages for"),
+        ("compact_kv", "path", (0, 1), 0, "expected path nodes to increase"),
+        ("compact_kv", "accepted_lens", 1, 3, "path nodes to increase"),
+        ("compact_kv", "accepted_lens", 0, 4, r"an accepted length in 0 \.\. 3, got 4"),
+        ("compact_kv", "accepted_lens", 0, -1, "an accepted length"),
+        ("verify", "ancestors", (2, 0), 0, "mask of node 2 to hold the node itself"),
+        ("verify", "offsets", 1, 9, "offsets not to decrease"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_and_nothing_is_written(op, name, where, value, message):
+    arguments = CALLS[op]()
+    arguments[name][where] = value
+    refuse(op, arguments, message)
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "value", "message"),
+    [
+        ("build_tree", "words", 0, "words: expected 1 or more, got 0"),
+        ("verify", "max_path", -1, "max_path: expected 0 or more, got -1"),
+        ("verify", "max_path", 2, "expected an accepted path of at most 2 nodes, got 3"),
+        ("draft_topk", "k", 0, r"k: expected 1 \.\. 40, got 0"),
+        ("draft_topk", "k", 41, r"k: expected 1 \.\. 40, got 41"),
+        ("linear", "out_features", -5, "out_features: expected 0 or more, got -5"),
+        ("linear", "out_features", 129, "panels: expected"),
+        ("tree_attention", "q", torch.zeros(6, 0, 8), "q: expected a multiple of 2 heads, got 0"),
+        ("tree_attention", "q", torch.zeros(6, 3, 8), "q: expected a multiple of 2 heads, got 3"),
+        ("tree_attention", "k_scale", 0.0, "k_scale: expected more than 0"),
+        ("append_kv", "v_scale", float("nan"), "v_scale: expected more than 0"),
+        ("append_kv", "k_cache", torch.zeros(6, 0, 2, 8), "k_cache: expected"),
+        ("compact_kv", "kv", torch.zeros(2, 2, 6, 0, 2, 8), "pages of at least one token"),
+        ("target_tokens", "logits", torch.zeros(2, 0), "at least one token"),
+    ],
+)
+def test_a_wrong_argument_is_named(op, name, value, message):
+    refuse(op, CALLS[op]() | {name: value}, message)
+
+
+def spoilt(op, name, rng):
+    """A good call with one entry of a table at, or beyond, some limit."""
+    arguments = CALLS[op]()
+    table = arguments[name].view(-1)
+    limits = torch.iinfo(table.dtype)
+    value = min(max(rng.choice(HOSTILE), limits.min), limits.max)
+    table[rng.randrange(len(table))] = value
+    return arguments
+
+
+@pytest.mark.parametrize(("op", "name"), TABLES)
+def test_any_value_is_refused_or_harmless(op, name):
+    rng = random.Random(1)
+    for _ in range(100):
+        arguments = spoilt(op, name, rng)
+        before = written(arguments)
+        try:
+            getattr(kernels, op)(**arguments)
+        except ValueError:
+            assert written(arguments) == before, "written to, then refused"
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-38, 1e38, float("inf"), float("nan")])
+def test_extreme_temperatures_draw_a_token(temperature):
+    """So small a temperature sends every logit to minus infinity, and leaves nothing to draw."""
+    for top in (-5.0, 5.0):
+        arguments = CALLS["target_tokens"]() | {"temperature": torch.full((2,), temperature)}
+        logits = arguments["logits"].sub_(10)
+        logits[:, 7] = top
+        for top_k, top_p, min_p in ((0, 1.0, 0.0), (0, 0.9, 0.0), (3, 0.5, 0.1), (0, 1.0, 0.2)):
+            arguments |= {"top_k": int32([top_k] * 2), "top_p": torch.full((2,), top_p)}
+            arguments |= {"min_p": torch.full((2,), min_p)}
+            tokens = kernels.target_tokens(**arguments)
+            assert torch.equal(tokens, reference.target_tokens(**arguments))
+            if temperature < 1:
+                assert tokens.tolist() == [7, 7]
