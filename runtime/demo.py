@@ -34,10 +34,12 @@ def main() -> int:
 
 
 @contextmanager
-def running_server(*options: str) -> Iterator[str]:
+def running_server(*options: str, module: str = "runtime.server") -> Iterator[str]:
     """A server process with these options; gives its host:port, and stops it with SIGTERM."""
-    command = [sys.executable, "-m", "runtime.server", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", module, *options]
+    # any port, so that it can run beside a server that is there already
+    environment = {"SPECEDGE_HTTP": "127.0.0.1:0", **os.environ}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
         for line in process.stdout:

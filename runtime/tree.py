@@ -73,15 +73,54 @@ class DraftTree:
             self.scores.append(base + min(log_probability, 0.0) - self.level_penalty)
             self.depths.append(depth)
 
-    def kept(self) -> list[int]:
-        """The best `budget` nodes, best first; of equals, the one found first."""
-        order = sorted(range(len(self.tokens)), key=lambda node: (-self.scores[node], node))
-        return order[: self.budget]
+    def __len__(self) -> int:
+        return len(self.tokens)
 
-    def frontier(self, width: int) -> list[int]:
-        """The best `width` kept nodes that the model has not expanded yet, best first."""
+    def best_first(self, nodes: Iterable[int]) -> list[int]:
+        """Nodes by falling score; of equals, the one found first."""
+        return sorted(nodes, key=lambda node: (-self.scores[node], node))
+
+    def kept(self) -> list[int]:
+        """The best `budget` nodes, best first."""
+        return self.best_first(range(len(self)))[: self.budget]
+
+    def frontier(self, width: int, nodes: Iterable[int] | None = None) -> list[int]:
+        """The best `width` of some nodes, by default of those kept, that are not expanded yet."""
         done = set(self.expanded)
-        return [node for node in self.kept() if node not in done][:width]
+        candidates = self.kept() if nodes is None else self.best_first(nodes)
+        return [node for node in candidates if node not in done][:width]
+
+    def child(self, parent: int, token: int) -> int | None:
+        """The child of a node, or of `ROOT`, with this token, if it has been found."""
+        for node, above in enumerate(self.parents):
+            if above == parent and self.tokens[node] == token:
+                return node
+        return None
+
+    def below(self, node: int) -> list[int]:
+        """All descendants of a node, or of `ROOT`, in order of discovery."""
+        inside = {node}
+        for child, parent in enumerate(self.parents):
+            if parent in inside:
+                inside.add(child)
+        return sorted(inside - {node})
+
+    def reroot(self, node: int) -> "DraftTree":
+        """The tree below a node as a tree of its own, in the same orders.
+
+        Its scores are those of text that goes through `node`: the way there no longer counts.
+        """
+        below = self.below(node)
+        index = {old: new for new, old in enumerate(below)} | {node: ROOT}
+        return DraftTree(
+            self.budget,
+            self.level_penalty,
+            tokens=[self.tokens[old] for old in below],
+            parents=[index[self.parents[old]] for old in below],
+            scores=[self.scores[old] - self.scores[node] for old in below],
+            depths=[self.depths[old] - self.depths[node] - 1 for old in below],
+            expanded=[index[old] for old in self.expanded if old in index and old != node],
+        )
 
     def path(self, node: int) -> list[int]:
         """Tokens from the root's child down to `node`; none for `ROOT`."""

@@ -5,6 +5,7 @@ import os
 # Before torch is imported anywhere: idle threads of several processes must not fight for cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("SPECEDGE_HTTP", "127.0.0.1:0")  # several servers run beside each other
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,5 +75,6 @@ def tiny_server(tiny_pair: tuple[Path, Path]) -> Iterator[str]:
 
     options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1"]
     limits = ["--kv-tokens", "8192", "--max-step-nodes", "300", "--chunk-tokens", "24"]
-    with running_server(*options, *limits) as address:
+    # without the pipeline every edge always has the turn: what is tested does not depend on speed
+    with running_server(*options, *limits, "--no-pipeline", "--credits", "open") as address:
         yield address

@@ -93,3 +93,61 @@ def test_paths_and_depths() -> None:
     assert tree.path(0) == []
     assert len(Tree()) == 0
     assert Tree().depths() == []
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_rerooting_is_growing_from_there(seed: int) -> None:
+    """Against a tree grown under the new root from the start, with the same discoveries."""
+    rng = random.Random(seed)
+    tree = random_tree(rng, budget=rng.randint(1, 30), passes=rng.randint(1, 5), width=4)
+    root = rng.choice([ROOT, *range(len(tree))])
+    if root == ROOT:
+        assert tree.below(ROOT) == list(range(len(tree)))
+        return
+    inside = [n for n in range(len(tree)) if n != root and root in ancestors(tree, n)]
+    assert tree.below(root) == inside
+    grown, number = DraftTree(tree.budget), {root: ROOT}
+    for node in inside:
+        step = tree.scores[node] - tree.scores[tree.parents[node]]
+        grown.add_children(number[tree.parents[node]], [(tree.tokens[node], step)])
+        number[node] = len(grown) - 1
+    grown.expanded = [number[node] for node in tree.expanded if node in inside]
+    moved = tree.reroot(root)
+    assert moved.scores == pytest.approx(grown.scores, abs=1e-9)
+    grown.scores = moved.scores
+    assert moved == grown
+
+
+def ancestors(tree: DraftTree, node: int) -> set[int]:
+    result = {node}
+    while node != ROOT:
+        node = tree.parents[node]
+        result.add(node)
+    return result
+
+
+def test_rerooting_twice_is_rerooting_below() -> None:
+    tree = random_tree(random.Random(4), budget=40, passes=4, width=3)
+    first = next(node for node in tree.expanded if tree.parents[node] == ROOT)
+    second = next(node for node in tree.below(first) if tree.below(node))
+    once, twice = tree.reroot(second), tree.reroot(first).reroot(tree.below(first).index(second))
+    assert once.scores == pytest.approx(twice.scores)
+    twice.scores = once.scores
+    assert once == twice
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_frontier_of_chosen_nodes(seed: int) -> None:
+    rng = random.Random(seed)
+    tree = random_tree(rng, budget=8, passes=2, width=4)
+    chosen = rng.sample(range(len(tree)), 10)
+    waiting = sorted(set(chosen) - set(tree.expanded), key=lambda node: -tree.scores[node])
+    assert tree.frontier(3, chosen) == waiting[:3]
+    assert tree.frontier(99) == [node for node in tree.kept() if node not in tree.expanded]
+
+
+def test_children_are_found_by_their_token() -> None:
+    tree = random_tree(random.Random(2), budget=9, passes=2, width=4)
+    for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
+        assert tree.child(parent, token) == node
+        assert tree.child(node, 99) is None

@@ -1,21 +1,21 @@
 """python -m runtime.edge: ask a server one question, or chat with it, drafting on this machine."""
 
-import logging
 import os
 import sys
 
 from runtime.config import ConfigError, EdgeConfig, parse, prepare_threads
+from runtime.logs import configure
 
 
 def main() -> int:
     """Exit status: 0 when the text ended, 2 when something has to be mended by the user."""
     try:
         config = parse(EdgeConfig, sys.argv[1:], os.environ, "python -m runtime.edge")
-        if not config.chat and config.prompt is None:
+        if not config.chat and config.prompt is None and not config.resume_file:
             raise ConfigError('nothing to do: give --prompt "a question" or --chat')
     except ConfigError as error:
         return _fail(error)
-    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(message)s")
+    configure(config.log_level, config.log_format)
     prepare_threads(config, os.environ)
     return _run(config)
 
@@ -23,20 +23,24 @@ def main() -> int:
 def _run(config: EdgeConfig) -> int:
     from rich.console import Console
 
-    from runtime.edge.chat import chat, print_statistics, stream_answer
+    from runtime.edge.chat import chat, print_statistics, stream_answer, stream_pieces
     from runtime.edge.client import Edge
-    from runtime.edge.loop import ServerError
+    from runtime.edge.link import ServerError
     from runtime.model.weights import ModelError
 
-    console = Console(highlight=False)
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
-        with Edge(config) as edge:
+        # Not on standard output, which has the text and nothing else.
+        with Edge(config, lambda error: errors.print("reconnecting…", style="dim")) as edge:
             if config.chat:
                 chat(edge, console)
             else:
-                stream_answer(edge, config.prompt, console)
+                if config.prompt is None:
+                    stream_pieces(edge.resume(), console)
+                else:
+                    stream_answer(edge, config.prompt, console)
                 if config.stats:
-                    print_statistics(edge.statistics, Console(stderr=True, highlight=False))
+                    print_statistics(edge.statistics, errors)
     except (ConfigError, ModelError, ServerError) as error:
         return _fail(error)
     except KeyboardInterrupt:

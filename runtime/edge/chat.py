@@ -1,21 +1,25 @@
 """The terminal: a streamed answer with the drafted tokens coloured, a conversation, statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.text import Text
 
-from runtime.edge.client import Edge, Prompt, Statistics
-from runtime.edge.loop import ServerError
+from runtime.edge.client import Edge, Piece, Prompt, Statistics
+from runtime.edge.link import ServerError
 
 DRAFTED_STYLE = "green"
 HELP = "/reset forgets the conversation, /stats shows the last answer's figures, /quit leaves"
 
 
 def stream_answer(edge: Edge, prompt: Prompt, console: Console) -> str:
+    """Print the answer to a prompt, as `stream_pieces` does."""
+    return stream_pieces(edge.generate(prompt), console)
+
+
+def stream_pieces(pieces: Iterator[Piece], console: Console) -> str:
     """Print an answer as it arrives and return it whole. Ctrl-C ends the answer, not the edge."""
     answer = ""
-    pieces = edge.generate(prompt)
     try:
         for piece in pieces:
             answer += piece.text
@@ -70,11 +74,18 @@ def _answer(edge: Edge, messages: list[dict[str, str]], console: Console) -> lis
 
 
 def print_statistics(stats: Statistics, console: Console) -> None:
-    """One line: speed, acceptance, bytes."""
+    """One line: speed, acceptance, bytes, and what drafting ahead was good for."""
     line = (
         f"{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, "
         f"first after {stats.first_token_s * 1e3:.0f} ms · "
         f"{stats.tokens_per_verification:.2f} tokens per verification · "
         f"{stats.bytes_per_round:.0f} bytes per round"
     )
+    if stats.rounds_ahead:
+        line += (
+            f" · ahead: {stats.hits} of {stats.rounds_ahead} verdicts foreseen, "
+            f"{stats.reused_ahead} of {stats.expanded_ahead} nodes of use"
+        )
+    if stats.reconnects:
+        line += f" · reconnected {stats.reconnects} times"
     console.print(Text(line, "dim"), soft_wrap=True)

@@ -5,20 +5,25 @@ Synchronous on purpose: a caller iterates over pieces of text and needs no event
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.config import ConfigError, EdgeConfig, parse_address
-from runtime.edge.drafter import Drafter, TreeShape
-from runtime.edge.loop import Drafting, Link, Round, Sampling
-from runtime.edge.loop import generate as generate_rounds
+from runtime.config import ConfigError, EdgeConfig, parse_address, read_secret
+from runtime.edge.batcher import Batcher
+from runtime.edge.drafter import Drafter
+from runtime.edge.link import Credentials, Sampling, ServerError
+from runtime.edge.loop import Drafting, Round
+from runtime.edge.resume import Answer, resuming
+from runtime.edge.resume_file import load, save
+from runtime.edge.speculation import Proactive, TreeShape
+from runtime.edge.uplink import Uplink
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import TextStream, Tokenizer
 from runtime.wire import messages as wire
+from runtime.wire.tls import TLSError, trust
 
 DRAFT_PAGE_TOKENS = 16
 DRAFT_CONTEXT_TOKENS = 8192  # beyond it the edge stops drafting and decodes plainly
@@ -46,7 +51,14 @@ class Statistics:
     bytes_received: int = 0
     first_token_s: float = 0.0
     seconds: float = 0.0
+    reconnects: int = 0  # the link broke, and a new one was found
     verify_ms: int = 0  # as the server reports it; a step is counted by each request in it
+    passes: int = 0  # of the draft model, before trees were sent
+    passes_ahead: int = 0  # and while they were in flight
+    rounds_ahead: int = 0  # verdicts before which nodes had been expanded in flight
+    hits: int = 0  # of these, verdicts below which the next tree had begun
+    expanded_ahead: int = 0  # nodes expanded in flight
+    reused_ahead: int = 0  # of these, nodes that the verdict left of use
 
     @property
     def tokens_per_second(self) -> float:
@@ -73,25 +85,33 @@ class Statistics:
         """Add one verdict."""
         self.verifications += 1
         self.tokens += len(turn.tokens)
-        self.drafted_nodes += turn.drafted
+        self.drafted_nodes += turn.step.n_sent
         self.accepted_nodes += len(turn.tokens) - 1
         self.verify_ms += turn.verdict.verify_ms
+        self.passes += turn.passes
+        self.passes_ahead += turn.passes_ahead
+        self.rounds_ahead += turn.step.n_ahead > 0
+        self.hits += turn.step.hit and turn.step.n_ahead > 0
+        self.expanded_ahead += turn.step.n_ahead
+        self.reused_ahead += turn.step.n_reused
 
 
 class Edge:
     """A draft model and a connection to a server. Use as a context manager.
 
     Raises ConfigError or ModelError for what the user can mend, ServerError when the server
-    refuses or goes away.
+    refuses, or is gone for longer than `reconnect_s`; `on_lost` hears when that time begins.
     """
 
-    def __init__(self, config: EdgeConfig):
+    def __init__(
+        self, config: EdgeConfig, on_lost: Callable[[ServerError], None] = lambda error: None
+    ):
         self.config = config
+        self._on_lost = on_lost
         self.statistics = Statistics()
         self.last_ids: list[int] = []
-        self._draft_thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
         self._loop = asyncio.new_event_loop()
-        self._link: Link | None = None
+        self._uplink: Uplink | None = None
         self.tokenizer = Tokenizer.load(config.draft)
         engine = open_engine(
             config.draft,
@@ -100,7 +120,7 @@ class Edge:
             lambda model: min(model.config.max_context, DRAFT_CONTEXT_TOKENS),
             DRAFT_PAGE_TOKENS,
         )
-        self._drafter = Drafter(engine)
+        self._batcher = Batcher(Drafter(engine))
 
     def __enter__(self) -> "Edge":
         self.connect()
@@ -116,22 +136,29 @@ class Edge:
             self.tokenizer.vocabulary_size,
             self.tokenizer.vocabulary_hash(),
             Path(self.config.draft).name,  # not the path: it is nobody's business
+            self.config.user,
         )
-        self._link = self._loop.run_until_complete(
-            Link.open(*parse_address(self.config.server), hello)
-        )
+        self._uplink = Uplink(*parse_address(self.config.server), hello, self._credentials())
+        self._loop.run_until_complete(self._uplink.link())
+
+    def _credentials(self) -> Credentials:
+        token = read_secret(Path(self.config.token_file)).strip() if self.config.token_file else ""
+        try:
+            return Credentials(token.encode(), trust(self.config.tls))
+        except TLSError as error:
+            raise ConfigError(str(error)) from error
 
     @property
     def connected(self) -> bool:
         """Whether the server is still there; a refused request leaves the link open."""
-        return self._link is not None and self._link.alive
+        return self._uplink is not None and self._uplink.alive
 
     def close(self) -> None:
         """Hang up and stop the worker; the edge cannot be used afterwards."""
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        if self._link is not None:
-            self._loop.run_until_complete(self._link.close())
-        self._draft_thread.shutdown()
+        if self._uplink is not None:
+            self._loop.run_until_complete(self._uplink.close())
+        self._loop.run_until_complete(self._batcher.close())
         self._loop.close()
 
     def generate(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
@@ -140,24 +167,55 @@ class Edge:
         `options` override fields of the config, such as max_tokens, temperature or seed.
         """
         config = replace(self.config, **options)
-        ids = self.encode(prompt)
-        self.statistics, self.last_ids = Statistics(), []
-        rounds = generate_rounds(
-            self._link,
-            self._drafter,
-            ids,
-            self._sampling(config),
+        answer = Answer(self.encode(prompt), self._sampling(config))
+        if self._resume_path and self._resume_path.exists():
+            raise ConfigError(
+                f"{self._resume_path} holds an answer that has not ended; give --resume-file "
+                "without --prompt to go on with it, or remove the file"
+            )
+        return self._stream(answer, config)
+
+    def resume(self) -> Iterator[Piece]:
+        """Stream the answer in the resume file, from its beginning and to its end."""
+        if self._resume_path is None:
+            raise ConfigError("there is no answer to go on with; give --resume-file FILE")
+        answer = load(self._resume_path, self.tokenizer.vocabulary_hash())
+        return self._stream(answer, self.config)
+
+    @property
+    def _resume_path(self) -> Path | None:
+        return Path(self.config.resume_file) if self.config.resume_file else None
+
+    def _stream(self, answer: Answer, config: EdgeConfig) -> Iterator[Piece]:
+        self.statistics, self.last_ids = Statistics(), answer.accepted
+        rounds = resuming(
+            self._uplink,
+            self._batcher,
+            answer,
             self._drafting(config),
-            self._draft_thread,
+            config.reconnect_s,
+            self._on_lost,
         )
         text = TextStream(self.tokenizer)
+        if piece := text.push(answer.accepted):
+            yield Piece(piece, drafted=False)
         try:
             for turn in self._timed(rounds):
+                self._keep(answer, turn)
                 yield from self._pieces(turn, text)
         finally:
             self._loop.run_until_complete(rounds.aclose())
         if tail := text.finish():
             yield Piece(tail, drafted=False)
+
+    def _keep(self, answer: Answer, turn: Round) -> None:
+        """Bring the resume file up to date, before anybody sees the new tokens."""
+        if self._resume_path is None:
+            return
+        if turn.verdict.finish:
+            self._resume_path.unlink(missing_ok=True)
+        else:
+            save(self._resume_path, answer, self.tokenizer.vocabulary_hash())
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, in the chat template unless `raw` was asked for."""
@@ -188,19 +246,20 @@ class Edge:
         shape = TreeShape(
             config.max_budget, config.max_n_beams, config.max_beam_len, config.max_branch_width
         )
-        return Drafting(shape, config.coupling)
+        return Drafting(shape, config.coupling, Proactive(config.proactive))
 
     def _timed(self, rounds: AsyncGenerator[Round, None]) -> Iterator[Round]:
         """Drive the asynchronous loop from here, counting as it goes."""
         stats, started_s = self.statistics, time.monotonic()
-        sent, received = self._link.bytes_sent, self._link.bytes_received
+        uplink = self._uplink
+        sent, received, opened = uplink.bytes_sent, uplink.bytes_received, uplink.opened
         while (turn := self._next_round(rounds)) is not None:
             stats.count(turn)
             stats.seconds = time.monotonic() - started_s
             stats.first_token_s = stats.first_token_s or stats.seconds
-            stats.bytes_sent = self._link.bytes_sent - sent
-            stats.bytes_received = self._link.bytes_received - received
-            self.last_ids += turn.tokens
+            stats.bytes_sent = uplink.bytes_sent - sent
+            stats.bytes_received = uplink.bytes_received - received
+            stats.reconnects = uplink.opened - opened
             yield turn
 
     def _next_round(self, rounds: AsyncGenerator[Round, None]) -> Round | None:

@@ -1,169 +1,177 @@
-"""Grows draft trees with the small model and keeps its KV cache in step with the accepted text.
+"""Runs the draft model for all requests of this edge, several of them in one pass.
 
-Knows one request and the draft model's engine; nothing of sockets or of the server. The draft's
-cache holds a prefix of the context, then the nodes it has expanded for the current tree:
+Owns the engine, the pool of pages and the KV of the last conversation, whose beginning the next
+prompt often shares. What a request has drafted is in its `Speculation`; which pass it wants is
+decided elsewhere. To be used from one thread: a speculation belongs to it during its calls. Knows
+nothing of sockets or of the server.
 
-    tokens   [0, cached)                    accepted context in the cache
-             [cached, len(context))         run as a chain by the next draft; ends with the root
-    nodes    len(context) + i               the i-th expanded node of the tree, if one is grown
-
-Source: SpecEdge (arXiv:2505.17052, section 4.1) for the growth; coupled ranking as in
-drafter-invariant speculation (arXiv:2408.07978).
+Source: SpecEdge (arXiv:2505.17052, section 4.1); coupled ranking as in drafter-invariant
+speculation (arXiv:2408.07978).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from runtime.edge.lookup import SuffixIndex, mix
+from runtime.edge.lookup import mix
+from runtime.edge.speculation import Speculation
 from runtime.model.engine import Engine, KeptPath, TreeRequest
-from runtime.tree import ROOT, DraftTree, OrderedTree
+from runtime.tree import ROOT
 from specedge_kernels import draft_topk
 
 PREFILL_CHUNK_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class TreeShape:
-    """The four knobs of the growth, with the paper's names."""
+class Pass:
+    """What one request wants of the next pass: expand these nodes, or run text for `ROOT`."""
 
-    max_budget: int  # nodes kept
-    max_n_beams: int  # nodes expanded in one pass of the draft model
-    max_beam_len: int  # passes
-    max_branch_width: int  # children considered per node
+    speculation: Speculation
+    frontier: Sequence[int]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the cache after the pass; for text, after its last one."""
+        speculation = self.speculation
+        nodes = 0 if self.is_text else len(speculation.tree.expanded) + len(self.frontier)
+        return len(speculation.context) + nodes
+
+    @property
+    def is_text(self) -> bool:
+        return self.frontier[0] == ROOT
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Text and the pages that hold its KV, kept for a prompt that begins with it."""
+
+    tokens: Sequence[int]
+    pages: list[int]
 
 
 class Drafter:
-    """Drafts for one request at a time."""
+    """One draft model for any number of requests."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.capacity_tokens = engine.kv.n_free * engine.kv.page_size
-        self.pages = engine.kv.allocate(engine.kv.n_free)
+        pool_tokens = engine.kv.n_free * engine.kv.page_size
+        self.capacity_tokens = min(pool_tokens, engine.model.config.max_context)
         head_ids = engine.model.head_ids
         if head_ids is None:
             head_ids = torch.arange(engine.model.config.vocab_size, device=engine.model.device)
         self._token_ids = head_ids
-        self._index = SuffixIndex()
-        self.context: list[int] = []
-        self.cached = 0
-        self._shape = TreeShape(0, 1, 1, 1)
-        self._seed, self._temperature = 0, 0.0
-        self._tree = DraftTree(budget=0)
+        self._last = Conversation((), [])
 
-    def start(
-        self, prompt: Sequence[int], shape: TreeShape, seed: int, noise_temperature: float
-    ) -> None:
-        """Begin a request and run its prompt; what the cache already has of it is kept.
+    def run(self, passes: Sequence[Pass]) -> list[bool]:
+        """One pass of the model for all; for each, False where the pages do not suffice."""
+        has_room = [self._reserve(one) for one in passes]
+        passes = [one for one, room in zip(passes, has_room, strict=True) if room]
+        self._move([one.speculation for one in passes])
+        logits = self.engine.forward([self._request(one) for one in passes])
+        expanded = [(one.speculation, node) for one in passes for node in self._account(one)]
+        if expanded:
+            self._add_children(expanded, logits)
+        return has_room
 
-        Children are ranked with the noise that the server will draw with at this seed and
-        temperature, so that a sampled text is predicted nearly as well as a greedy one; at
-        temperature 0 by the draft's own probabilities.
-        """
-        common = 0
-        while common < min(self.cached, len(prompt)) and self.context[common] == prompt[common]:
-            common += 1
-        self.context, self.cached = list(prompt), common
-        self._shape, self._seed, self._temperature = shape, seed, noise_temperature
-        self._tree = DraftTree(budget=0)
-        self._index = SuffixIndex()
-        self._index.extend(prompt)
-        if shape.max_budget and self._fits(0):
-            while uncached := len(self.context) - self.cached:
-                self._extend(min(uncached, PREFILL_CHUNK_TOKENS))
+    def finish(self, speculation: Speculation) -> None:
+        """End a request; the KV of its text stays until the pages are needed."""
+        if not speculation.pages:
+            return
+        self._move([speculation])
+        self._release_last()
+        text = speculation.context[: speculation.cached]
+        self._last = Conversation(text, speculation.pages)
+        speculation.forget_cache()
 
-    def draft(
-        self, max_nodes: int, max_depth: int, stop: Callable[[], bool] = lambda: False
-    ) -> OrderedTree:
-        """Grow a tree under the last token of the context, best first.
+    def _reserve(self, one: Pass) -> bool:
+        """Pages for a pass. A request that cannot have them for its text gives up those it has."""
+        kv, speculation = self.engine.kv, one.speculation
+        if not speculation.pages:
+            self._adopt_last(speculation)
+        missing = kv.pages_for(one.n_tokens) - len(speculation.pages)
+        if missing > kv.n_free:
+            self._release_last()
+        if missing <= kv.n_free and one.n_tokens <= self.capacity_tokens:
+            speculation.pages += kv.allocate(max(missing, 0))
+            return True
+        if one.is_text:
+            kv.free(speculation.pages)
+            speculation.forget_cache()
+        return False
 
-        At most `max_nodes` nodes, `max_depth` deep; `stop` is asked between passes of the model.
-        """
-        budget = min(self._shape.max_budget, max_nodes)
-        passes = min(self._shape.max_beam_len, max_depth)
-        self._tree = tree = DraftTree(budget)
-        if budget == 0 or passes == 0 or not self._fits(passes * self._shape.max_n_beams):
-            return tree.ordered()
-        self.cached = min(self.cached, len(self.context) - 1)  # the root's logits start the tree
-        logits = self._extend(len(self.context) - self.cached)
-        self._add_children(tree, [ROOT], logits)
-        for _ in range(passes - 1):
-            frontier = tree.frontier(self._shape.max_n_beams)
-            if not frontier or stop():
-                break
-            self._add_children(tree, frontier, self._expand(tree, frontier))
-        return tree.ordered()
+    def _adopt_last(self, speculation: Speculation) -> None:
+        """Take over what the last conversation has of this text, all but the root's logits."""
+        common = common_prefix(self._last.tokens, speculation.context[:-1])
+        if common:
+            speculation.cached, speculation.pages = common, self._last.pages
+            self._last = Conversation((), [])
 
-    def commit(self, ordered: OrderedTree, node: int, bonus: int) -> None:
-        """Apply a verdict to the tree last drafted: keep the path to `node`, append the bonus."""
-        path = ordered.path(node)
-        slots = []
-        for source in (ordered.source[n - 1] for n in path):
-            if source not in self._tree.expanded:
-                break  # a leaf: the model has not run it, so the next draft will
-            slots.append(self._tree.expanded.index(source))
-        if slots:
-            self.engine.compact([KeptPath(self.pages, len(self.context), slots)])
-        if self.cached == len(self.context):
-            self.cached += len(slots)
-        new = [*(ordered.tokens[n - 1] for n in path), bonus]
-        self.context += new
-        self._index.extend(new)
-        self._tree = DraftTree(budget=0)
+    def _release_last(self) -> None:
+        self.engine.kv.free(self._last.pages)
+        self._last = Conversation((), [])
 
-    def _fits(self, nodes: int) -> bool:
-        """Whether the cache can hold the context and so many nodes; if not, draft nothing."""
-        return len(self.context) + nodes <= self.capacity_tokens
+    def _move(self, speculations: Sequence[Speculation]) -> None:
+        """Bring caches into the order of their speculations."""
+        self.engine.compact([KeptPath(s.pages, s.moved_from, s.places) for s in speculations])
+        for speculation in speculations:
+            speculation.places = []
 
-    def _extend(self, count: int) -> Tensor:
-        """Run the next `count` context tokens as a chain; logits [1, V] after the last."""
-        logits = self.engine.forward(
-            [
-                TreeRequest(
-                    tokens=self.context[self.cached : self.cached + count],
-                    parents=range(-1, count - 1),
-                    prefix_len=self.cached,
-                    pages=self.pages,
-                    logit_rows=(count - 1,),
-                )
-            ]
-        )
-        self.cached += count
-        return logits
-
-    def _expand(self, tree: DraftTree, frontier: list[int]) -> Tensor:
-        """Run the frontier, whose ancestors are in the cache; logits [len(frontier), V]."""
-        tree.expanded += frontier
-        slot = {node: i for i, node in enumerate(tree.expanded)} | {ROOT: -1}
-        return self.engine.forward(
-            [
-                TreeRequest(
-                    tokens=[tree.tokens[node] for node in frontier],
-                    parents=[slot[tree.parents[node]] for node in tree.expanded],
-                    prefix_len=len(self.context),
-                    pages=self.pages,
-                    logit_rows=range(len(frontier)),
-                )
-            ]
+    def _request(self, one: Pass) -> TreeRequest:
+        """The next tokens of the text as a chain, or the frontier, whose ancestors are cached."""
+        s = one.speculation
+        if one.is_text:
+            tokens = s.context[s.cached : s.cached + PREFILL_CHUNK_TOKENS]
+            count = len(tokens)
+            last = (count - 1,) if s.cached + count == len(s.context) else ()
+            return TreeRequest(tokens, range(-1, count - 1), s.cached, s.pages, last)
+        slot = {node: i for i, node in enumerate(s.tree.expanded)} | {ROOT: -1}
+        slot |= {node: len(s.tree.expanded) + i for i, node in enumerate(one.frontier)}
+        return TreeRequest(
+            tokens=[s.tree.tokens[node] for node in one.frontier],
+            parents=[slot[s.tree.parents[node]] for node in (*s.tree.expanded, *one.frontier)],
+            prefix_len=len(s.context),
+            pages=s.pages,
+            logit_rows=range(len(one.frontier)),
         )
 
-    def _add_children(self, tree: DraftTree, nodes: list[int], logits: Tensor) -> None:
-        """Offer each node's likeliest children to the tree."""
-        paths = [tree.path(node) for node in nodes]
-        shares = [self._index.next_tokens(path) for path in paths]
+    def _account(self, one: Pass) -> Sequence[int]:
+        """Note what the pass has put into the cache; the nodes whose logits it gave."""
+        s = one.speculation
+        if one.is_text:
+            s.cached = min(s.cached + PREFILL_CHUNK_TOKENS, len(s.context))
+            return [ROOT] if s.cached == len(s.context) else []
+        s.tree.expanded += one.frontier
+        return one.frontier
+
+    def _add_children(self, expanded: list[tuple[Speculation, int]], logits: Tensor) -> None:
+        """Offer each node's likeliest children to its tree; logits [len(expanded), V]."""
+        paths = [s.tree.path(node) for s, node in expanded]
+        shares = [s.index.next_tokens(path) for (s, _), path in zip(expanded, paths, strict=True)]
         mixed, token_ids = mix(logits, self._token_ids, shares)
-        position = torch.tensor([len(self.context) + len(path) for path in paths])
+        widths = [s.shape.max_branch_width for s, _ in expanded]
+
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=mixed.device)
+
         ids, log_probabilities = draft_topk(
             mixed,
-            min(self._shape.max_branch_width, mixed.shape[1]),
-            mixed.new_full((len(nodes),), self._temperature),
-            torch.full_like(position, self._seed).to(mixed.device),
-            position.to(mixed.device),
+            min(max(widths), mixed.shape[1]),
+            column([s.noise.temperature for s, _ in expanded], torch.float32),
+            column([s.noise.seed for s, _ in expanded], torch.int64),
+            column(
+                [len(s.context) + len(path) for (s, _), path in zip(expanded, paths, strict=True)],
+                torch.int64,
+            ),
             token_ids,
         )
-        for node, tokens, scores in zip(
-            nodes, ids.tolist(), log_probabilities.tolist(), strict=True
-        ):
-            tree.add_children(node, zip(tokens, scores, strict=True))
+        rows = zip(expanded, widths, ids.tolist(), log_probabilities.tolist(), strict=True)
+        for (speculation, node), width, tokens, scores in rows:
+            speculation.tree.add_children(node, list(zip(tokens, scores, strict=True))[:width])
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts share at their beginning."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)

@@ -1,229 +1,173 @@
-"""The edge's loop: send the prompt, then draft, send, receive, commit, until the text ends.
+"""The edge's loop: draft, send, draft ahead until the verdict, commit, until the text ends.
 
-Two activities: the event loop reads and writes the socket, one worker thread runs the draft model.
-Deals in token ids only; text is the business of `client.py`.
+Everything but passes of the draft model happens on the event loop, between two passes, so what the
+server says is heard at once. Deals in token ids only; text is the business of `client.py`.
 """
 
-import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from runtime.edge.drafter import Drafter, TreeShape
-from runtime.tree import OrderedTree
+from runtime.edge.batcher import Batcher
+from runtime.edge.link import Link, Request, Sampling, ServerError
+from runtime.edge.pace import Pace
+from runtime.edge.speculation import Noise, Proactive, Speculation, Step, TreeShape
+from runtime.tree import ROOT
 from runtime.wire import messages as wire
-from runtime.wire.tcp import FramedProtocol, connect
 
-PROMPT_FRAME_TOKENS = 4096  # small enough that other requests' drafts get through between
-
-
-class ServerError(ConnectionError):
-    """The server refused or went away; the message is a sentence for the user."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the target's tokens are drawn. Temperature 0 is greedy."""
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    stop_ids: tuple[int, ...] = ()
+__all__ = ["Drafting", "Link", "Request", "Round", "Sampling", "ServerError", "generate"]
 
 
 @dataclass(frozen=True)
 class Drafting:
-    """How the edge predicts them; `coupling` uses the noise they will be drawn with."""
+    """How the edge predicts the target's tokens; `coupling` uses the noise they are drawn with."""
 
     shape: TreeShape
     coupling: bool = True
+    proactive: Proactive = Proactive.MULTI
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one verdict brought: the accepted draft tokens, then the target's own."""
+    """What one verdict brought."""
 
-    tokens: tuple[int, ...]
-    drafted: int  # nodes sent
     verdict: wire.Verdict
-
-
-class Link:
-    """A connection to the server, greeted and ready for requests."""
-
-    def __init__(self) -> None:
-        self.welcome: wire.Welcome | None = None
-        self._peer: FramedProtocol | None = None
-        self._greeted: asyncio.Future[wire.Welcome] = asyncio.get_running_loop().create_future()
-        self._inboxes: dict[int, asyncio.Queue[wire.Message]] = {}
-        self._last_session = 0
-        self._lost: str | None = None
-        self._gone = asyncio.Event()
-
-    @classmethod
-    async def open(cls, host: str, port: int, hello: wire.Hello) -> "Link":
-        """Connect and greet. Raises ServerError."""
-        link = cls()
-        try:
-            link._peer = await connect(host, port, link._on_message, link._on_closed)
-        except ConnectionError as error:
-            raise ServerError(str(error)) from error
-        link._peer.send(hello)
-        link.welcome = await link._greeted
-        return link
+    step: Step
+    passes: int  # of the draft model, for the draft of this round
+    passes_ahead: int  # while it was in flight
 
     @property
-    def bytes_sent(self) -> int:
-        """Bytes of all frames sent, headers included."""
-        return self._peer.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        """Bytes of all frames received, headers included."""
-        return self._peer.bytes_received
-
-    @property
-    def alive(self) -> bool:
-        """False once the connection is gone."""
-        return self._lost is None
-
-    def request(self, prompt: Sequence[int], sampling: Sampling) -> "Request":
-        """Send OPEN and the prompt."""
-        self._check_alive()
-        self._last_session = self._last_session % 65535 + 1
-        number = self._last_session
-        self._inboxes[number] = asyncio.Queue()
-        self._peer.send(
-            wire.Open(
-                session=number,
-                seed=sampling.seed,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                min_p=sampling.min_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
-                prompt_tokens=len(prompt),
-                stop_ids=sampling.stop_ids,
-            )
-        )
-        for start in range(0, len(prompt), PROMPT_FRAME_TOKENS):
-            self._peer.send(wire.Prompt(number, tuple(prompt[start : start + PROMPT_FRAME_TOKENS])))
-        return Request(self, number)
-
-    async def close(self) -> None:
-        """Hang up, when everything sent is written."""
-        self._peer.close()
-        await self._gone.wait()
-
-    def _send(self, message: wire.Message) -> None:
-        self._check_alive()
-        self._peer.send(message)
-
-    async def _receive(self, number: int) -> wire.Message:
-        self._check_alive()
-        return await self._inboxes[number].get()
-
-    def _release(self, number: int, finished: bool) -> None:
-        """Forget a request; one that is still running is cancelled on the server."""
-        if self._inboxes.pop(number, None) is not None and not finished and self._lost is None:
-            self._peer.send(wire.Close(number))
-
-    def _check_alive(self) -> None:
-        if self._lost is not None:
-            raise ServerError(self._lost)
-
-    def _on_message(self, peer: FramedProtocol, message: wire.Message) -> None:
-        match message:
-            case wire.Welcome():
-                self._greeted.set_result(message)
-            case wire.Error(session=0):
-                self._lose(message.sentence)
-            case wire.Verdict() | wire.Error() if message.session in self._inboxes:
-                self._inboxes[message.session].put_nowait(message)
-
-    def _on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
-        self._lose(reason or "the connection is closed")
-        self._gone.set()
-
-    def _lose(self, sentence: str) -> None:
-        """Tell everyone who waits."""
-        if self._lost is not None:
-            return
-        self._lost = sentence
-        if not self._greeted.done():
-            self._greeted.set_exception(ServerError(sentence))
-        for number, inbox in self._inboxes.items():
-            inbox.put_nowait(wire.Error(number, wire.ErrorCode.INTERNAL, False, sentence))
+    def tokens(self) -> tuple[int, ...]:
+        """The accepted draft tokens, then the target's own."""
+        return self.step.tokens
 
 
-@dataclass
-class Request:
-    """One request on a link: drafts out, verdicts in."""
-
-    link: Link
-    number: int
-    round: int = 0
-    finished: bool = False
-
-    def send(self, base: int, tree: OrderedTree) -> None:
-        """Send the draft of the next round, made after `base` tokens."""
-        self.round += 1
-        self.link._send(wire.Draft(self.number, self.round, base, tree.tokens, tree.parents))
-
-    async def verdict(self) -> wire.Verdict:
-        """The verdict of the round in flight. Raises ServerError."""
-        message = await self.link._receive(self.number)
-        if isinstance(message, wire.Error):
-            self.finished = True
-            raise ServerError(message.sentence)
-        self.finished = message.finish is not wire.Finish.NONE
-        return message
-
-    def close(self) -> None:
-        """Give the request up, if it is still running."""
-        self.link._release(self.number, self.finished)
-
-
-async def generate(
-    link: Link,
-    drafter: Drafter,
-    prompt: Sequence[int],
-    sampling: Sampling,
-    drafting: Drafting,
-    draft_thread: Executor,
+def generate(
+    link: Link, batcher: Batcher, prompt: Sequence[int], sampling: Sampling, drafting: Drafting
 ) -> AsyncGenerator[Round, None]:
     """The whole exchange for one prompt, a `Round` for each verdict.
 
     Raises ServerError. Leaving the iteration early cancels the request on the server.
     """
-    loop = asyncio.get_running_loop()
-    limit = min(len(prompt) + sampling.max_tokens, link.welcome.max_context)
-    request = link.request(prompt, sampling)
+    budget = min(drafting.shape.max_budget, link.welcome.max_nodes)
+    speculation = Speculation(
+        context=list(prompt),
+        limit=min(len(prompt) + sampling.max_tokens, link.welcome.max_context),
+        shape=replace(drafting.shape, max_budget=budget),
+        proactive=drafting.proactive,
+        noise=Noise(sampling.seed, sampling.temperature if drafting.coupling else 0.0),
+    )
+    return rounds(link, batcher, sampling, speculation)
+
+
+async def rounds(
+    link: Link, batcher: Batcher, sampling: Sampling, speculation: Speculation
+) -> AsyncGenerator[Round, None]:
+    """`generate` for a speculation that has only its prompt."""
+    request = link.request(speculation.context, sampling, speculation.shape.max_budget)
+    exchange = Exchange(request, speculation, batcher)
     try:
-        await loop.run_in_executor(
-            draft_thread,
-            drafter.start,
-            prompt,
-            drafting.shape,
-            sampling.seed,
-            sampling.temperature if drafting.coupling else 0.0,
-        )
-        tree = OrderedTree()
         while True:
-            verdict = await request.verdict()
-            path = tree.path(verdict.node)
-            drafter.commit(tree, verdict.node, verdict.bonus)
-            tokens = (*(tree.tokens[node - 1] for node in path), verdict.bonus)
-            yield Round(tokens, len(tree), verdict)
+            await exchange.draft_ahead()
+            turn = await exchange.commit()
+            yield turn
             if request.finished:
                 return
-            remaining = limit - len(drafter.context)
-            tree = await loop.run_in_executor(
-                draft_thread, drafter.draft, link.welcome.max_nodes, remaining - 1
-            )
-            request.send(len(drafter.context), tree)
+            if turn.verdict.turn is not wire.Turn.SERVER:
+                await exchange.draft(turn.verdict)
     finally:
+        batcher.finish(speculation)
         request.close()
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The right to send a draft. Times are those of time.monotonic()."""
+
+    max_nodes: int
+    received_s: float
+    usable_s: float  # before it the server has no use for the draft; inf if a credit has to come
+
+    @classmethod
+    def of(cls, message: wire.Verdict | wire.Credit, received_s: float) -> "Grant":
+        """What a message grants that came at `received_s`."""
+        if isinstance(message, wire.Verdict) and message.turn is wire.Turn.WAIT:
+            return cls(message.max_nodes, received_s, math.inf)
+        return cls(message.max_nodes, received_s, received_s + message.draft_ms * 1e-3)
+
+    @property
+    def needs_credit(self) -> bool:
+        return math.isinf(self.usable_s)
+
+
+class Exchange:
+    """One request's rounds: moves drafts and verdicts between its speculation and the server."""
+
+    def __init__(self, request: Request, speculation: Speculation, batcher: Batcher):
+        self._request, self._speculation, self._batcher = request, speculation, batcher
+        self._pace = Pace()
+        self._used_s: float | None = None  # since when the server could verify what was sent
+        self._passes = self._passes_ahead = 0
+
+    async def draft_ahead(self) -> None:
+        """Until the verdict comes, foresee it: pass by pass, as long as there is anything to do."""
+        self._passes_ahead = 0
+        while not self._request.has_mail and (frontier := self._speculation.frontier_ahead()):
+            if not await self._batcher.run(self._speculation, frontier):
+                break
+            self._passes_ahead += 1
+
+    async def commit(self) -> Round:
+        """Receive the verdict and apply it."""
+        verdict = await self._request.verdict()
+        if self._used_s is not None:
+            self._pace.saw_wait(max(self._request.arrived_s - self._used_s, 0.0))
+        step = self._speculation.commit(verdict.node, verdict.bonus)
+        result = Round(verdict, step, self._passes, self._passes_ahead)
+        self._used_s, self._passes = None, 0
+        return result
+
+    async def draft(self, verdict: wire.Verdict) -> None:
+        """Grow a tree as long as it pays, and send it."""
+        grant = Grant.of(verdict, self._request.arrived_s)
+        if await self._catch_up(grant.max_nodes):
+            grant = await self._grow(grant)
+        if grant.needs_credit:
+            grant = Grant.of(await self._request.credit(), self._request.arrived_s)
+        tree = self._speculation.send(grant.max_nodes)
+        self._request.send(len(self._speculation.context), tree)
+        self._used_s = max(time.monotonic(), grant.usable_s)
+
+    async def _catch_up(self, max_nodes: int) -> bool:
+        """Run accepted text that the cache lacks. False where there is no room for it."""
+        while self._speculation.frontier(max_nodes) == [ROOT]:
+            if not await self._pass([ROOT]):
+                return False
+        return True
+
+    async def _grow(self, grant: Grant) -> Grant:
+        """Deepen the tree; the grant to send it by, since a credit may come meanwhile."""
+        share = 1.0  # what the last pass has brought of what its nodes' probabilities promised
+        for _ in range(self._speculation.shape.max_beam_len - 1):
+            if grant.needs_credit and self._request.has_mail:
+                grant = Grant.of(await self._request.credit(), self._request.arrived_s)
+            frontier = self._speculation.frontier(grant.max_nodes)
+            tokens = self._speculation.expected_tokens
+            promise = self._speculation.probability(frontier)  # the most that a pass can add
+            elapsed_s = time.monotonic() - grant.received_s
+            free_s = grant.usable_s - grant.received_s
+            if not self._pace.is_worth_a_pass(tokens, share * promise, elapsed_s, free_s):
+                break
+            if not await self._pass(frontier):
+                break
+            share = (self._speculation.expected_tokens - tokens) / promise
+        return grant
+
+    async def _pass(self, frontier: Sequence[int]) -> bool:
+        """One timed pass of the draft model. False where there is no room for it."""
+        started_s = time.monotonic()
+        ran = await self._batcher.run(self._speculation, frontier)
+        self._pace.saw_pass(time.monotonic() - started_s)
+        self._passes += 1
+        return ran

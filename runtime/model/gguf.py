@@ -158,6 +158,7 @@ def _config(
 ) -> ModelConfig:
     architecture, number, count = metadata.architecture, metadata.number, metadata.count
     n_heads, hidden_size = count("attention.head_count"), count("embedding_length")
+    head_dim = count("attention.key_length", hidden_size // n_heads)
     if "model.embed_tokens.weight" not in shapes:
         raise ValueError("tensor token_embd.weight is missing")
     vocab_size = shapes["model.embed_tokens.weight"][0]
@@ -167,13 +168,13 @@ def _config(
         n_layers=count("block_count"),
         n_heads=n_heads,
         n_kv_heads=count("attention.head_count_kv", n_heads),
-        head_dim=count("attention.key_length", hidden_size // n_heads),
+        head_dim=head_dim,
         intermediate_size=count("feed_forward_length"),
         rms_norm_eps=number("attention.layer_norm_rms_epsilon"),
         rope_theta=number("rope.freq_base", 10000.0),
         max_context=count("context_length"),
         head_size=vocab_size,
-        rope_scaling=_rope_scaling(metadata, divisors),
+        rope_scaling=_rope_scaling(metadata, divisors, head_dim),
         qkv_bias="model.layers.0.self_attn.q_proj.bias" in shapes,
         qk_norm=architecture == "qwen3",
         tied_embedding="lm_head.weight" not in shapes,
@@ -181,8 +182,13 @@ def _config(
     )
 
 
-def _rope_scaling(metadata: Metadata, divisors: Tensor | None) -> RopeScaling | None:
+def _rope_scaling(metadata: Metadata, divisors: Tensor | None, head_dim: int) -> RopeScaling | None:
     if divisors is not None:
+        if divisors.shape != (head_dim // 2,):
+            raise ValueError(
+                f"tensor {ROPE_DIVISORS} has shape {list(divisors.shape)}; "
+                f"expected {[head_dim // 2]}"
+            )
         return DividedScaling(tuple(divisors.tolist()))
     prefix = f"{metadata.architecture}.rope.scaling"
     kind = metadata.get(f"{prefix}.type", "none")

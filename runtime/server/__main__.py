@@ -1,10 +1,10 @@
 """python -m runtime.server: load the target, open the port, verify."""
 
-import logging
 import os
 import sys
 
 from runtime.config import ConfigError, ServerConfig, parse, prepare_threads
+from runtime.logs import configure
 
 
 def main() -> int:
@@ -14,7 +14,7 @@ def main() -> int:
     except ConfigError as error:
         print(f"runtime.server: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(message)s")
+    configure(config.log_level, config.log_format)
     prepare_threads(config, os.environ)
     from runtime.server.start import StartError, start
 

@@ -1,41 +1,26 @@
-"""Which sessions take part in the next verification step.
+"""Which sessions run, which wait, and which have the pages for the next verification step.
 
-Pure policy: no clock, no model, no sockets; the time is an argument, so every decision can be
-tested and simulated. One step holds at most `max_batch` trees and `max_step_nodes` rows, oldest
-draft first, and up to `chunk_tokens` prompt tokens that ride along. Pages are reserved when a
-session is admitted, for its prompt, its output and one tree, so an admitted session never stalls;
-sessions that find no pages wait in order of arrival.
-Source: continuous batching after Orca (OSDI 2022), chunked prefill after Sarathi (2308.16369).
+A session is admitted when its context finds pages and a watermark stays free beside it; later it
+takes pages as its trees need them. When none are left, the session admitted last is preempted: it
+loses its pages and waits, ahead of all who have never run, to compute its KV anew. Its text is a
+function of context and noise, so it stays the same. Whoever runs was thus admitted before whoever
+waits, pages move from younger sessions to older ones alone, and the oldest always ends.
+
+Pure policy: no clock, no model, no sockets, so every decision can be tested and simulated. Which
+rows a step holds is decided in `step.py`, which pages are shared in `prefix_cache.py`.
+
+Source: continuous batching after Orca (OSDI 2022); preemption by recomputation after PagedAttention
+(2309.06180, section 4.5).
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
+from runtime.server.prefix_cache import PrefixCache, extend_keys
 from runtime.server.session import Session
+from runtime.server.step import Limits, Work, choose
 
-
-@dataclass(frozen=True)
-class Limits:
-    """Capacity of the server; nodes and chunks are counted in rows of the forward pass."""
-
-    max_sessions: int
-    max_waiting: int
-    max_batch: int
-    max_step_nodes: int
-    max_nodes: int
-    chunk_tokens: int
-    page_size: int
-    n_pages: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """A session's part in a step: prefill `chunk` tokens, then verify root and draft if told to."""
-
-    session: Session
-    chunk: int
-    verify: bool
+__all__ = ["Limits", "Refused", "Scheduler", "Work"]
 
 
 class Refused(ValueError):
@@ -56,15 +41,17 @@ class Scheduler:
         free: Callable[[list[int]], None],
     ):
         self.limits = limits
-        self.running: OrderedDict[Hashable, Session] = OrderedDict()
-        self.waiting: deque[Session] = deque()
-        self._allocate, self._free = allocate, free
-        self._free_pages = limits.n_pages
+        self.running: OrderedDict[Hashable, Session] = OrderedDict()  # oldest admission first
+        self.waiting: deque[Session] = deque()  # the preempted first, oldest admission first
+        self.cache = PrefixCache(limits.n_pages, allocate, free)
+        self.sought_tokens = 0  # tokens before the root, of every admission
+        self.hit_tokens = 0  # of these, found in the cache
+        self.preemptions = 0
+        self._step: list[Work] = []
 
     def pages_for(self, session: Session) -> int:
         """Pages that hold the longest text of the session and one tree of the largest size."""
-        tokens = session.limit + self.limits.max_nodes
-        return -(-tokens // self.limits.page_size)
+        return self.limits.pages_for(session.limit + self.limits.max_nodes)
 
     def submit(self, session: Session) -> None:
         """Admit a session, or let it wait for pages. Raises Refused."""
@@ -82,54 +69,134 @@ class Scheduler:
             raise Refused("the server is full; try again in a few seconds", busy=True)
 
     def remove(self, session: Session) -> None:
-        """Forget a session and free its pages, whatever state it is in."""
-        if self.running.pop(session.key, None) is not None:
-            self._free(session.pages)
-            self._free_pages += len(session.pages)
-            session.pages = []
+        """Forget a session and free its pages, whatever state it is in.
+
+        The model may be writing to the pages of a session in the running step: they stay until
+        the step is over.
+        """
+        if self._is_running(session):
+            del self.running[session.key]
+            if all(work.session is not session for work in self._step):
+                self._release(session)
         elif session in self.waiting:
             self.waiting.remove(session)
         self._admit()
 
     def next_batch(self) -> list[Work]:
-        """The next step's work; empty when nothing is ready.
+        """The next step's work, every session with the pages for it; empty when nothing is ready.
 
-        Trees go first, oldest draft first: they are one step away from giving text. What is left
-        of the rows goes to prompts, in order of admission.
+        Calling it ends the last step: the outcomes of its batch have been applied.
         """
-        limits, rows = self.limits, self.limits.max_step_nodes
-        batch: list[Work] = []
-        ready = [s for s in self.running.values() if s.draft is not None]
-        for session in sorted((s for s in ready if not s.uncached), key=lambda s: s.ready_s):
-            nodes = 1 + len(session.draft or ())
-            if len(batch) < limits.max_batch and nodes <= rows:
-                batch.append(Work(session, chunk=0, verify=True))
-                rows -= nodes
-        chunk_rows = limits.chunk_tokens
-        for session in (s for s in ready if s.uncached):
-            nodes = 1 + len(session.draft or ())
-            chunk = min(session.uncached, chunk_rows)
-            verify = chunk == session.uncached and len(batch) < limits.max_batch and nodes <= rows
-            if chunk > 0:
-                batch.append(Work(session, chunk, verify))
-                chunk_rows -= chunk
-                rows -= nodes if verify else 0
-        return batch
+        self._settle()
+        # oldest first; an older session may preempt a younger one before its turn comes
+        everyone = list(self.running.values())
+        lacking = [s for s in everyone if self._is_running(s) and not self._supply(s)]
+        self._admit()
+        able = [s for s in self.running.values() if s not in lacking]
+        self._step = choose(able, self.limits)
+        return self._step
 
     def check(self) -> None:
         """Recount pages; our own bookkeeping must never drift."""
-        held = sum(len(session.pages) for session in self.running.values())
-        assert held + self._free_pages == self.limits.n_pages, (
-            f"{held} pages held and {self._free_pages} free of {self.limits.n_pages}"
-        )
+        sessions = [*self.running.values()]
+        sessions += [w.session for w in self._step if not self._is_running(w.session)]
+        self.cache.check(page for session in sessions for page in session.pages)
+        for session in sessions:
+            held = len(session.pages) * self.limits.page_size
+            assert session.cached <= held, f"{session.cached} tokens cached in pages of {held}"
+        assert not any(session.pages for session in self.waiting), "a waiting session holds pages"
 
     def _admit(self) -> None:
         """Start waiting sessions, in order, while slots and pages last."""
         while self.waiting and len(self.running) < self.limits.max_sessions:
-            needed = self.pages_for(self.waiting[0])
-            if needed > self._free_pages:
+            session = self._next_waiting()
+            if not self._start(session):
                 return
-            session = self.waiting.popleft()
-            session.pages = self._allocate(needed)
-            self._free_pages -= needed
-            self.running[session.key] = session
+            self.waiting.remove(session)
+
+    def _next_waiting(self) -> Session:
+        """The first preempted session, else the first one of the tenant that runs the fewest."""
+        if self.waiting[0].preemptions:
+            return self.waiting[0]
+        running = Counter(session.tenant for session in self.running.values())
+        return min(self.waiting, key=lambda session: running[session.tenant])
+
+    def _start(self, session: Session) -> bool:
+        """Admit a session with pages for its context and draft, if they are there.
+
+        A watermark stays free for the trees of the others. It doubles with each preemption, so a
+        session is preempted a number of times that is logarithmic in the size of the pool.
+        """
+        size = self.limits.page_size
+        extend_keys(session.page_keys, session.tenant, session.context, size)
+        # the root is always computed, because a step must have its logits
+        shared = self.cache.find(session.page_keys[: session.root // size])
+        fresh = self._pages_with_draft(session) - len(shared)
+        watermark = self.limits.pages_for(1 + self.limits.max_nodes) << session.preemptions
+        if fresh + (watermark if self.running else 0) > self.cache.room(beside=shared):
+            return False
+        self.cache.hold(shared)
+        session.pages = shared + self.cache.lend(fresh)
+        session.published, session.cached = len(shared), len(shared) * size
+        self.sought_tokens += session.root
+        self.hit_tokens += session.cached
+        self.running[session.key] = session
+        return True
+
+    def _supply(self, session: Session) -> bool:
+        """Give a running session the pages for its draft, if it has one, from younger sessions.
+
+        False if older ones hold too many: then it sits out.
+        """
+        if session.draft is None:
+            return True
+        missing = max(0, self._pages_with_draft(session) - len(session.pages))
+        while missing > self.cache.room():
+            youngest = next(reversed(self.running.values()))
+            if youngest is session:
+                return False
+            self._preempt(youngest)
+        session.pages += self.cache.lend(missing)
+        return True
+
+    def _preempt(self, session: Session) -> None:
+        """Take all pages of the session admitted last; its context and its draft stay."""
+        del self.running[session.key]
+        self._release(session)
+        session.cached = 0
+        session.preemptions += 1
+        self.preemptions += 1
+        self.waiting.appendleft(session)
+
+    def _settle(self) -> None:
+        """End the last step: share what it verified, free the pages of the sessions that left.
+
+        Only what a verdict has been drawn from is shared, so that a fault in the numbers of one
+        session, which ends it, cannot spread to others through the cache.
+        """
+        for work in self._step:
+            session, stays = work.session, self._is_running(work.session)
+            if work.verify and (stays or session.finish):
+                self._publish(session)
+            if not stays:
+                self._release(session)
+        self._step = []
+
+    def _publish(self, session: Session) -> None:
+        """Let others find the full pages of the text that is cached."""
+        size = self.limits.page_size
+        extend_keys(session.page_keys, session.tenant, session.context, size)
+        full = session.cached // size
+        for index in range(session.published, full):
+            self.cache.publish(session.page_keys[index], session.pages[index])
+        session.published = full
+
+    def _release(self, session: Session) -> None:
+        self.cache.release(session.pages)
+        session.pages = []
+
+    def _pages_with_draft(self, session: Session) -> int:
+        return self.limits.pages_for(len(session.context) + len(session.draft or ()))
+
+    def _is_running(self, session: Session) -> bool:
+        return self.running.get(session.key) is session

@@ -5,7 +5,7 @@ Its last token is the **root**: the only accepted token whose KV the cache does 
 prompt is done. What a step does for a session follows from `context`, `cached` and `draft` alone,
 so a prompt, a plain decoding step and a tree are one case:
 
-    tokens   [0, cached)               in the KV cache
+    tokens   [0, cached)               in the KV cache; full pages of it may be shared
              [cached, len(context)-1)  to be prefilled, in chunks
              len(context)-1            the root, verified together with the draft
 """
@@ -13,6 +13,7 @@ so a prompt, a plain decoding step and a tree are one case:
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from runtime.server.prefix_cache import Key
 from runtime.tree import Tree
 from runtime.wire.messages import Draft, Finish, Open
 
@@ -23,19 +24,27 @@ class RejectedDraft(ValueError):
     """A draft that does not fit the session; the message is sent to the edge."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
-    """State of one request. `key` names it among all edges; `pages` hold its KV."""
+    """State of one request. `key` names it among all edges; `pages` hold its KV.
+
+    Only sessions of one `tenant` share pages. Two sessions are equal only if they are the same.
+    """
 
     key: Hashable
     params: Open
     limit: int  # the context may grow to this many tokens
     context: list[int]
+    tenant: Hashable = ""
     pages: list[int] = field(default_factory=list)
+    page_keys: list[Key] = field(default_factory=list)  # of the context's full pages, so far known
+    published: int = 0  # leading pages that others may find
     cached: int = 0
+    preemptions: int = 0
     round: int = 0  # the verdict that is owed next; 0 follows the prompt
     draft: Tree | None = NO_NODES  # what is ready to be verified; the prompt alone at first
     ready_s: float = 0.0  # when the draft arrived
+    verdict_s: float | None = None  # when the last verdict left
     finish: Finish = Finish.NONE
 
     @property

@@ -1,20 +1,37 @@
 """Starting a server: model, KV pool, identity, port, and the lines a person sees meanwhile."""
 
 import asyncio
+import logging
 import platform
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from runtime.config import ServerConfig
+from runtime.config import ConfigError, ServerConfig, is_loopback
+from runtime.logs import fields
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
-from runtime.server.loop import Identity, Server
-from runtime.wire.tcp import listen
+from runtime.server.door import Door, Identity
+from runtime.server.http import application, serving
+from runtime.server.loop import Server
+from runtime.server.metrics import Metrics
+from runtime.server.users import add_user, load_users
+from runtime.wire import messages as wire
+from runtime.wire.auth import NO_CERTIFICATE
+from runtime.wire.tcp import FramedProtocol, listen
+from runtime.wire.tls import Certificate, TLSError, load_certificate
+
+log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
@@ -23,44 +40,150 @@ class StartError(Exception):
 
 def start(config: ServerConfig) -> None:
     """Load, listen and serve until a signal. Raises StartError."""
+    console = Console(highlight=False)
     try:
-        asyncio.run(_serve(config, Console(highlight=False)))
-    except (ModelError, ConnectionError) as error:
+        if config.add_user:
+            token = add_user(Path(config.users), config.add_user)
+            console.print(f"added {config.add_user} to {config.users}; the token, shown only now:")
+            console.print(token, soft_wrap=True)
+        elif config.replicas:
+            asyncio.run(_redirect(config, console))
+        else:
+            with _trace(config) as trace:
+                asyncio.run(_serve(config, console, trace))
+    except (ConfigError, ModelError, ConnectionError, TLSError) as error:
         raise StartError(str(error)) from error
 
 
-async def _serve(config: ServerConfig, console: Console) -> None:
+async def _redirect(config: ServerConfig, console: Console) -> None:
+    """Send everyone on to the replicas until a signal."""
+    certificate = _certificate(config)
+    users = load_users(Path(config.users)) if config.users else None
+    door = _door(config, users, certificate, identity=None)
+    metrics = Metrics()
+    metrics.watch(door)
+
+    def on_message(peer: FramedProtocol, message: wire.Message) -> None:
+        if isinstance(message, wire.Hello | wire.Proof):
+            door.answer(peer, message, time.monotonic())
+
+    def on_closed(peer: FramedProtocol, reason: str | None) -> None:
+        log.info("edge left", extra=fields(peer=peer.peer_name, reason=reason))
+        metrics.edge_left(peer)
+        door.left(peer)
+
+    listener = await listen(
+        config.host,
+        config.port,
+        lambda: door.new_peer(on_message, on_closed),
+        tls=certificate and certificate.context,
+    )
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with _pages(config, console, lambda: "", metrics):
+        _announce(config, console, certificate, *listener.sockets[0].getsockname()[:2])
+        await stop.wait()
+    listener.close()
+
+
+async def _serve(config: ServerConfig, console: Console, trace: TextIO | None) -> None:
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
     # opened last, so that nobody reaches a server that cannot answer.
-    listener = await listen(config.host, config.port, lambda: server.new_peer(), start=False)
-    engine = _load(config, console)
-    server = Server(config, engine, _identity(config, engine))
-    kv = engine.kv
-    console.print(
-        f"{config.model} ready on {engine.model.device}: {engine.model.config.n_layers} layers, "
-        f"{config.dtype}, KV for {kv.n_pages * kv.page_size} tokens "
-        f"({kv.n_pages * kv.bytes_per_page / 2**20:.0f} MiB)"
+    certificate = _certificate(config)
+    listener = await listen(
+        config.host,
+        config.port,
+        lambda: server.new_peer(),
+        start=False,
+        tls=certificate and certificate.context,
     )
+    users = load_users(Path(config.users)) if config.users else None
+    server: Server | None = None
+    metrics = Metrics()
 
-    def announce(host: str, port: int) -> None:
-        if not ip_address(host).is_loopback:
-            console.print(
-                f"WARNING: {host} is not this machine alone, and edges are not authenticated yet: "
-                "anyone who can reach this port can use the model",
-                style="bold yellow",
-                soft_wrap=True,
-            )
-        if ip_address(host).is_unspecified:
-            host = platform.node()
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        console.print(f"python -m runtime.edge --server {address} --chat", soft_wrap=True)
+    def unready() -> str:
+        return server.unready if server else f"{Path(config.model).name} is being loaded"
 
-    await server.run(listener, announce)
+    async with _pages(config, console, unready, metrics):
+        # in a thread, so that the pages answer meanwhile
+        engine = await asyncio.to_thread(_load, config, console)
+        door = _door(config, users, certificate, _identity(config, engine))
+        server = Server(config, engine, door, trace, metrics)
+        kv = engine.kv
+        console.print(
+            f"{config.model} ready on {engine.model.device}: {engine.model.config.n_layers} "
+            f"layers, {config.dtype}, KV for {kv.n_pages * kv.page_size} tokens "
+            f"({kv.n_pages * kv.bytes_per_page / 2**20:.0f} MiB)"
+        )
+        await server.run(listener, partial(_announce, config, console, certificate))
     totals = server.totals
     console.print(
         f"stopped after {totals.steps} steps: {totals.tokens} tokens in {totals.verdicts} "
         f"verdicts, {totals.busy_s:.1f} s of verification"
     )
+
+
+@asynccontextmanager
+async def _pages(
+    config: ServerConfig, console: Console, unready: Callable[[], str], metrics: Metrics
+) -> AsyncIterator[None]:
+    """Serve /health, /ready and /metrics while the context lasts, if they are wanted."""
+    if not config.http:
+        yield
+        return
+    async with serving(config.http, application(unready, metrics.registry)) as url:
+        console.print(f"{url}/health, /ready and /metrics", soft_wrap=True)
+        yield
+
+
+def _announce(
+    config: ServerConfig, console: Console, certificate: Certificate | None, host: str, port: int
+) -> None:
+    """The last line of the start: the command that an edge needs."""
+    if certificate is None and not is_loopback(host):
+        console.print(
+            f"WARNING: {host} is not this machine alone, and without --tls-certificate others on "
+            "the way can read prompts and answers",
+            style="bold yellow",
+            soft_wrap=True,
+        )
+    if ip_address(host).is_unspecified:
+        host = platform.node()
+    command = ["python -m runtime.edge", "--server"]
+    command += [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    command += [f"--tls {certificate.pin}"] if certificate else []
+    command += ["--user NAME --token-file FILE"] if config.users else []
+    console.print(" ".join([*command, "--chat"]), soft_wrap=True)
+
+
+@contextmanager
+def _trace(config: ServerConfig) -> Iterator[TextIO | None]:
+    """The file of the trace, written line by line so that it can be read meanwhile."""
+    if not config.trace:
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(config.trace, "w", buffering=1, encoding="utf-8"))
+        except OSError as error:
+            raise StartError(f"cannot write --trace {config.trace}: {error.strerror}") from error
+        yield file
+
+
+def _certificate(config: ServerConfig) -> Certificate | None:
+    if not config.tls_certificate:
+        return None
+    return load_certificate(Path(config.tls_certificate), Path(config.tls_key))
+
+
+def _door(
+    config: ServerConfig,
+    users: Mapping[str, bytes] | None,
+    certificate: Certificate | None,
+    identity: Identity | None,
+) -> Door:
+    return Door(config, identity, users, certificate.hash if certificate else NO_CERTIFICATE)
 
 
 def _load(config: ServerConfig, console: Console) -> Engine:

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.model.engine import Engine, KeptPath, TreeRequest
+from runtime.model.engine import Engine, TreeRequest
 from runtime.server.scheduler import Work
 from runtime.server.session import Session
 from specedge_kernels import build_tree, target_tokens, verify
 
 log = logging.getLogger(__name__)
+
+MOST_TOP_K = 2**31 - 1  # that the kernels can be told; no vocabulary is as large
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,12 @@ def _verdicts(engine: Engine, trees: list[Session], logits: Tensor) -> list[Outc
     ancestors, depth = build_tree(parents, offsets, words=-(-max(sizes) // 64))
     target = target_tokens(logits, *_sampling(trees, sizes, depth))
     path, accepted_lens, bonus = verify(tokens, ancestors, offsets, target, max(sizes))
-    paths = [
-        nodes[:count] for nodes, count in zip(path.tolist(), accepted_lens.tolist(), strict=True)
-    ]
-    engine.compact(
-        [KeptPath(s.pages, s.root, nodes) for s, nodes in zip(trees, paths, strict=True)]
-    )
+    engine.compact_verified(requests, path, accepted_lens)
+    # The only wait for the device in a step: one copy of all verdicts, everything else is queued.
+    verdicts = torch.cat((accepted_lens[:, None], bonus[:, None], path), dim=1).tolist()
     return [
-        _outcome(session, nodes, token)
-        for session, nodes, token in zip(trees, paths, bonus.tolist(), strict=True)
+        _outcome(session, nodes[:count], token)
+        for session, (count, token, *nodes) in zip(trees, verdicts, strict=True)
     ]
 
 
@@ -135,7 +134,7 @@ def _sampling(trees: list[Session], sizes: list[int], depth: Tensor) -> tuple[Te
     params = [session.params for session in trees]
     columns = (
         np.array([p.temperature for p in params], np.float32),
-        np.array([p.top_k for p in params], np.int32),
+        np.array([min(p.top_k, MOST_TOP_K) for p in params], np.int32),
         np.array([p.top_p for p in params], np.float32),
         np.array([p.min_p for p in params], np.float32),
         np.array([p.seed for p in params], np.uint64).astype(np.int64),

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable
 
+from runtime.wire.auth import NO_CERTIFICATE, certificate_hash
 from runtime.wire.connection import Connection, Role, State
 from runtime.wire.messages import Error, ErrorCode, Message, ProtocolError, Redirect
 
@@ -35,7 +37,10 @@ class FramedProtocol(asyncio.Protocol):
 
     on_message(peer, message) is called for each message received, on_closed(peer, reason) once,
     when the connection has gone; reason is None only if this side called close. Both run in the
-    event loop, and all methods must be called there.
+    event loop, and all methods must be called there. on_connected(peer) is called when the
+    connection stands, TLS included; a sentence that it returns is told to the peer as a refusal.
+
+    ended_with  the code of the fatal Error that ended the connection, whoever sent it
     """
 
     def __init__(
@@ -44,17 +49,21 @@ class FramedProtocol(asyncio.Protocol):
         on_message: Callable[[FramedProtocol, Message], None],
         on_closed: Callable[[FramedProtocol, str | None], None],
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        on_connected: Callable[[FramedProtocol], str | None] = lambda peer: None,
     ) -> None:
         self.connection = Connection(role)
         self.peer_name = "nobody yet"
+        self.host = "nowhere yet"
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.ended_with: ErrorCode | None = None
         self._on_message = on_message
         self._on_closed = on_closed
         self._handshake_timeout_s = handshake_timeout_s
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reason: str | None = None
+        self._on_connected = on_connected
 
     @property
     def frames_sent(self) -> int:
@@ -65,6 +74,12 @@ class FramedProtocol(asyncio.Protocol):
     def frames_received(self) -> int:
         """Frames received, those that were not delivered included."""
         return self.connection.frames_received
+
+    @property
+    def certificate(self) -> bytes:
+        """The hash of the server's certificate, on the edge; empty without TLS."""
+        link = self._transport and self._transport.get_extra_info("ssl_object")
+        return certificate_hash(link.getpeercert(binary_form=True)) if link else NO_CERTIFICATE
 
     @property
     def is_closing(self) -> bool:
@@ -82,6 +97,7 @@ class FramedProtocol(asyncio.Protocol):
         self._write(self.connection.send(message))
         match message:
             case Error(fatal=True):
+                self.ended_with = message.code
                 self._close(message.sentence)
             case Redirect():
                 self._close(f"redirected to {message.host}:{message.port}")
@@ -97,9 +113,12 @@ class FramedProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport), "only stream transports carry frames"
         self._transport = transport
-        self.peer_name = _address(transport.get_extra_info("peername"))
+        address = transport.get_extra_info("peername")
+        self.peer_name, self.host = _address(address), str(address and address[0])
         _set_options(transport.get_extra_info("socket"))
         self._start_timer(self._handshake_timeout_s, self._give_up_handshake)
+        if (sentence := self._on_connected(self)) is not None:
+            self.refuse(ErrorCode.BUSY, sentence)
 
     def data_received(self, data: bytes) -> None:
         self.bytes_received += len(data)
@@ -107,6 +126,7 @@ class FramedProtocol(asyncio.Protocol):
         # One by one, so that each is handled in the very state that it brought about.
         while not self.is_closing and (message := self._next_message()) is not None:
             if isinstance(message, Error) and message.fatal:
+                self.ended_with = message.code
                 self._close(f"the peer ended the connection: {message.sentence}")
             self._on_message(self, message)
 
@@ -114,6 +134,7 @@ class FramedProtocol(asyncio.Protocol):
         try:
             message = self.connection.next_message()
         except ProtocolError as fault:
+            self.ended_with = fault.code
             self._write(self.connection.data_to_send())
             self._close(f"the peer broke the protocol: {fault.sentence}")
             return None
@@ -168,7 +189,11 @@ class FramedProtocol(asyncio.Protocol):
 
 
 async def listen(
-    host: str, port: int, make_protocol: Callable[[], FramedProtocol], start: bool = True
+    host: str,
+    port: int,
+    make_protocol: Callable[[], asyncio.BaseProtocol],
+    start: bool = True,
+    tls: ssl.SSLContext | None = None,
 ) -> asyncio.Server:
     """Accept connections on host:port, one protocol each; port 0 picks a free one.
 
@@ -176,8 +201,16 @@ async def listen(
     Raises ConnectionError with a sentence if the address cannot be had.
     """
     loop = asyncio.get_running_loop()
+    timeout_s = HANDSHAKE_TIMEOUT_S if tls else None
     try:
-        return await loop.create_server(make_protocol, host, port, start_serving=start)
+        return await loop.create_server(
+            make_protocol,
+            host,
+            port,
+            start_serving=start,
+            ssl=tls,
+            ssl_handshake_timeout=timeout_s,
+        )
     except (OSError, UnicodeError) as error:
         raise ConnectionError(f"cannot listen on {host}:{port}: {_sentence(error)}") from error
 
@@ -188,13 +221,15 @@ async def connect(
     on_message: Callable[[FramedProtocol, Message], None],
     on_closed: Callable[[FramedProtocol, str | None], None],
     timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    tls: ssl.SSLContext | None = None,
 ) -> FramedProtocol:
     """Connect as an edge; the caller then sends Hello and has timeout_s until the Welcome.
 
     Raises ConnectionError with a sentence if nobody answers there within timeout_s.
     """
     protocol = FramedProtocol(Role.EDGE, on_message, on_closed, timeout_s)
-    connecting = asyncio.get_running_loop().create_connection(lambda: protocol, host, port)
+    loop = asyncio.get_running_loop()
+    connecting = loop.create_connection(lambda: protocol, host, port, ssl=tls)
     try:
         await asyncio.wait_for(connecting, timeout_s)
     except asyncio.TimeoutError as error:
@@ -206,6 +241,10 @@ async def connect(
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS connection: {error.reason or error}"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"
     if isinstance(error, UnicodeError):

@@ -12,7 +12,7 @@ from bench.kernels.baselines import bind_sdpa
 from bench.kernels.case import Case, Work, far_from, unlike
 
 CPU = torch.device("cpu")
-SHAPE = attention.Shape("tiny", 6, 2, 16, torch.float32, 2, 20, 5)
+SHAPE = attention.Shape("tiny", 6, 2, 16, torch.float32, torch.float32, 2, 20, 5)
 
 
 def case_with(fault: str, optional: bool = False) -> Case:

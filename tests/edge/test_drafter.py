@@ -6,35 +6,117 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.edge.drafter import Drafter, TreeShape
-from runtime.edge.lookup import WEIGHTS
+from runtime.edge.drafter import Drafter, Pass
+from runtime.edge.lookup import WEIGHTS, SuffixIndex
+from runtime.edge.speculation import Noise, Proactive, Speculation, TreeShape
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
-from runtime.tree import OrderedTree
-from specedge_kernels import reference
+from runtime.tree import ROOT, DraftTree, OrderedTree
+from specedge_kernels import draft_topk, reference
+from tests.edge.drafting import PROMPT, grow, grow_ahead, random_verdict, speculate
 
-PROMPT = [72, 101, 33, 108, 33, 72, 101, 33]
+
+def tiny_engine(tiny_pair: tuple[Path, Path], kv_tokens: int = 512) -> Engine:
+    return open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: kv_tokens, 16)
 
 
 @pytest.fixture
 def engine(tiny_pair: tuple[Path, Path]) -> Engine:
-    return open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 512, 16)
+    return tiny_engine(tiny_pair)
 
 
-def drafter(engine: Engine, shape: TreeShape, temperature: float = 0.0) -> Drafter:
-    result = Drafter(engine)
-    result.start(PROMPT, shape, seed=3, noise_temperature=temperature)
-    result.commit(OrderedTree(), node=0, bonus=33)
-    return result
+@pytest.fixture(scope="module")
+def oracle(tiny_pair: tuple[Path, Path]) -> Engine:
+    """Room for many texts at once: every path gets pages of its own."""
+    return tiny_engine(tiny_pair, kv_tokens=32768)
+
+
+def started(shape: TreeShape, temperature: float = 0.0) -> Speculation:
+    """A speculation after its first verdict."""
+    speculation = speculate(shape, temperature=temperature)
+    speculation.commit(node=0, bonus=33)
+    return speculation
+
+
+def fresh_logits(oracle: Engine, texts: list[list[int]]) -> torch.Tensor:
+    """Logits [len(texts), V] after each text, each run whole and in pages of its own."""
+    requests = []
+    for text in texts:
+        pages = oracle.kv.allocate(oracle.kv.pages_for(len(text)))
+        requests.append(
+            TreeRequest(text, range(-1, len(text) - 1), 0, pages, logit_rows=(len(text) - 1,))
+        )
+    logits = oracle.forward(requests)
+    for request in requests:
+        oracle.kv.free(request.pages)
+    return logits
+
+
+def from_scratch(oracle: Engine, speculation: Speculation) -> DraftTree:
+    """The tree in which the same nodes are expanded, each by a fresh pass over its whole text."""
+    grown = speculation.tree
+    paths = [[], *(grown.path(node) for node in grown.expanded)]
+    logits = fresh_logits(oracle, [[*speculation.context, *path] for path in paths])
+    ids, scores = draft_topk(
+        logits,
+        speculation.shape.max_branch_width,
+        torch.full((len(paths),), speculation.noise.temperature),
+        torch.full((len(paths),), speculation.noise.seed),
+        torch.tensor([len(speculation.context) + len(path) for path in paths]),
+    )
+    tree = DraftTree(grown.budget, expanded=grown.expanded)
+    nodes = [ROOT, *grown.expanded]
+    children = dict(zip(nodes, zip(ids.tolist(), scores.tolist(), strict=True), strict=True))
+    # Children in the order in which the grown tree found them: it need not be that of expansion.
+    for node in dict.fromkeys(grown.parents):
+        tree.add_children(node, zip(*children.pop(node), strict=True))
+    assert not children, "an expanded node has no children"
+    return tree
+
+
+def assert_equal(tree: DraftTree, expected: DraftTree) -> None:
+    assert tree.tokens == expected.tokens
+    assert tree.parents == expected.parents
+    assert tree.depths == expected.depths
+    assert tree.scores == pytest.approx(expected.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("proactive", Proactive)
+@pytest.mark.parametrize("seed", range(6))
+def test_adopted_trees_are_those_grown_from_scratch(
+    engine: Engine,
+    oracle: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    proactive: Proactive,
+    seed: int,
+) -> None:
+    """The KV of text, path, bonus and subtree lies where it belongs, verdict after verdict."""
+    # What a lookup finds depends on when it is made; scratch would look later.
+    monkeypatch.setattr(SuffixIndex, "next_tokens", lambda self, path: {})
+    rng = random.Random(seed)
+    shape = TreeShape(rng.randint(4, 24), rng.randint(1, 6), rng.randint(1, 4), rng.randint(2, 5))
+    drafter, speculation = Drafter(engine), speculate(shape, proactive, rng.choice([0.0, 1.0]))
+    hits = 0
+    grow_ahead(drafter, speculation, passes=2)
+    for _ in range(14):
+        step = speculation.commit(*random_verdict(rng, speculation))
+        hits += step.hit
+        # Where the server keeps the turn, verdicts follow each other without a pass between.
+        while rng.random() < 0.3:
+            hits += speculation.commit(*random_verdict(rng, speculation)).hit
+        assert (speculation.cached == len(speculation.context)) == bool(len(speculation.tree))
+        if rng.random() < 0.9:
+            grow(drafter, speculation, max_nodes=rng.randint(1, 40))
+            grow_ahead(drafter, speculation, passes=rng.randint(0, 6))
+            assert_equal(speculation.tree, from_scratch(oracle, speculation))
+    assert hits == 0 if proactive is Proactive.OFF else hits >= 2
 
 
 def coupled_log_probabilities(
     engine: Engine, context: list[int], temperature: float
 ) -> torch.Tensor:
     """log_softmax(log p + T * noise) after a context, from one fresh pass and brute force."""
-    pages = list(range(-(-len(context) // engine.kv.page_size)))
-    chain = TreeRequest(context, range(-1, len(context) - 1), 0, pages, (len(context) - 1,))
-    p = engine.forward([chain])[0].double().softmax(-1)
+    p = fresh_logits(engine, [context])[0].double().softmax(-1)
     p = mixed_with_lookup(p, context)
     noise = reference.gumbel(3, len(context), torch.arange(p.shape[0]))
     return (p.log() + temperature * noise).log_softmax(-1)
@@ -53,13 +135,11 @@ def mixed_with_lookup(p: torch.Tensor, context: list[int], own_text: int = 9) ->
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_growth_equals_a_search_over_fresh_passes(
-    tiny_pair: tuple[Path, Path], engine: Engine, temperature: float
+    engine: Engine, oracle: Engine, temperature: float
 ) -> None:
     """Wide beams leave no approximation: the tree holds the best nodes of all short paths."""
     shape = TreeShape(max_budget=12, max_n_beams=64, max_beam_len=3, max_branch_width=3)
-    own = drafter(engine, shape, temperature)
-    tree = own.draft(max_nodes=255, max_depth=99)
-    oracle = open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 512, 16)
+    tree = grow(Drafter(engine), started(shape, temperature))
     paths, level = {(): 0.0}, [()]
     for _ in range(3):
         children = {}
@@ -73,51 +153,129 @@ def test_growth_equals_a_search_over_fresh_passes(
     assert grown == set(best)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_cache_never_drifts(tiny_pair: tuple[Path, Path], engine: Engine, seed: int) -> None:
     """After random verdicts the next tree is the one that a new drafter makes of the same text."""
     rng = random.Random(seed)
     shape = TreeShape(rng.randint(1, 40), rng.randint(1, 6), rng.randint(1, 5), rng.randint(1, 4))
-    own = drafter(engine, shape, temperature=1.0)
+    drafter, own = Drafter(engine), started(shape, temperature=1.0)
     for _ in range(12):
-        tree = own.draft(max_nodes=255, max_depth=99)
-        own.commit(tree, rng.randint(0, len(tree)), bonus=rng.randrange(250))
-    fresh = Drafter(open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 512, 16))
-    fresh.start(own.context, shape, seed=3, noise_temperature=1.0)
-    assert own.draft(255, 99) == fresh.draft(255, 99)
+        tree = grow(drafter, own)
+        own.commit(rng.randint(0, len(tree)), bonus=rng.randrange(250))
+    other = speculate(shape, temperature=1.0, prompt=own.context)
+    assert grow(drafter, own) == grow(Drafter(tiny_engine(tiny_pair)), other)
+
+
+@pytest.mark.parametrize("proactive", [Proactive.SINGLE, Proactive.MULTI])
+def test_requests_that_share_passes_draft_what_they_draft_alone(
+    tiny_pair: tuple[Path, Path], proactive: Proactive
+) -> None:
+    """Three requests of different text, shape and noise, in all mixtures of text and tree."""
+    shapes = [TreeShape(20, 4, 4, 3), TreeShape(7, 2, 3, 5), TreeShape(30, 6, 5, 4)]
+    prompts = [PROMPT, [5, 6, 7] * 9, [11] * 40]
+
+    def requests() -> list[Speculation]:
+        return [
+            Speculation(list(prompt), 300, shape, proactive, Noise(seed, seed / 2))
+            for seed, (prompt, shape) in enumerate(zip(prompts, shapes, strict=True))
+        ]
+
+    def step(speculation: Speculation, pass_number: int) -> list[int]:
+        """Every request in a rhythm of its own: four passes, send, two ahead, verdict."""
+        phase = (pass_number + speculation.noise.seed) % 7
+        if phase == 6 and pass_number > 6:
+            rng = random.Random(pass_number + speculation.noise.seed)
+            speculation.commit(*random_verdict(rng, speculation))
+        if phase == 4 and not speculation.in_flight:
+            speculation.send(20)
+        return speculation.frontier_ahead() if speculation.in_flight else speculation.frontier(20)
+
+    together, drafter = requests(), Drafter(tiny_engine(tiny_pair))
+    for number in range(40):
+        wanted = [(one, step(one, number)) for one in together]
+        passes = [Pass(one, frontier) for one, frontier in wanted if frontier]
+        assert drafter.run(passes) == [True] * len(passes)
+    for shared, alone in zip(together, requests(), strict=True):
+        drafter = Drafter(tiny_engine(tiny_pair))
+        for number in range(40):
+            if frontier := step(alone, number):
+                drafter.run([Pass(alone, frontier)])
+        assert shared.context == alone.context
+        assert shared.tree.expanded == alone.tree.expanded
+        assert_equal(shared.tree, alone.tree)
+        assert len(alone.context) > len(prompts[0])
 
 
 def test_a_new_prompt_keeps_what_it_shares(engine: Engine) -> None:
     shape = TreeShape(8, 4, 3, 2)
-    own = drafter(engine, shape)
-    first = own.draft(255, 99)
-    own.start([*PROMPT, 33, 5, 6], shape, seed=3, noise_temperature=0.0)
-    own.start([*PROMPT, 33], shape, seed=3, noise_temperature=0.0)
-    assert own.cached == len(PROMPT) + 1
-    assert own.draft(255, 99) == first
+    drafter, own = Drafter(engine), started(shape)
+    first = grow(drafter, own)
+    own.commit(node=1, bonus=5)
+    drafter.finish(own)
+    assert grow(drafter, speculate(shape, prompt=[*PROMPT, 33])) == first
+
+
+def test_a_shared_prefix_is_not_run_again(engine: Engine) -> None:
+    """All KV is poisoned between two requests: it shows in the tree if and only if some is kept."""
+    shape = TreeShape(8, 4, 3, 2)
+    for prompt, is_kept in (([*PROMPT, 33], True), ([1, *PROMPT], False)):
+        drafter = Drafter(engine)
+        clean = grow(drafter, speculate(shape, prompt=prompt))
+        own = started(shape)
+        grow(drafter, own)
+        drafter.finish(own)
+        engine.kv.kv.add_(1.0)
+        assert (grow(drafter, speculate(shape, prompt=prompt)) != clean) == is_kept
 
 
 def test_limits(engine: Engine) -> None:
-    own = drafter(engine, TreeShape(20, 4, 5, 4))
-    assert len(own.draft(max_nodes=7, max_depth=99)) == 7
-    assert max(own.draft(max_nodes=255, max_depth=2).depths()) == 2
-    assert len(own.draft(max_nodes=255, max_depth=0)) == 0
-    assert len(own.draft(max_nodes=0, max_depth=9)) == 0
-    assert max(own.draft(255, 99, stop=lambda: True).depths()) == 1
+    drafter, shape = Drafter(engine), TreeShape(20, 4, 5, 4)
+    assert len(grow(drafter, started(shape), max_nodes=7)) == 7
+    assert len(grow(drafter, started(shape), max_nodes=0)) == 0
+    for room, depth in ((0, 0), (1, 0), (2, 1), (3, 2), (4, 3)):
+        own = speculate(shape, limit=len(PROMPT) + 1 + room)
+        own.commit(node=0, bonus=33)
+        assert max(grow(drafter, own).depths(), default=0) == depth, room
+        drafter.finish(own)
 
 
-def test_a_full_cache_ends_drafting_not_the_request(engine: Engine) -> None:
-    own = Drafter(engine)
-    own.start([1] * 505, TreeShape(20, 4, 5, 4), seed=0, noise_temperature=0.0)
-    assert len(own.draft(255, 99)) == 0
-    own.commit(OrderedTree(), 0, 7)
-    assert own.context[-1] == 7
-    own.start([1] * 600, TreeShape(20, 4, 5, 4), seed=0, noise_temperature=0.0)
-    assert len(own.draft(255, 99)) == 0
+def test_without_room_nothing_is_drafted_and_nothing_fails(tiny_pair: tuple[Path, Path]) -> None:
+    """Requests that together need more pages than there are: some decode plainly, none is lost."""
+    engine = tiny_engine(tiny_pair, kv_tokens=96)
+    drafter, shape = Drafter(engine), TreeShape(12, 4, 3, 3)
+    requests = [speculate(shape, Proactive.MULTI, prompt=[n] * 20) for n in range(4)]
+    sent = [0] * 4
+    for _ in range(10):
+        for number, own in enumerate(requests):
+            grow_ahead(drafter, own, passes=2)
+            own.commit(*random_verdict(random.Random(number), own))
+            sent[number] += len(grow(drafter, own))
+            held = [page for one in requests for page in one.pages]
+            assert len(held) == len(set(held))
+            assert len(held) + engine.kv.n_free == engine.kv.n_pages
+    assert sent[0] > 0
+    assert min(sent) < max(sent)
+    for own in requests:
+        drafter.finish(own)
+    late = speculate(shape, prompt=[9] * 90)
+    grow(drafter, late)
+    assert late.cached == 90, "what the others held has come back"
+
+
+def test_a_text_longer_than_the_cache_ends_drafting_not_the_request(engine: Engine) -> None:
+    drafter, shape = Drafter(engine), TreeShape(20, 4, 5, 4)
+    long = speculate(shape, prompt=[1] * 505, limit=900)
+    assert len(grow(drafter, long)) > 0, "what fits is drafted"
+    while len(long.context) <= engine.kv.n_pages * engine.kv.page_size:
+        long.commit(node=0, bonus=7)
+        grow(drafter, long)
+    assert long.pages == []
+    assert grow(drafter, long) == OrderedTree()
+    assert engine.kv.n_free == engine.kv.n_pages
 
 
 def test_coupling_ranks_by_the_noise(engine: Engine) -> None:
     """At a very high temperature the first child is the token that the noise favours."""
-    own = drafter(engine, TreeShape(1, 1, 1, 1), temperature=1e4)
-    (token,) = own.draft(255, 99).tokens
+    own = started(TreeShape(1, 1, 1, 1), temperature=1e4)
+    (token,) = grow(Drafter(engine), own).tokens
     assert token == reference.gumbel(3, len(PROMPT) + 1, torch.arange(260)).argmax()

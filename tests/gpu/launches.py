@@ -26,6 +26,7 @@ TYPES = {
     torch.int32: "*i32",
     torch.int16: "*i16",
     torch.int8: "*i8",
+    torch.uint8: "*u8",
 }
 
 
@@ -52,9 +53,11 @@ def _is_one(value: object) -> bool:
     return isinstance(value, int) and value == 1
 
 
-def _type(value: torch.Tensor | int) -> str:
+def _type(value: torch.Tensor | float) -> str:
     if isinstance(value, torch.Tensor):
         return TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
     return ("i32" if abs(value) < 2**31 else "i64") + "*16" * (value % 16 == 0)
 
 

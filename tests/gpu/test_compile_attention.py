@@ -4,10 +4,11 @@ import pytest
 import torch
 import triton
 
+from specedge_kernels.gpu import tree_attention as gpu
 from specedge_kernels.gpu.merge_splits import MERGED_HEADS, merge_splits_kernel
 from specedge_kernels.gpu.tiles import TILES, Tile, choose_tile, tiles_for
-from specedge_kernels.gpu.tree_attention import tree_attention_kernel
 from tests.gpu.compiled import SHARED_BYTES, cross_compile, main_loop, stack_bytes, waits
+from tests.gpu.launches import launches_of
 
 TABLES = {
     "page_table": "*i32",
@@ -16,6 +17,7 @@ TABLES = {
     "offsets": "*i32",
     "ancestors": "*i64",
     "depth": "*i32",
+    "lse": "*fp32",
     "partial_out": "*fp32",
     "partial_lse": "*fp32",
     "batch": "i32",
@@ -23,12 +25,26 @@ TABLES = {
     "scale": "fp32",
     "softcap": "fp32",
     "window": "i32",
+    "v_scale": "fp32",
 }
+MERGED = (
+    "lse",
+    "partial_out",
+    "partial_lse",
+    "prefix_lens",
+    "n_nodes",
+    "offsets",
+    "batch",
+    "window",
+)
 STRIDES = dict.fromkeys(("k_page", "k_token", "k_head", "v_page", "v_token", "v_head"), "i32*16")
 
 
-def compile_attention(arch: str, tile: Tile, dtype: str, dim: int, **constants):
-    tensors = dict.fromkeys(("q", "k_cache", "v_cache", "out"), f"*{dtype}")
+def compile_attention(
+    arch: str, tile: Tile, dtype: str, dim: int, cached: str | None = None, **constants
+):
+    tensors = dict.fromkeys(("q", "out"), f"*{dtype}")
+    tensors |= dict.fromkeys(("k_cache", "v_cache"), f"*{cached or dtype}")
     shape = {
         "HK": 8,
         "GROUP": 5,
@@ -41,16 +57,24 @@ def compile_attention(arch: str, tile: Tile, dtype: str, dim: int, **constants):
         "BLOCK_D": triton.next_power_of_2(dim),
         "SOFTCAP": False,
         "WINDOW": False,
+        "INVARIANT": False,
+        "LSE": False,
+        "NATIVE_E4M3": arch != "sm_80",
         "UPCAST": False,
     }
+    shape |= constants
     return cross_compile(
-        tree_attention_kernel,
+        gpu.tree_attention_kernel,
         arch,
         {**tensors, **TABLES, **STRIDES},
-        {**shape, **constants},
+        shape,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=not shape["INVARIANT"],
     )
+
+
+ARCHS = ("sm_80", "sm_90", "sm_100")
 
 
 def spills(code: list[str]) -> list[str]:
@@ -73,6 +97,29 @@ def test_keys_of_a_tile_follow_neither_the_batch_nor_exceed_a_mask_word():
             assert len({tile.keys for tile in tiles}) == 1
             assert tiles[0].keys <= 64
             assert [tile.rows for tile in tiles] == sorted(tile.rows for tile in tiles)
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_only_a_batch_invariant_launch_does_without_contraction(batch_invariant, monkeypatch):
+    q, caches = torch.empty(3, 4, 32), torch.empty(2, 1, 16, 2, 32)
+    tables = [torch.zeros(shape, dtype=torch.int32) for shape in ((1, 4), 1, 1, 2)]
+    tables += [torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)]
+    options = {"scale": 1.0, "batch_invariant": batch_invariant}
+    (launch,) = launches_of(
+        gpu, lambda: gpu.tree_attention(q, *caches, *tables, **options), monkeypatch
+    )
+    assert launch.arguments["INVARIANT"] == batch_invariant
+    assert launch.options.get("enable_fp_fusion", True) != batch_invariant
+
+
+def test_a_batch_invariant_tile_follows_no_batch():
+    k_cache = torch.empty(1, 16, 8, 128, dtype=torch.bfloat16)
+    tiles = {
+        choose_tile(q, k_cache, batch, batch_invariant=True)
+        for batch in (1, 3)
+        for q in torch.empty(400, 40, 128, dtype=torch.bfloat16).split([1, 12, 64, 323])
+    }
+    assert len(tiles) == 1
 
 
 @pytest.mark.parametrize(
@@ -110,7 +157,7 @@ def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, dim, tile, tmp_pa
 @pytest.mark.parametrize(
     "options",
     [
-        {"S": 1, "D": 80},
+        {"S": 1, "D": 80, "LSE": True},
         {"S": 64, "GROUP": 8, "WINDOW": True},
         {"W": 4, "BATCH": 256, "WINDOW": True, "SOFTCAP": True},
     ],
@@ -123,12 +170,36 @@ def test_no_option_disturbs_the_main_loop(options, tmp_path):
     assert not spills(main_loop(compiled, tmp_path))
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_float8_is_multiplied_as_the_queries_are(arch, tmp_path):
+    tile = tiles_for(arch, 2, 128)[-1]
+    compiled = compile_attention(arch, tile, "bf16", 128, cached="u8")
+    assert max(waits(compiled)) == 2 * (tile.stages - 2)
+    assert not spills(main_loop(compiled, tmp_path))
+    # Half the bytes in flight, but what is multiplied is bfloat16.
+    assert ("e4m3x2" in compiled.asm["ptx"]) == (arch != "sm_80")
+    assert "cvt.rn.bf16.f16" not in compiled.asm["ptx"]
+    assert re.search(r"mma\S*bf16|tcgen05\.mma\S*kind::f16", compiled.asm["ptx"])
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_loop_of_the_invariant_kernel_computes_alike(arch, tmp_path):
+    tile = tiles_for(arch, 2, 128)[-1]
+    compiled = compile_attention(arch, tile, "bf16", 128, INVARIANT=True, WINDOW=True)
+    assert stack_bytes(compiled, tmp_path) == 0
+    assert max(waits(compiled)) == 2 * (tile.stages - 2)
+    # Four loops: cut by the window, whole, around the tree, along a path. Their sums over keys
+    # have the layout that all share, and nothing of them is contracted (log2 writes out its own).
+    scores = rf"tensor<{tile.rows}x{tile.keys}xf32, (#\w+)>\) -> tensor<{tile.rows}xf32"
+    layouts = re.findall(scores, compiled.asm["ttgir"])
+    assert len(layouts) >= 2 * 4
+    assert len(set(layouts)) == 1
+    assert "fma.rn.f32" not in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_the_merge_does_not_spill(arch, tmp_path):
-    types = {
-        name: TABLES[name]
-        for name in ("partial_out", "partial_lse", "prefix_lens", "offsets", "batch", "window")
-    }
+    types = {name: TABLES[name] for name in MERGED}
     constants = {
         "HQ": 40,
         "GROUP": 5,
@@ -139,6 +210,8 @@ def test_the_merge_does_not_spill(arch, tmp_path):
         "BLOCK_D": 128,
         "BLOCK_HEADS": MERGED_HEADS,
         "WINDOW": False,
+        "INVARIANT": True,
+        "LSE": True,
     }
     types["out"] = "*bf16"
     compiled = cross_compile(merge_splits_kernel, arch, types, constants)

@@ -25,7 +25,7 @@ def real(*shape, dtype=torch.float32):
 
 
 def cache(dtype, layout="NHD"):
-    made = real(4, 64, 8, 128, dtype=dtype)
+    made = empty(4, 64, 8, 128, dtype=dtype)
     return made.transpose(1, 2).contiguous().transpose(1, 2) if layout == "HND" else made
 
 
@@ -33,7 +33,25 @@ def rows_of(*dtypes, n=2):
     return [empty(n, dtype=dtype) for dtype in dtypes]
 
 
+def rope_case(query_heads, heads, dim, dtype, norm=True):
+    qkv_dtype = F32 if dtype == F32 else torch.bfloat16
+    qkv = real(3, query_heads + 2 * heads, dim, dtype=qkv_dtype)
+    norms = real(query_heads + heads, dim, dtype=qkv_dtype) if norm else None
+    caches = (empty(4, 64, heads, dim, dtype=dtype) for _ in range(2))
+    return (qkv, norms, real(512, dim), real(512, dim), long(3), *caches, long(3))
+
+
+def grow_case(beams, width, passes, words):
+    """A round of the second pass or later, two trees."""
+    size = (2, width * (1 + beams * (passes - 1)))
+    kinds = (torch.int64, torch.int32, torch.float64, torch.int32, torch.int32)
+    state = [empty(*size, dtype=kind) for kind in kinds]
+    offered = (empty(2, beams), long(2, beams, width), real(2, beams, width), empty(2))
+    return (*state, empty(2), *offered, beams, beams, words)
+
+
 F32, I32, I64 = torch.float32, torch.int32, torch.int64
+E4M3 = torch.float8_e4m3fn
 DRAWS = (F32, I32, F32, F32, I64, I64)
 K = real(3, 8, 128, dtype=torch.bfloat16)
 TABLES = (empty(2, 16), empty(2), empty(2, 16), empty(2))
@@ -49,6 +67,15 @@ CASES = {
         "append_kv",
         (K.float(), K.float(), cache(K.dtype), cache(K.dtype), long(3)),
     ),
+    "append_kv-float8": ("append_kv", (K, K, cache(E4M3), cache(E4M3, "HND"), long(3))),
+    "rope_append_kv": ("rope_append_kv", rope_case(40, 8, 128, K.dtype)),
+    "rope_append_kv-no-norm": ("rope_append_kv", rope_case(40, 8, 128, K.dtype, norm=False)),
+    "rope_append_kv-float8": ("rope_append_kv", rope_case(40, 8, 128, E4M3)),
+    "rope_append_kv-80": ("rope_append_kv", rope_case(32, 4, 80, F32)),
+    "rms_norm": ("rms_norm", (real(3, 5120, dtype=K.dtype), real(5120, dtype=K.dtype), 1e-6)),
+    "rms_norm-delta": ("rms_norm", (real(3, 5120), real(5120), 1e-6, real(3, 5120))),
+    "rms_norm-wide": ("rms_norm", (real(3, 8192, dtype=K.dtype), real(8192, dtype=K.dtype), 1e-6)),
+    "silu_mul": ("silu_mul", (real(3, 2 * 17408, dtype=K.dtype),)),
     "compact_kv": ("compact_kv", (real(3, 2, 9, 64, 8, 128, dtype=K.dtype), *TABLES)),
     "compact_kv-float8": ("compact_kv", (empty(3, 2, 9, 64, 8, 64, dtype=torch.int8), *TABLES)),
     "target_tokens": ("target_tokens", (real(2, VOCABULARY), *rows_of(*DRAWS))),
@@ -58,22 +85,28 @@ CASES = {
         "draft_topk",
         (real(2, VOCABULARY), 64, *rows_of(F32, I64, I64), long(VOCABULARY)),
     ),
+    "grow_tree": ("grow_tree", grow_case(6, 6, 6, 1)),
+    "grow_tree-wide": ("grow_tree", grow_case(32, 8, 9, 4)),
 }
-FIRST_CASES = list({op: name for name, (op, _) in reversed(CASES.items())}.values())
+FIRST_CASES = {op: name for name, (op, _) in reversed(CASES.items())}.values()
+# On sm_80 there is no instruction that makes a float8.
+ELSEWHERE = [*FIRST_CASES, "rope_append_kv-float8"]
+OPTIONS = {name: {"k_scale": 0.5} for name in ("append_kv-float8", "rope_append_kv-float8")}
 LAUNCHES = {"target_tokens": 4, "draft_topk": 2}
 
 
 def compile_case(name, arch, monkeypatch):
     op, arguments = CASES[name]
     module = import_module(f"specedge_kernels.gpu.{op}")
-    launches = launches_of(module, lambda: getattr(module, op)(*arguments), monkeypatch)
+    options = OPTIONS.get(name, {})
+    launches = launches_of(module, lambda: getattr(module, op)(*arguments, **options), monkeypatch)
     assert len(launches) == LAUNCHES.get(op, 1)
     return {launch.kernel.__name__: launch.compile(arch) for launch in launches}
 
 
 @pytest.mark.parametrize(
     ("name", "arch"),
-    [*((name, "sm_90") for name in CASES), *product(FIRST_CASES, ("sm_80", "sm_100"))],
+    [*((name, "sm_90") for name in CASES), *product(ELSEWHERE, ("sm_80", "sm_100"))],
 )
 def test_fits_without_spills(name, arch, monkeypatch, tmp_path):
     for kernel, compiled in compile_case(name, arch, monkeypatch).items():
@@ -94,6 +127,15 @@ def test_keys_and_values_move_sixteen_bytes_at_a_time(monkeypatch):
     n = (len(moves) - 1) // 2
     assert n >= 4
     assert moves == ["ld.global.v4"] * n + ["bar.sync"] + ["st.global"] * n
+
+
+@pytest.mark.parametrize("op", ["rope_append_kv", "rms_norm", "silu_mul"])
+def test_rows_move_sixteen_bytes_at_a_time(op, monkeypatch):
+    ptx = compile_case(op, "sm_90", monkeypatch)[f"{op}_kernel"].asm["ptx"]
+    wide = re.findall(r"(?:ld|st)\.global\.v4\.b32", ptx)
+    narrow = re.findall(r"(?:ld|st)\.global\.(?:b16|b32|v2\.b32)", ptx)
+    assert len(wide) >= 3
+    assert not narrow
 
 
 def test_halves_are_rounded_to_nearest(monkeypatch):

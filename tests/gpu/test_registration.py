@@ -17,6 +17,13 @@ def test_a_launcher_takes_what_the_cpu_function_takes(op):
     assert inspect.signature(launcher) == inspect.signature(getattr(cpu, op))
 
 
+@pytest.mark.parametrize("op", ["append_kv", "rope_append_kv", "compact_kv"])
+def test_a_cuda_function_takes_what_the_cpu_function_takes(op):
+    pytest.importorskip("specedge_kernels._cuda")
+    cuda = import_module("specedge_kernels.cuda")
+    assert inspect.signature(getattr(cuda, op)) == inspect.signature(getattr(cpu, op))
+
+
 def test_triton_is_left_alone_without_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, so triton is wanted")

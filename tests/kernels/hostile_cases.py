@@ -15,7 +15,10 @@ INT32, INT64 = torch.iinfo(torch.int32), torch.iinfo(torch.int64)
 HOSTILE = (INT64.min, INT32.min, -65, -2, -1, 0, 1, 2, 5, 63, 64, 1000, INT32.max, INT64.max)
 PARENTS = int32([-1, 0, 0, 2, -1, 0])  # a tree of four nodes, and one of two
 OFFSETS = int32([0, 4, 6])
-WRITTEN = ("k_cache", "v_cache", "kv", "x")
+WRITTEN = (
+    *("k_cache", "v_cache", "kv", "x"),
+    *("tokens", "parents", "scores", "depths", "slots", "found"),
+)
 # the first dimension of these belongs to no other argument
 FREE_ROWS = {("compact_kv", "kv"), ("linear", "x"), ("silu_mul", "gate_up")}
 ANY_TYPE = {("compact_kv", "kv")}
@@ -56,6 +59,21 @@ def rope_arguments():
     return {"qkv": torch.randn(3, 8, 8), "qk_norm": torch.randn(6, 8)} | tables | caches | places
 
 
+def growing_arguments():
+    """Two trees of three nodes each, with room for eight: nodes 0 and 2 have slots."""
+    state = {
+        "tokens": torch.arange(16).view(2, 8),
+        "parents": int32([[-1, 0, 0, 9, 9, 9, 9, 9]] * 2),
+        "scores": torch.linspace(-1, -9, 16, dtype=torch.float64).view(2, 8),
+        "depths": int32([[0, 1, 1, 9, 9, 9, 9, 9]] * 2),
+        "slots": int32([[0, -1, 1, 99, 99, 99, 99, 99]] * 2),
+        "found": int32([3, 3]),
+    }
+    offered = {"expanded": int32([[2, -2], [0, 2]]), "ids": torch.arange(8).view(2, 2, 2)}
+    offered |= {"logprobs": -torch.rand(2, 2, 2), "budget": int32([5, 4])}
+    return state | offered | {"first_slot": 2, "beams": 2, "words": 1}
+
+
 # op -> a good call's arguments, made anew each time
 CALLS = {
     "build_tree": lambda: {"parents": PARENTS.clone(), "offsets": OFFSETS.clone(), "words": 1},
@@ -90,6 +108,7 @@ CALLS = {
     },
     "target_tokens": lambda: {"logits": torch.randn(2, 40), **rows_of_draws(2)},
     "draft_topk": draft_arguments,
+    "grow_tree": growing_arguments,
     "linear": lambda: {
         "x": torch.randn(3, 5),
         "panels": reference.pack_linear(torch.randn(70, 5)),
@@ -126,7 +145,7 @@ def refuse(op, arguments, message=None):
 
 
 def test_every_op_is_here():
-    assert set(CALLS) == set(kernels.__all__) - {"pack_linear", "grow_tree"}
+    assert set(CALLS) == set(kernels.__all__) - {"pack_linear"}
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -139,7 +158,8 @@ def test_wrong_metadata_is_refused(op, name):
     good = CALLS[op]()[name]
     wrong = [good[None], good[0], good.new_zeros(())]
     if (op, name) not in ANY_TYPE:
-        wrong += [good.to(torch.complex64), good.to(torch.int16), good.double()]
+        types = (torch.complex64, torch.int16, torch.float64)
+        wrong += [good.to(dtype) for dtype in types if dtype != good.dtype]
     if (op, name) not in FREE_ROWS:
         wrong += [torch.cat((good, good[:1])), good[:-1]]
     if good.dim() > 1 or name not in ANY_STRIDES:
@@ -183,6 +203,12 @@ def test_wrong_metadata_is_refused(op, name):
         ("compact_kv", "accepted_lens", 1, 3, "path nodes to increase"),
         ("compact_kv", "accepted_lens", 0, 4, r"an accepted length in 0 \.\. 3, got 4"),
         ("compact_kv", "accepted_lens", 0, -1, "an accepted length"),
+        ("grow_tree", "found", 1, 5, "a tree of 5 nodes may get 4 more; expected room"),
+        ("grow_tree", "found", 0, -1, r"request 0: expected found in 0 \.\. 8, got -1"),
+        ("grow_tree", "expanded", (1, 1), 3, r"expanded in -2 \.\. 2, got 3 at index 1"),
+        ("grow_tree", "expanded", (0, 0), -3, "expanded"),
+        ("grow_tree", "parents", (0, 2), 2, r"parents in -1 \.\. 1, got 2 at index 2"),
+        ("grow_tree", "slots", (1, 0), 64, r"slots in -1 \.\. 63, got 64 at index 0"),
         ("verify", "ancestors", (2, 0), 0, "mask of node 2 to hold the node itself"),
         ("verify", "offsets", 1, 9, "offsets not to decrease"),
     ],

@@ -131,6 +131,7 @@ def test_cancelled_requests_free_their_pages(tiny_server: str, hello: wire.Hello
 def own_server(tiny_pair: tuple[Path, Path]) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server process that a test may kill, and its address."""
     command = [sys.executable, "-m", "runtime.server", "--model", str(tiny_pair[0]), "--port", "0"]
+    command += ["--no-pipeline", "--credits", "open"]  # whoever drafts always has the turn
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = next(line for line in process.stdout if "--server" in line)

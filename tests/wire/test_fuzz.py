@@ -6,6 +6,7 @@ Seeded random loops, so that every run tries the same tens of thousands of cases
 import random
 import struct
 import tracemalloc
+from collections import Counter
 
 import pytest
 
@@ -22,13 +23,25 @@ from runtime.wire.messages import (
     Draft,
     Error,
     Open,
+    Pong,
     Prompt,
     ProtocolError,
 )
-from tests.wire.cases import CONVERSATION, HELLO, VOCABULARY, connected, opening
+from tests.wire.cases import (
+    CHALLENGE,
+    CONVERSATION,
+    HELLO,
+    PROOF,
+    REDIRECT,
+    VOCABULARY,
+    connected,
+    opening,
+)
 
 BODIES = 15_000
 CONVERSATIONS = 4_000
+ASKING = [(Role.EDGE, HELLO), (Role.SERVER, CHALLENGE), (Role.EDGE, PROOF)]
+SPOKEN = (CONVERSATION, ASKING + CONVERSATION[1:], [*ASKING, (Role.SERVER, REDIRECT)])
 
 
 def mutate(data, rng):
@@ -64,9 +77,9 @@ def test_a_body_is_refused_or_is_the_one_encoding_of_its_message():
     rng = random.Random(1)
     bodies = [
         (message.TYPE, encode_frame(message, 0, VOCABULARY)[HEADER.size :])
-        for _, message in CONVERSATION
+        for _, message in [*CONVERSATION, *SPOKEN[2], (Role.EDGE, Pong(3))]
     ]
-    decoded = 0
+    decoded, refused = Counter(), Counter()
     for case in range(BODIES):
         kind, body = rng.choice(bodies)
         if case % 3 == 0:
@@ -77,17 +90,20 @@ def test_a_body_is_refused_or_is_the_one_encoding_of_its_message():
         try:
             message = decode_body(decode_header(frame), body, VOCABULARY)
         except ProtocolError:
+            refused[kind] += 1
             continue
-        decoded += 1
+        decoded[kind] += 1
         assert encode_frame(message, case & 0xFFFF, VOCABULARY) == frame
-    assert decoded > BODIES // 20
+    assert decoded.total() > BODIES // 20
+    assert set(decoded) == set(refused) == set(MESSAGE_TYPES)
 
 
 def converse_with_a_fault(rng):
-    """The shared conversation with one frame spoilt; the end that received it, and its fault."""
+    """A conversation with one frame spoilt; the end that received it, and its fault."""
     ends = {role: Connection(role) for role in Role}
-    spoilt = rng.randrange(len(CONVERSATION))
-    for number, (role, message) in enumerate(CONVERSATION):
+    spoken = rng.choice(SPOKEN)
+    spoilt = rng.randrange(len(spoken))
+    for number, (role, message) in enumerate(spoken):
         sender, receiver = ends[role], ends[role.peer]
         try:
             data = sender.send(message)

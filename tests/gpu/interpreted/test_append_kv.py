@@ -5,6 +5,8 @@ from specedge_kernels import reference
 from specedge_kernels.gpu.append_kv import append_kv
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+E4M3 = torch.float8_e4m3fn
+BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 # Where a GPU rounds to bfloat16 the interpreter truncates: test_compile_ops.py sees to the former.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")
@@ -12,18 +14,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 
 def caches(pages, size, heads, dim, dtype, layout):
     shape = (pages, heads, size, dim) if layout == "HND" else (pages, size, heads, dim)
-    made = [torch.full(shape, float("nan"), dtype=dtype) for _ in range(2)]
+    made = [torch.full(shape, float("nan")).to(dtype) for _ in range(2)]
     return [cache.transpose(1, 2) if layout == "HND" else cache for cache in made]
 
 
 def assert_same_bits(got, want):
-    bits = torch.int32 if want.dtype == torch.float32 else torch.int16
-    same = got.contiguous().view(bits) == want.contiguous().view(bits)
+    got, want = got.contiguous(), want.contiguous()
+    same = got.view(BITS[got.itemsize]) == want.view(BITS[want.itemsize])
     assert (same | (got.isnan() & want.isnan())).all()
 
 
 @pytest.mark.parametrize("source", FLOATS)
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", [*FLOATS, E4M3])
 @pytest.mark.parametrize(("page_size", "layout"), [(1, "NHD"), (16, "HND"), (64, "NHD")])
 def test_bits_equal_the_reference(source, dtype, page_size, layout, device):
     generator = torch.Generator().manual_seed(page_size)
@@ -85,3 +87,27 @@ def test_no_rows(device):
     empty = torch.zeros(0, 1, 8, device=device)
     append_kv(empty, empty, cache, cache.clone(), torch.arange(0, device=device))
     assert (cache == 1).all()
+
+
+def test_float8_rounds_every_boundary_to_even_and_saturates(device):
+    numbers = torch.arange(256, dtype=torch.uint8).view(E4M3).float()
+    numbers = numbers[numbers.isfinite()].sort().values
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    inf = torch.tensor(float("inf"))
+    beyond = torch.tensor([449, 464, 465, 480, 1e9, 1e38, float("inf")])
+    steps = [middles, middles.nextafter(inf), middles.nextafter(-inf), beyond, -beyond]
+    values = torch.cat([numbers, *steps, torch.tensor([1e-30, -1e-30, float("nan")])])
+    cache = torch.zeros(1, 1, 1, len(values), device=device).to(E4M3)
+    row = values.view(1, 1, -1).to(device)
+    append_kv(row, row, cache, cache.clone(), torch.zeros(1, dtype=torch.int64, device=device))
+    assert_same_bits(cache.cpu().view(-1), values.clamp(-448, 448).to(E4M3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, E4M3])
+def test_keys_and_values_are_divided_by_scales_of_their_own(dtype, device):
+    k = torch.linspace(-3, 3, 48).view(2, 2, 12)
+    got = [cache.to(device) for cache in caches(1, 4, 2, 12, dtype, "NHD")]
+    slots = torch.tensor([2, 0], device=device)
+    append_kv(k.to(device), k.to(device), *got, slots, k_scale=0.37, v_scale=2.0)
+    assert_same_bits(got[0][0, [2, 0]].cpu(), (k / torch.tensor(0.37)).to(dtype))
+    assert_same_bits(got[1][0, [2, 0]].cpu(), (k / 2).to(dtype))

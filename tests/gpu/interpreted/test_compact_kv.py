@@ -3,7 +3,8 @@ import torch
 
 from specedge_kernels import reference
 from specedge_kernels.gpu.compact_kv import BLOCK_ELEMENTS, NODES_AT_ONCE, compact_kv
-from tests.kernels.cases import int32
+from specedge_kernels.gpu.verify import verify
+from tests.kernels.cases import int32, make_batch, parents_of
 
 
 def make_case(dtype, page_size, layout, dim, generator):
@@ -43,6 +44,22 @@ def test_all_layers_and_blocks_of_wide_rows(device):
     got = kv.to(device, copy=True)
     reference.compact_kv(kv, *tables)
     compact_kv(got, *(table.to(device) for table in tables))
+    assert torch.equal(got.cpu(), kv)
+
+
+def test_verdicts_of_the_verify_kernel_drive_the_moves(device):
+    generator = torch.Generator().manual_seed(5)
+    trees = [parents_of(shape, 20, generator) for shape in ("chain", "binary", "random")]
+    batch = make_batch(trees, [0, 7, 16], 8, generator)
+    tokens, target = torch.randint(2, (2, 60), generator=generator)
+    kv = torch.randn(2, 2, *batch.used.shape, 1, 4, generator=generator)
+    got = kv.to(device, copy=True)
+    there = [t.to(device) for t in (tokens, batch.ancestors, batch.offsets, target)]
+    path, lens, _ = verify(*there, 20)
+    compact_kv(got, batch.page_table.to(device), batch.prefix_lens.to(device), path, lens)
+    path, lens, _ = reference.verify(tokens, batch.ancestors, batch.offsets, target, 20)
+    assert lens.max() > 3
+    reference.compact_kv(kv, batch.page_table, batch.prefix_lens, path, lens)
     assert torch.equal(got.cpu(), kv)
 
 

@@ -214,3 +214,13 @@ def test_a_row_does_not_depend_on_the_others(device):
 
 def test_no_rows(device):
     assert run(torch.zeros(0, 5), draws(0), device).shape == (0,)
+
+
+@pytest.mark.parametrize("top", [-5.0, 5.0])
+def test_a_temperature_that_overflows_is_none(top, device):
+    """logit / T is infinite for every token: what is left is the greatest logit."""
+    logits = torch.full((4, CHUNK + 9), -20.0)
+    logits[:, CHUNK + 3] = top
+    arguments = draws(4, 1e-38, torch.tensor([0, 3, 0, 0]), torch.tensor([1.0, 1.0, 0.5, 1.0]))
+    check(logits, (*arguments[:3], torch.tensor([0.0, 0.0, 0.0, 0.2]), *arguments[4:]), device)
+    assert run(logits, arguments, device).tolist() == [CHUNK + 3] * 4

@@ -18,10 +18,17 @@ def queries(batch, heads, dim, generator, dtype=torch.float32):
     return torch.randn(int(batch.offsets[-1]), heads, dim, generator=generator).to(dtype)
 
 
-def attend(device, q, caches, batch, tile=TILE, softcap=0.0, window=-1):
-    scale = q.shape[-1] ** -0.5
+def attend(device, q, caches, batch, tile=TILE, **options):
+    return attend_with_lse(device, q, caches, batch, tile, **options)[0]
+
+
+def attend_with_lse(
+    device, q, caches, batch, tile=TILE, with_lse=False, batch_invariant=False, **scoring
+):
     tensors = [tensor.to(device) for tensor in (q, *caches, *batch.tables)]
-    return gpu.launch(*tensors, scale, softcap, window, tile).cpu()
+    scoring = gpu.Scoring(q.shape[-1] ** -0.5, **scoring)
+    out, lse = gpu.launch(*tensors, scoring, tile, with_lse, batch_invariant)
+    return out.cpu(), lse.cpu()
 
 
 def expect(q, caches, batch, **options):
@@ -96,7 +103,7 @@ def test_splits_change_nothing_beyond_rounding(device, prefix, nodes, window):
 
 
 @pytest.mark.parametrize("query_dtype", list(TOLERANCE))
-@pytest.mark.parametrize("cache_dtype", list(TOLERANCE))
+@pytest.mark.parametrize("cache_dtype", [*TOLERANCE, torch.float8_e4m3fn])
 def test_every_pair_of_types(device, query_dtype, cache_dtype):
     generator = torch.Generator().manual_seed(1)
     batch = make_batch([parents_of("random", 20, generator)], [70], 16, generator)
@@ -105,6 +112,35 @@ def test_every_pair_of_types(device, query_dtype, cache_dtype):
     got = attend(device, q, caches, batch)
     assert got.dtype == query_dtype
     assert_close(got, expect(q, caches, batch), query_dtype)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_every_value_of_float8(device, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(gpu, "converts_e4m3", lambda device: False)
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    values = torch.where(every.isfinite(), every, 0).to(torch.float8_e4m3fn)
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch([[-1]], [0], 1, generator)
+    cache = values.expand(batch.n_pages, 1, 1, 256).contiguous()
+    # One token, so the output is its value.
+    got = attend(device, queries(batch, 1, 256, generator), (cache, cache), batch, v_scale=0.25)
+    assert torch.equal(got[0, 0], values.float() / 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 2 * SPLIT + 1, "softcap": 5.0}])
+def test_the_weight_of_what_a_row_sees(device, options):
+    generator = torch.Generator().manual_seed(6)
+    # One request whose prefix is split, one whose prefix is not.
+    parents = [parents_of("random", 10, generator), parents_of("random", 20, generator)]
+    batch = make_batch(parents, [3 * SPLIT + 5, 40], 16, generator)
+    caches = make_caches(batch, 1, 32, torch.float32, generator)
+    q = queries(batch, 3, 32, generator) * 3
+    out, lse = attend_with_lse(device, q, caches, batch, with_lse=True, **options)
+    want = expect(q, caches, batch, return_lse=True, **options)
+    assert_close(out, want[0])
+    torch.testing.assert_close(lse, want[1], rtol=2e-6, atol=2e-6)
+    assert torch.equal(out, attend(device, q, caches, batch, **options))
 
 
 @pytest.mark.parametrize("dim", [3, 8, 256])
@@ -144,12 +180,15 @@ def test_a_deep_tree_drops_nodes_of_every_word(device):
         assert_close(got, expect(q, caches, batch, window=window))
 
 
-def test_a_window_of_nothing_gives_zeros(device):
+def test_a_window_of_nothing_gives_zeros_of_no_weight(device):
     generator = torch.Generator().manual_seed(0)
     parents = [parents_of("star", 64, generator), [-1]]
     batch = make_batch(parents, [10, 600], 16, generator, cached=[60, 0])
     caches = make_caches(batch, 1, 16, torch.float32, generator)
-    assert (attend(device, queries(batch, 1, 16, generator), caches, batch, window=0) == 0).all()
+    q = queries(batch, 1, 16, generator)
+    out, lse = attend_with_lse(device, q, caches, batch, with_lse=True, window=0)
+    assert (out == 0).all()
+    assert (lse == -torch.inf).all()
 
 
 def test_pages_before_the_window_are_never_looked_at(device):

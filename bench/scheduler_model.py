@@ -1,0 +1,278 @@
+"""Simulated edges, links and accelerator around the server's own pipeline and credit objects.
+
+One heap of events, no model and no waiting: a draft is a number of nodes, whether they are accepted
+is drawn. Only the objects under test decide; nothing here knows how they do it.
+
+A tree of n nodes has levels of equal width w, as many as is best and at most one for each pass.
+Each level goes on with the target's text with probability 1 - (1 - quality) / sqrt(w): at quality
+0.6, 32 nodes have 2.8 accepted in four levels and 3.3 in seven. Proactive drafting is not
+simulated: an edge begins with the verdict.
+"""
+
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from runtime.server.credits import Credits
+from runtime.server.pipeline import Grant, Pipeline
+from runtime.wire.messages import Turn
+
+NODES_PER_PASS = 8
+
+
+@dataclass(frozen=True)
+class Device:
+    """One edge: its link, its draft model, and when it is there."""
+
+    rtt_s: float
+    pass_s: float = 0.011
+    quality: float = 0.6
+    jitter: float = 0.0  # each way takes up to this share longer
+    max_nodes: int = 32
+    max_passes: int = 12
+    user: str = ""
+    weight: float = 1.0
+    joins_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Time of a step by its rows: straight lines between points, the last one goes on."""
+
+    points: tuple[tuple[int, float], ...]  # rows and seconds
+    max_batch: int
+    max_step_nodes: int = 1 << 20
+    noise: float = 0.0  # standard deviation of a step, as a share of it
+
+    def step_s(self, rows: int) -> float:
+        """Seconds of a step without noise."""
+        if len(self.points) == 1:
+            return self.points[0][1]
+        at = next((i for i, (end, _) in enumerate(self.points) if rows <= end), len(self.points))
+        (x0, y0), (x1, y1) = self.points[max(at - 1, 0) :][:2] if at < len(self.points) else (
+            self.points[-2], self.points[-1]
+        )  # fmt: skip
+        return y0 + (y1 - y0) / (x1 - x0) * max(rows - x0, 0)
+
+
+@dataclass
+class Trip:
+    """Simulated state of one edge, and what is recorded of it."""
+
+    device: Device
+    received_s: float = 0.0  # when the last verdict reached the edge
+    round_s: float = 0.0  # as the edge measures it
+    nodes: int = 0
+    passes: int = 0
+    sent_s: float = 0.0
+    queued_s: float = 0.0
+    plain: bool = True
+    verdicts: list[tuple[float, int]] = field(default_factory=list)  # seconds, tokens
+
+    @property
+    def tokens(self) -> int:
+        """All tokens so far."""
+        return sum(tokens for _, tokens in self.verdicts)
+
+
+@dataclass
+class Record:
+    """What happened after the warm-up."""
+
+    trips: list[Trip]
+    elapsed_s: float
+    busy_s: float = 0.0
+    tokens: int = 0
+    ages_s: list[float] = field(default_factory=list)  # of trees, from leaving the edge to verified
+    longest_queue: int = 0
+    largest_window: float = 0.0
+    trees_by_user: dict[str, list[float]] = field(default_factory=dict)  # times of verification
+
+
+@lru_cache(maxsize=1 << 16)
+def tree_shape(nodes: int, passes: int, quality: float) -> tuple[int, float]:
+    """Levels of the best tree of so many nodes and passes, and the chance of each level."""
+    chances = {
+        levels: 1 - (1 - quality) / math.sqrt(nodes / levels)
+        for levels in range(1, min(passes, nodes) + 1)
+    }
+    return max(chances.items(), key=lambda item: _geometric(item[0], item[1]), default=(0, 0.0))
+
+
+def expected_accepted(nodes: int, passes: int, quality: float) -> float:
+    """Nodes accepted of a tree, on average."""
+    return _geometric(*tree_shape(nodes, passes, quality))
+
+
+def _geometric(levels: int, chance: float) -> float:
+    return sum(chance**level for level in range(1, levels + 1))
+
+
+class Simulation:
+    """Runs one server with its edges; `quality_at` may change an edge's luck over time."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        devices: Sequence[Device],
+        credits: Credits,
+        pipelined: bool = True,
+        seed: int = 0,
+        quality_at: Callable[[Device, float], float] = lambda device, _: device.quality,
+    ):
+        self.accelerator = accelerator
+        self.pipeline = Pipeline(
+            accelerator.max_batch, accelerator.max_step_nodes, credits, pipelined
+        )
+        self.trips = [Trip(device) for device in devices]
+        self._rng = random.Random(seed)
+        self._quality_at = quality_at
+        self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._order = itertools.count()
+        self._queue: list[tuple[float, int]] = []  # arrival and session
+        self._trees_queued = 0
+        self._busy = False
+        self._now_s = 0.0
+
+    def run(self, until_s: float, warm_up_s: float = 0.0) -> Record:
+        """Let `until_s` seconds pass, and report what came after the warm-up."""
+        self._warm_up_s = warm_up_s
+        self.record = Record(self.trips, until_s - warm_up_s)
+        for number, trip in enumerate(self.trips):
+            self._at(trip.device.joins_s, self._join, number)
+        while self._events and self._events[0][0] <= until_s:
+            self._now_s, _, action, arguments = heapq.heappop(self._events)
+            action(*arguments)
+        return self.record
+
+    def _at(self, time_s: float, action: Callable[..., None], *arguments: object) -> None:
+        heapq.heappush(self._events, (time_s, next(self._order), action, arguments))
+
+    def _one_way_s(self, device: Device) -> float:
+        return device.rtt_s / 2 * (1 + device.jitter * self._rng.random())
+
+    # --- the server ---
+
+    def _join(self, number: int) -> None:
+        device = self.trips[number].device
+        self.pipeline.opened(
+            number, device.max_nodes, device.rtt_s, self._now_s, device.user, device.weight
+        )
+        self._enqueue(number)
+
+    def _draft(self, number: int, draft_s: float) -> None:
+        trip = self.trips[number]
+        self.pipeline.draft_arrived(number, trip.nodes, draft_s, self._now_s)
+        self._trees_queued += 1
+        self.record.longest_queue = max(self.record.longest_queue, self._trees_queued)
+        self._enqueue(number)
+
+    def _enqueue(self, number: int) -> None:
+        self.trips[number].queued_s = self._now_s
+        heapq.heappush(self._queue, (self._now_s, number))
+        self._start_step()
+
+    def _start_step(self) -> None:
+        """Take the oldest that fit, as the scheduler does."""
+        if self._busy or not self._queue:
+            return
+        batch: list[int] = []
+        rows = 0
+        while self._queue and len(batch) < self.accelerator.max_batch:
+            needed = 1 + self.trips[self._queue[0][1]].nodes
+            if rows + needed > self.accelerator.max_step_nodes:
+                break
+            batch.append(heapq.heappop(self._queue)[1])
+            rows += needed
+        self._trees_queued -= sum(not self.trips[number].plain for number in batch)
+        self._busy = True
+        self.pipeline.step_started(batch, rows, 0, self._now_s)
+        for number, grant in self.pipeline.credits_due(self._now_s):
+            self._send_credit(number, grant)
+        noise = max(self._rng.gauss(1, self.accelerator.noise), 0.5)
+        step_s = self.accelerator.step_s(rows) * noise
+        self._at(self._now_s + step_s, self._end_step, batch, rows, step_s)
+
+    def _end_step(self, batch: list[int], rows: int, step_s: float) -> None:
+        accepted = [self._accepted(self.trips[number]) for number in batch]
+        tokens = sum(accepted) + len(batch)
+        self.pipeline.step_ended(len(batch), rows, 0, tokens, step_s, self._now_s)
+        self.record.largest_window = max(
+            self.record.largest_window, self.pipeline.credits.window.size
+        )
+        self._busy = False
+        if self._now_s > self._warm_up_s:
+            self.record.busy_s += min(step_s, self._now_s - self._warm_up_s)
+            self.record.tokens += tokens
+        for number, count in zip(batch, accepted, strict=True):
+            self._verdict(number, count)
+        for number, grant in self.pipeline.credits_due(self._now_s):
+            self._send_credit(number, grant)
+        self._start_step()
+
+    def _accepted(self, trip: Trip) -> int:
+        quality = self._quality_at(trip.device, self._now_s)
+        levels, chance = tree_shape(trip.nodes, trip.passes, quality)
+        return next((i for i in range(levels) if self._rng.random() >= chance), levels)
+
+    def _verdict(self, number: int, accepted: int) -> None:
+        trip = self.trips[number]
+        if trip.verdicts:
+            trip.round_s += (self._now_s - trip.verdicts[-1][0] - trip.round_s) / 4
+        trip.verdicts.append((self._now_s, accepted + 1))
+        if not trip.plain and self._now_s > self._warm_up_s:
+            self.record.ages_s.append(self._now_s - trip.sent_s)
+            self.record.trees_by_user.setdefault(trip.device.user, []).append(self._now_s)
+        grant = self.pipeline.after_verdict(number, accepted, self._now_s)
+        trip.plain = grant.turn is Turn.SERVER
+        trip.received_s = self._now_s + self._one_way_s(trip.device)
+        trip.nodes = trip.passes = 0
+        if trip.plain:
+            self._enqueue_plain(number)
+        elif grant.turn is Turn.EDGE:
+            self._edge_drafts(number, grant, trip.received_s)
+
+    def _enqueue_plain(self, number: int) -> None:
+        """It can be in the next step, which begins when all verdicts are out."""
+        self.trips[number].queued_s = self._now_s
+        heapq.heappush(self._queue, (self._now_s, number))
+
+    # --- the edges ---
+
+    def _send_credit(self, number: int, grant: Grant) -> None:
+        trip = self.trips[number]
+        reaches_s = self._now_s + self._one_way_s(trip.device)
+        self._edge_drafts(number, grant, max(reaches_s, trip.received_s))
+
+    def _edge_drafts(self, number: int, grant: Grant, granted_s: float) -> None:
+        """Draft from the verdict on; after `granted_s` while it is free or worth the time."""
+        trip = self.trips[number]
+        device = trip.device
+        before_s = granted_s - trip.received_s
+        passes = max(1, min(int(before_s / device.pass_s), device.max_passes))
+        while passes < device.max_passes and self._goes_on(trip, grant, passes, before_s):
+            passes += 1
+        trip.passes = passes
+        trip.nodes = min(grant.max_nodes, NODES_PER_PASS * passes)
+        trip.sent_s = max(granted_s, trip.received_s + passes * device.pass_s)
+        arrives_s = trip.sent_s + self._one_way_s(device)
+        self._at(arrives_s, self._draft, number, trip.sent_s - granted_s)
+
+    def _goes_on(self, trip: Trip, grant: Grant, passes: int, before_s: float) -> bool:
+        """Another pass is free, or gains tokens faster than the edge's rounds do."""
+        device = trip.device
+        if (passes + 1) * device.pass_s - before_s <= grant.draft_s:
+            return True
+        if grant.draft_s > 0:
+            return False
+
+        def accepted(count: int) -> float:
+            nodes = min(grant.max_nodes, NODES_PER_PASS * count)
+            return expected_accepted(nodes, count, device.quality)
+
+        gain = accepted(passes + 1) - accepted(passes)
+        return gain * trip.round_s >= (1 + accepted(passes)) * device.pass_s or not trip.round_s

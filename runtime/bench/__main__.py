@@ -1,0 +1,70 @@
+"""python -m runtime.bench: plain, server-only and split decoding compared on this machine.
+
+Server and edges are processes on cores of their own; modes take turns; every text is compared with
+plain decoding. --draft-pass-ms and --verify-ms state the speed of the devices, so that drafting and
+verifying can have the proportion of other hardware.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from runtime.bench.modes import MODES, SERVER_ONLY
+
+NAMES = (SERVER_ONLY, *MODES)
+HEADLINE = ("plain", "server-only", "disaggregated", "no-pipeline", "specedge")
+
+
+def main() -> int:
+    """Exit status: 0 when every text was plain, 1 when one differed, 2 when it could not run."""
+    options = parse_options(sys.argv[1:])
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    from runtime.bench.command import run
+
+    try:
+        return run(options)
+    except (ValueError, OSError) as error:  # a sentence about options, files, models or ports
+        print(f"runtime.bench: {error}", file=sys.stderr)
+        return 2
+
+
+def parse_options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--prompts", type=Path, metavar="FILE", help="Spec-Bench's form; else built-in ones")
+    add("--per-task", type=int, default=2, help="prompts of each task of the file")
+    add("--tasks", nargs="+", default=[], metavar="TASK", help="of the file; all if not given")
+    add("--modes", nargs="+", choices=NAMES, default=HEADLINE, metavar="MODE", help=" ".join(NAMES))
+    add("--repeats", type=int, default=3, help="how often all modes take their turns")
+    add("--quick", action="store_true", help="shorter answers, fewer repeats, a smaller search")
+    add("--model", default="smollm2", help="target")
+    add("--draft", default="smollm2-draft", help="draft")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"))
+    add("--max-tokens", type=int, default=64, help="longest answer")
+    add("--temperature", type=float, default=0.0)
+    add("--seed", type=int, default=1)
+    add("--batch", type=int, default=1, help="trees in one verification step")
+    add("--edges", type=int, help="edges; two for each tree of a step if not given")
+    add("--max-budget", type=int, help="nodes of a tree; what is best for server-only if not given")
+    add("--max-beam-len", type=int, default=6, help="passes of an edge's draft, at most")
+    add("--draft-pass-ms", type=float, default=0.0, help="a draft pass takes at least so long")
+    add("--verify-ms", type=float, default=0.0, help="a step of the target takes at least so long")
+    add("--rtt-ms", type=float, nargs="+", default=[0.0], help="round trips; several: a sweep")
+    add("--mbps", type=float, default=float("inf"), help="rate of the link in each direction")
+    add("--jitter-ms", type=float, default=0.0, help="most by which the link is late at random")
+    add("--depths", type=int, nargs="+", default=[], help="sweep of passes at each round trip")
+    add("--replayed", type=int, nargs="+", default=[], help="numbers of edges with recorded drafts")
+    add("--server-price", default="a100-40gb", help="name in runtime/bench/prices.json")
+    add("--edge-price", default="rtx-4090", help="name in runtime/bench/prices.json")
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--plots", type=Path, metavar="DIR", help="write PNG plots there (needs matplotlib)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""One edge as a process of the bench: a question a line in, an answer with its times a line out.
+
+The edge is the product's own, used as a library; only its passes are paced.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.bench.device import paced_engines
+from runtime.bench.records import Answer, Span
+from runtime.config import EdgeConfig
+from runtime.edge import client
+
+
+def main() -> None:
+    """The first line is {"config": fields of EdgeConfig, "draft_pass_s": seconds}."""
+    setup = json.loads(sys.stdin.readline())
+    with paced_engines(client, setup["draft_pass_s"]) as spans:
+        edge = client.Edge(EdgeConfig(**setup["config"]))
+    (passes,) = spans
+    with edge:
+        print(json.dumps({"ready": True}), flush=True)
+        for line in sys.stdin:
+            print(json.dumps(dataclasses.asdict(ask(edge, passes, json.loads(line)))), flush=True)
+
+
+def ask(edge: client.Edge, passes: list[Span], question: Mapping[str, Any]) -> Answer:
+    """One answer. `question`: the prompt's number and text, fields that override the config's."""
+    passes.clear()
+    asked_s = time.monotonic()
+    arrivals: list[tuple[float, int]] = []
+    for _ in edge.generate(question["text"], **question.get("options", {})):
+        note_arrival(arrivals, edge.statistics.tokens)
+    note_arrival(arrivals, edge.statistics.tokens)  # a last token may have no text
+    stats = edge.statistics
+    return Answer(
+        prompt=question["prompt"],
+        ids=tuple(edge.last_ids),
+        asked_s=asked_s,
+        arrivals=tuple(arrivals),
+        verifications=stats.verifications,
+        wire_bytes=stats.bytes_sent + stats.bytes_received,
+        proactive_hits=stats.hits,
+        proactive_rounds=stats.rounds_ahead,
+        passes=tuple(passes),
+    )
+
+
+def note_arrival(arrivals: list[tuple[float, int]], tokens: int) -> None:
+    """Text has come; a second piece of the same tokens is no arrival of its own."""
+    if tokens > (arrivals[-1][1] if arrivals else 0):
+        arrivals.append((time.monotonic(), tokens))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Rows as a table for a person and as JSON for a program; numbers are only laid out here."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+
+from runtime.bench.evaluation import Row, Spread, find
+from runtime.bench.figures import Bound, Prices, bound
+from runtime.bench.modes import SERVER_ONLY
+from runtime.bench.runs import Setup, Shape
+
+SPEED = (
+    "mode", "clients", "RTT ms", "tokens/s", "x", "inter-token ms", "p50", "p99", "first token ms",
+    "p99", "ktokens/$", "x", "text",
+)  # fmt: skip
+WORK = (
+    "mode", "clients", "RTT ms", "tokens/verification", "drafted", "nodes", "hits", "bytes/round",
+    "verifying", "V ms", "D ms",
+)  # fmt: skip
+
+
+def machine() -> dict[str, str]:
+    """What it ran on."""
+    return {
+        "system": platform.platform(terse=True),
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def described(setup: Setup, shape: Shape, prices: Prices) -> str:
+    """The conditions that every figure of a run hangs on, in one line."""
+    return (
+        f"{setup.draft} for {setup.model}, {setup.dtype}, T = {setup.temperature:g}; "
+        f"{len(setup.questions)} prompts, at most {setup.max_tokens} tokens each; "
+        f"{setup.batch} tree(s) a step, {setup.edges} edges, at most {shape.max_budget} nodes; "
+        f"{paced(setup)}; baseline drafts {shape.max_beam_len} passes; priced as "
+        f"{prices.server_name} and {prices.edge_name}; "
+        f"cores: server {sorted(setup.cores.server)}, edges {sorted(setup.cores.edges)}"
+    )
+
+
+def paced(setup: Setup) -> str:
+    """How fast the devices are, where that is stated and not this machine's own speed."""
+    stated = [
+        f"{what} padded to {1e3 * seconds:g} ms"
+        for what, seconds in (("draft passes", setup.draft_pass_s), ("steps", setup.verify_step_s))
+        if seconds
+    ]
+    return " and ".join(stated) or "devices of this machine's own speed"
+
+
+def speed_cells(row: Row, base: Row | None) -> list[str]:
+    """What clients and the one who pays see; ratios are to the baseline's row."""
+    f = row.median()
+    return [
+        *_name(row),
+        show(row.spread("tokens_per_s"), 1),
+        show(row.ratio(base, "tokens_per_s"), 2) if base else "-",
+        f"{f.inter_token_ms:.1f}",
+        f"{f.inter_token_p50_ms:.1f}",
+        f"{f.inter_token_p99_ms:.1f}",
+        f"{f.first_token_ms:.0f}",
+        f"{f.first_token_p99_ms:.0f}",
+        f"{f.ktokens_per_dollar:.1f}",
+        show(row.ratio(base, "ktokens_per_dollar"), 2) if base else "-",
+        "plain" if not row.different else f"{row.different} ERRORS",
+    ]
+
+
+def work_cells(row: Row) -> list[str]:
+    """What it comes from."""
+    f = row.median()
+    return [
+        *_name(row),
+        f"{f.tokens_per_verification:.2f}",
+        f"{f.drafted:.0%}",
+        f"{f.nodes_per_draft:.1f}",
+        f"{f.proactive_hit_rate:.0%}",
+        f"{f.bytes_per_round:.0f}" if f.bytes_per_round else "-",
+        f"{f.verifying:.0%}",
+        f"{f.verify_ms:.1f}",
+        f"{f.draft_ms:.1f}",
+    ]
+
+
+def _name(row: Row) -> list[str]:
+    case = row.case
+    rtt = "-" if case.mode == SERVER_ONLY else f"{case.rtt_ms:g}"
+    return [case.label, str(case.clients), rtt]
+
+
+def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Text in columns: the names of rows to the left, numbers to the right."""
+    table = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
+    )
+
+
+def show(spread: Spread, digits: int) -> str:
+    """Median and range; one number where there was one run."""
+    median, least, most = spread
+    if least == most:
+        return f"{median:.{digits}f}"
+    return f"{median:.{digits}f} [{least:.{digits}f}-{most:.{digits}f}]"
+
+
+def reached(rows: Sequence[Row]) -> Bound | None:
+    """SpecEdge against the baseline that drafts; None unless both were run."""
+    base, ours = find(rows, SERVER_ONLY), find(rows, "specedge")
+    return bound(base.median(), ours.median()) if base and ours else None
+
+
+def layer_split_ms(rows: Sequence[Row]) -> dict[float, float]:
+    """Simulated, by round trip: plain decoding that pays one round trip for each token."""
+    plain = find(rows, "plain")
+    if plain is None:
+        return {}
+    step_ms = plain.median().verify_ms
+    return {row.case.rtt_ms: step_ms + row.case.rtt_ms for row in rows if row.case.rtt_ms}
+
+
+def print_report(
+    rows: Sequence[Row], setup: Setup, shape: Shape, prices: Prices, console: Console
+) -> None:
+    """The tables, the bound and the simulated layer split."""
+    for name, value in machine().items():
+        console.print(f"{name}: {value}")
+    console.print(described(setup, shape, prices))
+    base = find(rows, SERVER_ONLY)
+    console.print()
+    console.print(laid_out(SPEED, [speed_cells(row, base) for row in rows]))
+    console.print()
+    console.print(laid_out(WORK, [work_cells(row) for row in rows]))
+    console.print()
+    if (b := reached(rows)) is not None:
+        console.print(
+            f"bound: (1 + D/V) x acceptance gain = (1 + {b.draft_ms:.1f}/{b.verify_ms:.1f}) x "
+            f"{b.acceptance_gain:.2f} = {b.bound:.2f}; reached {b.reached:.2f}, {b.share:.0%} of it"
+        )
+    for rtt_ms, latency_ms in layer_split_ms(rows).items():
+        console.print(
+            f"layer split, simulated, RTT {rtt_ms:g} ms: {latency_ms:.1f} ms a token "
+            "(the measured plain step and one round trip)"
+        )
+
+
+def to_json(rows: Sequence[Row], setup: Setup, shape: Shape, prices: Prices) -> dict[str, Any]:
+    """Everything the table shows, and each repetition's figures."""
+    b = reached(rows)
+    return {
+        "machine": machine(),
+        "setup": described(setup, shape, prices),
+        "rows": [
+            {
+                "mode": row.case.mode,
+                "clients": row.case.clients,
+                "rtt_ms": row.case.rtt_ms,
+                "depth": row.case.depth,
+                "texts_not_plain": row.different,
+                "median": asdict(row.median()),
+                "runs": [asdict(f) for f in row.figures],
+            }
+            for row in rows
+        ],
+        "bound": asdict(b) | {"bound": b.bound, "share": b.share} if b else None,
+        "layer_split_simulated_ms": layer_split_ms(rows),
+    }

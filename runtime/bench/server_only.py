@@ -1,0 +1,206 @@
+"""The paper's baseline as a process of the bench: draft and target on one server, in turns.
+
+One thread, no network: all sessions' drafts, then one verification step with the product's own
+scheduler and verifier. A job a line in, its answers and steps a line out.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from runtime.bench.device import pace
+from runtime.bench.records import Answer
+from runtime.edge.drafter import Drafter, Pass
+from runtime.edge.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.model.engine import Engine, PagedKV
+from runtime.model.open import open_engine
+from runtime.model.tokenizer import Tokenizer
+from runtime.server.scheduler import Limits, Scheduler, Work
+from runtime.server.session import Session
+from runtime.server.verifier import Failed, Outcome, Prefilled, Verified, verify_batch
+from runtime.wire.messages import MAX_NODES, Draft, Open
+
+PAGE_TOKENS = 16
+CHUNK_TOKENS = 256
+MAX_CONTEXT_TOKENS = 4096  # of one client: prompt, answer and tree
+
+
+class Client:
+    """A request that is being answered, and what its client has seen so far."""
+
+    def __init__(self, question: int, session: Session, speculation: Speculation):
+        self.question, self.session, self.speculation = question, session, speculation
+        self.asked_s = session.ready_s
+        self.prompt_tokens = len(session.context)
+        self.arrivals: list[tuple[float, int]] = []
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The answer so far."""
+        return tuple(self.session.context[self.prompt_tokens :])
+
+    def answer(self) -> Answer:
+        """What is recorded of it."""
+        arrivals, rounds = tuple(self.arrivals), self.session.round
+        return Answer(self.question, self.ids, self.asked_s, arrivals, rounds)
+
+
+class Baseline:
+    """A server that drafts for its sessions itself: a job's state around two engines."""
+
+    def __init__(self, target: Engine, draft: Engine, sampling: Mapping[str, Any], n_clients: int):
+        self.target, self.drafter = target, Drafter(draft)
+        self.sampling = sampling
+        limits = Limits(
+            max_sessions=n_clients,
+            max_waiting=0,
+            max_batch=n_clients,
+            max_step_nodes=n_clients * (MAX_NODES + 1),
+            max_nodes=MAX_NODES,
+            chunk_tokens=CHUNK_TOKENS,
+            page_size=PAGE_TOKENS,
+            n_pages=target.kv.n_free,
+        )
+        self.scheduler = Scheduler(limits, target.kv.allocate, target.kv.free)
+        self.clients: dict[int, Client] = {}
+        self.steps: list[dict[str, Any]] = []
+
+    def ask(self, question: int, prompt: Sequence[int], shape: TreeShape) -> None:
+        """Begin a request. Raises Refused if its prompt is too long."""
+        params = Open(
+            session=question + 1,
+            seed=self.sampling["seed"],
+            temperature=self.sampling["temperature"],
+            top_p=1.0,
+            min_p=0.0,
+            top_k=0,
+            max_tokens=self.sampling["max_tokens"],
+            prompt_tokens=len(prompt),
+            stop_ids=tuple(self.sampling["stop_ids"]),
+        )
+        limit = len(prompt) + params.max_tokens
+        noise = Noise(params.seed, params.temperature)
+        speculation = Speculation(list(prompt), limit, shape, Proactive.OFF, noise)
+        session = Session(question, params, limit, list(prompt), ready_s=time.monotonic())
+        self.scheduler.submit(session)
+        self.clients[question] = Client(question, session, speculation)
+
+    def round(self) -> list[Answer]:
+        """Draft for everyone, verify once; the answers that this has ended."""
+        self._draft([c for c in self.clients.values() if c.session.draft is None])
+        batch = self.scheduler.next_batch()
+        start_s = time.monotonic()
+        outcomes = verify_batch(self.target, batch)
+        self._record(batch, start_s)
+        return [answer for outcome in outcomes for answer in self._apply(outcome)]
+
+    def _draft(self, clients: Sequence[Client]) -> None:
+        grow(self.drafter, [client.speculation for client in clients])
+        for client in clients:
+            session, tree = client.session, client.speculation.send(MAX_NODES)
+            place = (session.params.session, session.round, len(session.context))
+            session.accept_draft(Draft(*place, tree.tokens, tree.parents), time.monotonic())
+
+    def _record(self, batch: Sequence[Work], start_s: float) -> None:
+        """The step as a line of a server's trace."""
+        trees = [work.session for work in batch if work.verify]
+        self.steps.append(
+            {
+                "start_s": start_s,
+                "end_s": time.monotonic(),
+                "chunk_rows": sum(work.chunk for work in batch),
+                "sessions": [["here", s.key, len(s.draft), None] for s in trees],
+            }
+        )
+
+    def _apply(self, outcome: Outcome) -> Iterator[Answer]:
+        client = self.clients[outcome.session.key]
+        session = client.session
+        match outcome:
+            case Failed(sentence=sentence):
+                raise ValueError(sentence)
+            case Prefilled(count=count):
+                session.cached += count
+            case Verified(path=path, bonus=bonus):
+                drafted = [session.draft.tokens[node - 1] for node in path[1:]]
+                accepted, finish = session.advance(drafted, bonus)
+                client.arrivals.append((time.monotonic(), len(client.ids)))
+                client.speculation.commit(path[accepted], session.context[-1])
+                if finish:
+                    self.drafter.finish(client.speculation)
+                    self.scheduler.remove(session)
+                    yield self.clients.pop(session.key).answer()
+
+
+def grow(drafter: Drafter, speculations: Sequence[Speculation]) -> None:
+    """Batched passes: first those that catch up with the text, then those that grow trees."""
+
+    def wanted() -> list[Pass]:
+        return [Pass(s, frontier) for s in speculations if (frontier := s.frontier(MAX_NODES))]
+
+    while texts := [one for one in wanted() if one.is_text]:
+        ran = drafter.run(texts)
+        assert all(ran), "the draft's pages suffice for every client's longest context"
+    for _ in range(max((s.shape.max_beam_len for s in speculations), default=1) - 1):
+        if passes := wanted():
+            drafter.run(passes)
+
+
+def serve(
+    baseline: Baseline, prompts: Sequence[Sequence[int]], shape: TreeShape, n_clients: int
+) -> dict[str, Any]:
+    """Answer all prompts, `n_clients` at a time. All were busy until `end_s`."""
+    waiting = deque(enumerate(prompts))
+    answers: list[Answer] = []
+    start_s, end_s = time.monotonic(), None
+    while waiting or baseline.clients:
+        while waiting and len(baseline.clients) < n_clients:
+            baseline.ask(*waiting.popleft(), shape)
+        answers += baseline.round()
+        if end_s is None and not waiting and len(baseline.clients) < n_clients:
+            end_s = time.monotonic()
+    return {
+        "start_s": start_s,
+        "end_s": end_s,
+        "answers": [dataclasses.asdict(answer) for answer in answers],
+        "steps": baseline.steps,
+    }
+
+
+def fresh(engine: Engine, n_clients: int) -> Engine:
+    """The same model with an empty cache."""
+    kv, n_pages = engine.kv, n_clients * MAX_CONTEXT_TOKENS // PAGE_TOKENS
+    config, device = engine.model.config, engine.model.device
+    return Engine(engine.model, PagedKV(config, n_pages, PAGE_TOKENS, kv.kv.dtype, device))
+
+
+def main() -> None:
+    """The first line names the models, the speed of the draft's device and the sampling."""
+    setup = json.loads(sys.stdin.readline())
+    target, draft = (
+        open_engine(setup[name], setup["dtype"], "auto", lambda _: PAGE_TOKENS, PAGE_TOKENS)
+        for name in ("model", "draft")
+    )
+    tokenizer = Tokenizer.load(setup["draft"])
+    sampling = setup["sampling"] | {"stop_ids": sorted(tokenizer.stop_ids)}
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        prompts = [
+            tokenizer.chat_prompt([{"role": "user", "content": question}])
+            for question in job["questions"]
+        ]
+        engines = fresh(target, job["clients"]), fresh(draft, job["clients"])
+        pace(engines[0], setup["verify_step_s"])
+        passes = pace(engines[1], setup["draft_pass_s"])
+        baseline = Baseline(*engines, sampling, job["clients"])
+        done = serve(baseline, prompts, TreeShape(**job["shape"]), job["clients"])
+        print(json.dumps(done | {"drafting": passes}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

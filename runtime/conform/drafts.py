@@ -1,0 +1,233 @@
+"""Cases 401 and on: the turn, and which trees are taken, refused, or end their session."""
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from runtime.conform.peer import Failed, Session, Skipped, Visitor
+from runtime.wire import messages as wire
+from runtime.wire.messages import ErrorCode
+from runtime.wire.token_bits import pack_tokens, packed_bytes, token_bits
+
+TOKENS = 40  # answers long enough that a server may try what pays
+
+
+async def a_draft_without_nodes(visitor: Visitor) -> None:
+    """§5.3 A Draft may have no nodes; its Verdict has node 0."""
+    session = await _in_turn(visitor)
+    session.draft()
+    if (await session.verdict()).node:
+        raise Failed("a node of nothing is accepted")
+
+
+async def as_many_nodes_as_allowed(visitor: Visitor) -> None:
+    """§5.3 A Draft may have as many nodes as the turn allows."""
+    session = await _in_turn(visitor, nodes=1)
+    assert session.granted_nodes is not None, "the turn was waited for"
+    nodes = min(session.granted_nodes, session.peer.vocabulary_size)
+    session.draft(range(nodes), [0] * nodes)
+    await session.verdict()
+
+
+async def one_node_too_many(visitor: Visitor) -> None:
+    """§5.4 More nodes than the turn allows are a fault, LIMIT."""
+    session = await _in_turn(visitor, max_nodes=8)
+    assert session.granted_nodes is not None, "the turn was waited for"
+    session.draft(range(session.granted_nodes + 1), [0] * (session.granted_nodes + 1))
+    await session.peer.refused(ErrorCode.LIMIT)
+
+
+async def no_turn_allows_more_than_the_open(visitor: Visitor) -> None:
+    """§5.3 A turn never allows more nodes than Open and Welcome do."""
+    peer = await visitor.admitted()
+    for number, most in enumerate((1, 3, 255), start=1):
+        session = peer.open(number, max_nodes=most)
+        await session.rest()  # a Session checks every turn
+        session.needs_turn()
+
+
+async def a_draft_after_the_prompt(visitor: Visitor) -> None:
+    """§5.4 A Draft while the server owes a Verdict is a fault."""
+    peer = await visitor.admitted()
+    prompt = peer.prompt(5)
+    message = wire.Draft(1, 1, 6, (), ())
+    peer.send(wire.Open(1, 0, 0, 1, 0, 0, 16, 5, ()), wire.Prompt(1, prompt), message)
+    await peer.refused(ErrorCode.PROTOCOL)
+
+
+async def two_drafts_at_once(visitor: Visitor) -> None:
+    """§5.4 One Draft is under way at a time."""
+    session = await _in_turn(visitor)
+    session.peer.send(session.message(), session.message())
+    await _refused(session)
+
+
+async def a_later_round(visitor: Visitor) -> None:
+    """§5.4 A Draft of another round than the one due is a fault."""
+    await _refused_draft(visitor, round=1)
+
+
+async def an_earlier_round(visitor: Visitor) -> None:
+    """§5.4 A Draft of a round that was answered is a fault."""
+    session = await _in_turn(visitor)
+    while len(session.verdicts) < 2:
+        session.draft()
+        await session.turn()
+    session.peer.write(_frame(session, round=-1))
+    await _refused(session)
+
+
+async def round_zero(visitor: Visitor) -> None:
+    """§3.5 A Draft's round is 1 or more."""
+    session = await _in_turn(visitor)
+    session.peer.write(_frame(session, round=-len(session.verdicts)))
+    await _refused(session)
+
+
+async def another_base(visitor: Visitor) -> None:
+    """§5.4 A base that is not the length of the text ends the session with PROTOCOL, no more."""
+    for step in (-1, 1):
+        session = await _in_turn(visitor)
+        session.peer.write(_frame(session, base=step))
+        await session.failed(ErrorCode.PROTOCOL)
+        await session.peer.open(2).rest()
+        await session.peer.is_alive()
+
+
+async def a_parent_after_its_node(visitor: Visitor) -> None:
+    """§5.4 A node's parent comes before it."""
+    await _refused_draft(visitor, tokens=(1, 2), parents=(2, 0))
+
+
+async def a_node_that_is_its_own_parent(visitor: Visitor) -> None:
+    """§5.4 A node is not its own parent."""
+    await _refused_draft(visitor, tokens=(1, 2), parents=(0, 2))
+
+
+async def a_parent_that_is_not_there(visitor: Visitor) -> None:
+    """§5.4 A parent is a node of the tree."""
+    await _refused_draft(visitor, tokens=(1, 2), parents=(0, 255))
+
+
+async def equal_siblings(visitor: Visitor) -> None:
+    """§5.4 Two children of one node differ."""
+    await _refused_draft(visitor, tokens=(1, 2, 1), parents=(0, 0, 0))
+
+
+async def equal_cousins(visitor: Visitor) -> None:
+    """§3.5 Children of different nodes may have the same token."""
+    session = await _in_turn(visitor, nodes=4)
+    session.draft((1, 2, 3, 3), (0, 0, 1, 2))
+    await session.rest()
+
+
+async def a_drafted_id_outside_the_vocabulary(visitor: Visitor) -> None:
+    """§2.3 A drafted id outside the vocabulary is a fault."""
+    session = await _in_turn(visitor, nodes=1)
+    size = session.peer.vocabulary_size
+    if size == 1 << token_bits(size):
+        raise Skipped(f"every id of {token_bits(size)} bits is in a vocabulary of {size}")
+    packed = size.to_bytes(packed_bytes(1, size), "little")
+    session.peer.write(_frame(session, packed=packed + b"\0", nodes=1))
+    await _refused(session)
+
+
+async def a_draft_without_its_parents(visitor: Visitor) -> None:
+    """§2.1 A Draft holds a parent for each node."""
+    session = await _in_turn(visitor, nodes=1)
+    packed = bytes(packed_bytes(1, session.peer.vocabulary_size))
+    session.peer.write(_frame(session, packed=packed, nodes=1))
+    await _refused(session)
+
+
+async def a_draft_with_more_than_its_nodes(visitor: Visitor) -> None:
+    """§2.1 A Draft holds nothing behind its parents."""
+    session = await _in_turn(visitor)
+    session.peer.write(_frame(session, packed=b"\0"))
+    await _refused(session)
+
+
+async def a_tree_that_is_too_deep(visitor: Visitor) -> None:
+    """§5.4 A path that leaves no place for the bonus ends the session with PROTOCOL, no more."""
+    session = await _near_the_end(visitor)
+    session.draft([1] * (TOKENS - len(session.answer)))
+    await session.failed(ErrorCode.PROTOCOL)
+    await session.peer.open(2).rest()
+
+
+async def a_tree_of_the_greatest_depth(visitor: Visitor) -> None:
+    """§5.4 A path may reach to the last token before the bonus."""
+    session = await _near_the_end(visitor)
+    session.draft([1] * (TOKENS - len(session.answer) - 1))
+    await session.verdict()
+
+
+async def a_long_time_of_drafting(visitor: Visitor) -> None:
+    """§3.5 draft_ms may have any value."""
+    session = await _in_turn(visitor)
+    session.peer.write(_frame(session, draft_ms=65_535))
+    session.granted_nodes = None
+    await session.verdict()
+
+
+async def a_draft_after_the_end(visitor: Visitor) -> None:
+    """§5.7 A Draft that was under way to a session that the server has ended is dropped."""
+    peer = await visitor.admitted()
+    session = peer.open(max_tokens=1)
+    await session.verdict()
+    session.draft()
+    session.close()
+    await peer.is_alive()
+
+
+async def a_draft_of_a_closed_session(visitor: Visitor) -> None:
+    """§5.1 A Draft for a number that is unused again is a fault."""
+    peer = await visitor.admitted()
+    await peer.open().cancel()
+    peer.send(wire.Draft(1, 1, 6, (), ()))
+    await peer.refused(ErrorCode.PROTOCOL)
+
+
+async def _in_turn(visitor: Visitor, nodes: int = 0, **options: Any) -> Session:
+    """A session whose edge may send a draft of `nodes` nodes."""
+    session = (await visitor.admitted()).open(**({"max_tokens": TOKENS} | options))
+    await session.turn(nodes)
+    return session
+
+
+async def _near_the_end(visitor: Visitor) -> Session:
+    """A session in whose turn a path may have a node for every token that is left."""
+    session = await _in_turn(visitor)
+    while TOKENS - len(session.answer) > (session.granted_nodes or 0):
+        session.draft()
+        await session.turn()
+    return session
+
+
+async def _refused_draft(
+    visitor: Visitor, round: int = 0, tokens: Sequence[int] = (), parents: Sequence[int] = ()
+) -> None:
+    session = await _in_turn(visitor, nodes=len(tokens))
+    packed = pack_tokens(tokens, session.peer.vocabulary_size) + bytes(parents)
+    session.peer.write(_frame(session, round, packed=packed, nodes=len(tokens)))
+    await _refused(session)
+
+
+async def _refused(session: Session) -> None:
+    error = await session.peer.refused(ErrorCode.PROTOCOL)
+    if error.session:
+        raise Failed("the Error is one of the session")
+
+
+def _frame(
+    session: Session,
+    round: int = 0,
+    base: int = 0,
+    draft_ms: int = 0,
+    packed: bytes = b"",
+    nodes: int = 0,
+) -> bytes:
+    """A Draft frame; round and base differ from the right ones by what is given."""
+    right = session.message()
+    head = struct.pack("<IIHB", right.round + round, right.base + base, draft_ms, nodes)
+    return session.peer.raw(wire.Draft, head + packed, session=session.number)

@@ -1,0 +1,196 @@
+"""Cases 601 and on: cancelling in every phase, sessions side by side, and edges that vanish."""
+
+import asyncio
+
+from runtime.conform.peer import Failed, Session, Visitor, opening, plain_answer
+from runtime.wire import messages as wire
+from runtime.wire.messages import ErrorCode
+
+
+async def cancel_before_the_prompt(visitor: Visitor) -> None:
+    """§5.7 A Close before the prompt is answered by a Close."""
+    await _cancelled_by_close(visitor, opening())
+
+
+async def cancel_within_the_prompt(visitor: Visitor) -> None:
+    """§5.7 A Close within the prompt is answered by a Close."""
+    await _cancelled_by_close(visitor, opening(), wire.Prompt(1, (1, 2)))
+
+
+async def cancel_while_a_verdict_is_due(visitor: Visitor) -> None:
+    """§5.7 A Close while the server owes a Verdict is answered by the server's last word."""
+    peer = await visitor.admitted()
+    await peer.open(max_tokens=400).cancel()
+    await peer.is_alive()
+
+
+async def cancel_in_the_edges_turn(visitor: Visitor) -> None:
+    """§5.7 A Close in place of a Draft is answered by a Close."""
+    peer = await visitor.admitted()
+    session = peer.open(max_tokens=40)
+    await session.turn()
+    session.close()
+    await peer.expect(wire.Close, 1)
+    await peer.is_alive()
+
+
+async def cancel_after_a_draft(visitor: Visitor) -> None:
+    """§5.7 A Close behind a Draft is answered by the server's last word."""
+    peer = await visitor.admitted()
+    session = peer.open(max_tokens=40)
+    await session.turn(nodes=1)
+    session.draft([1])
+    await session.cancel()
+    await peer.is_alive()
+
+
+async def cancel_while_the_server_decodes(visitor: Visitor) -> None:
+    """§5.7 A Close while the server has the turn is answered by its last word."""
+    peer = await visitor.admitted()
+    session = peer.open(max_nodes=0, max_tokens=400)
+    await session.verdict()
+    await session.cancel()
+    await peer.is_alive()
+
+
+async def cancel_at_the_end(visitor: Visitor) -> None:
+    """§5.7 A Close that crosses the last Verdict is not answered."""
+    peer = await visitor.admitted()
+    session = peer.open(max_tokens=1)
+    await session.verdict()
+    session.close()
+    await peer.is_alive()
+
+
+async def cancel_a_refused_session(visitor: Visitor) -> None:
+    """§5.7 A Close after the session's Error is not answered."""
+    peer = await visitor.admitted()
+    assert peer.welcome is not None, "a session before the Welcome"
+    message = opening(1, peer.welcome.max_context)
+    peer.send(message)
+    await Session(peer, message, ()).failed(ErrorCode.LIMIT)
+    await peer.is_alive()
+
+
+async def close_twice(visitor: Visitor) -> None:
+    """§5.7 An end says its word once: a second Close is a fault."""
+    peer = await visitor.admitted()
+    session = peer.open(max_tokens=1)
+    await session.verdict()
+    peer.send(wire.Close(1), wire.Close(1))
+    await peer.refused(ErrorCode.PROTOCOL)
+
+
+async def a_cancelled_number_again(visitor: Visitor) -> None:
+    """§5.7 After the server's Close the number may be opened, and nothing old comes."""
+    truth = await plain_answer(visitor)
+    peer = await visitor.admitted()
+    for _ in range(5):
+        await peer.open(3, peer.prompt(30, seed=9), max_nodes=0, max_tokens=300).cancel()
+        if await peer.open(3).rest() != truth:
+            raise Failed("the new session's answer is another one")
+
+
+async def cancel_one_of_two(visitor: Visitor) -> None:
+    """§5.7 Cancelling a session leaves its neighbour alone."""
+    truth = await plain_answer(visitor, max_tokens=24)
+    peer = await visitor.admitted()
+    kept, given_up = peer.open(1, max_tokens=24), peer.open(2, max_tokens=400)
+    await kept.verdict()
+    await given_up.cancel()
+    if await kept.rest() != truth:
+        raise Failed("the other session's answer changes")
+
+
+async def an_error_in_one_of_two(visitor: Visitor) -> None:
+    """§5.4 A session that ends with an Error leaves its neighbour alone."""
+    truth = await plain_answer(visitor, max_tokens=24)
+    peer = await visitor.admitted()
+    kept, refused = peer.open(1, max_tokens=24), peer.open(2, max_tokens=40)
+    await refused.turn()
+    late = refused.message()
+    peer.send(wire.Draft(2, late.round, late.base + 1, (), ()))
+    await refused.failed(ErrorCode.PROTOCOL)
+    if await kept.rest() != truth:
+        raise Failed("the other session's answer changes")
+
+
+async def two_sessions_in_turns(visitor: Visitor) -> None:
+    """§1 Sessions of a connection go on side by side, each with its own answer."""
+    peer = await visitor.admitted()
+    prompts = [peer.prompt(5, seed) for seed in (1, 2)]
+    truths = [await plain_answer(visitor, prompt, max_tokens=24) for prompt in prompts]
+    sessions = [peer.open(n, prompt, max_tokens=24) for n, prompt in enumerate(prompts, start=1)]
+    while not all(session.finish for session in sessions):
+        for session in sessions:
+            if session.granted_nodes is not None:
+                session.draft()
+            if not session.finish:
+                await session.advance()
+    if [session.answer for session in sessions] != truths:
+        raise Failed("an answer is not the session's own")
+
+
+async def eight_sessions_at_once(visitor: Visitor) -> None:
+    """§1 Eight sessions on one connection have the answers that they have alone."""
+    peer = await visitor.admitted()
+    prompts = [peer.prompt(3 + seed, seed) for seed in range(8)]
+    truths = [await peer.open(1, prompt).rest() for prompt in prompts]
+    sessions = [peer.open(n, prompt) for n, prompt in enumerate(prompts, start=1)]
+    if [await session.rest() for session in sessions] != truths:
+        raise Failed("an answer is not the session's own")
+
+
+async def eight_connections_at_once(visitor: Visitor) -> None:
+    """§5.2 Sessions on eight connections have the answers that they have alone."""
+    peers = [await visitor.admitted() for _ in range(8)]
+    prompts = [peer.prompt(3 + seed, seed) for seed, peer in enumerate(peers)]
+    truths = [await peers[0].open(1, prompt).rest() for prompt in prompts]
+    sessions = [peer.open(1, prompt) for peer, prompt in zip(peers, prompts, strict=True)]
+    answers = await asyncio.gather(*(session.rest() for session in sessions))
+    if answers != truths:
+        raise Failed("an answer is not the session's own")
+
+
+async def an_edge_that_vanishes(visitor: Visitor) -> None:
+    """§4.6 An edge may go in any phase of a session; the others are served."""
+    for messages in ((), (wire.Prompt(1, (1, 2)),), (wire.Prompt(1, (1, 2, 3, 4, 5)),)):
+        peer = await visitor.admitted()
+        peer.send(opening(max_tokens=400), *messages)
+        peer.hang_up()
+    session = (await visitor.admitted()).open(max_tokens=40)
+    await session.turn()
+    session.draft()
+    session.peer.hang_up()
+    await (await visitor.admitted()).open().rest()
+
+
+async def an_edge_that_closes_its_half(visitor: Visitor) -> None:
+    """§4.6 An end that closes its half of the stream is gone: the server closes too."""
+    peer = await visitor.admitted()
+    session = peer.open(max_tokens=400)
+    await session.verdict()
+    peer.end()
+    while not peer.at_end:
+        try:
+            await peer.receive(1)
+        except Failed:
+            break
+    if not peer.at_end:
+        raise Failed("the connection stays open")
+
+
+async def twenty_edges_that_vanish(visitor: Visitor) -> None:
+    """§4.6 What a gone edge held is free: twenty of them leave room for the next."""
+    for _ in range(20):
+        peer = await visitor.admitted()
+        peer.open(1, peer.prompt(100), max_tokens=300)
+        peer.hang_up()
+    await (await visitor.admitted()).open().rest()
+
+
+async def _cancelled_by_close(visitor: Visitor, *messages: wire.Message) -> None:
+    peer = await visitor.admitted()
+    peer.send(*messages, wire.Close(1))
+    await peer.expect(wire.Close, 1)
+    await peer.is_alive()

@@ -1,0 +1,307 @@
+"""A connection to the server, shared by the requests of this edge, and its messages sorted to them.
+
+Deals in messages; what is drafted and when it is sent is the business of `loop.py`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from runtime.edge.watchdog import Sign, Watchdog
+from runtime.logs import fields
+from runtime.tree import Tree
+from runtime.wire import messages as wire
+from runtime.wire.auth import is_proven, new_nonce, prove
+from runtime.wire.states import Role
+from runtime.wire.tcp import FramedProtocol, connect
+from runtime.wire.tls import Trust
+
+log = logging.getLogger(__name__)
+
+MAX_REDIRECTS = 3
+PROMPT_FRAME_TOKENS = 4096  # small enough that other requests' drafts get through between
+
+Answer = TypeVar("Answer", wire.Verdict, wire.Credit)
+Mail = tuple[wire.Message, float]  # and when it arrived, by time.monotonic()
+
+
+class ServerError(ConnectionError):
+    """The server refused or went away; the message is a sentence for the user.
+
+    `code` is the server's reason, None if there is no connection to it.
+    """
+
+    def __init__(self, sentence: str, code: wire.ErrorCode | None = None):
+        super().__init__(sentence)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the target's tokens are drawn. Temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """How the ends know each other: our user's token, and whose certificate is the server's."""
+
+    token: bytes = b""
+    trust: Trust | None = None
+
+
+NO_CREDENTIALS = Credentials()
+
+
+class Link:
+    """A connection to the server, greeted and ready for requests."""
+
+    def __init__(self, hello: wire.Hello, credentials: Credentials) -> None:
+        self.welcome: wire.Welcome | None = None
+        self._hello, self._credentials = hello, credentials
+        self._peer: FramedProtocol | None = None
+        self._greeted: asyncio.Future[wire.Welcome | wire.Redirect] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._inboxes: dict[int, asyncio.Queue[Mail | None]] = {}  # None when the link is lost
+        self._last_session = 0
+        self._lost: ServerError | None = None
+        self._gone = asyncio.Event()
+        self._watchdog = Watchdog()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def open(
+        cls, host: str, port: int, hello: wire.Hello, credentials: Credentials = NO_CREDENTIALS
+    ) -> "Link":
+        """Connect, greet, prove who we are, and follow where we are sent. Raises ServerError."""
+        for _ in range(1 + MAX_REDIRECTS):
+            link = cls(replace(hello, nonce=new_nonce()), credentials)
+            answer = await link._greet(host, port)
+            if isinstance(answer, wire.Welcome):
+                log.info("welcomed", extra=fields(server=f"{host}:{port}", model=answer.model))
+                link.welcome = answer
+                link._watch()
+                return link
+            host, port = answer.host, answer.port
+        raise ServerError(f"sent on {MAX_REDIRECTS} times, last to {host}:{port}: a circle?")
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of all frames sent, headers included."""
+        return self._peer.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes of all frames received, headers included."""
+        return self._peer.bytes_received
+
+    @property
+    def alive(self) -> bool:
+        """False once the connection is gone."""
+        return self._lost is None
+
+    def request(
+        self, prompt: Sequence[int], sampling: Sampling, max_nodes: int = wire.MAX_NODES
+    ) -> "Request":
+        """Send OPEN and the prompt; drafts will have `max_nodes` at most, 0 to decode plainly."""
+        self._check_alive()
+        self._last_session = self._last_session % 65535 + 1
+        number = self._last_session
+        self._inboxes[number] = asyncio.Queue()
+        self._peer.send(
+            wire.Open(
+                session=number,
+                seed=sampling.seed,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                min_p=sampling.min_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                prompt_tokens=len(prompt),
+                stop_ids=sampling.stop_ids,
+                max_nodes=max_nodes,
+            )
+        )
+        for start in range(0, len(prompt), PROMPT_FRAME_TOKENS):
+            self._peer.send(wire.Prompt(number, tuple(prompt[start : start + PROMPT_FRAME_TOKENS])))
+        return Request(self, number)
+
+    async def close(self) -> None:
+        """Hang up, when everything sent is written."""
+        self._peer.close()
+        await self._gone.wait()
+
+    async def _greet(self, host: str, port: int) -> wire.Welcome | wire.Redirect:
+        trust = self._credentials.trust
+        try:
+            self._peer = await connect(
+                host, port, self._on_message, self._on_closed, tls=trust and trust.context
+            )
+        except ConnectionError as error:
+            raise ServerError(str(error)) from error
+        if trust and not trust.is_pinned(self._peer.certificate):
+            await self.close()
+            raise ServerError(
+                f"the certificate of {host}:{port} is not the one that --tls names; "
+                "if the server has a new one, ask its operator for the new hash"
+            )
+        self._peer.send(self._hello)
+        return await self._greeted
+
+    def _prove(self, challenge: wire.Challenge) -> None:
+        """Answer the server's challenge, if it has the token itself."""
+        token, known = self._credentials.token, (self._hello, challenge.nonce)
+        certificate = self._peer.certificate
+        if not token:
+            self._refuse("this server wants to know who you are: give --user and --token-file")
+        elif not is_proven(challenge.proof, token, Role.SERVER, *known, certificate):
+            self._refuse(
+                f"this server does not know user {self._hello.user!r} with this token, "
+                "or is not the server it says it is"
+            )
+        else:
+            self._peer.send(wire.Proof(prove(token, Role.EDGE, *known, certificate)))
+
+    def _welcomed(self, message: wire.Welcome | wire.Redirect) -> None:
+        if self._credentials.token and self._peer.connection.challenge is None:
+            self._refuse("the server did not prove that it knows your token")
+        elif not self._greeted.done():
+            self._greeted.set_result(message)
+
+    def _refuse(self, sentence: str) -> None:
+        self._lose(sentence, wire.ErrorCode.AUTHENTICATION)
+        self._peer.refuse(wire.ErrorCode.AUTHENTICATION, sentence)
+
+    def _send(self, message: wire.Message) -> None:
+        self._check_alive()
+        self._peer.send(message)
+
+    async def _receive(self, number: int) -> Mail:
+        self._check_alive()
+        mail = await self._inboxes[number].get()
+        if mail is None:
+            raise self._why_lost()
+        return mail
+
+    def _has_mail(self, number: int) -> bool:
+        return not self._inboxes[number].empty()
+
+    def _release(self, number: int, finished: bool) -> None:
+        """Forget a request; one that is still running is cancelled on the server."""
+        if self._inboxes.pop(number, None) is not None and not finished and self._lost is None:
+            self._peer.send(wire.Close(number))
+
+    def _check_alive(self) -> None:
+        if self._lost is not None:
+            raise self._why_lost()
+
+    def _why_lost(self) -> ServerError:
+        assert self._lost is not None, "the link is not lost"
+        return ServerError(str(self._lost), self._lost.code)  # anew: it collects a traceback
+
+    def _saw_round(self, round_s: float, verdict: wire.Verdict) -> None:
+        self._watchdog.saw_round(round_s, verdict.verify_ms * 1e-3)
+
+    def _watch(self) -> None:
+        """Look after the link, now and every so often until it is lost."""
+        sign = self._watchdog.look(self.bytes_received, waiting=bool(self._inboxes))
+        if sign is Sign.DEAD:
+            self._lose("the server is silent, and does not answer a Ping")
+            self._peer.close()
+            return
+        if sign is Sign.ASK:
+            self._peer.send(wire.Ping(0))
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._watchdog.patience_s, self._watch)
+
+    def _on_message(self, peer: FramedProtocol, message: wire.Message) -> None:
+        match message:
+            case wire.Challenge():
+                self._prove(message)
+            case wire.Welcome() | wire.Redirect():
+                self._welcomed(message)
+            case wire.Pong():
+                self._watchdog.saw_pong()
+            case wire.Error(session=0, fatal=True):
+                self._lose(message.sentence, message.code)
+            case wire.Error(session=0):
+                code = message.code.name.lower()
+                log.warning("the server says", extra=fields(code=code, reason=message.sentence))
+            case wire.Verdict() | wire.Credit() | wire.Error() if message.session in self._inboxes:
+                self._inboxes[message.session].put_nowait((message, time.monotonic()))
+
+    def _on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
+        self._lose(reason or "the connection is closed")
+        self._gone.set()
+
+    def _lose(self, sentence: str, code: wire.ErrorCode | None = None) -> None:
+        """Tell everyone who waits."""
+        if self._lost is not None:
+            return
+        self._lost = ServerError(sentence, code)
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._greeted.done():
+            self._greeted.set_exception(self._why_lost())
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(None)
+
+
+@dataclass
+class Request:
+    """One request on a link: drafts out, verdicts and credits in."""
+
+    link: Link
+    number: int
+    round: int = -1  # of the last verdict
+    arrived_s: float = 0.0  # when the last message came, by time.monotonic()
+    asked_s: float = field(default_factory=time.monotonic)  # since when a verdict is due
+    finished: bool = False
+
+    def send(self, base: int, tree: Tree) -> None:
+        """Send the draft of the next round, made after `base` tokens, within the turn received."""
+        self.asked_s = time.monotonic()
+        draft_ms = wire.clamp_ms((self.asked_s - self.arrived_s) * 1e3)
+        self.link._send(
+            wire.Draft(self.number, self.round + 1, base, tree.tokens, tree.parents, draft_ms)
+        )
+
+    @property
+    def has_mail(self) -> bool:
+        """Whether a verdict, a credit or an error has come and was not asked for yet."""
+        return self.link._has_mail(self.number)
+
+    async def verdict(self) -> wire.Verdict:
+        """The next verdict. Raises ServerError."""
+        verdict = await self._receive(wire.Verdict)
+        self.link._saw_round(self.arrived_s - self.asked_s, verdict)
+        self.round, self.asked_s = verdict.round, self.arrived_s
+        self.finished = verdict.finish is not wire.Finish.NONE
+        return verdict
+
+    async def credit(self) -> wire.Credit:
+        """The credit for a draft that has to wait for one. Raises ServerError."""
+        return await self._receive(wire.Credit)
+
+    def close(self) -> None:
+        """Give the request up, if it is still running."""
+        self.link._release(self.number, self.finished)
+
+    async def _receive(self, kind: type[Answer]) -> Answer:
+        message, self.arrived_s = await self.link._receive(self.number)
+        if isinstance(message, wire.Error):
+            self.finished = True
+            raise ServerError(message.sentence, message.code)
+        assert isinstance(message, kind), f"{type(message).__name__} instead of {kind.__name__}"
+        return message

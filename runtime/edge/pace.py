@@ -1,0 +1,45 @@
+"""When to send: whether one more pass of the draft model is worth its time.
+
+Pure arithmetic over times that the caller measures; it knows no clock, no tree and no socket.
+"""
+
+import math
+from dataclasses import dataclass
+
+WEIGHT = 0.25  # of the newest measurement in an average
+
+
+@dataclass
+class Pace:
+    """What one request has learned of its own speed; averages forget exponentially."""
+
+    pass_s: float = 0.0  # a pass of the draft model, waiting for other requests' passes included
+    wait_s: float | None = None  # from when the server can use a draft to the verdict
+
+    def saw_pass(self, seconds: float) -> None:
+        self.pass_s = _average(self.pass_s or None, seconds)
+
+    def saw_wait(self, seconds: float) -> None:
+        self.wait_s = _average(self.wait_s, seconds)
+
+    def is_worth_a_pass(self, tokens: float, gain: float, elapsed_s: float, free_s: float) -> bool:
+        """Whether a pass raises this round's expected tokens per second.
+
+        tokens is what the next verdict is expected to bring without the pass, and gain what the
+        pass adds. Where the server names a time, free_s after the grant, a step starts then with
+        the draft or without it: until then drafting costs nothing, and afterwards a whole step.
+        With 0 the edge decides; `inf` is a grant still to come. Delay-adaptive draft length:
+        arXiv:2606.20591.
+        """
+        if gain <= 0 or free_s == math.inf:
+            return gain > 0
+        if free_s > 0:
+            return elapsed_s + self.pass_s <= free_s
+        if self.wait_s is None:
+            return True
+        round_s = elapsed_s + self.wait_s
+        return (tokens + gain) * round_s > tokens * (round_s + self.pass_s)
+
+
+def _average(old: float | None, new: float) -> float:
+    return new if old is None else old + WEIGHT * (new - old)

@@ -1,0 +1,62 @@
+"""An answer over as many links as it takes: nothing is lost, and nothing comes twice.
+
+The text is a function of weights, prompt, parameters and seed, so the rest of an answer is the
+answer to the prompt with all tokens accepted so far. A token is accepted when its verdict has come.
+Nothing has to be fenced: the old session has died with its link. See docs/protocol.md, section 9.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from runtime.edge.batcher import Batcher
+from runtime.edge.link import Sampling, ServerError
+from runtime.edge.loop import Drafting, Round, generate
+from runtime.edge.uplink import PASSING, Retries, Uplink
+
+
+@dataclass
+class Answer:
+    """A prompt and what has come of its answer: all that it takes to go on."""
+
+    prompt: list[int]
+    sampling: Sampling
+    accepted: list[int] = field(default_factory=list)
+
+    @property
+    def rest(self) -> tuple[list[int], Sampling]:
+        """The prompt and the parameters of what is still to come."""
+        left = self.sampling.max_tokens - len(self.accepted)
+        return [*self.prompt, *self.accepted], replace(self.sampling, max_tokens=left)
+
+
+async def resuming(
+    uplink: Uplink,
+    batcher: Batcher,
+    answer: Answer,
+    drafting: Drafting,
+    reconnect_s: float,
+    tell: Callable[[ServerError], None] = lambda error: None,
+) -> AsyncGenerator[Round, None]:
+    """`loop.generate` until the text ends, adding to `answer.accepted` as it goes.
+
+    When the link breaks, or a server refuses the rest for a reason that will pass, it tries again
+    for `reconnect_s` seconds; `tell` hears when that begins. Raises ServerError.
+    """
+    retries = Retries(reconnect_s)
+    while True:
+        try:
+            link = await uplink.link()
+            async with aclosing(generate(link, batcher, *answer.rest, drafting)) as rounds:
+                async for turn in rounds:
+                    answer.accepted += turn.tokens
+                    retries.succeeded()
+                    yield turn
+            return
+        except ServerError as error:
+            resumed = retries.begun or bool(answer.accepted)
+            if error.code is not None and not (resumed and error.code in PASSING):
+                raise
+            if reconnect_s and not retries.begun:
+                tell(error)
+            await retries.wait(error)

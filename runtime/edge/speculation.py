@@ -1,0 +1,212 @@
+"""One request on the edge: its text, the draft tree under it, and what of both the cache holds.
+
+Bookkeeping between two passes of the draft model, which is all that a verdict needs; it knows
+neither model nor sockets nor clocks. The cache holds
+
+    tokens   [0, cached)             accepted text
+             [cached, len(context))  run as a chain by the next passes; ends with the root
+    nodes    len(context) + i        the i-th expanded node; there is a tree once all text is cached
+
+There is one tree. While a part of it is in flight it goes on growing: an unsent child y of a sent
+node v is the hypothesis that the walk stops at v and the bonus is y, and its score is the
+log-probability of just that. So best-first growth shares the work among all hypotheses, and what
+has grown below the right one is the next tree.
+Source: SpecEdge (arXiv:2505.17052, sections 4.1 and 4.2) for growth and `Proactive.SINGLE`;
+many outcomes at once as in Saguaro (arXiv:2603.03251), here over trees.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from runtime.edge.lookup import SuffixIndex
+from runtime.tree import ROOT, DraftTree, OrderedTree
+
+MAX_EXPANDED = 256  # what the four mask words of tree attention can tell apart
+
+
+class Proactive(Enum):
+    """What is drafted while a tree is in flight."""
+
+    OFF = "off"
+    SINGLE = "single"  # below the best leaf's best child, as in the paper
+    MULTI = "multi"  # below every unsent node, by its probability
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """The four knobs of the growth, with the paper's names."""
+
+    max_budget: int  # nodes kept
+    max_n_beams: int  # nodes expanded in one pass of the draft model
+    max_beam_len: int  # passes before a tree is sent
+    max_branch_width: int  # children considered per node
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the server draws with, so that children are ranked by it; temperature 0 for without."""
+
+    seed: int = 0
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a verdict did: tokens gained, and what became of the nodes expanded in flight."""
+
+    tokens: tuple[int, ...]
+    n_sent: int
+    n_ahead: int  # nodes expanded while the tree was in flight
+    n_reused: int  # of these, nodes whose KV is kept
+    hit: bool  # the bonus was among them or before: the next tree has begun
+
+
+@dataclass
+class Speculation:
+    """The draft side of one request. `limit` counts the tokens that the text may have."""
+
+    context: list[int]
+    limit: int
+    shape: TreeShape
+    proactive: Proactive
+    noise: Noise
+    cached: int = 0
+    pages: list[int] = field(default_factory=list)
+    # Where the cache is out of order: place moved_from + i belongs to what lies at
+    # moved_from + places[i].
+    moved_from: int = 0
+    places: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tree = self._new_tree()
+        self.sent = OrderedTree()
+        self.in_flight = True  # the prompt is a draft without nodes
+        self._expanded_before = 0  # of the tree's expanded nodes, when it was sent
+        self.index = SuffixIndex()
+        self.index.extend(self.context)
+
+    @property
+    def expected_tokens(self) -> float:
+        """Of the next verdict, if the tree were sent now and the draft model were right."""
+        return 1 + self.probability(self.tree.kept())
+
+    def probability(self, nodes: Iterable[int]) -> float:
+        """Sum over nodes of the probability that the text goes through them."""
+        return sum(1.0 if node == ROOT else math.exp(self.tree.scores[node]) for node in nodes)
+
+    def frontier(self, max_nodes: int) -> list[int]:
+        """The nodes that the next pass expands on the way to a tree of `max_nodes`; none when done.
+
+        `ROOT` alone means the text that the cache does not have yet.
+        """
+        self.tree.budget = min(self.shape.max_budget, max_nodes)
+        return self._expandable(self.tree.kept()) if self.tree.budget else []
+
+    def frontier_ahead(self) -> list[int]:
+        """The same while a draft is in flight; none where there is nothing more to be foreseen."""
+        if not self.in_flight or self.shape.max_budget == 0:
+            return []
+        self.tree.budget = self.shape.max_budget
+        match self.proactive:
+            case Proactive.OFF:
+                return self._expandable([])
+            case Proactive.SINGLE:
+                return self._expandable(self._single())
+            case Proactive.MULTI:
+                sent = set(self.sent.source)
+                unsent = [node for node in range(len(self.tree)) if node not in sent]
+                best = self.tree.best_first(unsent)[: self.tree.budget]
+                return self._expandable([*sent, *best])
+
+    def send(self, max_nodes: int) -> OrderedTree:
+        """The best nodes, in sending order; the tree goes on growing around them."""
+        self.tree.budget = min(self.shape.max_budget, max_nodes)
+        self.sent, self.in_flight = self.tree.ordered(), True
+        self._expanded_before = len(self.tree.expanded)
+        return self.sent
+
+    def commit(self, node: int, bonus: int) -> Step:
+        """Apply a verdict: keep the path to `node`, then `bonus` and, if foreseen, what is below.
+
+        Nothing moves in the cache yet; `places` says what the next pass has to move.
+        """
+        path = self.sent.path(node)
+        tokens = (*(self.sent.tokens[n - 1] for n in path), bonus)
+        chain = [self.sent.source[n - 1] for n in path]
+        foreseen = self._foreseen(chain[-1] if chain else ROOT, bonus)
+        below: list[int] = []
+        if foreseen is not None:
+            chain.append(foreseen)
+            below = self.tree.below(foreseen)
+        kept = {*chain, *below}
+        slots = [i for i, expanded in enumerate(self.tree.expanded) if expanded in kept]
+        step = Step(
+            tokens,
+            n_sent=len(self.sent),
+            n_ahead=len(self.tree.expanded) - self._expanded_before,
+            n_reused=sum(slot >= self._expanded_before for slot in slots),
+            hit=foreseen is not None,
+        )
+        self._keep(slots)
+        # A leaf of the chain may not have been run: the next pass does it with the bonus.
+        self.cached += len(set(chain) & set(self.tree.expanded))
+        self.tree = self._new_tree() if foreseen is None else self.tree.reroot(foreseen)
+        self.context += tokens
+        self.index.extend(tokens)
+        self.sent, self.in_flight = OrderedTree(), False
+        self._expanded_before = len(self.tree.expanded)
+        return step
+
+    def forget_cache(self) -> None:
+        """Nothing is cached any more; the pages are the caller's to free."""
+        self.pages, self.places, self.cached = [], [], 0
+        self.tree = self._new_tree()
+
+    def _new_tree(self) -> DraftTree:
+        return DraftTree(self.shape.max_budget)
+
+    def _expandable(self, nodes: Iterable[int]) -> list[int]:
+        """The best of some nodes whose children could still be accepted."""
+        deepest = self.limit - len(self.context) - 2  # of children; the bonus comes below them
+        if deepest < 0:
+            return []
+        if self.cached < len(self.context):
+            return [ROOT]
+        allowed = [node for node in nodes if self.tree.depths[node] < deepest]
+        frontier = self.tree.frontier(self.shape.max_n_beams, allowed)
+        return frontier[: MAX_EXPANDED - len(self.tree.expanded)]
+
+    def _single(self) -> list[int]:
+        """The best leaf in flight until its children are known, then its best child's subtree."""
+        leaf, bonus = self._likeliest_end()
+        if bonus is None:
+            return [leaf]
+        below = self.tree.best_first(self.tree.below(bonus))
+        return [bonus, *below[: self.tree.budget]]
+
+    def _likeliest_end(self) -> tuple[int, int | None]:
+        """The sent leaf (or `ROOT`) that the walk is likeliest to end at, and its best child."""
+        inner = {self.tree.parents[node] for node in self.sent.source}
+        leaves = [node for node in self.sent.source if node not in inner]
+        leaf = self.tree.best_first(leaves)[0] if leaves else ROOT
+        children = [node for node, above in enumerate(self.tree.parents) if above == leaf]
+        return leaf, self.tree.best_first(children)[0] if children else None
+
+    def _foreseen(self, end: int, bonus: int) -> int | None:
+        """The node for `bonus` under the end of the walk, if work below it is to be kept."""
+        child = self.tree.child(end, bonus)
+        match self.proactive:
+            case Proactive.OFF:
+                return None
+            case Proactive.SINGLE if child != self._likeliest_end()[1]:
+                return None
+        return child if child in self.tree.expanded else None
+
+    def _keep(self, slots: list[int]) -> None:
+        """Of the places behind the text, keep these; some may still be waiting to be moved."""
+        if not self.places:
+            self.moved_from, self.places = self.cached, list(range(len(self.tree.expanded)))
+        text = self.cached - self.moved_from
+        self.places = self.places[:text] + [self.places[text + slot] for slot in slots]

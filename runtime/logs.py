@@ -1,0 +1,69 @@
+"""Logs: one line for each event, with what it is about as fields.
+
+An event is a record of the standard library whose `extra` is `fields(...)`:
+
+    log.info("edge left", extra=fields(peer="10.0.0.7:51712", user="alice"))
+
+Knows nothing of what is logged. Tokens and texts of users are nobody's business: no caller gives
+them.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+PLAIN = re.compile(r"[\w.:@/+-]+")
+
+
+def fields(**values: object) -> dict[str, Any]:
+    """What an event is about, as the `extra` of a logging call; None is left out."""
+    return {"fields": {name: value for name, value in values.items() if value is not None}}
+
+
+def configure(level: str, form: str) -> None:
+    """Send every log of this process to standard error, from `level` up, as text or json."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class TextFormatter(logging.Formatter):
+    """WARNING request refused peer=10.0.0.7:51712 code=busy reason="the server is full"."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [record.levelname, record.getMessage()]
+        parts += [f"{name}={_spelled(value)}" for name, value in _fields(record).items()]
+        if record.exc_info:
+            parts += ["\n" + self.formatException(record.exc_info)]
+        return " ".join(parts)
+
+
+class JsonFormatter(logging.Formatter):
+    """One object on one line: time, level, logger and event, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, timezone.utc)
+        line: dict[str, object] = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, object]:
+    values: Mapping[str, object] = getattr(record, "fields", {})
+    return values
+
+
+def _spelled(value: object) -> str:
+    """A value as one word; quoted where it is not one, so that nobody can forge a line."""
+    text = str(value)
+    return text if PLAIN.fullmatch(text) else json.dumps(text)

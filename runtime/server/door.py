@@ -1,0 +1,142 @@
+"""The door of the server: which connections are let in, and under whose name.
+
+A peer is a stranger until it is welcomed. Where the server has users, a stranger has to prove that
+it has a user's token, and until then learns nothing of the server but its protocol. Knows nothing
+of requests; time is an argument.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import cycle
+
+from runtime.config import ServerConfig, parse_address
+from runtime.server.users import Patience
+from runtime.wire import messages as wire
+from runtime.wire.auth import NO_CERTIFICATE, challenge, is_proven
+from runtime.wire.connection import Role
+from runtime.wire.tcp import FramedProtocol
+
+NOBODY = ""  # the name of everyone where there are no users
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the handshake compares: both sides must mean the same text by the same ids."""
+
+    model: str
+    vocabulary_size: int
+    vocabulary_hash: bytes
+    max_context: int
+
+
+@dataclass
+class Door:
+    """Strangers and admitted peers. `users` maps names to tokens; None lets everyone in.
+
+    Without an identity there is no model behind the door, and everyone is sent on to a replica.
+    """
+
+    config: ServerConfig
+    identity: Identity | None
+    users: Mapping[str, bytes] | None = None
+    certificate: bytes = NO_CERTIFICATE
+    admitted: dict[FramedProtocol, str] = field(default_factory=dict)  # peer -> user
+    _strangers: set[FramedProtocol] = field(default_factory=set)
+    _patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        self._replicas = cycle(self.config.replicas)
+
+    def peers(self) -> list[FramedProtocol]:
+        """Everyone who is connected."""
+        return [*self._strangers, *self.admitted]
+
+    def new_peer(
+        self,
+        on_message: Callable[[FramedProtocol, wire.Message], None],
+        on_closed: Callable[[FramedProtocol, str | None], None],
+    ) -> FramedProtocol:
+        """A protocol for one more connection; told to go if too many strangers are there."""
+        return FramedProtocol(Role.SERVER, on_message, on_closed, on_connected=self._arrived)
+
+    def left(self, peer: FramedProtocol) -> None:
+        """The connection has gone."""
+        self._strangers.discard(peer)
+        self.admitted.pop(peer, None)
+
+    def answer(self, peer: FramedProtocol, greeting: wire.Hello | wire.Proof, now_s: float) -> None:
+        """Challenge, welcome or refuse a stranger."""
+        match greeting:
+            case wire.Hello():
+                self._answer_hello(peer, greeting, now_s)
+            case wire.Proof():
+                self._answer_proof(peer, greeting, now_s)
+
+    def _answer_hello(self, peer: FramedProtocol, hello: wire.Hello, now_s: float) -> None:
+        if self.users is None:
+            self._welcome(peer, hello)
+        elif wait_s := self._patience.wait_s(peer.host, now_s):
+            sentence = f"too many wrong tokens from {peer.host}; try again in {wait_s:.0f} s"
+            peer.refuse(wire.ErrorCode.BUSY, sentence)
+        else:
+            peer.send(challenge(self.users.get(hello.user), hello, self.certificate))
+
+    def _answer_proof(self, peer: FramedProtocol, message: wire.Proof, now_s: float) -> None:
+        hello, challenged = peer.connection.hello, peer.connection.challenge
+        assert self.users is not None, "a proof was asked for without users"
+        assert hello is not None, "a proof before the Hello"
+        assert challenged is not None, "a proof before the Challenge"
+        token = self.users.get(hello.user)
+        # An unknown user costs the same time as a wrong token: names cannot be found by asking.
+        proven = is_proven(
+            message.proof, token or b"", Role.EDGE, hello, challenged.nonce, self.certificate
+        )
+        if token is not None and proven:
+            self._patience.succeeded(peer.host)
+            self._welcome(peer, hello)
+            return
+        self._patience.failed(peer.host, now_s)
+        sentence = (
+            f"the token of user {hello.user!r} is not right" if hello.user
+            else "this server wants to know who you are: give --user and --token-file"
+        )  # fmt: skip
+        peer.refuse(wire.ErrorCode.AUTHENTICATION, sentence)
+
+    def _arrived(self, peer: FramedProtocol) -> str | None:
+        """Count a stranger: not before, as one that fails in TLS never tells that it left.
+
+        Returns why it must go, if it must.
+        """
+        is_full = len(self._strangers) >= self.config.max_strangers
+        self._strangers.add(peer)
+        return "too many edges are connecting; try again in a few seconds" if is_full else None
+
+    def _welcome(self, peer: FramedProtocol, hello: wire.Hello) -> None:
+        if self.identity is None:
+            host, port = parse_address(next(self._replicas))
+            peer.send(wire.Redirect(port, host))
+            return
+        mine = self.identity
+        if hello.vocabulary_hash != mine.vocabulary_hash:
+            peer.refuse(
+                wire.ErrorCode.VOCABULARY,
+                f"the draft {hello.model!r} ({hello.vocabulary_size} tokens) and the target "
+                f"{mine.model!r} ({mine.vocabulary_size} tokens) have different vocabularies; "
+                f"use a draft of the same family",
+            )
+            return
+        self._strangers.discard(peer)
+        self.admitted[peer] = hello.user if self.users is not None else NOBODY
+        peer.send(
+            wire.Welcome(
+                version=wire.VERSION,
+                vocabulary_size=mine.vocabulary_size,
+                max_nodes=self.config.max_nodes,
+                max_context=mine.max_context,
+                max_sessions=min(
+                    self.config.max_sessions + self.config.max_waiting,
+                    self.config.max_user_sessions,
+                ),
+                model=mine.model,
+            )
+        )

@@ -1,0 +1,216 @@
+"""What /metrics tells: what has happened since the start, and how things stand at this moment.
+
+The loop reports events to `Metrics`; gauges are read from the door, the scheduler and the pipeline
+when somebody asks, so that no step ever waits for a scrape. Knows no HTTP.
+Names and meanings are those of vLLM where it has the same quantity, under `specedge:`.
+"""
+
+import math
+from collections import Counter as Count
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from runtime.server.door import Door
+from runtime.server.pipeline import Pipeline
+from runtime.server.scheduler import Scheduler
+from runtime.server.session import Session
+from runtime.wire.messages import ErrorCode, Finish
+from runtime.wire.tcp import FramedProtocol
+
+PREFIX = "specedge:"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, math.inf)
+TREES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, math.inf)
+
+
+class Metrics:
+    """Counters and histograms of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._gone_bytes: Count[str] = Count()  # by direction, of connections that have ended
+        ProcessCollector(registry=self.registry)
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts that were admitted")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens given by verdicts")
+        self._success = self._counter(
+            "request_success", "Requests whose text came to its end", "finished_reason", Finish
+        )
+        self._session_errors = self._counter(
+            "session_errors", "Requests ended by an Error of the server", "code", ErrorCode
+        )
+        self._connection_errors = self._counter(
+            "connection_errors", "Connections ended by an Error of either end", "code", ErrorCode
+        )
+        self._drafts = self._counter("spec_decode_num_drafts", "Trees verified that had nodes")
+        self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Nodes of these trees")
+        self._accepted = self._counter(
+            "spec_decode_num_accepted_tokens", "Nodes that were accepted"
+        )
+        self._accepted_per_position = self._counter(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Nodes that were accepted, by depth; the root's children have position 0",
+            "position",
+        )
+        self._first_token_s = self._histogram(
+            "time_to_first_token_seconds", "From the whole prompt to the first verdict", SECONDS
+        )
+        self._inter_token_s = self._histogram(
+            "inter_token_latency_seconds",
+            "Between two verdicts, over the tokens of the second; counted once for each token",
+            SECONDS,
+        )
+        self._rtt_s = self._histogram(
+            "edge_rtt_seconds", "Round trip to an edge, measured when it is admitted", SECONDS
+        )
+        self._batch_trees = self._histogram(
+            "verify_batch_size", "Trees in a step; 0 if it held chunks of prompts alone", TREES
+        )
+        self._step_s = self._histogram(
+            "verify_step_seconds", "Time of a step: the target's pass and the verdicts", SECONDS
+        )
+
+    def watch(
+        self, door: Door, scheduler: Scheduler | None = None, pipeline: Pipeline | None = None
+    ) -> None:
+        """Read how these stand at every scrape; a redirecting front has a door alone."""
+        self.registry.register(_AtTheDoor(door, self._gone_bytes))
+        if scheduler is not None and pipeline is not None:
+            self.registry.register(_AtWork(scheduler, pipeline))
+
+    def pong(self, rtt_s: float) -> None:
+        """An edge has answered a Ping."""
+        self._rtt_s.observe(rtt_s)
+
+    def edge_left(self, peer: FramedProtocol) -> None:
+        """A connection has ended, admitted or not."""
+        self._gone_bytes["received"] += peer.bytes_received
+        self._gone_bytes["sent"] += peer.bytes_sent
+        if peer.ended_with is not None:
+            self._connection_errors.labels(label(peer.ended_with)).inc()
+
+    def prompted(self, tokens: int) -> None:
+        """A request was admitted, or waits to be."""
+        self._prompt_tokens.inc(tokens)
+
+    def refused(self, code: ErrorCode) -> None:
+        """A request was ended with an Error."""
+        self._session_errors.labels(label(code)).inc()
+
+    def step_ended(self, trees: int, step_s: float) -> None:
+        """A step that verified `trees` trees is over."""
+        self._batch_trees.observe(trees)
+        self._step_s.observe(step_s)
+
+    def verdict(self, session: Session, drafted: int, accepted: int, now_s: float) -> None:
+        """`accepted` of `drafted` nodes, and one token more, were added to the session's text.
+
+        `session.verdict_s` is still that of the verdict before, `session.ready_s` the draft's.
+        """
+        self._generation_tokens.inc(accepted + 1)
+        if drafted:
+            self._drafts.inc()
+            self._draft_tokens.inc(drafted)
+            self._accepted.inc(accepted)
+            for position in range(accepted):
+                self._accepted_per_position.labels(position).inc()
+        if session.verdict_s is None:
+            self._first_token_s.observe(now_s - session.ready_s)
+        else:
+            for _ in range(accepted + 1):
+                self._inter_token_s.observe((now_s - session.verdict_s) / (accepted + 1))
+        if session.finish:
+            self._success.labels(label(session.finish)).inc()
+
+    def _counter(
+        self, name: str, help: str, label_name: str = "", values: type[IntEnum] | None = None
+    ) -> Counter:
+        """A counter; with `values`, each of them stands there from the start, at 0."""
+        names = [label_name] if label_name else []
+        counter = Counter(PREFIX + name, help, names, registry=self.registry)
+        for value in values or ():
+            if value:  # 0 stands for nothing: Finish.NONE
+                counter.labels(label(value))
+        return counter
+
+    def _histogram(self, name: str, help: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(PREFIX + name, help, buckets=buckets, registry=self.registry)
+
+
+def label(value: IntEnum) -> str:
+    """A code as it is spelled in labels and logs."""
+    return value.name.lower()
+
+
+@dataclass(eq=False)
+class _AtTheDoor(Collector):
+    """Who is connected, and what has passed."""
+
+    door: Door
+    gone_bytes: Count[str]
+
+    def collect(self) -> Iterator[Metric]:
+        yield _gauge("edges_connected", "Edges that are admitted", len(self.door.admitted))
+        peers = self.door.peers()
+        family = CounterMetricFamily(
+            PREFIX + "wire_bytes", "Bytes of frames, TLS not counted", labels=["direction"]
+        )
+        received = sum(peer.bytes_received for peer in peers)
+        sent = sum(peer.bytes_sent for peer in peers)
+        family.add_metric(["received"], self.gone_bytes["received"] + received)
+        family.add_metric(["sent"], self.gone_bytes["sent"] + sent)
+        yield family
+
+
+@dataclass(eq=False)
+class _AtWork(Collector):
+    """Requests, pages and credits."""
+
+    scheduler: Scheduler
+    pipeline: Pipeline
+
+    def collect(self) -> Iterator[Metric]:
+        scheduler, window = self.scheduler, self.pipeline.credits.window
+        cache, n_pages = scheduler.cache, scheduler.limits.n_pages
+        yield _gauge("num_requests_running", "Requests that hold pages", len(scheduler.running))
+        yield _gauge("num_requests_waiting", "Requests that wait for pages", len(scheduler.waiting))
+        yield _gauge(
+            "kv_cache_usage_perc",
+            "Share of the KV pages that requests hold; 1 is all of them",
+            1 - cache.room() / n_pages,
+        )
+        yield _count(
+            "num_preemptions",
+            "Requests that lost their pages to older ones",
+            scheduler.preemptions,
+        )
+        yield _count(
+            "prefix_cache_queries",
+            "Tokens looked for in the prefix cache",
+            scheduler.sought_tokens,
+        )
+        yield _count("prefix_cache_hits", "Of these, tokens found there", scheduler.hit_tokens)
+        yield _count(
+            "prefix_cache_evictions",
+            "Pages of the prefix cache given up for others",
+            cache.evictions,
+        )
+        yield _gauge("credits_outstanding", "Credits that are out", len(window))
+        yield _gauge("credits_window", "Credits that may be out", window.size)
+        yield _count("credits_given", "Credits given", window.given)
+        yield _count(
+            "credits_wasted",
+            "Credits taken back because the tree did not come in time",
+            window.expired,
+        )
+
+
+def _gauge(name: str, help: str, value: float) -> Metric:
+    return GaugeMetricFamily(PREFIX + name, help, value)
+
+
+def _count(name: str, help: str, value: float) -> Metric:
+    return CounterMetricFamily(PREFIX + name, help, value)

@@ -1,0 +1,292 @@
+"""What an edge is told with its verdict: draft or not, how many nodes, and for how long.
+
+The server must never wait while there is work, and an edge need not hurry while others are
+verified: it may draft until just before that step ends. So sessions fall into groups by themselves,
+one drafting while another is verified. A step takes what has come and waits for nobody.
+
+Pure policy over keys and numbers: knows no model, socket or clock; the time is an argument.
+Source: SpecEdge (arXiv:2505.17052) section 4.3, its calibration made continuous.
+"""
+
+import math
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+
+from runtime.server.credits import HOLD_S, Credits
+from runtime.server.estimators import Acceptance, Mean, Rate
+from runtime.server.slots import first_slot
+from runtime.server.step_cost import StepCost
+from runtime.server.trial import Trial
+from runtime.wire.messages import Turn
+
+RTT_S, DRAFT_S = 0.02, 0.05  # of an edge of which nothing is known yet
+# Who is told how long to draft may want longer by now: the estimate grows by this share with every
+# such tree, until it is more than the edge is told and the edge may choose again.
+DRIFT = 1 / 128
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The next move. With Turn.WAIT it says nothing yet but that; the credit's grant does.
+
+    A tree of at most `max_nodes` drafted nodes may be sent. Drafted for `draft_s` seconds it comes
+    just before its step: sooner is of no use, and later the step starts without it. With 0 there is
+    no such step, and the edge may choose.
+    """
+
+    turn: Turn
+    max_nodes: int = 0
+    draft_s: float = 0.0
+
+
+@dataclass
+class Edge:
+    """What is known of one session and of the edge behind it."""
+
+    max_nodes: int  # the most it ever drafts
+    rtt_s: Mean
+    turn: Turn = Turn.SERVER
+    verdict_s: float = 0.0  # when its last verdict left
+    grant_s: float = 0.0  # when its last verdict or credit left
+    free_s: float = 0.0  # the draft_s of that
+    due_s: float = 0.0  # when its tree is expected
+    nodes: int = 0  # in its last tree
+    draft_s: Mean = field(default_factory=lambda: Mean(DRAFT_S, gain=0.25))  # if not told how long
+    sent_nodes: Mean = field(default_factory=lambda: Mean(gain=0.25))
+    round_s: Mean = field(default_factory=lambda: Mean(gain=0.25))  # of rounds with a draft
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    trial: Trial = field(default_factory=Trial)
+
+    def arrived(self, nodes: int, draft_s: float, now_s: float) -> None:
+        """A tree has come, after `draft_s` at the edge."""
+        self.nodes = nodes
+        self.sent_nodes.observe(nodes)
+        self.rtt_s.observe(max(now_s - self.grant_s - draft_s, 0.0))
+        if self.free_s > 0:
+            self.draft_s.value *= 1 + DRIFT
+        elif self.grant_s == self.verdict_s:  # else it was drafted before the credit came
+            self.draft_s.observe(draft_s)
+
+
+class Pipeline:
+    """Sessions from `opened` to `closed`; the other calls follow the server's loop.
+
+    `pipelined=False` is the paper's ablation: no slots, and every edge drafts what it likes.
+    """
+
+    def __init__(
+        self, max_batch: int, max_step_nodes: int, credits: Credits, pipelined: bool = True
+    ):
+        self.cost = StepCost()
+        self.credits = credits
+        self._max_batch, self._max_step_nodes = max_batch, max_step_nodes
+        self._pipelined = pipelined
+        self._edges: dict[Hashable, Edge] = {}
+        self._queued: set[Hashable] = set()  # can be in the next step
+        self._drafting: set[Hashable] = set()  # may send a tree, or has it on the way
+        self._credited: list[Hashable] = []  # have a credit that they were not told of
+        self._free_at_s = 0.0  # when the running step is expected to end
+        self._ended_s = 0.0
+        self._tokens, self._trees = Rate(), Rate()
+        self._tree_rows, self._step_trees, self._step_s = Mean(), Mean(), Mean()
+        self._hold_steps = Mean(gain=1 / 64)  # that a credit is out until the tree comes
+
+    # --- what happens ---
+
+    def opened(
+        self,
+        key: Hashable,
+        max_nodes: int,
+        rtt_s: float | None,
+        now_s: float,
+        user: Hashable = "",
+        weight: float = 1.0,
+    ) -> None:
+        """A session whose prompt waits to be verified; `max_nodes` 0 is plain decoding for ever."""
+        if not self._edges:
+            self._ended_s = now_s
+        self._edges[key] = Edge(max_nodes, Mean(RTT_S if rtt_s is None else rtt_s))
+        self._queued.add(key)
+        self.credits.opened(key, user, weight)
+
+    def closed(self, key: Hashable) -> None:
+        """A session has ended, in whatever state."""
+        del self._edges[key]
+        self._queued.discard(key)
+        self._drafting.discard(key)
+        if key in self._credited:
+            self._credited.remove(key)
+        self.credits.closed(key)
+
+    def draft_arrived(self, key: Hashable, nodes: int, draft_s: float, now_s: float) -> None:
+        """A tree of `nodes` drafted nodes has come, sent `draft_s` after the grant was received."""
+        edge = self._edges[key]
+        edge.arrived(nodes, draft_s, now_s)
+        if self._step_s.value:
+            self._hold_steps.observe(math.ceil((now_s - edge.grant_s) / self._step_s.value))
+        self._drafting.discard(key)
+        self._queued.add(key)
+        self.credits.window.hold(key, math.inf)
+
+    def step_started(
+        self, keys: Iterable[Hashable], rows: int, chunk_rows: int, now_s: float
+    ) -> None:
+        """A step verifies these sessions, with `rows` rows in trees and `chunk_rows` in prompts."""
+        for key in keys:
+            # One that decodes plainly is in the step after this one as well.
+            if self._edges[key].turn is not Turn.SERVER:
+                self._queued.discard(key)
+            self.credits.window.release(key)
+        self._free_at_s = now_s + self.cost.step_s(rows, chunk_rows)
+
+    def step_ended(
+        self, trees: int, rows: int, chunk_rows: int, tokens: int, step_s: float, now_s: float
+    ) -> None:
+        """That step took `step_s`, verified `trees` trees and gave `tokens`. Verdicts follow."""
+        self.cost.observe(rows, chunk_rows, step_s)
+        elapsed_s, self._ended_s, self._free_at_s = now_s - self._ended_s, now_s, now_s
+        self._tokens.observe(tokens, elapsed_s)
+        self._trees.observe(trees, elapsed_s)
+        if trees:
+            self._step_trees.observe(trees)
+            self._tree_rows.observe(rows / trees)
+            self._step_s.observe(step_s)
+        # A tree should find a place in the first step after it comes: enough for that, no more.
+        mean, deviation = self._hold_steps.value, self._hold_steps.deviation
+        batch = self._batch
+        window = batch * max(mean, 1.0) + math.sqrt(batch) * deviation
+        self.credits.resize(round(window), self._trees.per_s)
+
+    # --- what follows ---
+
+    def after_verdict(self, key: Hashable, accepted: int, now_s: float) -> Grant:
+        """The next move of a session after a verdict that accepted `accepted` drafted nodes."""
+        edge = self._edges[key]
+        self._learn(edge, accepted, now_s)
+        edge.verdict_s = now_s
+        max_nodes = self._budget(edge)
+        if not self._pays(edge, max_nodes):
+            edge.turn = Turn.SERVER
+            self._queued.add(key)
+            return Grant(Turn.SERVER)
+        edge.turn, edge.nodes = Turn.EDGE, 0
+        self._queued.discard(key)
+        self.credits.want(key)
+        self._credited += self.credits.give(now_s)
+        if key not in self._credited:
+            return Grant(Turn.WAIT)
+        self._credited.remove(key)
+        return self._grant(key, max_nodes, now_s)
+
+    def credits_due(self, now_s: float) -> list[tuple[Hashable, Grant]]:
+        """Sessions that were told to wait and may send now."""
+        keys, self._credited = self._credited + self.credits.give(now_s), []
+        nodes = {key: max(self._budget(self._edges[key]), 1) for key in keys}
+        return [(key, self._grant(key, nodes[key], now_s)) for key in keys]
+
+    @property
+    def wake_s(self) -> float:
+        """When credits may be due although no step ends by then; infinite if never."""
+        return self.credits.wake_s
+
+    @property
+    def _batch(self) -> int:
+        """Trees that fit in a step, by number and by rows."""
+        by_rows = self._max_step_nodes / max(self._tree_rows.value, 1.0)
+        return max(1, min(self._max_batch, int(by_rows)))
+
+    def _learn(self, edge: Edge, accepted: int, now_s: float) -> None:
+        if edge.turn is Turn.SERVER:
+            edge.trial.plain()
+            return
+        round_s = now_s - edge.verdict_s
+        edge.round_s.observe(round_s)
+        edge.acceptance.observe(edge.nodes, accepted)
+        if self.cost.known:
+            edge.trial.drafted(accepted + 1, round_s / self._plain_s())
+
+    def _grant(self, key: Hashable, max_nodes: int, now_s: float) -> Grant:
+        """Let the session send a tree, and remember when it should come."""
+        edge = self._edges[key]
+        # What it would take if it were free to choose; less when it has waited for the credit.
+        wanted_s = max(edge.draft_s.value - (now_s - edge.verdict_s), 0.0)
+        free_s = self._free_s(edge, wanted_s, now_s) if self._pipelined else 0.0
+        edge.grant_s, edge.free_s = now_s, free_s
+        edge.due_s = now_s + edge.rtt_s.value + (free_s or wanted_s)
+        self._drafting.add(key)
+        self.credits.window.hold(key, edge.due_s + HOLD_S)
+        return Grant(Turn.EDGE, max_nodes, free_s)
+
+    def _free_s(self, edge: Edge, wanted_s: float, now_s: float) -> float:
+        """How long it should draft to be in its slot; 0 where it may choose."""
+        travel_s = edge.rtt_s.value + 2 * edge.rtt_s.deviation + self.cost.deviation_s
+        due_s = [self._edges[key].due_s for key in self._drafting]
+        trees = sum(self._edges[key].turn is not Turn.SERVER for key in self._queued)
+        slot_s, latest_s = first_slot(
+            arrival_s=now_s + travel_s,
+            start_s=max(self._free_at_s, now_s),
+            ahead=trees,
+            plain=len(self._queued) - trees,
+            # Whoever is late may come in the next second or never: it is not counted on.
+            due_s=[time_s for time_s in due_s if time_s > now_s],
+            batch=self._batch,
+            step_s=lambda trees: self.cost.step_s(max(trees, 1) * self._tree_rows.value),
+        )
+        free_s = max(slot_s - now_s - travel_s, 0.0)
+        closes = latest_s < now_s + travel_s + wanted_s
+        asked = edge.draft_s.count > 1
+        return free_s if closes or (asked and free_s >= wanted_s) else 0.0
+
+    def _budget(self, edge: Edge) -> int:
+        """Nodes whose expected tokens are worth the time that their rows take from everybody.
+
+        The next node is worth it while its chance exceeds the tokens that the server gives in the
+        time of one more row: the condition of the largest ratio of tokens to time (Dinkelbach,
+        1967), with the rate that is reached as the price.
+        """
+        if not self._pipelined:
+            return min(edge.max_nodes, self._max_step_nodes - 1)
+        trees = max(self._step_trees.value, 1.0)
+        most = min(edge.max_nodes, int(self._max_step_nodes / trees) - 1)
+        root = self._other_rows + 1
+        nodes = 0
+        for end, row_s in self.cost.slopes(root):
+            price = row_s * self._tokens.per_s
+            worth = edge.acceptance.best_below(price) if price > 0 else math.inf
+            here = min(most, end - root, worth)
+            nodes = max(nodes, int(here))
+            if here < end - root:
+                break
+        return nodes
+
+    def _pays(self, edge: Edge, max_nodes: int) -> bool:
+        """Whether to draft rather than decode plainly: it is faster, or may be, and is tried."""
+        if not self._pipelined:
+            return max_nodes > 0
+        if max_nodes == 0 or not self.cost.known:
+            return False
+        plain_s, expected_s = self._plain_s(), self._round_s(edge, max_nodes)
+        sent = edge.sent_nodes
+        nodes = min(max_nodes, math.ceil(sent.value)) if sent.count else max_nodes
+        round_s = edge.round_s.value if edge.round_s.count else expected_s
+        speedup = (1 + edge.acceptance.accepted(nodes)) * plain_s / round_s
+        return edge.trial.goes_on(speedup, worst_tokens=expected_s / plain_s - 1)
+
+    def _plain_s(self) -> float:
+        """Time of one token of plain decoding beside the others' trees."""
+        return self._turns * self.cost.step_s(self._other_rows + 1)
+
+    def _round_s(self, edge: Edge, nodes: int) -> float:
+        """Time of a round with a tree, as far as it can be foreseen."""
+        step_s = self.cost.step_s(self._other_rows + 1 + nodes)
+        return max(step_s + edge.rtt_s.value + edge.draft_s.value, self._turns * step_s)
+
+    @property
+    def _other_rows(self) -> float:
+        """Rows that others have in a step, on average."""
+        return max(self._step_trees.value - 1, 0.0) * self._tree_rows.value
+
+    @property
+    def _turns(self) -> int:
+        """Steps until everybody had one."""
+        return -(-len(self._edges) // self._batch)

@@ -1,0 +1,50 @@
+"""Whether a session drafts or decodes plainly, at a bounded price for finding out.
+
+Drafting is tried as long as the worst that the next round can lose fits in a slack of 3.2 tokens,
+5 % of any 64; gains fill the slack again, up to that. When it is used up the session decodes
+plainly until 64 tokens have passed, twice as many each time that drafting gained nothing, and then
+has its slack again. So no 64 tokens in a row take more than 5 % longer than plain decoding, until
+drafting has proven faster beyond chance: from then on losses are not counted, until it is not
+expected to be faster any more. Knows no clock and no edge: rounds are told to it.
+"""
+
+from runtime.server.estimators import Mean
+
+WINDOW_TOKENS, MOST_PATIENCE_TOKENS = 64, 1024
+SLACK_TOKENS = 0.05 * WINDOW_TOKENS
+SURE, UNSURE = 1.25, 1.1  # times as fast as plain decoding, to stop counting and to count again
+
+
+class Trial:
+    """Times are in tokens: that of one round divided by that of one token of plain decoding."""
+
+    def __init__(self) -> None:
+        self.slack_tokens = SLACK_TOKENS
+        self._sure = False
+        self._speedup = Mean(gain=1 / 32)
+        self._plain_tokens = 0
+        self._patience_tokens = WINDOW_TOKENS
+
+    def plain(self) -> None:
+        """A token came by plain decoding."""
+        self._plain_tokens += 1
+        if self._plain_tokens >= self._patience_tokens:
+            self.slack_tokens, self._plain_tokens = SLACK_TOKENS, 0
+            self._patience_tokens = min(2 * self._patience_tokens, MOST_PATIENCE_TOKENS)
+
+    def drafted(self, tokens: int, round_tokens: float) -> None:
+        """A round with a draft gave `tokens` in the time of `round_tokens`."""
+        self._speedup.observe(tokens / round_tokens)
+        self._plain_tokens = 0
+        left = self.slack_tokens + tokens - round_tokens
+        self.slack_tokens = min(max(left, 0.0), SLACK_TOKENS)
+        if left >= SLACK_TOKENS:
+            self._patience_tokens = WINDOW_TOKENS
+
+    def goes_on(self, speedup: float, worst_tokens: float) -> bool:
+        """Whether to draft: it is expected to be so many times as fast, and may lose so much."""
+        if self._sure and speedup < UNSURE:
+            self._sure, self.slack_tokens = False, 0.0
+        elif speedup >= UNSURE and self._speedup.at_least() >= SURE:
+            self._sure = True
+        return self._sure or worst_tokens <= self.slack_tokens

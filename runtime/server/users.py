@@ -1,0 +1,85 @@
+"""Who may use a server: names and their tokens in a file, and patience with wrong ones.
+
+A token is a secret of at least 32 characters that the server and one user share. The file is TOML,
+one `name = "token"` a line, and readable by its owner alone. Knows no sockets; time is an argument.
+"""
+
+import os
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+from runtime.config import ConfigError, read_secret, read_toml
+
+MIN_TOKEN_CHARACTERS = 32
+NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+# After the first wrong tokens an address waits 1, 2, 4, ... seconds, at most this long.
+FREE_FAILURES = 3
+LONGEST_WAIT_S = 300.0
+MAX_ADDRESSES = 4096
+
+
+def load_users(path: Path) -> Mapping[str, bytes]:
+    """Tokens by name. Raises ConfigError."""
+    table = read_toml(read_secret(path), str(path))
+    for name, token in table.items():
+        _check_name(name)
+        if not isinstance(token, str) or len(token) < MIN_TOKEN_CHARACTERS:
+            raise ConfigError(
+                f"the token of {name} in {path} is too short; "
+                f"expected a text of at least {MIN_TOKEN_CHARACTERS} characters"
+            )
+    if not table:
+        raise ConfigError(f"{path} names no users; add one with --add-user NAME")
+    return {name: token.encode() for name, token in table.items()}
+
+
+def add_user(path: Path, name: str) -> str:
+    """Append a user with a new token, making the file if there is none; returns the token.
+
+    Raises ConfigError.
+    """
+    _check_name(name)
+    if path.exists() and path.stat().st_size and name in load_users(path):
+        raise ConfigError(f"{path} has a user {name} already; for a new token remove that line")
+    token = secrets.token_hex(32)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(f'"{name}" = "{token}"\n')
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    return token
+
+
+class Patience:
+    """How long an address must wait after wrong tokens; what it remembers is bounded."""
+
+    def __init__(self) -> None:
+        # address -> (failures, time until which it must wait), oldest first
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def wait_s(self, address: str, now_s: float) -> float:
+        """Seconds before this address may try again; 0 if it may now."""
+        return max(0.0, self._failures.get(address, (0, 0.0))[1] - now_s)
+
+    def failed(self, address: str, now_s: float) -> None:
+        """One more wrong token from there."""
+        failures = self._failures.pop(address, (0, 0.0))[0] + 1
+        wait_s = min(2.0 ** (failures - FREE_FAILURES - 1), LONGEST_WAIT_S)
+        self._failures[address] = failures, now_s + (wait_s if failures > FREE_FAILURES else 0.0)
+        if len(self._failures) > MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+
+    def succeeded(self, address: str) -> None:
+        """A right token from there: the past is forgotten."""
+        self._failures.pop(address, None)
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be the name of a user; expected 1 to 64 letters, digits, . _ @ or -"
+        )

@@ -1,0 +1,95 @@
+"""TLS 1.3 contexts for both ends, and how an edge knows that a certificate is the right one.
+
+An edge trusts the system's authorities, one authority in a file, or exactly one certificate by its
+hash, which suits a self-signed one. Knows no sockets; the check of a pin is made by the caller once
+the connection stands, with `is_pinned`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.wire.auth import certificate_hash
+
+PIN = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class TLSError(ValueError):
+    """A certificate, key or option that cannot be used; the message says which."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A server's certificate, ready to serve."""
+
+    context: ssl.SSLContext
+    hash: bytes  # of the certificate itself, as both ends know it
+
+    @property
+    def pin(self) -> str:
+        """What an edge is told to expect: sha256:<64 hexadecimal digits>."""
+        return f"sha256:{self.hash.hex()}"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Which servers an edge accepts: those that `context` verifies, or the pinned one."""
+
+    context: ssl.SSLContext
+    pin: bytes = b""
+
+    def is_pinned(self, certificate: bytes) -> bool:
+        """Whether the hash of the server's certificate is the expected one, if any is."""
+        return not self.pin or hmac.compare_digest(self.pin, certificate)
+
+
+def load_certificate(certificate: Path, key: Path) -> Certificate:
+    """Read PEM files. Raises TLSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(certificate, key)
+        text = certificate.read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        sentence = f"cannot use the certificate {certificate} with the key {key}: {error}"
+        raise TLSError(sentence) from error
+    end = "-----END CERTIFICATE-----"
+    first = text[text.index("-----BEGIN CERTIFICATE-----") : text.index(end) + len(end)]
+    return Certificate(context, certificate_hash(ssl.PEM_cert_to_DER_cert(first)))
+
+
+def trust(option: str) -> Trust | None:
+    """What `--tls` of an edge means: nothing, "system", "sha256:...", or an authority's file.
+
+    Raises TLSError.
+    """
+    if not option:
+        return None
+    if pin := PIN.fullmatch(option.lower()):
+        context = _edge_context()
+        # A pinned certificate needs no authority and no name: it is compared itself.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return Trust(context, bytes.fromhex(pin[1]))
+    context = _edge_context()
+    try:
+        if option == "system":
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(option)
+    except (OSError, ssl.SSLError) as error:
+        raise TLSError(
+            f"--tls is {option!r}; expected system, sha256:<64 hexadecimal digits>, or the file "
+            f"of a certificate authority ({error})"
+        ) from error
+    return Trust(context)
+
+
+def _edge_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context

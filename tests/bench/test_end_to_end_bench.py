@@ -1,0 +1,313 @@
+"""The evaluation: its numbers against hand-made records, its modes against each other's texts."""
+
+import argparse
+import dataclasses
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from runtime.bench.__main__ import main, parse_options
+from runtime.bench.command import make_setup, read_prices, search_shapes
+from runtime.bench.evaluation import Case, Row, different_texts, find, make_cases, make_rows
+from runtime.bench.figures import Bound, Prices, bound, figures, inter_token_s, percentile
+from runtime.bench.modes import MODES, REPLAYED, SERVER_ONLY
+from runtime.bench.prompts import BUILT_IN, read_questions
+from runtime.bench.records import Answer, Run, Step, read_trace
+from runtime.bench.report import layer_split_ms, reached, to_json
+from runtime.bench.runs import Setup, Shape
+from runtime.bench.workers import Cores, Worker, ask_all
+
+PRICES = Prices(server=0.5, edge=0.25)
+CORES = Cores(frozenset({0}), frozenset({0}))
+SETUP = Setup(questions=("a", "b"), cores=CORES)
+
+
+def an_answer(prompt: int, arrivals: list[tuple[float, int]], asked_s: float = 0.0) -> Answer:
+    ids = tuple(range(arrivals[-1][1]))
+    return Answer(prompt, ids, asked_s, tuple(arrivals), verifications=len(arrivals))
+
+
+RUN = Run(
+    mode="specedge",
+    clients=2,
+    edges=2,
+    start_s=10.0,
+    end_s=20.0,
+    answers=(
+        an_answer(0, [(11.0, 1), (13.0, 5), (14.0, 6)], asked_s=10.0),
+        an_answer(1, [(12.0, 1), (15.0, 4), (25.0, 9)], asked_s=11.5),
+    ),
+    steps=(
+        Step(9.0, 11.0, chunk_rows=30, nodes={"e/1": 0}),
+        Step(11.0, 13.0, nodes={"e/1": 7}),
+        Step(14.0, 15.0, nodes={"e/2": 7}),
+        Step(19.0, 24.0, chunk_rows=5),
+    ),
+)
+
+
+def test_figures_of_a_run_by_hand() -> None:
+    f = figures(RUN, PRICES)
+    assert f.tokens_per_s == pytest.approx((6 + 4) / 10), "what came later does not count"
+    assert f.tokens_per_verification == pytest.approx((5 + 8) / (2 + 2))
+    # token by token: 0.5 x 4, 1.0, 1.0 x 3, 2.0 x 5
+    assert f.inter_token_ms == pytest.approx(1e3 * (2 + 1 + 3 + 10) / 13)
+    assert f.inter_token_p50_ms == pytest.approx(1000)
+    assert f.inter_token_p99_ms == pytest.approx(2000)
+    assert f.first_token_ms == pytest.approx(1e3 * (1.0 + 0.5) / 2), "prompts are inside the clock"
+    assert f.ktokens_per_dollar == pytest.approx(10 / 1000 / ((0.5 + 2 * 0.25) * 10))
+    assert f.verifying == pytest.approx((1 + 2 + 1 + 1) / 10), "steps are cut at the window"
+    assert f.drafted == pytest.approx(2 / 3)
+    assert f.nodes_per_draft == pytest.approx(7)
+    assert f.verify_ms == pytest.approx(1e3 * (2 + 1) / 2), "V is of steps that read no prompt"
+
+
+def test_drafting_is_counted_where_it_happens() -> None:
+    passes = ((11.0, 11.5), (12.0, 12.5), (13.0, 13.5))
+    on_edges = dataclasses.replace(RUN.answers[0], passes=passes)
+    run = dataclasses.replace(RUN, answers=(on_edges,))
+    assert figures(run, PRICES).draft_ms == pytest.approx(1e3 * 1.5 / 3), "per round"
+    on_server = dataclasses.replace(RUN, drafting=passes)
+    assert figures(on_server, PRICES).draft_ms == pytest.approx(1e3 * 1.5 / 4), "per step"
+
+
+def test_a_run_of_nothing_is_no_measurement() -> None:
+    with pytest.raises(ValueError, match="nothing was measured"):
+        figures(dataclasses.replace(RUN, answers=()), PRICES)
+    with pytest.raises(ValueError, match="nothing was measured"):
+        figures(dataclasses.replace(RUN, end_s=10.0), PRICES)
+
+
+def test_tokens_that_arrive_together_share_the_wait() -> None:
+    assert inter_token_s(an_answer(0, [(1.0, 2), (4.0, 5)])) == pytest.approx([1.0] * 3)
+    assert inter_token_s(an_answer(0, [(1.0, 3)])) == []
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.5, 5), (0.99, 10), (0.1, 1), (0.11, 2), (1.0, 10)]
+)
+def test_percentiles(share: float, expected: float) -> None:
+    values = [float(i) for i in range(1, 11)]
+    assert percentile(values, share) == expected
+    assert percentile([], share) == 0.0
+
+
+def test_the_bound_of_the_paper() -> None:
+    """Two servers at full tilt, one of which drafts for as long as it verifies."""
+    made = Bound(draft_ms=90.0, verify_ms=90.0, acceptance_gain=1.1, reached=2.2)
+    assert made.bound == pytest.approx(2.2)
+    assert made.share == pytest.approx(1.0)
+    base, ours = figures(RUN, PRICES), figures(RUN, PRICES)
+    base = dataclasses.replace(base, draft_ms=50.0, verify_ms=100.0, tokens_per_s=1.0)
+    ours = dataclasses.replace(ours, tokens_per_s=1.2, verify_ms=7.0, draft_ms=7.0)
+    assert bound(base, ours) == Bound(50.0, 100.0, 1.0, 1.2)
+    assert bound(base, ours).share == pytest.approx(0.8)
+
+
+def test_answers_survive_the_way_through_json() -> None:
+    answer = dataclasses.replace(RUN.answers[0], passes=((1.0, 2.0),), wire_bytes=7, client=1)
+    assert Answer.read(json.loads(json.dumps(dataclasses.asdict(answer)))) == answer
+
+
+def test_any_text_but_the_plain_one_is_an_error() -> None:
+    wrong = dataclasses.replace(RUN.answers[1], ids=(9,) * 9)
+    assert different_texts(RUN, RUN) == 0
+    assert different_texts(dataclasses.replace(RUN, answers=(RUN.answers[0], wrong)), RUN) == 1
+    assert different_texts(dataclasses.replace(RUN, answers=RUN.answers[:1]), RUN) == 1
+    with pytest.raises(ValueError, match="must include plain"):
+        make_rows({Case("specedge", SETUP, 2): [RUN]}, PRICES)
+
+
+def a_row(mode: str, rates: list[float], rtt_s: float = 0.0, verify_ms: float = 10.0) -> Row:
+    setup = dataclasses.replace(
+        SETUP, conditions=dataclasses.replace(SETUP.conditions, rtt_s=rtt_s)
+    )
+    f = figures(RUN, PRICES)
+    each = [dataclasses.replace(f, tokens_per_s=rate, verify_ms=verify_ms) for rate in rates]
+    return Row(Case(mode, setup, 2), tuple(each), different=0)
+
+
+def test_ratios_are_taken_within_a_repetition() -> None:
+    """A machine that was twice as fast in the second repetition changes no ratio."""
+    ours, base = a_row("specedge", [20.0, 40.0, 60.0]), a_row(SERVER_ONLY, [10.0, 20.0, 20.0])
+    assert ours.ratio(base, "tokens_per_s") == (2.0, 2.0, 3.0)
+    assert ours.spread("tokens_per_s") == (40.0, 20.0, 60.0)
+
+
+def test_the_layer_split_is_simulated_from_the_plain_step() -> None:
+    rows = [a_row("plain", [1.0], verify_ms=30.0), a_row("specedge", [1.0], rtt_s=0.015)]
+    assert layer_split_ms(rows) == {15.0: 45.0}
+    report = to_json(rows, SETUP, Shape(), PRICES)
+    assert report["layer_split_simulated_ms"] == {15.0: 45.0}
+    assert reached(rows) is None
+    assert find(rows, SERVER_ONLY) is None
+
+
+def test_plots_of_all_kinds(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from runtime.bench.plots import write_plots
+
+    deep = dataclasses.replace(a_row("no-pipeline", [2.0], 0.01).case, depth=3)
+    rows = [
+        a_row("plain", [1.0, 1.5]),
+        a_row(SERVER_ONLY, [1.0, 1.2]),
+        *(a_row("specedge", [2.0, 2.5], rtt_s) for rtt_s in (0.0, 0.01)),
+        dataclasses.replace(a_row("no-pipeline", [2.0, 2.1], 0.01), case=deep),
+    ]
+    written = write_plots(tmp_path / "plots", rows, RUN)
+    assert [path.name for path in written] == [
+        "throughput.png",
+        "rtt.png",
+        "depth.png",
+        "pipeline.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_which_cases_an_evaluation_has() -> None:
+    modes = ["plain", SERVER_ONLY, "specedge"]
+    cases = make_cases(SETUP, modes, [0.0, 0.05], depths=[2, 4], replayed=[16])
+    assert [(c.mode, c.clients, c.rtt_ms, c.depth) for c in cases] == [
+        ("plain", 2, 0.0, None),
+        (SERVER_ONLY, 1, 0.0, None),
+        (SERVER_ONLY, 2, 0.0, None),
+        ("specedge", 2, 0.0, None),
+        ("specedge", 2, 50.0, None),
+        *(("no-pipeline", 2, rtt, depth) for rtt in (0.0, 50.0) for depth in (2, 4)),
+        (REPLAYED, 16, 0.0, None),
+    ]
+    assert [c.setup.shape.max_beam_len for c in cases[-5:-1]] == [2, 4, 2, 4]
+
+
+def test_a_trace_becomes_steps(tmp_path: Path) -> None:
+    lines = [
+        {"start_s": 1.0, "end_s": 2.0, "rows": 9, "chunk_rows": 0, "sessions": [["e", 3, 8, 2]]},
+        {"start_s": 2.0, "end_s": 3.0, "rows": 0, "chunk_rows": 64, "sessions": []},
+    ]
+    path = tmp_path / "trace"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with_tree, with_prompt = read_trace(path)
+    assert with_tree == Step(1.0, 2.0, 0, {"e/3": 8})
+    assert with_tree.verifies_only
+    assert not with_prompt.verifies_only
+
+
+def test_prompts_of_a_file_and_of_none(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    entries = [
+        {"category": c, "turns": [f"{c} {i}"]} for c in ("stem", "math", "qa") for i in "0123"
+    ]
+    path.write_text("\n".join(map(json.dumps, entries)))
+    questions = read_questions(path, per_task=2)
+    assert [q.text for q in questions] == ["stem 0", "math 0", "qa 0", "qa 2"]
+    assert {q.task for q in questions} == {"multi-turn", "qa"}
+    assert [q.text for q in read_questions(path, 9, ["qa"])] == ["qa 0", "qa 1", "qa 2", "qa 3"]
+    with pytest.raises(ValueError, match="its tasks are multi-turn, qa"):
+        read_questions(path, 9, ["poetry"])
+    path.write_text('{"category": "qa"}')
+    with pytest.raises(ValueError, match="line 1: expected category and turns"):
+        read_questions(path, per_task=2)
+    assert make_setup(parse_options([])).questions == tuple(q.text for q in BUILT_IN)
+
+
+def test_prices_have_names() -> None:
+    prices = read_prices("a100-40gb", "rtx-4090")
+    assert prices.server == pytest.approx(0.001125)
+    assert prices.edge == pytest.approx(0.0000972, rel=1e-3)
+    with pytest.raises(ValueError, match="there are a100-40gb"):
+        read_prices("abacus", "free")
+
+
+def test_the_search_keeps_a_budget_that_was_asked_for() -> None:
+    def shapes(*argv: str) -> set[int]:
+        return {shape.max_budget for shape in search_shapes(parse_options(list(argv)))}
+
+    assert shapes("--max-budget", "32") == {32}
+    assert len(shapes()) > 1
+
+
+def test_clients_share_the_questions_and_the_clock_stops_when_one_is_idle() -> None:
+    """Two clients must be at work at once, or the barrier would never open."""
+    barrier = threading.Barrier(2, timeout=60)
+
+    def client(number: int) -> int:
+        barrier.wait()
+        return number
+
+    answers, start_s, end_s = ask_all([client, client], 10)
+    assert sorted(answers) == list(range(10))
+    assert start_s < end_s
+
+
+def test_a_worker_that_dies_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    setup = {"config": {"no_such_option": 1}, "draft_pass_s": 0.0}
+    early = pytest.raises(ChildProcessError, match="edge_worker ended early")
+    with Worker("runtime.bench.edge_worker", frozenset({0}), setup) as worker, early:
+        worker.wait_ready()
+
+
+def options_for(pair: tuple[Path, Path], questions: Path, *more: str) -> list[str]:
+    models = ["--model", str(pair[0]), "--draft", str(pair[1])]
+    workload = ["--prompts", str(questions), "--per-task", "3", "--max-tokens", "24"]
+    return [*models, *workload, "--edges", "1", "--repeats", "1", "--max-budget", "8", *more]
+
+
+def test_an_evaluation_from_its_command_line(
+    tiny_pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Real processes, a link and a trace; every mode writes the plain text, at temperature 1."""
+    questions = tmp_path / "questions.jsonl"
+    texts = ["hello", "why?", "Ünïcödé 日本"]
+    questions.write_text("\n".join(json.dumps({"category": "qa", "turns": [t]}) for t in texts))
+    result = tmp_path / "result.json"
+    argv = options_for(
+        tiny_pair, questions, "--quick", "--temperature", "1", "--rtt-ms", "4",
+        "--json", str(result), "--modes", SERVER_ONLY, "specedge",
+        "--draft-pass-ms", "1", "--verify-ms", "3", "--replayed", "3",
+    )  # fmt: skip
+    monkeypatch.setattr("runtime.bench.command.QUICK_REPEATS", 1)
+    monkeypatch.setattr("runtime.bench.command.QUICK_DEPTHS", (3,))
+    monkeypatch.setattr("sys.argv", ["runtime.bench", *argv])
+    assert main() == 0, capfd.readouterr().err
+    report = json.loads(result.read_text())
+    rows = {row["mode"]: row for row in report["rows"]}
+    assert set(rows) == {"plain", SERVER_ONLY, "specedge", REPLAYED}
+    for row in rows.values():
+        assert row["texts_not_plain"] == 0
+        assert row["median"]["tokens_per_s"] > 0
+        assert 0 < row["median"]["verifying"] <= 1
+        assert row["median"]["verify_ms"] >= 3
+    assert rows["plain"]["median"]["tokens_per_verification"] == 1
+    assert rows[SERVER_ONLY]["median"]["tokens_per_verification"] > 1.2
+    assert rows[SERVER_ONLY]["median"]["draft_ms"] >= 1
+    assert report["bound"]["share"] > 0
+    table = capfd.readouterr().out
+    assert "layer split, simulated" in table
+    assert "padded to 1 ms" in table
+
+
+def test_what_cannot_run_says_why(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for argv, sentence in (
+        (["--prompts", str(tmp_path / "nowhere")], "nowhere"),
+        (["--edge-price", "abacus"], "no price for 'abacus'"),
+        (["--jitter-ms", "-1"], "must be finite"),
+    ):
+        monkeypatch.setattr("sys.argv", ["runtime.bench", *argv])
+        assert main() == 2
+        assert sentence in capfd.readouterr().err
+
+
+def test_every_mode_is_understood_by_server_and_edge() -> None:
+    from runtime.config import EdgeConfig, ServerConfig, parse
+
+    for mode in MODES.values():
+        EdgeConfig(**mode.edge)
+        parse(ServerConfig, mode.server, {}, "server")
+    assert isinstance(parse_options([]), argparse.Namespace)

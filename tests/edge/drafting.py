@@ -1,0 +1,55 @@
+"""How the tests drive a drafter: by hand, a pass at a time, without a loop or a server."""
+
+import random
+
+from runtime.edge.drafter import Drafter, Pass
+from runtime.edge.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.tree import ROOT, OrderedTree
+
+PROMPT = [72, 101, 33, 108, 33, 72, 101, 33]
+
+
+def speculate(
+    shape: TreeShape,
+    proactive: Proactive = Proactive.OFF,
+    temperature: float = 0.0,
+    prompt: list[int] = PROMPT,
+    limit: int = 500,
+) -> Speculation:
+    return Speculation(list(prompt), limit, shape, proactive, Noise(3, temperature))
+
+
+def grow(drafter: Drafter, speculation: Speculation, max_nodes: int = 255) -> OrderedTree:
+    """Draft as long as anything can enter the tree, `max_beam_len` passes at most, and send."""
+    passes = 0
+    while frontier := speculation.frontier(max_nodes):
+        passes += frontier != [ROOT] or speculation.cached + 512 >= len(speculation.context)
+        if passes > speculation.shape.max_beam_len:
+            break
+        if drafter.run([Pass(speculation, frontier)]) == [False]:
+            break
+    return speculation.send(max_nodes)
+
+
+def grow_ahead(drafter: Drafter, speculation: Speculation, passes: int) -> None:
+    """So many passes while the draft is in flight."""
+    for _ in range(passes):
+        if frontier := speculation.frontier_ahead():
+            drafter.run([Pass(speculation, frontier)])
+
+
+def random_verdict(rng: random.Random, speculation: Speculation) -> tuple[int, int]:
+    """A node that was sent and a token after it, often one that has been foreseen."""
+    sent, tree = speculation.sent, speculation.tree
+    numbers = {ROOT: 0} | {source: i + 1 for i, source in enumerate(sent.source)}
+    outcomes = [  # unsent children of the root and of sent nodes
+        child
+        for child, parent in enumerate(tree.parents)
+        if parent in numbers and child not in numbers
+    ]
+    foreseen = [child for child in outcomes if child in tree.expanded]
+    for candidates in (foreseen, outcomes):
+        if candidates and rng.random() < 0.6:
+            child = rng.choice(candidates)
+            return numbers[tree.parents[child]], tree.tokens[child]
+    return rng.randint(0, len(sent)), rng.randrange(250)

@@ -1,0 +1,103 @@
+"""A server of a few lines, in this process: it knows the text, and checks what edges send."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+
+from runtime.edge.link import NO_CREDENTIALS, Link
+from runtime.tree import Tree
+from runtime.wire import messages as wire
+
+LATER = Callable[[Callable[[], None]], object]  # runs a function some time later
+
+
+class ScriptedServer:
+    """Continues every prompt with `truth`, in turns and after delays drawn from `rng`.
+
+    Stands where the socket of a `Link` does. `later` decides when an answer goes out.
+    """
+
+    def __init__(self, truth: Sequence[int], rng: random.Random, later: LATER | None = None):
+        self.truth, self.drafts = list(truth), list[wire.Draft]()
+        self.turns = [wire.Turn.SERVER, wire.Turn.EDGE, wire.Turn.EDGE, wire.Turn.WAIT]
+        self._rng, self._later = rng, later or self._after_a_while
+        self._open: dict[int, wire.Open] = {}
+        self._produced: dict[int, int] = {}
+        self._granted: dict[int, int] = {}  # nodes, while a draft may come
+        self._round: dict[int, int] = {}
+
+    def link(self) -> Link:
+        """A link whose messages come here; call it with the event loop running."""
+        hello = wire.Hello(wire.VERSION, 260, bytes(16), "scripted")
+        self._link = link = Link(hello, NO_CREDENTIALS)
+        link.welcome = wire.Welcome(1, 260, 200, 1000, 9, "scripted")
+        link._peer = self
+        return link
+
+    def send(self, message: wire.Message) -> None:
+        match message:
+            case wire.Open():
+                self._open[message.session] = message
+                self._produced[message.session] = self._round[message.session] = 0
+                self._due = message.prompt_tokens
+            case wire.Prompt():
+                self._due -= len(message.tokens)
+                if not self._due:
+                    self._answer(message.session, Tree())
+            case wire.Draft():
+                self._check(message)
+                self.drafts.append(message)
+                self._answer(message.session, Tree(message.tokens, message.parents))
+            case wire.Close():
+                self._open.pop(message.session)
+
+    def _check(self, draft: wire.Draft) -> None:
+        params, produced = self._open[draft.session], self._produced[draft.session]
+        assert len(draft.tokens) <= self._granted.pop(draft.session), "no turn, or too many nodes"
+        assert draft.round == self._round[draft.session]
+        assert draft.base == params.prompt_tokens + produced
+        deepest = max(Tree(draft.tokens, draft.parents).depths(), default=0)
+        assert deepest < params.max_tokens - produced
+
+    def _answer(self, session: int, tree: Tree) -> None:
+        self._later(lambda: self._verdict(session, tree))
+
+    def _verdict(self, session: int, tree: Tree) -> None:
+        """Walk the tree along the truth, and say who moves next."""
+        if session not in self._open:
+            return
+        params, produced, node = self._open[session], self._produced[session], 0
+        edges = dict(zip(zip(tree.parents, tree.tokens, strict=True), range(1, 999), strict=False))
+        while (child := edges.get((node, self.truth[produced]))) is not None:
+            node, produced = child, produced + 1
+        bonus = self.truth[produced]
+        self._produced[session] = produced = produced + 1
+        finish = wire.Finish.LENGTH if produced == params.max_tokens else wire.Finish.NONE
+        turn = self._rng.choice(self.turns)
+        if finish or not params.max_nodes:
+            turn = wire.Turn.SERVER
+        grant = (self._rng.randint(0, params.max_nodes), self._rng.randint(0, 5))
+        verdict = wire.Verdict(session, self._round[session], node, bonus, finish, 0, 0, turn)
+        self._round[session] += 1
+        if turn is not wire.Turn.SERVER:
+            verdict = wire.Verdict(
+                session, verdict.round, node, bonus, finish, 0, 0, turn, max(grant[0], 1), grant[1]
+            )
+        self._link._on_message(self, verdict)
+        if finish:
+            return
+        match turn:
+            case wire.Turn.SERVER:
+                self._answer(session, Tree())
+            case wire.Turn.EDGE:
+                self._granted[session] = verdict.max_nodes
+            case wire.Turn.WAIT:
+                self._later(lambda: self._credit(session, *grant))
+
+    def _credit(self, session: int, max_nodes: int, draft_ms: int) -> None:
+        if session in self._open:
+            self._granted[session] = max_nodes
+            self._link._on_message(self, wire.Credit(session, max_nodes, draft_ms))
+
+    def _after_a_while(self, answer: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(self._rng.choice([0, 0.001, 0.006]), answer)

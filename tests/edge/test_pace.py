@@ -1,0 +1,67 @@
+"""When to send, against the optimum that is found by trying every number of passes."""
+
+import math
+import random
+
+import pytest
+
+from runtime.edge.pace import Pace
+
+
+def best_rate(gains: list[float], pass_s: float, wait_s: float) -> float:
+    """Of all numbers of passes, the largest expected tokens per second of the round."""
+    tokens, best = 1.0, 0.0
+    for passes, gain in enumerate([0.0, *gains]):
+        tokens += gain
+        best = max(best, tokens / (passes * pass_s + wait_s))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_stopping_is_optimal_when_gains_fall(seed: int) -> None:
+    rng = random.Random(seed)
+    gains = sorted((rng.random() for _ in range(8)), reverse=True)
+    pace = Pace(pass_s=rng.uniform(0.001, 0.05), wait_s=rng.uniform(0.001, 0.2))
+    tokens, passes = 1.0, 0
+    while passes < len(gains) and pace.is_worth_a_pass(
+        tokens, gains[passes], passes * pace.pass_s, free_s=0.0
+    ):
+        tokens, passes = tokens + gains[passes], passes + 1
+    rate = tokens / (passes * pace.pass_s + pace.wait_s)
+    assert rate == pytest.approx(best_rate(gains, pace.pass_s, pace.wait_s))
+
+
+def test_a_step_that_starts_at_a_known_time_is_not_missed() -> None:
+    """However much a pass would bring: the next step is a whole step away."""
+    pace = Pace(pass_s=0.01, wait_s=0.05)
+    fitting = [n for n in range(9) if pace.is_worth_a_pass(1.0, 0.9, n * 0.01 + 1e-9, free_s=0.045)]
+    assert fitting == [0, 1, 2, 3]
+    assert not pace.is_worth_a_pass(1.0, 50.0, elapsed_s=0.04, free_s=0.045)
+
+
+def test_free_time_is_used_and_nothing_else_is_wasted() -> None:
+    pace = Pace(pass_s=0.01, wait_s=0.05)
+    assert pace.is_worth_a_pass(3.0, 1e-6, elapsed_s=0.0, free_s=0.01)
+    assert not pace.is_worth_a_pass(3.0, 1e-6, elapsed_s=0.001, free_s=0.01)
+    assert pace.is_worth_a_pass(3.0, 1e-6, elapsed_s=9.0, free_s=math.inf)
+    assert not pace.is_worth_a_pass(3.0, 0.0, elapsed_s=0.0, free_s=math.inf)
+
+
+def test_before_anything_is_measured_drafts_are_full() -> None:
+    pace = Pace()
+    assert pace.is_worth_a_pass(5.0, 0.01, elapsed_s=1.0, free_s=0.0)
+    pace.saw_pass(10.0)
+    assert pace.is_worth_a_pass(5.0, 0.01, elapsed_s=1.0, free_s=0.0)
+    pace.saw_wait(0.1)
+    assert not pace.is_worth_a_pass(5.0, 0.01, elapsed_s=1.0, free_s=0.0)
+
+
+def test_averages_forget() -> None:
+    pace = Pace()
+    pace.saw_pass(5.0)
+    pace.saw_wait(5.0)
+    for _ in range(40):
+        pace.saw_pass(0.01)
+        pace.saw_wait(0.1)
+    assert pace.pass_s == pytest.approx(0.01, rel=0.1)
+    assert pace.wait_s == pytest.approx(0.1, rel=0.1)

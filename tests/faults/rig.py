@@ -1,0 +1,92 @@
+"""A server in this process, with a tiny model, that can be killed and started again on its port."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from runtime.config import ServerConfig
+from runtime.model.open import open_engine
+from runtime.model.tokenizer import Tokenizer
+from runtime.server.door import Door, Identity
+from runtime.server.loop import Server
+from runtime.wire import messages as wire
+from runtime.wire.tcp import listen
+from runtime.wire.tls import Certificate
+
+KV_TOKENS, PAGE_TOKENS, MAX_CONTEXT = 2048, 16, 1000
+
+
+class Rig:
+    """What a server process does; `kill` is as sudden as kill -9: nobody is told anything."""
+
+    def __init__(
+        self, model: Path, certificate: Certificate | None = None, redirect: str = ""
+    ) -> None:
+        self.port = 0
+        self._model, self._certificate, self._redirect = model, certificate, redirect
+        self._tokenizer = Tokenizer.load(str(model))
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def hello(self) -> wire.Hello:
+        """An edge's greeting that this server takes."""
+        digest = self._tokenizer.vocabulary_hash()
+        return wire.Hello(wire.VERSION, self._tokenizer.vocabulary_size, digest, "tiny")
+
+    async def start(self, unready: str = "") -> None:
+        """Open the port; with `unready` requests are refused as draining, with that sentence."""
+        config = ServerConfig(
+            model=str(self._model),
+            kv_tokens=KV_TOKENS,
+            page_size=PAGE_TOKENS,
+            max_nodes=30,
+            chunk_tokens=24,
+            pipeline=False,
+            credits="open",
+            redirect=self._redirect,
+        )
+        engine = open_engine(str(self._model), "float32", "cpu", lambda model: KV_TOKENS, 16)
+        digest = self._tokenizer.vocabulary_hash()
+        identity = Identity("tiny", engine.model.config.vocab_size, digest, MAX_CONTEXT)
+        certificate = self._certificate
+        door = Door(config, None if self._redirect else identity)
+        self.server = server = Server(config, engine, door)
+        listener = await listen(
+            "127.0.0.1",
+            self.port,
+            server.new_peer,
+            start=False,
+            tls=certificate and certificate.context,
+        )
+        self.port = listener.sockets[0].getsockname()[1]
+        opened = asyncio.Event()
+        self._running = asyncio.ensure_future(server.run(listener, lambda *_: opened.set()))
+        await opened.wait()
+        server.unready = unready
+
+    async def kill(self) -> None:
+        """Stop at once, without a word on any connection."""
+        for peer in self.server.door.peers():
+            peer._transport.abort()
+        self._running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._running
+
+    def holds_nothing(self) -> bool:
+        """Whether all pages are free or idle in the prefix cache, and no session is left."""
+        scheduler = self.server.scheduler
+        scheduler.check()
+        if scheduler.running or scheduler.waiting or self.server._keys():
+            return False
+        return scheduler.cache.room() == KV_TOKENS // PAGE_TOKENS
+
+
+async def until(holds: Callable[[], bool], within_s: float = 20.0) -> None:
+    """Wait for something that nobody tells."""
+
+    async def look() -> None:
+        while not holds():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(look(), within_s)

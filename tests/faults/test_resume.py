@@ -1,0 +1,330 @@
+"""Links cut anywhere and servers killed at any point: the text is the text of a run without faults."""
+
+import asyncio
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from runtime.config import parse_address
+from runtime.edge.batcher import Batcher
+from runtime.edge.drafter import Drafter
+from runtime.edge.link import NO_CREDENTIALS, Credentials, Sampling, ServerError
+from runtime.edge.loop import Drafting
+from runtime.edge.resume import Answer, resuming
+from runtime.edge.speculation import TreeShape
+from runtime.edge.uplink import Uplink
+from runtime.model.open import open_engine
+from runtime.wire.tls import load_certificate, trust
+from tests.faults.proxy import Fault, Kind, Proxy, Shape
+from tests.faults.rig import Rig, until
+from tests.server.test_door import self_signed
+
+PROMPT = [7, 3, 200, 41, 5, 99, 12]
+TOKENS = 40
+GREEDY, SAMPLED = Sampling(TOKENS), Sampling(TOKENS, temperature=1.0, seed=5)
+DRAFTING = Drafting(TreeShape(8, 3, 3, 3))
+
+# an answer through an uplink: its tokens, and how many links it took
+Ask = Callable[..., Awaitable[tuple[list[int], int]]]
+
+
+@pytest.fixture(scope="module")
+def ask(tiny_pair: tuple[Path, Path]) -> Ask:
+    """Ask a server with the tiny draft; the drafter serves one answer after another."""
+    engine = open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 1024, 16)
+    drafter = Drafter(engine)
+
+    async def ask(
+        rig: Rig,
+        sampling: Sampling,
+        address: tuple[str, int] | None = None,
+        reconnect_s: float = 30.0,
+        credentials: Credentials = NO_CREDENTIALS,
+    ) -> tuple[list[int], int]:
+        where = address or ("127.0.0.1", rig.port)
+        uplink, batcher = Uplink(*where, rig.hello, credentials), Batcher(drafter)
+        answer = Answer(list(PROMPT), sampling)
+        told: list[int] = []
+        try:
+            turns = resuming(uplink, batcher, answer, DRAFTING, reconnect_s)
+            async with aclosing(turns) as rounds:
+                async for turn in rounds:
+                    told += turn.tokens
+        finally:
+            await uplink.close()
+            await batcher.close()
+        assert told == answer.accepted
+        return told, uplink.opened
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_pair: tuple[Path, Path], ask: Ask) -> dict[Sampling, list[int]]:
+    """The texts without faults."""
+
+    async def attempt() -> dict[Sampling, list[int]]:
+        rig = Rig(tiny_pair[0])
+        await rig.start()
+        texts = {sampling: (await ask(rig, sampling))[0] for sampling in (GREEDY, SAMPLED)}
+        await rig.kill()
+        return texts
+
+    texts = asyncio.run(attempt())
+    assert [len(text) for text in texts.values()] == [TOKENS] * 2
+    return texts
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left(ask: Ask) -> Iterator[None]:
+    """Sockets, pipes and files of a test are closed at its end."""
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def cuts(seed: int, count: int, kind: Kind = Kind.RESET) -> list[Fault]:
+    """Faults anywhere from the first byte to the last ones of an answer."""
+    rng = random.Random(seed)
+    return [Fault(kind, rng.random() < 0.5, rng.randint(1, 700)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_link_cut_anywhere(
+    tiny_pair: tuple[Path, Path],
+    ask: Ask,
+    plain: dict[Sampling, list[int]],
+    sampling: Sampling,
+    seed: int,
+) -> None:
+    """Five links in a row are cut at random bytes in both directions, the handshake's too."""
+
+    async def attempt() -> tuple[list[int], int, int]:
+        rig, proxy = Rig(tiny_pair[0]), Proxy(cuts(seed, 5))
+        await rig.start()
+        async with proxy.before("127.0.0.1", rig.port):
+            text, _ = await ask(rig, sampling, proxy.address)
+        await until(rig.holds_nothing)
+        await rig.kill()
+        return text, len(proxy.struck), proxy.connections
+
+    text, struck, connections = asyncio.run(attempt())
+    assert text == plain[sampling]
+    assert connections == struck + (struck == 5) or connections == struck + 1
+    assert struck >= 1, "no fault has struck: the test shows nothing"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(piece_bytes=1), Shape(piece_bytes=5, delay_s=0.001), Shape(bytes_per_s=20_000)],
+    ids=["slices", "late pieces", "throttled"],
+)
+def test_a_bad_link_that_holds(
+    tiny_pair: tuple[Path, Path], ask: Ask, plain: dict[Sampling, list[int]], shape: Shape
+) -> None:
+    async def attempt() -> tuple[list[int], int]:
+        rig = Rig(tiny_pair[0])
+        await rig.start()
+        async with Proxy(shape=shape).before("127.0.0.1", rig.port) as proxy:
+            answer = await ask(rig, SAMPLED, proxy.address)
+        await until(rig.holds_nothing)
+        await rig.kill()
+        return answer
+
+    assert asyncio.run(attempt()) == (plain[SAMPLED], 1)
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_half_open_link_is_noticed(
+    tiny_pair: tuple[Path, Path], ask: Ask, plain: dict[Sampling, list[int]], up: bool
+) -> None:
+    """Bytes vanish, and no end is told: only silence shows it."""
+
+    async def attempt() -> tuple[list[int], int]:
+        rig, proxy = Rig(tiny_pair[0]), Proxy([Fault(Kind.HALF_OPEN, up, 350)])
+        await rig.start()
+        async with proxy.before("127.0.0.1", rig.port):
+            answer = await ask(rig, SAMPLED, proxy.address)
+            assert len(proxy.struck) == 1
+        await until(rig.holds_nothing)
+        await rig.kill()
+        return answer
+
+    assert asyncio.run(attempt()) == (plain[SAMPLED], 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_server_killed_at_random_points(
+    tiny_pair: tuple[Path, Path], ask: Ask, plain: dict[Sampling, list[int]], seed: int
+) -> None:
+    """Five servers in a row are killed in one answer, each with a cold cache after it."""
+
+    async def attempt() -> tuple[list[int], int]:
+        rig, deaths = Rig(tiny_pair[0]), list[asyncio.Task[None]]()
+        await rig.start()
+
+        async def die() -> None:
+            await rig.kill()
+            await rig.start()
+
+        def strike(fault: Fault) -> None:
+            deaths.append(asyncio.ensure_future(die()))
+
+        proxy = Proxy(cuts(seed, 5, Kind.TELL), on_fault=strike)
+        async with proxy.before("127.0.0.1", rig.port):
+            text, _ = await ask(rig, SAMPLED, proxy.address)
+            await asyncio.gather(*deaths)
+        await until(rig.holds_nothing)
+        await rig.kill()
+        return text, len(deaths)
+
+    text, deaths = asyncio.run(attempt())
+    assert text == plain[SAMPLED]
+    assert deaths >= 1
+
+
+def test_a_flipped_bit_under_tls(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, ask: Ask, plain: dict[Sampling, list[int]]
+) -> None:
+    """TLS finds it out wherever it is; then it is a link that broke."""
+    self_signed(tmp_path, "server")
+    certificate = load_certificate(tmp_path / "server.pem", tmp_path / "server.key")
+    credentials = Credentials(trust=trust(certificate.pin))
+    rng = random.Random(3)
+    faults = [Fault(Kind.FLIP, up, rng.randint(1, 2500)) for up in (True, False) * 3]
+
+    async def attempt() -> tuple[list[int], int]:
+        rig, proxy = Rig(tiny_pair[0], certificate), Proxy(faults)
+        await rig.start()
+        async with proxy.before("127.0.0.1", rig.port):
+            text, _ = await ask(rig, SAMPLED, proxy.address, credentials=credentials)
+        await until(rig.holds_nothing)
+        await rig.kill()
+        return text, len(proxy.struck)
+
+    text, struck = asyncio.run(attempt())
+    assert text == plain[SAMPLED]
+    assert struck >= 1
+
+
+def test_a_redirection_at_reconnect_leads_to_another_server(
+    tiny_pair: tuple[Path, Path], ask: Ask, plain: dict[Sampling, list[int]]
+) -> None:
+    async def attempt() -> tuple[list[int], int]:
+        first, second = Rig(tiny_pair[0]), Rig(tiny_pair[0])
+        await first.start()
+        await second.start()
+        killing: list[asyncio.Task[None]] = []
+        # the front sends edges to both in turn; the first one dies with the link to it
+        proxy = Proxy(
+            [Fault(Kind.TELL, False, 300)],
+            on_fault=lambda fault: killing.append(asyncio.ensure_future(first.kill())),
+        )
+        async with proxy.before("127.0.0.1", first.port):
+            replicas = f"127.0.0.1:{proxy.address[1]},127.0.0.1:{second.port}"
+            front = Rig(tiny_pair[0], redirect=replicas)
+            await front.start()
+            answer = await ask(front, SAMPLED)
+            await asyncio.gather(*killing)
+        await front.kill()
+        await second.kill()
+        assert second.server.totals.tokens
+        return answer
+
+    assert asyncio.run(attempt()) == (plain[SAMPLED], 2)
+
+
+def test_a_server_that_is_still_draining_is_asked_again(
+    tiny_pair: tuple[Path, Path], ask: Ask, plain: dict[Sampling, list[int]]
+) -> None:
+    """A refusal that will pass ends a request that begins, and not one that goes on."""
+
+    async def attempt() -> list[int]:
+        rig = Rig(tiny_pair[0])
+        await rig.start(unready="stopping")
+        with pytest.raises(ServerError, match="stopping"):
+            await ask(rig, SAMPLED)
+        rig.server.unready = ""
+
+        def drain(fault: Fault) -> None:
+            rig.server.unready = "stopping"
+            asyncio.get_running_loop().call_later(0.3, lambda: setattr(rig.server, "unready", ""))
+
+        proxy = Proxy([Fault(Kind.RESET, True, 400)], on_fault=drain)
+        async with proxy.before("127.0.0.1", rig.port):
+            text, _ = await ask(rig, SAMPLED, proxy.address)
+        await rig.kill()
+        return text
+
+    assert asyncio.run(attempt()) == plain[SAMPLED]
+
+
+@pytest.mark.parametrize(("reconnect_s", "says"), [(0.0, r"^[^()]+$"), (0.4, "given up after 0.4")])
+def test_an_edge_gives_up_in_time(
+    tiny_pair: tuple[Path, Path], ask: Ask, reconnect_s: float, says: str
+) -> None:
+    async def attempt() -> None:
+        rig, proxy = Rig(tiny_pair[0]), Proxy([Fault(Kind.RESET, True, 400)])
+        await rig.start()
+        async with proxy.before("127.0.0.1", rig.port):
+            proxy._target = ("127.0.0.1", 1)  # for the connections after the first
+            first = asyncio.ensure_future(ask(rig, SAMPLED, proxy.address, reconnect_s))
+            with pytest.raises(ServerError, match=says):
+                await first
+        await rig.kill()
+
+    asyncio.run(attempt())
+
+
+COMMON = ["--raw", "--temperature", "1", "--seed", "5", "--max-tokens", "120", "--threads", "1"]
+
+
+def edge(options: Sequence[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "runtime.edge", *COMMON, *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_processes_killed_for_real(
+    tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
+) -> None:
+    """The server is gone for a moment, then the edge is killed, and a new one ends the answer."""
+    file, draft = tmp_path / "answer.json", ["--draft", str(tiny_pair[1])]
+    question = ["--prompt", "Once upon a time", *draft]
+
+    async def attempt() -> tuple[str, str, str]:
+        victim: subprocess.Popen[str] | None = None
+
+        def kill(fault: Fault) -> None:
+            if fault.kind is Kind.TELL:
+                os.kill(victim.pid, signal.SIGKILL)
+
+        faults = [Fault(Kind.RESET, True, 700), Fault(Kind.TELL, False, 300)]
+        proxy = Proxy(faults, on_fault=kill)
+        async with proxy.before(*parse_address(tiny_server)):
+            here = ["--server", f"127.0.0.1:{proxy.address[1]}", "--resume-file", str(file)]
+            victim = edge([*here, *question])
+            _, told = await asyncio.to_thread(victim.communicate)
+            assert victim.returncode == -signal.SIGKILL, told
+            assert file.stat().st_mode & 0o777 == 0o600
+            again = edge([*here, *question])
+            _, refusal = await asyncio.to_thread(again.communicate)
+            heir = edge([*here, *draft])
+            text, _ = await asyncio.to_thread(heir.communicate)
+        return told, refusal, text
+
+    plain = edge(["--server", tiny_server, *question, "--max-budget", "0"])
+    told, refusal, text = asyncio.run(attempt())
+    assert "reconnecting…" in told
+    assert re.search("holds an answer that has not ended; give --resume-file without", refusal)
+    assert text == plain.communicate()[0]
+    assert not file.exists()

@@ -1,0 +1,53 @@
+"""Replays of recorded passes, on a GPU: the one part of runtime/model/graphs.py that needs it."""
+
+import pytest
+import torch
+
+from runtime.edge.device_draft import DeviceDraft, Start
+from runtime.model import weights
+from runtime.model.engine import Engine, PagedKV, TreeRequest
+from tests.model import tiny
+from tests.model.tiny import assert_close, chain, random_tokens
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.fixture
+def engines(tmp_path) -> list[Engine]:
+    """One that records its passes and one that does not."""
+    folder = tiny.save(tiny.huggingface_model("llama"), tmp_path)
+    model = weights.load(folder, torch.float32, torch.device("cuda"))
+    caches = [PagedKV(model.config, 64, 16, torch.float32, "cuda") for _ in range(2)]
+    return [Engine(model, cache, pad=cache is caches[0]) for cache in caches]
+
+
+def test_replays_follow_new_trees_pages_and_lengths(engines):
+    generator = torch.Generator().manual_seed(1)
+    for turn in range(5):
+        pages = torch.randperm(64, generator=generator).tolist()
+        requests = []
+        for b, n in enumerate((5, 1 + turn, 9)):
+            own, prefix = pages[4 * b : 4 * b + 4], 3 + 7 * turn
+            prompt = random_tokens(prefix, generator)
+            for engine in engines:
+                engine.forward([chain(prompt, 0, own)])
+            tree = tiny.random_tree(n, generator)
+            requests.append(
+                TreeRequest(random_tokens(n, generator), tree, prefix, own, range(n - 1, -1, -1))
+            )
+        assert_close(*(engine.forward(requests) for engine in engines))
+
+
+def test_replayed_drafts_equal_the_first(engines):
+    """Each of four calls with the same buffers gives the tree that a new object gives."""
+    draft = DeviceDraft(engines[0], beams=4, width=3)
+    for turn in range(4):
+        pages, text = list(range(turn, turn + 5)), list(range(5 + turn))
+        logits = engines[1].forward([chain(text, 0, pages, all_logits=False)])
+        engines[0].kv.kv.copy_(engines[1].kv.kv)
+        start = Start(len(text), pages, budget=20, seed=turn, noise_temperature=1.0)
+        (tree,) = draft.grow([start], logits, passes=4)
+        (fresh,) = DeviceDraft(engines[1], beams=4, width=3).grow([start], logits, passes=4)
+        assert tree.tokens == fresh.tokens
+        assert tree.parents == fresh.parents
+        assert tree.expanded == fresh.expanded

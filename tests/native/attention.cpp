@@ -1,0 +1,224 @@
+#include "native.h"
+
+namespace specedge::native {
+namespace {
+
+// A whole call of tree_attention; the tables own what Trees points to.
+struct Case {
+  Forest forest;
+  int64_t heads, group, dim, page_size, n_pages = 0, pages_per_request = 0;
+  bool heads_first;  // [P, Hk, S, D] in memory
+  std::vector<int32_t> page_table, prefix_lens, n_nodes, offsets{0}, depth;
+  std::vector<int64_t> ancestors;
+  Scoring scoring{1, 0, -1, 1};
+
+  int64_t length(int64_t b) const { return prefix_lens[b] + forest.size(b); }
+
+  Cache cache(Numbers& numbers) const {
+    const int64_t token = heads_first ? dim : heads * dim,
+                  head = heads_first ? page_size * dim : dim;
+    return {numbers.data(),          numbers.type(), n_pages, page_size, heads, dim,
+            heads * page_size * dim, token,          head};
+  }
+
+  // Where head h of position `position` of request b begins.
+  int64_t place(int64_t b, int64_t position, int64_t h) const {
+    const int64_t page = page_table[b * pages_per_request + position / page_size];
+    const int64_t offset = position % page_size;
+    return page * heads * page_size * dim +
+           (heads_first ? h * page_size + offset : offset * heads + h) * dim;
+  }
+
+  int64_t cost() const {
+    int64_t total = 0;
+    for (int64_t b = 0; b < forest.batch(); ++b) total += forest.size(b) * length(b);
+    return total * heads * group * dim;
+  }
+
+  Trees trees() const {
+    return {forest.batch(),    offsets.back(),     forest.words,   pages_per_request,
+            page_table.data(), prefix_lens.data(), n_nodes.data(), offsets.data(),
+            ancestors.data(),  depth.data()};
+  }
+};
+
+// Pages in any order; those a request does not need have ids that no cache has.
+void make_pages(Case& c, Random& random) {
+  const int64_t batch = c.forest.batch();
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t needed = (c.length(b) + c.page_size - 1) / c.page_size;
+    c.n_pages += needed;
+    c.pages_per_request = std::max(c.pages_per_request, needed);
+  }
+  c.n_pages += random.between(0, 2);
+  std::vector<int32_t> pages(c.n_pages);
+  std::iota(pages.begin(), pages.end(), 0);
+  random.shuffle(pages);
+  c.page_table.assign(batch * c.pages_per_request, -7);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t i = 0; i * c.page_size < c.length(b); ++i, pages.pop_back()) {
+      c.page_table[b * c.pages_per_request + i] = pages.back();
+    }
+  }
+}
+
+// The last rows of each tree are queried, the nodes before them are cached.
+void make_rows(Case& c, Random& random) {
+  std::vector<int64_t> masks(c.forest.rows() * c.forest.words);
+  std::vector<int32_t> depth(c.forest.rows());
+  build_tree(c.forest.parents.data(), c.forest.offsets.data(), c.forest.batch(), c.forest.rows(),
+             c.forest.words, masks.data(), depth.data());
+  for (int64_t b = 0; b < c.forest.batch(); ++b) {
+    const int64_t cached = random.chance(70) ? 0 : random.between(0, c.forest.size(b));
+    for (int64_t row = c.forest.offsets[b] + cached; row < c.forest.offsets[b + 1]; ++row) {
+      c.depth.push_back(depth[row]);
+      for (int64_t w = 0; w < c.forest.words; ++w) {
+        c.ancestors.push_back(masks[row * c.forest.words + w]);
+      }
+    }
+    c.n_nodes.push_back(int32_t(c.forest.size(b)));
+    c.offsets.push_back(int32_t(c.depth.size()));
+  }
+}
+
+Case make_case(Random& random) {
+  Case c;
+  do {
+    c = Case{};
+    c.forest = make_forest(random, random.pick({8, 70, 256}));
+    c.heads = random.between(1, 3);
+    c.group = random.pick({1, 2, 3, 4, 7, 8});
+    c.dim = random.pick({1, 6, 20, 64, 80, 128, 256});
+    c.page_size = random.pick({1, 3, 16, 32, 64});
+    c.heads_first = random.chance(50);
+    for (int64_t b = 0; b < c.forest.batch(); ++b) {
+      c.prefix_lens.push_back(
+          int32_t(random.pick<int64_t>({0, 1, 63, 64, 65, random.between(0, 300)})));
+    }
+  } while (c.cost() > 3'000'000);
+  make_pages(c, random);
+  make_rows(c, random);
+  c.scoring.scale = random.pick({1.0f, 0.125f});
+  c.scoring.softcap = random.pick({0.0f, 0.0f, 5.0f});
+  c.scoring.window = random.pick<int64_t>({-1, -1, 0, 1, 5, 64, 100});
+  c.scoring.v_scale = random.pick({1.0f, 0.5f});
+  return c;
+}
+
+// Random where a request has written, NaN elsewhere; now and then NaN in what it wrote, too.
+Numbers make_cache(const Case& c, Random& random) {
+  Numbers cache(random.pick({Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::e4m3}),
+                c.n_pages * c.page_size * c.heads * c.dim);
+  for (int64_t i = 0; i < cache.size(); ++i) cache.set(i, NAN);
+  for (int64_t b = 0; b < c.forest.batch(); ++b) {
+    for (int64_t position = 0; position < c.length(b); ++position) {
+      for (int64_t h = 0; h < c.heads; ++h) {
+        const int64_t first = c.place(b, position, h);
+        for (int64_t d = 0; d < c.dim; ++d) cache.set(first + d, random.number());
+        if (random.between(0, 3000) == 0) cache.set(first, NAN);
+      }
+    }
+  }
+  return cache;
+}
+
+// The cache positions that a node sees, in the order of its path.
+std::vector<int64_t> visible(const Case& c, int64_t b, int64_t node) {
+  std::vector<int64_t> positions(c.prefix_lens[b]);
+  std::iota(positions.begin(), positions.end(), 0);
+  for (int64_t j : c.forest.path(b, node)) positions.push_back(c.prefix_lens[b] + j);
+  const int64_t length = int64_t(positions.size()), window = c.scoring.window;
+  if (window >= 0 && length > window) positions.erase(positions.begin(), positions.end() - window);
+  return positions;
+}
+
+// One query vector [D] -> its attention [D] and the logarithm of its sum, in double.
+double attend(const Case& c, const Numbers& q, int64_t vector, const Numbers& keys,
+              const Numbers& values, const std::vector<int64_t>& places, std::vector<double>& out) {
+  std::vector<double> scores;
+  double top = -kInfinity, total = 0;
+  for (int64_t place : places) {
+    double score = 0;
+    for (int64_t d = 0; d < c.dim; ++d)
+      score += double(q.get(vector * c.dim + d)) * keys.get(place + d);
+    score *= c.scoring.scale;
+    if (c.scoring.softcap > 0) score = std::tanh(score / c.scoring.softcap) * c.scoring.softcap;
+    scores.push_back(score);
+    top = std::isnan(score) ? score : std::max(top, score);
+    if (std::isnan(top)) break;
+  }
+  out.assign(c.dim, std::isnan(top) ? NAN : 0);
+  if (std::isnan(top)) return NAN;
+  for (double score : scores) total += std::exp(score - top);
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const double weight = std::exp(scores[i] - top) / total * c.scoring.v_scale;
+    for (int64_t d = 0; d < c.dim; ++d) out[d] += weight * values.get(places[i] + d);
+  }
+  return top + std::log(total);
+}
+
+void compare(const Case& c, const Numbers& q, const Numbers& keys, const Numbers& values,
+             const Numbers& got, const std::vector<float>& lse) {
+  std::vector<double> want;
+  const int64_t query_heads = c.heads * c.group;
+  for (int64_t b = 0; b < c.forest.batch(); ++b) {
+    for (int64_t row = c.offsets[b]; row < c.offsets[b + 1]; ++row) {
+      const std::vector<int64_t> seen = visible(c, b, c.n_nodes[b] - (c.offsets[b + 1] - row));
+      for (int64_t h = 0; h < query_heads; ++h) {
+        std::vector<int64_t> places;
+        for (int64_t position : seen) places.push_back(c.place(b, position, h / c.group));
+        const int64_t vector = row * query_heads + h;
+        const double sum = attend(c, q, vector, keys, values, places, want);
+        for (int64_t d = 0; d < c.dim; ++d) {
+          expect_near(got.get(vector * c.dim + d), want[d], 4 * got.precision(), "attention of row",
+                      row);
+        }
+        if (!lse.empty() && !std::isnan(sum)) {
+          expect_near(lse[vector], sum, 1e-3, "logarithm of the sum of row", row);
+        }
+      }
+    }
+  }
+}
+
+void spoil(Case& c, Random& random) {
+  switch (random.between(0, 5)) {
+    case 0:
+      return random.spoil(c.page_table, c.n_pages);
+    case 1:
+      return random.spoil(c.prefix_lens, c.pages_per_request * c.page_size);
+    case 2:
+      return random.spoil(c.n_nodes, c.pages_per_request * c.page_size);
+    case 3:
+      return random.spoil(c.offsets, c.offsets.back());
+    case 4:
+      return random.spoil(c.ancestors);
+    default:
+      return random.spoil(c.depth, random.between(0, 5));
+  }
+}
+
+}  // namespace
+
+void check_tree_attention(Random& random) {
+  Case c = make_case(random);
+  Numbers keys = make_cache(c, random), values = make_cache(c, random);
+  const int64_t vectors = c.offsets.back() * c.heads * c.group;
+  Numbers q(random.pick({Dtype::f32, Dtype::bf16, Dtype::f16}), vectors * c.dim, random);
+  Numbers out(q.type(), vectors * c.dim);
+  const Numbers untouched = out;
+  std::vector<float> lse(random.chance(50) ? vectors : 0);
+  const Cache k_cache = c.cache(keys), v_cache = c.cache(values);
+  Trees trees = c.trees();
+  const bool is_hostile = random.chance(40);
+  if (is_hostile) spoil(c, random);
+  const bool taken = accepted([&] {
+    tree_attention(q.data(), q.type(), c.heads * c.group, k_cache, v_cache, trees, c.scoring,
+                   out.data(), lse.empty() ? nullptr : lse.data());
+  });
+  expect(taken || is_hostile, "tree_attention refused a good case");
+  if (!taken) expect(out.bytes() == untouched.bytes(), "tree_attention wrote and then refused");
+  if (!is_hostile) compare(c, q, keys, values, out, lse);
+}
+
+}  // namespace specedge::native

@@ -1,0 +1,298 @@
+"""What a server process counts, against what its edges counted themselves."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from runtime.config import EdgeConfig, parse_address
+from runtime.edge.client import Edge
+from runtime.edge.link import Credentials, Link, Request, Sampling, ServerError
+from runtime.edge.loop import Round, generate
+from runtime.model.tokenizer import Tokenizer
+from runtime.server.metrics import Metrics
+from runtime.server.users import add_user
+from runtime.tree import OrderedTree
+from runtime.wire import messages as wire
+from runtime.wire.auth import new_nonce
+from runtime.wire.tcp import connect
+from tests.server.process import Process, Samples, server_process
+
+EMPTY = OrderedTree()
+TINY = ("--threads", "1", "--no-pipeline")  # every edge always has the turn, or waits for a credit
+PAGE_TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def hello(tiny_pair: tuple[Path, Path]) -> wire.Hello:
+    tokenizer = Tokenizer.load(str(tiny_pair[0]))
+    return wire.Hello(1, tokenizer.vocabulary_size, tokenizer.vocabulary_hash(), "tiny")
+
+
+def test_credits_of_silent_edges_go_to_others(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, hello: wire.Hello
+) -> None:
+    """One place in a step: its credit comes back although nothing else happens on the server."""
+    options = [*TINY, "--model", str(tiny_pair[0]), "--max-batch", "1", "--credits", "drr"]
+
+    async def scenario(server: Process, where: tuple[str, int]) -> list[Samples]:
+        link = await Link.open(*where, hello)
+        silent, other = (link.request([1, 2, 3], Sampling(9), max_nodes=4) for _ in range(2))
+        assert (await silent.verdict()).turn is wire.Turn.EDGE
+        assert (await other.verdict()).turn is wire.Turn.WAIT
+        await other.credit()
+        late = server.samples()
+        silent.send(4, EMPTY)
+        await silent.verdict()
+        await link.close()
+        return [late, server.samples_once(lambda now: now["edges_connected",] == 0)]
+
+    with server_process(tmp_path / "log", *options) as server:
+        where = parse_address(server.address())
+        late, end = asyncio.run(asyncio.wait_for(scenario(server, where), 60))
+    assert late["credits_given_total",] == 2
+    assert late["credits_wasted_total",] == 1
+    assert late["credits_outstanding",] == 1
+    assert late["credits_window",] == 1
+    assert end["credits_outstanding",] == 0
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("metrics")
+    token = folder / "alice.token"
+    token.write_text(add_user(folder / "users.toml", "alice"), encoding="utf-8")
+    token.chmod(0o600)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tiny_pair: tuple[Path, Path], secrets: Path) -> Iterator[Process]:
+    """A pool of 32 pages, one user."""
+    options = [*TINY, "--model", str(tiny_pair[0]), "--kv-tokens", str(32 * PAGE_TOKENS)]
+    options += ["--max-nodes", "15", "--users", str(secrets / "users.toml")]
+    options += ["--max-user-sessions", "3"]
+    with server_process(secrets / "log", *options) as process:
+        process.address = lambda found=process.address(): found
+        yield process
+
+
+@pytest.fixture
+def edge(server: Process, tiny_pair: tuple[Path, Path], secrets: Path) -> EdgeConfig:
+    token = str(secrets / "alice.token")
+    return EdgeConfig(
+        server=server.address(), draft=str(tiny_pair[1]), user="alice", token_file=token
+    )
+
+
+async def link_of(config: EdgeConfig, hello: wire.Hello) -> Link:
+    token = Path(config.token_file).read_bytes()
+    named = replace(hello, user=config.user)
+    return await Link.open(*parse_address(config.server), named, Credentials(token))
+
+
+def gained(now: Samples, before: Samples) -> Samples:
+    """What was counted in between."""
+    return {name: value - before.get(name, 0) for name, value in now.items()}
+
+
+def rounds_of(edge: Edge, prompt: str) -> list[Round]:
+    """Every round of one answer, as the edge saw it."""
+
+    async def collect() -> list[Round]:
+        sampling, drafting = edge._sampling(edge.config), edge._drafting(edge.config)
+        ids = edge.encode(prompt)
+        return [r async for r in generate(edge._link, edge._batcher, ids, sampling, drafting)]
+
+    return edge._loop.run_until_complete(collect())
+
+
+def test_an_edge_and_its_server_count_the_same(server: Process, edge: EdgeConfig) -> None:
+    before, began_s = server.samples(), time.monotonic()
+    prompts = ["the same beginning", "the same beginning", "another"]
+    with Edge(replace(edge, max_tokens=40, max_budget=12)) as ours:
+        rounds = [rounds_of(ours, prompt) for prompt in prompts]
+        lengths = [len(ours.encode(prompt)) for prompt in prompts]
+        link = ours._link
+        # what was sent last may be on its way
+        now = gained(
+            server.samples_once(
+                lambda now: gained(now, before)["wire_bytes_total", "received"] == link.bytes_sent
+            ),
+            before,
+        )
+        assert now["wire_bytes_total", "received"] == link.bytes_sent
+        assert now["wire_bytes_total", "sent"] == link.bytes_received
+        assert now["edges_connected",] == 1
+    seconds = time.monotonic() - began_s
+    everything = [turn for answer in rounds for turn in answer]
+    tokens = sum(len(turn.tokens) for turn in everything)
+    sent = [turn.step.n_sent for turn in everything if turn.step.n_sent]
+    depths = [len(turn.tokens) - 1 for turn in everything]
+    assert now["prompt_tokens_total",] == sum(lengths)
+    assert now["generation_tokens_total",] == tokens == 3 * 40
+    assert now["spec_decode_num_drafts_total",] == len(sent) > 10
+    assert now["spec_decode_num_draft_tokens_total",] == sum(sent)
+    assert now["spec_decode_num_accepted_tokens_total",] == sum(depths) > 5
+    for position in range(max(depths) + 2):
+        name = ("spec_decode_num_accepted_tokens_per_pos_total", str(position))
+        assert now.get(name, 0) == sum(depth > position for depth in depths)
+    assert now["request_success_total", "length"] == 3
+    assert now["request_success_total", "stop"] == 0
+    assert now["edge_rtt_seconds_count",] == 1
+    assert now["time_to_first_token_seconds_count",] == 3
+    assert now["inter_token_latency_seconds_count",] == tokens - 3
+    waited = ("time_to_first_token_seconds_sum",), ("inter_token_latency_seconds_sum",)
+    assert 0 < now["verify_step_seconds_sum",] < sum(now[name] for name in waited) < seconds
+    assert now["verify_step_seconds_count",] == now["verify_batch_size_count",] == len(everything)
+    assert now["verify_batch_size_sum",] == len(everything)
+    assert now["prefix_cache_queries_total",] == sum(lengths) - 3
+    # the second prompt is the first one again, but for the root and what is no full page
+    assert now["prefix_cache_hits_total",] >= (lengths[0] - 1) // PAGE_TOKENS * PAGE_TOKENS > 0
+    gone = server.samples_once(lambda now: now["edges_connected",] == before["edges_connected",])
+    assert gone["edges_connected",] == before["edges_connected",]
+    assert gained(gone, before)["wire_bytes_total", "received"] >= link.bytes_sent
+
+
+def test_requests_and_pages_at_a_moment(
+    server: Process, edge: EdgeConfig, hello: wire.Hello
+) -> None:
+    """Half of the pool is held by an edge whose turn it is; the next has to wait for a page."""
+
+    async def scenario() -> list[Samples]:
+        link = await link_of(edge, hello)
+        first = link.request([1] * 250, Sampling(20), max_nodes=4)
+        await first.verdict()
+        second = link.request([2] * 250, Sampling(20), max_nodes=4)
+        full = server.samples_once(lambda now: now["num_requests_waiting",] == 1)
+        first.close()
+        await second.verdict()
+        other = server.samples()
+        await link.close()
+        return [full, other, server.samples_once(lambda now: now["edges_connected",] == 0)]
+
+    before = server.samples()
+    full, other, empty = asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert full["num_requests_running",] == 1
+    assert full["num_requests_waiting",] == 1
+    assert full["kv_cache_usage_perc",] == 16 / 32
+    assert other["num_requests_running",] == 1
+    assert other["num_requests_waiting",] == 0
+    assert empty["num_requests_running",] == 0
+    assert empty["kv_cache_usage_perc",] == 0
+    assert gained(empty, before)["request_success_total", "length"] == 0
+
+
+async def ended(request: Request) -> int:
+    """Tokens until the end of a request that decodes plainly."""
+    tokens = 0
+    while not request.finished:
+        await request.verdict()
+        tokens += 1
+    return tokens
+
+
+def test_requests_that_lose_their_pages(
+    server: Process, edge: EdgeConfig, hello: wire.Hello
+) -> None:
+    async def scenario() -> list[int]:
+        link = await link_of(edge, hello)
+        both = [link.request([n] * 150, Sampling(250), max_nodes=0) for n in (3, 4)]
+        tokens = await asyncio.gather(*map(ended, both))
+        await link.close()
+        return tokens
+
+    before = server.samples()
+    assert asyncio.run(asyncio.wait_for(scenario(), 120)) == [250, 250]
+    now = gained(server.samples(), before)
+    assert now["generation_tokens_total",] == 500
+    assert now["inter_token_latency_seconds_count",] == 498
+    assert now["num_preemptions_total",] >= 1, "two of 400 tokens do not fit in 512"
+    assert now["prefix_cache_evictions_total",] >= 1
+    assert now["prefix_cache_queries_total",] > 2 * 149, "who was preempted asks again"
+
+
+async def refusal(request: Request) -> str:
+    with pytest.raises(ServerError) as caught:
+        await ended(request)
+    return str(caught.value)
+
+
+def test_refused_requests_by_code(server: Process, edge: EdgeConfig, hello: wire.Hello) -> None:
+    async def scenario() -> None:
+        link = await link_of(edge, hello)
+        await refusal(link.request([1] * 600, Sampling(1)))
+        await refusal(link.request([1] * 500, Sampling(200)))  # for the model, but not the pool
+        misplaced = link.request([1, 2], Sampling(5))
+        await misplaced.verdict()
+        misplaced.send(99, EMPTY)
+        await refusal(misplaced)
+        held = [link.request([1, 2], Sampling(5)) for _ in range(3)]
+        for request in held:
+            await request.verdict()
+        other = await link_of(edge, hello)
+        await refusal(other.request([1, 2], Sampling(5)))
+        await link.close()
+        await other.close()
+
+    before = server.samples()
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    now = gained(server.samples(), before)
+    codes = {code.name.lower(): now["session_errors_total", code.name.lower()] for code in CODES}
+    assert codes == dict.fromkeys(codes, 0) | {"limit": 2, "protocol": 1, "busy": 1}
+
+
+CODES = list(wire.ErrorCode)
+
+
+async def last_words(where: tuple[str, int], *messages: wire.Message | bytes) -> None:
+    """Connect, say these one after another, each when the other side has spoken, and be left."""
+    heard: asyncio.Queue[wire.Message | None] = asyncio.Queue()
+    peer = await connect(
+        *where,
+        lambda peer, message: heard.put_nowait(message),
+        lambda peer, reason: heard.put_nowait(None),
+    )
+    for message in messages:
+        if isinstance(message, bytes):
+            peer._transport.write(message)
+        else:
+            peer.send(message)
+        await heard.get()
+    while await heard.get() is not None:
+        pass
+
+
+def test_refused_connections_by_code(server: Process, edge: EdgeConfig, hello: wire.Hello) -> None:
+    """Garbage, another version, a guessed proof, and our own edge that has a wrong token."""
+    where = parse_address(edge.server)
+    named = replace(hello, user="alice", nonce=new_nonce())
+
+    async def scenario() -> None:
+        await last_words(where, b"GET / HTTP/1.1\r\n\r\n")
+        await last_words(where, replace(named, version=9))
+        await last_words(where, named, wire.Proof(bytes(32)))
+        with pytest.raises(ServerError):
+            await Link.open(*where, named, Credentials(b"not the token of alice at all"))
+
+    before = server.samples()
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    wanted = {"protocol": 1, "version": 1, "authentication": 2}
+
+    def counts(now: Samples) -> dict[str, float]:
+        names = [code.name.lower() for code in CODES]
+        return {name: gained(now, before)["connection_errors_total", name] for name in names}
+
+    now = counts(server.samples_once(lambda now: sum(counts(now).values()) == 4))
+    assert now == dict.fromkeys(now, 0) | wanted
+
+
+def test_the_metrics_of_two_servers_are_two() -> None:
+    """No global registry: what one counts the other does not."""
+    one, other = Metrics(), Metrics()
+    one.prompted(5)
+    assert one.registry.get_sample_value("specedge:prompt_tokens_total") == 5
+    assert other.registry.get_sample_value("specedge:prompt_tokens_total") == 0

@@ -1,0 +1,154 @@
+"""A KV pool at a quarter of the demand: whatever is preempted, shared or cancelled, text is plain.
+
+Scheduler and verifier with a real, tiny model, without sockets. The oracle computes the whole
+context anew for every token, so it knows no cache, no pages and no trees.
+"""
+
+import logging
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtime.model.engine import Engine, TreeRequest
+from runtime.model.open import open_engine
+from runtime.server.scheduler import Limits, Scheduler
+from runtime.server.session import Session
+from runtime.server.verifier import Outcome, Prefilled, Verified, verify_batch
+from runtime.tree import Tree
+from runtime.wire.messages import Open
+from specedge_kernels import reference
+
+PAGE_TOKENS = 8
+MAX_NODES = 15
+OUTPUT_TOKENS = 40
+PREFIXES = [[(31 * text + i) % 250 for i in range(30)] for text in range(3)]
+
+
+def requests(dice: random.Random, count: int) -> list[tuple[Open, list[int]]]:
+    """Prompts that share their beginnings, greedy and sampled."""
+    result = []
+    for number in range(count):
+        ending = [dice.randrange(250) for _ in range(dice.randint(1, 10))]
+        prompt = dice.choice(PREFIXES)[: dice.choice([9, 30, 30])] + ending
+        temperature = dice.choice([0.0, 0.7, 1.0])
+        params = Open(1, number, temperature, 1.0, 0.0, 0, OUTPUT_TOKENS, len(prompt), ())
+        result.append((params, prompt))
+    return result
+
+
+def plain(engine: Engine, params: Open, prompt: list[int]) -> list[int]:
+    context, pages = list(prompt), engine.kv.allocate(engine.kv.n_free)
+    for _ in range(params.max_tokens):
+        last = len(context) - 1
+        request = TreeRequest(context, range(-1, last), 0, pages, (last,))
+        (token,) = reference.target_tokens(
+            engine.forward([request]),
+            torch.tensor([params.temperature]),
+            torch.tensor([params.top_k]),
+            torch.tensor([params.top_p]),
+            torch.tensor([params.min_p]),
+            torch.tensor([params.seed]),
+            torch.tensor([len(context)]),
+        ).tolist()
+        context.append(token)
+    engine.kv.free(pages)
+    return context
+
+
+def draft(dice: random.Random, text: list[int], session: Session) -> Tree:
+    """A random tree whose tokens are often the right ones for their depth."""
+    parents: list[int] = []
+    depths = [0]
+    for _ in range(dice.randint(0, MAX_NODES)):
+        parent = dice.choice([len(parents), dice.randrange(len(depths))])
+        if depths[parent] + 1 < session.remaining:
+            parents.append(parent)
+            depths.append(depths[parent] + 1)
+    right = [text[session.root + depth] for depth in depths[1:]]
+    return Tree(tuple(dice.choice([t, t, t, (t + 1) % 250]) for t in right), tuple(parents))
+
+
+class Server:
+    """The server's loop without sockets; edges draft, vanish and come back at random."""
+
+    def __init__(self, engine: Engine, limits: Limits, texts: list[list[int]], seed: int):
+        self.scheduler = Scheduler(limits, engine.kv.allocate, engine.kv.free)
+        self.finished: dict[object, list[int]] = {}
+        self._engine, self._texts, self._dice = engine, texts, random.Random(seed)
+
+    def run(self, sessions: list[Session]) -> None:
+        """Until every session has ended; one that is cancelled while a step runs begins anew."""
+        scheduler, left = self.scheduler, list(sessions)
+        while left or scheduler.running or scheduler.waiting:
+            if left and self._dice.random() < 0.5:
+                scheduler.submit(left.pop())
+            self._draft()
+            batch = scheduler.next_batch()
+            if batch and self._dice.random() < 0.1:
+                gone = self._dice.choice(batch).session
+                scheduler.remove(gone)
+                left.append(opened(gone.key, gone.params, self._texts[gone.key]))
+            for outcome in verify_batch(self._engine, batch) if batch else []:
+                self._deliver(outcome)
+            scheduler.check()
+
+    def _draft(self) -> None:
+        """Some of the edges that have the turn send a tree, preempted or not."""
+        for session in [*self.scheduler.running.values(), *self.scheduler.waiting]:
+            if session.draft is None and self._dice.random() < 0.7:
+                session.draft = draft(self._dice, self._texts[session.key], session)
+
+    def _deliver(self, outcome: Outcome) -> None:
+        session = outcome.session
+        if self.scheduler.running.get(session.key) is not session:
+            return
+        match outcome:
+            case Prefilled(count=count):
+                session.cached += count
+            case Verified(path=path, bonus=bonus):
+                assert session.draft is not None
+                session.advance([session.draft.tokens[node - 1] for node in path[1:]], bonus)
+            case _:
+                raise AssertionError(outcome)
+        if session.finish:
+            self.finished[session.key] = session.context
+            self.scheduler.remove(session)
+
+
+def opened(key: int, params: Open, text: list[int]) -> Session:
+    prompt = text[: params.prompt_tokens]
+    return Session(key, params, limit=len(prompt) + params.max_tokens, context=prompt)
+
+
+@pytest.mark.parametrize(("dtype", "seed"), [("float32", 0), ("float32", 1), ("bfloat16", 3)])
+def test_every_text_is_plain(
+    tiny_pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, dtype: str, seed: int
+) -> None:
+    work = requests(random.Random(seed), 16)
+    demand = sum(len(prompt) + OUTPUT_TOKENS + MAX_NODES for _, prompt in work)
+    engine = open_engine(str(tiny_pair[0]), dtype, "cpu", lambda model: demand // 4, PAGE_TOKENS)
+    texts = [plain(engine, params, prompt) for params, prompt in work]
+    limits = Limits(
+        max_sessions=16,
+        max_waiting=16,
+        max_batch=8,
+        max_step_nodes=64,
+        max_nodes=MAX_NODES,
+        chunk_tokens=16,
+        page_size=PAGE_TOKENS,
+        n_pages=engine.kv.n_pages,
+    )
+    server = Server(engine, limits, texts, seed)
+    with caplog.at_level(logging.ERROR):
+        server.run([opened(key, params, texts[key]) for key, (params, _) in enumerate(work)])
+    assert [server.finished[key] for key in range(16)] == texts
+    assert not caplog.records, "a step failed and was run again session by session"
+    scheduler = server.scheduler
+    assert scheduler.preemptions > 0
+    assert scheduler.hit_tokens > 0
+    assert scheduler.cache.evictions > 0
+    assert scheduler.next_batch() == []
+    assert scheduler.cache.room() == engine.kv.n_pages
+    scheduler.check()

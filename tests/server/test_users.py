@@ -1,0 +1,110 @@
+"""Files of users and tokens, and how long an address waits after wrong ones."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from runtime.config import ConfigError, ServerConfig
+from runtime.server.users import MAX_ADDRESSES, Patience, add_user, load_users
+
+
+def secret_file(folder: Path, text: str, mode: int = 0o600) -> Path:
+    path = folder / "users.toml"
+    path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
+    return path
+
+
+def test_users_that_were_added_are_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "users.toml"
+    tokens = {name: add_user(path, name) for name in ("alice", "bob@example.org", "c.d-e_f")}
+    assert load_users(path) == {name: token.encode() for name, token in tokens.items()}
+    assert len(set(tokens.values())) == 3
+    assert min(map(len, tokens.values())) == 64
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_user_is_added_once(tmp_path: Path) -> None:
+    path = tmp_path / "users.toml"
+    add_user(path, "alice")
+    with pytest.raises(ConfigError, match="has a user alice already"):
+        add_user(path, "alice")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\nb", "x" * 65, "café", '"', "a=b"])
+def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "users.toml"
+    with pytest.raises(ConfigError, match="cannot be the name of a user"):
+        add_user(path, name)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "names no users"),
+        ('alice = "short"', "alice .* too short"),
+        ("alice = 12345678901234567890123456789012345", "alice .* too short"),
+        ('"a b" = "' + "x" * 40 + '"', "cannot be the name"),
+        ("[alice", "is not valid TOML"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_users(secret_file(tmp_path, text))
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o660, 0o602, 0o601])
+def test_a_file_that_others_can_touch_is_refused(tmp_path: Path, mode: int) -> None:
+    path = secret_file(tmp_path, 'alice = "' + "x" * 40 + '"', mode)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        load_users(path)
+    path.chmod(0o400)
+    assert load_users(path) == {"alice": b"x" * 40}
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere: No such file"):
+        load_users(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_any_address_but_loopback_needs_users(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"can be reached by others.*--add-user"):
+        ServerConfig(host=host)
+    assert ServerConfig(host=host, users="users.toml").host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_loopback_may_go_without(host: str) -> None:
+    assert ServerConfig(host=host).host == host
+
+
+def test_three_mistakes_are_free_then_waits_double() -> None:
+    patience, now_s, waits = Patience(), 100.0, []
+    for _ in range(14):
+        patience.failed("a", now_s)
+        waits.append(patience.wait_s("a", now_s))
+    assert waits == [0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert patience.wait_s("a", now_s + 299) == pytest.approx(1)
+    assert patience.wait_s("a", now_s + 301) == 0
+    assert patience.wait_s("b", now_s) == 0
+    patience.succeeded("a")
+    patience.failed("a", now_s)
+    assert patience.wait_s("a", now_s) == 0
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    patience, rng = Patience(), random.Random(0)
+    for i in range(3 * MAX_ADDRESSES):
+        patience.failed(str(rng.randrange(2 * MAX_ADDRESSES)), float(i))
+    assert len(patience._failures) == MAX_ADDRESSES
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_root_reads_what_its_owner_alone_may_read(tmp_path: Path) -> None:
+    path = secret_file(tmp_path, 'alice = "' + "x" * 40 + '"')
+    os.chown(path, 12345, 12345)
+    assert load_users(path)

@@ -1,0 +1,105 @@
+"""The same claim with everything on: slots, credits, drafting ahead, preemption, a prefix cache.
+
+The server has KV for a quarter of what its edges want, batches of four trees, and decides itself
+who drafts; the edges draft ahead, in every mode, over links that delay each message by another
+time; prompts begin alike; some requests are given up midway. Whatever is finished is plain text.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.bench.link import Conditions, emulated_link
+from runtime.config import parse_address
+from runtime.demo import running_server
+from runtime.edge.batcher import Batcher
+from runtime.edge.link import Link, Sampling
+from runtime.edge.loop import Drafting, generate
+from runtime.edge.speculation import Proactive, TreeShape
+from tests.test_lossless import Pair, plain_decoding
+
+EDGES = 12
+BEGINNING = "All of these prompts begin with the same words, which fill more than two pages. "
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_pair: tuple[Path, Path]) -> Pair:
+    return Pair(str(tiny_pair[0]), str(tiny_pair[1]))
+
+
+@pytest.fixture(scope="module", params=["open", "drr", "xpass"])
+def server(request: pytest.FixtureRequest, tiny_pair: tuple[Path, Path]) -> Iterator[str]:
+    """A small server behind a slow and unsteady link."""
+    options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1"]
+    limits = ["--kv-tokens", "640", "--max-nodes", "63", "--max-batch", "4"]
+    limits += ["--max-step-nodes", "128", "--chunk-tokens", "32", "--credits", request.param]
+    conditions = Conditions(rtt_s=0.002, jitter_s=0.01)
+    with (
+        running_server(*options, *limits) as address,
+        emulated_link(address, conditions) as far_address,
+    ):
+        yield far_address
+
+
+async def ask(
+    address: str,
+    pair: Pair,
+    prompt: list[int],
+    sampling: Sampling,
+    how: Drafting,
+    rounds: int,
+) -> list[int] | None:
+    """The answer of an edge of its own; None if it gives up after so many rounds."""
+    link = await Link.open(*parse_address(address), pair.hello)
+    batcher, tokens = Batcher(pair.drafter()), []
+    turns = generate(link, batcher, prompt, sampling, how)
+    given_up = False
+    async for turn in turns:
+        tokens += turn.tokens
+        rounds -= 1
+        if rounds == 0:
+            given_up = True
+            break
+    await turns.aclose()
+    await batcher.close()
+    await link.close()
+    return None if given_up else tokens
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_finished_text_is_the_plain_text(pair: Pair, server: str, seed: int) -> None:
+    rng = random.Random(seed)
+    jobs, expected = [], []
+    for edge in range(EDGES):
+        prompt = pair.tokenizer.encode(BEGINNING * rng.randint(0, 1) + f"edge {edge} " * 3)
+        sampling = Sampling(
+            max_tokens=rng.randint(20, 60),
+            temperature=rng.choice((0.0, 0.7, 1.0)),
+            top_p=rng.choice((1.0, 0.9)),
+            seed=rng.randrange(1000),
+        )
+        shape = TreeShape(rng.choice((0, 4, 16, 63)), 6, 4, 4)
+        how = Drafting(shape, rng.random() < 0.8, rng.choice(list(Proactive)))
+        rounds = rng.choice((-1, -1, -1, 2, 5))
+        jobs.append((prompt, sampling, how, rounds))
+        expected.append(plain_decoding(pair.target, prompt, sampling))
+
+    async def everyone() -> list[list[int] | None]:
+        return await asyncio.gather(*(ask(server, pair, *job) for job in jobs))
+
+    texts = asyncio.run(asyncio.wait_for(everyone(), 240))
+    finished = [text for text in texts if text is not None]
+    assert [text or plain for text, plain in zip(texts, expected, strict=True)] == expected
+    assert len(finished) >= EDGES // 3
+
+
+def test_afterwards_every_page_is_free(pair: Pair, server: str) -> None:
+    """A request that needs nearly the whole pool is admitted, and gives the plain text."""
+    prompt = pair.tokenizer.encode("z" * 500)
+    sampling = Sampling(max_tokens=60, temperature=1.0, seed=9)
+    how = Drafting(TreeShape(16, 6, 4, 4))
+    text = asyncio.run(asyncio.wait_for(ask(server, pair, prompt, sampling, how, -1), 240))
+    assert text == plain_decoding(pair.target, prompt, sampling)

@@ -1,0 +1,189 @@
+"""The conformance cases: our server passes them all, servers that misbehave fail the right ones."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from runtime.config import parse_address
+from runtime.conform.peer import Target
+from runtime.conform.run import Outcome, Result, all_cases, run, select
+from runtime.demo import running_server
+from runtime.model.tokenizer import Tokenizer
+from runtime.server.users import add_user
+from runtime.wire import messages as wire
+from runtime.wire.tls import load_certificate, trust
+from tests.server.test_door import self_signed
+from tests.wire.mutants import MUTANTS, Mutant, relay
+from tests.wire.protocol_page import PAGE
+
+OPTIONS = ["--port", "0", "--threads", "1", "--kv-tokens", "8192", "--max-step-nodes", "300"]
+# with these every edge always has the turn: no case is skipped
+POLICY = ["--chunk-tokens", "24", "--no-pipeline", "--credits", "open"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of users with one user, and her token's file."""
+    folder = tmp_path_factory.mktemp("conform")
+    token = folder / "token"
+    token.write_text(add_user(folder / "users.toml", "alice"), encoding="utf-8")
+    token.chmod(0o600)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def target(tiny_pair: tuple[Path, Path], folder: Path) -> Iterator[Target]:
+    """A server with users."""
+    users = ["--users", str(folder / "users.toml")]
+    with running_server("--model", str(tiny_pair[0]), *OPTIONS, *POLICY, *users) as address:
+        yield Target(*parse_address(address), hello(tiny_pair, "alice"), token(folder))
+
+
+def hello(tiny_pair: tuple[Path, Path], user: str = "") -> wire.Hello:
+    tokenizer = Tokenizer.load(str(tiny_pair[0]))
+    size, digest = tokenizer.vocabulary_size, tokenizer.vocabulary_hash()
+    return wire.Hello(wire.VERSION, size, digest, "conformance", user)
+
+
+def token(folder: Path) -> bytes:
+    return (folder / "token").read_bytes()
+
+
+def outcomes(names: Sequence[str], target: Target) -> dict[str, Result]:
+    async def attempt() -> list[Result]:
+        return await run(select(names), target, lambda result: None)
+
+    return {result.case.name: result for result in asyncio.run(attempt())}
+
+
+def test_our_server_passes_every_case(target: Target) -> None:
+    results = outcomes([], target)
+    assert len(results) == len(all_cases()) >= 80
+    wrong = {name: r.reason for name, r in results.items() if r.outcome is not Outcome.PASSED}
+    assert not wrong
+
+
+def test_cases_are_numbered_named_once_and_cite_the_page() -> None:
+    cases = all_cases()
+    assert len({case.number for case in cases}) == len({case.name for case in cases}) == len(cases)
+    headings = re.findall(r"^#{2,3} ([\d.]+) ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    for case in cases:
+        assert case.section in headings, case
+        assert re.fullmatch(r"\w.{20,}\.", case.demand), case
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_server_that_misbehaves_fails_the_right_cases(mutant: Mutant, target: Target) -> None:
+    async def attempt() -> list[Result]:
+        async with relay(mutant, target.host, target.port) as port:
+            front = Target("127.0.0.1", port, target.hello, target.token, wait_s=2)
+            return await run(select(mutant.fails + mutant.holds), front, lambda result: None)
+
+    results = asyncio.run(attempt())
+    failed = {result.case.name for result in results if result.outcome is Outcome.FAILED}
+    assert failed == set(mutant.fails), [(r.case.name, r.reason) for r in results]
+
+
+def test_a_relay_that_changes_nothing_is_a_right_server(target: Target) -> None:
+    test_a_server_that_misbehaves_fails_the_right_cases(
+        Mutant("nothing", (), ("ping", "right_drafts", "flags", "cancel_in_the_edges_turn")), target
+    )
+
+
+@pytest.mark.parametrize("greeting", [b"", b"\0" * 64, b"\xff" * 64, b"SSH-2.0-OpenSSH_9.7\r\n"])
+def test_whatever_answers_a_case_fails_with_a_sentence(target: Target, greeting: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await reader.read(1)
+        writer.close()
+
+    async def attempt() -> list[Result]:
+        listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        front = Target("127.0.0.1", port, target.hello, wait_s=1)
+        results = await run(select(["hello_is_answered", "ping"]), front, lambda result: None)
+        listener.close()
+        return results
+
+    for result in asyncio.run(attempt()):
+        assert result.outcome is Outcome.FAILED
+        assert result.reason
+
+
+def test_a_server_that_decides_by_itself_skips_and_never_passes(
+    target: Target, tiny_pair: tuple[Path, Path], tiny_server: str
+) -> None:
+    """Without nodes nobody can be asked for drafts; without users nobody can prove anything."""
+    model = ["--model", str(tiny_pair[0])]
+    with running_server(*model, *OPTIONS, "--max-nodes", "0") as address:
+        plain = Target(*parse_address(address), hello(tiny_pair))
+        results = outcomes(
+            ["right_drafts", "equal_siblings", "another_base", "greedy_twice"], plain
+        )
+    assert [result.outcome for result in results.values()] == [Outcome.SKIPPED] * 3 + [
+        Outcome.PASSED
+    ]
+    anybody = Target(*parse_address(tiny_server), hello(tiny_pair))
+    results = outcomes(["a_guessed_proof", "hello_is_answered", "another_vocabulary"], anybody)
+    assert [result.outcome.name for result in results.values()] == ["SKIPPED", "PASSED", "PASSED"]
+
+
+def test_over_tls(tiny_pair: tuple[Path, Path], folder: Path) -> None:
+    self_signed(folder, "server")
+    certificate, key = folder / "server.pem", folder / "server.key"
+    options = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
+    options += ["--users", str(folder / "users.toml"), "--model", str(tiny_pair[0])]
+    with running_server(*OPTIONS, *POLICY, *options) as address:
+        pinned = trust(load_certificate(certificate, key).pin)
+        secret = Target(*parse_address(address), hello(tiny_pair, "alice"), token(folder), pinned)
+        names = ["the_server_proves_itself", "a_guessed_proof", "hello_in_single_bytes", "flags"]
+        results = outcomes([*names, "right_drafts"], secret)
+    assert {result.outcome for result in results.values()} == {Outcome.PASSED}, results
+
+
+def conform(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runtime.conform", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def test_the_command(
+    target: Target, tiny_pair: tuple[Path, Path], folder: Path, tmp_path: Path
+) -> None:
+    listed = conform("--list")
+    assert listed.returncode == 0
+    assert len(listed.stdout.splitlines()) == len(all_cases())
+    junit, draft = tmp_path / "junit.xml", ["--draft", str(tiny_pair[0])]
+    user = ["--user", "alice", "--token-file", str(folder / "token")]
+    address = f"{target.host}:{target.port}"
+    done = conform(address, *draft, *user, "--junit", str(junit), "201", "wrong_magic")
+    assert done.returncode == 0, done.stderr
+    assert "2 passed, 0 failed, 0 skipped" in done.stdout
+    suite = ElementTree.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "0")
+    assert [case.get("name") for case in suite] == ["201 unknown_type", "104 wrong_magic"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["127.0.0.1:1", "--draft", "DRAFT"], "no connection"),
+        (["127.0.0.1:1", "no_such_case"], "there is no case no_such_case"),
+        (["127.0.0.1", "--draft", "DRAFT"], "expected host:port"),
+        ([], "which server?"),
+        (["127.0.0.1:1", "--user", "alice"], "belong together"),
+        (["127.0.0.1:1", "--draft", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_command_that_cannot_run_says_why(
+    tiny_pair: tuple[Path, Path], options: list[str], sentence: str
+) -> None:
+    done = conform(*[str(tiny_pair[0]) if option == "DRAFT" else option for option in options])
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
