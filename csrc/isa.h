@@ -13,25 +13,25 @@ struct RowMax {
   bool has_nan;
 };
 
-#define SPECEDGE_PER_ISA                                                                     \
-  /* As in ops.h, for arguments that were checked. */                                        \
-  void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs, \
-              int64_t outputs, float* out);                                                  \
-  void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache, \
-                      const Cache& v_cache, const Trees& trees, const Scoring& scoring,      \
-                      void* out, float* lse);                                                \
-  /* The maximum of x [n], n >= 1. */                                                        \
-  RowMax row_max(const float* x, int64_t n);                                                 \
-  /* x [n] / divisor -> out [n] */                                                           \
-  void divide(const float* x, int64_t n, float divisor, float* out);                         \
-  /* The first index from `start` on with x > threshold, or n. */                            \
-  int64_t find_above(const float* x, int64_t start, int64_t n, float threshold);             \
-  /* Sum of e^(x - shift), in double; x <= shift. */                                         \
-  double exp_sum(const float* x, int64_t n, float shift);                                    \
-  /* x + factor * noise of tokens ids [n], by default 0 .. n-1 -> out [n] */                 \
-  void add_noise(const float* x, const int64_t* ids, int64_t n, uint64_t key, float factor,  \
-                 float* out);                                                                \
-  /* The first index of the maximum of x + noise. */                                         \
+#define SPECEDGE_PER_ISA                                                                           \
+  /* As in ops.h, for arguments that were checked. */                                              \
+  void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,       \
+              int64_t outputs, float* out);                                                        \
+  void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,       \
+                      const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out, \
+                      float* lse);                                                                 \
+  /* The maximum of x [n], n >= 1. */                                                              \
+  RowMax row_max(const float* x, int64_t n);                                                       \
+  /* x [n] / divisor -> out [n] */                                                                 \
+  void divide(const float* x, int64_t n, float divisor, float* out);                               \
+  /* The first index from `start` on with x > threshold, or n. */                                  \
+  int64_t find_above(const float* x, int64_t start, int64_t n, float threshold);                   \
+  /* Sum of e^(x - shift), in double; x <= shift. */                                               \
+  double exp_sum(const float* x, int64_t n, float shift);                                          \
+  /* x + factor * noise of tokens ids [n], by default 0 .. n-1 -> out [n] */                       \
+  void add_noise(const float* x, const int64_t* ids, int64_t n, uint64_t key, float factor,        \
+                 float* out);                                                                      \
+  /* The first index of the maximum of x + noise. */                                               \
   int64_t noisy_argmax(const float* x, const int64_t* ids, int64_t n, uint64_t key);
 
 namespace generic {

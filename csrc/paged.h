@@ -27,7 +27,11 @@ inline quad load_quad(const f16* p) {
 }
 
 inline quad load_quad(const e4m3* p) {
+#if defined(__AVX2__)
+  return float_of_e4m3<quad>((quad_bits)_mm_cvtepu8_epi32(_mm_cvtsi32_si128(load_as<int32_t>(p))));
+#else
   return float_of_e4m3<quad>(__builtin_convertvector(load_as<quad_bytes>(p), quad_bits));
+#endif
 }
 
 // rows: 64 pointers to [D] -> keys [D, 64]

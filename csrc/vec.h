@@ -71,16 +71,25 @@ inline vec load_vec(const f16* p) {
 #endif
 }
 
-// As load(const e4m3*), for as many bytes as Bits has lanes.
+// As load(const e4m3*), for as many bytes as Bits has lanes, and without subnormal floats, which
+// are slow to multiply.
 template <typename Floats, typename Bits>
 inline Floats float_of_e4m3(Bits bytes) {
-  const Bits magnitude = bytes & 0x7fu, nan = (Bits)(magnitude == 0x7fu) & 0x7fc00000u;
-  const Floats value = (Floats)(magnitude << 20) * 0x1p120f;
-  return (Floats)((Bits)value | nan | (bytes & 0x80u) << 24);
+  const Bits magnitude = bytes & 0x7fu, normal = (magnitude << 20) + 0x3c000000u;
+  const Bits subnormal = (Bits)((Floats)(normal + 0x800000u) - 0x1p-6f);
+  const Bits is_small = (Bits)(magnitude < 8u), is_nan = (Bits)(magnitude == 0x7fu);
+  const Bits value = (is_small & subnormal) | (~is_small & normal) | (is_nan & 0x7fc00000u);
+  return (Floats)(value | (bytes & 0x80u) << 24);
 }
 
 inline vec load_vec(const e4m3* p) {
+#if defined(__AVX512F__)
+  return float_of_e4m3<vec>((bits_vec)_mm512_cvtepu8_epi32(load_as<__m128i>(p)));
+#elif defined(__AVX2__)
+  return float_of_e4m3<vec>((bits_vec)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(load_as<int64_t>(p))));
+#else
   return float_of_e4m3<vec>(__builtin_convertvector(load_as<byte_vec>(p), bits_vec));
+#endif
 }
 
 inline void store_vec(float* p, vec value) { std::memcpy(p, &value, sizeof value); }

@@ -286,10 +286,32 @@ def grow_tree(
             raise ValueError(
                 f"a tree of {n} nodes may get {offered} more; expected room, got {capacity} in all"
             )
+    _check_trees(parents, slots, found, expanded, 64 * words)
     return reference.grow_tree(
         *(tokens, parents, scores, depths, slots, found),
         *(expanded, ids, logprobs, budget, first_slot, beams, words),
     )
+
+
+def _check_trees(
+    parents: Tensor, slots: Tensor, found: Tensor, expanded: Tensor, n_slots: int
+) -> None:
+    """The links of trees [B, C], of which the first found[b] entries are there."""
+    n, node = found[:, None], torch.arange(parents.shape[1])
+    for name, values, least, end in (
+        ("found", n, 0, parents.shape[1] + 1),
+        ("expanded", expanded, -2, n),
+        ("parents", parents.where(node < n, -1), -1, node),
+        ("slots", slots.where(node < n, -1), -1, n_slots),
+    ):
+        wrong = ((values < least) | (values >= end)).nonzero().tolist()
+        if wrong:
+            b, i = wrong[0]
+            most = int(torch.as_tensor(end).expand(values.shape)[b, i]) - 1
+            raise ValueError(
+                f"request {b}: expected {name} in {least} .. {most}, "
+                f"got {values[b, i]} at index {i}"
+            )
 
 
 def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:

@@ -37,7 +37,7 @@ def split_prefix(
         first = tl.maximum(prefix + 1 - window, 0) // unit * unit
     if INVARIANT:
         size = first * 0 + unit
-        tokens = prefix - first
+        tokens = prefix + nodes - first
     else:
         tokens = tl.maximum(prefix - first, 0)
         wanted = tokens // tl.maximum(MIN_SPLIT_TOKENS, SPLIT_TOKENS_PER_ROW * rows)

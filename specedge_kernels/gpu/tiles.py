@@ -50,7 +50,10 @@ TILES: dict[str, dict[tuple[int, int], tuple[Tile, ...]]] = {
 
 
 def choose_tile(q: Tensor, k_cache: Tensor, batch: int, batch_invariant: bool = False) -> Tile:
-    """For q [N, Hq, D] of `batch` requests: the least tile that holds their mean rows."""
+    """For q [N, Hq, D] of `batch` requests: the least tile that holds their mean rows.
+
+    With batch_invariant the largest, whatever the batch.
+    """
     rows, query_heads, dim = q.shape
     mean_rows = triton.cdiv(rows, max(batch, 1)) * (query_heads // k_cache.shape[2])
     tiles = tiles_for(architecture(q.device), max(q.itemsize, k_cache.itemsize), dim)

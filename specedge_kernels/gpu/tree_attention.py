@@ -149,7 +149,7 @@ def tree_attention_kernel(
         keys_at = (k_cache + head.to(tl.int64) * k_head, k_page, k_token)
         values_at = (v_cache + head.to(tl.int64) * v_head, v_page, v_token)
         table = page_table + b * pages_per_request
-        cache, scoring = (table, keys_at, values_at, d), (scale, softcap)
+        work = (queries, table, keys_at, values_at, d, scale, softcap)
         top = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
         sums = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
@@ -163,18 +163,7 @@ def tree_attention_kernel(
                 # Slots that no row sees may hold anything, NaN included.
                 used = (slots >= seen) & (slots < end)
                 top, total, sums = attend_masked(
-                    queries,
-                    word,
-                    cache,
-                    slots,
-                    used,
-                    scoring,
-                    (top, total, sums),
-                    D,
-                    S,
-                    DOT,
-                    NATIVE_E4M3,
-                    SOFTCAP,
+                    work, word, slots, used, (top, total, sums), D, S, DOT, NATIVE_E4M3, SOFTCAP
                 )
 
         # The ids of the next tile travel in `pages`: looked up inside a turn, they would keep the
@@ -196,18 +185,7 @@ def tree_attention_kernel(
             word = visible_word(ancestors, row, node, chain, start, prefix, tile_begin, W)
             used = (slots >= seen) & (slots < end)
             top, total, sums = attend_masked(
-                queries,
-                word,
-                cache,
-                slots,
-                used,
-                scoring,
-                (top, total, sums),
-                D,
-                S,
-                DOT,
-                NATIVE_E4M3,
-                SOFTCAP,
+                work, word, slots, used, (top, total, sums), D, S, DOT, NATIVE_E4M3, SOFTCAP
             )
 
         # One path at a time for the rows of its node, tokens in the columns of their positions.
@@ -229,18 +207,7 @@ def tree_attention_kernel(
                     word = ones_below(own - tile_begin) & ~ones_below(path_start - tile_begin)
                     used = (positions >= path_start) & (positions < length)
                     top, total, sums = attend_masked(
-                        queries,
-                        word,
-                        cache,
-                        slots,
-                        used,
-                        scoring,
-                        (top, total, sums),
-                        D,
-                        S,
-                        DOT,
-                        NATIVE_E4M3,
-                        SOFTCAP,
+                        work, word, slots, used, (top, total, sums), D, S, DOT, NATIVE_E4M3, SOFTCAP
                     )
 
         total = tl.where(total == 0, 1.0, total)
@@ -263,12 +230,10 @@ def tree_attention_kernel(
 
 @triton.jit
 def attend_masked(
-    queries,
+    work,
     word,
-    cache,
     slots,
     used,
-    scoring,
     state,
     D: tl.constexpr,
     S: tl.constexpr,
@@ -278,10 +243,9 @@ def attend_masked(
 ):
     """One tile of keys, of which each row sees the bits of its word; slots not used are not read.
 
-    cache: page table, keys, values, dimensions; scoring: scale, softcap; state: of the softmax.
+    work: what all tiles of an item share; state: of the running softmax, returned renewed.
     """
-    table, keys_at, values_at, d = cache
-    scale, softcap = scoring
+    queries, table, keys_at, values_at, d, scale, softcap = work
     top, total, sums = state
     pages = load_pages(table, slots, used, S)
     keys = load_tokens(keys_at, pages, slots, used, d, D, S, DOT, NATIVE_E4M3, True)
