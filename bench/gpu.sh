@@ -92,7 +92,9 @@ check() {
   else
     say "no GPU: the Triton kernels are not run"
   fi
-  has_module transformers && paths+=(tests/model/test_{engine,invariance,transformer}.py)
+  has_module transformers &&
+    paths+=(tests/gpu/test_graphs.py tests/edge/test_device_draft.py
+      tests/model/test_{engine,invariance,transformer,graphs}.py)
   local jobs=$((($(nproc) + 1) / 2))
   printf '%s\n' "${paths[@]}" | xargs -P "$jobs" -I {} bash -c '
     report=$("$1" -m pytest -q -p no:cacheprovider "$2" 2>&1)

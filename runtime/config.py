@@ -37,6 +37,9 @@ class Options:
 
     threads: int = option(0, "CPU threads for the model; 0 leaves it to OpenMP", minimum=0)
     dtype: str = option("float32", "type of weights and KV", choices=("float32", "bfloat16"))
+    kv_dtype: str = option(
+        "same", "type of keys and values", choices=("same", "float32", "bfloat16", "float8_e4m3")
+    )
     device: str = option("auto", "where the model runs: auto, cpu or cuda")
     log_level: str = option("warning", "log verbosity", choices=("debug", "info", "warning"))
     log_format: str = option(

@@ -163,8 +163,16 @@ class NoDrafter:
 class Pair:
     """A target for the oracle, a draft for each edge, and the greeting of both."""
 
-    def __init__(self, target: str, draft: str, kv_tokens: int = 1024, dtype: str = "float32"):
+    def __init__(
+        self,
+        target: str,
+        draft: str,
+        kv_tokens: int = 1024,
+        dtype: str = "float32",
+        kv_dtype: str = "same",
+    ):
         self._draft, self._kv_tokens, self._dtype = draft, kv_tokens, dtype
+        self._kv_dtype = kv_dtype
         self.target = self._engine(target)
         self.tokenizer = Tokenizer.load(target)
         self.hello = wire.Hello(
@@ -175,7 +183,9 @@ class Pair:
         return Drafter(self._engine(self._draft))
 
     def _engine(self, name: str) -> Engine:
-        return open_engine(name, self._dtype, "cpu", lambda model: self._kv_tokens, 16)
+        return open_engine(
+            name, self._dtype, "cpu", lambda model: self._kv_tokens, 16, kv_dtype=self._kv_dtype
+        )
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +306,24 @@ def test_greedy_text_equals_transformers(tiny_pair, tiny: Pair, tiny_server: str
     job = (tiny.drafter(), prompt, SAMPLINGS["greedy"], drafting(32))
     (got,) = answers(tiny_server, tiny.hello, [job])
     assert got == generated[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3"])
+def test_a_coarser_cache_changes_the_text_but_not_the_equality(
+    tiny_pair: tuple[Path, Path], tiny: Pair, kv_dtype: str
+) -> None:
+    """Keys and values are rounded when they are stored, whoever computes them and when."""
+    from runtime.demo import running_server
+
+    pair = Pair(str(tiny_pair[0]), str(tiny_pair[1]), kv_dtype=kv_dtype)
+    prompt = pair.tokenizer.encode("rounded " * 20)
+    expected = plain_decoding(pair.target, prompt, SAMPLINGS["T1"])
+    jobs = [(pair.drafter(), prompt, SAMPLINGS["T1"], drafting(n)) for n in (0, 8, 63)]
+    options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1", "--no-pipeline"]
+    with running_server(*options, "--kv-dtype", kv_dtype) as address:
+        assert answers(address, pair.hello, jobs) == [expected] * 3
+    if kv_dtype == "float8_e4m3":
+        assert expected != plain_decoding(tiny.target, prompt, SAMPLINGS["T1"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -197,6 +197,7 @@ def _load(config: ServerConfig, console: Console) -> Engine:
             lambda model: config.kv_tokens,
             config.page_size,
             lambda done, total: bar.update(task, completed=done, total=total),
+            kv_dtype=config.kv_dtype,
         )
 
 
