@@ -8,11 +8,11 @@ import pytest
 
 CASES = {
     "frames": 20_000,
-    "conversation": 2_500,
-    "gguf": 800,
-    "safetensors": 250,
-    "config": 800,
-    "index": 250,
+    "conversation": 1_500,
+    "gguf": 500,
+    "safetensors": 150,
+    "config": 500,
+    "index": 150,
 }
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -136,96 +136,134 @@ void check_rope_append_kv(Random& random) {
 
 namespace {
 
-// One request's share of compact_kv: distinct pages, and a path that climbs.
-void add_request(Random& random, std::vector<int32_t>& pages, int64_t max_path,
-                 int64_t pages_per_request, int64_t page_size, std::vector<int32_t>& page_table,
-                 std::vector<int32_t>& prefix_lens, std::vector<int32_t>& path,
-                 std::vector<int32_t>& accepted_lens) {
-  for (int64_t i = 0; i < pages_per_request; ++i, pages.pop_back())
-    page_table.push_back(pages.back());
-  const int64_t tokens = pages_per_request * page_size;
-  const int64_t prefix = random.between(0, tokens), room = tokens - prefix;
-  const int64_t count = random.between(0, std::min(max_path, room));
-  int64_t node = -1;
-  for (int64_t j = 0; j < max_path; ++j) {
-    if (j < count) node += random.chance(50) ? 1 : random.between(1, room - node - count + j);
-    path.push_back(j < count ? int32_t(node) : -5);
+// A whole call of compact_kv: paths that climb, over pages that no two requests share.
+struct Moves {
+  int64_t batch, layers, heads, page_size, run_bytes, pages_per_request, max_path;
+  std::vector<int32_t> pages, page_table, prefix_lens, path, accepted_lens;
+
+  int64_t n_pages() const { return batch * pages_per_request + 1; }
+  int64_t token_stride() const { return heads * run_bytes; }
+  int64_t page_stride() const { return page_size * token_stride(); }
+  int64_t half_stride() const { return n_pages() * page_stride(); }
+
+  int64_t place(int64_t b, int64_t position) const {
+    return page_table[b * pages_per_request + position / page_size] * page_stride() +
+           position % page_size * token_stride();
   }
-  prefix_lens.push_back(int32_t(prefix));
-  accepted_lens.push_back(int32_t(count));
+};
+
+void add_request(Moves& moves, Random& random) {
+  for (int64_t i = 0; i < moves.pages_per_request; ++i, moves.pages.pop_back()) {
+    moves.page_table.push_back(moves.pages.back());
+  }
+  const int64_t tokens = moves.pages_per_request * moves.page_size;
+  const int64_t prefix = random.between(0, tokens), room = tokens - prefix;
+  const int64_t count = random.between(0, std::min(moves.max_path, room));
+  int64_t node = -1;
+  for (int64_t j = 0; j < moves.max_path; ++j) {
+    if (j < count) node += random.chance(50) ? 1 : random.between(1, room - node - count + j);
+    moves.path.push_back(j < count ? int32_t(node) : -5);
+  }
+  moves.prefix_lens.push_back(int32_t(prefix));
+  moves.accepted_lens.push_back(int32_t(count));
+}
+
+Moves make_moves(Random& random) {
+  Moves moves{random.between(0, 3),
+              random.between(1, 3),
+              random.between(1, 3),
+              random.pick({1, 3, 16, 64}),
+              random.pick({1, 6, 20, 64, 128}),
+              random.between(1, 4),
+              random.pick({0, 1, 4, 40}),
+              {},
+              {},
+              {},
+              {},
+              {}};
+  moves.pages.resize(moves.n_pages());
+  std::iota(moves.pages.begin(), moves.pages.end(), 0);
+  random.shuffle(moves.pages);
+  for (int64_t b = 0; b < moves.batch; ++b) add_request(moves, random);
+  return moves;
+}
+
+void spoil(Moves& moves, Random& random) {
+  std::vector<int32_t>* tables[] = {&moves.page_table, &moves.prefix_lens, &moves.path,
+                                    &moves.accepted_lens};
+  random.spoil(*tables[random.between(0, 3)], random.pick({moves.max_path, moves.n_pages()}));
+}
+
+// The bytes after the moves, each from where it lay before all of them.
+std::vector<char> moved(const Moves& moves, const std::vector<char>& before) {
+  std::vector<char> after = before;
+  for (int64_t b = 0; b < moves.batch; ++b) {
+    for (int64_t j = 0; j < moves.accepted_lens[b]; ++j) {
+      const int64_t node = moves.path[b * moves.max_path + j];
+      const int64_t from = moves.place(b, moves.prefix_lens[b] + node);
+      const int64_t to = moves.place(b, moves.prefix_lens[b] + j);
+      for (int64_t plane = 0; plane < 2 * moves.layers; ++plane) {
+        const auto first = before.begin() + plane * moves.half_stride();
+        std::copy_n(first + from, moves.token_stride(),
+                    after.begin() + plane * moves.half_stride() + to);
+      }
+    }
+  }
+  return after;
+}
+
+// The CUDA kernel's body, thread after thread.
+void compact_as_on_gpu(const Moves& moves, std::vector<char>& kv) {
+  const int64_t word_bytes = std::gcd<int64_t>(moves.run_bytes, 16), planes = 2 * moves.layers;
+  const CompactKv arguments{kv.data(),
+                            moves.heads,
+                            moves.page_size,
+                            moves.pages_per_request,
+                            moves.max_path,
+                            word_bytes,
+                            moves.run_bytes / word_bytes,
+                            2 * moves.half_stride(),
+                            moves.half_stride(),
+                            moves.page_stride(),
+                            moves.token_stride(),
+                            moves.run_bytes,
+                            moves.page_table.data(),
+                            moves.prefix_lens.data(),
+                            moves.path.data(),
+                            moves.accepted_lens.data()};
+  for (int64_t i = 0; i < planes * moves.batch * kCompactThreads; ++i) {
+    const int64_t block = i / kCompactThreads;
+    compact_kv_thread(arguments, block % planes, block / planes, i % kCompactThreads,
+                      kCompactThreads);
+  }
 }
 
 }  // namespace
 
 void check_compact_kv(Random& random) {
-  const int64_t batch = random.between(0, 3), layers = random.between(1, 3),
-                heads = random.between(1, 3);
-  const int64_t page_size = random.pick({1, 3, 16, 64}), pages_per_request = random.between(1, 4);
-  const int64_t run_bytes = random.pick({1, 6, 20, 64, 128}), max_path = random.pick({0, 1, 4, 40});
-  const int64_t n_pages = batch * pages_per_request + 1;
-  std::vector<int32_t> pages(n_pages), page_table, prefix_lens, path, accepted_lens;
-  std::iota(pages.begin(), pages.end(), 0);
-  random.shuffle(pages);
-  for (int64_t b = 0; b < batch; ++b) {
-    add_request(random, pages, max_path, pages_per_request, page_size, page_table, prefix_lens,
-                path, accepted_lens);
-  }
+  Moves moves = make_moves(random);
   const bool is_hostile = random.chance(40);
-  if (is_hostile) {
-    std::vector<int32_t>* tables[] = {&page_table, &prefix_lens, &path, &accepted_lens};
-    random.spoil(*tables[random.between(0, 3)], random.pick({max_path, n_pages}));
-  }
-  const int64_t token = heads * run_bytes, page = page_size * token, half = n_pages * page;
-  std::vector<char> kv(2 * layers * half);
+  if (is_hostile) spoil(moves, random);
+  std::vector<char> kv(2 * moves.layers * moves.half_stride());
   for (char& byte : kv) byte = char(random.bits());
   const std::vector<char> before = kv;
-  const Planes planes{kv.data(), layers, n_pages, page_size, heads,    run_bytes,
-                      2 * half,  half,   page,    token,     run_bytes};
+  const Planes planes{
+      kv.data(),           moves.layers,         moves.n_pages(),         moves.page_size,
+      moves.heads,         moves.run_bytes,      2 * moves.half_stride(), moves.half_stride(),
+      moves.page_stride(), moves.token_stride(), moves.run_bytes};
   const bool taken = accepted([&] {
-    compact_kv(planes, page_table.data(), pages_per_request, prefix_lens.data(), path.data(),
-               accepted_lens.data(), batch, max_path);
+    compact_kv(planes, moves.page_table.data(), moves.pages_per_request, moves.prefix_lens.data(),
+               moves.path.data(), moves.accepted_lens.data(), moves.batch, moves.max_path);
   });
   if (!taken) {
     expect(is_hostile, "compact_kv refused a good case");
     expect(kv == before, "compact_kv wrote and then refused");
     return;
   }
-  std::vector<char> want = before, on_gpu = before;
-  const auto place = [&](int64_t b, int64_t position) {
-    return page_table[b * pages_per_request + position / page_size] * page +
-           position % page_size * token;
-  };
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t j = 0; j < accepted_lens[b]; ++j) {
-      const int64_t from = place(b, prefix_lens[b] + path[b * max_path + j]);
-      const int64_t to = place(b, prefix_lens[b] + j);
-      for (int64_t plane = 0; plane < 2 * layers; ++plane) {
-        std::copy_n(before.begin() + plane * half + from, token, want.begin() + plane * half + to);
-      }
-    }
-  }
+  const std::vector<char> want = moved(moves, before);
   expect(kv == want, "compact_kv: wrong bytes");
-  const int64_t word_bytes = std::gcd<int64_t>(run_bytes, 16);
-  const CompactKv arguments{on_gpu.data(),
-                            heads,
-                            page_size,
-                            pages_per_request,
-                            max_path,
-                            word_bytes,
-                            run_bytes / word_bytes,
-                            2 * half,
-                            half,
-                            page,
-                            token,
-                            run_bytes,
-                            page_table.data(),
-                            prefix_lens.data(),
-                            path.data(),
-                            accepted_lens.data()};
-  for (int64_t i = 0; i < 2 * layers * batch * kCompactThreads; ++i) {
-    compact_kv_thread(arguments, i / kCompactThreads % (2 * layers),
-                      i / kCompactThreads / (2 * layers), i % kCompactThreads, kCompactThreads);
-  }
+  std::vector<char> on_gpu = before;
+  compact_as_on_gpu(moves, on_gpu);
   expect(on_gpu == want, "the CUDA body of compact_kv: wrong bytes");
 }
 
