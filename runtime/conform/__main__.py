@@ -37,10 +37,11 @@ async def _conform(arguments: argparse.Namespace, cases: list[Case]) -> int:
     results = await run(cases, target, lambda result: print(line(result), flush=True))
     if arguments.junit:
         write_junit(results, arguments.junit)
-    return _summarise(results)
+    return summarise(results)
 
 
-def _summarise(results: list[Result]) -> int:
+def summarise(results: list[Result]) -> int:
+    """Print the counts; the exit status."""
     count = Counter(result.outcome for result in results)
     print(
         f"{count[Outcome.PASSED]} passed, {count[Outcome.FAILED]} failed, "

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.control import strip_control_codes
+from rich.segment import Segment, Segments
+from rich.style import Style
 from rich.text import Text
 
-from runtime.edge.client import Edge, Piece, Prompt, Statistics
+from runtime.edge.client import Edge, Piece, Prompt
 from runtime.edge.link import ServerError
+from runtime.edge.statistics import Statistics
 
-DRAFTED_STYLE = "green"
+DRAFTED = Style(color="green")
 HELP = "/reset forgets the conversation, /stats shows the last answer's figures, /quit leaves"
 
 
@@ -23,8 +27,9 @@ def stream_pieces(pieces: Iterator[Piece], console: Console) -> str:
     try:
         for piece in pieces:
             answer += piece.text
-            style = DRAFTED_STYLE if piece.drafted else ""
-            console.print(Text(piece.text, style), end="", soft_wrap=True)
+            # as it is: what a tab comes to must not depend on where a piece begins
+            text = Segment(strip_control_codes(piece.text), DRAFTED if piece.drafted else None)
+            console.print(Segments([text]), end="", soft_wrap=True)
     except KeyboardInterrupt:
         pieces.close()
         console.print(Text(" [stopped]", "dim"), end="")
@@ -87,5 +92,5 @@ def print_statistics(stats: Statistics, console: Console) -> None:
             f"{stats.reused_ahead} of {stats.expanded_ahead} nodes of use"
         )
     if stats.reconnects:
-        line += f" · reconnected {stats.reconnects} times"
+        line += f" · reconnections: {stats.reconnects}"
     console.print(Text(line, "dim"), soft_wrap=True)

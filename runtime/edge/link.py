@@ -51,6 +51,21 @@ class Sampling:
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
 
+    def opening(self, session: int, prompt_tokens: int, max_nodes: int) -> wire.Open:
+        """The message that asks for an answer drawn so. Raises ValueError."""
+        return wire.Open(
+            session=session,
+            seed=self.seed,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            top_k=self.top_k,
+            max_tokens=self.max_tokens,
+            prompt_tokens=prompt_tokens,
+            stop_ids=self.stop_ids,
+            max_nodes=max_nodes,
+        )
+
 
 @dataclass(frozen=True)
 class Credentials:
@@ -119,20 +134,7 @@ class Link:
         self._last_session = self._last_session % 65535 + 1
         number = self._last_session
         self._inboxes[number] = asyncio.Queue()
-        self._peer.send(
-            wire.Open(
-                session=number,
-                seed=sampling.seed,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                min_p=sampling.min_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
-                prompt_tokens=len(prompt),
-                stop_ids=sampling.stop_ids,
-                max_nodes=max_nodes,
-            )
-        )
+        self._peer.send(sampling.opening(number, len(prompt), max_nodes))
         for start in range(0, len(prompt), PROMPT_FRAME_TOKENS):
             self._peer.send(wire.Prompt(number, tuple(prompt[start : start + PROMPT_FRAME_TOKENS])))
         return Request(self, number)
@@ -212,9 +214,12 @@ class Link:
 
     def _saw_round(self, round_s: float, verdict: wire.Verdict) -> None:
         self._watchdog.saw_round(round_s, verdict.verify_ms * 1e-3)
+        if self._timer is not None and self._lost is None:
+            self._timer.cancel()
+            self._watch_later()
 
     def _watch(self) -> None:
-        """Look after the link, now and every so often until it is lost."""
+        """Look after the link, now and whenever it has been silent for long, until it is lost."""
         sign = self._watchdog.look(self.bytes_received, waiting=bool(self._inboxes))
         if sign is Sign.DEAD:
             self._lose("the server is silent, and does not answer a Ping")
@@ -222,6 +227,9 @@ class Link:
             return
         if sign is Sign.ASK:
             self._peer.send(wire.Ping(0))
+        self._watch_later()
+
+    def _watch_later(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._watchdog.patience_s, self._watch)
 

@@ -40,6 +40,8 @@ def load(path: Path, vocabulary_hash: bytes) -> Answer:
         stop_ids = _ids(table["sampling"].pop("stop_ids"))
         sampling = Sampling(**table["sampling"], stop_ids=tuple(stop_ids))
         answer = Answer(_ids(table["prompt"]), sampling, _ids(table["accepted"]))
+        context, left = answer.rest
+        left.opening(1, len(context), max_nodes=0)  # checks every number
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -77,9 +77,10 @@ class Proxy:
             writer.transport.abort()
             return
         relay = _Relay(self, fault, (writer, up_writer))
+        up = relay.pump(reader, up_writer, going_up=True)
         try:
-            up = relay.pump(reader, up_writer, going_up=True)
-            await asyncio.gather(up, relay.pump(up_reader, writer, going_up=False))
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(up, relay.pump(up_reader, writer, going_up=False))
         finally:
             for end in (writer, up_writer):
                 end.transport.abort()

@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from runtime.config import ServerConfig
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
+from runtime.server.users import load_users
 from runtime.wire import messages as wire
+from runtime.wire.auth import NO_CERTIFICATE
 from runtime.wire.tcp import listen
 from runtime.wire.tls import Certificate
 
@@ -20,11 +23,9 @@ KV_TOKENS, PAGE_TOKENS, MAX_CONTEXT = 2048, 16, 1000
 class Rig:
     """What a server process does; `kill` is as sudden as kill -9: nobody is told anything."""
 
-    def __init__(
-        self, model: Path, certificate: Certificate | None = None, redirect: str = ""
-    ) -> None:
+    def __init__(self, model: Path, certificate: Certificate | None = None, **options: Any) -> None:
         self.port = 0
-        self._model, self._certificate, self._redirect = model, certificate, redirect
+        self._model, self._certificate, self._options = model, certificate, options
         self._tokenizer = Tokenizer.load(str(model))
         self._running: asyncio.Task[None] | None = None
 
@@ -36,21 +37,17 @@ class Rig:
 
     async def start(self, unready: str = "") -> None:
         """Open the port; with `unready` requests are refused as draining, with that sentence."""
-        config = ServerConfig(
-            model=str(self._model),
-            kv_tokens=KV_TOKENS,
-            page_size=PAGE_TOKENS,
-            max_nodes=30,
-            chunk_tokens=24,
-            pipeline=False,
-            credits="open",
-            redirect=self._redirect,
+        policy = {"max_nodes": 30, "chunk_tokens": 24, "pipeline": False, "credits": "open"}
+        config = ServerConfig(model=str(self._model), **(policy | self._options))
+        engine = open_engine(
+            str(self._model), "float32", "cpu", lambda model: KV_TOKENS, PAGE_TOKENS
         )
-        engine = open_engine(str(self._model), "float32", "cpu", lambda model: KV_TOKENS, 16)
         digest = self._tokenizer.vocabulary_hash()
         identity = Identity("tiny", engine.model.config.vocab_size, digest, MAX_CONTEXT)
         certificate = self._certificate
-        door = Door(config, None if self._redirect else identity)
+        users = load_users(Path(config.users)) if config.users else None
+        known = certificate.hash if certificate else NO_CERTIFICATE
+        door = Door(config, None if config.redirect else identity, users, known)
         self.server = server = Server(config, engine, door)
         listener = await listen(
             "127.0.0.1",

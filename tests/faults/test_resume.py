@@ -1,20 +1,21 @@
-"""Links cut anywhere and servers killed at any point: the text is the text of a run without faults."""
+"""Links cut anywhere, servers killed at any point: the text is that of a run without faults."""
 
 import asyncio
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from rich.control import strip_control_codes
 
-from runtime.config import parse_address
+from runtime.config import EdgeConfig, parse_address
 from runtime.edge.batcher import Batcher
+from runtime.edge.client import Edge
 from runtime.edge.drafter import Drafter
 from runtime.edge.link import NO_CREDENTIALS, Credentials, Sampling, ServerError
 from runtime.edge.loop import Drafting
@@ -119,7 +120,7 @@ def test_a_link_cut_anywhere(
 
     text, struck, connections = asyncio.run(attempt())
     assert text == plain[sampling]
-    assert connections == struck + (struck == 5) or connections == struck + 1
+    assert connections == struck + 1
     assert struck >= 1, "no fault has struck: the test shows nothing"
 
 
@@ -162,7 +163,7 @@ def test_a_half_open_link_is_noticed(
     assert asyncio.run(attempt()) == (plain[SAMPLED], 2)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_server_killed_at_random_points(
     tiny_pair: tuple[Path, Path], ask: Ask, plain: dict[Sampling, list[int]], seed: int
 ) -> None:
@@ -285,23 +286,21 @@ def test_an_edge_gives_up_in_time(
     asyncio.run(attempt())
 
 
-COMMON = ["--raw", "--temperature", "1", "--seed", "5", "--max-tokens", "120", "--threads", "1"]
-
-
-def edge(options: Sequence[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "runtime.edge", *COMMON, *options]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
-
-
 def test_processes_killed_for_real(
     tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
 ) -> None:
-    """The server is gone for a moment, then the edge is killed, and a new one ends the answer."""
-    file, draft = tmp_path / "answer.json", ["--draft", str(tiny_pair[1])]
-    question = ["--prompt", "Once upon a time", *draft]
+    """The link of an edge is cut, then the edge is killed, and another one ends the answer."""
+    file = tmp_path / "answer.json"
+    options = {"draft": str(tiny_pair[1]), "temperature": 1.0, "seed": 5, "max_tokens": 120}
 
-    async def attempt() -> tuple[str, str, str]:
+    def edge(port: int, *more: str) -> subprocess.Popen[str]:
+        options = ["--draft", str(tiny_pair[1]), "--temperature", "1", "--seed", "5"]
+        options += ["--max-tokens", "120", "--server", f"127.0.0.1:{port}"]
+        command = [sys.executable, "-m", "runtime.edge", *options, "--resume-file", str(file)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*command, *more], stdout=pipe, stderr=pipe, text=True)
+
+    async def attempt() -> tuple[str, str]:
         victim: subprocess.Popen[str] | None = None
 
         def kill(fault: Fault) -> None:
@@ -309,22 +308,18 @@ def test_processes_killed_for_real(
                 os.kill(victim.pid, signal.SIGKILL)
 
         faults = [Fault(Kind.RESET, True, 700), Fault(Kind.TELL, False, 300)]
-        proxy = Proxy(faults, on_fault=kill)
-        async with proxy.before(*parse_address(tiny_server)):
-            here = ["--server", f"127.0.0.1:{proxy.address[1]}", "--resume-file", str(file)]
-            victim = edge([*here, *question])
+        async with Proxy(faults, on_fault=kill).before(*parse_address(tiny_server)) as proxy:
+            victim = edge(proxy.address[1], "--prompt", "Once upon a time")
             _, told = await asyncio.to_thread(victim.communicate)
             assert victim.returncode == -signal.SIGKILL, told
             assert file.stat().st_mode & 0o777 == 0o600
-            again = edge([*here, *question])
-            _, refusal = await asyncio.to_thread(again.communicate)
-            heir = edge([*here, *draft])
+            heir = edge(proxy.address[1])
             text, _ = await asyncio.to_thread(heir.communicate)
-        return told, refusal, text
+        return told, text
 
-    plain = edge(["--server", tiny_server, *question, "--max-budget", "0"])
-    told, refusal, text = asyncio.run(attempt())
+    told, text = asyncio.run(attempt())
     assert "reconnecting…" in told
-    assert re.search("holds an answer that has not ended; give --resume-file without", refusal)
-    assert text == plain.communicate()[0]
+    with Edge(EdgeConfig(server=tiny_server, **options)) as whole:
+        plain = "".join(piece.text for piece in whole.generate("Once upon a time", max_budget=0))
+    assert text == strip_control_codes(plain) + "\n"
     assert not file.exists()

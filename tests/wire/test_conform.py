@@ -2,22 +2,24 @@
 
 import asyncio
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from runtime.config import parse_address
+from runtime.conform.__main__ import main, summarise
 from runtime.conform.peer import Target
-from runtime.conform.run import Outcome, Result, all_cases, run, select
+from runtime.conform.run import Outcome, Result, all_cases, junit, line, run, select
 from runtime.demo import running_server
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.users import add_user
 from runtime.wire import messages as wire
 from runtime.wire.tls import load_certificate, trust
+from tests.faults.rig import Rig
 from tests.server.test_door import self_signed
 from tests.wire.mutants import MUTANTS, Mutant, relay
 from tests.wire.protocol_page import PAGE
@@ -75,7 +77,7 @@ def test_cases_are_numbered_named_once_and_cite_the_page() -> None:
     headings = re.findall(r"^#{2,3} ([\d.]+) ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     for case in cases:
         assert case.section in headings, case
-        assert re.fullmatch(r"\w.{20,}\.", case.demand), case
+        assert re.fullmatch(r"\w.{12,}\.", case.demand), case
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -116,57 +118,79 @@ def test_whatever_answers_a_case_fails_with_a_sentence(target: Target, greeting:
         assert result.reason
 
 
+def outcomes_of(names: Sequence[str], rig: Rig, target: Target) -> list[str]:
+    """The same on a server in this process."""
+
+    async def attempt() -> list[str]:
+        await rig.start()
+        here = replace(target, port=rig.port)
+        results = await run(select(names), here, lambda result: None)
+        await rig.kill()
+        return [result.outcome.name for result in results]
+
+    return asyncio.run(attempt())
+
+
 def test_a_server_that_decides_by_itself_skips_and_never_passes(
-    target: Target, tiny_pair: tuple[Path, Path], tiny_server: str
+    tiny_pair: tuple[Path, Path],
 ) -> None:
     """Without nodes nobody can be asked for drafts; without users nobody can prove anything."""
-    model = ["--model", str(tiny_pair[0])]
-    with running_server(*model, *OPTIONS, "--max-nodes", "0") as address:
-        plain = Target(*parse_address(address), hello(tiny_pair))
-        results = outcomes(
-            ["right_drafts", "equal_siblings", "another_base", "greedy_twice"], plain
-        )
-    assert [result.outcome for result in results.values()] == [Outcome.SKIPPED] * 3 + [
-        Outcome.PASSED
-    ]
-    anybody = Target(*parse_address(tiny_server), hello(tiny_pair))
-    results = outcomes(["a_guessed_proof", "hello_is_answered", "another_vocabulary"], anybody)
-    assert [result.outcome.name for result in results.values()] == ["SKIPPED", "PASSED", "PASSED"]
+    anybody = Target("127.0.0.1", 0, hello(tiny_pair))
+    names = ["right_drafts", "equal_siblings", "another_base", "drafts_of_nothing", "a_stop_id"]
+    results = outcomes_of(names, Rig(tiny_pair[0], max_nodes=0), anybody)
+    assert results == ["SKIPPED"] * 4 + ["PASSED"]
+    names = ["a_guessed_proof", "hello_is_answered", "another_vocabulary"]
+    results = outcomes_of(names, Rig(tiny_pair[0]), anybody)
+    assert results == ["SKIPPED", "PASSED", "PASSED"]
 
 
 def test_over_tls(tiny_pair: tuple[Path, Path], folder: Path) -> None:
     self_signed(folder, "server")
-    certificate, key = folder / "server.pem", folder / "server.key"
-    options = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
-    options += ["--users", str(folder / "users.toml"), "--model", str(tiny_pair[0])]
-    with running_server(*OPTIONS, *POLICY, *options) as address:
-        pinned = trust(load_certificate(certificate, key).pin)
-        secret = Target(*parse_address(address), hello(tiny_pair, "alice"), token(folder), pinned)
-        names = ["the_server_proves_itself", "a_guessed_proof", "hello_in_single_bytes", "flags"]
-        results = outcomes([*names, "right_drafts"], secret)
-    assert {result.outcome for result in results.values()} == {Outcome.PASSED}, results
+    certificate = load_certificate(folder / "server.pem", folder / "server.key")
+    pinned = trust(certificate.pin)
+    target = Target("127.0.0.1", 0, hello(tiny_pair, "alice"), token(folder), pinned)
+    rig = Rig(tiny_pair[0], certificate, users=str(folder / "users.toml"))
+    names = ["the_server_proves_itself", "a_guessed_proof", "hello_in_single_bytes", "flags"]
+    names += ["right_drafts", "an_edge_that_closes_its_half"]
+    assert outcomes_of(names, rig, target) == ["PASSED"] * 5 + ["SKIPPED"]
 
 
-def conform(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runtime.conform", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+def conform(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """The exit status of the command."""
+    monkeypatch.setattr(sys, "argv", ["runtime.conform", *options])
+    return main()
 
 
 def test_the_command(
-    target: Target, tiny_pair: tuple[Path, Path], folder: Path, tmp_path: Path
+    target: Target,
+    tiny_pair: tuple[Path, Path],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    listed = conform("--list")
-    assert listed.returncode == 0
-    assert len(listed.stdout.splitlines()) == len(all_cases())
-    junit, draft = tmp_path / "junit.xml", ["--draft", str(tiny_pair[0])]
+    assert conform(monkeypatch, "--list") == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(all_cases())
+    xml, draft = tmp_path / "junit.xml", ["--draft", str(tiny_pair[0])]
     user = ["--user", "alice", "--token-file", str(folder / "token")]
     address = f"{target.host}:{target.port}"
-    done = conform(address, *draft, *user, "--junit", str(junit), "201", "wrong_magic")
-    assert done.returncode == 0, done.stderr
-    assert "2 passed, 0 failed, 0 skipped" in done.stdout
-    suite = ElementTree.parse(junit).getroot()
+    wanted = ["--junit", str(xml), "201", "wrong_magic"]
+    assert conform(monkeypatch, address, *draft, *user, *wanted) == 0
+    assert "2 passed, 0 failed, 0 skipped" in capsys.readouterr().out
+    suite = ElementTree.parse(xml).getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("2", "0")
     assert [case.get("name") for case in suite] == ["201 unknown_type", "104 wrong_magic"]
+
+
+def test_a_failure_is_told() -> None:
+    """On the terminal, in the XML, and by the exit status."""
+    result = Result(all_cases()[0], Outcome.FAILED, "it <does> this", 0.5)
+    assert "FAILED" in line(result)
+    assert "it <does> this" in line(result)
+    suite = ElementTree.fromstring(junit([result]))
+    assert suite.get("failures") == "1"
+    assert suite.find("testcase/failure").get("message") == "it <does> this"
+    assert summarise([result]) == 1
 
 
 @pytest.mark.parametrize(
@@ -181,9 +205,15 @@ def test_the_command(
     ],
 )
 def test_a_command_that_cannot_run_says_why(
-    tiny_pair: tuple[Path, Path], options: list[str], sentence: str
+    tiny_pair: tuple[Path, Path],
+    options: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = conform(*[str(tiny_pair[0]) if option == "DRAFT" else option for option in options])
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    model = str(tiny_pair[0])
+    options = [model if option == "DRAFT" else option for option in options]
+    assert conform(monkeypatch, *options) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1

@@ -1,0 +1,62 @@
+"""What an answer took, counted verdict by verdict. Knows no clock and no connection."""
+
+from dataclasses import dataclass
+
+from runtime.edge.loop import Round
+
+
+@dataclass
+class Statistics:
+    """What one answer took. Bytes count whole frames in both directions."""
+
+    tokens: int = 0
+    verifications: int = 0
+    drafted_nodes: int = 0
+    accepted_nodes: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    first_token_s: float = 0.0
+    seconds: float = 0.0
+    reconnects: int = 0  # the link broke, and a new one was found
+    verify_ms: int = 0  # as the server reports it; a step is counted by each request in it
+    passes: int = 0  # of the draft model, before trees were sent
+    passes_ahead: int = 0  # and while they were in flight
+    rounds_ahead: int = 0  # verdicts before which nodes had been expanded in flight
+    hits: int = 0  # of these, verdicts below which the next tree had begun
+    expanded_ahead: int = 0  # nodes expanded in flight
+    reused_ahead: int = 0  # of these, nodes that the verdict left of use
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the whole answer, the prompt's time included."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_verification(self) -> float:
+        """Tokens gained by one round of draft and verification, the first token not counted."""
+        return (self.tokens - 1) / (self.verifications - 1) if self.verifications > 1 else 0.0
+
+    @property
+    def bytes_per_round(self) -> float:
+        """Tree up and verdict down; the prompt is counted too."""
+        total = self.bytes_sent + self.bytes_received
+        return total / self.verifications if self.verifications else 0.0
+
+    @property
+    def server_ms_per_token(self) -> float:
+        """What a token costs the server: its verification steps over the tokens they gave."""
+        return self.verify_ms / self.tokens if self.tokens else 0.0
+
+    def count(self, turn: Round) -> None:
+        """Add one verdict."""
+        self.verifications += 1
+        self.tokens += len(turn.tokens)
+        self.drafted_nodes += turn.step.n_sent
+        self.accepted_nodes += len(turn.tokens) - 1
+        self.verify_ms += turn.verdict.verify_ms
+        self.passes += turn.passes
+        self.passes_ahead += turn.passes_ahead
+        self.rounds_ahead += turn.step.n_ahead > 0
+        self.hits += turn.step.hit and turn.step.n_ahead > 0
+        self.expanded_ahead += turn.step.n_ahead
+        self.reused_ahead += turn.step.n_reused

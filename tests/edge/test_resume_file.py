@@ -1,0 +1,123 @@
+"""The file of the running answer: whole at every moment, private, and checked when it is read."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from runtime.config import ConfigError, EdgeConfig
+from runtime.edge import resume_file
+from runtime.edge.client import Edge
+from runtime.edge.link import Sampling
+from runtime.edge.resume import Answer
+
+VOCABULARY = bytes(range(16))
+
+
+def answer(seed: int = 0, accepted: int = 5) -> Answer:
+    rng = random.Random(seed)
+    draws = {"temperature": rng.random(), "top_p": rng.random(), "seed": rng.getrandbits(63)}
+    sampling = Sampling(100, **draws, top_k=rng.randrange(50), stop_ids=(2, 7))
+    ids = [rng.randrange(2**18) for _ in range(20 + accepted)]
+    return Answer(ids[:20], sampling, ids[20:])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_saved_is_loaded(tmp_path: Path, seed: int) -> None:
+    path, saved = tmp_path / "answer", answer(seed, accepted=seed)
+    for _ in range(2):  # over an old one as well
+        resume_file.save(path, saved, VOCABULARY)
+    loaded = resume_file.load(path, VOCABULARY)
+    assert loaded == saved
+    assert loaded.rest[0] == saved.prompt + saved.accepted
+    assert loaded.rest[1].max_tokens == 100 - seed
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_edge_killed_while_it_writes_leaves_the_old_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "answer"
+    resume_file.save(path, answer(1), VOCABULARY)
+
+    def dies(table: object, file: object) -> None:
+        file.write('{"format": 1, "prom')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resume_file.json, "dump", dies)
+    with pytest.raises(KeyboardInterrupt):
+        resume_file.save(path, answer(2), VOCABULARY)
+    assert resume_file.load(path, VOCABULARY) == answer(1)
+    monkeypatch.undo()
+    resume_file.save(path, answer(3), VOCABULARY)
+    assert resume_file.load(path, VOCABULARY) == answer(3)
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "precious"
+    victim.write_text("mine")
+    (tmp_path / "answer.new").symlink_to(victim)
+    resume_file.save(tmp_path / "answer", answer(), VOCABULARY)
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format": 2}, "another version"),
+        ({"vocabulary": "00" * 16}, "another draft model"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": "hello"}, "list of numbers"),
+        ({"accepted": [1, 2.5]}, "list of numbers"),
+        ({"accepted": [1] * 100}, "max_tokens is 0"),
+        ({"sampling": {"max_tokens": 5}}, "stop_ids"),
+        ({"sampling": {"max_tokens": 9, "stop_ids": [], "temperature": -1}}, "temperature is -1"),
+        ({"sampling": {"max_tokens": 9, "stop_ids": [], "top": 1}}, "top"),
+        ({"sampling": []}, "no answer"),
+    ],
+)
+def test_a_file_that_is_not_right_says_why(
+    tmp_path: Path, change: dict[str, object], sentence: str
+) -> None:
+    path = tmp_path / "answer"
+    resume_file.save(path, Answer([1], Sampling(100)), VOCABULARY)
+    table = json.loads(path.read_text()) | change
+    if change == {"prompt": []}:
+        table["accepted"] = []
+    path.write_text(json.dumps(table))
+    with pytest.raises(ConfigError, match=sentence):
+        resume_file.load(path, VOCABULARY)
+
+
+def test_a_file_that_is_no_file_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "answer"
+    with pytest.raises(ConfigError, match="cannot read"):
+        resume_file.load(path, VOCABULARY)
+    with pytest.raises(ConfigError, match="cannot write"):
+        resume_file.save(tmp_path / "nowhere" / "answer", answer(), VOCABULARY)
+    for text in ("", "{", "[]", "null", '"x"'):
+        path.write_text(text)
+        path.chmod(0o600)
+        with pytest.raises(ConfigError, match="no answer that can go on"):
+            resume_file.load(path, VOCABULARY)
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        resume_file.load(path, VOCABULARY)
+
+
+def test_an_answer_that_has_not_ended_is_not_written_over(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "answer"
+    edge = Edge(EdgeConfig(draft=str(tiny_pair[1]), resume_file=str(path)))
+    with pytest.raises(ConfigError, match="cannot read"):
+        edge.resume()
+    resume_file.save(path, answer(), edge.tokenizer.vocabulary_hash())
+    with pytest.raises(ConfigError, match="without --prompt to go on"):
+        edge.generate("x")
+    assert resume_file.load(path, edge.tokenizer.vocabulary_hash()) == answer()
+    edge.close()
+    with pytest.raises(ConfigError, match="does not go with --chat"):
+        EdgeConfig(chat=True, resume_file=str(path))
