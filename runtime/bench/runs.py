@@ -120,8 +120,8 @@ def baseline_worker(setup: Setup) -> Iterator[Worker]:
     """A server-only process on the server's cores."""
     names = ("model", "draft", "dtype", "draft_pass_s", "verify_step_s")
     job = {name: getattr(setup, name) for name in names}
-    module = "runtime.bench.server_only"
-    with Worker(module, setup.cores.server, {**job, "sampling": setup.sampling}) as worker:
+    job |= {"sampling": setup.sampling, "clients": max(setup.batch, setup.edges)}
+    with Worker("runtime.bench.server_only", setup.cores.server, job) as worker:
         worker.wait_ready()
         yield worker
 

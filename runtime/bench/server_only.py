@@ -16,7 +16,7 @@ from runtime.bench.device import pace
 from runtime.bench.records import Answer
 from runtime.edge.drafter import Drafter, Pass
 from runtime.edge.speculation import Noise, Proactive, Speculation, TreeShape
-from runtime.model.engine import Engine, PagedKV
+from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.scheduler import Limits, Scheduler, Work
@@ -26,7 +26,7 @@ from runtime.wire.messages import MAX_NODES, Draft, Open
 
 PAGE_TOKENS = 16
 CHUNK_TOKENS = 256
-MAX_CONTEXT_TOKENS = 4096  # of one client: prompt, answer and tree
+MAX_CONTEXT_TOKENS = 4096  # of one client: prompt, answer and largest tree
 
 
 class Client:
@@ -50,7 +50,10 @@ class Client:
 
 
 class Baseline:
-    """A server that drafts for its sessions itself: a job's state around two engines."""
+    """A server that drafts for its sessions itself: scheduler, verifier and drafter in one thread.
+
+    Jobs follow each other; each is a tenant of its own, so that none finds the KV of the last.
+    """
 
     def __init__(self, target: Engine, draft: Engine, sampling: Mapping[str, Any], n_clients: int):
         self.target, self.drafter = target, Drafter(draft)
@@ -68,6 +71,28 @@ class Baseline:
         self.scheduler = Scheduler(limits, target.kv.allocate, target.kv.free)
         self.clients: dict[int, Client] = {}
         self.steps: list[dict[str, Any]] = []
+        self._jobs = 0
+
+    def serve(
+        self, prompts: Sequence[Sequence[int]], shape: TreeShape, n_clients: int
+    ) -> dict[str, Any]:
+        """Answer all prompts, `n_clients` at a time. All were busy until `end_s`."""
+        waiting = deque(enumerate(prompts))
+        answers: list[Answer] = []
+        self.steps, self._jobs = [], self._jobs + 1
+        start_s, end_s = time.monotonic(), None
+        while waiting or self.clients:
+            while waiting and len(self.clients) < n_clients:
+                self.ask(*waiting.popleft(), shape)
+            answers += self.round()
+            if end_s is None and not waiting and len(self.clients) < n_clients:
+                end_s = time.monotonic()
+        return {
+            "start_s": start_s,
+            "end_s": end_s,
+            "answers": [dataclasses.asdict(answer) for answer in answers],
+            "steps": self.steps,
+        }
 
     def ask(self, question: int, prompt: Sequence[int], shape: TreeShape) -> None:
         """Begin a request. Raises Refused if its prompt is too long."""
@@ -85,7 +110,8 @@ class Baseline:
         limit = len(prompt) + params.max_tokens
         noise = Noise(params.seed, params.temperature)
         speculation = Speculation(list(prompt), limit, shape, Proactive.OFF, noise)
-        session = Session(question, params, limit, list(prompt), ready_s=time.monotonic())
+        now_s = time.monotonic()
+        session = Session(question, params, limit, list(prompt), ready_s=now_s, tenant=self._jobs)
         self.scheduler.submit(session)
         self.clients[question] = Client(question, session, speculation)
 
@@ -150,43 +176,19 @@ def grow(drafter: Drafter, speculations: Sequence[Speculation]) -> None:
             drafter.run(passes)
 
 
-def serve(
-    baseline: Baseline, prompts: Sequence[Sequence[int]], shape: TreeShape, n_clients: int
-) -> dict[str, Any]:
-    """Answer all prompts, `n_clients` at a time. All were busy until `end_s`."""
-    waiting = deque(enumerate(prompts))
-    answers: list[Answer] = []
-    start_s, end_s = time.monotonic(), None
-    while waiting or baseline.clients:
-        while waiting and len(baseline.clients) < n_clients:
-            baseline.ask(*waiting.popleft(), shape)
-        answers += baseline.round()
-        if end_s is None and not waiting and len(baseline.clients) < n_clients:
-            end_s = time.monotonic()
-    return {
-        "start_s": start_s,
-        "end_s": end_s,
-        "answers": [dataclasses.asdict(answer) for answer in answers],
-        "steps": baseline.steps,
-    }
-
-
-def fresh(engine: Engine, n_clients: int) -> Engine:
-    """The same model with an empty cache."""
-    kv, n_pages = engine.kv, n_clients * MAX_CONTEXT_TOKENS // PAGE_TOKENS
-    config, device = engine.model.config, engine.model.device
-    return Engine(engine.model, PagedKV(config, n_pages, PAGE_TOKENS, kv.kv.dtype, device))
-
-
 def main() -> None:
-    """The first line names the models, the speed of the draft's device and the sampling."""
+    """The first line names the models, the speeds of their devices and the sampling."""
     setup = json.loads(sys.stdin.readline())
+    kv_tokens = setup["clients"] * MAX_CONTEXT_TOKENS
     target, draft = (
-        open_engine(setup[name], setup["dtype"], "auto", lambda _: PAGE_TOKENS, PAGE_TOKENS)
+        open_engine(setup[name], setup["dtype"], "auto", lambda _: kv_tokens, PAGE_TOKENS)
         for name in ("model", "draft")
     )
+    pace(target, setup["verify_step_s"])
+    passes = pace(draft, setup["draft_pass_s"])
     tokenizer = Tokenizer.load(setup["draft"])
     sampling = setup["sampling"] | {"stop_ids": sorted(tokenizer.stop_ids)}
+    baseline = Baseline(target, draft, sampling, setup["clients"])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -194,11 +196,8 @@ def main() -> None:
             tokenizer.chat_prompt([{"role": "user", "content": question}])
             for question in job["questions"]
         ]
-        engines = fresh(target, job["clients"]), fresh(draft, job["clients"])
-        pace(engines[0], setup["verify_step_s"])
-        passes = pace(engines[1], setup["draft_pass_s"])
-        baseline = Baseline(*engines, sampling, job["clients"])
-        done = serve(baseline, prompts, TreeShape(**job["shape"]), job["clients"])
+        passes.clear()
+        done = baseline.serve(prompts, TreeShape(**job["shape"]), job["clients"])
         print(json.dumps(done | {"drafting": passes}), flush=True)
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.end_to_end import FIGURES, PAPER
 from runtime.bench.__main__ import main, parse_options
 from runtime.bench.command import make_setup, read_prices, search_shapes
 from runtime.bench.evaluation import Case, Row, different_texts, find, make_cases, make_rows
 from runtime.bench.figures import Bound, Prices, bound, figures, inter_token_s, percentile
 from runtime.bench.modes import MODES, REPLAYED, SERVER_ONLY
-from runtime.bench.prompts import BUILT_IN, read_questions
+from runtime.bench.prompts import BUILT_IN, TASKS, read_questions
 from runtime.bench.records import Answer, Run, Step, read_trace
 from runtime.bench.report import layer_split_ms, reached, to_json
 from runtime.bench.runs import Setup, Shape
@@ -248,6 +249,36 @@ def test_a_worker_that_dies_says_so(capfd: pytest.CaptureFixture[str]) -> None:
         worker.wait_ready()
 
 
+def test_the_baseline_writes_the_text_of_transformers(tiny_pair: tuple[Path, Path]) -> None:
+    """Two jobs of two clients; the second one must not find the KV that the first one left."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from runtime.bench.server_only import Baseline
+    from runtime.edge.speculation import TreeShape
+    from runtime.model.open import open_engine
+
+    judge = AutoModelForCausalLM.from_pretrained(tiny_pair[0]).eval()
+    engines = [open_engine(str(path), "float32", "cpu", lambda _: 8192, 16) for path in tiny_pair]
+    sampling = {"max_tokens": 12, "temperature": 0.0, "seed": 0, "stop_ids": [257]}
+    baseline = Baseline(*engines, sampling, n_clients=2)
+    prompts = [[(7 * i + 3 * n) % 250 for n in range(40 + i)] for i in range(3)]
+    hits = []
+    for _ in range(2):
+        done = baseline.serve(prompts, TreeShape(8, 4, 3, 4), n_clients=2)
+        hits.append(baseline.scheduler.hit_tokens)
+        for answer in done["answers"]:
+            prompt = torch.tensor([prompts[answer["prompt"]]])
+            with torch.no_grad():
+                text = judge.generate(prompt, max_new_tokens=12, do_sample=False)[0]
+            assert list(answer["ids"]) == text[prompt.shape[1] :].tolist()
+            assert answer["arrivals"][-1][1] == 12
+        assert len(done["answers"]) == 3
+        assert max(len(step["sessions"]) for step in done["steps"]) == 2
+        assert sum(a["verifications"] for a in done["answers"]) < 3 * 12
+    assert hits[1] == hits[0]
+
+
 def options_for(pair: tuple[Path, Path], questions: Path, *more: str) -> list[str]:
     models = ["--model", str(pair[0]), "--draft", str(pair[1])]
     workload = ["--prompts", str(questions), "--per-task", "3", "--max-tokens", "24"]
@@ -311,3 +342,12 @@ def test_every_mode_is_understood_by_server_and_edge() -> None:
         EdgeConfig(**mode.edge)
         parse(ServerConfig, mode.server, {}, "server")
     assert isinstance(parse_options([]), argparse.Namespace)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_of_the_paper_has_options_that_exist(name: str) -> None:
+    options = parse_options([*PAPER, *FIGURES[name]])
+    cases = make_cases(SETUP, options.modes, [0.01], options.depths, options.replayed)
+    assert cases
+    assert options.tasks == [] or options.tasks[0] in TASKS
+    assert [shape.max_budget for shape in search_shapes(options)] == [32] * 5
