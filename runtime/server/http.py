@@ -6,8 +6,8 @@ or into a private network. Knows neither edges nor the model.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -55,6 +55,8 @@ async def serving(address: str, app: Starlette) -> AsyncIterator[str]:
     except ConnectionError as error:
         raise ConnectionError(f'{error}; give --http another address, or "" for none') from error
     sockets = [socket.dup() for socket in reserved.sockets]
+    for socket in sockets:
+        socket.listen()  # whoever reads the URL may connect, even before the first turn below
     host, port = sockets[0].getsockname()[:2]
     reserved.close()
     server = _Quiet(
@@ -82,5 +84,6 @@ async def serving(address: str, app: Starlette) -> AsyncIterator[str]:
 class _Quiet(uvicorn.Server):
     """Leaves the signals to the server that it belongs to."""
 
-    def capture_signals(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield

@@ -22,7 +22,6 @@ from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
 from runtime.server.door import Door, Identity
-from runtime.server.http import application, serving
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
 from runtime.server.users import add_user, load_users
@@ -108,7 +107,8 @@ async def _serve(config: ServerConfig, console: Console, trace: TextIO | None) -
     async with _pages(config, console, unready, metrics):
         # in a thread, so that the pages answer meanwhile
         engine = await asyncio.to_thread(_load, config, console)
-        door = _door(config, users, certificate, _identity(config, engine))
+        identity = await asyncio.to_thread(_identity, config, engine)
+        door = _door(config, users, certificate, identity)
         server = Server(config, engine, door, trace, metrics)
         kv = engine.kv
         console.print(
@@ -132,6 +132,9 @@ async def _pages(
     if not config.http:
         yield
         return
+    # Without the pages, neither starlette nor uvicorn is needed.
+    from runtime.server.http import application, serving
+
     async with serving(config.http, application(unready, metrics.registry)) as url:
         console.print(f"{url}/health, /ready and /metrics", soft_wrap=True)
         yield

@@ -1,6 +1,8 @@
 """A server in this process, with a tiny model, that can be killed and started again on its port."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +71,11 @@ class Rig:
         self._running.cancel()
         with suppress(asyncio.CancelledError):
             await self._running
+
+    async def drain(self) -> None:
+        """Stop as SIGTERM stops a server: running requests have `drain_s` to end."""
+        os.kill(os.getpid(), signal.SIGTERM)
+        await self._running
 
     def holds_nothing(self) -> bool:
         """Whether all pages are free or idle in the prefix cache, and no session is left."""

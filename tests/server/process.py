@@ -6,25 +6,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from runtime.config import parse_address
+
 Samples = dict[tuple[str, ...], float]
 
 
 @dataclass
 class Process:
-    """`url` is that of its HTTP side; `address` that for edges, once it was announced."""
+    """`url` is that of its HTTP side, `address` that for edges: it waits for the model."""
 
     process: subprocess.Popen[str]
     url: str
     log: Path
 
-    def address(self) -> str:
-        return _line(self.process, "--server").split("--server ")[1].split()[0]
+    @cached_property
+    def address(self) -> tuple[str, int]:
+        return parse_address(_line(self.process, "--server").split("--server ")[1].split()[0])
 
     def get(self, path: str) -> tuple[int, str]:
         try:

@@ -1,6 +1,7 @@
 """Who gets in: real server processes with users and TLS, real edges, and thieves."""
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import EdgeConfig, parse_address
+from runtime.config import EdgeConfig, ServerConfig, parse_address
 from runtime.demo import running_server
 from runtime.edge.client import Edge
 from runtime.edge.link import Credentials, Link, Sampling, ServerError
@@ -210,6 +211,26 @@ def test_a_stranger_can_do_nothing_but_prove(
     assert isinstance(challenge, wire.Challenge)
     assert isinstance(answer, wire.Error)
     assert "while the edge's Proof is due" in answer.sentence
+
+
+def test_connections_that_fail_in_tls_do_not_fill_the_door(
+    tiny_pair: tuple[Path, Path], folder: Path, server: str, pin: str
+) -> None:
+    """One more than strangers are let in at a time, none of which speaks TLS."""
+
+    async def attempt() -> None:
+        for _ in range(ServerConfig().max_strangers + 1):
+            reader, writer = await asyncio.open_connection(*parse_address(server))
+            writer.write(b"GET / HTTP/1.0\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()
+            writer.close()
+        credentials = Credentials(token(folder, "alice"), trust(pin))
+        hello = greeting(tiny_pair, "alice")
+        link = await Link.open(*parse_address(server), hello, credentials)
+        await link.close()
+
+    asyncio.run(asyncio.wait_for(attempt(), 60))
 
 
 def test_a_user_has_so_many_requests_at_once(

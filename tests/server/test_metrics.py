@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import EdgeConfig, parse_address
-from runtime.edge.client import Edge
+from runtime.edge.batcher import Batcher
+from runtime.edge.drafter import Drafter
 from runtime.edge.link import Credentials, Link, Request, Sampling, ServerError
-from runtime.edge.loop import Round, generate
+from runtime.edge.loop import Drafting, Round, generate
+from runtime.edge.speculation import TreeShape
+from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.metrics import Metrics
 from runtime.server.users import add_user
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
-from runtime.wire.auth import new_nonce
 from runtime.wire.tcp import connect
 from tests.server.process import Process, Samples, server_process
 
@@ -26,20 +27,14 @@ TINY = ("--threads", "1", "--no-pipeline")  # every edge always has the turn, or
 PAGE_TOKENS = 16
 
 
-@pytest.fixture(scope="module")
-def hello(tiny_pair: tuple[Path, Path]) -> wire.Hello:
-    tokenizer = Tokenizer.load(str(tiny_pair[0]))
-    return wire.Hello(1, tokenizer.vocabulary_size, tokenizer.vocabulary_hash(), "tiny")
-
-
 def test_credits_of_silent_edges_go_to_others(
     tiny_pair: tuple[Path, Path], tmp_path: Path, hello: wire.Hello
 ) -> None:
     """One place in a step: its credit comes back although nothing else happens on the server."""
     options = [*TINY, "--model", str(tiny_pair[0]), "--max-batch", "1", "--credits", "drr"]
 
-    async def scenario(server: Process, where: tuple[str, int]) -> list[Samples]:
-        link = await Link.open(*where, hello)
+    async def scenario(server: Process) -> list[Samples]:
+        link = await Link.open(*server.address, hello)
         silent, other = (link.request([1, 2, 3], Sampling(9), max_nodes=4) for _ in range(2))
         assert (await silent.verdict()).turn is wire.Turn.EDGE
         assert (await other.verdict()).turn is wire.Turn.WAIT
@@ -51,8 +46,7 @@ def test_credits_of_silent_edges_go_to_others(
         return [late, server.samples_once(lambda now: now["edges_connected",] == 0)]
 
     with server_process(tmp_path / "log", *options) as server:
-        where = parse_address(server.address())
-        late, end = asyncio.run(asyncio.wait_for(scenario(server, where), 60))
+        late, end = asyncio.run(asyncio.wait_for(scenario(server), 60))
     assert late["credits_given_total",] == 2
     assert late["credits_wasted_total",] == 1
     assert late["credits_outstanding",] == 1
@@ -76,22 +70,20 @@ def server(tiny_pair: tuple[Path, Path], secrets: Path) -> Iterator[Process]:
     options += ["--max-nodes", "15", "--users", str(secrets / "users.toml")]
     options += ["--max-user-sessions", "3"]
     with server_process(secrets / "log", *options) as process:
-        process.address = lambda found=process.address(): found
+        assert process.address, "it counts nothing before the model is loaded"
         yield process
 
 
 @pytest.fixture
-def edge(server: Process, tiny_pair: tuple[Path, Path], secrets: Path) -> EdgeConfig:
-    token = str(secrets / "alice.token")
-    return EdgeConfig(
-        server=server.address(), draft=str(tiny_pair[1]), user="alice", token_file=token
-    )
+def hello(tiny_pair: tuple[Path, Path]) -> wire.Hello:
+    """Alice's; a server without users does not ask."""
+    tokenizer = Tokenizer.load(str(tiny_pair[0]))
+    return wire.Hello(1, tokenizer.vocabulary_size, tokenizer.vocabulary_hash(), "tiny", "alice")
 
 
-async def link_of(config: EdgeConfig, hello: wire.Hello) -> Link:
-    token = Path(config.token_file).read_bytes()
-    named = replace(hello, user=config.user)
-    return await Link.open(*parse_address(config.server), named, Credentials(token))
+@pytest.fixture
+def credentials(secrets: Path) -> Credentials:
+    return Credentials((secrets / "alice.token").read_bytes())
 
 
 def gained(now: Samples, before: Samples) -> Samples:
@@ -99,40 +91,41 @@ def gained(now: Samples, before: Samples) -> Samples:
     return {name: value - before.get(name, 0) for name, value in now.items()}
 
 
-def rounds_of(edge: Edge, prompt: str) -> list[Round]:
-    """Every round of one answer, as the edge saw it."""
-
-    async def collect() -> list[Round]:
-        sampling, drafting = edge._sampling(edge.config), edge._drafting(edge.config)
-        ids = edge.encode(prompt)
-        return [r async for r in generate(edge._link, edge._batcher, ids, sampling, drafting)]
-
-    return edge._loop.run_until_complete(collect())
+async def answer(link: Link, batcher: Batcher, prompt: list[int]) -> list[Round]:
+    """Every round, as the edge saw it."""
+    drafting = Drafting(TreeShape(12, 4, 4, 4))
+    return [turn async for turn in generate(link, batcher, prompt, Sampling(40), drafting)]
 
 
-def test_an_edge_and_its_server_count_the_same(server: Process, edge: EdgeConfig) -> None:
+def test_an_edge_and_its_server_count_the_same(
+    server: Process, tiny_pair: tuple[Path, Path], hello: wire.Hello, credentials: Credentials
+) -> None:
+    prompts = [list(b"the same beginning"), list(b"the same beginning"), list(b"another")]
+
+    async def scenario() -> tuple[list[Round], Samples, int, int]:
+        engine = open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 512, PAGE_TOKENS)
+        batcher = Batcher(Drafter(engine))
+        link = await Link.open(*server.address, hello, credentials)
+        rounds = [turn for prompt in prompts for turn in await answer(link, batcher, prompt)]
+
+        def all_has_come(now: Samples) -> bool:
+            return gained(now, before)["wire_bytes_total", "received"] == link.bytes_sent
+
+        now = gained(await asyncio.to_thread(server.samples_once, all_has_come), before)
+        await link.close()
+        await batcher.close()
+        return rounds, now, link.bytes_sent, link.bytes_received
+
     before, began_s = server.samples(), time.monotonic()
-    prompts = ["the same beginning", "the same beginning", "another"]
-    with Edge(replace(edge, max_tokens=40, max_budget=12)) as ours:
-        rounds = [rounds_of(ours, prompt) for prompt in prompts]
-        lengths = [len(ours.encode(prompt)) for prompt in prompts]
-        link = ours._link
-        # what was sent last may be on its way
-        now = gained(
-            server.samples_once(
-                lambda now: gained(now, before)["wire_bytes_total", "received"] == link.bytes_sent
-            ),
-            before,
-        )
-        assert now["wire_bytes_total", "received"] == link.bytes_sent
-        assert now["wire_bytes_total", "sent"] == link.bytes_received
-        assert now["edges_connected",] == 1
+    rounds, now, bytes_sent, bytes_received = asyncio.run(asyncio.wait_for(scenario(), 120))
     seconds = time.monotonic() - began_s
-    everything = [turn for answer in rounds for turn in answer]
-    tokens = sum(len(turn.tokens) for turn in everything)
-    sent = [turn.step.n_sent for turn in everything if turn.step.n_sent]
-    depths = [len(turn.tokens) - 1 for turn in everything]
-    assert now["prompt_tokens_total",] == sum(lengths)
+    tokens = sum(len(turn.tokens) for turn in rounds)
+    sent = [turn.step.n_sent for turn in rounds if turn.step.n_sent]
+    depths = [len(turn.tokens) - 1 for turn in rounds]
+    assert now["edges_connected",] == 1
+    assert now["wire_bytes_total", "received"] == bytes_sent
+    assert now["wire_bytes_total", "sent"] == bytes_received
+    assert now["prompt_tokens_total",] == sum(map(len, prompts))
     assert now["generation_tokens_total",] == tokens == 3 * 40
     assert now["spec_decode_num_drafts_total",] == len(sent) > 10
     assert now["spec_decode_num_draft_tokens_total",] == sum(sent)
@@ -147,23 +140,23 @@ def test_an_edge_and_its_server_count_the_same(server: Process, edge: EdgeConfig
     assert now["inter_token_latency_seconds_count",] == tokens - 3
     waited = ("time_to_first_token_seconds_sum",), ("inter_token_latency_seconds_sum",)
     assert 0 < now["verify_step_seconds_sum",] < sum(now[name] for name in waited) < seconds
-    assert now["verify_step_seconds_count",] == now["verify_batch_size_count",] == len(everything)
-    assert now["verify_batch_size_sum",] == len(everything)
-    assert now["prefix_cache_queries_total",] == sum(lengths) - 3
-    # the second prompt is the first one again, but for the root and what is no full page
-    assert now["prefix_cache_hits_total",] >= (lengths[0] - 1) // PAGE_TOKENS * PAGE_TOKENS > 0
-    gone = server.samples_once(lambda now: now["edges_connected",] == before["edges_connected",])
-    assert gone["edges_connected",] == before["edges_connected",]
-    assert gained(gone, before)["wire_bytes_total", "received"] >= link.bytes_sent
+    assert now["verify_step_seconds_count",] == now["verify_batch_size_count",] == len(rounds)
+    assert now["verify_batch_size_sum",] == len(rounds)
+    assert now["prefix_cache_queries_total",] == sum(map(len, prompts)) - 3
+    assert now["prefix_cache_hits_total",] == PAGE_TOKENS, "the only full page of the second prompt"
+    gone = server.samples_once(lambda now: now["edges_connected",] == 0)
+    assert gone["edges_connected",] == 0
+    assert gained(gone, before)["wire_bytes_total", "received"] == bytes_sent
+    assert gained(gone, before)["wire_bytes_total", "sent"] == bytes_received
 
 
 def test_requests_and_pages_at_a_moment(
-    server: Process, edge: EdgeConfig, hello: wire.Hello
+    server: Process, hello: wire.Hello, credentials: Credentials
 ) -> None:
     """Half of the pool is held by an edge whose turn it is; the next has to wait for a page."""
 
     async def scenario() -> list[Samples]:
-        link = await link_of(edge, hello)
+        link = await Link.open(*server.address, hello, credentials)
         first = link.request([1] * 250, Sampling(20), max_nodes=4)
         await first.verdict()
         second = link.request([2] * 250, Sampling(20), max_nodes=4)
@@ -196,10 +189,10 @@ async def ended(request: Request) -> int:
 
 
 def test_requests_that_lose_their_pages(
-    server: Process, edge: EdgeConfig, hello: wire.Hello
+    server: Process, hello: wire.Hello, credentials: Credentials
 ) -> None:
     async def scenario() -> list[int]:
-        link = await link_of(edge, hello)
+        link = await Link.open(*server.address, hello, credentials)
         both = [link.request([n] * 150, Sampling(250), max_nodes=0) for n in (3, 4)]
         tokens = await asyncio.gather(*map(ended, both))
         await link.close()
@@ -221,9 +214,11 @@ async def refusal(request: Request) -> str:
     return str(caught.value)
 
 
-def test_refused_requests_by_code(server: Process, edge: EdgeConfig, hello: wire.Hello) -> None:
+def test_refused_requests_by_code(
+    server: Process, hello: wire.Hello, credentials: Credentials
+) -> None:
     async def scenario() -> None:
-        link = await link_of(edge, hello)
+        link = await Link.open(*server.address, hello, credentials)
         await refusal(link.request([1] * 600, Sampling(1)))
         await refusal(link.request([1] * 500, Sampling(200)))  # for the model, but not the pool
         misplaced = link.request([1, 2], Sampling(5))
@@ -233,7 +228,7 @@ def test_refused_requests_by_code(server: Process, edge: EdgeConfig, hello: wire
         held = [link.request([1, 2], Sampling(5)) for _ in range(3)]
         for request in held:
             await request.verdict()
-        other = await link_of(edge, hello)
+        other = await Link.open(*server.address, hello, credentials)
         await refusal(other.request([1, 2], Sampling(5)))
         await link.close()
         await other.close()
@@ -266,17 +261,18 @@ async def last_words(where: tuple[str, int], *messages: wire.Message | bytes) ->
         pass
 
 
-def test_refused_connections_by_code(server: Process, edge: EdgeConfig, hello: wire.Hello) -> None:
+def test_refused_connections_by_code(
+    server: Process, hello: wire.Hello, credentials: Credentials
+) -> None:
     """Garbage, another version, a guessed proof, and our own edge that has a wrong token."""
-    where = parse_address(edge.server)
-    named = replace(hello, user="alice", nonce=new_nonce())
+    where = server.address
 
     async def scenario() -> None:
         await last_words(where, b"GET / HTTP/1.1\r\n\r\n")
-        await last_words(where, replace(named, version=9))
-        await last_words(where, named, wire.Proof(bytes(32)))
+        await last_words(where, replace(hello, version=9))
+        await last_words(where, hello, wire.Proof(bytes(32)))
         with pytest.raises(ServerError):
-            await Link.open(*where, named, Credentials(b"not the token of alice at all"))
+            await Link.open(*where, hello, Credentials(b"not the token of alice at all"))
 
     before = server.samples()
     asyncio.run(asyncio.wait_for(scenario(), 60))

@@ -1,0 +1,97 @@
+"""The real server around a model without arithmetic: whatever it costs, the server itself costs.
+
+    python -m bench.stub_server STEP_S [options of python -m runtime.server]
+
+A step sleeps STEP_S seconds. The text is known in advance, so that every client can check its own.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import torch
+from prometheus_client import Gauge
+from torch import Tensor
+
+from runtime.config import ServerConfig, parse
+from runtime.logs import configure
+from runtime.model.engine import TreeRequest
+from runtime.model.kv_cache import PagedKV
+from runtime.server.door import Door, Identity
+from runtime.server.http import application, serving
+from runtime.server.loop import Server
+from runtime.server.metrics import Metrics
+from runtime.wire.tcp import listen
+
+VOCABULARY = 256
+MAX_CONTEXT = 4096
+IDENTITY = Identity("stub", VOCABULARY, bytes(16), MAX_CONTEXT)
+ONE_NUMBER_A_TOKEN = SimpleNamespace(n_layers=1, n_kv_heads=1, head_dim=1)
+
+
+def next_token(token: int) -> int:
+    """The model: each token has one successor, and all of them form one circle."""
+    return (5 * token + 1) % VOCABULARY
+
+
+class StubEngine:
+    """Stands in for Engine; `hold` is called in every pass, in the model's thread.
+
+    cpu_s         processor time of all passes so far, which is not the server's
+    thread_cpu_s  that of the thread they run in, which draws the verdicts too
+    """
+
+    def __init__(self, kv_tokens: int, page_size: int, hold: Callable[[], object]):
+        self.kv = PagedKV(ONE_NUMBER_A_TOKEN, kv_tokens // page_size, page_size, torch.float32)
+        self.cpu_s = self.thread_cpu_s = 0.0
+        self._hold = hold
+
+    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
+        """Logits [R, V] float32 that leave no choice."""
+        start_s = time.thread_time()
+        self._hold()
+        tokens = [request.tokens[row] for request in requests for row in request.logit_rows]
+        logits = torch.zeros(len(tokens), VOCABULARY)
+        logits[range(len(tokens)), list(map(next_token, tokens))] = 1.0
+        self.thread_cpu_s = time.thread_time()
+        self.cpu_s += self.thread_cpu_s - start_s
+        return logits
+
+    def compact_verified(
+        self, trees: Sequence[TreeRequest], path: Tensor, accepted_lens: Tensor
+    ) -> None:
+        """There are no keys and values to move."""
+
+
+async def serve(config: ServerConfig, step_s: float) -> None:
+    """Until SIGTERM; prints the addresses of the pages and of the server."""
+    metrics, engine = (
+        Metrics(),
+        StubEngine(config.kv_tokens, config.page_size, lambda: time.sleep(step_s)),
+    )
+    forward_s = Gauge("stub_forward_cpu_seconds", "Of the passes", registry=metrics.registry)
+    forward_s.set_function(lambda: engine.cpu_s)
+    thread_s = Gauge("stub_thread_cpu_seconds", "Of their thread", registry=metrics.registry)
+    thread_s.set_function(lambda: engine.thread_cpu_s)
+    server = Server(config, engine, Door(config, IDENTITY), metrics=metrics)
+    listener = await listen(config.host, config.port, server.new_peer, start=False)
+    pages = application(lambda: server.unready, metrics.registry)
+    async with serving(config.http, pages) as url:
+        await server.run(listener, lambda host, port: print(url, f"{host}:{port}", flush=True))
+    server.scheduler.check()
+
+
+def main() -> None:
+    """Serve; an option that is wrong ends it with a traceback, which only its caller sees."""
+    step_s = float(sys.argv[1])
+    config = parse(ServerConfig, sys.argv[2:], os.environ, "python -m bench.stub_server")
+    configure(config.log_level, config.log_format)
+    torch.set_num_threads(1)
+    asyncio.run(serve(config, step_s))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Two answers over one uplink while something happens: what the edge was told, in the end.
+
+An edge and a server of this process with a `Proxy` between them. Judging is the business of the
+tests; here nothing is forgiven but what a scenario is about.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+
+from runtime.edge.batcher import Batcher
+from runtime.edge.drafter import Drafter
+from runtime.edge.link import Sampling, ServerError
+from runtime.edge.loop import Drafting
+from runtime.edge.resume import Answer, resuming
+from runtime.edge.resume_file import load, save
+from runtime.edge.speculation import TreeShape
+from runtime.edge.uplink import Uplink
+from tests.faults.moments import Moment
+from tests.faults.proxy import Fault, Kind, Proxy, Shape
+from tests.faults.rig import Rig, until
+
+PROMPT = [7, 3, 200, 41, 5, 99, 12]
+SAMPLINGS = (Sampling(40), Sampling(24, temperature=1.0, seed=5))
+DRAFTING = Drafting(TreeShape(8, 3, 3, 3))
+
+
+class What(Enum):
+    """The faults of the scenarios; those after FLIP are no business of the link."""
+
+    CUT = auto()
+    RESET = auto()
+    HALF_OPEN = auto()
+    DEAF_SERVER = auto()  # what goes up vanishes
+    DEAF_EDGE = auto()  # what goes down vanishes
+    DELAY = auto()
+    JITTER = auto()
+    THROTTLE = auto()
+    SLICE = auto()
+    STALL = auto()
+    FLIP = auto()
+    SERVER_KILLED = auto()
+    SERVER_DRAINED = auto()
+    EDGE_CANCELLED = auto()
+    EDGE_KILLED = auto()  # and resumed from its file
+
+
+LINK_FAULTS = {
+    What.CUT: Fault(Kind.CUT, True),
+    What.RESET: Fault(Kind.RESET, True),
+    What.HALF_OPEN: Fault(Kind.HALF_OPEN, True),
+    What.DEAF_SERVER: Fault(Kind.ONE_WAY, True),
+    What.DEAF_EDGE: Fault(Kind.ONE_WAY, False),
+    What.DELAY: Fault(Kind.SHAPE, True, shape=Shape(delay_s=0.01)),
+    What.JITTER: Fault(Kind.SHAPE, True, shape=Shape(jitter_s=0.02)),
+    What.THROTTLE: Fault(Kind.SHAPE, True, shape=Shape(bytes_per_s=20_000)),
+    What.SLICE: Fault(Kind.SHAPE, True, shape=Shape(piece_bytes=1)),
+    What.STALL: Fault(Kind.STALL, True),
+    What.FLIP: Fault(Kind.FLIP, True),
+}
+
+
+@dataclass
+class Edge:
+    """An edge process as far as an answer needs one; with a file it can be killed."""
+
+    address: tuple[str, int]
+    rig: Rig
+    drafter: Drafter
+    file: Path
+    uplink: Uplink = field(init=False)
+    batcher: Batcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uplink = Uplink(*self.address, self.rig.hello)
+        self.batcher = Batcher(self.drafter)
+
+    async def ask(self, answer: Answer, see: "Seer") -> list[int]:
+        """The whole answer, `answer.accepted` included. Each round is checked and kept."""
+        told = list(answer.accepted)
+        rounds = resuming(self.uplink, self.batcher, answer, DRAFTING, reconnect_s=30.0)
+        async with aclosing(rounds):
+            async for turn in rounds:
+                told += turn.tokens
+                assert told == answer.accepted, "a token was lost or doubled"
+                if turn.verdict.finish:
+                    self.file.unlink(missing_ok=True)
+                else:
+                    save(self.file, answer, self.rig.hello.vocabulary_hash)
+                see(Moment.HIT if turn.step.hit else Moment.MISS)
+        return told
+
+    def saved(self, sampling: Sampling) -> Answer:
+        """What a new process begins with."""
+        if self.file.exists():
+            return load(self.file, self.rig.hello.vocabulary_hash)
+        return Answer(list(PROMPT), sampling)
+
+    async def close(self) -> None:
+        await self.uplink.close()
+        await self.batcher.close()
+
+
+@dataclass
+class Seer:
+    """Strikes when the edge says that the moment has come."""
+
+    proxy: Proxy
+    moment: Moment | None
+
+    def __call__(self, moment: Moment) -> None:
+        if moment is self.moment:
+            self.proxy.strike_now()
+
+
+@dataclass
+class Play:
+    """One scenario: a rig behind a proxy, and an edge that asks for two answers."""
+
+    model: Path
+    drafter: Drafter
+    folder: Path
+    faults: Sequence[Fault]
+    acts: Sequence[What | None]  # what the faults that only tell stand for, in their order
+    moment: Moment | None = None  # of an edge-side fault
+    errors: list[ServerError] = field(default_factory=list)
+    connections: int = 0
+
+    async def run(self) -> list[list[int]]:
+        """The texts of the answers. Asserts that nothing is left of them on either side."""
+        options = {"drain_s": 0.05}
+        if self.moment is Moment.CREDIT:  # two edges and one place: each waits for the other
+            options |= {"credits": "drr", "max_batch": 1}
+        self.rig, self._pending = Rig(self.model, **options), list[asyncio.Task[None]]()
+        await self.rig.start()
+        self._proxy = Proxy(self.faults, on_fault=self._on_fault)
+        async with self._proxy.before("127.0.0.1", self.rig.port):
+            self._edge = self._new_edge()
+            rival = self._rival() if self.moment is Moment.CREDIT else None
+            texts = [await self._answer(sampling) for sampling in SAMPLINGS]
+            if rival:
+                rival.cancel()
+                await asyncio.gather(rival, return_exceptions=True)
+            await asyncio.gather(*self._pending)
+            await self._edge.close()
+        assert len(self._proxy.struck) == len(self.faults), "a fault has not struck: no proof"
+        self.connections = self._proxy.connections
+        await until(self.rig.holds_nothing)
+        await self.rig.kill()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return texts
+
+    def _new_edge(self) -> Edge:
+        return Edge(self._proxy.address, self.rig, self.drafter, self.folder / "answer.json")
+
+    def _rival(self) -> "asyncio.Task[None]":
+        """Another edge, on a good link, that is always waiting for the one place."""
+
+        async def ask() -> None:
+            address = ("127.0.0.1", self.rig.port)
+            edge = Edge(address, self.rig, self.drafter, self.folder / "rival.json")
+            try:
+                await edge.ask(Answer([9, 8, 7], Sampling(800)), lambda moment: None)
+            finally:
+                await edge.close()
+
+        return asyncio.ensure_future(ask())
+
+    async def _answer(self, sampling: Sampling) -> list[int]:
+        """One answer, asked for again by whoever is left when the edge was stopped in it."""
+        see = Seer(self._proxy, self.moment)
+        while True:
+            answer = self._edge.saved(sampling)
+            self._asking = asyncio.ensure_future(self._edge.ask(answer, see))
+            try:
+                text = await self._asking
+                see(Moment.BETWEEN)
+                return text
+            except asyncio.CancelledError:
+                await self._after_a_stop()
+            except ServerError as error:
+                self.errors.append(error)  # told: nothing is pretended
+                self._edge.file.unlink(missing_ok=True)
+
+    async def _after_a_stop(self) -> None:
+        if self._stopped_by is What.EDGE_KILLED:
+            await self._edge.close()  # its link is dead already
+            self._edge = self._new_edge()
+        else:
+            self._edge.file.unlink(missing_ok=True)
+
+    def _on_fault(self, fault: Fault) -> None:
+        if fault.kind is not Kind.TELL:
+            return
+        match self.acts[len([f for f in self._proxy.struck if f.kind is Kind.TELL]) - 1]:
+            case What.SERVER_KILLED:
+                self._pending.append(asyncio.ensure_future(self._again(self.rig.kill())))
+            case What.SERVER_DRAINED:
+                self._pending.append(asyncio.ensure_future(self._again(self.rig.drain())))
+            case (What.EDGE_CANCELLED | What.EDGE_KILLED) as stop:
+                self._stop(stop)
+
+    async def _again(self, end) -> None:
+        await end
+        await self.rig.start()
+
+    def _stop(self, stop: What) -> None:
+        self._stopped_by = stop
+        link = self._edge.uplink._link
+        if stop is What.EDGE_KILLED and link is not None:
+            link._peer._transport.abort()
+        self._asking.cancel()
+
+
+def scenario(what: What, moment: Moment) -> tuple[list[Fault], list[What | None]]:
+    """The fault of a named case, and what it stands for."""
+    fault = LINK_FAULTS.get(what, Fault(Kind.TELL, True))
+    at = Fault(fault.kind, fault.up, moment=moment, shape=fault.shape, stall_s=fault.stall_s)
+    return [at], [what]
+
+
+def schedule(seed: int) -> tuple[list[Fault], list[What | None]]:
+    """One to four random faults, each on the connection after the last one's.
+
+    All but the last break the connection, else the next one would never come.
+    """
+    rng = random.Random(seed)
+    count = rng.randint(1, 4)
+    breaking = [What.CUT, What.RESET, What.SERVER_KILLED, What.SERVER_DRAINED, What.EDGE_KILLED]
+    mild = [What.DELAY, What.JITTER, What.THROTTLE, What.SLICE, What.STALL, What.DEAF_EDGE]
+    whats = [rng.choice(breaking) for _ in range(count - 1)]
+    whats.append(rng.choice(breaking + mild))
+    faults = []
+    for what in whats:
+        fault = LINK_FAULTS.get(what, Fault(Kind.TELL, True))
+        up = fault.up if fault.kind is Kind.ONE_WAY else rng.random() < 0.5
+        faults.append(Fault(fault.kind, up, rng.randint(1, 250), shape=fault.shape))
+    return faults, [what for what in whats if what not in LINK_FAULTS]

@@ -1,0 +1,102 @@
+"""Every fault at every moment, and random schedules of faults: the text is that without faults."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.edge import link, watchdog
+from runtime.edge.drafter import Drafter
+from runtime.edge.watchdog import Watchdog
+from runtime.model.open import open_engine
+from runtime.wire.messages import ErrorCode
+from tests.faults.amounts import amount
+from tests.faults.moments import SIGHTS, Moment
+from tests.faults.scenarios import Play, What, scenario, schedule
+
+ENDS = (What.CUT, What.RESET, What.SERVER_KILLED, What.SERVER_DRAINED)
+STOPS = (What.EDGE_CANCELLED, What.EDGE_KILLED)
+SILENT = (What.HALF_OPEN, What.DEAF_SERVER, What.DEAF_EDGE)
+BAD_LINKS = (What.DELAY, What.JITTER, What.THROTTLE, What.SLICE, What.STALL)
+# A link that is merely bad is so from here to the end of both answers.
+EARLY = (Moment.HANDSHAKE, Moment.TREE)
+
+CASES = (
+    [(what, moment) for what in (*ENDS, *STOPS) for moment in Moment]
+    + [(What.FLIP, moment) for moment in SIGHTS]
+    + [(what, moment) for what in BAD_LINKS for moment in EARLY]
+    + [(what, moment) for what in SILENT for moment in (Moment.TREE, Moment.VERDICT, Moment.HIT)]
+)
+
+
+@pytest.fixture(scope="module")
+def drafter(tiny_pair: tuple[Path, Path]) -> Drafter:
+    return Drafter(open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 1024, 16))
+
+
+@pytest.fixture(scope="module")
+def plain(
+    tiny_pair: tuple[Path, Path], drafter: Drafter, tmp_path_factory: pytest.TempPathFactory
+) -> list[list[int]]:
+    """The texts without faults."""
+    play = Play(tiny_pair[0], drafter, tmp_path_factory.mktemp("plain"), [], [])
+    texts = asyncio.run(play.run())
+    assert [len(text) for text in texts] == [40, 24]
+    return texts
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(plain: list[list[int]]) -> Iterator[None]:
+    """Descriptors and threads of a case are gone at its end."""
+    before = (len(os.listdir("/proc/self/fd")), threading.active_count())
+    yield
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog's times, not its ways: ten cases need not wait for ten silences of seconds."""
+    monkeypatch.setattr(watchdog, "LEAST_PATIENCE_S", 0.3)
+    monkeypatch.setattr(link, "Watchdog", lambda: Watchdog(patience_s=0.5))
+
+
+@pytest.mark.parametrize(
+    ("what", "moment"), CASES, ids=[f"{what.name}-{moment.name}".lower() for what, moment in CASES]
+)
+def test_a_fault_at_a_moment(
+    tiny_pair: tuple[Path, Path],
+    drafter: Drafter,
+    plain: list[list[int]],
+    tmp_path: Path,
+    what: What,
+    moment: Moment,
+) -> None:
+    play = Play(tiny_pair[0], drafter, tmp_path, *scenario(what, moment), moment)
+    assert asyncio.run(play.run()) == plain
+    assert play.connections == (1 if what in (*BAD_LINKS, What.EDGE_CANCELLED) else 2) or (
+        what is What.EDGE_CANCELLED and moment is Moment.HANDSHAKE
+    )
+    # only a server that was sent nonsense ends a request; everything else is got over
+    allowed = {ErrorCode.PROTOCOL} if what is What.FLIP else set()
+    assert {error.code for error in play.errors} <= allowed
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        seeds = amount(metafunc.config, "schedules", default=20)
+        metafunc.parametrize("seed", seeds)
+
+
+def test_a_random_schedule(
+    tiny_pair: tuple[Path, Path],
+    drafter: Drafter,
+    plain: list[list[int]],
+    tmp_path: Path,
+    seed: int,
+) -> None:
+    play = Play(tiny_pair[0], drafter, tmp_path, *schedule(seed))
+    assert asyncio.run(play.run()) == plain
+    assert not play.errors

@@ -1,0 +1,190 @@
+"""The pages of a server process: while it loads, serves, drains, and where it may not listen."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.request import urlopen
+
+import pytest
+
+from runtime.config import ConfigError, ServerConfig
+from runtime.edge.link import Link, Sampling, ServerError
+from runtime.model.tokenizer import Tokenizer
+from runtime.server.door import Door, Identity
+from runtime.server.http import application, serving
+from runtime.server.loop import Server
+from runtime.server.metrics import Metrics
+from runtime.server.session import Session
+from runtime.tree import OrderedTree
+from runtime.wire import messages as wire
+from tests.server.process import Process, samples, server_process
+
+TINY = ("--threads", "1", "--no-pipeline", "--credits", "open")
+
+
+@pytest.fixture
+def hello(tiny_pair: tuple[Path, Path]) -> wire.Hello:
+    tokenizer = Tokenizer.load(str(tiny_pair[0]))
+    return wire.Hello(1, tokenizer.vocabulary_size, tokenizer.vocabulary_hash(), "tiny")
+
+
+def test_a_loading_server_lives_but_is_not_ready(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The model's first file is a pipe, so loading lasts until the test writes it."""
+    model = tmp_path / "slow-model"
+    shutil.copytree(tiny_pair[0], model)
+    config = model / "config.json"
+    content = config.read_bytes()
+    config.unlink()
+    os.mkfifo(config)
+    with server_process(tmp_path / "log", *TINY, "--model", str(model)) as server:
+        assert server.get("/health") == (200, "alive\n")
+        assert server.get("/ready") == (503, "slow-model is being loaded\n")
+        assert server.get("/metrics")[0] == 200
+        with config.open("wb") as pipe:  # opens when the server reads it
+            assert server.get("/health")[0] == 200
+            (tmp_path / "config.json").write_bytes(content)
+            (tmp_path / "config.json").replace(config)
+            pipe.write(content)
+        assert server.address
+        assert server.get("/ready") == (200, "ready\n")
+        assert server.get("/unknown")[0] == 404
+
+
+async def heard_by(link: Link) -> "asyncio.Queue[wire.Message]":
+    """Everything that comes over a link from now on; it still comes to the link as well."""
+    heard: asyncio.Queue[wire.Message] = asyncio.Queue()
+    deliver = link._peer._on_message
+
+    def listen(peer: object, message: wire.Message) -> None:
+        heard.put_nowait(message)
+        deliver(peer, message)
+
+    link._peer._on_message = listen
+    return heard
+
+
+def test_a_draining_server_says_so_on_every_side(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, hello: wire.Hello
+) -> None:
+    async def scenario(server: Process) -> None:
+        link = await Link.open(*server.address, hello)
+        idle = await Link.open(*server.address, hello)
+        running = link.request([1, 2, 3], Sampling(30))
+        await running.verdict()
+        heard = await heard_by(idle)
+        server.process.send_signal(signal.SIGTERM)
+        notice = await heard.get()
+        assert notice == wire.Error(0, wire.ErrorCode.DRAINING, False, "the server is stopping")
+        assert idle.alive
+        assert await asyncio.to_thread(server.get, "/ready") == (503, "the server is stopping\n")
+        assert (await asyncio.to_thread(server.get, "/health"))[0] == 200
+        with pytest.raises(ServerError, match="the server is stopping"):
+            await idle.request([1], Sampling(1)).verdict()
+        page = await asyncio.to_thread(server.samples)
+        assert page["session_errors_total", "draining"] == 1
+        assert page["num_requests_running",] == 1
+        tokens = 1
+        while not running.finished:
+            running.send(3 + tokens, OrderedTree())
+            await running.verdict()
+            tokens += 1
+        assert tokens == 30
+
+    with server_process(tmp_path / "log", *TINY, "--model", str(tiny_pair[0])) as server:
+        asyncio.run(asyncio.wait_for(scenario(server), 60))
+        assert server.process.wait(timeout=60) == 0
+
+
+class HeldEngine:
+    """A model whose pass takes until it is released, and then fails."""
+
+    def __init__(self) -> None:
+        self.entered, self.release = threading.Event(), threading.Event()
+        pages = iter(range(64))
+        self.kv = SimpleNamespace(
+            page_size=16,
+            n_free=64,
+            allocate=lambda n: [next(pages) for _ in range(n)],
+            free=lambda pages: None,
+        )
+
+    def forward(self, requests: object) -> None:
+        self.entered.set()
+        assert self.release.wait(60), "nobody released the step"
+        raise RuntimeError("a held step ends like this")
+
+
+def test_a_scrape_does_not_wait_for_a_step() -> None:
+    engine = HeldEngine()
+
+    async def scenario() -> None:
+        config = ServerConfig()
+        server = Server(config, engine, Door(config, Identity("held", 260, bytes(16), 512)))
+        params = wire.Open(
+            session=1, seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0,
+            max_tokens=5, prompt_tokens=3, stop_ids=(), max_nodes=4,
+        )  # fmt: skip
+        session = Session(("peer", 1), params, 8, [1, 2, 3], ready_s=0.0)
+        server.scheduler.submit(session)
+        server.pipeline.opened(session.key, 4, None, 0.0, "")
+        step = asyncio.ensure_future(server.verify_once())
+        pages = application(lambda: "", server.metrics.registry)
+        async with serving("127.0.0.1:0", pages) as url:
+            await asyncio.to_thread(engine.entered.wait, 60)
+            page = await asyncio.to_thread(lambda: urlopen(f"{url}/metrics").read().decode())
+            assert not step.done()
+        assert samples(page)["num_requests_running",] == 1
+        assert samples(page)["verify_step_seconds_count",] == 0
+        engine.release.set()
+        await step
+        assert server.metrics.registry.get_sample_value("specedge:verify_step_seconds_count") == 1
+
+    asyncio.run(scenario())
+
+
+def test_signals_stay_with_the_server_that_it_belongs_to() -> None:
+    async def scenario() -> None:
+        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        pages = application(lambda: "", Metrics().registry)
+        async with serving("127.0.0.1:0", pages) as url:
+            await asyncio.to_thread(lambda: urlopen(f"{url}/health").read())
+            assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    asyncio.run(scenario())
+
+
+def test_a_redirecting_front_has_the_pages_of_its_door(tmp_path: Path) -> None:
+    with server_process(tmp_path / "log", "--redirect", "127.0.0.1:9") as front:
+        assert front.address
+        assert front.get("/ready") == (200, "ready\n")
+        page = front.samples()
+    assert page["edges_connected",] == 0
+    assert page["wire_bytes_total", "sent"] == 0
+    assert ("num_requests_running",) not in page
+
+
+def test_a_busy_port_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "runtime.server", "--port", "0", "--http", address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"cannot listen on {address}" in done.stderr
+    assert "give --http another address" in done.stderr
+
+
+def test_an_address_without_a_port_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--http is '8402'; expected host:port"):
+        ServerConfig(http="8402")
+    ServerConfig(http="127.0.0.1:0")
+    ServerConfig(http="")
