@@ -159,7 +159,11 @@ class Link:
                 "if the server has a new one, ask its operator for the new hash"
             )
         self._peer.send(self._hello)
-        return await self._greeted
+        try:
+            return await self._greeted
+        except asyncio.CancelledError:
+            self._peer.close()  # nobody else knows of it
+            raise
 
     def _prove(self, challenge: wire.Challenge) -> None:
         """Answer the server's challenge, if it has the token itself."""

@@ -111,12 +111,17 @@ class Exchange:
         self._passes = self._passes_ahead = 0
 
     async def draft_ahead(self) -> None:
-        """Until the verdict comes, foresee it: pass by pass, as long as there is anything to do."""
+        """Until the verdict is due, foresee it, pass by pass."""
         self._passes_ahead = 0
-        while not self._request.has_mail and (frontier := self._speculation.frontier_ahead()):
+        while self._is_time_ahead() and (frontier := self._speculation.frontier_ahead()):
             if not await self._batcher.run(self._speculation, frontier):
                 break
             self._passes_ahead += 1
+
+    def _is_time_ahead(self) -> bool:
+        if self._request.has_mail:
+            return False
+        return self._used_s is None or self._pace.fits_ahead(time.monotonic() - self._used_s)
 
     async def commit(self) -> Round:
         """Receive the verdict and apply it."""

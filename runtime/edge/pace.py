@@ -22,6 +22,14 @@ class Pace:
     def saw_wait(self, seconds: float) -> None:
         self.wait_s = _average(self.wait_s, seconds)
 
+    def fits_ahead(self, waited_s: float) -> bool:
+        """Whether a pass begun now would end before the verdict is expected.
+
+        waited_s counts from when the server could use the draft. A pass cannot be interrupted, so
+        one that is under way when the verdict comes takes its time from the next draft.
+        """
+        return self.wait_s is None or waited_s + self.pass_s <= self.wait_s
+
     def is_worth_a_pass(self, tokens: float, gain: float, elapsed_s: float, free_s: float) -> bool:
         """Whether a pass raises this round's expected tokens per second.
 

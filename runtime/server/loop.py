@@ -237,11 +237,14 @@ class Server:
     # --- what the model does ---
 
     async def _verify_forever(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             # Credits of edges that have fallen silent come free at a known time.
             patience_s = max(self.pipeline.wake_s - time.monotonic(), 0.0)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._work.wait(), min(patience_s, LONGEST_WAIT_S))
+            # not wait_for: before Python 3.12 it may swallow a cancellation
+            timer = loop.call_later(min(patience_s, LONGEST_WAIT_S), self._work.set)
+            await self._work.wait()
+            timer.cancel()
             self._work.clear()
             self._give_credits()
             while await self.verify_once():

@@ -12,6 +12,7 @@ from runtime.edge.batcher import Batcher
 from runtime.edge.drafter import Drafter, Pass
 from runtime.edge.link import Sampling, ServerError
 from runtime.edge.loop import Drafting, Round, generate
+from runtime.edge.pace import Pace
 from runtime.edge.speculation import Proactive, TreeShape
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
@@ -98,9 +99,11 @@ def test_the_text_is_the_servers_at_any_delay(
 
 @pytest.mark.parametrize("passes", [0, 1, 3])
 def test_a_verdict_is_heard_between_two_passes(
-    tiny_pair: tuple[Path, Path], truth: list[int], passes: int
+    tiny_pair: tuple[Path, Path], truth: list[int], passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server answers while a certain pass runs: no other one follows it."""
+    # an edge that expected the verdict by now would not draft on
+    monkeypatch.setattr(Pace, "fits_ahead", lambda pace, waited_s: True)
 
     async def scenario() -> list[Round]:
         loop = asyncio.get_running_loop()

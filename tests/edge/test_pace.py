@@ -56,6 +56,14 @@ def test_before_anything_is_measured_drafts_are_full() -> None:
     assert not pace.is_worth_a_pass(5.0, 0.01, elapsed_s=1.0, free_s=0.0)
 
 
+def test_a_pass_ahead_must_end_before_the_verdict() -> None:
+    pace = Pace(pass_s=0.02)
+    assert pace.fits_ahead(5.0)  # nothing is known of verdicts yet
+    pace.saw_wait(0.1)
+    fitting = [waited_ms for waited_ms in range(-50, 150, 10) if pace.fits_ahead(waited_ms * 1e-3)]
+    assert fitting == list(range(-50, 81, 10))
+
+
 def test_averages_forget() -> None:
     pace = Pace()
     pace.saw_pass(5.0)

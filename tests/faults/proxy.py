@@ -157,7 +157,7 @@ class _Relay:
             if going_up in self._vanishing:
                 await asyncio.Event().wait()  # the end of a stream vanishes as well
             writer.write_eof()
-        except ConnectionError:
+        except OSError:
             if not self._vanishing:
                 for end in self.ends:
                     end.transport.abort()
