@@ -51,6 +51,7 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
 
 # New random cases, not those of the tests: the kernels under sanitisers, then the doors that bytes
 # come through. With atheris (pip install -e '.[fuzz]') coverage guides them. Findings: build/fuzz.
+# Last, broken links and killed processes (some minutes); a failure's name has its seed.
 SECONDS ?= 60
 torture: $(INSTALLED)
 	$(BIN)/python -m tests.native $$(( $(SECONDS) / 4 ))
@@ -59,6 +60,7 @@ torture: $(INSTALLED)
 		$(BIN)/python -W ignore -m tests.fuzz $$target --seconds $$(( $(SECONDS) / 8 )) \
 			--seed $$(date +%s) --findings build/fuzz || exit 1; \
 	done
+	$(BIN)/python -m tests.faults --schedules 200 --kills 50 --first-seed $$(date +%s)
 
 clean:
 	rm -rf $(VENV) build

@@ -27,6 +27,8 @@ from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
 from specedge_kernels import reference
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SAMPLINGS = {
     "greedy": Sampling(max_tokens=60),
     "T0.3": Sampling(max_tokens=60, temperature=0.3, seed=1),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from runtime.edge.drafter import Drafter, Pass
+from runtime.edge.pace import Pace
 from runtime.edge.speculation import Speculation
 
 
@@ -16,6 +17,7 @@ class Batcher:
     """Awaitable calls of a drafter. Calls take effect in order."""
 
     def __init__(self, drafter: Drafter):
+        self.pace = Pace()
         self._drafter = drafter
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
         self._waiting: list[tuple[Pass, asyncio.Future[bool]]] = []

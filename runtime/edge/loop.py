@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from runtime.edge.batcher import Batcher
 from runtime.edge.link import Link, Request, Sampling, ServerError
-from runtime.edge.pace import Pace
 from runtime.edge.speculation import Noise, Proactive, Speculation, Step, TreeShape
 from runtime.tree import ROOT
 from runtime.wire import messages as wire
@@ -106,7 +105,7 @@ class Exchange:
 
     def __init__(self, request: Request, speculation: Speculation, batcher: Batcher):
         self._request, self._speculation, self._batcher = request, speculation, batcher
-        self._pace = Pace()
+        self._pace = batcher.pace
         self._used_s: float | None = None  # since when the server could verify what was sent
         self._passes = self._passes_ahead = 0
 

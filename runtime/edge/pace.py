@@ -11,7 +11,10 @@ WEIGHT = 0.25  # of the newest measurement in an average
 
 @dataclass
 class Pace:
-    """What one request has learned of its own speed; averages forget exponentially."""
+    """What an edge has learned of its own speed and its server's; averages forget exponentially.
+
+    All its requests learn together: the first draft of an answer is paced by the answers before.
+    """
 
     pass_s: float = 0.0  # a pass of the draft model, waiting for other requests' passes included
     wait_s: float | None = None  # from when the server can use a draft to the verdict

@@ -12,7 +12,6 @@ from runtime.edge.batcher import Batcher
 from runtime.edge.drafter import Drafter, Pass
 from runtime.edge.link import Sampling, ServerError
 from runtime.edge.loop import Drafting, Round, generate
-from runtime.edge.pace import Pace
 from runtime.edge.speculation import Proactive, TreeShape
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
@@ -71,7 +70,11 @@ def tokens_of(rounds: list[Round]) -> list[int]:
 @pytest.mark.parametrize("proactive", Proactive)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_text_is_the_servers_at_any_delay(
-    tiny_pair: tuple[Path, Path], truth: list[int], proactive: Proactive, seed: int
+    tiny_pair: tuple[Path, Path],
+    truth: list[int],
+    proactive: Proactive,
+    seed: int,
+    eager: None,
 ) -> None:
     """Four requests over one model, with turns, grants and delays drawn at random."""
     drafter = WatchedDrafter(tiny_engine(tiny_pair))
@@ -99,11 +102,9 @@ def test_the_text_is_the_servers_at_any_delay(
 
 @pytest.mark.parametrize("passes", [0, 1, 3])
 def test_a_verdict_is_heard_between_two_passes(
-    tiny_pair: tuple[Path, Path], truth: list[int], passes: int, monkeypatch: pytest.MonkeyPatch
+    tiny_pair: tuple[Path, Path], truth: list[int], passes: int, eager: None
 ) -> None:
     """The server answers while a certain pass runs: no other one follows it."""
-    # an edge that expected the verdict by now would not draft on
-    monkeypatch.setattr(Pace, "fits_ahead", lambda pace, waited_s: True)
 
     async def scenario() -> list[Round]:
         loop = asyncio.get_running_loop()

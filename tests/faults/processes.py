@@ -32,7 +32,9 @@ class Child:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTS)
         reader, writer = context.Pipe(duplex=False)
-        self._process = context.Process(target=_main, args=(module, list(options), writer))
+        arguments = (module, list(options), writer)
+        # a daemon, so that none outlives a test that fails
+        self._process = context.Process(target=_main, args=arguments, daemon=True)
         self._process.start()
         writer.close()
         self._output = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")

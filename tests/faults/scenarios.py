@@ -6,9 +6,9 @@ tests; here nothing is forgiven but what a scenario is about.
 
 import asyncio
 import random
-from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
 
@@ -124,55 +124,67 @@ class Play:
     model: Path
     drafter: Drafter
     folder: Path
-    faults: Sequence[Fault]
-    acts: Sequence[What | None]  # what the faults that only tell stand for, in their order
-    moment: Moment | None = None  # of an edge-side fault
-    errors: list[ServerError] = field(default_factory=list)
+    events: Sequence[tuple[What, Fault]]  # one for each connection, until there are no more
+    errors: list[ServerError] = field(default_factory=list)  # told to whoever asked
     connections: int = 0
+
+    @property
+    def moment(self) -> Moment | None:
+        """Of a named case."""
+        return self.events[0][1].moment if self.events else None
 
     async def run(self) -> list[list[int]]:
         """The texts of the answers. Asserts that nothing is left of them on either side."""
         options = {"drain_s": 0.05}
         if self.moment is Moment.CREDIT:  # two edges and one place: each waits for the other
             options |= {"credits": "drr", "max_batch": 1}
-        self.rig, self._pending = Rig(self.model, **options), list[asyncio.Task[None]]()
+        self.rig, self._restarts = Rig(self.model, **options), list[asyncio.Task[None]]()
         await self.rig.start()
-        self._proxy = Proxy(self.faults, on_fault=self._on_fault)
+        faults = [fault for _, fault in self.events]
+        self._proxy = Proxy(faults, on_fault=self._on_fault)
         async with self._proxy.before("127.0.0.1", self.rig.port):
-            self._edge = self._new_edge()
-            rival = self._rival() if self.moment is Moment.CREDIT else None
-            texts = [await self._answer(sampling) for sampling in SAMPLINGS]
-            while self.moment in (Moment.HIT, Moment.MISS) and not self._proxy.struck:
-                assert await self._answer(SAMPLINGS[0]) == texts[0]  # until there is one
-            if rival:
-                rival.cancel()
-                await asyncio.gather(rival, return_exceptions=True)
-            await asyncio.gather(*self._pending)
-            await self._edge.close()
-            if not {fault.kind for fault in self.faults} & {Kind.HALF_OPEN, Kind.ONE_WAY}:
+            async with self._rival() if self.moment is Moment.CREDIT else nullcontext():
+                texts = await self._answers()
+            await asyncio.gather(*self._restarts)
+            if not {fault.kind for fault in faults} & {Kind.HALF_OPEN, Kind.ONE_WAY}:
                 await until(lambda: not self.rig.server.door.peers())
-        assert len(self._proxy.struck) == len(self.faults), "a fault has not struck: no proof"
+        assert len(self._proxy.struck) == len(faults), "a fault has not struck: this shows nothing"
         self.connections = self._proxy.connections
         await until(self.rig.holds_nothing)
         await self.rig.kill()
         await no_other_tasks()
         return texts
 
+    async def _answers(self) -> list[list[int]]:
+        self._edge = self._new_edge()
+        texts = [await self._answer(sampling) for sampling in SAMPLINGS]
+        chancy = (Moment.HIT, Moment.MISS, Moment.CREDIT)
+        while self.moment in chancy and not self._proxy.struck:
+            assert await self._answer(SAMPLINGS[0]) == texts[0]  # until there is one
+        await self._edge.close()
+        return texts
+
     def _new_edge(self) -> Edge:
         return Edge(self._proxy.address, self.rig, self.drafter, self.folder / "answer.json")
 
-    def _rival(self) -> "asyncio.Task[None]":
+    @asynccontextmanager
+    async def _rival(self) -> AsyncIterator[None]:
         """Another edge, on a good link, that is always waiting for the one place."""
+        address = ("127.0.0.1", self.rig.port)
+        edge = Edge(address, self.rig, self.drafter, self.folder / "rival.json")
+        see = Seer(self._proxy, moment=None)
 
-        async def ask() -> None:
-            address = ("127.0.0.1", self.rig.port)
-            edge = Edge(address, self.rig, self.drafter, self.folder / "rival.json")
-            try:
-                await edge.ask(Answer([9, 8, 7], Sampling(800)), lambda moment: None)
-            finally:
-                await edge.close()
+        async def ask_for_ever() -> None:
+            while True:
+                await edge.ask(Answer([9, 8, 7], Sampling(800)), see)
 
-        return asyncio.ensure_future(ask())
+        asking = asyncio.ensure_future(ask_for_ever())
+        try:
+            yield
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await edge.close()
 
     async def _answer(self, sampling: Sampling) -> list[int]:
         """One answer, asked for again by whoever is left when the edge was stopped in it."""
@@ -198,19 +210,20 @@ class Play:
             self._edge.file.unlink(missing_ok=True)
 
     def _on_fault(self, fault: Fault) -> None:
-        if fault.kind is not Kind.TELL:
-            return
-        match self.acts[len([f for f in self._proxy.struck if f.kind is Kind.TELL]) - 1]:
+        match next(what for what, known in self.events if known is fault):
             case What.SERVER_KILLED:
-                self._pending.append(asyncio.ensure_future(self._again(self.rig.kill())))
+                self._restart(self.rig.kill())
             case What.SERVER_DRAINED:
-                self._pending.append(asyncio.ensure_future(self._again(self.rig.drain())))
+                self._restart(self.rig.drain())
             case (What.EDGE_CANCELLED | What.EDGE_KILLED) as stop:
                 self._stop(stop)
 
-    async def _again(self, end) -> None:
-        await end
-        await self.rig.start()
+    def _restart(self, ending: Coroutine[None, None, None]) -> None:
+        async def restart() -> None:
+            await ending
+            await self.rig.start()
+
+        self._restarts.append(asyncio.ensure_future(restart()))
 
     def _stop(self, stop: What) -> None:
         self._stopped_by = stop
@@ -227,27 +240,28 @@ async def no_other_tasks() -> None:
         assert not pending, f"left behind: {pending}"
 
 
-def scenario(what: What, moment: Moment) -> tuple[list[Fault], list[What | None]]:
-    """The fault of a named case, and what it stands for."""
-    fault = LINK_FAULTS.get(what, Fault(Kind.TELL, True))
-    at = Fault(fault.kind, fault.up, moment=moment, shape=fault.shape, stall_s=fault.stall_s)
-    return [at], [what]
+def scenario(what: What, moment: Moment) -> list[tuple[What, Fault]]:
+    """A named case."""
+    return [(what, replace(fault_of(what), moment=moment))]
 
 
-def schedule(seed: int) -> tuple[list[Fault], list[What | None]]:
+def schedule(seed: int) -> list[tuple[What, Fault]]:
     """One to four random faults, each on the connection after the last one's.
 
     All but the last break the connection, else the next one would never come.
     """
     rng = random.Random(seed)
-    count = rng.randint(1, 4)
     breaking = [What.CUT, What.RESET, What.SERVER_KILLED, What.SERVER_DRAINED, What.EDGE_KILLED]
     mild = [What.DELAY, What.JITTER, What.THROTTLE, What.SLICE, What.STALL, What.DEAF_EDGE]
-    whats = [rng.choice(breaking) for _ in range(count - 1)]
+    whats = [rng.choice(breaking) for _ in range(rng.randint(0, 3))]
     whats.append(rng.choice(breaking + mild))
-    faults = []
+    events = []
     for what in whats:
-        fault = LINK_FAULTS.get(what, Fault(Kind.TELL, True))
-        up = fault.up if fault.kind is Kind.ONE_WAY else rng.random() < 0.5
-        faults.append(Fault(fault.kind, up, rng.randint(1, 250), shape=fault.shape))
-    return faults, [what for what in whats if what not in LINK_FAULTS]
+        up = what is not What.DEAF_EDGE and rng.random() < 0.5
+        events.append((what, replace(fault_of(what), up=up, at_bytes=rng.randint(1, 250))))
+    return events
+
+
+def fault_of(what: What) -> Fault:
+    """What the proxy does; it only tells of what is no business of the link."""
+    return LINK_FAULTS.get(what, Fault(Kind.TELL, True))

@@ -63,6 +63,7 @@ class Fragile(Engine):
         if self._is_there("logits", requests):
             ends = torch.tensor([len(request.logit_rows) for request in requests]).cumsum(0)
             mine = [request.pages is self.faulty.pages for request in requests].index(True)
+            logits = logits.clone()
             logits[ends[mine] - len(requests[mine].logit_rows) : ends[mine]] = float("nan")
         return logits
 
