@@ -89,8 +89,8 @@ class Scheduler:
         """
         self._settle()
         # oldest first; an older session may preempt a younger one before its turn comes
-        everyone = list(self.running.values())
-        lacking = [s for s in everyone if self._is_running(s) and not self._supply(s)]
+        ready = [s for s in self.running.values() if s.draft is not None]
+        lacking = [s for s in ready if self._is_running(s) and not self._supply(s)]
         self._admit()
         able = [s for s in self.running.values() if s not in lacking]
         self._step = choose(able, self.limits)
@@ -144,13 +144,13 @@ class Scheduler:
         return True
 
     def _supply(self, session: Session) -> bool:
-        """Give a running session the pages for its draft, if it has one, from younger sessions.
+        """Give a running session the pages for its draft, from younger sessions if need be.
 
         False if older ones hold too many: then it sits out.
         """
-        if session.draft is None:
+        missing = self._pages_with_draft(session) - len(session.pages)
+        if missing <= 0:
             return True
-        missing = max(0, self._pages_with_draft(session) - len(session.pages))
         while missing > self.cache.room():
             youngest = next(reversed(self.running.values()))
             if youngest is session:
