@@ -25,7 +25,10 @@ def main() -> int:
     try:
         return run(options)
     except (ValueError, OSError) as error:  # a sentence about options, files, models or ports
-        print(f"runtime.bench: {error}", file=sys.stderr)
+        sentence = str(error)
+        if isinstance(error, OSError) and error.filename:
+            sentence = f"cannot use {error.filename}: {error.strerror}"
+        print(f"runtime.bench: {sentence}", file=sys.stderr)
         return 2
 
 

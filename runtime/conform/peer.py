@@ -68,7 +68,8 @@ class Visitor:
                 self.target.wait_s,
             )
         except (OSError, asyncio.TimeoutError) as error:
-            raise Failed(f"no connection: {error or 'no answer'}") from error
+            reason = getattr(error, "strerror", None) or str(error) or "no answer"
+            raise Failed(f"no connection: {reason}") from error
         peer = Peer(*streams, self.target)
         self._peers.append(peer)
         if trust and not trust.is_pinned(peer.certificate):
