@@ -158,9 +158,12 @@ class Play:
     async def _answers(self) -> list[list[int]]:
         self._edge = self._new_edge()
         texts = [await self._answer(sampling) for sampling in SAMPLINGS]
-        chancy = (Moment.HIT, Moment.MISS, Moment.CREDIT)
-        while self.moment in chancy and not self._proxy.struck:
-            assert await self._answer(SAMPLINGS[0]) == texts[0]  # until there is one
+        if self.moment in (Moment.HIT, Moment.MISS, Moment.CREDIT):
+            while not self._proxy.struck:
+                assert await self._answer(SAMPLINGS[0]) == texts[0]  # until there is one
+            # What struck in an answer's last rounds may be noticed by the next answer alone.
+            await asyncio.gather(*self._restarts)
+            assert await self._answer(SAMPLINGS[0]) == texts[0]
         await self._edge.close()
         return texts
 
