@@ -230,7 +230,7 @@ async def an_edges_error_for_a_session(visitor: Visitor) -> None:
 async def what_only_servers_send(visitor: Visitor) -> None:
     """§4.1 An edge does not send Welcome, Challenge, Redirect, Verdict or Credit."""
     verdict = wire.Verdict(1, 0, 0, 1, wire.Finish.NONE, 0, 0)
-    others = (wire.Challenge(bytes(32), bytes(32)), wire.Redirect(1, "x"), wire.Credit(1, 1, 0))
+    others = (wire.Challenge(bytes(32), bytes(32)), wire.Redirect(1, "x"), wire.Credit(1, 1, 0, 0))
     for message in (wire.Welcome(1, 260, 1, 100, 1, "x"), verdict, *others):
         peer = await visitor.admitted()
         peer.send(opening(), message)

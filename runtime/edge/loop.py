@@ -87,13 +87,15 @@ class Grant:
     max_nodes: int
     received_s: float
     usable_s: float  # before it the server has no use for the draft; inf if a credit has to come
+    late_s: float  # for which it would then wait; inf if it has nothing else to do
 
     @classmethod
     def of(cls, message: wire.Verdict | wire.Credit, received_s: float) -> "Grant":
         """What a message grants that came at `received_s`."""
+        late_s = math.inf if message.late_ms == wire.NO_LIMIT_MS else message.late_ms * 1e-3
         if isinstance(message, wire.Verdict) and message.turn is wire.Turn.WAIT:
-            return cls(message.max_nodes, received_s, math.inf)
-        return cls(message.max_nodes, received_s, received_s + message.draft_ms * 1e-3)
+            return cls(message.max_nodes, received_s, math.inf, late_s)
+        return cls(message.max_nodes, received_s, received_s + message.draft_ms * 1e-3, late_s)
 
     @property
     def needs_credit(self) -> bool:
@@ -127,6 +129,7 @@ class Exchange:
         verdict = await self._request.verdict()
         if self._used_s is not None:
             self._pace.saw_wait(max(self._request.arrived_s - self._used_s, 0.0))
+        self._pace.saw_step(verdict.verify_ms * 1e-3)
         step = self._speculation.commit(verdict.node, verdict.bonus)
         result = Round(verdict, step, self._passes, self._passes_ahead)
         self._used_s, self._passes = None, 0
@@ -160,8 +163,8 @@ class Exchange:
             tokens = self._speculation.expected_tokens
             promise = self._speculation.probability(frontier)  # the most that a pass can add
             elapsed_s = time.monotonic() - grant.received_s
-            free_s = grant.usable_s - grant.received_s
-            if not self._pace.is_worth_a_pass(tokens, share * promise, elapsed_s, free_s):
+            times_s = (elapsed_s, grant.usable_s - grant.received_s, grant.late_s)
+            if not self._pace.is_worth_a_pass(tokens, share * promise, *times_s):
                 break
             if not await self._pass(frontier):
                 break

@@ -3,7 +3,6 @@
 Pure arithmetic over times that the caller measures; it knows no clock, no tree and no socket.
 """
 
-import math
 from dataclasses import dataclass
 
 WEIGHT = 0.25  # of the newest measurement in an average
@@ -25,6 +24,11 @@ class Pace:
     def saw_wait(self, seconds: float) -> None:
         self.wait_s = _average(self.wait_s, seconds)
 
+    def saw_step(self, seconds: float) -> None:
+        """How long a step of the server takes: no wait is shorter, and none may be known yet."""
+        if self.wait_s is None:
+            self.wait_s = seconds
+
     def fits_ahead(self, waited_s: float) -> bool:
         """Whether a pass begun now would end before the verdict is expected.
 
@@ -33,23 +37,25 @@ class Pace:
         """
         return self.wait_s is None or waited_s + self.pass_s <= self.wait_s
 
-    def is_worth_a_pass(self, tokens: float, gain: float, elapsed_s: float, free_s: float) -> bool:
+    def is_worth_a_pass(
+        self, tokens: float, gain: float, elapsed_s: float, free_s: float, late_s: float
+    ) -> bool:
         """Whether a pass raises this round's expected tokens per second.
 
         tokens is what the next verdict is expected to bring without the pass, and gain what the
-        pass adds. Where the server names a time, free_s after the grant, a step starts then with
-        the draft or without it: until then drafting costs nothing, and afterwards a whole step.
-        With 0 the edge decides; `inf` is a grant still to come. Delay-adaptive draft length:
-        arXiv:2606.20591.
+        pass adds. Until free_s after the grant drafting costs nothing; `inf` is a grant still to
+        come. For late_s more the server waits, and drafting costs its time; then a step starts
+        without the draft, and a whole step is lost. Delay-adaptive draft length: arXiv:2606.20591.
         """
-        if gain <= 0 or free_s == math.inf:
+        ends_s = elapsed_s + self.pass_s
+        if gain <= 0 or ends_s <= free_s:
             return gain > 0
-        if free_s > 0:
-            return elapsed_s + self.pass_s <= free_s
-        if self.wait_s is None:
-            return True
-        round_s = elapsed_s + self.wait_s
-        return (tokens + gain) * round_s > tokens * (round_s + self.pass_s)
+        if ends_s > free_s + late_s:
+            return False
+        assert self.wait_s is not None, "a verdict granted this draft, and told of its step"
+        useful_s = max(elapsed_s, free_s)
+        round_s = useful_s + self.wait_s
+        return (tokens + gain) * round_s > tokens * (round_s + ends_s - useful_s)
 
 
 def _average(old: float | None, new: float) -> float:

@@ -123,10 +123,14 @@ class Credits:
         return given
 
     @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for a credit."""
+        return any(entry.wanting for entry in self._users.values())
+
+    @property
     def wake_s(self) -> float:
         """When `give` may have more to give although no tree was taken; infinite if never."""
-        wanted = any(entry.wanting for entry in self._users.values())
-        return self.window.expires_s if wanted else math.inf
+        return self.window.expires_s if self.wanted else math.inf
 
     def _next(self, now_s: float) -> Hashable | None:
         """The user whose turn it is, None when nobody wants a credit."""

@@ -329,13 +329,14 @@ class Server:
             turn=grant.turn,
             max_nodes=grant.max_nodes,
             draft_ms=wire.clamp_ms(grant.draft_s * 1e3),
+            late_ms=wire.clamp_ms(grant.late_s * 1e3),
         )
 
     def _give_credits(self) -> None:
         """Tell edges that wait for a credit that they may send."""
         for (peer, number), grant in self.pipeline.credits_due(time.monotonic()):
-            draft_ms = wire.clamp_ms(grant.draft_s * 1e3)
-            peer.send(wire.Credit(number, grant.max_nodes, draft_ms))
+            times_ms = [wire.clamp_ms(time_s * 1e3) for time_s in (grant.draft_s, grant.late_s)]
+            peer.send(wire.Credit(number, grant.max_nodes, *times_ms))
 
     # --- stopping ---
 

@@ -1,8 +1,9 @@
 """What an edge is told with its verdict: draft or not, how many nodes, and for how long.
 
 The server must never wait while there is work, and an edge need not hurry while others are
-verified: it may draft until just before that step ends. So sessions fall into groups by themselves,
-one drafting while another is verified. A step takes what has come and waits for nobody.
+verified: it may draft until just before that step ends, and weighs for itself whether to go on
+where the server has nothing else to begin with. So sessions fall into groups by themselves, one
+drafting while another is verified. A step takes what has come and waits for nobody.
 
 Pure policy over keys and numbers: knows no model, socket or clock; the time is an argument.
 Source: SpecEdge (arXiv:2505.17052) section 4.3, its calibration made continuous.
@@ -14,15 +15,13 @@ from dataclasses import dataclass, field
 
 from runtime.server.credits import HOLD_S, Credits
 from runtime.server.estimators import Acceptance, Mean, Rate
-from runtime.server.slots import first_slot
+from runtime.server.slots import Expected, first_slot
 from runtime.server.step_cost import StepCost
 from runtime.server.trial import Trial
 from runtime.wire.messages import Turn
 
 RTT_S, DRAFT_S = 0.02, 0.05  # of an edge of which nothing is known yet
-# Who is told how long to draft may want longer by now: the estimate grows by this share with every
-# such tree, until it is more than the edge is told and the edge may choose again.
-DRIFT = 1 / 128
+AT_ONCE_S = 0.002  # takes an edge that has its tree and gets the credit for it
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,14 @@ class Grant:
     """The next move. With Turn.WAIT it says nothing yet but that; the credit's grant does.
 
     A tree of at most `max_nodes` drafted nodes may be sent. Drafted for `draft_s` seconds it comes
-    just before its step: sooner is of no use, and later the step starts without it. With 0 there is
-    no such step, and the edge may choose.
+    just before its step: sooner is of no use. For `late_s` longer the server would be idle without
+    it, and later the step starts without it.
     """
 
     turn: Turn
     max_nodes: int = 0
     draft_s: float = 0.0
+    late_s: float = 0.0
 
 
 @dataclass
@@ -48,10 +48,9 @@ class Edge:
     turn: Turn = Turn.SERVER
     verdict_s: float = 0.0  # when its last verdict left
     grant_s: float = 0.0  # when its last verdict or credit left
-    free_s: float = 0.0  # the draft_s of that
     due_s: float = 0.0  # when its tree is expected
     nodes: int = 0  # in its last tree
-    draft_s: Mean = field(default_factory=lambda: Mean(DRAFT_S, gain=0.25))  # if not told how long
+    draft_s: Mean = field(default_factory=lambda: Mean(DRAFT_S, gain=0.25))  # from the verdict on
     sent_nodes: Mean = field(default_factory=lambda: Mean(gain=0.25))
     round_s: Mean = field(default_factory=lambda: Mean(gain=0.25))  # of rounds with a draft
     acceptance: Acceptance = field(default_factory=Acceptance)
@@ -62,10 +61,9 @@ class Edge:
         self.nodes = nodes
         self.sent_nodes.observe(nodes)
         self.rtt_s.observe(max(now_s - self.grant_s - draft_s, 0.0))
-        if self.free_s > 0:
-            self.draft_s.value *= 1 + DRIFT
-        elif self.grant_s == self.verdict_s:  # else it was drafted before the credit came
-            self.draft_s.observe(draft_s)
+        waited_s = self.grant_s - self.verdict_s
+        if waited_s == 0 or draft_s > AT_ONCE_S:  # else it was drafted before the credit came
+            self.draft_s.observe(waited_s + draft_s)
 
 
 class Pipeline:
@@ -82,9 +80,10 @@ class Pipeline:
         self._max_batch, self._max_step_nodes = max_batch, max_step_nodes
         self._pipelined = pipelined
         self._edges: dict[Hashable, Edge] = {}
-        self._queued: set[Hashable] = set()  # can be in the next step
-        self._drafting: set[Hashable] = set()  # may send a tree, or has it on the way
-        self._credited: list[Hashable] = []  # have a credit that they were not told of
+        self._plain: set[Hashable] = set()  # decode plainly: can be in every step
+        self._queued: set[Hashable] = set()  # have a prompt or a tree that can be in the next step
+        self._drafting = Expected()  # may send a tree, or have it on the way
+        self._credited: dict[Hashable, None] = {}  # have a credit that they were not told of
         self._free_at_s = 0.0  # when the running step is expected to end
         self._ended_s = 0.0
         self._tokens, self._trees = Rate(), Rate()
@@ -112,10 +111,10 @@ class Pipeline:
     def closed(self, key: Hashable) -> None:
         """A session has ended, in whatever state."""
         del self._edges[key]
+        self._plain.discard(key)
         self._queued.discard(key)
         self._drafting.discard(key)
-        if key in self._credited:
-            self._credited.remove(key)
+        self._credited.pop(key, None)
         self.credits.closed(key)
 
     def draft_arrived(self, key: Hashable, nodes: int, draft_s: float, now_s: float) -> None:
@@ -164,24 +163,25 @@ class Pipeline:
         edge = self._edges[key]
         self._learn(edge, accepted, now_s)
         edge.verdict_s = now_s
-        max_nodes = self._budget(edge)
-        if not self._pays(edge, max_nodes):
+        max_nodes = self._stake(edge)
+        self._queued.discard(key)
+        if max_nodes == 0:
             edge.turn = Turn.SERVER
-            self._queued.add(key)
+            self._plain.add(key)
             return Grant(Turn.SERVER)
         edge.turn, edge.nodes = Turn.EDGE, 0
-        self._queued.discard(key)
+        self._plain.discard(key)
         self.credits.want(key)
-        self._credited += self.credits.give(now_s)
+        self._credited |= dict.fromkeys(self.credits.give(now_s))
         if key not in self._credited:
             return Grant(Turn.WAIT)
-        self._credited.remove(key)
+        del self._credited[key]
         return self._grant(key, max_nodes, now_s)
 
     def credits_due(self, now_s: float) -> list[tuple[Hashable, Grant]]:
         """Sessions that were told to wait and may send now."""
-        keys, self._credited = self._credited + self.credits.give(now_s), []
-        nodes = {key: max(self._budget(self._edges[key]), 1) for key in keys}
+        keys, self._credited = [*self._credited, *self.credits.give(now_s)], {}
+        nodes = {key: max(self._stake(self._edges[key]), 1) for key in keys}
         return [(key, self._grant(key, nodes[key], now_s)) for key in keys]
 
     @property
@@ -208,34 +208,33 @@ class Pipeline:
     def _grant(self, key: Hashable, max_nodes: int, now_s: float) -> Grant:
         """Let the session send a tree, and remember when it should come."""
         edge = self._edges[key]
-        # What it would take if it were free to choose; less when it has waited for the credit.
+        free_s, late_s = 0.0, math.inf
+        if self._pipelined:
+            free_s, late_s = self._slot(edge, now_s)
+            late_s = min(late_s, max(self._most_draft_s(edge, max_nodes) - free_s, 0.0))
         wanted_s = max(edge.draft_s.value - (now_s - edge.verdict_s), 0.0)
-        free_s = self._free_s(edge, wanted_s, now_s) if self._pipelined else 0.0
-        edge.grant_s, edge.free_s = now_s, free_s
-        edge.due_s = now_s + edge.rtt_s.value + (free_s or wanted_s)
-        self._drafting.add(key)
+        edge.grant_s = now_s
+        edge.due_s = now_s + edge.rtt_s.value + min(wanted_s, free_s + late_s)
+        self._drafting.add(key, edge.due_s)
         self.credits.window.hold(key, edge.due_s + HOLD_S)
-        return Grant(Turn.EDGE, max_nodes, free_s)
+        return Grant(Turn.EDGE, max_nodes, free_s, late_s)
 
-    def _free_s(self, edge: Edge, wanted_s: float, now_s: float) -> float:
-        """How long it should draft to be in its slot; 0 where it may choose."""
+    def _slot(self, edge: Edge, now_s: float) -> tuple[float, float]:
+        """How long it should draft to be in its step, and how much longer that step can wait."""
         travel_s = edge.rtt_s.value + 2 * edge.rtt_s.deviation + self.cost.deviation_s
-        due_s = [self._edges[key].due_s for key in self._drafting]
-        trees = sum(self._edges[key].turn is not Turn.SERVER for key in self._queued)
         slot_s, latest_s = first_slot(
             arrival_s=now_s + travel_s,
             start_s=max(self._free_at_s, now_s),
-            ahead=trees,
-            plain=len(self._queued) - trees,
+            ahead=len(self._queued),
+            plain=len(self._plain),
             # Whoever is late may come in the next second or never: it is not counted on.
-            due_s=[time_s for time_s in due_s if time_s > now_s],
+            due_s=self._drafting.after(now_s),
             batch=self._batch,
             step_s=lambda trees: self.cost.step_s(max(trees, 1) * self._tree_rows.value),
         )
-        free_s = max(slot_s - now_s - travel_s, 0.0)
-        closes = latest_s < now_s + travel_s + wanted_s
-        asked = edge.draft_s.count > 1
-        return free_s if closes or (asked and free_s >= wanted_s) else 0.0
+        # A server that would wait for it while others wait for credits wastes everybody's time.
+        late_s = 0.0 if self.credits.wanted else max(latest_s - slot_s, 0.0)
+        return max(slot_s - now_s - travel_s, 0.0), late_s
 
     def _budget(self, edge: Edge) -> int:
         """Nodes whose expected tokens are worth the time that their rows take from everybody.
@@ -259,27 +258,39 @@ class Pipeline:
                 break
         return nodes
 
-    def _pays(self, edge: Edge, max_nodes: int) -> bool:
-        """Whether to draft rather than decode plainly: it is faster, or may be, and is tried."""
+    def _stake(self, edge: Edge) -> int:
+        """Nodes of the next draft: its budget, or a half of it and so on where it risks too much.
+
+        0 is to decode plainly.
+        """
+        nodes = self._budget(edge)
         if not self._pipelined:
-            return max_nodes > 0
-        if max_nodes == 0 or not self.cost.known:
-            return False
-        plain_s, expected_s = self._plain_s(), self._round_s(edge, max_nodes)
-        sent = edge.sent_nodes
-        nodes = min(max_nodes, math.ceil(sent.value)) if sent.count else max_nodes
-        round_s = edge.round_s.value if edge.round_s.count else expected_s
-        speedup = (1 + edge.acceptance.accepted(nodes)) * plain_s / round_s
-        return edge.trial.goes_on(speedup, worst_tokens=expected_s / plain_s - 1)
+            return nodes
+        if nodes == 0 or not self.cost.known:
+            return 0
+        sent, plain_s = edge.sent_nodes, self._plain_s()
+        drafted_s = edge.round_s.value if edge.round_s.count else self._round_s(edge, nodes)
+        expected = edge.acceptance.accepted(min(nodes, math.ceil(sent.value or nodes)))
+        edge.trial.expect((1 + expected) * plain_s / drafted_s)
+        most_s, most_nodes = edge.trial.most_tokens * plain_s, nodes
+        while nodes and self._round_s(edge, nodes, nodes / most_nodes) > most_s:
+            nodes //= 2
+        return nodes
+
+    def _most_draft_s(self, edge: Edge, nodes: int) -> float:
+        """How long a draft may take before the round takes longer than is risked."""
+        step_s = self.cost.step_s(self._other_rows + 1 + nodes)
+        return edge.trial.most_tokens * self._plain_s() - step_s - edge.rtt_s.value
 
     def _plain_s(self) -> float:
         """Time of one token of plain decoding beside the others' trees."""
         return self._turns * self.cost.step_s(self._other_rows + 1)
 
-    def _round_s(self, edge: Edge, nodes: int) -> float:
-        """Time of a round with a tree, as far as it can be foreseen."""
+    def _round_s(self, edge: Edge, nodes: int, share: float = 1.0) -> float:
+        """Time of a round with a tree that takes a share of the usual time to draft."""
         step_s = self.cost.step_s(self._other_rows + 1 + nodes)
-        return max(step_s + edge.rtt_s.value + edge.draft_s.value, self._turns * step_s)
+        draft_s = share * edge.draft_s.value
+        return max(step_s + edge.rtt_s.value + draft_s, self._turns * step_s)
 
     @property
     def _other_rows(self) -> float:

@@ -4,10 +4,38 @@ The server takes what has come, oldest first, and begins as soon as there is any
 arithmetic over predicted times.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Hashable, Sequence
 
 MOST_STEPS = 64  # so far ahead it is looked
+
+
+class Expected:
+    """When each of the trees is expected that are still to come; the times are kept in order."""
+
+    def __init__(self) -> None:
+        self._times_s: list[float] = []
+        self._time_s: dict[Hashable, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._times_s)
+
+    def after(self, time_s: float) -> list[float]:
+        """The times after this one, in order."""
+        return self._times_s[bisect_right(self._times_s, time_s) :]
+
+    def add(self, key: Hashable, time_s: float) -> None:
+        """The tree of `key` is expected then; no other one of it is."""
+        assert key not in self._time_s, f"two trees of {key} are expected"
+        self._time_s[key] = time_s
+        insort(self._times_s, time_s)
+
+    def discard(self, key: Hashable) -> None:
+        """The tree has come, or never will."""
+        time_s = self._time_s.pop(key, None)
+        if time_s is not None:
+            del self._times_s[bisect_left(self._times_s, time_s)]
 
 
 def first_slot(
@@ -21,23 +49,25 @@ def first_slot(
 ) -> tuple[float, float]:
     """The first step that a tree can be in which comes at `arrival_s` or later.
 
-    The next step may begin at `start_s` with `ahead` trees, others come at the times `due_s`, and
-    `plain` sessions that need no draft are in every step. A step holds `batch` sessions and takes
-    step_s(trees) seconds with so many trees. Returns when the tree's step begins, which is
-    `arrival_s` where the server would be idle by then, and how late the tree may come at most if
-    that step is not to begin without it.
+    The next step may begin at `start_s` with `ahead` trees and `plain` sessions that need no draft
+    and stand in line again after every step; others come at the sorted times `due_s`. A step holds
+    `batch` sessions and takes step_s(sessions) seconds with so many. Returns when the tree's step
+    begins, which is `arrival_s` where the server would be idle by then, and how late the tree may
+    come at most if that step is not to begin without it.
     """
-    due_s = sorted(due_s)
+    ahead, came, full_s = ahead + plain, 0, step_s(batch)
     for _ in range(MOST_STEPS):
-        came = bisect_right(due_s, start_s)
-        ahead, due_s = ahead + came, due_s[came:]
-        next_s = due_s[0] if due_s else float("inf")
-        if start_s >= arrival_s and ahead + plain < batch:
-            return start_s, start_s if ahead + plain else next_s
-        if ahead + plain:
-            taken = min(ahead, max(batch - plain, 1))
+        come = bisect_right(due_s, start_s, came)
+        ahead, came = ahead + come - came, come
+        next_s = due_s[came] if came < len(due_s) else math.inf
+        if start_s >= arrival_s and ahead < batch:
+            return start_s, start_s if ahead or plain else next_s
+        if ahead:
+            taken = min(ahead, batch)
             ahead -= taken
-            start_s += step_s(taken)
+            start_s += full_s if taken == batch else step_s(taken)
+            if start_s < arrival_s:  # later they stand in line behind the tree
+                ahead += min(plain, taken)
         elif arrival_s <= next_s:
             return arrival_s, next_s
         else:

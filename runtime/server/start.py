@@ -25,6 +25,7 @@ from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
 from runtime.server.users import add_user, load_users
+from runtime.server.warm_up import warm_up
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE
 from runtime.wire.tcp import FramedProtocol, listen
@@ -109,7 +110,9 @@ async def _serve(config: ServerConfig, console: Console, trace: TextIO | None) -
         engine = await asyncio.to_thread(_load, config, console)
         identity = await asyncio.to_thread(_identity, config, engine)
         door = _door(config, users, certificate, identity)
+        costs = await asyncio.to_thread(warm_up, engine, config.max_step_nodes)
         server = Server(config, engine, door, trace, metrics)
+        server.pipeline.cost.learn(costs)
         kv = engine.kv
         console.print(
             f"{config.model} ready on {engine.model.device}: {engine.model.config.n_layers} "

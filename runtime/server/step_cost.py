@@ -8,6 +8,7 @@ Source: isotonic regression by pooling adjacent violators (Ayer et al., 1955).
 """
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from itertools import pairwise
 
 from runtime.server.estimators import GAIN, Mean
@@ -68,10 +69,16 @@ class StepCost:
         pieces.append((STRETCH * knots[-1][0] if knots else 0.0, last))
         return [piece for piece in pieces if piece[0] > rows]
 
+    def learn(self, steps: Iterable[tuple[int, float]]) -> None:
+        """Steps of these tree rows took these seconds."""
+        for rows, step_s in steps:
+            self.observe(rows, 0, step_s)
+
     def observe(self, rows: int, chunk_rows: int, step_s: float) -> None:
         """A step of `rows` tree rows and `chunk_rows` prompt rows took `step_s`."""
         if chunk_rows:
-            self._chunk_row_s.observe(max(step_s - self._trees_s(rows), 0.0) / chunk_rows)
+            if self.known:
+                self._chunk_row_s.observe(max(step_s - self._trees_s(rows), 0.0) / chunk_rows)
             return
         self._steps += 1
         bucket = self._buckets.setdefault(rows.bit_length(), Bucket())

@@ -1,7 +1,7 @@
 """Whether a session drafts or decodes plainly, at a bounded price for finding out.
 
-Drafting is tried as long as the worst that the next round can lose fits in a slack of 3.2 tokens,
-5 % of any 64; gains fill the slack again, up to that. When it is used up the session decodes
+The next round may lose what is left of a slack of 3.2 tokens, 5 % of any 64, so its draft is made
+small enough for that; gains fill the slack again, up to 3.2. When no draft fits the session decodes
 plainly until 64 tokens have passed, twice as many each time that drafting gained nothing, and then
 has its slack again. A round that can lose half a percent of a token at most, as where the others'
 steps leave time to draft in, needs no slack. So no 64 tokens in a row take more than 5 % longer
@@ -9,6 +9,8 @@ than plain decoding, 5.5 % with such rounds, until drafting has proven faster be
 then on losses are not counted, until it is not expected to be faster any more. Knows no clock and
 no edge: rounds are told to it.
 """
+
+import math
 
 from runtime.server.estimators import Mean
 
@@ -44,10 +46,14 @@ class Trial:
         if left >= SLACK_TOKENS:
             self._patience_tokens = WINDOW_TOKENS
 
-    def goes_on(self, speedup: float, worst_tokens: float) -> bool:
-        """Whether to draft: it is expected to be so many times as fast, and may lose so much."""
+    def expect(self, speedup: float) -> None:
+        """The next round with a draft is expected to be so many times as fast."""
         if self._sure and speedup < UNSURE:
             self._sure, self.slack_tokens = False, 0.0
         elif speedup >= UNSURE and self._speedup.at_least() >= SURE:
             self._sure = True
-        return self._sure or worst_tokens <= max(self.slack_tokens, FREE_TOKENS)
+
+    @property
+    def most_tokens(self) -> float:
+        """What a round may take; it gives one token at least."""
+        return math.inf if self._sure else 1 + max(self.slack_tokens, FREE_TOKENS)

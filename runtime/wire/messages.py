@@ -75,6 +75,9 @@ class Turn(IntEnum):
     WAIT = 2  # the edge drafts, and sends once a Credit has come
 
 
+NO_LIMIT_MS = U16_MAX  # of a Verdict's or Credit's late_ms
+
+
 def clamp_ms(time_ms: float) -> int:
     """A measured time as a message carries it: whole, and at most 65,535."""
     return round(min(max(time_ms, 0), U16_MAX))
@@ -372,11 +375,12 @@ class Verdict:
     Round 0 answers the prompt and round r the Draft r, or nothing where the server had the turn;
     without a draft node is 0. queue_ms is how long the draft waited, verify_ms how long its batch
     took: see clamp_ms. turn says who moves next; max_nodes bounds the next draft, and before
-    draft_ms, counted from the receipt, the server has no use for it.
+    draft_ms, counted from the receipt, the server has no use for it. The step that it is for waits
+    late_ms longer at most, which only costs time; NO_LIMIT_MS if it has nothing else to begin with.
     """
 
     TYPE: ClassVar[int] = 6
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBIBHHBBH")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBIBHHBBHH")
 
     session: int
     round: int
@@ -388,6 +392,7 @@ class Verdict:
     turn: Turn = Turn.SERVER
     max_nodes: int = 0
     draft_ms: int = 0
+    late_ms: int = 0
 
     def __post_init__(self) -> None:
         check("session", self.session, 1, U16_MAX)
@@ -402,20 +407,21 @@ class Verdict:
         drafts = self.turn is not Turn.SERVER
         check("max_nodes", self.max_nodes, 0, MAX_NODES if drafts else 0)
         check("draft_ms", self.draft_ms, 0, U16_MAX if drafts else 0)
+        check("late_ms", self.late_ms, 0, U16_MAX if drafts else 0)
 
     def encode(self, vocabulary_size: int) -> bytes:
         check("bonus", self.bonus, 0, vocabulary_size - 1)
         place = (self.round, self.node, self.bonus, self.finish, self.queue_ms, self.verify_ms)
-        return self.LAYOUT.pack(*place, self.turn, self.max_nodes, self.draft_ms)
+        return self.LAYOUT.pack(*place, self.turn, self.max_nodes, self.draft_ms, self.late_ms)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Verdict:
         check_length(body, cls.LAYOUT.size)
         head = cls.LAYOUT.unpack(body)
-        round, node, bonus, finish, queue_ms, verify_ms, turn, nodes, draft_ms = head
+        round, node, bonus, finish, queue_ms, verify_ms, turn, *grant = head
         check("bonus", bonus, 0, vocabulary_size - 1)
         place = (session, round, node, bonus, Finish(finish), queue_ms, verify_ms)
-        return cls(*place, Turn(turn), nodes, draft_ms)
+        return cls(*place, Turn(turn), *grant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,19 +429,21 @@ class Credit:
     """Server to edge, after a Verdict that said WAIT: now a draft may come, as in that Verdict."""
 
     TYPE: ClassVar[int] = 11
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BH")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BHH")
 
     session: int
     max_nodes: int
     draft_ms: int
+    late_ms: int
 
     def __post_init__(self) -> None:
         check("session", self.session, 1, U16_MAX)
         check("max_nodes", self.max_nodes, 0, MAX_NODES)
         check("draft_ms", self.draft_ms, 0, U16_MAX)
+        check("late_ms", self.late_ms, 0, U16_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
-        return self.LAYOUT.pack(self.max_nodes, self.draft_ms)
+        return self.LAYOUT.pack(self.max_nodes, self.draft_ms, self.late_ms)
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Credit:

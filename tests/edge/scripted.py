@@ -76,13 +76,12 @@ class ScriptedServer:
         turn = self._rng.choice(self.turns)
         if finish or not params.max_nodes:
             turn = wire.Turn.SERVER
-        grant = (self._rng.randint(0, params.max_nodes), self._rng.randint(0, 5))
+        times_ms = (self._rng.randint(0, 5), self._rng.choice([0, 3, wire.NO_LIMIT_MS]))
+        grant = (max(self._rng.randint(0, params.max_nodes), 1), *times_ms)
         verdict = wire.Verdict(session, self._round[session], node, bonus, finish, 0, 0, turn)
         self._round[session] += 1
         if turn is not wire.Turn.SERVER:
-            verdict = wire.Verdict(
-                session, verdict.round, node, bonus, finish, 0, 0, turn, max(grant[0], 1), grant[1]
-            )
+            verdict = wire.Verdict(session, verdict.round, node, bonus, finish, 0, 0, turn, *grant)
         self._link._on_message(self, verdict)
         if finish:
             return
@@ -94,10 +93,10 @@ class ScriptedServer:
             case wire.Turn.WAIT:
                 self._later(lambda: self._credit(session, *grant))
 
-    def _credit(self, session: int, max_nodes: int, draft_ms: int) -> None:
+    def _credit(self, session: int, max_nodes: int, *times_ms: int) -> None:
         if session in self._open:
             self._granted[session] = max_nodes
-            self._link._on_message(self, wire.Credit(session, max_nodes, draft_ms))
+            self._link._on_message(self, wire.Credit(session, max_nodes, *times_ms))
 
     def _after_a_while(self, answer: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_later(self._rng.choice([0, 0.001, 0.006]), answer)

@@ -7,6 +7,8 @@ import pytest
 
 from runtime.edge.pace import Pace
 
+CHOOSES = (0.0, math.inf)  # free_s and late_s of an edge that the server has no time for
+
 
 def best_rate(gains: list[float], pass_s: float, wait_s: float) -> float:
     """Of all numbers of passes, the largest expected tokens per second of the round."""
@@ -24,7 +26,7 @@ def test_stopping_is_optimal_when_gains_fall(seed: int) -> None:
     pace = Pace(pass_s=rng.uniform(0.001, 0.05), wait_s=rng.uniform(0.001, 0.2))
     tokens, passes = 1.0, 0
     while passes < len(gains) and pace.is_worth_a_pass(
-        tokens, gains[passes], passes * pace.pass_s, free_s=0.0
+        tokens, gains[passes], passes * pace.pass_s, *CHOOSES
     ):
         tokens, passes = tokens + gains[passes], passes + 1
     rate = tokens / (passes * pace.pass_s + pace.wait_s)
@@ -34,26 +36,51 @@ def test_stopping_is_optimal_when_gains_fall(seed: int) -> None:
 def test_a_step_that_starts_at_a_known_time_is_not_missed() -> None:
     """However much a pass would bring: the next step is a whole step away."""
     pace = Pace(pass_s=0.01, wait_s=0.05)
-    fitting = [n for n in range(9) if pace.is_worth_a_pass(1.0, 0.9, n * 0.01 + 1e-9, free_s=0.045)]
+    fitting = [n for n in range(9) if pace.is_worth_a_pass(1.0, 0.9, n * 0.01 + 1e-9, 0.045, 0.0)]
     assert fitting == [0, 1, 2, 3]
-    assert not pace.is_worth_a_pass(1.0, 50.0, elapsed_s=0.04, free_s=0.045)
+    assert not pace.is_worth_a_pass(1.0, 50.0, elapsed_s=0.04, free_s=0.045, late_s=0.0)
+    assert pace.is_worth_a_pass(1.0, 50.0, elapsed_s=0.04, free_s=0.045, late_s=0.006)
+    assert not pace.is_worth_a_pass(1.0, 50.0, elapsed_s=0.042, free_s=0.045, late_s=0.006)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_server_that_waits_is_paid_for_from_when_it_waits(seed: int) -> None:
+    """The optimum where only what is drafted after free_s makes the round longer."""
+    rng = random.Random(seed)
+    gains = sorted((rng.random() for _ in range(8)), reverse=True)
+    free_s = rng.uniform(0.0, 0.2)
+    pace = Pace(pass_s=rng.uniform(0.001, 0.05), wait_s=rng.uniform(0.001, 0.2))
+
+    def rate(passes: int) -> float:
+        return (1 + sum(gains[:passes])) / (max(passes * pace.pass_s, free_s) + pace.wait_s)
+
+    passes = 0
+    while passes < len(gains) and pace.is_worth_a_pass(
+        1 + sum(gains[:passes]), gains[passes], passes * pace.pass_s, free_s, math.inf
+    ):
+        passes += 1
+    assert rate(passes) == pytest.approx(max(map(rate, range(len(gains) + 1))))
 
 
 def test_free_time_is_used_and_nothing_else_is_wasted() -> None:
     pace = Pace(pass_s=0.01, wait_s=0.05)
-    assert pace.is_worth_a_pass(3.0, 1e-6, elapsed_s=0.0, free_s=0.01)
-    assert not pace.is_worth_a_pass(3.0, 1e-6, elapsed_s=0.001, free_s=0.01)
-    assert pace.is_worth_a_pass(3.0, 1e-6, elapsed_s=9.0, free_s=math.inf)
-    assert not pace.is_worth_a_pass(3.0, 0.0, elapsed_s=0.0, free_s=math.inf)
+    for late_s in (0.0, 0.5, math.inf):
+        assert pace.is_worth_a_pass(3.0, 1e-6, 0.0, 0.01, late_s)
+        assert not pace.is_worth_a_pass(3.0, 1e-6, 0.001, 0.01, late_s)
+    assert pace.is_worth_a_pass(3.0, 1e-6, elapsed_s=9.0, free_s=math.inf, late_s=0.0)
+    assert not pace.is_worth_a_pass(3.0, 0.0, elapsed_s=0.0, free_s=math.inf, late_s=0.0)
 
 
-def test_before_anything_is_measured_drafts_are_full() -> None:
-    pace = Pace()
-    assert pace.is_worth_a_pass(5.0, 0.01, elapsed_s=1.0, free_s=0.0)
-    pace.saw_pass(10.0)
-    assert pace.is_worth_a_pass(5.0, 0.01, elapsed_s=1.0, free_s=0.0)
-    pace.saw_wait(0.1)
-    assert not pace.is_worth_a_pass(5.0, 0.01, elapsed_s=1.0, free_s=0.0)
+def test_before_a_wait_is_measured_it_is_a_step_of_the_server() -> None:
+    pace = Pace(pass_s=0.01)
+    pace.saw_step(0.1)
+    assert pace.is_worth_a_pass(5.0, 0.6, 0.0, *CHOOSES)
+    assert not pace.is_worth_a_pass(5.0, 0.4, 0.0, *CHOOSES)
+    pace.saw_wait(0.3)
+    for _ in range(40):
+        pace.saw_step(0.1)
+        pace.saw_wait(0.3)
+    assert pace.is_worth_a_pass(5.0, 0.4, 0.0, *CHOOSES)
 
 
 def test_a_pass_ahead_must_end_before_the_verdict() -> None:

@@ -100,8 +100,10 @@ def test_a_lone_edge_chooses_for_itself() -> None:
     for _ in range(20):
         grant = server.step({"a": 32}, {"a": 3}, STEP_S)["a"]
         assert grant.turn is Turn.EDGE
-        assert grant.draft_s == 0.0
+        assert grant.draft_s == pytest.approx(0.0)
+        assert grant.late_s > STEP_S
         server.answer("a", 32, 0.03)
+    assert grant.late_s == math.inf  # it has proven itself
 
 
 def test_an_edge_may_draft_while_the_others_are_verified() -> None:
@@ -123,13 +125,55 @@ def test_an_edge_may_draft_while_the_others_are_verified() -> None:
         verifying, waiting = waiting, verifying
 
 
+def test_a_prompt_is_in_line_once() -> None:
+    """One that decodes plainly comes again after every step; a prompt does not."""
+    server = one_edge(batch=1)
+    server.pipeline.opened("b", 32, RTT_S, 0.0)
+    grant = server.step({"a": 0}, {}, STEP_S)["a"]
+    assert grant.draft_s == pytest.approx(STEP_S - RTT_S)
+    assert grant.late_s > STEP_S, "then the server has nothing to begin with"
+
+
+def test_nobody_waits_for_a_tree_while_others_wait_for_credits() -> None:
+    pipeline = Pipeline(1, 512, RoundRobin())
+    memory_bound(pipeline)
+    server = Server(pipeline)
+    for key in "abc":
+        pipeline.opened(key, 32, RTT_S, 0.0, user=key)
+    first, *_ = server.step(dict.fromkeys("abc", 0), {}, STEP_S).values()
+    assert (first.turn, first.late_s > 0) == (Turn.EDGE, True)
+    server.answer("a", 32, 0.01)
+    (second,) = [g for g in server.step({"a": 32}, {}, STEP_S).values() if g.turn is Turn.EDGE]
+    assert second.late_s == 0.0
+
+
+def test_a_draft_risks_no_more_than_what_is_left_of_the_slack() -> None:
+    pipeline = Pipeline(4, 512, Credits())
+    for rows in (1, 10, 40, 200):
+        for _ in range(4):
+            pipeline.cost.observe(rows, 0, 0.1 + 0.001 * rows)
+    pipeline.opened("a", 255, RTT_S, 0.0)
+    server, edge, plain_s = Server(pipeline), pipeline._edges["a"], 0.101
+    granted = []
+    grant = server.step({"a": 0}, {}, plain_s)["a"]
+    while grant.turn is Turn.EDGE:  # nothing is ever accepted
+        slack_s = edge.trial.slack_tokens * plain_s
+        server.answer("a", grant.max_nodes, min(grant.draft_s + grant.late_s, 0.1))
+        step_s = 0.101 + 0.001 * grant.max_nodes
+        granted.append(grant.max_nodes)
+        round_s = server.now_s + step_s - edge.verdict_s
+        assert round_s - plain_s <= slack_s + 0.005
+        grant = server.step({"a": grant.max_nodes}, {}, step_s)["a"]
+    assert len(set(granted)) > 1, "the less it has, the less it risks"
+
+
 def test_without_the_pipeline_no_time_is_told() -> None:
     pipeline = Pipeline(1, 512, Credits(), pipelined=False)
     memory_bound(pipeline)
     server = Server(pipeline)
     for key in "ab":
         pipeline.opened(key, 17, RTT_S, 0.0)
-        assert server.step({key: 0}, {}, STEP_S)[key] == Grant(Turn.EDGE, 17, 0.0)
+        assert server.step({key: 0}, {}, STEP_S)[key] == Grant(Turn.EDGE, 17, 0.0, math.inf)
 
 
 def test_an_edge_that_never_helps_soon_decodes_plainly() -> None:
@@ -233,6 +277,7 @@ def test_random_sessions_are_always_granted_something_sane(policy: str, seed: in
         for key, grant in [*grants, *due]:
             assert 0 <= grant.max_nodes <= pipeline._edges[key].max_nodes
             assert 0.0 <= grant.draft_s < 60.0
+            assert grant.late_s >= 0.0
             assert (grant.max_nodes > 0) == (grant.turn is Turn.EDGE)
             state[key] = "ready" if grant.turn is Turn.SERVER else grant.turn
             nodes[key] = grant.max_nodes

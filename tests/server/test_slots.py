@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from runtime.server.slots import first_slot
+from runtime.server.slots import Expected, first_slot
 
 STEP_S = 1.0
 
@@ -32,7 +32,7 @@ def test_a_tree_in_time_for_its_slot_is_taken_then_and_none_sooner(seed: int) ->
     rng = random.Random(seed)
     start_s, batch = 10.0, rng.randint(1, 3)
     ahead = rng.randint(0, 5)
-    due_s = [round(rng.uniform(10.0, 14.0), 2) for _ in range(rng.randint(0, 4))]
+    due_s = sorted(round(rng.uniform(10.0, 14.0), 2) for _ in range(rng.randint(0, 4)))
     arrival_s = start_s + rng.choice([0.013, 0.517, 1.517, 2.517])
     slot_s, latest_s = first_slot(arrival_s, start_s, ahead, 0, due_s, batch, lambda trees: STEP_S)
     assert arrival_s <= slot_s <= latest_s
@@ -54,11 +54,29 @@ def test_plain_sessions_keep_the_server_going() -> None:
     assert (slot_s, latest_s) == (6.0, 6.0)
 
 
-def test_plain_sessions_take_their_places_in_every_step() -> None:
-    slot_s, _ = first_slot(1.5, 1.0, 3, 1, [], 2, lambda trees: 1.0)
-    assert slot_s == 4.0
+def test_plain_sessions_stand_in_line_again_until_the_tree_does() -> None:
+    # at 1 one of the four goes with the plain one, at 2 two more, and it has come again behind them
+    assert first_slot(1.5, 1.0, 3, 1, [], 2, lambda trees: 1.0)[0] == 3.0
+    # one that decodes plainly alone fills every step, but stands behind the tree in the second
+    assert first_slot(1.5, 1.0, 0, 1, [], 1, lambda trees: 1.0) == (2.0, 2.0)
 
 
 def test_a_long_queue_is_cut_off() -> None:
     slot_s, _ = first_slot(5.0, 1.0, 10**6, 0, [], 1, lambda trees: 1.0)
     assert slot_s == 65.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_expected_trees_stay_in_order_whoever_comes_and_goes(seed: int) -> None:
+    """Against sorting them all; some are expected at the same time, and the last come late."""
+    rng, expected, times_s = random.Random(seed), Expected(), {}
+    for key in range(80):
+        times_s[key] = float(rng.randrange(20))
+        expected.add(key, times_s[key])
+        for gone in [key for key in times_s if rng.random() < 0.2]:
+            expected.discard(gone)
+            del times_s[gone]
+        expected.discard("nobody")
+        assert len(expected) == len(times_s)
+        for now_s in (-1.0, 7.0, 20.0):
+            assert expected.after(now_s) == sorted(t for t in times_s.values() if t > now_s)

@@ -14,7 +14,8 @@ def rounds(seed: int, quality: float, overhead: float, tokens: int) -> list[tupl
     trial, taken, done = Trial(), [], 0
     expected = 1 + sum(quality**depth for depth in range(1, 5))
     while done < tokens:
-        if trial.goes_on(expected / (1 + overhead), worst_tokens=overhead):
+        trial.expect(expected / (1 + overhead))
+        if 1 + overhead <= trial.most_tokens:
             count = 1 + next((i for i in range(4) if rng.random() >= quality), 4)
             trial.drafted(count, 1 + overhead)
             taken.append((count, 1 + overhead))
@@ -65,14 +66,18 @@ def test_a_hopeless_edge_is_tried_ever_more_rarely() -> None:
 def test_a_collapse_ends_drafting() -> None:
     trial = Trial()
     for _ in range(50):
-        assert trial.goes_on(3.0, 0.5)
+        trial.expect(3.0)
+        assert trial.most_tokens >= 1 + SLACK_TOKENS
         trial.drafted(4, 1.5)
+    assert trial.most_tokens == float("inf")
     assert trial.slack_tokens == SLACK_TOKENS
-    assert not trial.goes_on(0.7, 0.5)
+    trial.expect(0.7)
+    assert trial.most_tokens < 1.01
     assert trial.slack_tokens == 0.0
 
 
-def test_what_cannot_be_afforded_is_not_tried() -> None:
+def test_a_round_may_take_what_is_left_of_the_slack() -> None:
     trial = Trial()
-    assert trial.goes_on(5.0, SLACK_TOKENS)
-    assert not trial.goes_on(5.0, SLACK_TOKENS + 0.1)
+    assert trial.most_tokens == 1 + SLACK_TOKENS
+    trial.drafted(1, 2.5)
+    assert trial.most_tokens == pytest.approx(SLACK_TOKENS - 0.5)

@@ -49,7 +49,7 @@ def verdict(
     place, times = (session, round, node, 11, finish), (3, 40)
     if finish or turn is Turn.SERVER:
         return Verdict(*place, *times)
-    return Verdict(*place, *times, turn, max_nodes, draft_ms=12)
+    return Verdict(*place, *times, turn, max_nodes, draft_ms=12, late_ms=3)
 
 
 def draft(session: int, round: int, nodes: int = 4) -> Draft:
@@ -88,7 +88,7 @@ CONVERSATION: list[tuple[Role, Message]] = [
     (Role.SERVER, verdict(2, 1, turn=Turn.SERVER)),
     (Role.SERVER, verdict(2, 2, turn=Turn.SERVER)),
     (Role.SERVER, verdict(2, 3, turn=Turn.WAIT)),
-    (Role.SERVER, Credit(2, max_nodes=2, draft_ms=0)),
+    (Role.SERVER, Credit(2, max_nodes=2, draft_ms=0, late_ms=0)),
     (Role.EDGE, draft(2, 4, nodes=2)),
     (Role.SERVER, verdict(2, 4, node=2)),
     (Role.EDGE, Close(2)),
@@ -142,7 +142,7 @@ def verdicts(vocabulary: int) -> st.SearchStrategy[Verdict]:
         return Verdict(*place, queue_ms, verify_ms, Turn(turn), *grant)
 
     outcome = (sessions, st.integers(0, vocabulary - 1), st.sampled_from(Finish), u16, u16)
-    grant = (st.sampled_from(Turn), st.integers(0, 255), u16)
+    grant = (st.sampled_from(Turn), st.integers(0, 255), u16, u16)
     return st.builds(build, u32, st.integers(0, 255), *outcome, *grant)
 
 
@@ -182,7 +182,7 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
         st.builds(Prompt, sessions, token_ids(vocabulary, min_size=1, max_size=200)),
         drafts(vocabulary),
         verdicts(vocabulary),
-        st.builds(Credit, sessions, st.integers(0, 255), u16),
+        st.builds(Credit, sessions, st.integers(0, 255), u16, u16),
         st.builds(Close, sessions),
         errors,
         st.builds(Ping, u64),

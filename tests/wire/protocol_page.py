@@ -45,7 +45,7 @@ EXAMPLES: tuple[Message, ...] = (
     Error(1, ErrorCode.BUSY, False, "the server is full"),
     Ping(7),
     Pong(7),
-    Credit(1, 24, 0),
+    Credit(1, 24, 0, 65_535),
     CHALLENGE,
     PROOF,
     REDIRECT,

@@ -46,7 +46,7 @@ EDGE, SERVER = Role.EDGE, Role.SERVER
 FATAL = Error(0, ErrorCode.INTERNAL, True, "out of memory")
 NOTICE = Error(0, ErrorCode.DRAINING, False, "stopping soon")
 SESSION_ERROR = Error(1, ErrorCode.BUSY, False, "no room")
-CREDIT = Credit(1, max_nodes=8, draft_ms=5)
+CREDIT = Credit(1, max_nodes=8, draft_ms=5, late_ms=0)
 
 
 def frames(data, vocabulary=VOCABULARY):
@@ -377,7 +377,7 @@ CONTENT = [
     (SERVER, lambda: answering(255), verdict(1, 0, max_nodes=65), "64 nodes at most, not 65"),
     (SERVER, lambda: answering(0), verdict(1, 0, max_nodes=0), "its edge never drafts"),
     (SERVER, lambda: answering(0), verdict(1, 0, turn=Turn.WAIT, max_nodes=0), "never drafts"),
-    (SERVER, lambda: waiting(8), Credit(1, 9, 0), "may draft 8 nodes at most, not 9"),
+    (SERVER, lambda: waiting(8), Credit(1, 9, 0, 0), "may draft 8 nodes at most, not 9"),
     (EDGE, waiting, draft(1, 1), "the edge drafts and waits for a Credit"),
     (SERVER, drafting, CREDIT, "server may not send Credit while the edge drafts"),
     (SERVER, drafting, Error(1, ErrorCode.BUSY, True, ""), "fatal Error ends the connection"),
@@ -460,7 +460,7 @@ def test_a_draft_keeps_to_the_last_grant():
         edge.send(draft(1, 2, nodes=4))
     server.receive(edge.send(draft(1, 2, nodes=3)))
     edge.receive(server.send(verdict(1, 2, turn=Turn.WAIT, max_nodes=3)))
-    edge.receive(server.send(Credit(1, max_nodes=5, draft_ms=0)))
+    edge.receive(server.send(Credit(1, max_nodes=5, draft_ms=0, late_ms=0)))
     with pytest.raises(ValueError, match="6 nodes, at most 5"):
         edge.send(draft(1, 3, nodes=6))
     assert server.receive(edge.send(draft(1, 3, nodes=5))) == [draft(1, 3, nodes=5)]
@@ -736,7 +736,7 @@ class Storm:
             self.rounds[SERVER][session] += 1
             self.say(SERVER, Verdict(session, round, 0, generation, finish, 0, 0, *grant))
         elif phase is Phase.WAITING:
-            self.say(SERVER, Credit(session, 64, generation))
+            self.say(SERVER, Credit(session, 64, generation, 0))
 
     def carry(self):
         sender = self.rng.choice((EDGE, SERVER))
