@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from runtime.edge.batcher import Batcher
 from runtime.edge.link import Link, Request, Sampling, ServerError
+from runtime.edge.pace import Slot
 from runtime.edge.speculation import Noise, Proactive, Speculation, Step, TreeShape
 from runtime.tree import ROOT
 from runtime.wire import messages as wire
@@ -82,24 +83,23 @@ async def rounds(
 
 @dataclass(frozen=True)
 class Grant:
-    """The right to send a draft. Times are those of time.monotonic()."""
+    """The right to send a draft, received at a time of time.monotonic()."""
 
     max_nodes: int
     received_s: float
-    usable_s: float  # before it the server has no use for the draft; inf if a credit has to come
-    late_s: float  # for which it would then wait; inf if it has nothing else to do
+    slot: Slot
 
     @classmethod
     def of(cls, message: wire.Verdict | wire.Credit, received_s: float) -> "Grant":
         """What a message grants that came at `received_s`."""
+        waits = isinstance(message, wire.Verdict) and message.turn is wire.Turn.WAIT
+        free_s = math.inf if waits else message.draft_ms * 1e-3
         late_s = math.inf if message.late_ms == wire.NO_LIMIT_MS else message.late_ms * 1e-3
-        if isinstance(message, wire.Verdict) and message.turn is wire.Turn.WAIT:
-            return cls(message.max_nodes, received_s, math.inf, late_s)
-        return cls(message.max_nodes, received_s, received_s + message.draft_ms * 1e-3, late_s)
+        return cls(message.max_nodes, received_s, Slot(free_s, late_s))
 
     @property
     def needs_credit(self) -> bool:
-        return math.isinf(self.usable_s)
+        return math.isinf(self.slot.free_s)
 
 
 class Exchange:
@@ -144,7 +144,7 @@ class Exchange:
             grant = Grant.of(await self._request.credit(), self._request.arrived_s)
         tree = self._speculation.send(grant.max_nodes)
         self._request.send(len(self._speculation.context), tree)
-        self._used_s = max(time.monotonic(), grant.usable_s)
+        self._used_s = max(time.monotonic(), grant.received_s + grant.slot.free_s)
 
     async def _catch_up(self, max_nodes: int) -> bool:
         """Run accepted text that the cache lacks. False where there is no room for it."""
@@ -163,8 +163,7 @@ class Exchange:
             tokens = self._speculation.expected_tokens
             promise = self._speculation.probability(frontier)  # the most that a pass can add
             elapsed_s = time.monotonic() - grant.received_s
-            times_s = (elapsed_s, grant.usable_s - grant.received_s, grant.late_s)
-            if not self._pace.is_worth_a_pass(tokens, share * promise, *times_s):
+            if not self._pace.is_worth_a_pass(tokens, share * promise, elapsed_s, grant.slot):
                 break
             if not await self._pass(frontier):
                 break

@@ -84,11 +84,13 @@ class Pipeline:
         self._queued: set[Hashable] = set()  # have a prompt or a tree that can be in the next step
         self._drafting = Expected()  # may send a tree, or have it on the way
         self._credited: dict[Hashable, None] = {}  # have a credit that they were not told of
+        self._verified: set[Hashable] = set()  # in the last step, and not told their next move yet
         self._free_at_s = 0.0  # when the running step is expected to end
         self._ended_s = 0.0
         self._tokens, self._trees = Rate(), Rate()
         self._tree_rows, self._step_trees, self._step_s = Mean(), Mean(), Mean()
         self._hold_steps = Mean(gain=1 / 64)  # that a credit is out until the tree comes
+        self._take_stock()
 
     # --- what happens ---
 
@@ -111,6 +113,7 @@ class Pipeline:
     def closed(self, key: Hashable) -> None:
         """A session has ended, in whatever state."""
         del self._edges[key]
+        self._verified.discard(key)
         self._plain.discard(key)
         self._queued.discard(key)
         self._drafting.discard(key)
@@ -131,7 +134,8 @@ class Pipeline:
         self, keys: Iterable[Hashable], rows: int, chunk_rows: int, now_s: float
     ) -> None:
         """A step verifies these sessions, with `rows` rows in trees and `chunk_rows` in prompts."""
-        for key in keys:
+        self._verified = set(keys)
+        for key in self._verified:
             # One that decodes plainly is in the step after this one as well.
             if self._edges[key].turn is not Turn.SERVER:
                 self._queued.discard(key)
@@ -150,10 +154,10 @@ class Pipeline:
             self._step_trees.observe(trees)
             self._tree_rows.observe(rows / trees)
             self._step_s.observe(step_s)
+        self._take_stock()
         # A tree should find a place in the first step after it comes: enough for that, no more.
         mean, deviation = self._hold_steps.value, self._hold_steps.deviation
-        batch = self._batch
-        window = batch * max(mean, 1.0) + math.sqrt(batch) * deviation
+        window = self._batch * max(mean, 1.0) + math.sqrt(self._batch) * deviation
         self.credits.resize(round(window), self._trees.per_s)
 
     # --- what follows ---
@@ -161,6 +165,7 @@ class Pipeline:
     def after_verdict(self, key: Hashable, accepted: int, now_s: float) -> Grant:
         """The next move of a session after a verdict that accepted `accepted` drafted nodes."""
         edge = self._edges[key]
+        self._verified.discard(key)
         self._learn(edge, accepted, now_s)
         edge.verdict_s = now_s
         max_nodes = self._stake(edge)
@@ -189,11 +194,16 @@ class Pipeline:
         """When credits may be due although no step ends by then; infinite if never."""
         return self.credits.wake_s
 
-    @property
-    def _batch(self) -> int:
-        """Trees that fit in a step, by number and by rows."""
+    def _take_stock(self) -> None:
+        """Work out once for all verdicts of a step what they need to know of the steps before."""
         by_rows = self._max_step_nodes / max(self._tree_rows.value, 1.0)
-        return max(1, min(self._max_batch, int(by_rows)))
+        self._batch = max(1, min(self._max_batch, int(by_rows)))  # trees that fit in a step
+        # Rows that others have in a step, on average.
+        self._other_rows = max(self._step_trees.value - 1, 0.0) * self._tree_rows.value
+        self._token_s = self.cost.step_s(self._other_rows + 1)  # of a step for one more token
+        # Of more rows than these: how many cost how many tokens each.
+        root, per_s = self._other_rows + 1, self._tokens.per_s
+        self._prices = [(end - root, row_s * per_s) for end, row_s in self.cost.slopes(root)]
 
     def _learn(self, edge: Edge, accepted: int, now_s: float) -> None:
         if edge.turn is Turn.SERVER:
@@ -232,8 +242,9 @@ class Pipeline:
             batch=self._batch,
             step_s=lambda trees: self.cost.step_s(max(trees, 1) * self._tree_rows.value),
         )
-        # A server that would wait for it while others wait for credits wastes everybody's time.
-        late_s = 0.0 if self.credits.wanted else max(latest_s - slot_s, 0.0)
+        # Others come as well if they wait for a credit, or are told so right after this one.
+        others = self.credits.wanted or (now_s >= self._free_at_s and bool(self._verified))
+        late_s = 0.0 if others else max(latest_s - slot_s, 0.0)
         return max(slot_s - now_s - travel_s, 0.0), late_s
 
     def _budget(self, edge: Edge) -> int:
@@ -247,14 +258,12 @@ class Pipeline:
             return min(edge.max_nodes, self._max_step_nodes - 1)
         trees = max(self._step_trees.value, 1.0)
         most = min(edge.max_nodes, int(self._max_step_nodes / trees) - 1)
-        root = self._other_rows + 1
         nodes = 0
-        for end, row_s in self.cost.slopes(root):
-            price = row_s * self._tokens.per_s
+        for rows, price in self._prices:
             worth = edge.acceptance.best_below(price) if price > 0 else math.inf
-            here = min(most, end - root, worth)
+            here = min(most, rows, worth)
             nodes = max(nodes, int(here))
-            if here < end - root:
+            if here < rows:
                 break
         return nodes
 
@@ -284,18 +293,13 @@ class Pipeline:
 
     def _plain_s(self) -> float:
         """Time of one token of plain decoding beside the others' trees."""
-        return self._turns * self.cost.step_s(self._other_rows + 1)
+        return self._turns * self._token_s
 
     def _round_s(self, edge: Edge, nodes: int, share: float = 1.0) -> float:
         """Time of a round with a tree that takes a share of the usual time to draft."""
         step_s = self.cost.step_s(self._other_rows + 1 + nodes)
         draft_s = share * edge.draft_s.value
         return max(step_s + edge.rtt_s.value + draft_s, self._turns * step_s)
-
-    @property
-    def _other_rows(self) -> float:
-        """Rows that others have in a step, on average."""
-        return max(self._step_trees.value - 1, 0.0) * self._tree_rows.value
 
     @property
     def _turns(self) -> int:

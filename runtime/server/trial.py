@@ -1,7 +1,7 @@
 """Whether a session drafts or decodes plainly, at a bounded price for finding out.
 
-The next round may lose what is left of a slack of 3.2 tokens, 5 % of any 64, so its draft is made
-small enough for that; gains fill the slack again, up to 3.2. When no draft fits the session decodes
+The next round may lose what is left of a slack of 3.1 tokens, 5 % of any 64, so its draft is made
+small enough for that; gains fill the slack again, up to 3.1. When no draft fits the session decodes
 plainly until 64 tokens have passed, twice as many each time that drafting gained nothing, and then
 has its slack again. A round that can lose half a percent of a token at most, as where the others'
 steps leave time to draft in, needs no slack. So no 64 tokens in a row take more than 5 % longer
@@ -15,7 +15,7 @@ import math
 from runtime.server.estimators import Mean
 
 WINDOW_TOKENS, MOST_PATIENCE_TOKENS = 64, 1024
-SLACK_TOKENS = 0.05 * WINDOW_TOKENS
+SLACK_TOKENS = 3.1  # just under 5 % of a window: free rounds lose a little too
 FREE_TOKENS = 0.005  # what a round may lose without slack
 SURE, UNSURE = 1.25, 1.1  # times as fast as plain decoding, to stop counting and to count again
 

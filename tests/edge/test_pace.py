@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from runtime.edge.pace import Pace
+from runtime.edge.pace import Pace, Slot
 
-CHOOSES = (0.0, math.inf)  # free_s and late_s of an edge that the server has no time for
+CHOOSES = Slot(0.0, math.inf)  # the server has nothing else to do
 
 
 def best_rate(gains: list[float], pass_s: float, wait_s: float) -> float:
@@ -26,21 +26,39 @@ def test_stopping_is_optimal_when_gains_fall(seed: int) -> None:
     pace = Pace(pass_s=rng.uniform(0.001, 0.05), wait_s=rng.uniform(0.001, 0.2))
     tokens, passes = 1.0, 0
     while passes < len(gains) and pace.is_worth_a_pass(
-        tokens, gains[passes], passes * pace.pass_s, *CHOOSES
+        tokens, gains[passes], passes * pace.pass_s, CHOOSES
     ):
         tokens, passes = tokens + gains[passes], passes + 1
     rate = tokens / (passes * pace.pass_s + pace.wait_s)
     assert rate == pytest.approx(best_rate(gains, pace.pass_s, pace.wait_s))
 
 
-def test_a_step_that_starts_at_a_known_time_is_not_missed() -> None:
-    """However much a pass would bring: the next step is a whole step away."""
-    pace = Pace(pass_s=0.01, wait_s=0.05)
-    fitting = [n for n in range(9) if pace.is_worth_a_pass(1.0, 0.9, n * 0.01 + 1e-9, 0.045, 0.0)]
-    assert fitting == [0, 1, 2, 3]
-    assert not pace.is_worth_a_pass(1.0, 50.0, elapsed_s=0.04, free_s=0.045, late_s=0.0)
-    assert pace.is_worth_a_pass(1.0, 50.0, elapsed_s=0.04, free_s=0.045, late_s=0.006)
-    assert not pace.is_worth_a_pass(1.0, 50.0, elapsed_s=0.042, free_s=0.045, late_s=0.006)
+def test_a_step_that_starts_at_a_known_time_is_not_missed_for_little() -> None:
+    pace = Pace(pass_s=0.01, step_s=0.1, wait_s=0.05)
+    slot = Slot(0.045, 0.0)
+    fitting = [n for n in range(9) if pace.is_worth_a_pass(1.0, 0.5, n * 0.01 + 1e-9, slot)]
+    assert fitting[:4] == [0, 1, 2, 3]
+    assert 4 not in fitting
+    slot = Slot(0.045, 0.006)
+    assert pace.is_worth_a_pass(1.0, 0.5, 0.04, slot)
+    assert not pace.is_worth_a_pass(1.0, 0.5, 0.042, slot)
+
+
+def test_a_step_is_given_up_for_much_more_in_the_next_one() -> None:
+    """Of a few milliseconds before one step and a hundred more before the next one."""
+    pace = Pace(pass_s=0.01, step_s=0.1, wait_s=0.1)
+    assert pace.is_worth_a_pass(1.0, 0.8, 0.001, Slot(0.002, 0.0))
+    assert not pace.is_worth_a_pass(3.0, 0.3, 0.096, Slot(0.097, 0.0))
+    # and once it is missed, all the time before the next one is free
+    assert pace.is_worth_a_pass(1.0, 1e-6, 0.011, Slot(0.002, 0.0))
+    assert not pace.is_worth_a_pass(1.0, 1e-6, 0.094, Slot(0.002, 0.0))
+
+
+def test_where_no_step_follows_a_draft_may_not_take_longer_than_it_was_given() -> None:
+    pace = Pace(pass_s=0.01, step_s=0.1, wait_s=0.1)
+    assert pace.is_worth_a_pass(1.0, 50.0, 0.019, Slot(0.0, 0.03))
+    assert not pace.is_worth_a_pass(1.0, 50.0, 0.021, Slot(0.0, 0.03))
+    assert not pace.is_worth_a_pass(1.0, 50.0, 0.2, Slot(0.0, 0.03))
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -56,7 +74,7 @@ def test_a_server_that_waits_is_paid_for_from_when_it_waits(seed: int) -> None:
 
     passes = 0
     while passes < len(gains) and pace.is_worth_a_pass(
-        1 + sum(gains[:passes]), gains[passes], passes * pace.pass_s, free_s, math.inf
+        1 + sum(gains[:passes]), gains[passes], passes * pace.pass_s, Slot(free_s, math.inf)
     ):
         passes += 1
     assert rate(passes) == pytest.approx(max(map(rate, range(len(gains) + 1))))
@@ -65,22 +83,23 @@ def test_a_server_that_waits_is_paid_for_from_when_it_waits(seed: int) -> None:
 def test_free_time_is_used_and_nothing_else_is_wasted() -> None:
     pace = Pace(pass_s=0.01, wait_s=0.05)
     for late_s in (0.0, 0.5, math.inf):
-        assert pace.is_worth_a_pass(3.0, 1e-6, 0.0, 0.01, late_s)
-        assert not pace.is_worth_a_pass(3.0, 1e-6, 0.001, 0.01, late_s)
-    assert pace.is_worth_a_pass(3.0, 1e-6, elapsed_s=9.0, free_s=math.inf, late_s=0.0)
-    assert not pace.is_worth_a_pass(3.0, 0.0, elapsed_s=0.0, free_s=math.inf, late_s=0.0)
+        assert pace.is_worth_a_pass(3.0, 1e-6, 0.0, Slot(0.01, late_s))
+        assert not pace.is_worth_a_pass(3.0, 1e-6, 0.001, Slot(0.01, late_s))
+    to_come = Slot(math.inf, 0.0)
+    assert pace.is_worth_a_pass(3.0, 1e-6, 9.0, to_come)
+    assert not pace.is_worth_a_pass(3.0, 0.0, 0.0, to_come)
 
 
 def test_before_a_wait_is_measured_it_is_a_step_of_the_server() -> None:
     pace = Pace(pass_s=0.01)
     pace.saw_step(0.1)
-    assert pace.is_worth_a_pass(5.0, 0.6, 0.0, *CHOOSES)
-    assert not pace.is_worth_a_pass(5.0, 0.4, 0.0, *CHOOSES)
+    assert pace.is_worth_a_pass(5.0, 0.6, 0.0, CHOOSES)
+    assert not pace.is_worth_a_pass(5.0, 0.4, 0.0, CHOOSES)
     pace.saw_wait(0.3)
     for _ in range(40):
         pace.saw_step(0.1)
         pace.saw_wait(0.3)
-    assert pace.is_worth_a_pass(5.0, 0.4, 0.0, *CHOOSES)
+    assert pace.is_worth_a_pass(5.0, 0.4, 0.0, CHOOSES)
 
 
 def test_a_pass_ahead_must_end_before_the_verdict() -> None:
