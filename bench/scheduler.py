@@ -28,7 +28,7 @@ QUALITIES, RTTS_S = (0.0, 0.2, 0.4, 0.6, 0.8), (0.005, 0.014, 0.03, 0.05, 0.1)
 
 @dataclass(frozen=True)
 class Figure:
-    """One simulated number, and what it should be."""
+    """One number, and what it should be."""
 
     scenario: str
     name: str
@@ -50,11 +50,12 @@ class Setting:
     seconds: float
     seeds: int
     pipelined: bool = True
+    joining_s: float = 0.0  # in which the crowd comes
 
-    def simulate(
+    def run(
         self, accelerator: Accelerator, devices: Sequence[Device], seconds: float, seed: int = 0
     ) -> Record:
-        """Run one simulation; the first half is not counted."""
+        """One simulation, of which the first half is not counted; bench/credits.py has another."""
         credits = POLICIES[self.policy]()
         simulation = Simulation(accelerator, devices, credits, self.pipelined, seed)
         return simulation.run(seconds, seconds / 2)
@@ -84,7 +85,7 @@ def two_edges(setting: Setting) -> Iterator[Figure]:
     """The paper's headline setting, against a server that always verifies the deepest trees."""
     device = Device(PAPER_RTT_S, PASS_S)
     accelerator = Accelerator(((1, PAPER_STEP_S),), max_batch=1)
-    record = setting.simulate(accelerator, [device] * 2, setting.seconds * 6)
+    record = setting.run(accelerator, [device] * 2, setting.seconds * 6)
     passes = int((PAPER_STEP_S - PAPER_RTT_S) / PASS_S)
     accepted = expected_accepted(device.max_nodes, passes, device.quality)
     bound = (1 + accepted) / PAPER_STEP_S
@@ -97,18 +98,33 @@ def two_edges(setting: Setting) -> Iterator[Figure]:
 
 def crowd(setting: Setting) -> Iterator[Figure]:
     """Many users with one edge each, far more than the server can take."""
+    gap_s = setting.joining_s / setting.edges
+    name = f"{setting.edges} edges, batch {CROWD_BATCH}"
+    return crowded(setting, name, lambda number, rtt_s: number * gap_s)
+
+
+def reunion(setting: Setting) -> Iterator[Figure]:
+    """The same users, who all ask at one moment, as after a restart: who is near comes first."""
+    return crowded(setting, f"{setting.edges} edges at once", lambda number, rtt_s: rtt_s / 2)
+
+
+def crowded(
+    setting: Setting, name: str, joins_s: Callable[[int, float], float]
+) -> Iterator[Figure]:
+    """The figures of a crowd; `joins_s` is of an edge with this number and round trip."""
     rng = random.Random(1)
+    rtts_s = [rng.uniform(0.005, 0.1) for _ in range(setting.edges)]
     devices = [
-        Device(rng.uniform(0.005, 0.1), user=str(number), jitter=0.1)
-        for number in range(setting.edges)
+        Device(rtt_s, user=str(number), jitter=0.1, joins_s=joins_s(number, rtt_s))
+        for number, rtt_s in enumerate(rtts_s)
     ]
     accelerator = Accelerator(((1, CROWD_STEP_S),), CROWD_BATCH, noise=0.02)
     seconds = max(setting.seconds, 4 * setting.edges / CROWD_BATCH * CROWD_STEP_S)
-    record = setting.simulate(accelerator, devices, seconds)
-    name = f"{setting.edges} edges, batch {CROWD_BATCH}"
-    capacity = CROWD_BATCH / CROWD_STEP_S
+    record = setting.run(accelerator, devices, seconds)
+    step_s = statistics.mean(record.steps_s)
+    capacity = CROWD_BATCH / step_s
     share = len(record.ages_s) / record.elapsed_s / capacity
-    age_s, limit_s = quantile(record.ages_s, 0.99), 0.11 / 2 + 2 * CROWD_STEP_S
+    age_s, limit_s = quantile(record.ages_s, 0.99), 0.11 / 2 + 2 * step_s
     yield Figure(name, "trees/s", share * capacity)
     yield Figure(name, "share of capacity", share, ">= 0.98", share >= 0.98)
     yield Figure(name, "tokens/s", record.tokens / record.elapsed_s)
@@ -118,22 +134,29 @@ def crowd(setting: Setting) -> Iterator[Figure]:
     yield Figure(name, "largest window", window, "the longest queue", bounded)
     yield Figure(name, "p50 age, ms", quantile(record.ages_s, 0.5) * 1e3)
     yield Figure(name, "p99 age, ms", age_s * 1e3, f"<= {limit_s * 1e3:.0f}", age_s <= limit_s)
-    ratio = rounds(record, lambda d: d.rtt_s > 0.075) / rounds(record, lambda d: d.rtt_s < 0.03)
+    far = rounds_per_s(record, lambda device: device.rtt_s > 0.075)
+    near = rounds_per_s(record, lambda device: device.rtt_s < 0.03)
+    ratio = far / near
     yield Figure(name, "long / short RTT", ratio, "0.9-1.1", 0.9 <= ratio <= 1.1)
 
 
-def rounds(record: Record, which: Callable[[Device], bool]) -> float:
-    """Mean number of verdicts of the edges chosen."""
-    return statistics.mean(len(trip.verdicts) for trip in record.trips if which(trip.device))
+def rounds_per_s(record: Record, which: Callable[[Device], bool]) -> float:
+    """Mean rate of the verdicts of the edges chosen, each from its first one on."""
+    end_s = max(trip.verdicts[-1][0] for trip in record.trips if trip.verdicts)
+    chosen = [trip.verdicts for trip in record.trips if which(trip.device)]
+    return statistics.mean(
+        (len(verdicts) - 1) / (end_s - verdicts[0][0]) if len(verdicts) > 1 else 0.0
+        for verdicts in chosen
+    )
 
 
 def newcomer(setting: Setting) -> Iterator[Figure]:
     """A second user joins while the first one fills the server."""
-    joins_s = 10.0
+    joins_s = setting.seconds / 3
     first = [Device(0.03, user="first", jitter=0.1)] * 64
     second = [Device(0.03, user="second", jitter=0.1, joins_s=joins_s)] * 64
     accelerator = Accelerator(((1, CROWD_STEP_S),), CROWD_BATCH, noise=0.02)
-    record = setting.simulate(accelerator, first + second, joins_s + 4)
+    record = setting.run(accelerator, first + second, joins_s + 4)
     times = record.trees_by_user
     after_s = min(trip.verdicts[0][0] for trip in record.trips[64:]) - joins_s
     counts = [sum(joins_s + 2 < time < joins_s + 3 for time in times[user]) for user in times]
@@ -144,18 +167,32 @@ def newcomer(setting: Setting) -> Iterator[Figure]:
 
 
 def weights(setting: Setting) -> Iterator[Figure]:
-    """Shares of users of different weights, and of different numbers of edges."""
+    """Two users of different weights, with as many edges."""
+    yield share_of_first(setting, "weights 3 : 1", (64, 64), (3.0, 1.0), 0.75)
+
+
+def connections(setting: Setting) -> Iterator[Figure]:
+    """Two users of the same weight, one of whom has more edges."""
+    yield share_of_first(setting, "48 and 16 edges", (48, 16), (1.0, 1.0), 0.5)
+
+
+def share_of_first(
+    setting: Setting,
+    name: str,
+    edges: tuple[int, int],
+    user_weights: tuple[float, float],
+    goal: float,
+) -> Figure:
+    """What the first of two users gets of a full server."""
+    devices = [
+        Device(0.03, user=user, weight=weight, jitter=0.1)
+        for user, count, weight in zip("ab", edges, user_weights, strict=True)
+        for _ in range(count)
+    ]
     accelerator = Accelerator(((1, CROWD_STEP_S),), CROWD_BATCH, noise=0.02)
-    for name, (many, few), (heavy, light), goal in (
-        ("weights 3 : 1", (64, 64), (3.0, 1.0), 0.75),
-        ("24 and 8 edges", (48, 16), (1.0, 1.0), 0.5),
-    ):
-        devices = [Device(0.03, user="a", weight=heavy, jitter=0.1)] * many
-        devices += [Device(0.03, user="b", weight=light, jitter=0.1)] * few
-        times = setting.simulate(accelerator, devices, setting.seconds).trees_by_user
-        share = len(times["a"]) / sum(map(len, times.values()))
-        met = abs(share - goal) <= 0.05
-        yield Figure(name, "share of the first", share, f"{goal} +- 0.05", met)
+    times = setting.run(accelerator, devices, setting.seconds).trees_by_user
+    share = len(times["a"]) / sum(map(len, times.values()))
+    return Figure(name, "share of the first", share, f"{goal} +- 0.05", abs(share - goal) <= 0.05)
 
 
 def never_slower(setting: Setting) -> Iterator[Figure]:
@@ -170,7 +207,7 @@ def never_slower(setting: Setting) -> Iterator[Figure]:
         for seed in range(setting.seeds):
             for rtt_s, quality in cells:
                 device = Device(rtt_s, pass_s, quality)
-                record = setting.simulate(accelerator, [device], 1000 * plain_s, seed)
+                record = setting.run(accelerator, [device], 1000 * plain_s, seed)
                 windows.append(worst_window(record.trips[0], plain_s))
                 speedups.append(record.tokens / record.elapsed_s * plain_s)
         slower = sum(window > 1.05 for window in windows) / len(windows)
@@ -181,7 +218,7 @@ def never_slower(setting: Setting) -> Iterator[Figure]:
         yield Figure(name, "least speedup", min(speedups), ">= 0.95", min(speedups) >= 0.95)
 
 
-SCENARIOS = (two_edges, crowd, newcomer, weights, never_slower)
+SCENARIOS = (two_edges, crowd, newcomer, weights, connections, never_slower)
 
 
 def main() -> None:

@@ -17,8 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from runtime.edge.pace import Pace, Slot
 from runtime.server.credits import Credits
 from runtime.server.pipeline import Grant, Pipeline
+from runtime.server.warm_up import ROWS as WARM_UP_ROWS
 from runtime.wire.messages import Turn
 
 NODES_PER_PASS = 8
@@ -61,22 +63,61 @@ class Accelerator:
 
 @dataclass
 class Trip:
-    """Simulated state of one edge, and what is recorded of it."""
+    """The state of one edge, and what is recorded of it; bench/credits.py lets it draft for real.
+
+    A draft is a number of nodes and of the passes they took.
+    """
 
     device: Device
     received_s: float = 0.0  # when the last verdict reached the edge
-    round_s: float = 0.0  # as the edge measures it
     nodes: int = 0
     passes: int = 0
     sent_s: float = 0.0
+    used_s: float = 0.0  # when the server could use the last draft
     queued_s: float = 0.0
     plain: bool = True
+    pace: Pace = field(default_factory=Pace)
     verdicts: list[tuple[float, int]] = field(default_factory=list)  # seconds, tokens
 
     @property
     def tokens(self) -> int:
         """All tokens so far."""
         return sum(tokens for _, tokens in self.verdicts)
+
+    def answered(self, accepted: int, step_s: float, now_s: float) -> None:
+        """A verdict comes that accepts so many nodes; a step of the server takes `step_s`."""
+        self.verdicts.append((now_s, accepted + 1))
+        self.pace.saw_step(step_s)
+
+    def draft(self, grant: Grant, granted_s: float) -> None:
+        """Draft from the verdict on; after `granted_s` while the edge's own rule says so."""
+        device, before_s = self.device, granted_s - self.received_s
+        if self.used_s:
+            self.pace.saw_wait(max(self.received_s - self.used_s, 0.0))
+        self.pace.pass_s = device.pass_s
+        passes = max(1, min(int(before_s / device.pass_s), device.max_passes))
+        while passes < device.max_passes and self._goes_on(grant, passes, before_s):
+            passes += 1
+        self.passes = passes
+        self.nodes = min(grant.max_nodes, NODES_PER_PASS * passes)
+        self.sent_s = max(granted_s, self.received_s + passes * device.pass_s)
+        self.used_s = max(self.sent_s, granted_s + grant.draft_s)
+
+    def _goes_on(self, grant: Grant, passes: int, before_s: float) -> bool:
+        tokens, more = (self._tokens(grant, count) for count in (passes, passes + 1))
+        elapsed_s = passes * self.device.pass_s - before_s
+        slot = Slot(grant.draft_s, grant.late_s)
+        return self.pace.is_worth_a_pass(tokens, more - tokens, elapsed_s, slot)
+
+    def _tokens(self, grant: Grant, passes: int) -> float:
+        """Of a verdict, expected."""
+        nodes = min(grant.max_nodes, NODES_PER_PASS * passes)
+        return 1 + expected_accepted(nodes, passes, self.device.quality)
+
+    def luck(self, quality: float, rng: random.Random) -> int:
+        """Nodes of its draft that a verdict accepts."""
+        levels, chance = tree_shape(self.nodes, self.passes, quality)
+        return next((i for i in range(levels) if rng.random() >= chance), levels)
 
 
 @dataclass
@@ -86,6 +127,7 @@ class Record:
     trips: list[Trip]
     elapsed_s: float
     busy_s: float = 0.0
+    steps_s: list[float] = field(default_factory=list)  # how long each took
     tokens: int = 0
     ages_s: list[float] = field(default_factory=list)  # of trees, from leaving the edge to verified
     longest_queue: int = 0
@@ -128,6 +170,7 @@ class Simulation:
         self.pipeline = Pipeline(
             accelerator.max_batch, accelerator.max_step_nodes, credits, pipelined
         )
+        self.pipeline.cost.learn((rows, accelerator.step_s(rows)) for rows in WARM_UP_ROWS)
         self.trips = [Trip(device) for device in devices]
         self._rng = random.Random(seed)
         self._quality_at = quality_at
@@ -207,6 +250,7 @@ class Simulation:
         self._busy = False
         if self._now_s > self._warm_up_s:
             self.record.busy_s += min(step_s, self._now_s - self._warm_up_s)
+            self.record.steps_s.append(step_s)
             self.record.tokens += tokens
         for number, count in zip(batch, accepted, strict=True):
             self._verdict(number, count)
@@ -215,15 +259,11 @@ class Simulation:
         self._start_step()
 
     def _accepted(self, trip: Trip) -> int:
-        quality = self._quality_at(trip.device, self._now_s)
-        levels, chance = tree_shape(trip.nodes, trip.passes, quality)
-        return next((i for i in range(levels) if self._rng.random() >= chance), levels)
+        return trip.luck(self._quality_at(trip.device, self._now_s), self._rng)
 
     def _verdict(self, number: int, accepted: int) -> None:
         trip = self.trips[number]
-        if trip.verdicts:
-            trip.round_s += (self._now_s - trip.verdicts[-1][0] - trip.round_s) / 4
-        trip.verdicts.append((self._now_s, accepted + 1))
+        trip.answered(accepted, self.accelerator.step_s(1), self._now_s)
         if not trip.plain and self._now_s > self._warm_up_s:
             self.record.ages_s.append(self._now_s - trip.sent_s)
             self.record.trees_by_user.setdefault(trip.device.user, []).append(self._now_s)
@@ -249,30 +289,7 @@ class Simulation:
         self._edge_drafts(number, grant, max(reaches_s, trip.received_s))
 
     def _edge_drafts(self, number: int, grant: Grant, granted_s: float) -> None:
-        """Draft from the verdict on; after `granted_s` while it is free or worth the time."""
         trip = self.trips[number]
-        device = trip.device
-        before_s = granted_s - trip.received_s
-        passes = max(1, min(int(before_s / device.pass_s), device.max_passes))
-        while passes < device.max_passes and self._goes_on(trip, grant, passes, before_s):
-            passes += 1
-        trip.passes = passes
-        trip.nodes = min(grant.max_nodes, NODES_PER_PASS * passes)
-        trip.sent_s = max(granted_s, trip.received_s + passes * device.pass_s)
-        arrives_s = trip.sent_s + self._one_way_s(device)
+        trip.draft(grant, granted_s)
+        arrives_s = trip.sent_s + self._one_way_s(trip.device)
         self._at(arrives_s, self._draft, number, trip.sent_s - granted_s)
-
-    def _goes_on(self, trip: Trip, grant: Grant, passes: int, before_s: float) -> bool:
-        """Another pass is free, or gains tokens faster than the edge's rounds do."""
-        device = trip.device
-        if (passes + 1) * device.pass_s - before_s <= grant.draft_s:
-            return True
-        if grant.draft_s > 0:
-            return False
-
-        def accepted(count: int) -> float:
-            nodes = min(grant.max_nodes, NODES_PER_PASS * count)
-            return expected_accepted(nodes, count, device.quality)
-
-        gain = accepted(passes + 1) - accepted(passes)
-        return gain * trip.round_s >= (1 + accepted(passes)) * device.pass_s or not trip.round_s

@@ -88,10 +88,10 @@ def text_after(token: int, count: int) -> list[int]:
     return text
 
 
-def draft_after(token: int, nodes: int) -> Tree:
-    """A chain whose first half the stub will accept."""
-    right = text_after(token, nodes // 2)
-    wrong = [(next_token(token) + 1) % VOCABULARY] * (nodes - len(right))
+def draft_after(token: int, nodes: int, accepted: int) -> Tree:
+    """A chain of which the stub will accept so many nodes, and none of the others."""
+    right = text_after(token, accepted)
+    wrong = [(next_token([token, *right][-1]) + 1) % VOCABULARY] * (nodes - accepted)
     return Tree((*right, *wrong), tuple(range(nodes)))
 
 
@@ -113,7 +113,7 @@ async def decode(
             if not request.finished and verdict.turn is not wire.Turn.SERVER:
                 granted = await _granted(request, verdict)
                 depth = min(granted, limit - len(text) - 1)
-                tree, sent_s = draft_after(text[-1], depth), time.monotonic()
+                tree, sent_s = draft_after(text[-1], depth, depth // 2), time.monotonic()
                 request.send(len(text), tree)
         assert text[len(prompt) :] == text_after(prompt[-1], max_tokens), "another text"
     finally:

@@ -3,6 +3,7 @@
     python -m bench.stub_server STEP_S [options of python -m runtime.server]
 
 A step sleeps STEP_S seconds. The text is known in advance, so that every client can check its own.
+/metrics also has how many credits could be out at most.
 """
 
 import asyncio
@@ -10,7 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
+from typing import TextIO
 
 import torch
 from prometheus_client import Gauge
@@ -24,6 +28,8 @@ from runtime.server.door import Door, Identity
 from runtime.server.http import application, serving
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
+from runtime.server.users import load_users
+from runtime.server.warm_up import ROWS
 from runtime.wire.tcp import listen
 
 VOCABULARY = 256
@@ -66,17 +72,25 @@ class StubEngine:
         """There are no keys and values to move."""
 
 
-async def serve(config: ServerConfig, step_s: float) -> None:
+async def serve(config: ServerConfig, step_s: float, trace: TextIO | None) -> None:
     """Until SIGTERM; prints the addresses of the pages and of the server."""
-    metrics, engine = (
-        Metrics(),
-        StubEngine(config.kv_tokens, config.page_size, lambda: time.sleep(step_s)),
-    )
+    largest_window = 0.0
+
+    def hold() -> None:
+        nonlocal largest_window
+        largest_window = max(largest_window, server.pipeline.credits.window.size)
+        time.sleep(step_s)
+
+    metrics, engine = Metrics(), StubEngine(config.kv_tokens, config.page_size, hold)
     forward_s = Gauge("stub_forward_cpu_seconds", "Of the passes", registry=metrics.registry)
     forward_s.set_function(lambda: engine.cpu_s)
     thread_s = Gauge("stub_thread_cpu_seconds", "Of their thread", registry=metrics.registry)
     thread_s.set_function(lambda: engine.thread_cpu_s)
-    server = Server(config, engine, Door(config, IDENTITY), metrics=metrics)
+    window = Gauge("stub_largest_window", "Credits, since the start", registry=metrics.registry)
+    window.set_function(lambda: largest_window)
+    users = load_users(Path(config.users)) if config.users else None
+    server = Server(config, engine, Door(config, IDENTITY, users), trace, metrics)
+    server.pipeline.cost.learn((rows, step_s) for rows in ROWS)
     listener = await listen(config.host, config.port, server.new_peer, start=False)
     pages = application(lambda: server.unready, metrics.registry)
     async with serving(config.http, pages) as url:
@@ -90,7 +104,8 @@ def main() -> None:
     config = parse(ServerConfig, sys.argv[2:], os.environ, "python -m bench.stub_server")
     configure(config.log_level, config.log_format)
     torch.set_num_threads(1)
-    asyncio.run(serve(config, step_s))
+    with open(config.trace, "w", encoding="utf-8") if config.trace else nullcontext() as trace:
+        asyncio.run(serve(config, step_s, trace))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     progress = Console(stderr=True, highlight=False, style="dim")
     prices = read_prices(options.server_price, options.edge_price)
-    setup = make_setup(options)
+    setup, objective_ms = make_setup(options), options.objective_ms
     modes = dict.fromkeys(["plain", *options.modes])  # the plain texts judge the others
     rtts_s = [rtt_ms / 1e3 for rtt_ms in options.rtt_ms]
     with ExitStack() as stack:
@@ -41,9 +41,10 @@ def run(options: argparse.Namespace) -> int:
         repeats = QUICK_REPEATS if options.quick else options.repeats
         runs = run_all(laboratory, cases, repeats, progress.print)
     rows = make_rows(runs, prices)
-    print_report(rows, setup, shape, prices, console)
+    print_report(rows, setup, shape, prices, console, objective_ms)
     if options.json:
-        options.json.write_text(json.dumps(to_json(rows, setup, shape, prices), indent=2) + "\n")
+        figures = to_json(rows, setup, shape, prices, objective_ms)
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
     if options.plots:
         from runtime.bench.plots import write_plots
 
@@ -59,7 +60,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
     if options.prompts:
         questions = read_questions(options.prompts, options.per_task, options.tasks)
     rate = options.mbps * 1e6 / 8
-    return Setup(
+    setup = Setup(
         questions=tuple(question.text for question in questions),
         model=options.model,
         draft=options.draft,
@@ -74,6 +75,15 @@ def make_setup(options: argparse.Namespace) -> Setup:
         shape=Shape(max_beam_len=options.max_beam_len),
         conditions=Conditions(0.0, rate, rate, options.jitter_ms / 1e3),
     )
+    if options.objective_ms is not None and not options.objective_ms > 0:
+        raise ValueError(f"--objective-ms must be above 0, got {options.objective_ms:g}")
+    clients = max(setup.batch, setup.edges, *options.replayed)
+    if clients > len(setup.questions):
+        raise ValueError(
+            f"{clients} clients cannot all be busy with {len(setup.questions)} prompts: "
+            "give --prompts or more --per-task"
+        )
+    return setup
 
 
 def search_shapes(options: argparse.Namespace) -> list[Shape]:

@@ -11,7 +11,7 @@ import random
 import selectors
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf, nextafter
 
@@ -90,7 +90,9 @@ class _End(asyncio.Protocol):
 
     def _end_sending(self) -> None:
         self._sent_all = True
-        self.transport.write_eof()
+        # who has closed the other direction meanwhile may be gone, and connection_lost follows
+        with suppress(OSError):
+            self.transport.write_eof()
         if self._received_all:
             self.transport.close()
 
@@ -131,6 +133,12 @@ class _Link:
         near.transport.resume_reading()
 
 
+async def open_link(target: tuple[str, int], conditions: Conditions) -> asyncio.Server:
+    """Listen on loopback, in this event loop, for connections to the target over the link."""
+    link = _Link(target, conditions)
+    return await asyncio.get_running_loop().create_server(link.accept, "127.0.0.1", 0)
+
+
 @contextmanager
 def emulated_link(address: str, conditions: Conditions) -> Iterator[str]:
     """host:port on loopback that leads to the server at `address` over the emulated link.
@@ -138,10 +146,10 @@ def emulated_link(address: str, conditions: Conditions) -> Iterator[str]:
     Runs in a thread of its own. Raises OSError if no port can be had.
     """
     host, _, port = address.rpartition(":")
-    link = _Link((host.strip("[]"), int(port)), conditions)
     # select() counts in microseconds where epoll, asyncio's choice, rounds up to milliseconds
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
-    listener = loop.run_until_complete(loop.create_server(link.accept, "127.0.0.1", 0))
+    target = host.strip("[]"), int(port)
+    listener = loop.run_until_complete(open_link(target, conditions))
     thread = threading.Thread(target=loop.run_forever, name="link", daemon=True)
     thread.start()
     try:

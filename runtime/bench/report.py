@@ -12,6 +12,7 @@ from rich.console import Console
 from runtime.bench.evaluation import Row, Spread, find
 from runtime.bench.figures import Bound, Prices, bound
 from runtime.bench.modes import SERVER_ONLY
+from runtime.bench.objective import Carried, carried
 from runtime.bench.runs import Setup, Shape
 
 SPEED = (
@@ -137,10 +138,25 @@ def layer_split_ms(rows: Sequence[Row]) -> dict[float, float]:
     return {row.case.rtt_ms: step_ms + row.case.rtt_ms for row in rows if row.case.rtt_ms}
 
 
+def capacity(one: Carried, objective_ms: float) -> str:
+    """One mode at the objective, as a sentence."""
+    tried = ", ".join(map(str, one.tried))
+    mode = f"{one.mode}, RTT {one.rtt_ms:g} ms" if one.rtt_ms else one.mode
+    return (
+        f"at most {objective_ms:g} ms between tokens: {mode}: {one.by_mean} client(s) by the mean, "
+        f"{one.by_p99} by the p99 (tried: {tried})"
+    )
+
+
 def print_report(
-    rows: Sequence[Row], setup: Setup, shape: Shape, prices: Prices, console: Console
+    rows: Sequence[Row],
+    setup: Setup,
+    shape: Shape,
+    prices: Prices,
+    console: Console,
+    objective_ms: float | None = None,
 ) -> None:
-    """The tables, the bound and the simulated layer split."""
+    """The tables, the clients within the objective, the bound and the simulated layer split."""
     for name, value in machine().items():
         console.print(f"{name}: {value}")
     console.print(described(setup, shape, prices))
@@ -150,6 +166,9 @@ def print_report(
     console.print()
     console.print(laid_out(WORK, [work_cells(row) for row in rows]))
     console.print()
+    if objective_ms is not None:
+        for one in carried(rows, objective_ms):
+            console.print(capacity(one, objective_ms))
     if (b := reached(rows)) is not None:
         console.print(
             f"bound: (1 + D/V) x acceptance gain = (1 + {b.draft_ms:.1f}/{b.verify_ms:.1f}) x "
@@ -162,7 +181,13 @@ def print_report(
         )
 
 
-def to_json(rows: Sequence[Row], setup: Setup, shape: Shape, prices: Prices) -> dict[str, Any]:
+def to_json(
+    rows: Sequence[Row],
+    setup: Setup,
+    shape: Shape,
+    prices: Prices,
+    objective_ms: float | None = None,
+) -> dict[str, Any]:
     """Everything the table shows, and each repetition's figures."""
     b = reached(rows)
     return {
@@ -182,4 +207,8 @@ def to_json(rows: Sequence[Row], setup: Setup, shape: Shape, prices: Prices) -> 
         ],
         "bound": asdict(b) | {"bound": b.bound, "share": b.share} if b else None,
         "layer_split_simulated_ms": layer_split_ms(rows),
+        "objective_ms": objective_ms,
+        "clients_within_objective": [
+            asdict(one) for one in (carried(rows, objective_ms) if objective_ms is not None else ())
+        ],
     }

@@ -31,6 +31,7 @@ class Window:
     given: int = 0  # credits, since the start
     expired: int = 0  # of these, taken back because the tree did not come
     _until_s: dict[Hashable, float] = field(default_factory=dict)
+    _none_before_s: float = math.inf  # until then no credit is overdue
 
     def __len__(self) -> int:
         return len(self._until_s)
@@ -53,6 +54,7 @@ class Window:
     def hold(self, key: Hashable, until_s: float) -> None:
         """A credit that is out lasts until then; one that is not out comes back."""
         self._until_s[key] = until_s
+        self._none_before_s = min(self._none_before_s, until_s)
 
     def release(self, key: Hashable) -> None:
         """The tree was taken into a batch, or its session is gone."""
@@ -65,9 +67,12 @@ class Window:
 
     def expire(self, now_s: float) -> None:
         """Take back credits that are overdue."""
+        if now_s <= self._none_before_s:
+            return
         for key in [key for key, until_s in self._until_s.items() if until_s < now_s]:
             del self._until_s[key]
             self.expired += 1
+        self._none_before_s = self.expires_s
 
 
 @dataclass
@@ -85,6 +90,7 @@ class Credits:
     def __init__(self) -> None:
         self.window = Window(math.inf)
         self._users: dict[Hashable, User] = {}
+        self._wanting: dict[Hashable, User] = {}  # of these, who want a credit
         self._user_of: dict[Hashable, Hashable] = {}
 
     def opened(self, key: Hashable, user: Hashable, weight: float = 1.0) -> None:
@@ -100,6 +106,8 @@ class Credits:
         user = self._user_of.pop(key)
         entry = self._users[user]
         entry.wanting.pop(key, None)
+        if not entry.wanting:
+            self._wanting.pop(user, None)
         entry.sessions -= 1
         if not entry.sessions:
             del self._users[user]
@@ -107,7 +115,9 @@ class Credits:
 
     def want(self, key: Hashable) -> None:
         """The session has, or is making, a tree to send."""
-        self._users[self._user_of[key]].wanting[key] = None
+        user = self._user_of[key]
+        self._wanting[user] = self._users[user]
+        self._wanting[user].wanting[key] = None
 
     def resize(self, window: int, trees_per_s: float) -> None:
         """Let out so many credits at a time, where so many trees are verified."""
@@ -117,7 +127,10 @@ class Credits:
         self.window.expire(now_s)
         given: list[Hashable] = []
         while self.window.room and (user := self._next(now_s)) is not None:
-            key, _ = self._users[user].wanting.popitem(last=False)
+            sessions = self._wanting[user].wanting
+            key, _ = sessions.popitem(last=False)
+            if not sessions:
+                del self._wanting[user]
             self.window.take(key)
             given.append(key)
         return given
@@ -125,7 +138,7 @@ class Credits:
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for a credit."""
-        return any(entry.wanting for entry in self._users.values())
+        return bool(self._wanting)
 
     @property
     def wake_s(self) -> float:
@@ -134,7 +147,7 @@ class Credits:
 
     def _next(self, now_s: float) -> Hashable | None:
         """The user whose turn it is, None when nobody wants a credit."""
-        return next((user for user, entry in self._users.items() if entry.wanting), None)
+        return next(iter(self._wanting), None)
 
 
 class RoundRobin(Credits):
@@ -159,8 +172,8 @@ class RoundRobin(Credits):
     def _next(self, now_s: float) -> Hashable | None:
         while self._deficit:
             user, deficit = next(iter(self._deficit.items()))
-            entry = self._users.get(user)
-            if entry is None or not entry.wanting:
+            entry = self._wanting.get(user)
+            if entry is None:
                 del self._deficit[user]  # who wants nothing saves nothing up
             elif deficit >= 1:
                 self._deficit[user] -= 1
@@ -258,7 +271,7 @@ class ExpressPass(Credits):
         return max(PERIOD_S, OFFERS * len(self._users) / self._most)
 
     def _next(self, now_s: float) -> Hashable | None:
-        wanting = [user for user, entry in self._users.items() if entry.wanting]
+        wanting = [user for user in self._users if user in self._wanting]
         for user in wanting:
             self._paces.setdefault(user, Pace(now_s, self._most / 2, self._users[user].weight))
         user = min(wanting, key=lambda user: self._paces[user].due_s, default=None)
@@ -270,7 +283,7 @@ class ExpressPass(Credits):
         """Count the offers that were lost, and let every rate follow."""
         period_s, self._updated_s = now_s - self._updated_s, now_s
         for user, pace in self._paces.items():
-            if self._users[user].wanting:
+            if user in self._wanting:
                 pace.lose(now_s)
             pace.update(LEAST_SHARE * self._most / len(self._users), self._most, period_s)
 

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -74,6 +75,9 @@ class Server:
         )
         self.metrics.watch(self.door, self.scheduler, self.pipeline)
         self._rtt_s: dict[FramedProtocol, float] = {}
+        # Requests by peer and number: whose they are, then in one of the two states.
+        self._user_of: dict[tuple[FramedProtocol, int], str] = {}
+        self._requests_of: Counter[str] = Counter()
         self._prompting: dict[tuple[FramedProtocol, int], tuple[wire.Open, list[int]]] = {}
         self._sessions: dict[tuple[FramedProtocol, int], Session] = {}
         self._work = asyncio.Event()
@@ -143,7 +147,7 @@ class Server:
     def _open(self, peer: FramedProtocol, message: wire.Open) -> None:
         identity, user = self.door.identity, self.door.admitted[peer]
         room = identity.max_context - message.prompt_tokens
-        of_user = sum(self.door.admitted[key[0]] == user for key in self._keys())
+        of_user = self._requests_of[user]
         if self.unready:
             self._refuse(peer, message.session, wire.ErrorCode.DRAINING, self.unready)
         elif room < 1:
@@ -159,6 +163,8 @@ class Server:
             self._refuse(peer, message.session, wire.ErrorCode.BUSY, sentence)
         else:
             self._prompting[peer, message.session] = (message, [])
+            self._user_of[peer, message.session] = user
+            self._requests_of[user] += 1
 
     def _extend_prompt(self, peer: FramedProtocol, message: wire.Prompt) -> None:
         params, prompt = self._prompting[peer, message.session]
@@ -195,12 +201,13 @@ class Server:
             self._refuse(peer, message.session, wire.ErrorCode.PROTOCOL, str(error))
         else:
             nodes, draft_s = len(message.tokens), message.draft_ms * 1e-3
+            self.scheduler.drafted(session)
             self.pipeline.draft_arrived(session.key, nodes, draft_s, session.ready_s)
         self._work.set()
 
     def _keys(self) -> list[tuple[FramedProtocol, int]]:
         """Of all requests, those that are still being read included."""
-        return [*self._sessions, *self._prompting]
+        return [*self._user_of]
 
     def _refuse(
         self, peer: FramedProtocol, session: int, code: wire.ErrorCode, sentence: str
@@ -213,13 +220,17 @@ class Server:
         self._forget(peer, session)
 
     def _forget(self, peer: FramedProtocol, number: int) -> None:
+        user = self._user_of.pop((peer, number), None)
+        if user is None:
+            return
+        self._requests_of[user] -= 1
         self._prompting.pop((peer, number), None)
         session = self._sessions.pop((peer, number), None)
         if session is not None:
             self.scheduler.remove(session)
             self.pipeline.closed(session.key)
             self._work.set()  # its pages may admit someone who waits
-        if not self._sessions and not self._prompting:
+        if not self._user_of:
             self._idle.set()
 
     def _who(
@@ -366,7 +377,7 @@ class Server:
         notice = wire.Error(0, wire.ErrorCode.DRAINING, fatal=False, sentence=self.unready)
         for peer in self.door.admitted:
             peer.send(notice)
-        if self._sessions or self._prompting:
+        if self._user_of:
             self._idle.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self.config.drain_s)

@@ -1,18 +1,26 @@
 """What /metrics tells: what has happened since the start, and how things stand at this moment.
 
 The loop reports events to `Metrics`; gauges are read from the door, the scheduler and the pipeline
-when somebody asks, so that no step ever waits for a scrape. Knows no HTTP.
+when somebody asks, so that no step ever waits for a scrape. What happens thousands of times a
+second is counted in plain numbers, which are made a page of when somebody asks. Knows no HTTP.
 Names and meanings are those of vLLM where it has the same quantity, under `specedge:`.
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter as Count
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from runtime.server.door import Door
@@ -35,7 +43,8 @@ class Metrics:
         self._gone_bytes: Count[str] = Count()  # by direction, of connections that have ended
         ProcessCollector(registry=self.registry)
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts that were admitted")
-        self._generation_tokens = self._counter("generation_tokens", "Tokens given by verdicts")
+        self._verdicts = _Verdicts()
+        self.registry.register(self._verdicts)
         self._success = self._counter(
             "request_success", "Requests whose text came to its end", "finished_reason", Finish
         )
@@ -45,23 +54,8 @@ class Metrics:
         self._connection_errors = self._counter(
             "connection_errors", "Connections ended by an Error of either end", "code", ErrorCode
         )
-        self._drafts = self._counter("spec_decode_num_drafts", "Trees verified that had nodes")
-        self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Nodes of these trees")
-        self._accepted = self._counter(
-            "spec_decode_num_accepted_tokens", "Nodes that were accepted"
-        )
-        self._accepted_per_position = self._counter(
-            "spec_decode_num_accepted_tokens_per_pos",
-            "Nodes that were accepted, by depth; the root's children have position 0",
-            "position",
-        )
         self._first_token_s = self._histogram(
             "time_to_first_token_seconds", "From the whole prompt to the first verdict", SECONDS
-        )
-        self._inter_token_s = self._histogram(
-            "inter_token_latency_seconds",
-            "Between two verdicts, over the tokens of the second; counted once for each token",
-            SECONDS,
         )
         self._rtt_s = self._histogram(
             "edge_rtt_seconds", "Round trip to an edge, measured when it is admitted", SECONDS
@@ -110,18 +104,15 @@ class Metrics:
 
         `session.verdict_s` is still that of the verdict before, `session.ready_s` the draft's.
         """
-        self._generation_tokens.inc(accepted + 1)
+        tokens = accepted + 1
+        self._verdicts.tokens += tokens
         if drafted:
-            self._drafts.inc()
-            self._draft_tokens.inc(drafted)
-            self._accepted.inc(accepted)
-            for position in range(accepted):
-                self._accepted_per_position.labels(position).inc()
+            self._verdicts.drafted += drafted
+            self._verdicts.trees_by_depth[accepted] += 1
         if session.verdict_s is None:
             self._first_token_s.observe(now_s - session.ready_s)
         else:
-            for _ in range(accepted + 1):
-                self._inter_token_s.observe((now_s - session.verdict_s) / (accepted + 1))
+            self._verdicts.inter_token_s.observe((now_s - session.verdict_s) / tokens, tokens)
         if session.finish:
             self._success.labels(label(session.finish)).inc()
 
@@ -143,6 +134,59 @@ class Metrics:
 def label(value: IntEnum) -> str:
     """A code as it is spelled in labels and logs."""
     return value.name.lower()
+
+
+class _Buckets:
+    """A histogram over `SECONDS`, in as many numbers."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * len(SECONDS)
+        self._sum_s = 0.0
+
+    def observe(self, value_s: float, times: int) -> None:
+        """Count a value so many times."""
+        self._counts[bisect_left(SECONDS, value_s)] += times
+        self._sum_s += value_s * times
+
+    def family(self, name: str, help: str) -> Metric:
+        """As a scrape shows it."""
+        bounds = ("+Inf" if math.isinf(bound) else str(float(bound)) for bound in SECONDS)
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(PREFIX + name, help, buckets=buckets, sum_value=self._sum_s)
+
+
+@dataclass(eq=False)
+class _Verdicts(Collector):
+    """What verdicts gave, and what became of the trees that had nodes."""
+
+    tokens: int = 0
+    drafted: int = 0
+    trees_by_depth: Count[int] = field(default_factory=Count)  # by nodes accepted
+    inter_token_s: _Buckets = field(default_factory=_Buckets)
+
+    def collect(self) -> Iterator[Metric]:
+        trees = self.trees_by_depth
+        yield _count("generation_tokens", "Tokens given by verdicts", self.tokens)
+        yield _count("spec_decode_num_drafts", "Trees verified that had nodes", trees.total())
+        yield _count("spec_decode_num_draft_tokens", "Nodes of these trees", self.drafted)
+        yield _count(
+            "spec_decode_num_accepted_tokens",
+            "Nodes that were accepted",
+            sum(depth * count for depth, count in trees.items()),
+        )
+        by_position = CounterMetricFamily(
+            PREFIX + "spec_decode_num_accepted_tokens_per_pos",
+            "Nodes that were accepted, by depth; the root's children have position 0",
+            labels=["position"],
+        )
+        for position in range(max(trees, default=0)):
+            deeper = sum(count for depth, count in trees.items() if depth > position)
+            by_position.add_metric([str(position)], deeper)
+        yield by_position
+        yield self.inter_token_s.family(
+            "inter_token_latency_seconds",
+            "Between two verdicts, over the tokens of the second; counted once for each token",
+        )
 
 
 @dataclass(eq=False)

@@ -224,7 +224,7 @@ class Pipeline:
             late_s = min(late_s, max(self._most_draft_s(edge, max_nodes) - free_s, 0.0))
         wanted_s = max(edge.draft_s.value - (now_s - edge.verdict_s), 0.0)
         edge.grant_s = now_s
-        edge.due_s = now_s + edge.rtt_s.value + min(wanted_s, free_s + late_s)
+        edge.due_s = now_s + edge.rtt_s.value + wanted_s
         self._drafting.add(key, edge.due_s)
         self.credits.window.hold(key, edge.due_s + HOLD_S)
         return Grant(Turn.EDGE, max_nodes, free_s, late_s)

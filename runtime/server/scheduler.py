@@ -15,10 +15,11 @@ Source: continuous batching after Orca (OSDI 2022); preemption by recomputation 
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable
+from itertools import chain
 
 from runtime.server.prefix_cache import PrefixCache, extend_keys
 from runtime.server.session import Session
-from runtime.server.step import Limits, Work, choose
+from runtime.server.step import Limits, Line, Work, choose
 
 __all__ = ["Limits", "Refused", "Scheduler", "Work"]
 
@@ -47,6 +48,12 @@ class Scheduler:
         self.sought_tokens = 0  # tokens before the root, of every admission
         self.hit_tokens = 0  # of these, found in the cache
         self.preemptions = 0
+        self._admissions = 0
+        # What the running sessions wait for. Who is in none of the three waits for its edge, and
+        # costs a step nothing.
+        self._drafted: set[Session] = set()  # for pages for a draft that has come
+        self._prompts: dict[Session, None] = {}  # to be prefilled, oldest admission first
+        self._ready = Line()  # to be verified
         self._step: list[Work] = []
 
     def pages_for(self, session: Session) -> int:
@@ -75,7 +82,7 @@ class Scheduler:
         the step is over.
         """
         if self._is_running(session):
-            del self.running[session.key]
+            self._stop(session)
             if all(work.session is not session for work in self._step):
                 self._release(session)
         elif session in self.waiting:
@@ -89,12 +96,21 @@ class Scheduler:
         """
         self._settle()
         # oldest first; an older session may preempt a younger one before its turn comes
-        ready = [s for s in self.running.values() if s.draft is not None]
-        lacking = [s for s in ready if self._is_running(s) and not self._supply(s)]
+        for session in sorted(self._drafted, key=lambda session: session.admission):
+            if session in self._drafted and self._supply(session):
+                self._drafted.remove(session)
+                self._line_up(session)
         self._admit()
-        able = [s for s in self.running.values() if s not in lacking]
-        self._step = choose(able, self.limits)
+        prompts = [session for session in self._prompts if session not in self._drafted]
+        self._step = choose(self._ready, prompts, self.limits)
+        for work in self._step:
+            self._ready.discard(work.session)
         return self._step
+
+    def drafted(self, session: Session) -> None:
+        """A draft has come for a session that was verified in an earlier step than the last."""
+        if self._is_running(session):
+            self._drafted.add(session)
 
     def check(self) -> None:
         """Recount pages; our own bookkeeping must never drift."""
@@ -105,6 +121,21 @@ class Scheduler:
             held = len(session.pages) * self.limits.page_size
             assert session.cached <= held, f"{session.cached} tokens cached in pages of {held}"
         assert not any(session.pages for session in self.waiting), "a waiting session holds pages"
+        self._check_lines()
+
+    def _check_lines(self) -> None:
+        """Sort everybody anew; those in the step are sorted when it is over."""
+        lines = self._drafted, self._prompts, self._ready
+        assert all(map(self._is_running, chain(*lines))), "who does not run waits for a step"
+        stepping = {work.session for work in self._step}
+        others = [s for s in self.running.values() if s not in stepping]
+        prompts = [s for s in others if s.uncached]
+        assert prompts == [s for s in self._prompts if s not in stepping], "prompts differ"
+        ready = [s for s in others if s.draft is not None and s not in self._drafted]
+        ready = sorted((s for s in ready if not s.uncached), key=lambda s: s.ready_s)
+        assert ready == list(self._ready), "the line differs from those who should be in it"
+        supplied = all(self._pages_missing(session) <= 0 for session in ready)
+        assert supplied, "who is in line lacks pages"
 
     def _admit(self) -> None:
         """Start waiting sessions, in order, while slots and pages last."""
@@ -140,15 +171,31 @@ class Scheduler:
         session.published, session.cached = len(shared), len(shared) * size
         self.sought_tokens += session.root
         self.hit_tokens += session.cached
+        self._admissions += 1
+        session.admission = self._admissions
         self.running[session.key] = session
+        self._line_up(session)
         return True
+
+    def _line_up(self, session: Session) -> None:
+        """Let a running session that has the pages for its draft wait for a step."""
+        if session.uncached:
+            self._prompts[session] = None
+        elif session.draft is not None:
+            self._ready.add(session)
+
+    def _stop(self, session: Session) -> None:
+        del self.running[session.key]
+        self._drafted.discard(session)
+        self._prompts.pop(session, None)
+        self._ready.discard(session)
 
     def _supply(self, session: Session) -> bool:
         """Give a running session the pages for its draft, from younger sessions if need be.
 
         False if older ones hold too many: then it sits out.
         """
-        missing = self._pages_with_draft(session) - len(session.pages)
+        missing = self._pages_missing(session)
         if missing <= 0:
             return True
         while missing > self.cache.room():
@@ -161,7 +208,7 @@ class Scheduler:
 
     def _preempt(self, session: Session) -> None:
         """Take all pages of the session admitted last; its context and its draft stay."""
-        del self.running[session.key]
+        self._stop(session)
         self._release(session)
         session.cached = 0
         session.preemptions += 1
@@ -180,6 +227,11 @@ class Scheduler:
                 self._publish(session)
             if not stays:
                 self._release(session)
+                continue
+            if not session.uncached:
+                self._prompts.pop(session, None)
+            if session.draft is not None:
+                self._drafted.add(session)
         self._step = []
 
     def _publish(self, session: Session) -> None:
@@ -197,6 +249,9 @@ class Scheduler:
 
     def _pages_with_draft(self, session: Session) -> int:
         return self.limits.pages_for(len(session.context) + len(session.draft or ()))
+
+    def _pages_missing(self, session: Session) -> int:
+        return self._pages_with_draft(session) - len(session.pages)
 
     def _is_running(self, session: Session) -> bool:
         return self.running.get(session.key) is session

@@ -40,6 +40,7 @@ class Session:
     page_keys: list[Key] = field(default_factory=list)  # of the context's full pages, so far known
     published: int = 0  # leading pages that others may find
     cached: int = 0
+    admission: int = 0  # of all admissions, which one was its last
     preemptions: int = 0
     round: int = 0  # the verdict that is owed next; 0 follows the prompt
     draft: Tree | None = NO_NODES  # what is ready to be verified; the prompt alone at first

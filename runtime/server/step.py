@@ -6,7 +6,8 @@ Pure policy: no clock, no model, and no pages.
 Source: chunked prefill after Sarathi (2308.16369).
 """
 
-from collections.abc import Iterable
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from runtime.server.session import Session
@@ -39,19 +40,49 @@ class Work:
     verify: bool
 
 
-def choose(running: Iterable[Session], limits: Limits) -> list[Work]:
-    """Trees first, oldest draft first: they are one step away from giving text. Then prompts.
+class Line:
+    """Sessions whose tree can be verified, oldest draft first, then oldest admission.
 
-    `running` comes in order of admission. A tree that does not fit is verified in a later step,
-    when those before it are done and all others are younger.
+    Kept in order, so that a step looks at those that it takes and not at all the others.
     """
-    sessions = list(running)
-    ready = [s for s in sessions if s.draft is not None and not s.uncached]
-    ready.sort(key=lambda session: session.ready_s)
-    chunks = _chunks([s for s in sessions if s.uncached], limits.chunk_tokens)
+
+    def __init__(self) -> None:
+        self._order: list[tuple[float, int, Session]] = []
+        self._places: dict[Session, tuple[float, int, Session]] = {}
+
+    def __iter__(self) -> Iterator[Session]:
+        return (session for _, _, session in self._order)
+
+    def add(self, session: Session) -> None:
+        """Line up; the session's draft stays as it is until it leaves."""
+        assert session not in self._places, f"{session.key} is in line twice"
+        place = session.ready_s, session.admission, session
+        self._places[session] = place
+        insort(self._order, place)
+
+    def discard(self, session: Session) -> None:
+        """Leave the line, if it is in it."""
+        place = self._places.pop(session, None)
+        if place is not None:
+            del self._order[bisect_left(self._order, place)]
+
+
+def choose(ready: Iterable[Session], prompts: Sequence[Session], limits: Limits) -> list[Work]:
+    """Trees first: they are one step away from giving text. Then prompts.
+
+    `ready` comes oldest draft first, `prompts` oldest admission first. A tree that does not fit is
+    verified in a later step, when those before it are done and all others are younger.
+    """
     trees, rows = limits.max_batch, limits.max_step_nodes
     batch = []
-    for session, chunk in [*((session, 0) for session in ready), *chunks]:
+    for session in ready:
+        if not trees or not rows:
+            break
+        nodes = 1 + len(session.draft or ())
+        if nodes <= rows:
+            trees, rows = trees - 1, rows - nodes
+            batch.append(Work(session, 0, verify=True))
+    for session, chunk in _chunks(prompts, limits.chunk_tokens):
         nodes = 1 + len(session.draft or ())
         complete = session.draft is not None and chunk == session.uncached
         verify = complete and trees > 0 and nodes <= rows
@@ -62,7 +93,7 @@ def choose(running: Iterable[Session], limits: Limits) -> list[Work]:
     return batch
 
 
-def _chunks(prompts: list[Session], rows: int) -> list[tuple[Session, int]]:
+def _chunks(prompts: Sequence[Session], rows: int) -> list[tuple[Session, int]]:
     """Tokens of each prompt for one step: half to the oldest, the rest to the shortest first.
 
     So a long prompt delays short ones little, and no number of short ones stops it. A preempted

@@ -7,8 +7,9 @@ verification in one pass, Gumbel-max coupling as in arXiv:2408.07978.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -71,11 +72,11 @@ def _step(engine: Engine, batch: Sequence[Work]) -> list[Outcome]:
     trees = [work.session for work in batch if work.verify]
     # A tree may attend to a chunk of its own prompt in the same pass: every layer writes the KV of
     # all rows before it attends.
-    requests = [_chunk_request(work) for work in chunks]
-    requests += [_tree_request(session) for session in trees]
-    logits = engine.forward(requests)
+    chunk_requests = [_chunk_request(work) for work in chunks]
+    requests = [_tree_request(session) for session in trees]
+    logits = engine.forward([*chunk_requests, *requests])
     outcomes: list[Outcome] = [Prefilled(work.session, work.chunk) for work in chunks]
-    return outcomes + _verdicts(engine, trees, logits) if trees else outcomes
+    return outcomes + _verdicts(engine, trees, requests, logits) if trees else outcomes
 
 
 def _chunk_request(work: Work) -> TreeRequest:
@@ -103,19 +104,14 @@ def _tree_request(session: Session) -> TreeRequest:
     )
 
 
-def _verdicts(engine: Engine, trees: list[Session], logits: Tensor) -> list[Outcome]:
+def _verdicts(
+    engine: Engine, trees: list[Session], requests: list[TreeRequest], logits: Tensor
+) -> list[Outcome]:
     """Draw the target's token at every node, walk each tree, compact the cache."""
-    requests = [_tree_request(session) for session in trees]
     sizes = [len(request.tokens) for request in requests]
-    offsets = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32, device=logits.device)
-    parents = torch.tensor(
-        [parent for request in requests for parent in request.parents],
-        dtype=torch.int32,
-        device=logits.device,
-    )
-    tokens = torch.tensor(
-        [token for request in requests for token in request.tokens], device=logits.device
-    )
+    offsets = _column(accumulate(sizes, initial=0), np.int32, logits.device)
+    parents = _column(chain.from_iterable(r.parents for r in requests), np.int32, logits.device)
+    tokens = _column(chain.from_iterable(r.tokens for r in requests), np.int64, logits.device)
     ancestors, depth = build_tree(parents, offsets, words=-(-max(sizes) // 64))
     target = target_tokens(logits, *_sampling(trees, sizes, depth))
     path, accepted_lens, bonus = verify(tokens, ancestors, offsets, target, max(sizes))
@@ -126,6 +122,11 @@ def _verdicts(engine: Engine, trees: list[Session], logits: Tensor) -> list[Outc
         _outcome(session, nodes[:count], token)
         for session, (count, token, *nodes) in zip(trees, verdicts, strict=True)
     ]
+
+
+def _column(numbers: Iterable[int], dtype: type, device: torch.device) -> Tensor:
+    """A tensor of these numbers; NumPy takes them several times as fast as torch does."""
+    return torch.from_numpy(np.fromiter(numbers, dtype)).to(device)
 
 
 def _sampling(trees: list[Session], sizes: list[int], depth: Tensor) -> tuple[Tensor, ...]:

@@ -14,9 +14,10 @@ from runtime.bench.command import make_setup, read_prices, search_shapes
 from runtime.bench.evaluation import Case, Row, different_texts, find, make_cases, make_rows
 from runtime.bench.figures import Bound, Prices, bound, figures, inter_token_s, percentile
 from runtime.bench.modes import MODES, REPLAYED, SERVER_ONLY
+from runtime.bench.objective import Carried, carried
 from runtime.bench.prompts import BUILT_IN, TASKS, read_questions
 from runtime.bench.records import Answer, Run, Step, read_trace
-from runtime.bench.report import layer_split_ms, reached, to_json
+from runtime.bench.report import capacity, layer_split_ms, reached, to_json
 from runtime.bench.runs import Setup, Shape
 from runtime.bench.workers import Cores, Worker, ask_all
 
@@ -144,6 +145,37 @@ def test_the_layer_split_is_simulated_from_the_plain_step() -> None:
     assert report["layer_split_simulated_ms"] == {15.0: 45.0}
     assert reached(rows) is None
     assert find(rows, SERVER_ONLY) is None
+
+
+def test_clients_within_an_objective() -> None:
+    def a_case(mode: str, clients: int, latencies_ms: list[tuple[float, float]]) -> Row:
+        each = [
+            dataclasses.replace(figures(RUN, PRICES), inter_token_ms=mean, inter_token_p99_ms=p99)
+            for mean, p99 in latencies_ms
+        ]
+        return Row(Case(mode, SETUP, clients), tuple(each), different=0)
+
+    rows = [
+        a_case("plain", 2, [(90.0, 101.0)]),
+        a_case(REPLAYED, 2, [(60.0, 80.0)]),
+        # the median of the repetitions counts, and the objective itself is within it
+        a_case(REPLAYED, 8, [(99.0, 150.0), (100.0, 160.0), (300.0, 400.0)]),
+        a_case(REPLAYED, 4, [(100.5, 100.0)]),
+        dataclasses.replace(a_case(REPLAYED, 16, [(10.0, 10.0)]), different=1),
+        a_case(SERVER_ONLY, 1, [(101.0, 200.0)]),
+    ]
+    within = carried(rows, 100.0)
+    assert within == [
+        Carried("plain", 0.0, (2,), by_mean=2, by_p99=0),
+        Carried(REPLAYED, 0.0, (2, 4, 8), by_mean=8, by_p99=4),
+        Carried(SERVER_ONLY, 0.0, (1,), by_mean=0, by_p99=0),
+    ]
+    assert "8 client(s) by the mean, 4 by the p99 (tried: 2, 4, 8)" in capacity(within[1], 100.0)
+    far = a_row("specedge", [1.0], rtt_s=0.015)
+    assert carried([far], 1e9) == [Carried("specedge", 15.0, (2,), 2, 2)]
+    report = to_json(rows, SETUP, Shape(), PRICES, objective_ms=100.0)
+    assert report["clients_within_objective"][1]["by_p99"] == 4
+    assert to_json(rows, SETUP, Shape(), PRICES)["clients_within_objective"] == []
 
 
 def test_plots_of_all_kinds(tmp_path: Path) -> None:
@@ -299,7 +331,7 @@ def test_an_evaluation_from_its_command_line(
     argv = options_for(
         tiny_pair, questions, "--quick", "--temperature", "1", "--rtt-ms", "4",
         "--json", str(result), "--modes", SERVER_ONLY, "specedge",
-        "--draft-pass-ms", "1", "--verify-ms", "3", "--replayed", "3",
+        "--draft-pass-ms", "1", "--verify-ms", "3", "--replayed", "3", "--objective-ms", "60000",
     )  # fmt: skip
     monkeypatch.setattr("runtime.bench.command.QUICK_REPEATS", 1)
     monkeypatch.setattr("runtime.bench.command.QUICK_DEPTHS", (3,))
@@ -317,7 +349,10 @@ def test_an_evaluation_from_its_command_line(
     assert rows[SERVER_ONLY]["median"]["tokens_per_verification"] > 1.2
     assert rows[SERVER_ONLY]["median"]["draft_ms"] >= 1
     assert report["bound"]["share"] > 0
+    within = {one["mode"]: one for one in report["clients_within_objective"]}
+    assert within[REPLAYED]["by_p99"] == within[REPLAYED]["by_mean"] == 3
     table = capfd.readouterr().out
+    assert "at most 60000 ms between tokens: plain, RTT 4 ms: 1 client(s) by the mean" in table
     assert "layer split, simulated" in table
     assert "padded to 1 ms" in table
 
@@ -329,6 +364,8 @@ def test_what_cannot_run_says_why(
         (["--prompts", str(tmp_path / "nowhere")], "nowhere"),
         (["--edge-price", "abacus"], "no price for 'abacus'"),
         (["--jitter-ms", "-1"], "must be finite"),
+        (["--objective-ms", "0"], "must be above 0"),
+        (["--replayed", "4", "500"], "500 clients cannot all be busy"),
     ):
         monkeypatch.setattr("sys.argv", ["runtime.bench", *argv])
         assert main() == 2

@@ -13,6 +13,7 @@ from bench.scheduler import (
     CPU_POINTS,
     PAPER_STEP_S,
     Setting,
+    connections,
     crowd,
     newcomer,
     two_edges,
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 QUICK = Setting("drr", edges=1000, seconds=20, seeds=1)
 
 
-@pytest.mark.parametrize("scenario", [two_edges, crowd, newcomer, weights])
+@pytest.mark.parametrize("scenario", [two_edges, crowd, newcomer, weights, connections])
 def test_the_default_policy_meets_every_goal(scenario) -> None:
     missed = [figure for figure in scenario(QUICK) if figure.met is False]
     assert not missed

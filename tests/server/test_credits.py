@@ -57,6 +57,7 @@ def test_random_events_keep_every_invariant(policy: str) -> None:
         credits = POLICIES[policy]()
         credits.resize(rng.randint(1, 5), 50.0)
         live: dict[int, str] = {}  # what each session is doing
+        until_s: dict[int, float] = {}  # of the credits that are out
         now_s, next_key = 0.0, 0
         for _ in range(400):
             now_s += rng.choice([0.0, 0.001, 0.05, 0.4])
@@ -68,15 +69,18 @@ def test_random_events_keep_every_invariant(policy: str) -> None:
                 next_key += 1
             elif action == 1:
                 credits.closed(key)
+                until_s.pop(key, None)
                 del live[key]
             elif action == 2 and live[key] == "resting":
                 credits.want(key)
                 live[key] = "wanting"
             elif action == 3 and live[key] == "credited":
-                credits.window.hold(key, float("inf"))  # its tree came, perhaps too late
+                until_s[key] = float("inf")  # its tree came, perhaps too late
+                credits.window.hold(key, until_s[key])
                 live[key] = "queued"
             elif action == 4 and live[key] == "queued":
                 credits.window.release(key)
+                del until_s[key]
                 live[key] = "resting"
             elif action == 5:
                 credits.resize(rng.randint(1, 5), 50.0)
@@ -84,15 +88,20 @@ def test_random_events_keep_every_invariant(policy: str) -> None:
                 was = len(credits.window)
                 given = credits.give(now_s)
                 assert len(set(given)) == len(given)
+                until_s = {key: end_s for key, end_s in until_s.items() if end_s >= now_s}
                 for key in given:
                     assert live[key] == "wanting", "a credit for a session that wants none"
-                    credits.window.hold(key, now_s + rng.choice([0.05, 0.2]))
+                    until_s[key] = now_s + rng.choice([0.05, 0.2])
+                    credits.window.hold(key, until_s[key])
                     live[key] = "credited"
                 assert not given or len(credits.window) <= credits.window.size
                 assert given or "wanting" not in live.values() or was >= credits.window.size or (
                     len(credits.window) >= credits.window.size
                 ), "room, and somebody who wants, and no credit given"  # fmt: skip
-            assert all(key in live for key in live if key in credits.window)
+            assert [key for key in live if key in credits.window] == sorted(until_s)
+            assert len(credits.window) == len(until_s)
+            assert credits.window.expires_s == min(until_s.values(), default=float("inf"))
+            assert credits.wanted == ("wanting" in live.values())
 
 
 @pytest.mark.parametrize("policy", POLICIES)

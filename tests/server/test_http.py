@@ -100,7 +100,7 @@ def test_a_draining_server_says_so_on_every_side(
         assert tokens == 30
 
     with server_process(tmp_path / "log", *TINY, "--model", str(tiny_pair[0])) as server:
-        asyncio.run(asyncio.wait_for(scenario(server), 60))
+        asyncio.run(asyncio.wait_for(scenario(server), 120))
         assert server.process.wait(timeout=60) == 0
 
 

@@ -14,6 +14,7 @@ from runtime.edge.loop import Link, Request, Sampling, ServerError
 from runtime.model.tokenizer import Tokenizer
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
+from tests.ports import reserved_port
 
 EMPTY = OrderedTree()
 
@@ -56,15 +57,9 @@ def test_another_version_is_refused(tiny_server: str, hello: wire.Hello) -> None
 
 
 def test_nobody_listens() -> None:
-    async def attempt() -> None:
-        free = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-        port = free.sockets[0].getsockname()[1]
-        free.close()
-        await free.wait_closed()
-        await Link.open("127.0.0.1", port, wire.Hello(1, 9, bytes(16), "tiny"))
-
-    with pytest.raises(ServerError, match="nothing listens there"):
-        asyncio.run(attempt())
+    hello = wire.Hello(1, 9, bytes(16), "tiny")
+    with reserved_port() as port, pytest.raises(ServerError, match="nothing listens there"):
+        asyncio.run(Link.open("127.0.0.1", port, hello))
 
 
 def test_a_refused_request_leaves_the_others_alone(tiny_server: str, hello: wire.Hello) -> None:
@@ -160,7 +155,7 @@ def test_sigterm_lets_running_requests_end(own_server, hello: wire.Hello) -> Non
         running.send(4, EMPTY)
         return [first.bonus, *await finish(running, 4)]
 
-    tokens = asyncio.run(asyncio.wait_for(scenario(), 60))
+    tokens = asyncio.run(asyncio.wait_for(scenario(), 120))
     assert len(tokens) == 30
     assert process.wait(timeout=60) == 0
 
@@ -183,5 +178,5 @@ def test_a_second_sigterm_stops_at_once(own_server, hello: wire.Hello) -> None:
         with pytest.raises(ServerError):
             await request.verdict()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
     assert process.wait(timeout=60) == 0

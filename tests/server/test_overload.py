@@ -23,6 +23,7 @@ from runtime.wire import messages as wire
 from runtime.wire.tcp import listen
 
 TOKENS = 12
+PATIENCE_S = 120
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Rig:
 
 @asynccontextmanager
 async def rig(**limits: int) -> AsyncIterator[Rig]:
-    config, gate = ServerConfig(**limits), threading.Event()
+    config, gate = ServerConfig(drain_s=0, **limits), threading.Event()
     engine = StubEngine(config.kv_tokens, config.page_size, gate.wait)
     server = Server(config, engine, Door(config, IDENTITY))
     listener = await listen("127.0.0.1", 0, server.new_peer, start=False)
@@ -50,11 +51,12 @@ async def rig(**limits: int) -> AsyncIterator[Rig]:
         server.run(listener, lambda host, port: opened.set_result((host, port)))
     )
     try:
-        yield Rig(server, gate, await opened)
+        await asyncio.wait({opened, running}, return_when=asyncio.FIRST_COMPLETED)
+        yield Rig(server, gate, opened.result())
     finally:
         gate.set()
         signal.raise_signal(signal.SIGTERM)
-        await running
+        await asyncio.wait_for(running, PATIENCE_S)
     assert server.scheduler.cache.room() == engine.kv.n_pages, "pages are held by nobody"
 
 
@@ -104,7 +106,7 @@ def test_ten_times_as_many_requests(running: int, waiting: int) -> None:
             assert [await answer(link, 1) for link in links]
             assert full.sessions() == (0, 0)
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
 
 
 def test_prompts_that_never_end_count_too() -> None:
@@ -132,7 +134,7 @@ def test_prompts_that_never_end_count_too() -> None:
             assert full.sessions() == (0, 0)
             await modest.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
 
 
 def test_more_text_than_pages_is_finished_page_by_page() -> None:
@@ -148,4 +150,4 @@ def test_more_text_than_pages_is_finished_page_by_page() -> None:
             assert full.sessions() == (0, 0)
             await link.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))

@@ -234,6 +234,21 @@ def test_who_gets_no_credit_waits_until_a_batch_is_taken() -> None:
     assert grants["a"].turn is Turn.WAIT
 
 
+def test_who_leaves_before_hearing_of_its_credit_leaves_it_to_the_next() -> None:
+    pipeline = Pipeline(1, 512, RoundRobin())
+    memory_bound(pipeline)
+    server = Server(pipeline)
+    for key in "abc":
+        pipeline.opened(key, 32, RTT_S, 0.0, user=key)
+    server.step(dict.fromkeys("abc", 0), {}, STEP_S)
+    server.answer("a", 32, 0.01)
+    pipeline.step_started(["a"], 33, 0, server.now_s)
+    pipeline.step_ended(1, 33, 0, 3, STEP_S, server.now_s + STEP_S)
+    assert pipeline.after_verdict("a", 2, server.now_s + STEP_S).turn is Turn.WAIT
+    pipeline.closed("b")
+    assert [key for key, _ in pipeline.credits_due(server.now_s + STEP_S)] == ["c"]
+
+
 def test_a_silent_edge_does_not_stop_the_others() -> None:
     pipeline = Pipeline(1, 512, RoundRobin())
     memory_bound(pipeline)
@@ -291,9 +306,20 @@ def test_random_sessions_are_always_granted_something_sane(policy: str, seed: in
             assert (grant.max_nodes > 0) == (grant.turn is Turn.EDGE)
             state[key] = "ready" if grant.turn is Turn.SERVER else grant.turn
             nodes[key] = grant.max_nodes
+        check_lines(pipeline, state)
     assert verdicts > 100
     for key in list(state):
         pipeline.closed(key)
     assert len(pipeline.credits.window) == 0
-    assert not pipeline._queued
-    assert not pipeline._drafting
+    check_lines(pipeline, {})
+
+
+def check_lines(pipeline: Pipeline, state: dict[int, Turn | str]) -> None:
+    """Who waits for what is what looking at every session gives."""
+    ready = {key for key, what in state.items() if what == "ready"}
+    edges = pipeline._edges
+    plain = {key for key in ready if edges[key].turn is Turn.SERVER and edges[key].verdict_s > 0}
+    assert pipeline._plain == plain
+    assert pipeline._queued == ready - plain
+    due_s = sorted(edges[key].due_s for key, what in state.items() if what is Turn.EDGE)
+    assert pipeline._drafting.after(-math.inf) == due_s

@@ -99,6 +99,7 @@ class Server:
         for session in [*self.scheduler.running.values(), *self.scheduler.waiting]:
             if session.draft is None and self._dice.random() < 0.7:
                 session.draft = draft(self._dice, self._texts[session.key], session)
+                self.scheduler.drafted(session)
 
     def _deliver(self, outcome: Outcome) -> None:
         session = outcome.session

@@ -72,6 +72,12 @@ def star(nodes: int) -> Tree:
     return Tree(tuple(range(nodes)), (0,) * nodes)
 
 
+def draft(scheduler: Scheduler, state: Session, tree: Tree, ready_s: float = 0.0) -> None:
+    """The edge's tree comes."""
+    state.draft, state.ready_s = tree, ready_s
+    scheduler.drafted(state)
+
+
 def deliver(scheduler: Scheduler, batch: list[Work], paths: list[list[int]]) -> None:
     """Apply a step to the sessions that are still there; those that end are removed."""
     for work, path in zip(batch, paths, strict=True):
@@ -101,7 +107,8 @@ def first_verdict(scheduler: Scheduler, model: FakeModel, state: Session) -> Non
 def decode(scheduler: Scheduler, model: FakeModel, state: Session) -> None:
     """Plain decoding of a running session to its end."""
     while not state.finish:
-        state.draft = Tree()
+        if state.draft is None:
+            draft(scheduler, state, Tree())
         assert step(scheduler, model), "nothing was ready"
     scheduler.next_batch()
 
@@ -200,18 +207,18 @@ def test_a_tree_takes_the_pages_that_it_needs(model: FakeModel) -> None:
     assert len(state.pages) == 3
     scheduler.next_batch()
     assert len(state.pages) == 3, "without a draft there is no step, and no need"
-    state.draft = chain(4)  # 13 + 4 tokens: context with root, and tree
+    draft(scheduler, state, chain(4))  # 13 + 4 tokens: context with root, and tree
     scheduler.next_batch()
     assert len(state.pages) == 5
 
 
 def test_the_session_admitted_last_is_preempted_and_keeps_its_draft(model: FakeModel) -> None:
     scheduler, (first, second, third) = full_pool(model, (16, 16, 12))
-    third.draft = chain(2)
+    draft(scheduler, third, chain(2))
     third.ready_s = -1.0  # its draft is the oldest, but age is that of the session
     context = list(third.context)
     for state in (first, second):
-        state.draft = star(8)
+        draft(scheduler, state, star(8))
     batch = step(scheduler, model)
     assert [work.session for work in batch] == [first, second]
     assert list(scheduler.waiting) == [third]
@@ -227,9 +234,9 @@ def test_the_session_admitted_last_is_preempted_and_keeps_its_draft(model: FakeM
 def test_the_youngest_sits_out_while_older_ones_hold_all_pages(model: FakeModel) -> None:
     """It is not preempted for itself, and it never takes from those who came before."""
     scheduler, (first, second) = full_pool(model, (30, 14))
-    first.draft = star(12)
+    draft(scheduler, first, star(12))
     step(scheduler, model)
-    second.draft = star(12)
+    draft(scheduler, second, star(12))
     assert step(scheduler, model) == []
     assert second.cached == 14
     assert scheduler.preemptions == 0
@@ -237,13 +244,34 @@ def test_the_youngest_sits_out_while_older_ones_hold_all_pages(model: FakeModel)
     assert [work.session for work in scheduler.next_batch()] == [second]
 
 
+def test_of_two_drafts_at_once_the_older_session_takes_the_last_pages(model: FakeModel) -> None:
+    scheduler, (first, second) = full_pool(model, (30, 14))
+    for state in (second, first):
+        draft(scheduler, state, star(12))
+    assert [work.session for work in scheduler.next_batch()] == [first]
+    assert scheduler.preemptions == 0
+
+
+def test_a_prompt_sits_out_while_there_are_no_pages_for_its_draft(model: FakeModel) -> None:
+    """Only one that was preempted while its edge drafted is a prompt without a draft."""
+    scheduler, state = make(LIMITS), session(1, prompt=20)
+    state.draft = None
+    scheduler.submit(state)
+    assert [work.chunk for work in step(scheduler, model)] == [8]
+    of_others = scheduler.cache.lend(scheduler.cache.room())
+    draft(scheduler, state, star(12))
+    assert step(scheduler, model) == []
+    scheduler.cache.release(of_others)
+    assert [work.chunk for work in step(scheduler, model)] == [8]
+
+
 def test_the_preempted_start_before_all_who_never_ran(model: FakeModel) -> None:
     scheduler, (first, second, third) = full_pool(model, (12, 12, 12))
     scheduler.submit(session(9, prompt=30))
-    first.draft = star(12)
+    draft(scheduler, first, star(12))
     step(scheduler, model)
-    second.draft = star(12)
-    first.draft = star(12)
+    draft(scheduler, second, star(12))
+    draft(scheduler, first, star(12))
     step(scheduler, model)
     assert [s.key for s in scheduler.waiting] == [2, 9]
     scheduler.remove(first)
@@ -258,7 +286,7 @@ def test_the_preempted_start_before_all_who_never_ran(model: FakeModel) -> None:
 def test_a_preempted_session_is_prefilled_while_its_edge_drafts(model: FakeModel) -> None:
     scheduler, (first, second) = full_pool(model, (30, 14))
     while not second.preemptions:
-        first.draft = star(12)
+        draft(scheduler, first, star(12))
         assert step(scheduler, model)
     assert second.draft is None
     scheduler.remove(first)
@@ -445,8 +473,9 @@ def test_random_traffic(seed: int) -> None:
     while left or scheduler.running or scheduler.waiting:
         for state in scheduler.running.values():
             if state.draft is None and dice.random() < 0.7:
-                state.draft, state.ready_s = random_tree(dice, state), dice.random()
+                draft(scheduler, state, random_tree(dice, state), ready_s=dice.random())
         ages.check(scheduler)
+        scheduler.check()
         batch = scheduler.next_batch()
         oldest = next(iter(scheduler.running.values())) if scheduler.running else None
         if oldest and (oldest.uncached or oldest.draft is not None):

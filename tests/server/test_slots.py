@@ -61,6 +61,12 @@ def test_plain_sessions_stand_in_line_again_until_the_tree_does() -> None:
     assert first_slot(1.5, 1.0, 0, 1, [], 1, lambda trees: 1.0) == (2.0, 2.0)
 
 
+def test_a_step_takes_the_time_of_its_trees() -> None:
+    """Five trees in line and four places: a step of four, then one of one, which ends in time."""
+    slot_s, _ = first_slot(4.5, 0.0, 5, 0, [], 4, lambda trees: float(trees))
+    assert slot_s == 5.0
+
+
 def test_a_long_queue_is_cut_off() -> None:
     slot_s, _ = first_slot(5.0, 1.0, 10**6, 0, [], 1, lambda trees: 1.0)
     assert slot_s == 65.0

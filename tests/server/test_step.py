@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from runtime.server.session import Session
-from runtime.server.step import Limits, Work, choose
+from runtime.server.step import Limits, Line, Work
+from runtime.server.step import choose as choose_in_order
 from runtime.tree import Tree
 from runtime.wire.messages import Open
 
@@ -28,6 +29,13 @@ def session(key: int, uncached: int, nodes: int | None = 0, ready_s: float = 0.0
     state = Session(key, params, limit=90, context=[0] * 40, cached=39 - uncached, ready_s=ready_s)
     state.draft = None if nodes is None else Tree(tuple(range(nodes)), tuple(range(nodes)))
     return state
+
+
+def choose(running: list[Session], limits: Limits) -> list[Work]:
+    """Sort the sessions, which come oldest first, by what they wait for."""
+    ready = [s for s in running if s.draft is not None and not s.uncached]
+    ready.sort(key=lambda s: s.ready_s)
+    return choose_in_order(ready, [s for s in running if s.uncached], limits)
 
 
 def summary(batch: list[Work]) -> list[tuple[object, int, bool]]:
@@ -108,3 +116,20 @@ def test_limits_and_ages_of_random_steps(seed: int) -> None:
         older = [s for s in trees if s.ready_s < left_out.ready_s]
         room = LIMITS.max_step_nodes - sum(1 + len(s.draft or ()) for s in older)
         assert len(older) == LIMITS.max_batch or 1 + len(left_out.draft or ()) > room
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_line_stays_in_order_whoever_comes_and_goes(seed: int) -> None:
+    """Against sorting everybody; drafts come late and at the same time, too."""
+    dice, line, waiting = random.Random(seed), Line(), set()
+    for admission in range(60):
+        state = session(admission, 0, ready_s=dice.randrange(5))
+        state.admission = admission
+        line.add(state)
+        waiting.add(state)
+        for gone in [s for s in waiting if dice.random() < 0.2]:
+            line.discard(gone)
+            gone.ready_s = -1.0  # outside the line it may change
+            waiting.remove(gone)
+        line.discard(session(99, 0))
+        assert list(line) == sorted(waiting, key=lambda s: (s.ready_s, s.admission))
