@@ -20,6 +20,7 @@ from runtime.server.metrics import Metrics
 from runtime.server.pipeline import Pipeline
 from runtime.server.scheduler import Scheduler
 from runtime.server.step import Limits
+from tests.ports import reserved_port
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -113,7 +114,10 @@ def test_the_image_starts_a_server_and_asks_whether_it_is_ready() -> None:
     assert lines["EXPOSE"] == str(config.port)
     assert f"http://{config.http}/ready" in lines["HEALTHCHECK"]
     probe = json.loads(lines["HEALTHCHECK"].split("CMD ")[1])
-    assert subprocess.run([sys.executable, *probe[1:]], stderr=subprocess.DEVNULL).returncode != 0
+    with reserved_port() as port:
+        nobody = probe[-1].replace(config.http, f"127.0.0.1:{port}")
+        command = [sys.executable, *probe[1:-1], nobody]
+        assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0
     assert lines["STOPSIGNAL"] == "SIGTERM"
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import reserved_port
+
 PROMPTS = [
     "Hello there",
     "Ünïcödé, 日本語, العربية and Ελληνικά",
@@ -148,9 +150,8 @@ def test_an_edge_that_cannot_start_says_why(
     here = ["--server", tiny_server, "--prompt", "x"]
     assert '--prompt "a question" or --chat' in one_line(edge("--draft", draft))
     assert "nowhere" in one_line(edge(*here, "--draft", str(tmp_path / "nowhere")))
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        nobody = f"127.0.0.1:{unused.getsockname()[1]}"
-    gone = one_line(edge("--server", nobody, "--draft", draft, "--prompt", "x"))
+    with reserved_port() as port:
+        gone = one_line(edge("--server", f"127.0.0.1:{port}", "--draft", draft, "--prompt", "x"))
     assert "nothing listens there" in gone
     assert "did you mean --draft?" in one_line(edge("--darft", draft))
     long = one_line(edge("--server", tiny_server, "--draft", draft, "--prompt", "x" * 3000))

@@ -1,5 +1,6 @@
 """Cases 401 and on: the turn, and which trees are taken, refused, or end their session."""
 
+import asyncio
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from runtime.wire.messages import ErrorCode
 from runtime.wire.token_bits import pack_tokens, packed_bytes, token_bits
 
 TOKENS = 40  # answers long enough that a server may try what pays
+EDGES = 6  # enough that some of them have to wait, where edges ever do
+NO_WAIT = "the server never lets an edge wait for a Credit"
 
 
 async def a_draft_without_nodes(visitor: Visitor) -> None:
@@ -186,6 +189,47 @@ async def a_draft_of_a_closed_session(visitor: Visitor) -> None:
     await peer.open().cancel()
     peer.send(wire.Draft(1, 1, 6, (), ()))
     await peer.refused(ErrorCode.PROTOCOL)
+
+
+async def a_draft_without_its_credit(visitor: Visitor) -> None:
+    """§5.4 With turn wait a Draft before its Credit is a fault."""
+    for _ in range(5):
+        session = await _waiting(visitor)
+        peer, ping = session.peer, wire.Ping(1)
+        peer.send(session.message(), ping)
+        answer = await peer.receive()
+        if isinstance(answer, wire.Error) and answer.code is ErrorCode.PROTOCOL and answer.fatal:
+            await peer.ended()
+            return
+        # a Credit that was on its way already has made it a right Draft
+        if answer != wire.Pong(ping.nonce) or not peer.has_mail(session.number):
+            raise Failed(f"it is answered by a {type(answer).__name__}, and no Credit has come")
+        if not isinstance(await peer.receive(session.number), wire.Credit):
+            raise Failed("it is taken without a Credit")
+    raise Skipped("Credits come sooner than they can be ignored")
+
+
+async def one_credit_for_each_wait(visitor: Visitor) -> None:
+    """§5.6 A Credit comes once after every Verdict with turn wait, and never otherwise."""
+    peers = [await visitor.admitted() for _ in range(EDGES)]
+    sessions = [peer.open(max_tokens=TOKENS) for peer in peers]
+    await asyncio.gather(*(session.rest() for session in sessions))  # a Session checks the order
+    for peer in peers:
+        await peer.is_alive()
+    turns = {verdict.turn for session in sessions for verdict in session.verdicts}
+    if wire.Turn.WAIT not in turns:
+        raise Skipped(NO_WAIT)
+
+
+async def _waiting(visitor: Visitor) -> Session:
+    """A session that was just told to wait, among others that keep their turns to themselves."""
+    sessions = [(await visitor.admitted()).open(max_tokens=TOKENS) for _ in range(EDGES)]
+    for session in sessions:
+        while (await session.verdict()).turn is wire.Turn.SERVER and not session.finish:
+            pass
+        if session.verdicts[-1].turn is wire.Turn.WAIT:
+            return session
+    raise Skipped(NO_WAIT)
 
 
 async def _in_turn(visitor: Visitor, nodes: int = 0, **options: Any) -> Session:

@@ -6,6 +6,9 @@ from runtime.conform.peer import Failed, Session, Visitor, opening, plain_answer
 from runtime.wire import messages as wire
 from runtime.wire.messages import ErrorCode
 
+# About two megabytes of refusals: no system keeps so much of a narrow connection on its own.
+UNREAD_ANSWERS = 20_000
+
 
 async def cancel_before_the_prompt(visitor: Visitor) -> None:
     """§5.7 A Close before the prompt is answered by a Close."""
@@ -187,6 +190,22 @@ async def twenty_edges_that_vanish(visitor: Visitor) -> None:
         peer.open(1, peer.prompt(100), max_tokens=300)
         peer.hang_up()
     await (await visitor.admitted()).open().rest()
+
+
+async def an_edge_that_does_not_read(visitor: Visitor) -> None:
+    """§4.6 What waits for an edge that does not read is bounded; the others are served."""
+    deaf, other = await visitor.admitted(narrow=True), await visitor.admitted()
+    assert deaf.welcome is not None, "a session before the Welcome"
+    deaf.stop_reading()
+    for number in range(1, UNREAD_ANSWERS):
+        deaf.send(opening(number, deaf.welcome.max_context), wire.Close(number))
+        if not await deaf.goes_on():
+            break
+        if number % 1000 == 0:
+            await other.is_alive()
+    else:
+        raise Failed(f"{number} answers wait for an edge that reads none")
+    await other.open().rest()
 
 
 async def _cancelled_by_close(visitor: Visitor, *messages: wire.Message) -> None:

@@ -6,6 +6,7 @@ the server, so a case can break any rule. Knows nothing of cases.
 
 import asyncio
 import random
+import socket
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ from runtime.wire.tls import Trust
 Kind = TypeVar("Kind", bound=wire.Message)
 
 NO_TURN = "the server never gives the edge a turn"
+# The smallest that every system grants: a server's system then keeps little for such an edge, too.
+NARROW = {(socket.SOL_SOCKET, "SO_RCVBUF"): 4096, (socket.IPPROTO_TCP, "TCP_MAXSEG"): 536}
 
 
 class Failed(Exception):
@@ -57,16 +60,11 @@ class Visitor:
         for peer in self._peers:
             peer.hang_up()
 
-    async def connect(self) -> "Peer":
-        """A connection on which nothing was said."""
+    async def connect(self, narrow: bool = False) -> "Peer":
+        """A connection on which nothing was said; a narrow one takes little that is not read."""
         trust = self.target.trust
         try:
-            streams = await asyncio.wait_for(
-                asyncio.open_connection(
-                    self.target.host, self.target.port, ssl=trust and trust.context
-                ),
-                self.target.wait_s,
-            )
+            streams = await asyncio.wait_for(self._streams(narrow), self.target.wait_s)
         except (OSError, asyncio.TimeoutError) as error:
             reason = getattr(error, "strerror", None) or str(error) or "no answer"
             raise Failed(f"no connection: {reason}") from error
@@ -76,9 +74,17 @@ class Visitor:
             raise Failed("the certificate is not the pinned one")
         return peer
 
-    async def admitted(self) -> "Peer":
+    async def _streams(self, narrow: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port = self.target.host, self.target.port
+        tls = self.target.trust and self.target.trust.context
+        if not narrow:
+            return await asyncio.open_connection(host, port, ssl=tls)
+        link = await _narrow_link(host, port)
+        return await asyncio.open_connection(sock=link, ssl=tls, server_hostname=tls and host)
+
+    async def admitted(self, narrow: bool = False) -> "Peer":
         """A connection after the handshake, on which everything sent so far has been handled."""
-        peer = await self.connect()
+        peer = await self.connect(narrow)
         await peer.greet()
         await peer.is_alive()
         return peer
@@ -87,6 +93,19 @@ class Visitor:
         """Skip the case unless there is a user to be."""
         if not self.target.token:
             raise Skipped("needs --user and --token-file of a server with users")
+
+
+async def _narrow_link(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, kind, protocol, _, address = found[0]
+    link = socket.socket(family, kind, protocol)
+    link.setblocking(False)
+    for (level, name), value in NARROW.items():
+        with suppress(AttributeError, OSError):  # not every system has every option
+            link.setsockopt(level, getattr(socket, name), value)
+    await loop.sock_connect(link, address)
+    return link
 
 
 class Peer:
@@ -149,6 +168,14 @@ class Peer:
             await self._writer.drain()
             await asyncio.sleep(0)
 
+    async def goes_on(self) -> bool:
+        """Whether what was sent is on its way: the connection stands, and the server takes it."""
+        try:
+            await asyncio.wait_for(self._writer.drain(), self.wait_s)
+        except (ConnectionError, asyncio.TimeoutError):
+            return False
+        return True
+
     def end(self) -> None:
         """Close our half of the stream."""
         if not self._writer.can_write_eof():
@@ -160,6 +187,14 @@ class Peer:
         self._writer.close()
 
     # --- in ---
+
+    def stop_reading(self) -> None:
+        """Leave everything that comes where it is."""
+        self._writer.transport.pause_reading()
+
+    def has_mail(self, session: int) -> bool:
+        """Whether a message for it has come and was not asked for yet."""
+        return bool(self._mail[session])
 
     async def receive(self, session: int = 0) -> wire.Message:
         """The next message for a session, or for the connection. Pings are answered."""

@@ -52,7 +52,7 @@ def test_a_latecomer_joins_those_who_come_again() -> None:
         await batcher.close()
         return results
 
-    results = asyncio.run(asyncio.wait_for(scenario(), 60))
+    results = asyncio.run(asyncio.wait_for(scenario(), 120))
     assert results == [[True] * 3, [True] * 3, [False] * 3, [True] * 3]
     assert [sorted(call) for call in recorder.calls] == [
         [0, 1, 11],
@@ -78,5 +78,5 @@ def test_who_gives_up_is_left_out_and_finished_after_its_pass() -> None:
         assert await waiting[1] is True
         await batcher.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
     assert recorder.calls == [[0], "finish", [2]]

@@ -132,15 +132,15 @@ def test_a_verdict_is_heard_between_two_passes(
             turns = generate(server.link(), batcher, PROMPT, Sampling(TOKENS), drafting)
             return [turn async for turn in turns]
 
-    rounds = asyncio.run(asyncio.wait_for(scenario(), 60))
+    rounds = asyncio.run(asyncio.wait_for(scenario(), 120))
     assert tokens_of(rounds) == truth
     assert [turn.passes_ahead for turn in rounds[:6]] == [passes] * 6
 
 
 def test_a_draft_waits_for_its_credit_and_says_how_long_it_took(
-    tiny_pair: tuple[Path, Path], truth: list[int]
+    tiny_pair: tuple[Path, Path], truth: list[int], eager: None
 ) -> None:
-    """Credits come after ten milliseconds or more: drafts are full by then, and sent at once."""
+    """Credits come after ten milliseconds or more: on most machines drafts are full by then."""
 
     async def scenario() -> ScriptedServer:
         def delay(answer: Callable[[], None]) -> None:
@@ -153,7 +153,7 @@ def test_a_draft_waits_for_its_credit_and_says_how_long_it_took(
             assert tokens_of([turn async for turn in turns]) == truth
             return server
 
-    server = asyncio.run(asyncio.wait_for(scenario(), 60))
+    server = asyncio.run(asyncio.wait_for(scenario(), 120))
     assert len(server.drafts) > 3
     assert max(len(draft.tokens) for draft in server.drafts) > 8
 
@@ -183,7 +183,7 @@ def test_leaving_early_gives_everything_back(
             assert await ask() == truth
             assert not link._inboxes
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
     assert drafter.engine.kv.n_free + len(drafter._last.pages) == drafter.engine.kv.n_pages
 
 
@@ -201,7 +201,7 @@ def test_a_pass_that_fails_ends_its_requests(
             with pytest.raises(RuntimeError, match="no memory"):
                 await anext(turns)
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_a_lost_connection_ends_the_text(tiny_pair: tuple[Path, Path], truth: list[int]) -> None:
@@ -215,7 +215,7 @@ def test_a_lost_connection_ends_the_text(tiny_pair: tuple[Path, Path], truth: li
                 async for _ in turns:
                     pass
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 def test_plain_decoding_asks_for_no_draft(tiny_pair: tuple[Path, Path], truth: list[int]) -> None:

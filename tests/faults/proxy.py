@@ -63,7 +63,10 @@ class Fault:
 
 
 class Proxy:
-    """Connections are struck by `faults` in their order, one each; later ones are left alone."""
+    """Connections are struck by `faults` in their order, one each; later ones are left alone.
+
+    One that does not get through, as its target is down, is none.
+    """
 
     def __init__(
         self,
@@ -95,13 +98,13 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._tasks.add(asyncio.current_task())
-        fault = self._faults[self.connections] if self.connections < len(self._faults) else None
-        self.connections += 1
         try:
             up_reader, up_writer = await asyncio.open_connection(*self._target)
         except OSError:
             writer.transport.abort()
             return
+        fault = self._faults[self.connections] if self.connections < len(self._faults) else None
+        self.connections += 1
         relay = _Relay(self, fault, (writer, up_writer), self._shape)
         self._relays.append(relay)
         up = relay.pump(reader, up_writer, going_up=True)

@@ -1,10 +1,11 @@
 """A server in this process, with a tiny model, that can be killed and started again on its port."""
 
 import asyncio
+import gc
 import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,17 @@ class Rig:
         return scheduler.cache.room() == KV_TOKENS // PAGE_TOKENS
 
 
-async def until(holds: Callable[[], bool], within_s: float = 20.0) -> None:
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Assert that descriptors opened inside are closed at the end; earlier ones may be too."""
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    if len(os.listdir("/proc/self/fd")) > before:
+        gc.collect()  # closes what nobody refers to, but a cycle does
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def until(holds: Callable[[], bool], within_s: float = 60.0) -> None:
     """Wait for something that nobody tells."""
 
     async def look() -> None:

@@ -25,13 +25,16 @@ from runtime.edge.uplink import Uplink
 from runtime.model.open import open_engine
 from runtime.wire.tls import load_certificate, trust
 from tests.faults.proxy import Fault, Kind, Proxy, Shape
-from tests.faults.rig import Rig, until
+from tests.faults.rig import Rig, no_descriptor_left, until
 from tests.server.test_door import self_signed
 
 PROMPT = [7, 3, 200, 41, 5, 99, 12]
 TOKENS = 40
 GREEDY, SAMPLED = Sampling(TOKENS), Sampling(TOKENS, temperature=1.0, seed=5)
 DRAFTING = Drafting(TreeShape(8, 3, 3, 3))
+
+# the bytes that an answer takes do not depend on how fast the machine is
+pytestmark = pytest.mark.usefixtures("eager")
 
 # an answer through an uplink: its tokens, and how many links it took
 Ask = Callable[..., Awaitable[tuple[list[int], int]]]
@@ -87,9 +90,8 @@ def plain(tiny_pair: tuple[Path, Path], ask: Ask) -> dict[Sampling, list[int]]:
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left(ask: Ask) -> Iterator[None]:
     """Sockets, pipes and files of a test are closed at its end."""
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) <= before
+    with no_descriptor_left():
+        yield
 
 
 def cuts(seed: int, count: int, kind: Kind = Kind.RESET) -> list[Fault]:
@@ -120,7 +122,7 @@ def test_a_link_cut_anywhere(
 
     text, struck, connections = asyncio.run(attempt())
     assert text == plain[sampling]
-    assert connections == struck + 1
+    assert connections - struck in (0, 1), "one more for each fault, unless it was the very end"
     assert struck >= 1, "no fault has struck: the test shows nothing"
 
 
@@ -244,6 +246,12 @@ def test_a_redirection_at_reconnect_leads_to_another_server(
     assert asyncio.run(attempt()) == (plain[SAMPLED], 2)
 
 
+def refusals(rig: Rig) -> float:
+    """Requests that a server refused since it was draining."""
+    count = rig.server.metrics.registry.get_sample_value
+    return count("specedge:session_errors_total", {"code": "draining"}) or 0.0
+
+
 def test_a_server_that_is_still_draining_is_asked_again(
     tiny_pair: tuple[Path, Path], ask: Ask, plain: dict[Sampling, list[int]]
 ) -> None:
@@ -256,13 +264,19 @@ def test_a_server_that_is_still_draining_is_asked_again(
             await ask(rig, SAMPLED)
         rig.server.unready = ""
 
-        def drain(fault: Fault) -> None:
-            rig.server.unready = "stopping"
-            asyncio.get_running_loop().call_later(0.3, lambda: setattr(rig.server, "unready", ""))
+        async def drain() -> None:
+            rig.server.unready, before = "stopping", refusals(rig)
+            await until(lambda: refusals(rig) >= before + 2)
+            rig.server.unready = ""
 
-        proxy = Proxy([Fault(Kind.RESET, True, 400)], on_fault=drain)
+        draining: list[asyncio.Task[None]] = []
+        proxy = Proxy(
+            [Fault(Kind.RESET, True, 400)],
+            on_fault=lambda fault: draining.append(asyncio.ensure_future(drain())),
+        )
         async with proxy.before("127.0.0.1", rig.port):
             text, _ = await ask(rig, SAMPLED, proxy.address)
+        await asyncio.gather(*draining)
         await rig.kill()
         return text
 
@@ -274,14 +288,17 @@ def test_an_edge_gives_up_in_time(
     tiny_pair: tuple[Path, Path], ask: Ask, reconnect_s: float, says: str
 ) -> None:
     async def attempt() -> None:
-        rig, proxy = Rig(tiny_pair[0]), Proxy([Fault(Kind.RESET, True, 400)])
+        rig, killing = Rig(tiny_pair[0]), list[asyncio.Task[None]]()
         await rig.start()
+        proxy = Proxy(
+            [Fault(Kind.TELL, True, 400)],
+            on_fault=lambda fault: killing.append(asyncio.ensure_future(rig.kill())),
+        )
         async with proxy.before("127.0.0.1", rig.port):
-            proxy._target = ("127.0.0.1", 1)  # for the connections after the first
-            first = asyncio.ensure_future(ask(rig, SAMPLED, proxy.address, reconnect_s))
             with pytest.raises(ServerError, match=says):
-                await first
-        await rig.kill()
+                await ask(rig, SAMPLED, proxy.address, reconnect_s)
+            await asyncio.gather(*killing)
+        assert proxy.connections == len(killing) == 1
 
     asyncio.run(attempt())
 

@@ -161,7 +161,7 @@ def test_vocabularies_that_look_alike_when_joined_have_other_hashes():
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_stream_of_any_bytes_in_any_pieces_is_the_decoded_whole(tokenizer, data):
     ids = data.draw(st.lists(st.integers(0, 260), max_size=40))
     ids += tokenizer.encode(data.draw(st.text(max_size=10)))

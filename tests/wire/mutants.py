@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from runtime.wire import messages as wire
-from runtime.wire.frames import HEADER
+from runtime.wire.frames import HEADER, encode_frame
 
 LENGTH, TYPE, FLAGS, SEQ, BODY = 0, 2, 3, 6, HEADER.size
 ROUND, NODE, BONUS, FINISH, MAX_NODES = BODY, BODY + 4, BODY + 5, BODY + 9, BODY + 15
+TURN = BODY + 14
 CODE, FATAL = BODY, BODY + 1
 
 Change = Callable[[bytearray], bytes]
@@ -70,6 +71,10 @@ def is_last(verdict: bytearray) -> bool:
     return verdict[FINISH] != wire.Finish.NONE
 
 
+def has_turn(verdict: bytearray) -> bool:
+    return verdict[TURN] == wire.Turn.EDGE
+
+
 def no_close(frame: bytearray) -> bytes:
     return b"" if frame[TYPE] == wire.Close.TYPE else bytes(frame)
 
@@ -79,6 +84,13 @@ def close_after_the_end(frame: bytearray) -> bytes:
         return bytes(frame)
     session = frame[4:SEQ]
     return bytes(frame) + struct.pack("<HBB", BODY, wire.Close.TYPE, 0) + session + b"\0\0"
+
+
+def credit_after_the_turn(frame: bytearray) -> bytes:
+    if frame[TYPE] != wire.Verdict.TYPE or not has_turn(frame):
+        return bytes(frame)
+    credit = wire.Credit(int.from_bytes(frame[4:SEQ], "little"), 1, 0, 0)
+    return bytes(frame) + encode_frame(credit, 0, 0)
 
 
 def mend_magic(piece: bytearray) -> bytes:
@@ -128,6 +140,12 @@ MUTANTS = (
     Mutant("any flags", ("flags",), ("unknown_type",), up=mend_flags),
     Mutant("frames of any length", ("an_overlong_frame",), ("a_length_below_the_headers", "ping"),
            up=shorten),
+    Mutant("drafts are taken without a Credit, which never comes",
+           ("a_draft_without_its_credit", "one_credit_for_each_wait"), ("a_draft_of_nothing",),
+           down=when(wire.Verdict, byte(TURN, wire.Turn.WAIT, has_turn))),
+    Mutant("Credits for who does not wait", ("one_credit_for_each_wait", "drafts_of_nothing"),
+           ("cancel_at_the_end",), down=credit_after_the_turn),
+    Mutant("everything is kept for who does not read", ("an_edge_that_does_not_read",), ("ping",)),
     Mutant("no numbers in frames", ("ping", "a_notice"), (),
            down=lambda frame: bytes(frame[:SEQ]) + b"\1\1" + bytes(frame[BODY:])),
 )  # fmt: skip
@@ -165,7 +183,7 @@ async def _pump(
     read: Callable[[asyncio.StreamReader], AsyncIterator[bytes]],
     change: Change,
 ) -> None:
-    numbered = read is _frame and change in (no_close, close_after_the_end)
+    numbered = read is _frame and change in (no_close, close_after_the_end, credit_after_the_turn)
     seq = 0
     with suppress(ConnectionError, asyncio.IncompleteReadError):
         async for data in read(reader):
