@@ -265,6 +265,8 @@ class Server:
         """One step: choose, verify, answer. False when nothing was ready."""
         batch = self.scheduler.next_batch()
         if not batch:
+            self.pipeline.stalled()
+            self._give_credits()
             return False
         step = Step.of(batch, time.monotonic())
         self.pipeline.step_started(step.drafted, step.rows, step.chunk_rows, step.start_s)

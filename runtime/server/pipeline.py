@@ -130,6 +130,11 @@ class Pipeline:
         self._queued.add(key)
         self.credits.window.hold(key, math.inf)
 
+    def stalled(self) -> None:
+        """What has come waits for pages that others hold: those must not wait for its credits."""
+        for key in self._queued:
+            self.credits.window.release(key)
+
     def step_started(
         self, keys: Iterable[Hashable], rows: int, chunk_rows: int, now_s: float
     ) -> None:
