@@ -50,11 +50,13 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
 	@touch $@
 
 # New random cases, not those of the tests: the kernels under sanitisers, then the doors that bytes
-# come through. With atheris (pip install -e '.[fuzz]') coverage guides them. Findings: build/fuzz.
+# come through. Coverage guides them where clang++ is (the kernels), and with atheris (the doors;
+# pip install -e '.[fuzz]'). Findings: build/fuzz.
 # Last, broken links and killed processes (some minutes); a failure's name has its seed.
 SECONDS ?= 60
 torture: $(INSTALLED)
 	$(BIN)/python -m tests.native $$(( $(SECONDS) / 4 ))
+	$(BIN)/python -m tests.native --fuzz $$(( $(SECONDS) / 4 )) --findings build/fuzz
 	@mkdir -p build/fuzz
 	for target in $(notdir $(wildcard tests/fuzz/corpus/*)); do \
 		$(BIN)/python -W ignore -m tests.fuzz $$target --seconds $$(( $(SECONDS) / 8 )) \

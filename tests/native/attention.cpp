@@ -69,7 +69,7 @@ void make_rows(Case& c, Random& random) {
   build_tree(c.forest.parents.data(), c.forest.offsets.data(), c.forest.batch(), c.forest.rows(),
              c.forest.words, masks.data(), depth.data());
   for (int64_t b = 0; b < c.forest.batch(); ++b) {
-    const int64_t cached = random.chance(70) ? 0 : random.between(0, c.forest.size(b));
+    const int64_t cached = random.chance(30) ? random.between(0, c.forest.size(b)) : 0;
     for (int64_t row = c.forest.offsets[b] + cached; row < c.forest.offsets[b + 1]; ++row) {
       c.depth.push_back(depth[row]);
       for (int64_t w = 0; w < c.forest.words; ++w) {
@@ -115,7 +115,7 @@ Numbers make_cache(const Case& c, Random& random) {
       for (int64_t h = 0; h < c.heads; ++h) {
         const int64_t first = c.place(b, position, h);
         for (int64_t d = 0; d < c.dim; ++d) cache.set(first + d, random.number());
-        if (random.between(0, 3000) == 0) cache.set(first, NAN);
+        if (random.fill() % 3000 == 0) cache.set(first, NAN);
       }
     }
   }
@@ -133,14 +133,14 @@ std::vector<int64_t> visible(const Case& c, int64_t b, int64_t node) {
 }
 
 // One query vector [D] -> its attention [D] and the logarithm of its sum, in double.
-double attend(const Case& c, const Numbers& q, int64_t vector, const Numbers& keys,
-              const Numbers& values, const std::vector<int64_t>& places, std::vector<double>& out) {
+double attend(const Case& c, const float* q, const std::vector<float>& keys,
+              const std::vector<float>& values, const std::vector<int64_t>& places,
+              std::vector<double>& out) {
   std::vector<double> scores;
   double top = -kInfinity, total = 0;
   for (int64_t place : places) {
     double score = 0;
-    for (int64_t d = 0; d < c.dim; ++d)
-      score += double(q.get(vector * c.dim + d)) * keys.get(place + d);
+    for (int64_t d = 0; d < c.dim; ++d) score += double(q[d]) * keys[place + d];
     score *= c.scoring.scale;
     if (c.scoring.softcap > 0) score = std::tanh(score / c.scoring.softcap) * c.scoring.softcap;
     scores.push_back(score);
@@ -152,13 +152,13 @@ double attend(const Case& c, const Numbers& q, int64_t vector, const Numbers& ke
   for (double score : scores) total += std::exp(score - top);
   for (size_t i = 0; i < scores.size(); ++i) {
     const double weight = std::exp(scores[i] - top) / total * c.scoring.v_scale;
-    for (int64_t d = 0; d < c.dim; ++d) out[d] += weight * values.get(places[i] + d);
+    for (int64_t d = 0; d < c.dim; ++d) out[d] += weight * values[places[i] + d];
   }
   return top + std::log(total);
 }
 
-void compare(const Case& c, const Numbers& q, const Numbers& keys, const Numbers& values,
-             const Numbers& got, const std::vector<float>& lse) {
+void compare(const Case& c, const std::vector<float>& q, const std::vector<float>& keys,
+             const std::vector<float>& values, const Numbers& got, const std::vector<float>& lse) {
   std::vector<double> want;
   const int64_t query_heads = c.heads * c.group;
   for (int64_t b = 0; b < c.forest.batch(); ++b) {
@@ -168,7 +168,7 @@ void compare(const Case& c, const Numbers& q, const Numbers& keys, const Numbers
         std::vector<int64_t> places;
         for (int64_t position : seen) places.push_back(c.place(b, position, h / c.group));
         const int64_t vector = row * query_heads + h;
-        const double sum = attend(c, q, vector, keys, values, places, want);
+        const double sum = attend(c, &q[vector * c.dim], keys, values, places, want);
         for (int64_t d = 0; d < c.dim; ++d) {
           expect_near(got.get(vector * c.dim + d), want[d], 4 * got.precision(), "attention of row",
                       row);
@@ -218,7 +218,7 @@ void check_tree_attention(Random& random) {
   });
   expect(taken || is_hostile, "tree_attention refused a good case");
   if (!taken) expect(out.bytes() == untouched.bytes(), "tree_attention wrote and then refused");
-  if (!is_hostile) compare(c, q, keys, values, out, lse);
+  if (!is_hostile) compare(c, q.floats(), keys.floats(), values.floats(), out, lse);
 }
 
 }  // namespace specedge::native

@@ -1,19 +1,25 @@
-"""Builds the driver of this folder: the sources of csrc, every instruction set, sanitised.
+"""Builds the drivers of this folder: the sources of csrc, every instruction set, sanitised.
 
-Knows the compiler's options, nothing of what is run.
+Knows the compilers' options, nothing of what is run.
 """
 
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-FLAGS = ("-std=c++20", "-O1", "-g1", "-fopenmp", "-ffp-contract=off", f"-I{CSRC}", *SANITIZE)
+FLAGS = ("-std=c++20", "-O1", "-g1", "-ffp-contract=off", f"-I{CSRC}", "-fno-sanitize-recover=all")
+# A vector's spare room is not to be read either.
+FLAGS += ("-D_GLIBCXX_SANITIZE_VECTOR",)
+SANITIZE = ("-fopenmp", "-fsanitize=address,undefined")
+# Of one thread: clang's OpenMP is a package of its own, and two threads would blur the coverage.
+FUZZ = ("-fsanitize=fuzzer,address,undefined",)
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))
 ISAS = {"generic": ()}
@@ -28,52 +34,80 @@ ENVIRONMENT = {
 
 
 class NoSanitizer(Exception):
-    """There is no compiler here that links the sanitisers."""
+    """There is no compiler here that links the sanitisers, or libFuzzer."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    compiler: str
+    flags: tuple[str, ...]
+
+    def compile(self, folder: Path, source: Path, isa: str = "") -> Path:
+        target = folder / f"{source.parent.name}-{source.stem}-{isa}.o"
+        flags = [*self.flags, f"-DSPECEDGE_ISA={isa}", *ISAS[isa]] if isa else self.flags
+        subprocess.run([self.compiler, *flags, "-c", source, "-o", target], check=True)
+        return target
+
+    def link(self, folder: Path, sources: list[tuple[Path, str]]) -> Path:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda unit: self.compile(folder, *unit), sources))
+        driver = folder / "driver"
+        subprocess.run([self.compiler, *self.flags, *objects, "-o", driver], check=True)
+        return driver
+
+    def links(self, folder: Path, program: str) -> bool:
+        probe = folder / "probe.cpp"
+        probe.write_text(program)
+        command = [self.compiler, *self.flags, probe, "-o", folder / "probe"]
+        return not subprocess.run(command, capture_output=True, check=False).returncode
 
 
 def build(folder: Path) -> Path:
-    """Compile and link the driver in a folder. Raises NoSanitizer."""
+    """The driver of main.cpp, in a folder. Raises NoSanitizer."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if not compiler:
-        raise NoSanitizer("no C++ compiler")
-    probe = folder / "probe.cpp"
-    probe.write_text("int main() {}")
-    if not _runs(compiler, *FLAGS, probe, "-o", folder / "probe"):
+        raise NoSanitizer("there is no C++ compiler here")
+    toolchain = Toolchain(compiler, FLAGS + SANITIZE)
+    if not toolchain.links(folder, "int main() {}"):
         raise NoSanitizer(f"{compiler} does not link the address sanitiser or OpenMP")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda unit: _compile(compiler, folder, *unit), _units()))
-    driver = folder / "driver"
-    subprocess.run([compiler, *FLAGS, *objects, "-o", driver], check=True)
-    return driver
+    return toolchain.link(folder, [*_checks(), *_ops()])
 
 
-def run(driver: Path, first_seed: int, count: int, isa: str) -> subprocess.CompletedProcess[str]:
-    """Run cases on one instruction set."""
+def build_fuzzer(folder: Path) -> Path:
+    """The same cases under libFuzzer, in a folder. Raises NoSanitizer."""
+    compiler = shutil.which("clang++")
+    if not compiler:
+        raise NoSanitizer("libFuzzer needs clang++, which is not here")
+    toolchain = Toolchain(compiler, FLAGS + FUZZ)
+    if not toolchain.links(folder, 'extern "C" int LLVMFuzzerTestOneInput() { return 0; }'):
+        raise NoSanitizer(f"{compiler} does not link libFuzzer (Debian: libclang-rt-dev)")
+    return toolchain.link(folder, [*_checks(without="main.cpp"), *_ops()])
+
+
+def run(driver: Path, isa: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a driver on one instruction set."""
     return subprocess.run(
-        [driver, str(first_seed), str(count)],
+        [driver, *map(str, arguments)],
         env={**os.environ, **ENVIRONMENT, "SPECEDGE_ISA": isa},
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
     )
 
 
-def _units() -> list[tuple[Path, str]]:
-    """Every source, once per instruction set where it is made for several."""
-    units = [(source, "") for source in sorted(HERE.glob("*.cpp"))]
+def runs(driver: Path, isa: str) -> bool:
+    """Whether this processor has an instruction set; every driver says so before anything else."""
+    return "is not an instruction set of this processor" not in run(driver, isa, "-help=1").stderr
+
+
+def _checks(without: str = "") -> Iterator[tuple[Path, str]]:
+    return ((source, "") for source in sorted(HERE.glob("*.cpp")) if source.name != without)
+
+
+def _ops() -> Iterator[tuple[Path, str]]:
+    """Every source of csrc, once per instruction set where it is made for several."""
     for source in sorted(CSRC.glob("*.cpp")):
         if source.name != "bindings.cpp":
             per_isa = "specedge::SPECEDGE_ISA" in source.read_text(encoding="utf-8")
-            units += [(source, isa) for isa in (ISAS if per_isa else ("",))]
-    return units
-
-
-def _compile(compiler: str, folder: Path, source: Path, isa: str) -> Path:
-    target = folder / f"{source.parent.name}-{source.stem}-{isa}.o"
-    flags = [*FLAGS, f"-DSPECEDGE_ISA={isa}", *ISAS[isa]] if isa else FLAGS
-    subprocess.run([compiler, *flags, "-c", source, "-o", target], check=True)
-    return target
-
-
-def _runs(*command: object) -> bool:
-    return not subprocess.run(list(map(str, command)), capture_output=True, check=False).returncode
+            yield from ((source, isa) for isa in (ISAS if per_isa else ("",)))

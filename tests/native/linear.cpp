@@ -10,11 +10,12 @@ void check_linear(Random& random) {
   Numbers weights(random.pick({Dtype::f32, Dtype::bf16, Dtype::f16}), panels * inputs * 64, random);
   linear(reinterpret_cast<const float*>(x.data()), weights.data(), weights.type(), rows, inputs,
          outputs, reinterpret_cast<float*>(out.data()));
+  const std::vector<float> left = x.floats(), right = weights.floats();
   for (int64_t i = 0; i < rows * outputs; ++i) {
     const int64_t row = i / outputs, m = i % outputs;
     double want = 0;
     for (int64_t k = 0; k < inputs; ++k) {
-      want += double(x.get(row * inputs + k)) * weights.get((m / 64 * inputs + k) * 64 + m % 64);
+      want += double(left[row * inputs + k]) * right[(m / 64 * inputs + k) * 64 + m % 64];
     }
     expect_near(out.get(i), want, 1e-5 * double(inputs + 1), "product of row", row);
   }

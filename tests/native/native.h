@@ -2,10 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <optional>
+#include <span>
 #include <sstream>
 #include <stdexcept>
 #include <vector>
@@ -18,21 +21,35 @@ namespace specedge::native {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// A pure function of its seed, so that a failed case can be run again alone.
+// A pure function of a seed, or of the bytes of a fuzzer, so that a failed case can be run again
+// alone. Bytes make the choices and after the last come zeros, which choose small, ordinary cases.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(mix(seed)) {}
+  explicit Random(std::span<const uint8_t> choices) : choices_(choices), state_(mix(bits(2))) {}
 
-  uint64_t bits() { return mix(state_ += kGolden); }
+  // A choice of n bytes.
+  uint64_t bits(int n = 8) {
+    if (!choices_) return fill();
+    uint64_t value = 0;
+    for (; n > 0 && !choices_->empty(); --n, choices_ = choices_->subspan(1)) {
+      value = value << 8 | choices_->front();
+    }
+    return value;
+  }
+
+  // What fills tensors: too much for a fuzzer to choose, and it steers little.
+  uint64_t fill() { return mix(state_ += kGolden); }
 
   // Both ends included.
   int64_t between(int64_t low, int64_t high) {
-    return low + int64_t(bits() % uint64_t(high - low + 1));
+    const uint64_t most = uint64_t(high - low);
+    return low + int64_t(bits((std::bit_width(most) + 7) / 8) % (most + 1));
   }
 
-  bool chance(int64_t percent) { return between(1, 100) <= percent; }
+  bool chance(int64_t percent) { return between(1, 100) > 100 - percent; }
 
-  float number() { return float(between(-4000, 4000)) / 1000; }
+  float number() { return float(int64_t(fill() % 8001) - 4000) / 1000; }
 
   template <typename T>
   T pick(std::initializer_list<T> values) {
@@ -43,7 +60,7 @@ class Random {
   template <typename T>
   T hostile(int64_t limit = 64) {
     if (chance(50)) return T(limit + between(-1, 1));
-    if (chance(30)) return T(bits());
+    if (chance(30)) return T(bits(sizeof(T)));
     return pick<T>({std::numeric_limits<T>::min(), std::numeric_limits<T>::max(), -1, 0, 1, 63, 64,
                     1 << 20, std::numeric_limits<T>::max() - 1});
   }
@@ -57,11 +74,12 @@ class Random {
   template <typename T>
   void shuffle(std::vector<T>& values) {
     for (int64_t i = int64_t(values.size()) - 1; i > 0; --i) {
-      std::swap(values[i], values[between(0, i)]);
+      std::swap(values[i], values[fill() % uint64_t(i + 1)]);
     }
   }
 
  private:
+  std::optional<std::span<const uint8_t>> choices_;
   uint64_t state_;
 };
 
@@ -86,6 +104,13 @@ class Numbers {
     with_type(type_,
               [&]<typename T>() { value = load(reinterpret_cast<const T*>(bytes_.data()) + i); });
     return value;
+  }
+
+  // All of them, for oracles that read each many times.
+  std::vector<float> floats() const {
+    std::vector<float> values(size_);
+    for (int64_t i = 0; i < size_; ++i) values[i] = get(i);
+    return values;
   }
 
   void set(int64_t i, float value) {
@@ -158,10 +183,11 @@ struct Forest {
   std::vector<int64_t> path(int64_t b, int64_t node) const {
     std::vector<int64_t> nodes;
     while (node >= 0) {
-      nodes.insert(nodes.begin(), node);
+      nodes.push_back(node);
       node = parents[offsets[b] + node];
-      expect(node < nodes.front(), "a node was taken whose parent is no earlier node");
+      expect(node < nodes.back(), "a node was taken whose parent is no earlier node");
     }
+    std::reverse(nodes.begin(), nodes.end());
     return nodes;
   }
 };
@@ -180,5 +206,11 @@ void check_compact_kv(Random& random);
 void check_target_tokens(Random& random);
 void check_draft_topk(Random& random);
 void check_linear(Random& random);
+
+// Attention twice: it has the most ways.
+constexpr void (*kChecks[])(Random&) = {
+    check_build_tree,     check_verify,        check_tree_attention, check_append_kv,
+    check_rope_append_kv, check_compact_kv,    check_target_tokens,  check_draft_topk,
+    check_linear,         check_tree_attention};
 
 }  // namespace specedge::native

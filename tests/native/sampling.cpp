@@ -25,7 +25,8 @@ std::vector<float> make_logits(Random& random, int64_t vocabulary) {
   const int64_t forbidden = random.pick({0, 0, 30, 100}), spread = random.pick({1, 1, 0});
   std::vector<float> logits(vocabulary);
   for (float& logit : logits) {
-    logit = random.chance(forbidden) ? -infinity : random.number() * float(spread) * 3 + shift;
+    const bool is_forbidden = int64_t(random.fill() % 100) < forbidden;
+    logit = is_forbidden ? -infinity : random.number() * float(spread) * 3 + shift;
   }
   if (random.chance(10)) logits[random.between(0, vocabulary - 1)] = random.pick({NAN, infinity});
   return logits;

@@ -1,24 +1,54 @@
-"""Random and hostile cases of every C++ op, sanitised, on every instruction set of this machine."""
+"""Random, hostile and kept cases of every C++ op, sanitised, on every instruction set here."""
 
 import pytest
 
-from tests.native.build import ISAS, NoSanitizer, build, run
+from tests.native.__main__ import CORPUS
+from tests.native.build import ISAS, NoSanitizer, build, build_fuzzer, run, runs
 
 CASES = 1_500
+KEPT = sorted(CORPUS.iterdir())
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
+    return built(build, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory):
+    return built(build_fuzzer, tmp_path_factory)
+
+
+def built(how, tmp_path_factory):
     try:
-        return build(tmp_path_factory.mktemp("native"))
+        return how(tmp_path_factory.mktemp("native"))
     except NoSanitizer as reason:
         pytest.skip(str(reason))
 
 
+def passes(driver, isa, *arguments):
+    if not runs(driver, isa):
+        pytest.skip(f"this processor does not run {isa}")
+    cases = run(driver, isa, *arguments)
+    assert cases.returncode == 0, cases.stderr[-4000:]
+    return cases
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_random_and_hostile_cases(driver, isa):
-    cases = run(driver, 1, CASES, isa)
-    if "is not an instruction set of this processor" in cases.stderr:
-        pytest.skip(f"this processor does not run {isa}")
-    assert cases.returncode == 0, cases.stderr[-4000:]
-    assert cases.stdout == f"{CASES} cases on {isa}\n"
+    assert passes(driver, isa, 1, CASES).stdout == f"{CASES} cases on {isa}\n"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_kept_cases(driver, isa):
+    assert passes(driver, isa, "replay", *KEPT).stdout == f"{len(KEPT)} cases on {isa}\n"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_kept_cases_of_the_fuzzer(fuzzer, isa):
+    assert passes(fuzzer, isa, *KEPT).stderr.count("Executed ") == len(KEPT)
+
+
+def test_the_corpus_is_small():
+    assert 10 <= len(KEPT) <= 30
+    assert all(path.stat().st_size <= 512 for path in KEPT)
