@@ -12,7 +12,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.harness import report
 from bench.scheduler_model import Accelerator, Device, Record, Simulation, Trip, expected_accepted
@@ -22,6 +22,7 @@ PAPER_STEP_S, PAPER_RTT_S, PASS_S = 0.0942, 0.01407, 0.011
 CPU_POINTS = ((1, 0.031), (4, 0.0312), (8, 0.0414), (16, 0.0536), (32, 0.0787), (64, 0.1365))
 CPU_PASS_S = 0.004
 CROWD_BATCH, CROWD_STEP_S = 16, 0.09
+SLOTS_EDGES, SLOTS_RTTS_S, SLOTS_DRAWS = ((2, 1), (8, 4), (32, 16)), (0.005, 0.1), 4
 WINDOW_TOKENS = 64
 QUALITIES, RTTS_S = (0.0, 0.2, 0.4, 0.6, 0.8), (0.005, 0.014, 0.03, 0.05, 0.1)
 
@@ -195,6 +196,24 @@ def share_of_first(
     return Figure(name, "share of the first", share, f"{goal} +- 0.05", abs(share - goal) <= 0.05)
 
 
+def slots_pay(setting: Setting) -> Iterator[Figure]:
+    """Tokens with the pipeline over those without, where half of the edges or more can draft."""
+    for edges, batch in SLOTS_EDGES:
+        accelerator = Accelerator(((1, PAPER_STEP_S),), batch, noise=0.02)
+        tokens = dict.fromkeys((True, False), 0)
+        for seed in range(SLOTS_DRAWS):
+            rng = random.Random(seed)
+            rtts_s = [rng.uniform(*SLOTS_RTTS_S) for _ in range(edges)]
+            devices = [Device(rtt_s, user=str(n), jitter=0.1) for n, rtt_s in enumerate(rtts_s)]
+            for pipelined in tokens:
+                which = replace(setting, pipelined=pipelined)
+                record = which.run(accelerator, devices, setting.seconds * 32 / edges, seed)
+                tokens[pipelined] += record.tokens
+        ratio = tokens[True] / tokens[False]
+        name = f"{edges} edges, batch {batch}"
+        yield Figure(name, "tokens/s, slots / none", ratio, ">= 0.98", ratio >= 0.98)
+
+
 def never_slower(setting: Setting) -> Iterator[Figure]:
     """One edge alone, over link delays and qualities of the draft model."""
     for name, accelerator, pass_s in (
@@ -218,7 +237,7 @@ def never_slower(setting: Setting) -> Iterator[Figure]:
         yield Figure(name, "least speedup", min(speedups), ">= 0.95", min(speedups) >= 0.95)
 
 
-SCENARIOS = (two_edges, crowd, newcomer, weights, connections, never_slower)
+SCENARIOS = (two_edges, crowd, newcomer, weights, connections, slots_pay, never_slower)
 
 
 def main() -> None:

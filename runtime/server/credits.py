@@ -1,16 +1,18 @@
-"""Credits: who may send a tree. A credit is the right to one place in a verification step.
+"""Credits: who may send a tree. A credit is a place in a certain verification step.
 
-The window bounds how many credits are out, so trees on the way or in the queue never outnumber it:
-nothing is dropped and a thousand edges cannot flood the server. Three policies say who is next.
-Knows nothing of steps, trees or clocks; the time is an argument.
+A session gets one while the first step that its tree can be in has a place left, and the steps up
+to that one have as well. So trees on the way or in the queue never outnumber the places before
+them: nothing is dropped and a thousand edges cannot flood the server. Three policies say who is
+next, and who is next waits for its place rather than let others pass.
+Knows nothing of rows, trees or clocks; the time is an argument.
 Source: ExpressPass (arXiv:1610.04688), adapted: credits are offered only to sessions that want one,
-at most one to each, from a self-clocked window that opens when a batch is taken, with weights by
-user; see also deficit round-robin (Shreedhar and Varghese, SIGCOMM 1995).
+at most one to each, for places that come free when a batch is taken, with weights by user; see
+also deficit round-robin (Shreedhar and Varghese, SIGCOMM 1995).
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 TARGET_LOSS, LEAST_GAIN, MOST_GAIN, GAIN_STEP = 0.125, 0.01, 0.5, 0.05  # of the paper
@@ -19,18 +21,36 @@ PERIOD_S, OFFERS = 0.25, 4  # at least so long, and so many offers to a user
 HOLD_S = 0.12  # a credit is taken back when the tree is so much later than it was expected
 
 
-@dataclass
-class Window:
-    """Credits that are out, each until a time: at most `size` after any that `take` gave.
+@dataclass(frozen=True)
+class Place:
+    """In the first step that a tree can be in: steps have numbers, and `batch` places each.
 
-    A tree that comes after its credit was taken back takes a place again, and may overfill the
-    window until the next batch; meanwhile no credit is given.
+    `steps` of them begin from now until that one has begun, itself included.
     """
 
-    size: float
+    step: int
+    steps: int
+    batch: int
+
+    @property
+    def places(self) -> int:
+        """Of all these steps."""
+        return self.steps * self.batch
+
+
+@dataclass
+class Window:
+    """Credits that are out, each for a step and until a time: at most `size` after any `take`.
+
+    With an infinite `size` there are places for all. A tree that comes after its credit was
+    taken back takes a place again, and may overfill the next step; then none is given for it.
+    """
+
+    size: float = 0  # the most places that there were until any tree's step
     given: int = 0  # credits, since the start
     expired: int = 0  # of these, taken back because the tree did not come
     _until_s: dict[Hashable, float] = field(default_factory=dict)
+    _step: dict[Hashable, int] = field(default_factory=dict)  # none of a tree that came too late
     _none_before_s: float = math.inf  # until then no credit is overdue
 
     def __len__(self) -> int:
@@ -39,16 +59,24 @@ class Window:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._until_s
 
-    @property
-    def room(self) -> bool:
-        """Whether one more credit may go out."""
-        return len(self) < self.size
+    def has(self, place: Place) -> bool:
+        """Whether one more credit may go out for this place."""
+        if math.isinf(self.size):
+            return True
+        here = sum(step == place.step for step in self._step.values())
+        later = sum(step > place.step for step in self._step.values())
+        return (
+            here < place.batch
+            and len(self) - later < place.places
+            and len(self) < max(self.size, place.places)
+        )
 
-    def take(self, key: Hashable) -> None:
+    def take(self, key: Hashable, place: Place) -> None:
         """Give a credit, for as long as `hold` then says."""
-        assert self.room, f"{len(self)} credits are out of {self.size}"
+        assert self.has(place), f"step {place.step} has no place: {len(self)} credits are out"
         assert key not in self, f"{key} has a credit already"
-        self._until_s[key] = math.inf
+        self._until_s[key], self._step[key] = math.inf, place.step
+        self.size = max(self.size, place.places)
         self.given += 1
 
     def hold(self, key: Hashable, until_s: float) -> None:
@@ -59,6 +87,7 @@ class Window:
     def release(self, key: Hashable) -> None:
         """The tree was taken into a batch, or its session is gone."""
         self._until_s.pop(key, None)
+        self._step.pop(key, None)
 
     @property
     def expires_s(self) -> float:
@@ -70,7 +99,7 @@ class Window:
         if now_s <= self._none_before_s:
             return
         for key in [key for key, until_s in self._until_s.items() if until_s < now_s]:
-            del self._until_s[key]
+            self.release(key)
             self.expired += 1
         self._none_before_s = self.expires_s
 
@@ -119,21 +148,29 @@ class Credits:
         self._wanting[user] = self._users[user]
         self._wanting[user].wanting[key] = None
 
-    def resize(self, window: int, trees_per_s: float) -> None:
-        """Let out so many credits at a time, where so many trees are verified."""
+    def verified(self, trees_per_s: float) -> None:
+        """So many trees have been verified a second."""
 
-    def give(self, now_s: float) -> list[Hashable]:
-        """Sessions that get a credit now; `Window.hold` then says for how long."""
+    def give(self, now_s: float, place_of: Callable[[Hashable], Place]) -> list[Hashable]:
+        """Sessions that get a credit now, for their places; `Window.hold` then says how long."""
         self.window.expire(now_s)
         given: list[Hashable] = []
-        while self.window.room and (user := self._next(now_s)) is not None:
+        while (user := self._next(now_s)) is not None:
             sessions = self._wanting[user].wanting
-            key, _ = sessions.popitem(last=False)
+            key = next(iter(sessions))
+            place = place_of(key)
+            if not self.window.has(place):
+                break
+            self._charge(user, now_s)
+            del sessions[key]
             if not sessions:
                 del self._wanting[user]
-            self.window.take(key)
+            self.window.take(key, place)
             given.append(key)
         return given
+
+    def _charge(self, user: Hashable, now_s: float) -> None:
+        """The user whose turn it was gets a credit."""
 
     @property
     def wanted(self) -> bool:
@@ -158,7 +195,7 @@ class RoundRobin(Credits):
 
     def __init__(self) -> None:
         super().__init__()
-        self.window = Window(1)
+        self.window = Window()
         self._deficit: OrderedDict[Hashable, float] = OrderedDict()  # of users in the ring
 
     def want(self, key: Hashable) -> None:
@@ -166,8 +203,8 @@ class RoundRobin(Credits):
         user = self._user_of[key]
         self._deficit.setdefault(user, self._users[user].weight)
 
-    def resize(self, window: int, trees_per_s: float) -> None:
-        self.window.size = window
+    def _charge(self, user: Hashable, now_s: float) -> None:
+        self._deficit[user] -= 1
 
     def _next(self, now_s: float) -> Hashable | None:
         while self._deficit:
@@ -176,7 +213,6 @@ class RoundRobin(Credits):
             if entry is None:
                 del self._deficit[user]  # who wants nothing saves nothing up
             elif deficit >= 1:
-                self._deficit[user] -= 1
                 return user
             else:
                 self._deficit[user] += entry.weight
@@ -236,14 +272,14 @@ class Pace:
 class ExpressPass(Credits):
     """`xpass`: every user is offered credits at a rate that follows the loss of offers.
 
-    An offer that falls due and finds the window full is lost; the user whose offer has been due
-    longest is next, and a window that is open is never left unused. All users share one update
+    An offer that falls due and finds no place is lost; the user whose offer has been due longest
+    is next, of equals who asked first, and starts with an equal share. All users share one update
     period. Right where several gateways share one accelerator and none sees all users.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.window = Window(1)
+        self.window = Window()
         self._paces: dict[Hashable, Pace] = {}
         self._most = 1.0
         self._updated_s = math.inf  # until the first call
@@ -254,12 +290,11 @@ class ExpressPass(Credits):
         if user not in self._users:
             self._paces.pop(user, None)
 
-    def resize(self, window: int, trees_per_s: float) -> None:
-        self.window.size = window
+    def verified(self, trees_per_s: float) -> None:
         self._most = max(trees_per_s, 1.0)
 
-    def give(self, now_s: float) -> list[Hashable]:
-        given = super().give(now_s)
+    def give(self, now_s: float, place_of: Callable[[Hashable], Place]) -> list[Hashable]:
+        given = super().give(now_s, place_of)
         self._updated_s = min(self._updated_s, now_s)
         if now_s >= self._updated_s + self._period_s:
             self._update(now_s)
@@ -271,13 +306,14 @@ class ExpressPass(Credits):
         return max(PERIOD_S, OFFERS * len(self._users) / self._most)
 
     def _next(self, now_s: float) -> Hashable | None:
-        wanting = [user for user in self._users if user in self._wanting]
-        for user in wanting:
-            self._paces.setdefault(user, Pace(now_s, self._most / 2, self._users[user].weight))
-        user = min(wanting, key=lambda user: self._paces[user].due_s, default=None)
-        if user is not None:
-            self._paces[user].grant(now_s - self._period_s, now_s)
-        return user
+        for user in self._wanting:
+            if user not in self._paces:
+                fair = self._most / len(self._users)
+                self._paces[user] = Pace(now_s, fair, self._users[user].weight)
+        return min(self._wanting, key=lambda user: self._paces[user].due_s, default=None)
+
+    def _charge(self, user: Hashable, now_s: float) -> None:
+        self._paces[user].grant(now_s - self._period_s, now_s)
 
     def _update(self, now_s: float) -> None:
         """Count the offers that were lost, and let every rate follow."""

@@ -13,7 +13,7 @@ import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
-from runtime.server.credits import HOLD_S, Credits
+from runtime.server.credits import HOLD_S, Credits, Place
 from runtime.server.estimators import Acceptance, Mean, Rate
 from runtime.server.slots import Expected, first_slot
 from runtime.server.step_cost import StepCost
@@ -21,6 +21,7 @@ from runtime.server.trial import Trial
 from runtime.wire.messages import Turn
 
 RTT_S, DRAFT_S = 0.02, 0.05  # of an edge of which nothing is known yet
+HURRY = 0.5  # so much of the drafting that is left is enough to be in a step sooner
 AT_ONCE_S = 0.002  # takes an edge that has its tree and gets the credit for it
 
 
@@ -65,6 +66,10 @@ class Edge:
         if waited_s == 0 or draft_s > AT_ONCE_S:  # else it was drafted before the credit came
             self.draft_s.observe(waited_s + draft_s)
 
+    def wanted_s(self, now_s: float) -> float:
+        """How much longer it drafts, if it drafts as long as usual."""
+        return max(self.draft_s.value - (now_s - self.verdict_s), 0.0)
+
 
 class Pipeline:
     """Sessions from `opened` to `closed`; the other calls follow the server's loop.
@@ -83,13 +88,12 @@ class Pipeline:
         self._plain: set[Hashable] = set()  # decode plainly: can be in every step
         self._queued: set[Hashable] = set()  # have a prompt or a tree that can be in the next step
         self._drafting = Expected()  # may send a tree, or have it on the way
-        self._credited: dict[Hashable, None] = {}  # have a credit that they were not told of
         self._verified: set[Hashable] = set()  # in the last step, and not told their next move yet
         self._free_at_s = 0.0  # when the running step is expected to end
         self._ended_s = 0.0
+        self._steps = 0  # that have begun
         self._tokens, self._trees = Rate(), Rate()
         self._tree_rows, self._step_trees, self._step_s = Mean(), Mean(), Mean()
-        self._hold_steps = Mean(gain=1 / 64)  # that a credit is out until the tree comes
         self._take_stock()
 
     # --- what happens ---
@@ -117,15 +121,12 @@ class Pipeline:
         self._plain.discard(key)
         self._queued.discard(key)
         self._drafting.discard(key)
-        self._credited.pop(key, None)
         self.credits.closed(key)
 
     def draft_arrived(self, key: Hashable, nodes: int, draft_s: float, now_s: float) -> None:
         """A tree of `nodes` drafted nodes has come, sent `draft_s` after the grant was received."""
         edge = self._edges[key]
         edge.arrived(nodes, draft_s, now_s)
-        if self._step_s.value:
-            self._hold_steps.observe(math.ceil((now_s - edge.grant_s) / self._step_s.value))
         self._drafting.discard(key)
         self._queued.add(key)
         self.credits.window.hold(key, math.inf)
@@ -140,12 +141,11 @@ class Pipeline:
     ) -> None:
         """A step verifies these sessions, with `rows` rows in trees and `chunk_rows` in prompts."""
         self._verified = set(keys)
+        self._queued -= self._verified
         for key in self._verified:
-            # One that decodes plainly is in the step after this one as well.
-            if self._edges[key].turn is not Turn.SERVER:
-                self._queued.discard(key)
             self.credits.window.release(key)
         self._free_at_s = now_s + self.cost.step_s(rows, chunk_rows)
+        self._steps += 1
 
     def step_ended(
         self, trees: int, rows: int, chunk_rows: int, tokens: int, step_s: float, now_s: float
@@ -160,10 +160,7 @@ class Pipeline:
             self._tree_rows.observe(rows / trees)
             self._step_s.observe(step_s)
         self._take_stock()
-        # A tree should find a place in the first step after it comes: enough for that, no more.
-        mean, deviation = self._hold_steps.value, self._hold_steps.deviation
-        window = self._batch * max(mean, 1.0) + math.sqrt(self._batch) * deviation
-        self.credits.resize(round(window), self._trees.per_s)
+        self.credits.verified(self._trees.per_s)
 
     # --- what follows ---
 
@@ -181,16 +178,16 @@ class Pipeline:
             return Grant(Turn.SERVER)
         edge.turn, edge.nodes = Turn.EDGE, 0
         self._plain.discard(key)
+        # Where there is a line, all sessions of this step shall stand in it before anyone is next.
+        others_wait = self.credits.wanted
         self.credits.want(key)
-        self._credited |= dict.fromkeys(self.credits.give(now_s))
-        if key not in self._credited:
+        if others_wait or not self._give(now_s):
             return Grant(Turn.WAIT)
-        del self._credited[key]
         return self._grant(key, max_nodes, now_s)
 
     def credits_due(self, now_s: float) -> list[tuple[Hashable, Grant]]:
         """Sessions that were told to wait and may send now."""
-        keys, self._credited = [*self._credited, *self.credits.give(now_s)], {}
+        keys = self._give(now_s)
         nodes = {key: max(self._stake(self._edges[key]), 1) for key in keys}
         return [(key, self._grant(key, nodes[key], now_s)) for key in keys]
 
@@ -227,16 +224,39 @@ class Pipeline:
         if self._pipelined:
             free_s, late_s = self._slot(edge, now_s)
             late_s = min(late_s, max(self._most_draft_s(edge, max_nodes) - free_s, 0.0))
-        wanted_s = max(edge.draft_s.value - (now_s - edge.verdict_s), 0.0)
         edge.grant_s = now_s
-        edge.due_s = now_s + edge.rtt_s.value + wanted_s
+        edge.due_s = now_s + edge.rtt_s.value + edge.wanted_s(now_s)
         self._drafting.add(key, edge.due_s)
         self.credits.window.hold(key, edge.due_s + HOLD_S)
         return Grant(Turn.EDGE, max_nodes, free_s, late_s)
 
+    def _give(self, now_s: float) -> list[Hashable]:
+        """Sessions that get a credit now."""
+        return self.credits.give(now_s, lambda key: self._place(key, now_s))
+
+    def _place(self, key: Hashable, now_s: float) -> Place:
+        """Where a tree would be verified that is sent as soon as its edge is ready, if told now."""
+        edge = self._edges[key]
+        arrival_s = now_s + self._travel_s(edge) + HURRY * edge.wanted_s(now_s)
+        start_s, step_s = self._next_step_s(now_s, arrival_s), self._step_s.value
+        behind = math.ceil((arrival_s - start_s) / step_s) if arrival_s > start_s and step_s else 0
+        # Whoever decodes plainly is in every step.
+        batch = max(self._batch - len(self._plain), 1)
+        return Place(self._steps + 1 + behind, 1 + behind, batch)
+
+    def _next_step_s(self, now_s: float, arrival_s: float) -> float:
+        """When the next step begins if a tree comes then: at once, or with the first that comes."""
+        if self._queued or self._plain or now_s < self._free_at_s:
+            return max(self._free_at_s, now_s)
+        return min([arrival_s, *self._drafting.after(now_s)[:1]])
+
+    def _travel_s(self, edge: Edge) -> float:
+        """From a grant to a tree for it, with some reserve."""
+        return edge.rtt_s.value + 2 * edge.rtt_s.deviation + self.cost.deviation_s
+
     def _slot(self, edge: Edge, now_s: float) -> tuple[float, float]:
         """How long it should draft to be in its step, and how much longer that step can wait."""
-        travel_s = edge.rtt_s.value + 2 * edge.rtt_s.deviation + self.cost.deviation_s
+        travel_s = self._travel_s(edge)
         slot_s, latest_s = first_slot(
             arrival_s=now_s + travel_s,
             start_s=max(self._free_at_s, now_s),

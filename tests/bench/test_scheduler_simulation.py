@@ -16,6 +16,8 @@ from bench.scheduler import (
     connections,
     crowd,
     newcomer,
+    reunion,
+    slots_pay,
     two_edges,
     weights,
     worst_window,
@@ -30,6 +32,17 @@ QUICK = Setting("drr", edges=1000, seconds=20, seeds=1)
 @pytest.mark.parametrize("scenario", [two_edges, crowd, newcomer, weights, connections])
 def test_the_default_policy_meets_every_goal(scenario) -> None:
     missed = [figure for figure in scenario(QUICK) if figure.met is False]
+    assert not missed
+
+
+def test_a_crowd_that_asks_at_one_moment_is_not_late() -> None:
+    figures = {figure.name: figure for figure in reunion(Setting("drr", 200, 6, 1))}
+    assert figures["p99 age, ms"].met
+    assert figures["share of capacity"].value > 0.96
+
+
+def test_slots_pay_wherever_edges_can_draft_meanwhile() -> None:
+    missed = [figure for figure in slots_pay(Setting("drr", 100, 10, 1)) if figure.met is False]
     assert not missed
 
 

@@ -1,25 +1,29 @@
-"""Credits: never more out than the window, one to a session, shares by weight, none lost."""
+"""Credits: never more out than places, one to a session, shares by weight, none lost."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Hashable
 
 import pytest
 
-from runtime.server.credits import POLICIES, Credits, ExpressPass, Pace, RoundRobin, Window
+from runtime.server.credits import POLICIES, Credits, ExpressPass, Pace, Place, RoundRobin, Window
 
 BOUNDED = [RoundRobin, ExpressPass]
 
 
 class Crowd:
-    """A server that takes up to `batch` trees every `step_s`; a tree comes as its credit goes."""
+    """A server that takes up to `batch` trees every `step_s`; a tree comes as its credit goes.
 
-    def __init__(self, credits: Credits, window: int, batch: int = 4, step_s: float = 0.1):
-        self.credits, self.batch, self.step_s = credits, batch, step_s
-        self.now_s = 0.0
+    The credits are for as many steps later as were counted on.
+    """
+
+    def __init__(self, credits: Credits, steps: int = 2, batch: int = 4, step_s: float = 0.1):
+        self.credits, self.steps, self.batch, self.step_s = credits, steps, batch, step_s
+        self.now_s, self.begun = 0.0, 0
         self.queue: list[Hashable] = []
         self.verified: Counter[Hashable] = Counter()
-        credits.resize(window, batch / step_s)
+        credits.verified(batch / step_s)
 
     def add(self, user: Hashable, sessions: int, weight: float = 1.0) -> None:
         for number in range(sessions):
@@ -28,26 +32,51 @@ class Crowd:
 
     def step(self) -> None:
         """Give, let the trees come at once, verify the oldest, and let those want again."""
-        self.queue += self.credits.give(self.now_s)
+        place = Place(self.begun + self.steps, self.steps, self.batch)
+        self.queue += self.credits.give(self.now_s, lambda key: place)
         taken, self.queue = self.queue[: self.batch], self.queue[self.batch :]
         for key in taken:
             self.credits.window.release(key)
             self.verified[key[0]] += 1  # type: ignore[index]
-        self.now_s += self.step_s
+        self.now_s, self.begun = self.now_s + self.step_s, self.begun + 1
         for key in taken:
             self.credits.want(key)
 
 
-def test_a_window_never_gives_more_than_its_size() -> None:
-    window = Window(2)
-    window.take("a")
-    window.take("b")
-    assert not window.room
-    with pytest.raises(AssertionError, match="2 credits are out"):
-        window.take("c")
-    window.release("a")
+def test_a_window_gives_no_place_twice() -> None:
+    near, far = Place(step=1, steps=1, batch=2), Place(step=2, steps=2, batch=2)
+    window = Window()
+    for key in "ab":
+        window.take(key, far)
+    assert not window.has(far), "the second step is full, though the first is not"
+    for key in "cd":
+        window.take(key, near)
+    assert not window.has(near)
+    assert window.size == 4
+    with pytest.raises(AssertionError, match="step 1 has no place: 4 credits are out"):
+        window.take("e", near)
+    window.release("c")
     with pytest.raises(AssertionError, match="has a credit already"):
-        window.take("b")
+        window.take("a", near)
+
+
+def test_no_more_are_out_than_there_were_places_though_a_step_holds_more_than_before() -> None:
+    window = Window()
+    for step in (3, 2, 1):
+        window.take(step, Place(step, steps=step, batch=1))
+    assert window.size == len(window) == 3
+    assert not window.has(Place(step=1, steps=1, batch=2))
+    assert window.has(Place(step=1, steps=1, batch=4))
+
+
+def test_who_is_late_takes_a_place_of_the_steps_to_come() -> None:
+    window = Window()
+    for key in "ab":
+        window.take(key, Place(step=1, steps=1, batch=2))
+    assert not window.has(Place(step=2, steps=1, batch=2)), "both are still to be verified"
+    assert window.has(Place(step=3, steps=2, batch=2))
+    window.release("a")
+    assert window.has(Place(step=2, steps=1, batch=2))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -55,10 +84,25 @@ def test_random_events_keep_every_invariant(policy: str) -> None:
     for seed in range(15):
         rng = random.Random(seed)
         credits = POLICIES[policy]()
-        credits.resize(rng.randint(1, 5), 50.0)
+        credits.verified(50.0)
         live: dict[int, str] = {}  # what each session is doing
         until_s: dict[int, float] = {}  # of the credits that are out
-        now_s, next_key = 0.0, 0
+        steps: dict[int, int] = {}  # the steps that they are for
+        now_s, next_key, begun, batch, size = 0.0, 0, 0, rng.randint(1, 4), 0
+
+        def place_of(key: int) -> Place:
+            behind = key % 3
+            return Place(begun + 1 + behind, 1 + behind, batch)  # noqa: B023
+
+        def has(place: Place) -> bool:
+            """By looking at every credit; one that came back late is for no certain step."""
+            until = [key for key in until_s if steps.get(key, 0) <= place.step]  # noqa: B023
+            return policy == "open" or (
+                list(steps.values()).count(place.step) < place.batch  # noqa: B023
+                and len(until) < place.places
+                and len(until_s) < max(size, place.places)  # noqa: B023
+            )
+
         for _ in range(400):
             now_s += rng.choice([0.0, 0.001, 0.05, 0.4])
             action = rng.randint(0, 6)
@@ -70,43 +114,47 @@ def test_random_events_keep_every_invariant(policy: str) -> None:
             elif action == 1:
                 credits.closed(key)
                 until_s.pop(key, None)
+                steps.pop(key, None)
                 del live[key]
             elif action == 2 and live[key] == "resting":
                 credits.want(key)
                 live[key] = "wanting"
             elif action == 3 and live[key] == "credited":
-                until_s[key] = float("inf")  # its tree came, perhaps too late
-                credits.window.hold(key, until_s[key])
+                until_s[key] = math.inf  # its tree came, perhaps too late
+                credits.window.hold(key, math.inf)
                 live[key] = "queued"
             elif action == 4 and live[key] == "queued":
                 credits.window.release(key)
                 del until_s[key]
+                steps.pop(key, None)
                 live[key] = "resting"
             elif action == 5:
-                credits.resize(rng.randint(1, 5), 50.0)
+                begun, batch = begun + 1, rng.randint(1, 4)
             else:
-                was = len(credits.window)
-                given = credits.give(now_s)
-                assert len(set(given)) == len(given)
+                given = credits.give(now_s, place_of)
                 until_s = {key: end_s for key, end_s in until_s.items() if end_s >= now_s}
+                steps = {key: step for key, step in steps.items() if key in until_s}
                 for key in given:
                     assert live[key] == "wanting", "a credit for a session that wants none"
+                    place = place_of(key)
+                    assert has(place), "a credit without a place"
+                    steps[key], size = place.step, max(size, place.places)
                     until_s[key] = now_s + rng.choice([0.05, 0.2])
                     credits.window.hold(key, until_s[key])
                     live[key] = "credited"
                 assert not given or len(credits.window) <= credits.window.size
-                assert given or "wanting" not in live.values() or was >= credits.window.size or (
-                    len(credits.window) >= credits.window.size
-                ), "room, and somebody who wants, and no credit given"  # fmt: skip
+                left = [key for key, what in live.items() if what == "wanting"]
+                assert not left or not all(has(place_of(key)) for key in left), "a place for anyone"
             assert [key for key in live if key in credits.window] == sorted(until_s)
             assert len(credits.window) == len(until_s)
-            assert credits.window.expires_s == min(until_s.values(), default=float("inf"))
+            assert credits.window.expires_s == min(until_s.values(), default=math.inf)
             assert credits.wanted == ("wanting" in live.values())
+            assert credits.window.size == (math.inf if policy == "open" else size)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_everybody_who_wants_is_served(policy: str) -> None:
-    crowd = Crowd(POLICIES[policy](), window=6)
+    crowd = Crowd(POLICIES[policy]())
     for user in range(7):
         crowd.add(user, sessions=1 + user)
     for _ in range(400):
@@ -119,7 +167,7 @@ def test_everybody_who_wants_is_served(policy: str) -> None:
 def test_round_robin_shares_by_weight_not_by_sessions(
     weights: tuple[float, float], share: float
 ) -> None:
-    crowd = Crowd(RoundRobin(), window=5)
+    crowd = Crowd(RoundRobin())
     crowd.add("a", 24, weights[0])
     crowd.add("b", 8, weights[1])
     for _ in range(200):
@@ -133,7 +181,7 @@ def test_round_robin_shares_by_weight_not_by_sessions(
 def test_express_pass_converges_towards_the_weights(
     weights: tuple[float, float], least: float, most: float
 ) -> None:
-    crowd = Crowd(ExpressPass(), window=5)
+    crowd = Crowd(ExpressPass())
     crowd.add("a", 24, weights[0])
     for _ in range(50):
         crowd.step()
@@ -163,25 +211,28 @@ def test_a_pace_rises_to_capacity_without_loss_and_falls_to_what_it_got_with_it(
 def test_an_overdue_credit_goes_to_the_next_and_a_late_tree_does_no_harm(
     kind: type[Credits],
 ) -> None:
+    def only(key: Hashable) -> Place:
+        return Place(step=1, steps=1, batch=1)
+
     credits = kind()
-    credits.resize(1, 10.0)
+    credits.verified(10.0)
     for key in "ab":
         credits.opened(key, key)
         credits.want(key)
-    (first,) = credits.give(0.0)
+    (first,) = credits.give(0.0, only)
     credits.window.hold(first, 0.5)
-    assert credits.give(0.4) == []
+    assert credits.give(0.4, only) == []
     assert credits.wake_s == 0.5
-    (second,) = credits.give(0.6)
+    (second,) = credits.give(0.6, only)
     assert {first, second} == {"a", "b"}
     credits.window.hold(first, float("inf"))  # the late tree comes after all
     assert len(credits.window) == 2
     credits.want(first)
-    assert credits.give(0.7) == []
+    assert credits.give(0.7, only) == []
     credits.window.release(second)
-    assert credits.give(0.7) == []
+    assert credits.give(0.7, only) == []
     credits.window.release(first)
-    assert credits.give(0.7) == [first]
+    assert credits.give(0.7, only) == [first]
     assert credits.wake_s == float("inf")
 
 
@@ -190,9 +241,31 @@ def test_open_gives_to_all_in_the_order_of_asking() -> None:
     for key in range(100):
         credits.opened(key, "")
         credits.want(key)
-    assert credits.give(0.0) == list(range(100))
+    assert credits.give(0.0, lambda key: Place(1, 1, 1)) == list(range(100))
 
 
 def test_a_weight_must_be_positive() -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         RoundRobin().opened("a", "user", 0.0)
+
+
+@pytest.mark.parametrize("kind", BOUNDED)
+def test_who_is_next_is_not_passed(kind: type[Credits]) -> None:
+    """A place further off that is left does not help the next one, nor those behind it."""
+    places = {"near": Place(1, 1, 1), "next": Place(1, 1, 1), "far": Place(2, 2, 1)}
+    credits = kind()
+    for key in places:
+        credits.opened(key, key)
+        credits.want(key)
+    assert credits.give(0.0, places.__getitem__) == ["near"]
+    credits.window.release("near")
+    assert credits.give(0.0, places.__getitem__) == ["next", "far"]
+
+
+def test_equals_of_express_pass_are_served_in_the_order_of_asking() -> None:
+    credits = ExpressPass()
+    for key in "abc":
+        credits.opened(key, key)
+    for key in "bca":
+        credits.want(key)
+    assert credits.give(0.0, lambda key: Place(1, 1, 3)) == ["b", "c", "a"]

@@ -38,9 +38,9 @@ def nobody_is_there(now: Samples) -> bool:
 def test_credits_of_silent_edges_go_to_others(
     tiny_pair: tuple[Path, Path], tmp_path: Path, hello: wire.Hello
 ) -> None:
-    """One place in a step: its credit comes back although nothing else happens on the server.
+    """Steps of one place: a credit comes back although nothing else happens on the server.
 
-    On a slow machine it may be back before the next request asks: then that one is silent as well.
+    The places of several steps may be given away before a request has to wait for one.
     """
     options = [*TINY, "--model", str(tiny_pair[0]), "--max-batch", "1", "--credits", "drr"]
 
@@ -63,9 +63,10 @@ def test_credits_of_silent_edges_go_to_others(
     with server_process(tmp_path / "log", *options) as server:
         silent, late, end = asyncio.run(asyncio.wait_for(scenario(server), 120))
     assert late["credits_given_total",] == silent + 1
-    assert late["credits_wasted_total",] == silent
-    assert late["credits_outstanding",] == 1
-    assert late["credits_window",] == 1
+    wasted = late["credits_wasted_total",]
+    assert 1 <= wasted <= silent
+    assert late["credits_outstanding",] == silent + 1 - wasted
+    assert late["credits_window",] >= late["credits_outstanding",]
     assert end["credits_outstanding",] == 0
 
 

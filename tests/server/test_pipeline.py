@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import pytest
 
-from runtime.server.credits import POLICIES, Credits, RoundRobin
+from runtime.server.credits import POLICIES, Credits, Place, RoundRobin
 from runtime.server.pipeline import Grant, Pipeline
 from runtime.wire.messages import Turn
 
@@ -260,6 +260,58 @@ def test_a_silent_edge_does_not_stop_the_others() -> None:
     assert pipeline.credits_due(pipeline.wake_s - 0.001) == []
     ((key, grant),) = pipeline.credits_due(pipeline.wake_s + 0.001)
     assert (key, grant.turn) == ("b", Turn.EDGE)
+
+
+def test_a_place_is_in_the_step_that_a_tree_can_reach() -> None:
+    """Against counting the starts of full steps one after another."""
+    for seed in range(60):
+        dice = random.Random(seed)
+        batch, rtt_s, at = dice.randint(1, 5), dice.uniform(0.0, 0.5), dice.uniform(0.0, STEP_S)
+        pipeline = Pipeline(batch, 512, RoundRobin())
+        memory_bound(pipeline)
+        pipeline.opened("a", 32, RTT_S, 0.0)
+        Server(pipeline).step({"a": 4}, {}, STEP_S)
+        pipeline.opened("b", 32, rtt_s, 0.0)
+        if busy := dice.random() < 0.7:
+            pipeline.step_started(["b"], 33, 0, STEP_S)
+        starts_s = [2 * STEP_S if busy else STEP_S + at]
+        while starts_s[-1] < STEP_S + at + rtt_s:
+            starts_s.append(starts_s[-1] + STEP_S)
+        begun = 2 if busy else 1
+        place = pipeline._place("b", STEP_S + at)
+        assert place == Place(begun + len(starts_s), len(starts_s), batch)
+        assert place.places == len(starts_s) * batch
+
+
+def test_a_prompt_that_is_being_verified_is_not_ahead_of_the_next_step() -> None:
+    """Nor is it in line: a tree that comes while it is verified can be in the next step."""
+    server = one_edge(batch=2)
+    pipeline = server.pipeline
+    assert server.step({"a": 0}, {}, STEP_S)["a"].turn is Turn.EDGE
+    for key in "bc":
+        pipeline.opened(key, 32, RTT_S, server.now_s)
+    pipeline.step_started("bc", 2, 0, server.now_s)
+    free_s, _ = pipeline._slot(pipeline._edges["a"], server.now_s)
+    assert free_s == pytest.approx(STEP_S - RTT_S), "just before the prompts' step ends"
+
+
+def test_where_there_is_a_line_the_verdicts_of_a_step_all_join_it_first() -> None:
+    pipeline = Pipeline(2, 512, RoundRobin())
+    memory_bound(pipeline)
+    server = Server(pipeline)
+    for key in "abcdefgh":
+        pipeline.opened(key, 32, RTT_S, 0.0, user=key)
+    grants = server.step(dict.fromkeys("abcdefgh", 0), {}, STEP_S)
+    assert [key for key, grant in grants.items() if grant.turn is Turn.EDGE] == ["a", "b"]
+    for key in "ab":
+        server.answer(key, 32, 0.0, wait_s=0.0)
+    pipeline.step_started("ab", 66, 0, server.now_s)
+    assert [key for key, _ in pipeline.credits_due(server.now_s)] == ["c", "d"]
+    pipeline.step_ended(2, 66, 0, 2, STEP_S, server.now_s + STEP_S)
+    pipeline.closed("c")  # who leaves makes room for the next in line, not for who is told first
+    for key in "ab":
+        assert pipeline.after_verdict(key, 0, server.now_s + STEP_S) == Grant(Turn.WAIT)
+    assert pipeline.credits_due(server.now_s + STEP_S)[0][0] == "e"
 
 
 @pytest.mark.parametrize("policy", POLICIES)

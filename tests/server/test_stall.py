@@ -4,6 +4,7 @@ import asyncio
 
 from bench.stub_edges import HELLO
 from runtime.edge.link import Link, Sampling
+from runtime.server.credits import Place
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 from tests.server.test_overload import rig
@@ -21,9 +22,10 @@ def test_a_draft_that_waits_for_pages_keeps_nobody_from_sending_another() -> Non
         limits = {"kv_tokens": 9 * PAGE_TOKENS, "max_nodes": NODES, "max_step_nodes": 64}
         async with rig(**limits, max_batch=1, pipeline=False) as server:
             server.gate.set()
-            credits = server.server.pipeline.credits
-            credits.resize = lambda *measured: None  # one credit for all, however slow they are
-            credits.window.expire = lambda now_s: None
+            pipeline = server.server.pipeline
+            # one credit for all, however slow they are
+            pipeline._place = lambda key, now_s: Place(step=1, steps=1, batch=1)
+            pipeline.credits.window.expire = lambda now_s: None
             link = await Link.open(*server.address, HELLO)
             old = link.request(OLD, Sampling(4), NODES)
             assert (await old.verdict()).turn is wire.Turn.EDGE
