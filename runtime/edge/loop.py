@@ -91,11 +91,11 @@ class Grant:
 
     @classmethod
     def of(cls, message: wire.Verdict | wire.Credit, received_s: float) -> "Grant":
-        """What a message grants that came at `received_s`."""
-        waits = isinstance(message, wire.Verdict) and message.turn is wire.Turn.WAIT
-        free_s = math.inf if waits else message.draft_ms * 1e-3
+        """What a message grants that came at `received_s`; how many nodes, a credit will say."""
+        if isinstance(message, wire.Verdict) and message.turn is wire.Turn.WAIT:
+            return cls(wire.MAX_NODES, received_s, Slot(math.inf, 0.0))
         late_s = math.inf if message.late_ms == wire.NO_LIMIT_MS else message.late_ms * 1e-3
-        return cls(message.max_nodes, received_s, Slot(free_s, late_s))
+        return cls(message.max_nodes, received_s, Slot(message.draft_ms * 1e-3, late_s))
 
     @property
     def needs_credit(self) -> bool:

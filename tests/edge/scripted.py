@@ -81,7 +81,9 @@ class ScriptedServer:
         verdict = wire.Verdict(session, self._round[session], node, bonus, finish, 0, 0, turn)
         self._round[session] += 1
         if turn is not wire.Turn.SERVER:
-            verdict = wire.Verdict(session, verdict.round, node, bonus, finish, 0, 0, turn, *grant)
+            # as our server does: who waits is not told yet what the credit will say
+            told = grant if turn is wire.Turn.EDGE else (0, 0, 0)
+            verdict = wire.Verdict(session, verdict.round, node, bonus, finish, 0, 0, turn, *told)
         self._link._on_message(self, verdict)
         if finish:
             return

@@ -156,6 +156,9 @@ def test_a_draft_waits_for_its_credit_and_says_how_long_it_took(
     server = asyncio.run(asyncio.wait_for(scenario(), 120))
     assert len(server.drafts) > 3
     assert max(len(draft.tokens) for draft in server.drafts) > 8
+    # all were drafted while the credit was awaited, but where no more than the bonus is wanted
+    last = len(PROMPT) + TOKENS - 1
+    assert all(draft.tokens for draft in server.drafts if draft.base < last)
 
 
 def test_leaving_early_gives_everything_back(
