@@ -1,4 +1,5 @@
-# make demo | make test | make check | make bench | make torture        everything lives in .venv
+# make demo | make test | make test-all | make check | make bench | make torture
+# Everything lives in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,14 +8,20 @@ INSTALLED := $(VENV)/.installed
 # Idle OpenMP threads must not spin: server and edge share this machine's cores.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo test check format bench torture clean
+.PHONY: demo test test-all check format bench torture clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m runtime.demo
 
+# One worker a core, and one more: some tests wait for links that time out.
+PYTEST := $(BIN)/python -m pytest -n $$(( $$(nproc 2>/dev/null || echo 2) + 1 )) --dist worksteal
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not long'
+
+test-all: $(INSTALLED)
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -7,7 +7,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SPECEDGE_HTTP", "127.0.0.1:0")  # several servers run beside each other
 
+# The workers of pytest-xdist share the cores; a test of threads asks for them itself.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -18,6 +23,26 @@ settings.register_profile(
     "tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `every_value`, mark as long what shows no further value of a parameter."""
+    marked = [item for item in items if item.get_closest_marker("every_value")]
+    for _, cases in groupby(marked, key=lambda item: item.nodeid.partition("[")[0]):
+        values = {
+            item: {(name, repr(value)) for name, value in item.callspec.params.items()}
+            for item in cases
+        }
+        unseen = set().union(*values.values())
+        while values:
+            case = max(values, key=lambda item: len(values[item] & unseen))
+            if not values[case] & unseen:
+                break
+            unseen -= values.pop(case)
+        for item in values:
+            item.add_marker(pytest.mark.long)
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>"

@@ -329,7 +329,8 @@ def test_a_coarser_cache_changes_the_text_but_not_the_equality(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_real_text_of_the_embedded_pair(dtype: str) -> None:
+@pytest.mark.parametrize("length", [20, pytest.param(60, marks=pytest.mark.long)])
+def test_real_text_of_the_embedded_pair(dtype: str, length: int) -> None:
     """SmolLM2 and its draft; in bfloat16 too the equality is exact, by the order of summation."""
     from runtime.demo import running_server
     from runtime.embedded import target_path
@@ -340,9 +341,9 @@ def test_real_text_of_the_embedded_pair(dtype: str) -> None:
         pytest.skip(str(error))
     pair = Pair("smollm2", "smollm2-draft", kv_tokens=512, dtype=dtype)
     cases = [
-        ("Why is the sky blue?", Sampling(max_tokens=40)),
-        ("Écris un haïku sur la mer. 海 🌊", Sampling(max_tokens=40, temperature=1.0, seed=1)),
-        ("List three fruits.", Sampling(max_tokens=40, temperature=1.5, top_p=0.9, seed=2)),
+        ("Why is the sky blue?", Sampling(length)),
+        ("Écris un haïku sur la mer. 海 🌊", Sampling(length, temperature=1.0, seed=1)),
+        ("List three fruits.", Sampling(length, temperature=1.5, top_p=0.9, seed=2)),
     ]
     jobs, expected = [], []
     for text, sampling in cases:

@@ -72,6 +72,7 @@ def test_the_pipeline_gains_over_its_ablation() -> None:
     assert rates[0] > 1.03 * rates[1]
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("rtt_s", [0.005, 0.03, 0.1])
 @pytest.mark.parametrize("quality", [0.0, 0.4])
 @pytest.mark.parametrize(("points", "pass_s"), [(((1, PAPER_STEP_S),), 0.011), (CPU_POINTS, 0.004)])

@@ -95,7 +95,8 @@ def test_a_fault_at_a_moment(
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
         seeds = amount(metafunc.config, "schedules", default=20)
-        metafunc.parametrize("seed", seeds)
+        long = [pytest.param(seed, marks=pytest.mark.long) for seed in seeds[6:]]
+        metafunc.parametrize("seed", [*seeds[:6], *long])
 
 
 def test_a_random_schedule(

@@ -8,19 +8,21 @@ pytest files; only such a child (or a machine with a GPU) collects them.
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = Path(__file__).parent / "interpreted"
 
 
-def run_interpreted(file: Path) -> None:
-    """Fails with the child's report if one of the file's tests fails."""
+def run_interpreted(files: Iterable[Path], marks: str) -> None:
+    """Runs the tests that `marks` selects; fails with the child's report if one of them fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marks]
     child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
+        [*command, *map(str, files)],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert child.returncode == 0, f"{file.name} failed under the interpreter:\n{child.stdout}"
+    assert child.returncode == 0, f"under the interpreter:\n{child.stdout}"

@@ -137,6 +137,7 @@ def test_a_head_dimension_beyond_the_table_is_named():
         tiles_for("sm_90", 2, 257)
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize(("arch", "size", "dim", "tile"), ENTRIES)
 def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, dim, tile, tmp_path):
     compiled = compile_attention(arch, tile, "bf16" if size == 2 else "fp32", dim)

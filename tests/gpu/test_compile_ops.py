@@ -104,6 +104,7 @@ def compile_case(name, arch, monkeypatch):
     return {launch.kernel.__name__: launch.compile(arch) for launch in launches}
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize(
     ("name", "arch"),
     [*((name, "sm_90") for name in CASES), *product(ELSEWHERE, ("sm_80", "sm_100"))],

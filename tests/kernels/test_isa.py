@@ -28,10 +28,11 @@ def run(isa, *command):
 
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
-def test_kernels_pass_their_tests(isa):
+def test_kernels_pass_their_tests(isa, request):
     if isa == _cpu.isa():
         pytest.skip(f"{isa} is what the other tests run")
-    tests = run(isa, TEST, "-q", "-x", "-k", SELECTION, *(str(HERE / name) for name in TESTS))
+    selection = ("-k", SELECTION, "-m", request.config.option.markexpr)
+    tests = run(isa, TEST, "-q", "-x", *selection, *(str(HERE / name) for name in TESTS))
     if f"SPECEDGE_ISA={isa} is not an instruction set of this processor" in tests.stderr:
         pytest.skip(f"this processor does not run {isa}")
     assert tests.stdout.startswith(isa)

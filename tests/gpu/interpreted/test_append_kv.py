@@ -24,6 +24,7 @@ def assert_same_bits(got, want):
     assert (same | (got.isnan() & want.isnan())).all()
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("source", FLOATS)
 @pytest.mark.parametrize("dtype", [*FLOATS, E4M3])
 @pytest.mark.parametrize(("page_size", "layout"), [(1, "NHD"), (16, "HND"), (64, "NHD")])

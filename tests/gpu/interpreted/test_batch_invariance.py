@@ -64,6 +64,7 @@ def assert_rows_have_the_bits_of_decoding(device, work, nodes, tile=TILE, **scor
             assert torch.equal(got[row], want[0]), (b, node)
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("shape", ["chain", "star", "random"])
 @pytest.mark.parametrize("options", [{}, {"window": 9, "softcap": 5.0}], ids=str)
 def test_equals_float64(device, shape, options):
@@ -77,6 +78,7 @@ def test_equals_float64(device, shape, options):
     torch.testing.assert_close(lse, want[1], rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("shape", ["chain", "star", "random"])
 @pytest.mark.parametrize(
     ("dtype", "scoring"),

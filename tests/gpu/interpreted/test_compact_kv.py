@@ -26,6 +26,7 @@ def make_case(dtype, page_size, layout, dim, generator):
     return kv.transpose(3, 4) if layout == "HND" else kv, tables
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.complex128])
 @pytest.mark.parametrize(("page_size", "layout"), [(1, "NHD"), (16, "HND"), (64, "NHD")])
 def test_moves_equal_the_reference(dtype, page_size, layout, device):

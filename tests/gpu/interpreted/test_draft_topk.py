@@ -20,6 +20,7 @@ def run(logits, k, t, seed, position, ids, device):
     return [result.cpu() for result in draft_topk(logits.to(device), k, *moved, ids)]
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize(
     ("vocabulary", "k"), [(1, 1), (17, 17), (1000, 4), (PART, 7), (PART + 1, 2), (PART + 9, 64)]
 )

@@ -42,6 +42,7 @@ def plan_kernel(
     tl.store(out + 4 * batch + request, partial, mask=known)
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("group", [1, 5, 8])
 @pytest.mark.parametrize("window", [1, 300, 2**30])
 @pytest.mark.parametrize("invariant", [False, True])

@@ -33,6 +33,7 @@ def assert_close(got, want):
     )
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "cached"),
@@ -58,6 +59,7 @@ def test_equals_the_reference(dtype, cached, norm, device):
     assert_close(ours[6], theirs[6])
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize(("query_heads", "heads", "dim"), [(1, 1, 2), (7, 1, 20), (40, 8, 128)])
 def test_heads_of_any_number_and_size(query_heads, heads, dim, norm, device):

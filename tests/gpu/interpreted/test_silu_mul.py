@@ -5,6 +5,7 @@ from specedge_kernels import reference
 from specedge_kernels.gpu.silu_mul import BLOCK_ELEMENTS, silu_mul
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("width", [1, 90, 2 * BLOCK_ELEMENTS + 5])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2**-9)])
 def test_equals_the_reference(width, dtype, tolerance, device):

@@ -41,6 +41,7 @@ def assert_close(got, want, dtype=torch.float32):
     assert (got - want).norm() <= TOLERANCE[dtype] * want.norm()
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("page_size", "layout", "dim", "kv_heads", "group"),
@@ -56,6 +57,7 @@ def test_ragged_batches_equal_float64(device, shape, page_size, layout, dim, kv_
     assert_close(attend(device, q, caches, batch), expect(q, caches, batch))
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("tile", [Tile(16, 16, 4, 2, 1), Tile(64, 64, 4, 2, 1)], ids=str)
 @pytest.mark.parametrize(("nodes", "words"), [(31, 1), (64, 1), (65, 2), (200, 4), (256, 4)])
 def test_trees_across_mask_words_equal_float64(device, tile, nodes, words):
@@ -102,6 +104,7 @@ def test_splits_change_nothing_beyond_rounding(device, prefix, nodes, window):
     )
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("query_dtype", list(TOLERANCE))
 @pytest.mark.parametrize("cache_dtype", [*TOLERANCE, torch.float8_e4m3fn])
 def test_every_pair_of_types(device, query_dtype, cache_dtype):
@@ -152,6 +155,7 @@ def test_any_head_dimension(device, dim):
     assert_close(attend(device, q, caches, batch), expect(q, caches, batch))
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("window", [1, 9, 32, 33, 64, 130])
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 def test_windows_count_the_path_not_the_slots(device, window, softcap):

@@ -21,6 +21,7 @@ def run(case, max_path, device):
     return [result.cpu() for result in verify(*(t.to(device) for t in case), max_path)]
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sizes", [[1], [5, 0, 64, 33, 1], [63, 65, 130], [256, 2]])
 def test_walks_equal_the_reference(shape, sizes, device):
