@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.model.rope import RopeScaling, scaling_from
+from runtime.model.rope import RopeScaling, scaling_from, stretched_context
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 COUNTS = (
@@ -41,6 +41,8 @@ class ModelConfig:
     head_size: int
     rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
     tied_embedding: bool = False
     # tokens a node sees, itself included, in layers from n_full_layers on; None sees everything
@@ -98,9 +100,14 @@ def from_huggingface(config: Any) -> ModelConfig:
         raise ValueError(
             f"model type {config.model_type!r} is not supported; expected {', '.join(FAMILIES)}"
         )
-    _refuse_unknown_features(config)
+    if config.hidden_act not in ("silu", "swish"):  # two names of one function
+        raise ValueError(f"activation {config.hidden_act!r} is not supported; expected 'silu'")
+    family, n_heads = config.model_type, config.num_attention_heads
     rope = _rope_parameters(config)
-    n_heads = config.num_attention_heads
+    check_count("max_context", config.max_position_embeddings, MAX_CONTEXT_TOKENS)
+    scaling = scaling_from(rope, config.max_position_embeddings)
+    # the other families have no such switch: a configuration's word for it is not heard
+    attention_bias = family in ("llama", "qwen3") and getattr(config, "attention_bias", False)
     sliding_window, n_full_layers = _sliding_window(config)
     return ModelConfig(
         vocab_size=config.vocab_size,
@@ -112,23 +119,17 @@ def from_huggingface(config: Any) -> ModelConfig:
         intermediate_size=config.intermediate_size,
         rms_norm_eps=config.rms_norm_eps,
         rope_theta=float(rope["rope_theta"]),
-        max_context=config.max_position_embeddings,
+        max_context=stretched_context(scaling, config.max_position_embeddings),
         head_size=getattr(config, "head_tokens", None) or config.vocab_size,
-        rope_scaling=scaling_from(rope, config.max_position_embeddings),
-        qkv_bias=config.model_type == "qwen2",
-        qk_norm=config.model_type == "qwen3",
+        rope_scaling=scaling,
+        qkv_bias=family == "qwen2" or attention_bias,
+        output_bias=attention_bias,
+        mlp_bias=family == "llama" and getattr(config, "mlp_bias", False),
+        qk_norm=family == "qwen3",
         tied_embedding=bool(config.tie_word_embeddings),
         sliding_window=sliding_window,
         n_full_layers=n_full_layers,
     )
-
-
-def _refuse_unknown_features(config: Any) -> None:
-    for flag in ("attention_bias", "mlp_bias"):
-        if getattr(config, flag, False):
-            raise ValueError(f"{flag} is not supported for model type {config.model_type!r}")
-    if config.hidden_act != "silu":
-        raise ValueError(f"activation {config.hidden_act!r} is not supported; expected 'silu'")
 
 
 def _rope_parameters(config: Any) -> dict[str, Any]:
@@ -136,13 +137,27 @@ def _rope_parameters(config: Any) -> dict[str, Any]:
     rope = getattr(config, "rope_parameters", None)
     if rope is None:
         rope = {"rope_theta": config.rope_theta, **(config.rope_scaling or {})}
-    return dict(rope)
+    if not isinstance(rope.get("rope_theta"), int | float):
+        raise ValueError(
+            f"rope_theta is {rope.get('rope_theta')!r}; expected one number for all layers"
+        )
+    # as transformers does: a context stated outside of the rope parameters counts
+    original = getattr(config, "original_max_position_embeddings", None)
+    return rope if original is None else {**rope, "original_max_position_embeddings": original}
 
 
 def _sliding_window(config: Any) -> tuple[int | None, int]:
-    """The window and the number of leading layers without one."""
+    """The window and the number of leading layers without one.
+
+    Fields that a family does not have are not heard: a llama never has a window, and a mistral has
+    its window in all layers.
+    """
     window = getattr(config, "sliding_window", None)
-    if window is None or not getattr(config, "use_sliding_window", True):
+    if window is None or config.model_type == "llama":
+        return None, 0
+    if config.model_type == "mistral":
+        return window, 0
+    if not config.use_sliding_window:
         return None, 0
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     n_full = kinds.index("sliding_attention") if "sliding_attention" in kinds else len(kinds)

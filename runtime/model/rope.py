@@ -109,6 +109,22 @@ def scaling_from(rope: Mapping[str, Any], max_context: int) -> RopeScaling | Non
     raise ValueError(f"rope scaling {kind!r} is not supported; expected linear, llama3 or yarn")
 
 
+def stretched_context(scaling: RopeScaling | None, stated: int) -> int:
+    """Tokens that a model runs to whose file states a context of `stated`.
+
+    Files disagree on what they state. With linear scaling it is the context before stretching, as
+    transformers' documentation of rope_scaling asks for. With YaRN both are found (Qwen's cards
+    state 32,768 and a factor of 4, DeepSeek's the product), so the larger one counts. Llama 3's
+    files state the stretched context, and divisors stored in a GGUF file come from one of those.
+    vLLM derives the same numbers.
+    """
+    if isinstance(scaling, LinearScaling):
+        return max(stated, int(stated * scaling.factor))
+    if isinstance(scaling, YarnScaling):
+        return max(stated, int(scaling.original_context * scaling.factor))
+    return stated
+
+
 def _yarn(rope: Mapping[str, Any], original: int, max_context: int) -> YarnScaling:
     factor = _number(rope, "factor", max_context / original)
 

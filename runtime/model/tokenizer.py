@@ -7,14 +7,17 @@ transformers is imported when a tokenizer is loaded.
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from runtime.model.checkpoint import locate, read_json
 from runtime.model.config import ModelError
+from runtime.model.folder import read_json
 from runtime.model.gguf import Metadata
+from runtime.model.locate import locate
 
 HASH_BYTES = 16
+MAX_STOP_IDS = 4096
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 # byte-level vocabularies that are split as GPT-2's is, so that nothing else needs to be known
@@ -41,7 +44,7 @@ class Tokenizer:
         stop_ids = _generation_stop_ids(path)
         if tokenizer.eos_token_id is not None:
             stop_ids.add(tokenizer.eos_token_id)
-        return cls(tokenizer, stop_ids)
+        return cls(tokenizer, stop_ids.intersection(tokenizer.get_vocab().values()))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain text, with the model's own first token where it wants one."""
@@ -122,14 +125,57 @@ class TextStream:
 
 
 def _from_folder(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+    """A tokenizer.json is read as it is written.
 
+    AutoTokenizer puts a normalizer and a split of its own in place of the file's where it knows a
+    class for the model (Qwen2Tokenizer, GPT2Tokenizer), and then gives other ids than the model
+    was trained on. Its classes are right where their own files are all there is.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    files = {path.name for path in folder.glob("*")}
+    self_describing = {"tokenizer.json", "tokenizer.model"} & files
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        _refuse_code(folder)
+        if not self_describing and not {"vocab.json", "merges.txt"} <= files:
+            raise ValueError("expected tokenizer.json, or vocab.json and merges.txt")
+        if self_describing == {"tokenizer.model"}:
+            _check_sentencepiece(folder / "tokenizer.model")
+        loader = PreTrainedTokenizerFast if self_describing else AutoTokenizer
+        return loader.from_pretrained(folder, trust_remote_code=False)
     # the tokenizers library raises bare Exceptions
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{folder} has no readable tokenizer: {reason}") from error
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raises ValueError for a tokenizer that is Python code of the model's own."""
+    import transformers
+
+    path = folder / "tokenizer_config.json"
+    fields = read_json(path) if path.is_file() else {}
+    code = fields.get("auto_map")
+    code = code.get("AutoTokenizer") if isinstance(code, dict) else code
+    if code and not hasattr(transformers, str(fields.get("tokenizer_class"))):
+        raise ValueError(f"it is code of its own ({path.name}: auto_map), which is never run")
+
+
+def _check_sentencepiece(path: Path) -> None:
+    """Raises ValueError unless transformers can read a tokenizer.model that stands alone."""
+    with path.open("rb") as file:
+        if file.read(1) != b"\n":  # field 1 of the protobuf message: the pieces
+            raise ValueError(f"{path.name} is not a SentencePiece model; save a tokenizer.json")
+    packages = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+    try:
+        missing = [name for module, name in packages.items() if not find_spec(module)]
+    except ModuleNotFoundError:  # not even the namespace package google
+        missing = list(packages.values())
+    if missing:
+        raise ValueError(
+            f"{path.name} alone needs more packages: `pip install {' '.join(missing)}`, or save "
+            "a tokenizer.json"
+        )
 
 
 def _from_gguf(path: Path) -> Any:
@@ -185,11 +231,25 @@ def _byte_level(metadata: Metadata) -> Any:
 
 
 def _generation_stop_ids(path: Path) -> set[int]:
-    """The end tokens that a model folder's generation_config.json names, one or several."""
-    try:
-        fields = read_json(path / "generation_config.json")
-    except (OSError, ValueError):
-        return set()
-    stop = fields.get("eos_token_id") if isinstance(fields, dict) else None
-    ids = stop if isinstance(stop, list) else [stop]
-    return {index for index in ids if isinstance(index, int)}
+    """The end tokens that a folder's generation_config.json and config.json name, together.
+
+    transformers hears the first file alone where there is one; but people mend either, and a text
+    that ends at a token its model calls an end is never a wrong one. Raises ModelError.
+    """
+    stop_ids: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        try:
+            fields = read_json(path / name)
+        except (OSError, ValueError):
+            continue
+        for part in (fields, fields.get("text_config") if isinstance(fields, dict) else None):
+            named = part.get("eos_token_id") if isinstance(part, dict) else None
+            ids = named if isinstance(named, list) else [named]
+            if len(ids) > MAX_STOP_IDS:
+                raise ModelError(
+                    f"{path / name}: eos_token_id names {len(ids)} tokens; expected at most "
+                    f"{MAX_STOP_IDS}"
+                )
+            # true and false are ints in Python
+            stop_ids.update(index for index in ids if type(index) is int and index >= 0)
+    return stop_ids

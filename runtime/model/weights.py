@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.model.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
+from runtime.model.checkpoint import Checkpoint, open_checkpoint
 from runtime.model.config import ModelConfig, ModelError
+from runtime.model.folder import EMBEDDING, HEAD
 from runtime.model.transformer import Layer, Linear, Transformer
 
 __all__ = ["ModelError", "expected_shapes", "load"]
 
 Progress = Callable[[int, int], None]  # (done_bytes, total_bytes)
 
-HEAD, HEAD_IDS, NORM = "lm_head.weight", "head_ids", "model.norm.weight"
+HEAD_IDS, NORM = "head_ids", "model.norm.weight"
 
 
 def load(
@@ -63,6 +64,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{layer}.mlp.gate_proj.weight"] = (mlp, hidden)
         shapes[f"{layer}.mlp.up_proj.weight"] = (mlp, hidden)
         shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, mlp)
+        if config.output_bias:
+            shapes[f"{layer}.self_attn.o_proj.bias"] = (hidden,)
+        if config.mlp_bias:
+            for part, size in {"gate": mlp, "up": mlp, "down": hidden}.items():
+                shapes[f"{layer}.mlp.{part}_proj.bias"] = (size,)
     return shapes
 
 

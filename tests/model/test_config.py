@@ -53,8 +53,6 @@ def test_windows_by_layer():
     ("fields", "sentence"),
     [
         ({"model_type": "gpt2"}, "model type 'gpt2' is not supported; expected llama, mistral, qw"),
-        ({"attention_bias": True}, "attention_bias is not supported for model type 'llama'"),
-        ({"mlp_bias": True}, "mlp_bias is not supported"),
         ({"hidden_act": "gelu"}, "activation 'gelu' is not supported; expected 'silu'"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
@@ -69,6 +67,10 @@ def test_windows_by_layer():
             },
             "layer_types is not supported",
         ),
+        (
+            {"model_type": "qwen2", "rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
+            "rope_theta is None; expected one number for all layers",
+        ),
         ({"num_key_value_heads": 3}, "4 query heads cannot be shared by 3 key/value heads"),
         (
             {"model_type": "mistral", "sliding_window": 0},
@@ -79,6 +81,73 @@ def test_windows_by_layer():
 def test_unsupported_is_an_error_not_another_result(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         configured(**fields)
+
+
+def test_fields_that_a_family_does_not_have_are_not_heard():
+    """transformers keeps them in the configuration, and its models never look."""
+    for extra in ({"sliding_window": 6}, {"layer_types": ["sliding_attention"] * 2}):
+        assert configured(**extra, use_sliding_window=True) == configured()
+    mistral = {"model_type": "mistral", "sliding_window": 6}
+    assert configured(**mistral, use_sliding_window=False) == configured(**mistral)
+    assert configured(**mistral, layer_types=["full_attention"] * 2) == configured(**mistral)
+    for family in ("mistral", "qwen2"):
+        plain = configured(model_type=family)
+        assert configured(model_type=family, attention_bias=True, mlp_bias=True) == plain
+    assert configured(model_type="qwen3", mlp_bias=True) == configured(model_type="qwen3")
+
+
+def test_swish_is_silu():
+    assert configured(hidden_act="swish") == configured()
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+LLAMA3 = {**tiny.LLAMA3_ROPE, "rope_theta": 1e6, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("stated", "rope", "context"),
+    [
+        # Qwen's cards ask for these lines beside the context that is stretched
+        (32768, YARN, 131072),
+        (40960, YARN, 131072),
+        (32768, {**YARN, "factor": 2}, 65536),
+        # others state what comes of it (DeepSeek, Yarn-Llama), or something in between
+        (131072, YARN, 131072),
+        (32768, {**YARN, "factor": 16.0, "original_max_position_embeddings": 8192}, 131072),
+        (163840, {**YARN, "factor": 40, "original_max_position_embeddings": 4096}, 163840),
+        # and what is stated is never made less
+        (40960, {**YARN, "factor": 1.0}, 40960),
+        # without an original context transformers takes the stated one
+        (32768, {"type": "yarn", "factor": 4.0}, 131072),
+        # "don't update max_position_embeddings", say transformers' pages of linear scaling
+        (4096, {"type": "linear", "factor": 4.0}, 16384),
+        (4096, {"type": "linear", "factor": 2.5}, 10240),
+        # Llama 3.1 and 3.2 state the stretched context; Qwen2.5-1M has no scaling
+        (131072, LLAMA3, 131072),
+        (1010000, None, 1010000),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_context_that_scaling_gives(model_type, stated, rope, context):
+    fields = {"model_type": model_type, "max_position_embeddings": stated}
+    version_4 = configured(**fields, rope_theta=1e6, rope_scaling=rope)
+    assert (version_4.max_context, version_4.rope_theta) == (context, 1e6)
+    if rope is not None:
+        version_5 = {"rope_type": rope.get("type", "llama3"), **rope, "rope_theta": 1e6}
+        assert configured(**fields, rope_parameters=version_5) == version_4
+
+
+def test_a_context_stretched_beyond_all_bounds_is_refused():
+    with pytest.raises(ValueError, match=r"max_context is 4194304; expected 1 \.\. 2097152"):
+        configured(max_position_embeddings=2**20, rope_scaling={"type": "linear", "factor": 4.0})
+
+
+def test_an_original_context_outside_of_the_rope_parameters_counts():
+    outside = {"original_max_position_embeddings": 32, "rope_theta": 1e4}
+    scaling = {"rope_type": "yarn", "factor": 4.0}
+    assert configured(**outside, rope_scaling=scaling).rope_scaling == YarnScaling(
+        4.0, 32, pytest.approx(1.1386, abs=1e-4)
+    )
 
 
 def test_a_tied_head_cannot_be_cut():

@@ -20,10 +20,16 @@ ROPES = {
 }
 
 
+# fields beside the rope parameters
+OUTSIDE = {"": {}, "outside": {"original_max_position_embeddings": 128}}
+
+
+@pytest.mark.parametrize("outside", sorted(OUTSIDE))
 @pytest.mark.parametrize("name", sorted(ROPES))
 @pytest.mark.parametrize("head_dim", [16, 64])
-def test_turns_queries_and_keys_as_transformers_does(name, head_dim, generator):
+def test_turns_queries_and_keys_as_transformers_does(name, head_dim, outside, generator):
     fields = {**tiny.SIZES, "head_dim": head_dim, "max_position_embeddings": 1024}
+    fields |= OUTSIDE[outside]
     theirs = AutoConfig.for_model("llama", **fields, rope_parameters=dict(ROPES[name]))
     ours = from_huggingface(theirs)
     x = torch.randn(50, 3, head_dim, generator=generator)

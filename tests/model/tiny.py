@@ -46,6 +46,7 @@ WINDOWED_QWEN2 = {
 MODELS = {
     "llama": {"model_type": "llama", "head_dim": 16},
     "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "llama-wide-heads": {"model_type": "llama", "head_dim": 24, "num_key_value_heads": 4},
     "llama3-rope": {"model_type": "llama", "rope_parameters": LLAMA3_ROPE},
     "linear-rope": {
@@ -55,6 +56,7 @@ MODELS = {
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2-window": WINDOWED_QWEN2,
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "num_key_value_heads": 1},
+    "qwen3-biases": {"model_type": "qwen3", "head_dim": 16, "attention_bias": True},
     "qwen3-yarn": {"model_type": "qwen3", "head_dim": 16, "rope_parameters": YARN_ROPE},
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "mistral-window": {"model_type": "mistral", "sliding_window": 7},

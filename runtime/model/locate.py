@@ -1,0 +1,105 @@
+"""Where a model's name leads: to a folder of safetensors or to a GGUF file, on this machine.
+
+Knows names, folders and the Hugging Face hub; opens no model. huggingface_hub is imported when it
+is needed.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from runtime import embedded
+from runtime.model.config import ModelError
+from runtime.model.foreign import described_file, described_names, listed
+
+TARGET, DRAFT = "smollm2", "smollm2-draft"  # the embedded pair
+# no *.py: code that comes with a model is not even fetched
+_HUB_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja")
+_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
+
+
+def locate(name: str | Path) -> Path:
+    """The folder or GGUF file that a model's name stands for; hub ids are downloaded.
+
+    Both embedded names lead to the target's file, which holds the tokenizer of the pair.
+    """
+    if str(name) in (TARGET, DRAFT):
+        try:
+            return embedded.target_path()
+        except FileNotFoundError as error:
+            raise ModelError(str(error)) from None
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file():
+        return _checked_file(path)
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        return _download(str(name))
+    raise ModelError(f"{path} does not exist; expected a model's folder, a .gguf file or a hub id")
+
+
+def _checked_file(path: Path) -> Path:
+    """A file that is GGUF by its name or its first bytes; downloaders also keep it by its hash."""
+    try:
+        kind = described_file(path)
+        with path.open("rb") as file:
+            is_gguf = path.suffix == ".gguf" or file.read(4) == b"GGUF"
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    if is_gguf and kind is None:
+        return path
+    not_kind = f", not {kind}" if kind else ""
+    raise ModelError(
+        f"{path} is not a model: expected a folder or a file ending in .gguf{not_kind}"
+    )
+
+
+def _in_folder(folder: Path) -> Path:
+    """The folder where its weights are safetensors, else the one GGUF model that lies in it."""
+    models = _gguf_models(path.name for path in folder.glob("*.gguf"))
+    if not models or any(folder.glob("*.safetensors")):
+        return folder
+    if len(models) > 1:
+        raise ModelError(
+            f"{folder} holds {len(models)} models, {listed(models)}; give the path of one"
+        )
+    return _checked_file(folder / models[0])
+
+
+def _gguf_models(names: Iterable[str]) -> list[str]:
+    """One file for each model: of a model in parts the first one."""
+    models: dict[str, str] = {}
+    for name in sorted(names):
+        part = _PART.fullmatch(name)
+        models.setdefault(f"{part['stem']} of {part['count']}" if part else name, name)
+    return list(models.values())
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
+    # the hub's client raises its own, its HTTP library's and the socket's errors
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"{hub_id} is no folder here and could not be fetched from the Hugging Face hub: "
+            f"{type(error).__name__}: {reason}"
+        ) from None
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
+        return _in_folder(folder)
+    raise ModelError(f"{hub_id} has no safetensors to fetch{_instead(hub_id)}")
+
+
+def _instead(hub_id: str) -> str:
+    """What a repository of the hub holds in place of safetensors, if the hub can be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi().list_repo_files(hub_id)
+    except Exception:  # as above: without an answer there is nothing to add
+        return ""
+    if models := _gguf_models(name for name in names if name.endswith(".gguf")):
+        return f", but {listed(models)}: download one of them and give its path"
+    return f", but {described_names(names) or listed(sorted(names))}"
