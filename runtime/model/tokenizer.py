@@ -131,22 +131,36 @@ def _from_folder(folder: Path) -> Any:
     class for the model (Qwen2Tokenizer, GPT2Tokenizer), and then gives other ids than the model
     was trained on. Its classes are right where their own files are all there is.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     files = {path.name for path in folder.glob("*")}
-    self_describing = {"tokenizer.json", "tokenizer.model"} & files
     try:
         _refuse_code(folder)
-        if not self_describing and not {"vocab.json", "merges.txt"} <= files:
-            raise ValueError("expected tokenizer.json, or vocab.json and merges.txt")
-        if self_describing == {"tokenizer.model"}:
+        if "tokenizer.json" not in files and "tokenizer.model" in files:
             _check_sentencepiece(folder / "tokenizer.model")
-        loader = PreTrainedTokenizerFast if self_describing else AutoTokenizer
-        return loader.from_pretrained(folder, trust_remote_code=False)
+        if files & {"tokenizer.json", "tokenizer.model"}:
+            return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+        if {"vocab.json", "merges.txt"} <= files:
+            return _from_lists(folder)
+        raise ValueError("expected tokenizer.json, or vocab.json and merges.txt")
     # the tokenizers library raises bare Exceptions
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{folder} has no readable tokenizer: {reason}") from error
+
+
+def _from_lists(folder: Path) -> Any:
+    """From vocab.json and merges.txt, which leave it to a class how texts are split."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # a class of another kind makes an empty one, without a word
+        if len(tokenizer) >= len(read_json(folder / "vocab.json")):
+            return tokenizer
+    except (OSError, ValueError):
+        pass
+    raise ValueError("transformers has no class for its vocab.json; save a tokenizer.json")
 
 
 def _refuse_code(folder: Path) -> None:

@@ -7,16 +7,17 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from runtime import embedded
 from runtime.model import checkpoint, weights
-from runtime.model.checkpoint import EMBEDDING
+from runtime.model.folder import EMBEDDING, HEAD
 from runtime.model.weights import ModelError
 from tests.model import tiny
 from tests.model.tiny import assert_close, chain, judge
 
 TOKENS = list(range(3, 40, 2))
-WEIGHTS = "model.safetensors"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD_IDS = [0, 3, 17, 44, 119]
 
 
@@ -59,10 +60,117 @@ def test_a_tied_head_stored_again_and_old_rotary_tensors_are_ignored(pairs, fold
     assert_close(logits(weights.load(folder)), judge(tied.theirs, TOKENS))
 
 
-def spoil(folder, change):
+def shard(folder, first):
+    """The one file of a folder in two, the tensor `first` alone in the first of them."""
     tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    rest = {name: tensor for name, tensor in tensors.items() if name != first}
+    weight_map = {}
+    for number, part in enumerate(({first: tensors[first]}, rest), start=1):
+        name = f"model-{number:05d}-of-00002.safetensors"
+        save_file(part, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("sharded", [None, EMBEDDING, HEAD])
+@pytest.mark.parametrize("stored", ["both differ", "both the same", "only the head"])
+def test_a_tied_head_is_what_transformers_makes_of_it(folder, stored, sharded):
+    """transformers ties two stored tensors only if they are equal, and either one alone."""
+
+    def change(tensors):
+        if stored == "both the same":
+            tensors[HEAD] = tensors[EMBEDDING].clone()
+        elif stored == "only the head":
+            del tensors[EMBEDDING]
+
+    spoil(folder, change)
+    write_config(folder, tie_word_embeddings=True)
+    if sharded in load_file(folder / WEIGHTS):
+        shard(folder, sharded)
+    ours = weights.load(folder)
+    assert ours.config.tied_embedding == (stored != "both differ")
+    assert_close(logits(ours), judge(AutoModelForCausalLM.from_pretrained(folder), TOKENS))
+
+
+@pytest.mark.parametrize("rows", ["first", "last"])
+def test_a_head_that_differs_in_one_row_is_another_head(pairs, folder, rows):
+    shutil.copytree(pairs("llama-tied").folder, folder, dirs_exist_ok=True)
+
+    def change(tensors):
+        tensors[HEAD] = tensors[EMBEDDING].to(torch.float64)
+        tensors[HEAD][0 if rows == "first" else -1] += 1
+
+    spoil(folder, change)
+    ours = weights.load(folder)
+    assert not ours.config.tied_embedding
+    assert_close(logits(ours), judge(AutoModelForCausalLM.from_pretrained(folder), TOKENS))
+
+
+def test_heads_that_cannot_be_made_are_sentences(pairs, folder):
+    """transformers would draw one at random."""
+    spoil(folder, lambda tensors: tensors.pop(HEAD))
+    with pytest.raises(ModelError, match=r"tensor lm_head.weight is missing; expected shape \[120"):
+        weights.load(folder)
+    write_config(folder, tie_word_embeddings=True)
+    spoil(folder, lambda tensors: tensors.update({HEAD: torch.zeros(3, 64)}))
+    with pytest.raises(ModelError, match=r"lm_head.weight has shape \[3, 64\]; expected \[120, 64"):
+        weights.load(folder)
+    spoil(folder, lambda tensors: tensors.update({HEAD: torch.zeros(120, 64).int()}))
+    with pytest.raises(ModelError, match=r"lm_head.weight is stored as I32; expected one of F64"):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize("names_others", [False, True])
+def test_a_single_file_counts_more_than_an_index(pairs, folder, names_others):
+    """Left over from another saving, say; transformers looks for the single file first."""
+    kept = shutil.copy(folder / WEIGHTS, folder.parent)
+    shard(folder, HEAD)
+    if names_others:
+        for path in folder.glob("model-*"):
+            spoil(path, lambda tensors: [tensor.zero_() for tensor in tensors.values()])
+    shutil.copy(kept, folder / WEIGHTS)
+    assert torch.equal(logits(weights.load(folder)), logits(pairs("llama").ours))
+
+
+def test_shards_without_an_index(pairs, folder):
+    shard(folder, HEAD)
+    (folder / INDEX).unlink()
+    assert torch.equal(logits(weights.load(folder)), logits(pairs("llama").ours))
+    first = folder / "model-00001-of-00002.safetensors"
+    for number in (3, 4):
+        shutil.copy(first, folder / f"other-{number:05d}-of-00004.safetensors")
+    with pytest.raises(ModelError, match=f"parts of several models and no {INDEX}"):
+        weights.load(folder)
+    first.unlink()
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(
+        ModelError,
+        match=r"lacks other-00001-of-00004.safetensors, other-00002-of-00004.safetensors, and mod",
+    ):
+        weights.load(folder)
+
+
+def test_types_that_are_no_weights_are_named(folder):
+    name = "model.layers.0.mlp.up_proj.weight"
+    spoil(folder, lambda tensors: tensors.update({name: tensors[name].to(torch.uint8)}))
+    with pytest.raises(ModelError, match=f"tensor {name} is stored as U8; expected one of F64, F"):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_types_that_weights_are_stored_in(folder, dtype):
+    spoil(folder, lambda tensors: tensors.update({n: t.to(dtype) for n, t in tensors.items()}))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert_close(logits(weights.load(folder)), judge(theirs, TOKENS))
+
+
+def spoil(path, change):
+    """Change the tensors of a safetensors file, or of the single one in a folder."""
+    file = path / WEIGHTS if path.is_dir() else path
+    tensors = load_file(file)
     change(tensors)
-    save_file(tensors, folder / WEIGHTS)
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def test_missing_extra_and_misshaped_tensors_are_named(folder):
@@ -90,8 +198,7 @@ def write_config(folder, **changes):
 
 def spoilers():
     """Ways to break a good folder, and what must be said about each."""
-    config, tensors = "config.json", WEIGHTS
-    index = "model.safetensors.index.json"
+    config, tensors, index = "config.json", WEIGHTS, INDEX
     return {
         "not a model folder: config.json is missing": lambda f: (f / config).unlink(),
         "config.json is not JSON": lambda f: (f / config).write_text("{"),

@@ -1,0 +1,168 @@
+"""Models in formats that are not read: each is named, with what to do instead."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from runtime.model import weights
+from runtime.model.foreign import listed
+from runtime.model.tokenizer import Tokenizer
+from runtime.model.weights import ModelError
+
+WEIGHTS = "model.safetensors"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14483464192\n"
+
+
+@pytest.fixture
+def folder(pairs, tmp_path):
+    """A good model folder to be spoilt."""
+    return shutil.copytree(pairs("llama").folder, tmp_path / "model")
+
+
+def refusal(path):
+    with pytest.raises(ModelError) as caught:
+        weights.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        # as the savers of each method write them, shortened
+        ({"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}, "AWQ"),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": False, "group_size": 128}, "GPTQ"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"}, "FP8"),
+        ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, "FP8 (FBGEMM)"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True, "llm_int8_threshold": 6.0}, "bitsandbytes"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+        ({"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}, "MXFP4"),
+        ({"quant_method": "torchao", "quant_type": {"default": {}}}, "torchao"),
+        ({"quant_method": "hqq", "quant_config": {}}, "HQQ"),
+        ({"quant_method": "eetq"}, "EETQ"),
+        ({"quant_method": "quanto", "weights": "int8"}, "quanto"),
+        ({"quant_method": "aqlm", "nbits_per_codebook": 16}, "AQLM"),
+        ({"quant_method": "exl2", "bits": 4.0}, "EXL2"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "ModelOpt"),
+        ({"bits": 4, "group_size": 128}, "an unnamed method"),
+        (["odd"], "an unnamed method"),
+    ],
+)
+def test_quantised_checkpoints_are_named(folder, fields, name):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": fields}))
+    assert refusal(folder).endswith(
+        f"config.json: the weights are quantised ({name}), which is not supported; take the "
+        "model's unquantised folder, or a GGUF file of it"
+    )
+
+
+def test_mlx_names_its_quantisation_otherwise(folder):
+    config = json.loads((folder / "config.json").read_text())
+    both = {"quantization": {"bits": 4}, "quantization_config": {"group_size": 64, "bits": 4}}
+    (folder / "config.json").write_text(json.dumps({**config, **both}))
+    assert "quantised (MLX)" in refusal(folder)
+    older = {"compression_config": {"quant_method": "compressed-tensors"}}
+    (folder / "config.json").write_text(json.dumps({**config, **older}))
+    assert "quantised (compressed-tensors)" in refusal(folder)
+    unquantised = {"quantization_config": None, "quantization": {}}
+    (folder / "config.json").write_text(json.dumps({**config, **unquantised}))
+    weights.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "name"),
+    [
+        ("qweight", "GPTQ or AWQ"),
+        ("weight_packed", "compressed-tensors"),
+        ("weight_scale_inv", "FP8"),
+        ("weight.absmax", "bitsandbytes"),
+        ("SCB", "bitsandbytes"),
+        ("scales", "MLX"),
+    ],
+)
+def test_quantised_tensors_without_a_word_in_the_configuration(folder, suffix, name):
+    tensors = load_file(folder / WEIGHTS)
+    tensors[f"model.layers.0.self_attn.q_proj.{suffix}"] = torch.ones(2)
+    save_file(tensors, folder / WEIGHTS)
+    assert f"quantised ({name})" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["pytorch_model.bin"], "pytorch_model.bin: pickled weights, which are never read"),
+        (
+            ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"],
+            "pytorch_model-00001-of-00002.bin, pytorch_model-00002-of-00002.bin: pickled weights",
+        ),
+        (["model.pth"], "model.pth: pickled weights"),
+        (["weights.npz"], "weights.npz: NumPy arrays; convert the model to safetensors or GGUF"),
+        (["model.onnx", "model.onnx_data"], "model.onnx: an ONNX graph; take the model that it"),
+        (["tf_model.h5"], "tf_model.h5: TensorFlow weights"),
+        (["flax_model.msgpack"], "flax_model.msgpack: Flax weights"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            "adapter_config.json: an adapter, not a whole model; merge it into its base model",
+        ),
+        (["model_index.json"], "model_index.json: a diffusers pipeline; expected a language mod"),
+        (
+            ["consolidated.safetensors", "params.json"],
+            "consolidated.safetensors: weights under their maker's own names; take the Hugging",
+        ),
+    ],
+)
+@pytest.mark.parametrize("configured", [True, False])
+def test_folders_without_safetensors_say_what_they_hold(folder, files, sentence, configured):
+    (folder / WEIGHTS).unlink()
+    if not configured:
+        (folder / "config.json").unlink()
+    for name in files:
+        (folder / name).write_bytes(b"{}")
+    missing = "model.safetensors is missing" if configured else "config.json is missing"
+    assert f"{missing}; the folder holds {sentence}" in refusal(folder)
+
+
+def test_an_empty_folder_is_a_sentence(tmp_path):
+    assert refusal(tmp_path) == f"{tmp_path} is not a model folder: config.json is missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "first_bytes", "sentence"),
+    [
+        ("model.safetensors", b"", "weights alone; give the folder that holds them and config.js"),
+        ("model.bin", b"PK\3\4", "pickled weights, which are never read because they can run cod"),
+        ("consolidated.00.pth", b"PK\3\4", "weights under their maker's own names"),
+        ("model.npz", b"PK\3\4", "NumPy arrays"),
+        ("model.onnx", b"\x08\x07", "an ONNX graph"),
+        ("ggml-model-q4_0.bin", b"lmgg", "a GGML file, the format before GGUF; convert the model"),
+        ("ggml-model-q4_0.bin", b"tjgg\3\0\0\0", "a GGML file, the format before GGUF"),
+        ("model.gguf", LFS_POINTER, "a Git LFS pointer in place of the file; fetch the file its"),
+        ("model.safetensors", LFS_POINTER, "a Git LFS pointer in place of the file"),
+    ],
+)
+def test_files_that_are_no_model_say_what_they_are(tmp_path, name, first_bytes, sentence):
+    path = tmp_path / name
+    path.write_bytes(first_bytes)
+    expected = f"{path} is not a model: expected a folder or a file ending in .gguf, not {sentence}"
+    assert refusal(path).startswith(expected)
+    with pytest.raises(ModelError, match="is not a model"):
+        Tokenizer.load(path)
+
+
+def test_a_pointer_in_place_of_the_weights(folder):
+    (folder / WEIGHTS).write_bytes(LFS_POINTER)
+    assert "is not a safetensors file: a Git LFS pointer in place of the file" in refusal(folder)
+    (folder / WEIGHTS).write_bytes(b"short")
+    assert "is not a safetensors file: " in refusal(folder)
+    assert "Git LFS" not in refusal(folder)
+
+
+def test_long_lists_are_cut():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed("abcdef") == "a, b, c, d, e, f"
+    assert listed("abcdefgh") == "a, b, c, d, e, f and 2 more"

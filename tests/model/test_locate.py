@@ -1,0 +1,148 @@
+"""Names of models: folders that hold GGUF files, and hub ids, with a hub of our own."""
+
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from runtime.model import weights
+from runtime.model.config import ModelError
+from runtime.model.locate import locate
+from runtime.model.tokenizer import Tokenizer
+from tests.fuzz.targets import CORPUS
+
+GGUF = CORPUS / "gguf/tiny.gguf"
+COMMIT = "b" * 40
+
+
+def refusal(name):
+    with pytest.raises(ModelError) as caught:
+        locate(name)
+    return str(caught.value)
+
+
+def put(folder, *names):
+    for name in names:
+        shutil.copy(GGUF, folder / name)
+
+
+@pytest.mark.parametrize("beside", [[], ["config.json"], ["config.json", "pytorch_model.bin"]])
+def test_a_folder_with_one_gguf_file_is_that_file(tmp_path, beside):
+    put(tmp_path, "model-Q4_K_M.gguf")
+    for name in beside:
+        (tmp_path / name).write_text("{}")
+    assert locate(tmp_path) == tmp_path / "model-Q4_K_M.gguf"
+    assert weights.load(tmp_path).config == weights.load(GGUF).config
+
+
+def test_a_model_in_parts_is_one_model(tmp_path):
+    put(tmp_path, "m-00002-of-00003.gguf", "m-00001-of-00003.gguf", "m-00003-of-00003.gguf")
+    assert locate(tmp_path) == tmp_path / "m-00001-of-00003.gguf"
+    put(tmp_path, "m.gguf", "m-00001-of-00002.gguf")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds 3 models, m-00001-of-00002.gguf, m-00001-of-00003.gguf, m.gguf; give "
+        "the path of one"
+    )
+
+
+def test_safetensors_beside_gguf_files_are_the_model(pairs, tmp_path):
+    folder = shutil.copytree(pairs("llama").folder, tmp_path / "model")
+    put(folder, "a.gguf", "b.gguf")
+    assert locate(folder) == folder
+
+
+def test_gguf_files_under_any_name(tmp_path):
+    """Some programs keep what they have fetched under its hash."""
+    put(tmp_path, "sha256-8daa9615cce3")
+    assert locate(tmp_path / "sha256-8daa9615cce3") == tmp_path / "sha256-8daa9615cce3"
+
+
+def cached(cache, *names):
+    """A model in the hub's cache on disk, as its client lays it out."""
+    snapshot = cache / f"models--owner--model/snapshots/{COMMIT}"
+    snapshot.mkdir(parents=True)
+    (cache / "models--owner--model/refs").mkdir()
+    (cache / "models--owner--model/refs/main").write_text(COMMIT)
+    for name in names:
+        shutil.copy(GGUF, snapshot / name)
+    return snapshot
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_hub_ids_whose_gguf_files_are_in_the_cache(offline):
+    snapshot = cached(offline, "model-Q8_0.gguf")
+    assert locate("owner/model") == snapshot / "model-Q8_0.gguf"
+    put(snapshot, "model-Q4_0.gguf")
+    assert "holds 2 models, model-Q4_0.gguf, model-Q8_0.gguf; give" in refusal("owner/model")
+
+
+def test_hub_ids_of_which_nothing_is_here(offline):
+    cached(offline)
+    assert refusal("owner/model") == "owner/model has no safetensors to fetch"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on loopback whose one repository holds the files of the returned list."""
+    files: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self):
+            listing = [{"type": "file", "path": p, "size": 3, "oid": "a" * 40} for p in files]
+            about = {"id": "owner/model", "sha": COMMIT, "siblings": []}
+            body = json.dumps(listing if "/tree/" in self.path else about).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    constants = "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path))
+    yield files
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("files", "holds"),
+    [
+        (
+            [
+                "README.md",
+                "m-Q4_0.gguf",
+                "m-Q8_0-00001-of-00002.gguf",
+                "m-Q8_0-00002-of-00002.gguf",
+            ],
+            "m-Q4_0.gguf, m-Q8_0-00001-of-00002.gguf: download one of them and give its path",
+        ),
+        (["pytorch_model.bin"], "pytorch_model.bin: pickled weights, which are never read because"),
+        (["tokenizer.py", "README.md"], "README.md, tokenizer.py"),
+    ],
+)
+def test_hub_ids_without_safetensors_say_what_is_there(hub, files, holds):
+    hub += files
+    assert refusal("owner/model").startswith(
+        f"owner/model has no safetensors to fetch, but {holds}"
+    )
+
+
+def test_unreadable_names_are_sentences_for_the_tokenizer_too(tmp_path):
+    put(tmp_path, "a.gguf", "b.gguf")
+    with pytest.raises(ModelError, match=r"holds 2 models, a.gguf, b.gguf; give the path of one"):
+        Tokenizer.load(tmp_path)
