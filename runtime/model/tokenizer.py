@@ -169,6 +169,8 @@ def _refuse_code(folder: Path) -> None:
 
     path = folder / "tokenizer_config.json"
     fields = read_json(path) if path.is_file() else {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
     code = fields.get("auto_map")
     code = code.get("AutoTokenizer") if isinstance(code, dict) else code
     if code and not hasattr(transformers, str(fields.get("tokenizer_class"))):
@@ -200,7 +202,9 @@ def _from_gguf(path: Path) -> Any:
     try:
         if _is_plain_byte_level(metadata):
             return _byte_level(metadata)
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        return AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False
+        )
     # the tokenizers library raises bare Exceptions
     except Exception as error:
         raise ModelError(f"{path} has no readable tokenizer: {error}") from error

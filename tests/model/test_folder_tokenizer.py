@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 
 import pytest
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from runtime.model import weights
 from runtime.model.config import ModelError
 from runtime.model.tokenizer import Tokenizer
-from tests.model.test_tokenizer import SAMPLES, byte_level
+from tests.model.test_tokenizer import SAMPLES, byte_level, write_gguf
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 CLASSES = ("LlamaTokenizerFast", "Qwen2Tokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast", None)
@@ -127,6 +128,29 @@ def test_a_sentencepiece_model_alone_says_what_it_needs(folder):
     (folder / "tokenizer.model").write_bytes(b"\n\x0b\n\x05<unk>\x15\0\0\0\0")
     with pytest.raises(ModelError, match=r"needs more packages: `pip install sentencepiece "):
         Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("settings", [{}, {"add_bos_token": True, "bos_token": "<s>"}])
+def test_a_sentencepiece_model_alone_is_read_as_sentencepiece_does(tmp_path, family, settings):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SAMPLES * 3),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    rewrite(tmp_path / "config.json", model_type=family)
+    rewrite(tmp_path / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", **settings)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    ours, first = Tokenizer.load(tmp_path), [theirs.bos_id()] if settings else []
+    for text in SAMPLES:
+        assert ours.encode(text) == first + theirs.encode(text)
+    assert ours.stop_ids == {theirs.eos_id()}
 
 
 @pytest.mark.parametrize(
@@ -243,6 +267,18 @@ def test_code_beside_a_known_tokenizer_is_not_run(
     ours = Tokenizer.load(folder)
     for text in SAMPLES:
         assert ours.encode(text) == expected.encode(text)
+
+
+def test_code_beside_a_gguf_file_is_not_run(folder, marker, unread_yes):
+    """transformers looks for a tokenizer_config.json there, too."""
+    path = write_gguf(folder / "model.gguf", "qwen2")
+    rewrite(
+        folder / "tokenizer_config.json",
+        tokenizer_class="OwnTokenizer",
+        auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]},
+    )
+    with suppress(ModelError):
+        Tokenizer.load(path)
 
 
 def test_code_beside_a_model_is_not_run(pairs, folder, marker, unread_yes):

@@ -89,34 +89,60 @@ def test_hub_ids_of_which_nothing_is_here(offline):
     assert refusal("owner/model") == "owner/model has no safetensors to fetch"
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub on loopback whose one repository holds the files of the returned list."""
-    files: list[str] = []
+class Hub(BaseHTTPRequestHandler):
+    """A hub with one repository; each of its files is an empty JSON object."""
 
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self):
-            listing = [{"type": "file", "path": p, "size": 3, "oid": "a" * 40} for p in files]
-            about = {"id": "owner/model", "sha": COMMIT, "siblings": []}
-            body = json.dumps(listing if "/tree/" in self.path else about).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
+    def do_GET(self):
+        if "/resolve/" in self.path:
+            self.server.fetched.append(self.path.rpartition("/")[2])
+            body = b"{}"
+        elif "/tree/" in self.path:
+            entry = {"type": "file", "size": 2, "oid": "a" * 40}
+            body = json.dumps([{**entry, "path": path} for path in self.server.files]).encode()
+        else:
+            body = json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": []}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{self.path}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
             self.wfile.write(body)
 
-        def log_message(self, *args):
-            pass
+    do_HEAD = do_GET
 
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on loopback: set its files, read what was fetched."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.files, server.fetched = [], []
+    serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+    serving.start()
     constants = "huggingface_hub.constants"
-    monkeypatch.setattr(f"{constants}.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    address = f"http://127.0.0.1:{server.server_port}"
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(f"{constants}.ENDPOINT", address)
+    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path))
-    yield files
+    yield server
     server.shutdown()
+    serving.join()
     server.server_close()
+
+
+def test_code_is_not_even_fetched(hub):
+    models = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    wanted = [*models, "config.json", "merges.txt", "tokenizer.model", "chat_template.jinja"]
+    hub.files = [*wanted, "modeling_own.py", "pytorch_model.bin", "consolidated.safetensors"]
+    folder = locate("owner/model")
+    assert set(hub.fetched) == set(wanted)
+    assert {path.name for path in folder.iterdir()} == set(wanted)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +162,7 @@ def hub(tmp_path, monkeypatch):
     ],
 )
 def test_hub_ids_without_safetensors_say_what_is_there(hub, files, holds):
-    hub += files
+    hub.files = files
     assert refusal("owner/model").startswith(
         f"owner/model has no safetensors to fetch, but {holds}"
     )
