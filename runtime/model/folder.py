@@ -6,6 +6,7 @@ are imported when they are needed.
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class SafetensorsFolder:
             self._files.update(dict.fromkeys(opened.keys(), opened))
         if method := quantised_tensors(self._files):
             raise _quantised(folder, method)
-        self._stored = {name: name for name in self._files}
+        self._stored = {_full_name(name, self._files): name for name in self._files}
         if self.config.tied_embedding:
             self._tie()
         self.shapes = {name: self._shape(stored) for name, stored in self._stored.items()}
@@ -57,11 +58,11 @@ class SafetensorsFolder:
 
         Where both are stored and differ, they are not tied, whatever the configuration says.
         """
-        if HEAD not in self._files:
+        if HEAD not in self._stored:
             return
-        if EMBEDDING not in self._files:
+        if EMBEDDING not in self._stored:
             self._stored[EMBEDDING] = self._stored.pop(HEAD)
-        elif not self._same(EMBEDDING, HEAD):
+        elif not self._same(self._stored[EMBEDDING], self._stored[HEAD]):
             self.config = replace(self.config, tied_embedding=False)
 
     def _same(self, one: str, other: str) -> bool:
@@ -96,6 +97,11 @@ class SafetensorsFolder:
         stored = self._stored[name]
         tensor: Tensor = self._file(stored).get_tensor(stored)
         return tensor
+
+
+def _full_name(name: str, every: Collection[str]) -> str:
+    """The name of a tensor; models saved without their head leave out its first part."""
+    return f"model.{name}" if name != HEAD and "norm.weight" in every else name
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -36,7 +36,10 @@ _FILES = (
     ("*.onnx", "an ONNX graph; take the model that it was made from"),
     ("*.h5", "TensorFlow weights; convert the model to safetensors"),
     ("*.msgpack", "Flax weights; convert the model to safetensors"),
-    ("*.safetensors", "weights alone; give the folder that holds them and config.json"),
+    (
+        "*.safetensors",
+        "weights, which belong into a folder, as model.safetensors beside config.json",
+    ),
 )
 _METHODS = {
     "awq": "AWQ",

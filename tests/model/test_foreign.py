@@ -109,6 +109,7 @@ def test_quantised_tensors_without_a_word_in_the_configuration(folder, suffix, n
             ["adapter_config.json", "adapter_model.safetensors"],
             "adapter_config.json: an adapter, not a whole model; merge it into its base model",
         ),
+        (["model.fp16.safetensors"], "model.fp16.safetensors: weights, which belong into a folder"),
         (["model_index.json"], "model_index.json: a diffusers pipeline; expected a language mod"),
         (
             ["consolidated.safetensors", "params.json"],
@@ -134,7 +135,11 @@ def test_an_empty_folder_is_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("name", "first_bytes", "sentence"),
     [
-        ("model.safetensors", b"", "weights alone; give the folder that holds them and config.js"),
+        (
+            "model.safetensors",
+            b"",
+            "weights, which belong into a folder, as model.safetensors besi",
+        ),
         ("model.bin", b"PK\3\4", "pickled weights, which are never read because they can run cod"),
         ("consolidated.00.pth", b"PK\3\4", "weights under their maker's own names"),
         ("model.npz", b"PK\3\4", "NumPy arrays"),

@@ -94,7 +94,8 @@ def test_a_tied_head_is_what_transformers_makes_of_it(folder, stored, sharded):
 
 
 @pytest.mark.parametrize("rows", ["first", "last"])
-def test_a_head_that_differs_in_one_row_is_another_head(pairs, folder, rows):
+def test_a_head_that_differs_in_one_row_is_another_head(pairs, folder, rows, monkeypatch):
+    monkeypatch.setattr("runtime.model.folder._ROWS_COMPARED", 50)
     shutil.copytree(pairs("llama-tied").folder, folder, dirs_exist_ok=True)
 
     def change(tensors):
@@ -105,6 +106,23 @@ def test_a_head_that_differs_in_one_row_is_another_head(pairs, folder, rows):
     ours = weights.load(folder)
     assert not ours.config.tied_embedding
     assert_close(logits(ours), judge(AutoModelForCausalLM.from_pretrained(folder), TOKENS))
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_names_without_their_first_part(pairs, folder, with_head):
+    """As AutoModel saves a model, which has no head; a tied one needs none."""
+    shutil.copytree(pairs("llama-tied").folder, folder, dirs_exist_ok=True)
+
+    def change(tensors):
+        short = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        if with_head:
+            short[HEAD] = short["embed_tokens.weight"] * 2
+        tensors.clear()
+        tensors.update(short)
+
+    spoil(folder, change)
+    ours, theirs = weights.load(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert_close(logits(ours), judge(theirs, TOKENS))
 
 
 def test_heads_that_cannot_be_made_are_sentences(pairs, folder):
