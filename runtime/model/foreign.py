@@ -34,6 +34,7 @@ _FILES = (
     *((f"*.{kind}", _PICKLED) for kind in ("bin", "pt", "pth", "ckpt", "pkl")),
     ("*.npz", "NumPy arrays; convert the model to safetensors or GGUF"),
     ("*.onnx", "an ONNX graph; take the model that it was made from"),
+    ("onnx", "an ONNX graph; take the model that it was made from"),
     ("*.h5", "TensorFlow weights; convert the model to safetensors"),
     ("*.msgpack", "Flax weights; convert the model to safetensors"),
     (

@@ -103,6 +103,7 @@ def test_quantised_tensors_without_a_word_in_the_configuration(folder, suffix, n
         (["model.pth"], "model.pth: pickled weights"),
         (["weights.npz"], "weights.npz: NumPy arrays; convert the model to safetensors or GGUF"),
         (["model.onnx", "model.onnx_data"], "model.onnx: an ONNX graph; take the model that it"),
+        (["onnx/model.onnx"], "onnx: an ONNX graph"),
         (["tf_model.h5"], "tf_model.h5: TensorFlow weights"),
         (["flax_model.msgpack"], "flax_model.msgpack: Flax weights"),
         (
@@ -123,6 +124,7 @@ def test_folders_without_safetensors_say_what_they_hold(folder, files, sentence,
     if not configured:
         (folder / "config.json").unlink()
     for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"{}")
     missing = "model.safetensors is missing" if configured else "config.json is missing"
     assert f"{missing}; the folder holds {sentence}" in refusal(folder)
