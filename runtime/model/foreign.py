@@ -22,7 +22,7 @@ _FIRST_BYTES = (
 )
 _PICKLED = (
     "pickled weights, which are never read because they can run code; save the model again "
-    "with safe_serialization"
+    "as safetensors"
 )
 # the first one that matches a file counts: from the most telling to the least
 _FILES = (
