@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from importlib.util import find_spec
 
+import gguf
 import pytest
 from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from runtime.model import weights
 from runtime.model.config import ModelError
 from runtime.model.tokenizer import Tokenizer
-from tests.model.test_tokenizer import SAMPLES, byte_level, write_gguf
+from tests.model.test_tokenizer import SAMPLES, byte_level
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 CLASSES = ("LlamaTokenizerFast", "Qwen2Tokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast", None)
@@ -271,7 +272,17 @@ def test_code_beside_a_known_tokenizer_is_not_run(
 
 def test_code_beside_a_gguf_file_is_not_run(folder, marker, unread_yes):
     """transformers looks for a tokenizer_config.json there, too."""
-    path = write_gguf(folder / "model.gguf", "qwen2")
+    path, vocabulary = folder / "model.gguf", byte_level().get_vocab()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
+    writer.add_token_types([1] * len(vocabulary))
+    writer.add_token_merges(["h e", "Ġ t", "ð Ł"])
+    writer.add_eos_token_id(END)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
     rewrite(
         folder / "tokenizer_config.json",
         tokenizer_class="OwnTokenizer",
