@@ -5,6 +5,7 @@ transformers is imported when a tokenizer is loaded.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +16,11 @@ from runtime.model.folder import read_json
 from runtime.model.folder_tokenizer import folder_tokenizer
 from runtime.model.gguf import Metadata
 from runtime.model.locate import locate
+from runtime.model.text_stream import TextStream, TokenBytes
 
 HASH_BYTES = 16
 MAX_STOP_IDS = 4096
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+MAX_REASON = 300  # characters of what a template says about a conversation
 
 # byte-level vocabularies that are split as GPT-2's is, so that nothing else needs to be known
 _GPT2_SPLITS = ("gpt-2", "smollm")
@@ -47,32 +49,81 @@ class Tokenizer:
         return cls(tokenizer, stop_ids.intersection(tokenizer.get_vocab().values()))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a plain text, with the model's own first token where it wants one."""
-        return list(self._tokenizer.encode(text))
+        """Token ids of a plain text, with the model's own first token where it wants one.
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; control tokens have none, bytes that are no UTF-8 become U+FFFD."""
-        text: str = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation through the model's chat template, ready for the answer.
-
-        messages: {"role": ..., "content": ...} each. Raises ValueError where the model has no
-        template, or the template refuses the conversation.
+        Raises ValueError for a lone surrogate, which is no text.
         """
-        from jinja2.exceptions import TemplateError
+        return self._ids(text, add_special_tokens=True)
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; control tokens have none, bytes that are no UTF-8 become U+FFFD.
+
+        What `TextStream` makes of the same ids, in whatever pieces.
+        """
+        stream = TextStream(self)
+        return stream.push(ids) + stream.finish()
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """What each token adds to a text."""
+        return TokenBytes(self._tokenizer.backend_tokenizer)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the model's own chat template, the default one of several."""
+        template: str | dict[str, str] | None = self._tokenizer.chat_template
+        return template.get("default") if isinstance(template, dict) else template
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: str | None = None,
+        enable_thinking: bool | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation through a chat template, ready for the answer.
+
+        messages: {"role": ..., "content": ...} each, where content is a text, a list of parts
+        {"type": "text", "text": ...}, which become lines, or None; template: Jinja source in place
+        of the model's own; enable_thinking: for templates with this variable, None leaves it to
+        them. Raises ModelError where there is no template, or it is broken, does not know the
+        variable or refuses the conversation, ValueError for messages that are none.
+        """
+        source = self._own_template() if template is None else template
+        variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        if variables and not re.search(r"\benable_thinking\b", source):
+            raise ModelError("the chat template cannot switch thinking on or off; leave it out")
+        plain = [_plain(message) for message in messages]
         try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
+            text: str = self._tokenizer.apply_chat_template(
+                plain,
+                chat_template=source,
+                add_generation_prompt=True,
+                tokenize=False,
+                **variables,
             )
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses this conversation: {error}") from None
+        # A template is a program of somebody else's, which can fail as any program can.
+        except Exception as error:
+            raise ModelError(_template_failure(error)) from error
         # the template writes the first token itself
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return self._ids(text, add_special_tokens=False)
+
+    def _own_template(self) -> str:
+        if self.chat_template is not None:
+            return self.chat_template
+        named = self._tokenizer.chat_template
+        lack = f"only chat templates named {', '.join(named)}" if named else "no chat template"
+        raise ModelError(
+            f"the model has {lack}; ask it with --raw, which sends a prompt as it is, or take a "
+            "draft or target that has a template"
+        )
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("the text is not valid Unicode: it has a lone surrogate") from error
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     @property
     def vocabulary_size(self) -> int:
@@ -92,36 +143,25 @@ class Tokenizer:
         return digest.digest()[:HASH_BYTES]
 
 
-class TextStream:
-    """Text of a growing list of ids, never a part of a character.
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose content is one text, which all templates know. Raises ValueError."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ValueError("a message has a role, such as user, and a content")
+    content = message.get("content")
+    parts = content if isinstance(content, list | tuple) else [{"text": content or ""}]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("the content of a message is a text, or parts of type text")
+    return {**message, "content": "\n".join(texts)}
 
-    The pushed pieces and the finish, joined, are the decoded whole. Decodes from the last place
-    where characters were complete, so that a piece costs the same however long the text is.
-    """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        # ids already shown that the next ones are decoded with: some decoders drop a first space
-        self._shown: list[int] = []
-        self._pending: list[int] = []
+def _template_failure(error: Exception) -> str:
+    from jinja2.exceptions import TemplateSyntaxError
 
-    def push(self, ids: Sequence[int]) -> str:
-        """The text that these ids complete; may be empty."""
-        self._pending.extend(ids)
-        text = self._pending_text()
-        if text.endswith(REPLACEMENT) or not text:
-            return ""
-        self._shown, self._pending = self._pending, []
-        return text
-
-    def finish(self) -> str:
-        """What is left at the end: bytes that never became a character."""
-        text, self._shown, self._pending = self._pending_text(), self._pending, []
-        return text
-
-    def _pending_text(self) -> str:
-        shown = self._tokenizer.decode(self._shown)
-        return self._tokenizer.decode(self._shown + self._pending)[len(shown) :]
+    if isinstance(error, TemplateSyntaxError):
+        return f"the chat template is broken: line {error.lineno}: {error.message}"
+    reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+    return f"the chat template refuses this conversation: {reason}"
 
 
 def _from_gguf(path: Path) -> Any:

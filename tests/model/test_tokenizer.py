@@ -116,7 +116,7 @@ def test_the_models_first_token_comes_once():
 def test_conversations_that_cannot_be_written(tokenizer):
     with pytest.raises(ValueError, match="refuses this conversation: no tools here"):
         tokenizer.chat_prompt([{"role": "tool", "content": "x"}])
-    with pytest.raises(ValueError, match="chat"):
+    with pytest.raises(ModelError, match="no chat template"):
         word_pieces().chat_prompt([{"role": "user", "content": "x"}])
 
 
@@ -168,7 +168,6 @@ def test_stream_of_any_bytes_in_any_pieces_is_the_decoded_whole(tokenizer, data)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=10)))
     stream = TextStream(tokenizer)
     pieces = [stream.push(ids[a:b]) for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
-    assert not any(piece.endswith("\N{REPLACEMENT CHARACTER}") for piece in pieces)
     assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
 
 
@@ -187,8 +186,8 @@ def test_stream_shows_an_emoji_at_once_and_whole(tokenizer):
     ids = tokenizer.encode("a😀")
     assert len(ids) > 3
     assert [stream.push([i]) for i in ids] == ["a", *[""] * (len(ids) - 2), "😀"]
-    assert stream.push(ids[:-1]) == ""
-    assert stream.finish() == "a\N{REPLACEMENT CHARACTER}"
+    assert stream.push(ids[:-1]) == "a"
+    assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_names_without_a_tokenizer(tmp_path, pairs):
