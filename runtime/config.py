@@ -7,13 +7,16 @@ written down once. This module imports nothing heavy: --help must answer at once
 
 import argparse
 import difflib
+import math
 import os
+import re
 import stat
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
 from ipaddress import ip_address
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -24,18 +27,35 @@ class ConfigError(ValueError):
     """An option that cannot be used; the message is a sentence for the person who set it."""
 
 
+U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
+# Of a service named specedge, Kubernetes tells every pod as SPECEDGE_PORT=tcp://10.0.0.1:8400.
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+
+
 def option(
-    default: Any, help: str, *, choices: Sequence[str] = (), minimum: float | None = None
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    also: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field with what its command-line flag needs to know."""
-    return field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
+    """A dataclass field with what its command-line flag needs to know; `also`: other spellings.
+
+    An integer without a maximum has at most 32 bits, as in the protocol.
+    """
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata={**metadata, "also": also})
 
 
 @dataclass(frozen=True)
 class Options:
     """What both processes share."""
 
-    threads: int = option(0, "CPU threads for the model; 0 leaves it to OpenMP", minimum=0)
+    threads: int = option(
+        0, "CPU threads for the model; 0 leaves it to OpenMP", minimum=0, maximum=1024
+    )
     dtype: str = option("float32", "type of weights and KV", choices=("float32", "bfloat16"))
     kv_dtype: str = option(
         "same", "type of keys and values", choices=("same", "float32", "bfloat16", "float8_e4m3")
@@ -47,13 +67,11 @@ class Options:
     )
 
     def __post_init__(self) -> None:
+        kinds = _types(type(self))
         for item in fields(self):
-            value, minimum = getattr(self, item.name), item.metadata["minimum"]
-            if item.metadata["choices"] and value not in item.metadata["choices"]:
-                allowed = ", ".join(item.metadata["choices"])
-                raise ConfigError(f"{flag(item)} is {value!r}; it takes one of {allowed}")
-            if minimum is not None and value is not None and not value >= minimum:
-                raise ConfigError(f"{flag(item)} is {value}; the least it takes is {minimum:g}")
+            value = getattr(self, item.name)
+            if value is not None:
+                _check(item, kinds[item.name], value)
 
 
 @dataclass(frozen=True)
@@ -71,14 +89,18 @@ class ServerConfig(Options):
     redirect: str = option("", "load no model; send edges to these host:port,host:port in turn")
     max_sessions: int = option(64, "requests admitted at once, over all edges", minimum=1)
     max_waiting: int = option(256, "requests that may wait for pages before BUSY", minimum=0)
-    max_user_sessions: int = option(64, "requests of one user, running or waiting", minimum=1)
-    max_strangers: int = option(64, "connections that have not been admitted yet", minimum=1)
+    max_user_sessions: int = option(
+        64, "requests of one user, running or waiting", minimum=1, maximum=65535
+    )
+    max_strangers: int = option(
+        64, "connections that have not been admitted yet", minimum=1, maximum=65535
+    )
     max_context: int = option(0, "longest prompt plus output, tokens; 0 = the model's", minimum=0)
     kv_tokens: int = option(32768, "tokens the KV pool holds, all sessions", minimum=16)
-    page_size: int = option(16, "tokens in a KV page", minimum=1)
+    page_size: int = option(16, "tokens in a KV page", minimum=1, maximum=65535)
     max_nodes: int = option(255, "drafted nodes accepted per tree", minimum=0)
-    max_batch: int = option(32, "trees verified in one step", minimum=1)
-    max_step_nodes: int = option(512, "nodes verified in one step", minimum=1)
+    max_batch: int = option(32, "trees verified in one step", minimum=1, maximum=65535)
+    max_step_nodes: int = option(512, "nodes verified in one step", minimum=1, maximum=65535)
     chunk_tokens: int = option(256, "prompt tokens that may ride along in one step", minimum=1)
     pipeline: bool = option(True, "tell edges how long and how much to draft; off is an ablation")
     credits: str = option("drr", "who may send a tree", choices=("open", "drr", "xpass"))
@@ -131,16 +153,24 @@ class EdgeConfig(Options):
     chat: bool = option(False, "talk in the terminal; /reset forgets, /quit leaves")
     system: str | None = option(None, "system message in front of the conversation")
     raw: bool = option(False, "send the prompt as it is, without the chat template")
+    enable_thinking: bool | None = option(
+        None, "think before the answer, or do not, if the template can", also=("--thinking",)
+    )
+    stop: tuple[str, ...] = option((), "end the answer before this text; may be repeated")
     max_tokens: int = option(256, "longest answer, tokens", minimum=1)
-    temperature: float = option(0.0, "0 is greedy; above it tokens are sampled", minimum=0)
+    temperature: float = option(
+        0.0, "0 is greedy; above it tokens are sampled", minimum=0, maximum=100
+    )
     top_k: int = option(0, "sample among the k likeliest tokens; 0 = all", minimum=0)
     top_p: float = option(1.0, "sample among the likeliest tokens of this total probability")
     min_p: float = option(0.0, "drop tokens below this share of the likeliest one's probability")
-    seed: int = option(0, "same seed, same prompt, same text", minimum=0)
+    seed: int = option(0, "same seed, same prompt, same text", minimum=0, maximum=U64_MAX)
     max_budget: int = option(32, "nodes of a draft tree; 0 is plain decoding", minimum=0)
-    max_n_beams: int = option(6, "nodes expanded in one pass of the draft model", minimum=1)
-    max_beam_len: int = option(6, "passes of the draft model per tree", minimum=1)
-    max_branch_width: int = option(6, "children considered per node", minimum=1)
+    max_n_beams: int = option(
+        6, "nodes expanded in one pass of the draft model", minimum=1, maximum=255
+    )
+    max_beam_len: int = option(6, "passes of the draft model per tree", minimum=1, maximum=255)
+    max_branch_width: int = option(6, "children considered per node", minimum=1, maximum=255)
     proactive: str = option(
         "multi",
         "drafting while a tree is in flight: below its best leaf, or below all likely outcomes",
@@ -152,13 +182,21 @@ class EdgeConfig(Options):
     stats: bool = option(True, "statistics at the end")
 
     def __post_init__(self) -> None:
+        # one text is a list of one, so that a caller need not know that there may be several
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
         super().__post_init__()
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise ConfigError(f"--stop is {self.stop}; give texts, of one character or more")
+        if self.raw and (self.chat or self.system or self.enable_thinking is not None):
+            raise ConfigError(
+                "--raw sends one prompt without the chat template; it does not go with --chat, "
+                "--system or --enable-thinking"
+            )
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p is {self.top_p}; it lies above 0 and at most at 1")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"--min-p is {self.min_p}; it lies between 0 and 1")
-        if self.temperature > 100:
-            raise ConfigError(f"--temperature is {self.temperature}; at most 100 makes sense")
         if self.max_budget > 255:
             raise ConfigError(f"--max-budget is {self.max_budget}; a tree has at most 255 nodes")
         if self.seed >= 1 << 63:
@@ -173,7 +211,8 @@ class EdgeConfig(Options):
 def parse_address(address: str, name: str = "--server", least_port: int = 1) -> tuple[str, int]:
     """host:port (an IPv6 host in brackets) as its two parts; ConfigError says what is wrong."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not least_port <= int(port) < 65536:
+    is_port = port.isdecimal() and len(port) <= 5 and least_port <= int(port) < 65536
+    if not colon or not host or not is_port:
         raise ConfigError(f"{name} is {address!r}; expected host:port, such as 127.0.0.1:8400")
     return host.strip("[]"), int(port)
 
@@ -186,8 +225,9 @@ def parse(cls: type[Config], argv: Sequence[str], env: Mapping[str, str], progra
         raise ConfigError(_unknown("option", unknown[0], [flag(item) for item in fields(cls)]))
     given = {name: value for name, value in vars(known).items() if value is not None}
     path = given.pop("config", None) or env.get("SPECEDGE_CONFIG")
-    values = _from_file(cls, Path(path)) if path else {}
-    values |= _from_environment(cls, env)
+    # What is overridden is not read: it may be somebody else's.
+    given = _from_environment(cls, env, without=given) | given
+    values = _from_file(cls, Path(path), without=given) if path else {}
     return cls(**(values | given))
 
 
@@ -257,16 +297,19 @@ def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         epilog="Every option may also be set as SPECEDGE_<OPTION> or in a TOML file (--config).",
     )
+    kinds = _types(cls)
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
     for item in fields(cls):
-        default = "" if item.default in (None, MISSING) else f" (default: {item.default})"
+        default = "" if item.default in (None, (), MISSING) else f" (default: {item.default})"
         shared = {"default": None, "help": item.metadata["help"] + default}
-        if _type_of(cls, item) is bool:
-            parser.add_argument(flag(item), action=argparse.BooleanOptionalAction, **shared)
+        names, kind = (flag(item), *item.metadata["also"]), kinds[item.name]
+        if kind is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **shared)
         else:
             parser.add_argument(
-                flag(item),
-                type=_type_of(cls, item),
+                *names,
+                action="append" if isinstance(item.default, tuple) else "store",
+                type=kind,
                 choices=item.metadata["choices"] or None,
                 metavar=None if item.metadata["choices"] else item.name.split("_")[-1].upper(),
                 **shared,
@@ -274,35 +317,81 @@ def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _type_of(cls: type[Config], item: "Field[Any]") -> type:
-    """The field's type, with `| None` taken off."""
-    hint: type = get_type_hints(cls)[item.name]
-    return next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+def _types(cls: "type[Options]") -> dict[str, type]:
+    """Each field's type, with `| None` taken off; of a list, that of what is in it."""
+    return {
+        name: next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+        for name, hint in get_type_hints(cls).items()
+    }
 
 
-def _from_environment(cls: type[Config], env: Mapping[str, str]) -> dict[str, Any]:
+def _check(item: "Field[Any]", kind: type, value: Any) -> None:
+    """Raises ConfigError where the value is not what the option takes."""
+    choices, minimum, maximum = (item.metadata[key] for key in ("choices", "minimum", "maximum"))
+    is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    if kind in (int, float) and not is_number:
+        raise ConfigError(f"{flag(item)} is {value!r}; expected {kind.__name__}")
+    if choices and value not in choices:
+        allowed = ", ".join(choices)
+        raise ConfigError(f"{flag(item)} is {value!r}; it takes one of {allowed}")
+    # Written so that NaN fails.
+    if minimum is not None and not value >= minimum:
+        raise ConfigError(f"{flag(item)} is {value}; the least it takes is {minimum:g}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{flag(item)} is {value}; expected a finite number")
+    maximum = U32_MAX if maximum is None and kind is int else maximum
+    if maximum is not None and value > maximum:
+        raise ConfigError(f"{flag(item)} is {value}; the most it takes is {maximum}")
+    for text in value if isinstance(value, tuple) else (value,):
+        if kind is str and not _is_unicode(str(text)):
+            raise ConfigError(f"{flag(item)} is not valid UTF-8; check its special characters")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there is no lone surrogate in it, by which Python spells bytes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _from_environment(
+    cls: type[Config], env: Mapping[str, str], without: Collection[str]
+) -> dict[str, Any]:
     values = {}
-    for item in fields(cls):
-        name = f"SPECEDGE_{item.name.upper()}"
-        if name in env:
-            values[item.name] = _convert(_type_of(cls, item), env[name], name)
+    for option_name, kind in _types(cls).items():
+        name = f"SPECEDGE_{option_name.upper()}"
+        if name not in env or option_name in without:
+            continue
+        if kind is not int or not SERVICE_LINK.match(env[name]):
+            values[option_name] = _convert(kind, env[name], name)
     return values
 
 
-def _from_file(cls: type[Config], path: Path) -> dict[str, Any]:
+def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[str, Any]:
     try:
         table = read_toml(path.read_text(encoding="utf-8"), f"--config {path}")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ConfigError(f"cannot read --config {path}: {reason}") from error
-    known = {item.name: item for item in fields(cls)}
+    known, kinds = {item.name: item for item in fields(cls)}, _types(cls)
     for name in table:
         if name not in known:
             raise ConfigError(f"{path}: " + _unknown("option", name, list(known)))
     return {
-        name: _convert(_type_of(cls, known[name]), str(value), f"{name} in {path}")
+        name: _from_toml(known[name], kinds[name], value, f"{name} in {path}")
         for name, value in table.items()
+        if name not in without
     }
+
+
+def _from_toml(item: "Field[Any]", kind: type, value: Any, name: str) -> Any:
+    if isinstance(value, list) and isinstance(item.default, tuple):
+        return tuple(_convert(kind, str(part), name) for part in value)
+    if isinstance(value, list | dict):
+        raise ConfigError(f"{name} is {value!r}; expected {kind.__name__}")
+    return _convert(kind, str(value), name)
 
 
 def _convert(kind: type, text: str, name: str) -> Any:

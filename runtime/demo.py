@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from runtime.terminal import fail, inert, run
+
 DEFAULT_PROMPT = "Explain in a few sentences why the sky is blue."
 
 
@@ -32,8 +34,7 @@ def main() -> int:
         with running_server(*options) as address:
             return 0 if _compare(address, arguments) else 1
     except (ValueError, ConnectionError) as error:  # a sentence about options, models or the server
-        print(f"runtime.demo: {error}", file=sys.stderr)
-        return 2
+        return fail("runtime.demo", error)
 
 
 @contextmanager
@@ -57,13 +58,14 @@ def running_server(*options: str, module: str = "runtime.server") -> Iterator[st
 
 
 def _compare(address: str, arguments: argparse.Namespace) -> bool:
-    from rich.console import Console
+    from rich.text import Text
 
     from runtime.config import EdgeConfig
+    from runtime.console import Terminal
     from runtime.edge.chat import stream_answer
     from runtime.edge.client import Edge
 
-    console = Console(highlight=False)
+    console = Terminal()
     config = EdgeConfig(
         server=address,
         max_tokens=arguments.max_tokens,
@@ -73,7 +75,8 @@ def _compare(address: str, arguments: argparse.Namespace) -> bool:
         proactive="off",  # it would take the cores that verify
     )
     with Edge(config) as edge:
-        console.print(f"[bold]{arguments.prompt}[/bold]   ([green]green[/green] was drafted)\n")
+        asked = (inert(arguments.prompt), "bold")
+        console.print(Text.assemble(asked, "   (", ("green", "green"), " was drafted)\n"))
         stream_answer(edge, arguments.prompt, console)
         drafted, statistics = edge.last_ids, edge.statistics
         for _ in edge.generate(arguments.prompt, max_budget=0):
@@ -92,4 +95,4 @@ def _compare(address: str, arguments: argparse.Namespace) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

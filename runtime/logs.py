@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+from runtime.terminal import inert
+
 PLAIN = re.compile(r"[\w.:@/+-]+")
 
 
@@ -24,10 +26,23 @@ def fields(**values: object) -> dict[str, Any]:
 
 
 def configure(level: str, form: str) -> None:
-    """Send every log of this process to standard error, from `level` up, as text or json."""
+    """Send every log of this process to standard error, from `level` up, as text or json.
+
+    Libraries that write their records themselves get them without control characters, too.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.setLogRecordFactory(InertRecord)
+    logging.captureWarnings(True)
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class InertRecord(logging.LogRecord):
+    """A record whose message can be written to a terminal, whoever does it."""
+
+    def getMessage(self) -> str:
+        """The message, without anything that a terminal would obey."""
+        return inert(super().getMessage())
 
 
 class TextFormatter(logging.Formatter):
@@ -38,7 +53,7 @@ class TextFormatter(logging.Formatter):
         parts += [f"{name}={_spelled(value)}" for name, value in _fields(record).items()]
         if record.exc_info:
             parts += ["\n" + self.formatException(record.exc_info)]
-        return " ".join(parts)
+        return inert(" ".join(parts))
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,7 +70,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _quoted(line)
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:
@@ -66,4 +81,9 @@ def _fields(record: logging.LogRecord) -> Mapping[str, object]:
 def _spelled(value: object) -> str:
     """A value as one word; quoted where it is not one, so that nobody can forge a line."""
     text = str(value)
-    return text if PLAIN.fullmatch(text) else json.dumps(text)
+    return text if PLAIN.fullmatch(text) else _quoted(text)
+
+
+def _quoted(value: object) -> str:
+    """JSON in ASCII, which leaves DEL alone of what a terminal may obey."""
+    return json.dumps(value, default=str).replace("\x7f", r"\u007f")

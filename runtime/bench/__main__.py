@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from runtime.bench.modes import MODES, SERVER_ONLY
+from runtime.terminal import fail, run
 
 NAMES = (SERVER_ONLY, *MODES)
 HEADLINE = ("plain", "server-only", "disaggregated", "no-pipeline", "specedge")
@@ -20,16 +21,15 @@ def main() -> int:
     """Exit status: 0 when every text was plain, 1 when one differed, 2 when it could not run."""
     options = parse_options(sys.argv[1:])
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    from runtime.bench.command import run
+    from runtime.bench import command
 
     try:
-        return run(options)
+        return command.run(options)
     except (ValueError, OSError) as error:  # a sentence about options, files, models or ports
         sentence = str(error)
         if isinstance(error, OSError) and error.filename:
             sentence = f"cannot use {error.filename}: {error.strerror}"
-        print(f"runtime.bench: {sentence}", file=sys.stderr)
-        return 2
+        return fail("runtime.bench", sentence)
 
 
 def parse_options(argv: list[str]) -> argparse.Namespace:
@@ -76,4 +76,4 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -7,14 +7,13 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
-from rich.console import Console
-
 from runtime.bench.evaluation import Laboratory, make_cases, make_rows, run_all
 from runtime.bench.figures import Prices
 from runtime.bench.link import Conditions
 from runtime.bench.prompts import BUILT_IN, read_questions
 from runtime.bench.report import print_report, to_json
 from runtime.bench.runs import Setup, Shape
+from runtime.console import Terminal
 
 PRICES = Path(__file__).with_name("prices.json")
 QUICK_TOKENS, QUICK_REPEATS = 32, 2
@@ -27,8 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Exit status 1 if a text differed. Raises ValueError or OSError with a sentence."""
     if options.plots and find_spec("matplotlib") is None:
         raise ValueError("--plots needs matplotlib: pip install 'specedge[bench]'")
-    console = Console(highlight=False, soft_wrap=True)
-    progress = Console(stderr=True, highlight=False, style="dim")
+    console, progress = Terminal(soft_wrap=True), Terminal(stderr=True, style="dim")
     prices = read_prices(options.server_price, options.edge_price)
     setup, objective_ms = make_setup(options), options.objective_ms
     modes = dict.fromkeys(["plain", *options.modes])  # the plain texts judge the others

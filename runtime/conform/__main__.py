@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from runtime import terminal
 from runtime.config import ConfigError, parse_address, read_secret
 from runtime.conform.peer import Failed, Target, Visitor
 from runtime.conform.run import Case, Outcome, Result, line, run, select, write_junit
@@ -24,8 +25,7 @@ def main() -> int:
             return 0
         return asyncio.run(_conform(arguments, cases))
     except (ValueError, OSError, Failed) as error:
-        print(f"runtime.conform: {error}", file=sys.stderr)
-        return 2
+        return terminal.fail("runtime.conform", error)
 
 
 async def _conform(arguments: argparse.Namespace, cases: list[Case]) -> int:
@@ -82,4 +82,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

@@ -5,6 +5,7 @@ import sys
 
 from runtime.config import ConfigError, EdgeConfig, parse, prepare_threads
 from runtime.logs import configure
+from runtime.terminal import fail, run
 
 
 def main() -> int:
@@ -14,21 +15,20 @@ def main() -> int:
         if not config.chat and config.prompt is None and not config.resume_file:
             raise ConfigError('nothing to do: give --prompt "a question" or --chat')
     except ConfigError as error:
-        return _fail(error)
+        return fail("runtime.edge", error)
     configure(config.log_level, config.log_format)
     prepare_threads(config, os.environ)
     return _run(config)
 
 
 def _run(config: EdgeConfig) -> int:
-    from rich.console import Console
-
+    from runtime.console import Terminal
     from runtime.edge.chat import chat, print_statistics, stream_answer, stream_pieces
     from runtime.edge.client import Edge
     from runtime.edge.link import ServerError
     from runtime.model.weights import ModelError
 
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    console, errors = Terminal(), Terminal(stderr=True)
     try:
         # Not on standard output, which has the text and nothing else.
         with Edge(config, lambda error: errors.print("reconnecting…", style="dim")) as edge:
@@ -42,16 +42,9 @@ def _run(config: EdgeConfig) -> int:
                 if config.stats:
                     print_statistics(edge.statistics, errors)
     except (ConfigError, ModelError, ServerError) as error:
-        return _fail(error)
-    except KeyboardInterrupt:
-        return 130
+        return fail("runtime.edge", error)
     return 0
 
 
-def _fail(error: Exception) -> int:
-    print(f"runtime.edge: {error}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

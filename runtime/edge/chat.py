@@ -1,13 +1,12 @@
 """The terminal: a streamed answer with the drafted tokens coloured, a conversation, statistics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 
-from rich.console import Console
-from rich.control import strip_control_codes
-from rich.segment import Segment, Segments
 from rich.style import Style
-from rich.text import Text
 
+from runtime.config import ConfigError
+from runtime.console import Terminal
 from runtime.edge.client import Edge, Piece, Prompt
 from runtime.edge.link import ServerError
 from runtime.edge.statistics import Statistics
@@ -16,32 +15,37 @@ DRAFTED = Style(color="green")
 HELP = "/reset forgets the conversation, /stats shows the last answer's figures, /quit leaves"
 
 
-def stream_answer(edge: Edge, prompt: Prompt, console: Console) -> str:
+def stream_answer(edge: Edge, prompt: Prompt, console: Terminal) -> str:
     """Print the answer to a prompt, as `stream_pieces` does."""
     return stream_pieces(edge.generate(prompt), console)
 
 
-def stream_pieces(pieces: Iterator[Piece], console: Console) -> str:
+def stream_pieces(pieces: Generator[Piece, None, None], console: Terminal) -> str:
     """Print an answer as it arrives and return it whole. Ctrl-C ends the answer, not the edge."""
     answer = ""
-    try:
-        for piece in pieces:
-            answer += piece.text
-            # as it is: what a tab comes to must not depend on where a piece begins
-            text = Segment(strip_control_codes(piece.text), DRAFTED if piece.drafted else None)
-            console.print(Segments([text]), end="", soft_wrap=True)
-    except KeyboardInterrupt:
-        pieces.close()
-        console.print(Text(" [stopped]", "dim"), end="")
-    finally:
-        console.print()  # an error's line begins a new one
+    with closing(pieces):
+        try:
+            for piece in pieces:
+                answer += piece.text
+                console.stream(piece.text, DRAFTED if piece.drafted else None)
+        except KeyboardInterrupt:
+            pieces.close()
+            console.stream(" [stopped]", Style(dim=True))
+        except (ServerError, ConfigError):
+            console.print()  # its sentence begins a new line
+            raise
+    console.print()
     return answer
 
 
-def chat(edge: Edge, console: Console, read_line: Callable[[str], str] = input) -> None:
-    """Several turns until /quit or the end of input. Raises ServerError when the link breaks."""
+def chat(edge: Edge, console: Terminal, read_line: Callable[[str], str] = input) -> None:
+    """Several turns until /quit or the end of input.
+
+    Raises ConfigError where no turn could be asked, ServerError when the link breaks.
+    """
+    edge.encode("Hello")
     messages: list[dict[str, str]] = []
-    console.print(Text(HELP, "dim"), soft_wrap=True)
+    console.print(HELP, style="dim", soft_wrap=True)
     while True:
         try:
             line = read_line("> ").strip()
@@ -58,27 +62,27 @@ def chat(edge: Edge, console: Console, read_line: Callable[[str], str] = input) 
             case "/stats":
                 print_statistics(edge.statistics, console)
             case _ if line.startswith("/"):
-                console.print(Text(HELP, "dim"), soft_wrap=True)
+                console.print(HELP, style="dim", soft_wrap=True)
             case _:
                 messages.append({"role": "user", "content": line})
                 messages = _answer(edge, messages, console)
 
 
-def _answer(edge: Edge, messages: list[dict[str, str]], console: Console) -> list[dict[str, str]]:
+def _answer(edge: Edge, messages: list[dict[str, str]], console: Terminal) -> list[dict[str, str]]:
     """The conversation with the answer to its last message, or without it if it was refused."""
     try:
         answer = stream_answer(edge, messages, console)
-    except ServerError as error:
+    except (ServerError, ConfigError) as error:
         if not edge.connected:
             raise
-        console.print(Text(f"{error}", "red"))
+        console.print(f"{error}", style="red", soft_wrap=True)
         return messages[:-1]
     if edge.config.stats:
         print_statistics(edge.statistics, console)
     return [*messages, {"role": "assistant", "content": answer}]
 
 
-def print_statistics(stats: Statistics, console: Console) -> None:
+def print_statistics(stats: Statistics, console: Terminal) -> None:
     """One line: speed, acceptance, bytes, and what drafting ahead was good for."""
     line = (
         f"{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, "
@@ -93,4 +97,4 @@ def print_statistics(stats: Statistics, console: Console) -> None:
         )
     if stats.reconnects:
         line += f" · reconnections: {stats.reconnects}"
-    console.print(Text(line, "dim"), soft_wrap=True)
+    console.print(line, style="dim", soft_wrap=True)

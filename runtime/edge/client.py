@@ -5,13 +5,14 @@ Synchronous on purpose: a caller iterates over pieces of text and needs no event
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from runtime.config import ConfigError, EdgeConfig, parse_address, read_secret
+from runtime.edge.answer_text import AnswerText, Piece
 from runtime.edge.batcher import Batcher
 from runtime.edge.drafter import Drafter
 from runtime.edge.link import Credentials, Sampling, ServerError
@@ -22,22 +23,15 @@ from runtime.edge.speculation import Proactive, TreeShape
 from runtime.edge.statistics import Statistics
 from runtime.edge.uplink import Uplink
 from runtime.model.open import open_engine
-from runtime.model.tokenizer import TextStream, Tokenizer
+from runtime.model.tokenizer import Tokenizer
+from runtime.terminal import inert
 from runtime.wire import messages as wire
 from runtime.wire.tls import TLSError, trust
 
 DRAFT_PAGE_TOKENS = 16
 DRAFT_CONTEXT_TOKENS = 8192  # beyond it the edge stops drafting and decodes plainly
 
-Prompt = str | Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A bit of the answer; `drafted` tells that the edge had predicted it."""
-
-    text: str
-    drafted: bool
+Prompt = str | Sequence[Mapping[str, Any]]
 
 
 class Edge:
@@ -76,13 +70,16 @@ class Edge:
 
     def connect(self) -> None:
         """Greet the server. Raises ServerError."""
-        hello = wire.Hello(
-            wire.VERSION,
-            self.tokenizer.vocabulary_size,
-            self.tokenizer.vocabulary_hash(),
-            Path(self.config.draft).name,  # not the path: it is nobody's business
-            self.config.user,
-        )
+        try:
+            hello = wire.Hello(
+                wire.VERSION,
+                self.tokenizer.vocabulary_size,
+                self.tokenizer.vocabulary_hash(),
+                inert(Path(self.config.draft).name),  # not the path: it is nobody's business
+                self.config.user,
+            )
+        except ValueError as error:
+            raise ConfigError(f"the server cannot be greeted so: {error}") from error
         self._uplink = Uplink(*parse_address(self.config.server), hello, self._credentials())
         self._loop.run_until_complete(self._uplink.link())
 
@@ -106,13 +103,15 @@ class Edge:
         self._loop.run_until_complete(self._batcher.close())
         self._loop.close()
 
-    def generate(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+    def generate(self, prompt: Prompt, **options: Any) -> Generator[Piece, None, None]:
         """Stream the answer to a prompt, or to messages with `role` and `content`.
 
-        `options` override fields of the config, such as max_tokens, temperature or seed.
+        `options` override fields of the config, such as max_tokens, temperature, seed or stop.
+        The text is the model's own, with whatever a terminal would obey: `terminal.inert` before
+        one sees it. Raises ConfigError for what cannot be asked.
         """
         config = replace(self.config, **options)
-        answer = Answer(self.encode(prompt), self._sampling(config))
+        answer = Answer(self._encode(prompt, config), self._sampling(config), stop=config.stop)
         if self._resume_path and self._resume_path.exists():
             raise ConfigError(
                 f"{self._resume_path} holds an answer that has not ended; give --resume-file "
@@ -120,7 +119,7 @@ class Edge:
             )
         return self._stream(answer, config)
 
-    def resume(self) -> Iterator[Piece]:
+    def resume(self) -> Generator[Piece, None, None]:
         """Stream the answer in the resume file, from its beginning and to its end."""
         if self._resume_path is None:
             raise ConfigError("there is no answer to go on with; give --resume-file FILE")
@@ -131,8 +130,11 @@ class Edge:
     def _resume_path(self) -> Path | None:
         return Path(self.config.resume_file) if self.config.resume_file else None
 
-    def _stream(self, answer: Answer, config: EdgeConfig) -> Iterator[Piece]:
+    def _stream(self, answer: Answer, config: EdgeConfig) -> Generator[Piece, None, None]:
         self.statistics, self.last_ids = Statistics(), answer.accepted
+        text = AnswerText(self.tokenizer, answer.stop)
+        for token in answer.accepted:
+            yield from text.push(token, drafted=False)
         rounds = resuming(
             self._uplink,
             self._batcher,
@@ -141,36 +143,59 @@ class Edge:
             config.reconnect_s,
             self._on_lost,
         )
-        text = TextStream(self.tokenizer)
-        if piece := text.push(answer.accepted):
-            yield Piece(piece, drafted=False)
+        turns = self._timed(rounds)
         try:
-            for turn in self._timed(rounds):
-                self._keep(answer, turn)
-                yield from self._pieces(turn, text)
+            while not text.ended and (turn := next(turns, None)) is not None:
+                pieces = self._read(turn, answer, text)
+                self._keep(answer, ended=text.ended or turn.verdict.finish is not wire.Finish.NONE)
+                yield from pieces
         finally:
+            # ends the request on the server, if it is still running
             self._loop.run_until_complete(rounds.aclose())
-        if tail := text.finish():
-            yield Piece(tail, drafted=False)
+        yield from text.finish()
 
-    def _keep(self, answer: Answer, turn: Round) -> None:
+    def _read(self, turn: Round, answer: Answer, text: AnswerText) -> list[Piece]:
+        """Text of a round: the drafted tokens, then the target's own. A stop token has no text.
+
+        What comes behind a stop string was not asked for, and is not counted.
+        """
+        pieces: list[Piece] = []
+        shown = len(turn.tokens) - (turn.verdict.finish is wire.Finish.STOP)
+        for place, token in enumerate(turn.tokens[:shown]):
+            pieces += text.push(token, drafted=place < len(turn.tokens) - 1)
+            if text.ended:
+                tokens = turn.tokens[: place + 1]
+                del answer.accepted[len(answer.accepted) - len(turn.tokens) + len(tokens) :]
+                turn = replace(turn, step=replace(turn.step, tokens=tokens))
+                break
+        self.statistics.count(turn)
+        return pieces
+
+    def _keep(self, answer: Answer, ended: bool) -> None:
         """Bring the resume file up to date, before anybody sees the new tokens."""
         if self._resume_path is None:
             return
-        if turn.verdict.finish:
+        if ended:
             self._resume_path.unlink(missing_ok=True)
         else:
             save(self._resume_path, answer, self.tokenizer.vocabulary_hash())
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, in the chat template unless `raw` was asked for."""
-        if self.config.raw and isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        else:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            if self.config.system:
-                messages = [{"role": "system", "content": self.config.system}, *messages]
-            ids = self.tokenizer.chat_prompt(messages)
+        """Token ids of a prompt, in the chat template unless `raw` was asked for.
+
+        Raises ConfigError where the prompt is empty or no text, or the template refuses it.
+        """
+        return self._encode(prompt, self.config)
+
+    def _encode(self, prompt: Prompt, config: EdgeConfig) -> list[int]:
+        try:
+            if config.raw and isinstance(prompt, str):
+                ids = self.tokenizer.encode(prompt)
+            else:
+                messages = _conversation(prompt, config.system)
+                ids = self.tokenizer.chat_prompt(messages, enable_thinking=config.enable_thinking)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         if not ids:
             raise ConfigError("the prompt is empty; give at least one character")
         return ids
@@ -183,7 +208,10 @@ class Edge:
             top_p=config.top_p,
             min_p=config.min_p,
             seed=config.seed,
-            stop_ids=tuple(sorted(self.tokenizer.stop_ids)),
+            # a control token has no text, but may be what somebody wants to stop at
+            stop_ids=tuple(
+                sorted(self.tokenizer.stop_ids | self.tokenizer.control_ids(config.stop))
+            ),
         )
 
     @staticmethod
@@ -194,12 +222,11 @@ class Edge:
         return Drafting(shape, config.coupling, Proactive(config.proactive))
 
     def _timed(self, rounds: AsyncGenerator[Round, None]) -> Iterator[Round]:
-        """Drive the asynchronous loop from here, counting as it goes."""
+        """Drive the asynchronous loop from here, counting bytes and time as it goes."""
         stats, started_s = self.statistics, time.monotonic()
         uplink = self._uplink
         sent, received, opened = uplink.bytes_sent, uplink.bytes_received, uplink.opened
         while (turn := self._next_round(rounds)) is not None:
-            stats.count(turn)
             stats.seconds = time.monotonic() - started_s
             stats.first_token_s = stats.first_token_s or stats.seconds
             stats.bytes_sent = uplink.bytes_sent - sent
@@ -222,14 +249,11 @@ class Edge:
                 self._loop.run_until_complete(task)
             raise
 
-    def _pieces(self, turn: Round, text: TextStream) -> Iterator[Piece]:
-        """Text of a round: the drafted tokens, then the target's own. A stop token has no text."""
-        drafted, own = list(turn.tokens[:-1]), [turn.tokens[-1]]
-        if turn.verdict.finish is wire.Finish.STOP:
-            own = []
-        for ids, is_drafted in ((drafted, True), (own, False)):
-            if piece := text.push(ids):
-                yield Piece(piece, is_drafted)
+
+def _conversation(prompt: Prompt, system: str | None) -> list[Mapping[str, Any]]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, *messages]
 
 
 def generate(prompt: Prompt, **options: Any) -> Iterator[str]:

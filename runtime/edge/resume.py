@@ -22,6 +22,7 @@ class Answer:
     prompt: list[int]
     sampling: Sampling
     accepted: list[int] = field(default_factory=list)
+    stop: tuple[str, ...] = ()  # the text ends before the first of these; the server has no text
 
     @property
     def rest(self) -> tuple[list[int], Sampling]:

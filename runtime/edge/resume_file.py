@@ -39,7 +39,8 @@ def load(path: Path, vocabulary_hash: bytes) -> Answer:
             raise ConfigError(f"{path} holds an answer of another draft model or another version")
         stop_ids = _ids(table["sampling"].pop("stop_ids"))
         sampling = Sampling(**table["sampling"], stop_ids=tuple(stop_ids))
-        answer = Answer(_ids(table["prompt"]), sampling, _ids(table["accepted"]))
+        stop = _texts(table["stop"])
+        answer = Answer(_ids(table["prompt"]), sampling, _ids(table["accepted"]), stop)
         context, left = answer.rest
         left.opening(1, len(context), max_nodes=0)  # checks every number
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -53,3 +54,9 @@ def _ids(value: Any) -> list[int]:
     if not isinstance(value, list) or {type(token) for token in value} - {int}:
         raise ValueError("token ids are a list of numbers")
     return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+        raise ValueError("stop strings are a list of texts")
+    return tuple(value)

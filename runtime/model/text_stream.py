@@ -23,22 +23,22 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
-    """What each token of a vocabulary adds to a text, in bytes. Control tokens add none."""
+    """What each token of a vocabulary adds to a text, in bytes. Those of `control` add none."""
 
     def __init__(self, backend: Any):
         """backend: a tokenizers.Tokenizer."""
         self._backend = backend
         self._decode = backend.decoder.decode if backend.decoder else " ".join
         added = backend.get_added_tokens_decoder()
-        self._control = {index for index, token in added.items() if token.special}
-        self._literal = added.keys() - self._control
+        self.control = {index: token.content for index, token in added.items() if token.special}
+        self._literal = added.keys() - self.control.keys()
         self._is_byte_level = self._after_anchor("Ġ") == " "
         self._has_byte_tokens = self._after_anchor("<0x41>") == "A"
         self._known: dict[int, bytes] = {}
 
     def get(self, index: int, first: bool) -> bytes | None:
         """The bytes of a token, `first` if it begins the text; None if it is no part of a text."""
-        token = None if index in self._control else self._backend.id_to_token(index)
+        token = None if index in self.control else self._backend.id_to_token(index)
         if token is None:
             return None
         if first:

@@ -68,6 +68,12 @@ class Tokenizer:
         """What each token adds to a text."""
         return TokenBytes(self._tokenizer.backend_tokenizer)
 
+    def control_ids(self, spelled: Iterable[str]) -> frozenset[int]:
+        """The control tokens that are spelled as one of these; no text has them."""
+        wanted = set(spelled)
+        control = self.token_bytes.control
+        return frozenset(index for index, content in control.items() if content in wanted)
+
     @property
     def chat_template(self) -> str | None:
         """The Jinja source of the model's own chat template, the default one of several."""

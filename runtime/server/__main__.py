@@ -5,6 +5,7 @@ import sys
 
 from runtime.config import ConfigError, ServerConfig, parse, prepare_threads
 from runtime.logs import configure
+from runtime.terminal import fail, run
 
 
 def main() -> int:
@@ -12,8 +13,7 @@ def main() -> int:
     try:
         config = parse(ServerConfig, sys.argv[1:], os.environ, "python -m runtime.server")
     except ConfigError as error:
-        print(f"runtime.server: {error}", file=sys.stderr)
-        return 2
+        return fail("runtime.server", error)
     configure(config.log_level, config.log_format)
     prepare_threads(config, os.environ)
     from runtime.server.start import StartError, start
@@ -21,10 +21,9 @@ def main() -> int:
     try:
         start(config)
     except StartError as error:
-        print(f"runtime.server: {error}", file=sys.stderr)
-        return 2
+        return fail("runtime.server", error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

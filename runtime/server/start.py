@@ -12,10 +12,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from runtime.config import ConfigError, ServerConfig, is_loopback
+from runtime.console import Terminal
 from runtime.logs import fields
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
@@ -26,6 +26,7 @@ from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
 from runtime.server.users import add_user, load_users
 from runtime.server.warm_up import warm_up
+from runtime.terminal import inert
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE
 from runtime.wire.tcp import FramedProtocol, listen
@@ -40,7 +41,7 @@ class StartError(Exception):
 
 def start(config: ServerConfig) -> None:
     """Load, listen and serve until a signal. Raises StartError."""
-    console = Console(highlight=False)
+    console = Terminal()
     try:
         if config.add_user:
             token = add_user(Path(config.users), config.add_user)
@@ -51,11 +52,13 @@ def start(config: ServerConfig) -> None:
         else:
             with _trace(config) as trace:
                 asyncio.run(_serve(config, console, trace))
+    except BrokenPipeError:
+        raise  # of standard output, where nobody reads on
     except (ConfigError, ModelError, ConnectionError, TLSError) as error:
         raise StartError(str(error)) from error
 
 
-async def _redirect(config: ServerConfig, console: Console) -> None:
+async def _redirect(config: ServerConfig, console: Terminal) -> None:
     """Send everyone on to the replicas until a signal."""
     certificate = _certificate(config)
     users = load_users(Path(config.users)) if config.users else None
@@ -87,7 +90,7 @@ async def _redirect(config: ServerConfig, console: Console) -> None:
     listener.close()
 
 
-async def _serve(config: ServerConfig, console: Console, trace: TextIO | None) -> None:
+async def _serve(config: ServerConfig, console: Terminal, trace: TextIO | None) -> None:
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
     # opened last, so that nobody reaches a server that cannot answer.
     certificate = _certificate(config)
@@ -129,7 +132,7 @@ async def _serve(config: ServerConfig, console: Console, trace: TextIO | None) -
 
 @asynccontextmanager
 async def _pages(
-    config: ServerConfig, console: Console, unready: Callable[[], str], metrics: Metrics
+    config: ServerConfig, console: Terminal, unready: Callable[[], str], metrics: Metrics
 ) -> AsyncIterator[None]:
     """Serve /health, /ready and /metrics while the context lasts, if they are wanted."""
     if not config.http:
@@ -144,7 +147,7 @@ async def _pages(
 
 
 def _announce(
-    config: ServerConfig, console: Console, certificate: Certificate | None, host: str, port: int
+    config: ServerConfig, console: Terminal, certificate: Certificate | None, host: str, port: int
 ) -> None:
     """The last line of the start: the command that an edge needs."""
     if certificate is None and not is_loopback(host):
@@ -192,10 +195,10 @@ def _door(
     return Door(config, identity, users, certificate.hash if certificate else NO_CERTIFICATE)
 
 
-def _load(config: ServerConfig, console: Console) -> Engine:
-    columns = (TextColumn(f"loading {config.model}"), BarColumn(), DownloadColumn())
+def _load(config: ServerConfig, console: Terminal) -> Engine:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("load", total=None)
+        task = bar.add_task(inert(f"loading {config.model}"), total=None)
         return open_engine(
             config.model,
             config.dtype,
@@ -211,7 +214,7 @@ def _identity(config: ServerConfig, engine: Engine) -> Identity:
     tokenizer = Tokenizer.load(config.model)
     longest = engine.model.config.max_context
     return Identity(
-        model=Path(config.model).name,
+        model=inert(Path(config.model).name),
         # a model may have more rows than its tokenizer has tokens, and their ids must fit too
         vocabulary_size=max(tokenizer.vocabulary_size, engine.model.config.vocab_size),
         vocabulary_hash=tokenizer.vocabulary_hash(),

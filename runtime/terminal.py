@@ -1,0 +1,54 @@
+"""What reaches a terminal: text that only shows, and an end without a traceback.
+
+A terminal obeys control characters, and text comes from models, peers, files and their names. Here
+they become visible (ESC is shown as ␛), but for tab and newline. Knows nothing of where text comes
+from, and touches no other character: what bidirectional text does stays in its line.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from signal import SIGINT, SIGPIPE
+
+# C0 and DEL have pictures in Unicode, C1 has none.
+_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+_VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def inert(text: str) -> str:
+    """The text with everything visible that a terminal would obey, but for tab and newline."""
+    return text.translate(_VISIBLE)
+
+
+def fail(program: str, error: object) -> int:
+    """Say on standard error, in one line, what has to be mended; the exit status for it."""
+    sentence = inert(str(error)).replace("\n", "\N{SYMBOL FOR NEWLINE}")
+    print(f"{program}: {sentence}", file=sys.stderr)
+    return 2
+
+
+def run(main: Callable[[], int]) -> int:
+    """Exit status of a program in a terminal, whoever interrupts it or stops reading from it.
+
+    What an output's encoding cannot say becomes "?"; input that is no text becomes surrogates,
+    which nobody takes for text.
+    """
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+    try:
+        try:
+            return main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + SIGINT
+    except BrokenPipeError:
+        # the interpreter would say so again when it flushes what is left
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for output in (sys.stdout, sys.stderr):
+            if output is not None:
+                os.dup2(nowhere, output.fileno())
+        return 128 + SIGPIPE
