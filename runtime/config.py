@@ -43,7 +43,7 @@ def option(
 ) -> Any:
     """A dataclass field with what its command-line flag needs to know; `also`: other spellings.
 
-    An integer without a maximum has at most 32 bits, as in the protocol.
+    A number without a maximum is below 2^32, as in the protocol.
     """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
     return field(default=default, metadata={**metadata, "also": also})
@@ -186,8 +186,9 @@ class EdgeConfig(Options):
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         super().__post_init__()
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise ConfigError(f"--stop is {self.stop}; give texts, of one character or more")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise ConfigError(f"--stop is {text!r}; give a text of one character or more")
         if self.raw and (self.chat or self.system or self.enable_thinking is not None):
             raise ConfigError(
                 "--raw sends one prompt without the chat template; it does not go with --chat, "
@@ -339,9 +340,8 @@ def _check(item: "Field[Any]", kind: type, value: Any) -> None:
         raise ConfigError(f"{flag(item)} is {value}; the least it takes is {minimum:g}")
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"{flag(item)} is {value}; expected a finite number")
-    maximum = U32_MAX if maximum is None and kind is int else maximum
-    if maximum is not None and value > maximum:
-        raise ConfigError(f"{flag(item)} is {value}; the most it takes is {maximum}")
+    if kind in (int, float) and value > (maximum or U32_MAX):
+        raise ConfigError(f"{flag(item)} is {value}; the most it takes is {maximum or U32_MAX}")
     for text in value if isinstance(value, tuple) else (value,):
         if kind is str and not _is_unicode(str(text)):
             raise ConfigError(f"{flag(item)} is not valid UTF-8; check its special characters")

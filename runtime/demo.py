@@ -95,4 +95,4 @@ def _compare(address: str, arguments: argparse.Namespace) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run("runtime.demo", main))

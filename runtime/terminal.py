@@ -9,7 +9,9 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from errno import ENOSPC
 from signal import SIGINT, SIGPIPE
+from typing import TextIO
 
 # C0 and DEL have pictures in Unicode, C1 has none.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
@@ -28,7 +30,7 @@ def fail(program: str, error: object) -> int:
     return 2
 
 
-def run(main: Callable[[], int]) -> int:
+def run(program: str, main: Callable[[], int]) -> int:
     """Exit status of a program in a terminal, whoever interrupts it or stops reading from it.
 
     What an output's encoding cannot say becomes "?"; input that is no text becomes surrogates,
@@ -46,9 +48,18 @@ def run(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 128 + SIGINT
     except BrokenPipeError:
-        # the interpreter would say so again when it flushes what is left
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for output in (sys.stdout, sys.stderr):
-            if output is not None:
-                os.dup2(nowhere, output.fileno())
+        _drop(sys.stdout, sys.stderr)
         return 128 + SIGPIPE
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        _drop(sys.stdout)
+        return fail(program, f"the output cannot be written: {error.strerror}")
+
+
+def _drop(*outputs: TextIO | None) -> None:
+    """Let what is still to be written vanish; at its end the interpreter would complain again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in outputs:
+        if output is not None:
+            os.dup2(nowhere, output.fileno())

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +12,12 @@ from runtime.config import (
     ConfigError,
     EdgeConfig,
     ServerConfig,
+    flag,
     parse,
     parse_address,
     prepare_threads,
 )
+from runtime.edge.link import Sampling
 
 
 def edge(*argv: str, env: dict[str, str] | None = None) -> EdgeConfig:
@@ -61,6 +65,108 @@ def test_a_wrong_option_says_what_is_wrong(argv: list[str], env: dict[str, str],
     assert says in str(error.value)
 
 
+NUMBERS = [
+    (cls, item)
+    for cls in (EdgeConfig, ServerConfig)
+    for item in fields(cls)
+    if type(item.default) in (int, float)
+]
+
+
+@pytest.mark.parametrize(("cls", "item"), NUMBERS, ids=lambda value: getattr(value, "name", None))
+def test_every_number_has_limits(cls: type[EdgeConfig], item: "Field[Any]") -> None:
+    """Neither infinite nor more than the protocol's structures hold, nor what is no number."""
+    for text in ("nan", "inf", "-inf", "1e999", str(2**64), "-1", "9" * 5000, "x", ""):
+        with pytest.raises(ConfigError, match=flag(item)):
+            parse(cls, [f"{flag(item)}={text}"], {}, "program")
+    for value in ("3", True, float("nan"), 2**200):
+        with pytest.raises(ConfigError, match=flag(item)):
+            cls(**{item.name: value})
+
+
+def test_all_of_a_request_that_is_taken_fits_into_its_message() -> None:
+    most = edge("--top-k", str(2**32 - 1), "--max-tokens", str(2**32 - 1), "--seed", str(2**63 - 1))
+    sampling = Sampling(most.max_tokens, top_k=most.top_k, seed=most.seed)
+    assert sampling.opening(1, 1, most.max_budget).encode(300)
+
+
+TEXTS = [
+    (cls, item)
+    for cls in (EdgeConfig, ServerConfig)
+    for item in fields(cls)
+    if item.type in ("str", "str | None", str, str | None)
+]
+
+
+@pytest.mark.parametrize(("cls", "item"), TEXTS, ids=lambda value: getattr(value, "name", None))
+def test_bytes_that_are_no_text_are_a_sentence(cls: type[EdgeConfig], item: "Field[Any]") -> None:
+    for argv, env in (
+        ([f"{flag(item)}=caf\udce9"], {}),
+        ([], {f"SPECEDGE_{item.name.upper()}": "caf\udce9"}),
+    ):
+        with pytest.raises(ConfigError) as error:
+            parse(cls, argv, env, "program")
+        str(error.value).encode()
+
+
+def test_links_to_services_are_no_options() -> None:
+    """What Kubernetes sets in every pod beside a service of the name specedge."""
+    env = {
+        "SPECEDGE_PORT": "tcp://10.0.0.1:8400",
+        "SPECEDGE_PORT_8400_TCP": "tcp://10.0.0.1:8400",
+        "SPECEDGE_SERVICE_HOST": "10.0.0.1",
+        "SPECEDGE_SERVICE_PORT": "8400",
+    }
+    assert parse(ServerConfig, ["--port", "8401"], env, "server").port == 8401
+    assert parse(ServerConfig, [], env, "server").port == 8400
+    with pytest.raises(ConfigError, match="SPECEDGE_PORT is 'eighty'; expected int"):
+        parse(ServerConfig, [], {"SPECEDGE_PORT": "eighty"}, "server")
+
+
+def test_what_is_overridden_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "edge.toml"
+    file.write_text('top_k = "many"\nmax_tokens = "many"\n')
+    env = {"SPECEDGE_TOP_K": "x", "SPECEDGE_MAX_TOKENS": "7"}
+    config = edge("--config", str(file), "--top-k", "5", env=env)
+    assert (config.top_k, config.max_tokens) == (5, 7)
+    with pytest.raises(ConfigError, match=r"max_tokens in .* is 'many'; expected int"):
+        edge("--config", str(file), "--top-k", "5")
+
+
+def test_stop_strings_may_be_several(tmp_path: Path) -> None:
+    file = tmp_path / "edge.toml"
+    file.write_text('stop = ["a", "\\n\\n"]\n')
+    assert edge().stop == ()
+    assert edge("--stop", "a", "--stop=b c").stop == ("a", "b c")
+    assert edge(env={"SPECEDGE_STOP": "a,b"}).stop == ("a,b",)
+    assert edge("--config", str(file)).stop == ("a", "\n\n")
+    file.write_text('stop = "only"\n')
+    assert edge("--config", str(file)).stop == ("only",)
+    assert EdgeConfig(stop=["x"]).stop == EdgeConfig(stop="x").stop == ("x",)
+    for wrong in ("", ["a", ""], [7]):
+        with pytest.raises(ConfigError, match=r"--stop is .*give a text"):
+            EdgeConfig(stop=wrong)
+    with pytest.raises(ConfigError, match="--stop is not valid UTF-8"):
+        edge("--stop", "\udce9")
+    file.write_text('prompt = ["a"]\n')
+    with pytest.raises(ConfigError, match=r"prompt in .* is \['a'\]; expected str"):
+        edge("--config", str(file))
+
+
+def test_thinking_is_left_alone_unless_it_is_asked_for() -> None:
+    assert edge().enable_thinking is None
+    for on, off in (("--enable-thinking", "--no-enable-thinking"), ("--thinking", "--no-thinking")):
+        assert edge(on).enable_thinking is True
+        assert edge(off).enable_thinking is False
+    assert edge(env={"SPECEDGE_ENABLE_THINKING": "no"}).enable_thinking is False
+
+
+@pytest.mark.parametrize("options", [["--chat"], ["--system=x"], ["--no-thinking"]])
+def test_raw_has_no_template(options: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--raw sends one prompt without the chat template"):
+        edge("--raw", *options)
+
+
 def test_a_wrong_file(tmp_path: Path) -> None:
     file = tmp_path / "edge.toml"
     file.write_text("max_bugdet = 3")
@@ -78,7 +184,15 @@ def test_the_largest_tree_must_fit_into_a_step() -> None:
 
 def test_addresses() -> None:
     assert parse_address("[::1]:80") == ("::1", 80)
-    for wrong in ("host", "host:", ":80", "host:0", "host:65536", "host:http"):
+    for wrong in (
+        "host",
+        "host:",
+        ":80",
+        "host:0",
+        "host:65536",
+        "host:http",
+        f"host:{'0' * 5000}80",
+    ):
         with pytest.raises(ConfigError):
             parse_address(wrong)
 

@@ -76,4 +76,4 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run("runtime.bench", main))

@@ -82,4 +82,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(terminal.run(main))
+    sys.exit(terminal.run("runtime.conform", main))

@@ -47,4 +47,4 @@ def _run(config: EdgeConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run("runtime.edge", main))

@@ -98,7 +98,9 @@ class Tokenizer:
         source = self._own_template() if template is None else template
         variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         if variables and not re.search(r"\benable_thinking\b", source):
-            raise ModelError("the chat template cannot switch thinking on or off; leave it out")
+            raise ModelError(
+                "the chat template has no switch for thinking; leave enable_thinking out"
+            )
         plain = [_plain(message) for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(

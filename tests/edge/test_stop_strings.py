@@ -1,0 +1,67 @@
+"""Stop strings over a real server: plain decoding's text up to them, and nothing left behind."""
+
+from pathlib import Path
+
+import pytest
+
+from runtime.config import EdgeConfig
+from runtime.edge.client import Edge, generate
+
+
+@pytest.fixture
+def options(tiny_pair: tuple[Path, Path], tiny_server: str) -> dict[str, object]:
+    return {"server": tiny_server, "draft": str(tiny_pair[1]), "max_tokens": 40}
+
+
+def text_of(edge: Edge, **asked: object) -> str:
+    return "".join(piece.text for piece in edge.generate("stop", **asked))
+
+
+def test_an_answer_ends_before_its_stop_string(options: dict[str, object], eager: None) -> None:
+    with Edge(EdgeConfig(**options)) as edge:
+        whole, ids = text_of(edge), list(edge.last_ids)
+        assert len(whole) > 20
+        for start, length in ((0, 1), (5, 1), (6, 4), (11, 9), (len(whole) - 2, 2)):
+            stop = whole[start : start + length]
+            ends = []
+            for budget in (0, 32):
+                answer = text_of(edge, stop=[stop, "never"], max_budget=budget)
+                assert answer == whole[: whole.find(stop)]
+                assert ids[: len(edge.last_ids)] == edge.last_ids
+                assert edge.statistics.tokens == len(edge.last_ids)
+                ends.append(len(edge.last_ids))
+            assert ends[0] == ends[1], "drafted or not, it ends with the same token"
+        assert text_of(edge, stop="never") == whole
+        # what may be the beginning of a stop string is held, and given when nothing more comes
+        assert text_of(edge, stop=[whole[-3:] + "x"]) == whole
+    assert (
+        "".join(generate("stop", **options, stop=[whole[6:10]])) == whole[: whole.find(whole[6:10])]
+    )
+
+
+def test_the_server_hears_at_once_that_it_is_enough(options: dict[str, object]) -> None:
+    """Sixteen requests that ran on would need twice the server's memory."""
+    with Edge(EdgeConfig(**options)) as edge:
+        stop = text_of(edge)[4:6]
+        for _ in range(16):
+            text_of(edge, stop=stop, max_tokens=900)
+            assert edge.statistics.tokens < 40
+        assert len(text_of(edge)) > 20
+
+
+def test_stop_strings_survive_the_edge(options: dict[str, object], tmp_path: Path) -> None:
+    """An edge that goes on with the answer of another ends where that one would have ended."""
+    path = tmp_path / "answer"
+    with Edge(EdgeConfig(**options)) as edge:
+        whole = text_of(edge)
+    stop = whole[20:24]
+    asked = EdgeConfig(**options, resume_file=str(path), max_budget=0, stop=[stop])
+    with Edge(asked) as edge:
+        stream = edge.generate("stop")
+        shown = "".join(next(stream).text for _ in range(8))
+        stream.close()
+    assert path.exists()
+    assert whole.startswith(shown)
+    with Edge(EdgeConfig(**options, resume_file=str(path))) as edge:
+        assert "".join(piece.text for piece in edge.resume()) == whole[: whole.find(stop)]
+    assert not path.exists()

@@ -1,0 +1,117 @@
+"""What reaches a terminal: nothing that it obeys, whoever wrote it, and no traceback at the end."""
+
+import io
+import logging
+import re
+import subprocess
+import sys
+import unicodedata
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.style import Style
+
+from runtime.console import Terminal
+from runtime.logs import InertRecord, JsonFormatter, TextFormatter, fields
+from runtime.terminal import fail, inert, run
+
+# clear the screen, set the title, write the clipboard, the 8-bit spelling of ESC [, go back a line
+HOSTILE = "a\x1b[2J\x1b]0;t\x07\x1b]52;c;eA==\x1b\\\x9b1A\r\b\x7f\x00\x85b"
+
+
+def obeyed(text: str) -> set[str]:
+    return {c for c in text if unicodedata.category(c) == "Cc"} - {"\n", "\t"}
+
+
+def test_every_control_character_is_made_visible_and_nothing_else_is_changed() -> None:
+    every = "".join(map(chr, range(0x110000)))
+    shown = inert(every)
+    assert len(shown) == len(every)
+    assert not obeyed(shown)
+    assert {a for a, b in zip(every, shown, strict=True) if a != b} == obeyed(every)
+    assert inert("\x1b[31m\x9b") == "␛[31m\N{REPLACEMENT CHARACTER}"
+
+
+@given(cuts=st.lists(st.integers(0, len(HOSTILE)), max_size=6))
+def test_a_sequence_in_pieces_is_inert_too(cuts: list[int]) -> None:
+    console = Terminal(file=io.StringIO(), force_terminal=True, color_system="standard")
+    places = [0, *sorted(cuts), len(HOSTILE)]
+    for start, end in pairwise(places):
+        console.stream(HOSTILE[start:end], Style(color="green"))
+    colours = r"\x1b\[[0-9;]*m"  # those of rich itself
+    assert re.sub(colours, "", console.file.getvalue()) == inert(HOSTILE)
+
+
+def test_a_console_takes_strings_as_they_are() -> None:
+    console = Terminal(file=io.StringIO(), width=200)
+    console.print("[bold]x[/nope] :smile: {y}", HOSTILE, style="red")
+    console.stream("[red]\tx")
+    console.stream("\ty\n")
+    told = "[bold]x[/nope] :smile: {y} " + inert(HOSTILE) + "\n[red]\tx\ty\n"
+    assert console.file.getvalue() == told
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+def test_log_lines_are_inert(formatter: logging.Formatter) -> None:
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        raised = sys.exc_info()
+    record = InertRecord("other", logging.WARNING, "", 0, f"%s {HOSTILE}", (HOSTILE,), raised)
+    record.__dict__.update(fields(name=HOSTILE))
+    assert not obeyed(formatter.format(record))
+    # as a library's own handler writes it
+    assert not obeyed(logging.Formatter("%(message)s").format(record).split("\n")[0])
+
+
+def test_a_failure_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fail("runtime.x", ValueError(HOSTILE + "\nruntime.x: all is well")) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert not obeyed(told)
+
+
+def test_statuses_of_programs_that_are_interrupted() -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert run("program", interrupted) == 130
+    assert run("program", lambda: 7) == 7
+
+
+def program(body: str) -> list[str]:
+    head = "import sys\nfrom runtime.console import Terminal\nfrom runtime.terminal import run\n"
+    return [sys.executable, "-c", f"{head}{body}\nsys.exit(run('program', main))"]
+
+
+@pytest.mark.parametrize(
+    "write", ["Terminal().stream('x' * 99)", "print('x' * 99)", "print('x'); return 0"]
+)
+def test_nobody_reads_on(write: str) -> None:
+    """As in `| head -c 20`: the status of a program that SIGPIPE ends, and not a word."""
+    body = f"def main():\n  sys.stdin.read()\n  for _ in range(9999):\n    {write}\n  return 0"
+    started = subprocess.Popen(
+        program(body), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    started.stdout.close()
+    assert started.communicate(b"go")[1] == b""
+    assert started.returncode == 141
+
+
+def test_a_full_disk_is_a_sentence() -> None:
+    body = "def main():\n  Terminal().stream('x')\n  return 0"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(program(body), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr
+
+
+def test_what_an_encoding_cannot_say_is_replaced() -> None:
+    body = "def main():\n  Terminal().stream(input() + '\\ud800€')\n  return 0"
+    environment = {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(program(body), input=b"caf\xc3", capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"caf???"
