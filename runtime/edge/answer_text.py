@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
-from runtime.model.text_stream import Spelling, TextStream
+from runtime.model.text_stream import Spelled, TextStream
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class AnswerText:
     pieces end; the stop string itself is never shown, nor is what comes after it.
     """
 
-    def __init__(self, tokenizer: Spelling, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: Spelled, stop: Sequence[str] = ()):
         """stop: strings of one character at least."""
         self.ended = False  # by a stop string
         self._stream = TextStream(tokenizer)

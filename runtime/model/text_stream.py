@@ -22,23 +22,37 @@ _BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+class Spelling(Protocol):
+    """What each token of a vocabulary adds to a text."""
+
+    def get(self, index: int, first: bool) -> bytes | None:
+        """The bytes of a token, `first` if it begins the text; None if it is no part of a text."""
+
+
+class Spelled(Protocol):
+    """A tokenizer, as far as a stream needs it."""
+
+    @property
+    def token_bytes(self) -> Spelling: ...
+
+
 class TokenBytes:
-    """What each token of a vocabulary adds to a text, in bytes. Those of `control` add none."""
+    """The spelling of a vocabulary of the tokenizers library, under its own decoder."""
 
     def __init__(self, backend: Any):
         """backend: a tokenizers.Tokenizer."""
         self._backend = backend
         self._decode = backend.decoder.decode if backend.decoder else " ".join
         added = backend.get_added_tokens_decoder()
-        self.control = {index: token.content for index, token in added.items() if token.special}
-        self._literal = added.keys() - self.control.keys()
+        self._control = {index for index, token in added.items() if token.special}
+        self._literal = added.keys() - self._control
         self._is_byte_level = self._after_anchor("Ġ") == " "
         self._has_byte_tokens = self._after_anchor("<0x41>") == "A"
         self._known: dict[int, bytes] = {}
 
     def get(self, index: int, first: bool) -> bytes | None:
-        """The bytes of a token, `first` if it begins the text; None if it is no part of a text."""
-        token = None if index in self.control else self._backend.id_to_token(index)
+        """As `Spelling.get`; each token is asked for once."""
+        token = None if index in self._control else self._backend.id_to_token(index)
         if token is None:
             return None
         if first:
@@ -64,13 +78,6 @@ class TokenBytes:
         return text.removeprefix(_ANCHOR)
 
 
-class Spelling(Protocol):
-    """A tokenizer, as far as a stream needs it."""
-
-    @property
-    def token_bytes(self) -> TokenBytes: ...
-
-
 class TextStream:
     """Text of a growing list of ids: each character as soon as its last byte is there.
 
@@ -80,7 +87,7 @@ class TextStream:
     the same however long the text is.
     """
 
-    def __init__(self, tokenizer: "Spelling"):
+    def __init__(self, tokenizer: Spelled):
         self._token_bytes = tokenizer.token_bytes
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._begun = False

@@ -16,7 +16,7 @@ from runtime.model.folder import read_json
 from runtime.model.folder_tokenizer import folder_tokenizer
 from runtime.model.gguf import Metadata
 from runtime.model.locate import locate
-from runtime.model.text_stream import TextStream, TokenBytes
+from runtime.model.text_stream import Spelling, TextStream, TokenBytes
 
 HASH_BYTES = 16
 MAX_STOP_IDS = 4096
@@ -64,15 +64,19 @@ class Tokenizer:
         return stream.push(ids) + stream.finish()
 
     @cached_property
-    def token_bytes(self) -> TokenBytes:
-        """What each token adds to a text."""
-        return TokenBytes(self._tokenizer.backend_tokenizer)
+    def token_bytes(self) -> Spelling:
+        """What each token adds to a text; a tokenizer may know it itself."""
+        own: Spelling | None = getattr(self._tokenizer, "token_bytes", None)
+        return own or TokenBytes(self._tokenizer.backend_tokenizer)
 
-    def control_ids(self, spelled: Iterable[str]) -> frozenset[int]:
-        """The control tokens that are spelled as one of these; no text has them."""
-        wanted = set(spelled)
-        control = self.token_bytes.control
-        return frozenset(index for index, content in control.items() if content in wanted)
+    def control_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """The control tokens that are spelled as one of these texts; no text has them."""
+        spelled = {text: self._tokenizer.get_vocab().get(text) for text in texts}
+        return frozenset(
+            index
+            for index in spelled.values()
+            if index is not None and self.token_bytes.get(index, first=False) is None
+        )
 
     @property
     def chat_template(self) -> str | None:

@@ -1,6 +1,7 @@
 """Streamed text is the decoded whole; text is what transformers makes of it, bytes are Python's."""
 
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
@@ -126,6 +127,21 @@ def test_bytes_are_decoded_as_python_does(byte_tokenizer, data):
         begun = next((n for n in (3, 2, 1) if seen[-n:] in BEGINNINGS), 0)
         assert shown == seen[: count - begun].decode(errors="replace")
     assert shown + stream.finish() == byte_tokenizer.decode(ids)
+
+
+def test_control_tokens_are_found_by_their_spelling(tokenizer):
+    vocabulary = tokenizer._tokenizer.get_vocab()
+    assert tokenizer.control_ids(["<s>", "<tool>", "cat", "no such"]) == {vocabulary["<s>"]}
+    assert tokenizer.control_ids([]) == frozenset()
+
+
+def test_a_tokenizer_may_know_its_own_spelling():
+    class OwnBytes:
+        def get(self, index, first):
+            return bytes([index]) if index < 256 else None
+
+    own = Tokenizer(SimpleNamespace(token_bytes=OwnBytes()), [])
+    assert own.decode([0xE2, 300, 0x82, 0xAC, 0x80]) == "€" + BAD
 
 
 def test_a_character_is_shown_with_its_last_byte(byte_tokenizer):
