@@ -1,16 +1,29 @@
 """Stop strings over a real server: plain decoding's text up to them, and nothing left behind."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge, generate
+from tests.server.process import Process, server_process
+
+
+@pytest.fixture(scope="module")
+def server(
+    tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Process]:
+    """It waits for drafts: a request that nobody ends goes on for ever."""
+    options = ["--model", str(tiny_pair[0]), "--threads", "1", "--no-pipeline", "--credits", "open"]
+    with server_process(tmp_path_factory.mktemp("server") / "log", *options) as process:
+        yield process
 
 
 @pytest.fixture
-def options(tiny_pair: tuple[Path, Path], tiny_server: str) -> dict[str, object]:
-    return {"server": tiny_server, "draft": str(tiny_pair[1]), "max_tokens": 40}
+def options(tiny_pair: tuple[Path, Path], server: Process) -> dict[str, object]:
+    host, port = server.address
+    return {"server": f"{host}:{port}", "draft": str(tiny_pair[1]), "max_tokens": 40}
 
 
 def text_of(edge: Edge, **asked: object) -> str:
@@ -39,14 +52,17 @@ def test_an_answer_ends_before_its_stop_string(options: dict[str, object], eager
     )
 
 
-def test_the_server_hears_at_once_that_it_is_enough(options: dict[str, object]) -> None:
-    """Sixteen requests that ran on would need twice the server's memory."""
+def test_the_server_hears_at_once_that_it_is_enough(
+    options: dict[str, object], server: Process
+) -> None:
     with Edge(EdgeConfig(**options)) as edge:
         stop = text_of(edge)[4:6]
-        for _ in range(16):
-            text_of(edge, stop=stop, max_tokens=900)
-            assert edge.statistics.tokens < 40
-        assert len(text_of(edge)) > 20
+        ended = server.samples()["request_success_total", "length"]
+        text_of(edge, stop=stop, max_tokens=900)
+        assert edge.statistics.tokens < 40
+        now = server.samples_once(lambda samples: samples["num_requests_running",] == 0)
+        assert now["num_requests_running",] == 0
+        assert now["request_success_total", "length"] == ended
 
 
 def test_stop_strings_survive_the_edge(options: dict[str, object], tmp_path: Path) -> None:
