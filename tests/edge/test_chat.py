@@ -25,10 +25,10 @@ REFUSING = (
 def refusing(
     tiny_pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, object]]:
-    """Options for a pair of which both have the template, whosever counts."""
+    """Options for a pair of which both have the template, whosever counts; and an odd name."""
     folders = []
     for folder in tiny_pair:
-        copy = tmp_path_factory.mktemp("refusing") / folder.name
+        copy = tmp_path_factory.mktemp("refusing") / "[/red]{y}\x1b[2J"
         shutil.copytree(folder, copy)
         assert (copy / "chat_template.jinja").read_text() == CHAT_TEMPLATE
         (copy / "chat_template.jinja").write_text(REFUSING)
