@@ -29,7 +29,6 @@ def stream_pieces(pieces: Generator[Piece, None, None], console: Terminal) -> st
                 answer += piece.text
                 console.stream(piece.text, DRAFTED if piece.drafted else None)
         except KeyboardInterrupt:
-            pieces.close()
             console.stream(" [stopped]", Style(dim=True))
         except (ServerError, ConfigError):
             console.print()  # its sentence begins a new line
@@ -43,6 +42,7 @@ def chat(edge: Edge, console: Terminal, read_line: Callable[[str], str] = input)
 
     Raises ConfigError where no turn could be asked, ServerError when the link breaks.
     """
+    # a template that refuses whatever is said is told before anything is typed
     edge.encode("Hello")
     messages: list[dict[str, str]] = []
     console.print(HELP, style="dim", soft_wrap=True)

@@ -107,8 +107,8 @@ class Edge:
         """Stream the answer to a prompt, or to messages with `role` and `content`.
 
         `options` override fields of the config, such as max_tokens, temperature, seed or stop.
-        The text is the model's own, with whatever a terminal would obey: `terminal.inert` before
-        one sees it. Raises ConfigError for what cannot be asked.
+        The text is as the model wrote it: give it to `terminal.inert` before a terminal sees it.
+        Raises ConfigError for what cannot be asked.
         """
         config = replace(self.config, **options)
         answer = Answer(self._encode(prompt, config), self._sampling(config), stop=config.stop)

@@ -71,12 +71,10 @@ class Tokenizer:
 
     def control_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """The control tokens that are spelled as one of these texts; no text has them."""
-        spelled = {text: self._tokenizer.get_vocab().get(text) for text in texts}
-        return frozenset(
-            index
-            for index in spelled.values()
-            if index is not None and self.token_bytes.get(index, first=False) is None
-        )
+        wanted = set(texts)
+        vocabulary = self._tokenizer.get_vocab() if wanted else {}
+        ids = {vocabulary[text] for text in wanted & vocabulary.keys()}
+        return frozenset(i for i in ids if self.token_bytes.get(i, first=False) is None)
 
     @property
     def chat_template(self) -> str | None:
@@ -170,9 +168,11 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
 def _template_failure(error: Exception) -> str:
     from jinja2.exceptions import TemplateSyntaxError
 
-    if isinstance(error, TemplateSyntaxError):
-        return f"the chat template is broken: line {error.lineno}: {error.message}"
-    reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+    is_broken = isinstance(error, TemplateSyntaxError)
+    told = str(error.message if is_broken else error)
+    reason = " ".join(told.split())[:MAX_REASON] or type(error).__name__
+    if is_broken:
+        return f"the chat template is broken: line {error.lineno}: {reason}"
     return f"the chat template refuses this conversation: {reason}"
 
 

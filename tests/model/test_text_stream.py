@@ -144,6 +144,15 @@ def test_a_tokenizer_may_know_its_own_spelling():
     assert own.decode([0xE2, 300, 0x82, 0xAC, 0x80]) == "€" + BAD
 
 
+def test_an_added_token_is_spelled_as_it_is_written():
+    """Under a byte-level decoder too, whose alphabet has some of its letters for other bytes."""
+    backend = byte_level()
+    backend.add_tokens(["naïve", "Ģ", " "])
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), [])
+    text = "naïve Ģ"
+    assert tokenizer.decode(backend.encode(text).ids) == text
+
+
 def test_a_character_is_shown_with_its_last_byte(byte_tokenizer):
     stream = TextStream(byte_tokenizer)
     ids = [ord("a"), *"€".encode(), 0x80, *BAD.encode(), *"👍".encode()[:2]]
