@@ -11,7 +11,6 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from rich.control import strip_control_codes
 
 from runtime.config import EdgeConfig, parse_address
 from runtime.edge.batcher import Batcher
@@ -23,6 +22,7 @@ from runtime.edge.resume import Answer, resuming
 from runtime.edge.speculation import TreeShape
 from runtime.edge.uplink import Uplink
 from runtime.model.open import open_engine
+from runtime.terminal import inert
 from runtime.wire.tls import load_certificate, trust
 from tests.faults.proxy import Fault, Kind, Proxy, Shape
 from tests.faults.rig import Rig, no_descriptor_left, until
@@ -338,5 +338,5 @@ def test_processes_killed_for_real(
     assert "reconnecting…" in told
     with Edge(EdgeConfig(server=tiny_server, **options)) as whole:
         plain = "".join(piece.text for piece in whole.generate("Once upon a time", max_budget=0))
-    assert text == strip_control_codes(plain) + "\n"
+    assert text == inert(plain) + "\n"
     assert not file.exists()
