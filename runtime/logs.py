@@ -49,7 +49,9 @@ class TextFormatter(logging.Formatter):
     """WARNING request refused peer=10.0.0.7:51712 code=busy reason="the server is full"."""
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = [record.levelname, record.getMessage()]
+        # what a library says may have lines, and must not look like several events
+        message = record.getMessage().rstrip("\n").replace("\n", "\N{SYMBOL FOR NEWLINE}")
+        parts = [record.levelname, message]
         parts += [f"{name}={_spelled(value)}" for name, value in _fields(record).items()]
         if record.exc_info:
             parts += ["\n" + self.formatException(record.exc_info)]

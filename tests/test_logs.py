@@ -49,6 +49,13 @@ def test_json_is_one_object_a_line_with_the_fields() -> None:
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+def test_a_library_cannot_forge_a_line_either(formatter: logging.Formatter) -> None:
+    line = formatter.format(record("a warning\nERROR all users are admitted\n"))
+    assert len(line.splitlines()) == 1
+    assert "a warning" in line
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
 def test_logs_of_libraries_and_their_exceptions_fit_in(formatter: logging.Formatter) -> None:
     try:
         raise KeyError("missing")
