@@ -24,7 +24,12 @@ def inert(text: str) -> str:
 
 
 def fail(program: str, error: object) -> int:
-    """Say on standard error, in one line, what has to be mended; the exit status for it."""
+    """Say on standard error, in one line, what has to be mended; the exit status for it.
+
+    An output that nobody reads any more is not to be mended, but for `run`.
+    """
+    if isinstance(error, BrokenPipeError):
+        raise error
     sentence = inert(str(error)).replace("\n", "\N{SYMBOL FOR NEWLINE}")
     print(f"{program}: {sentence}", file=sys.stderr)
     return 2

@@ -81,6 +81,11 @@ def test_statuses_of_programs_that_are_interrupted() -> None:
     assert run("program", lambda: 7) == 7
 
 
+def test_a_pipe_that_closed_is_no_failure() -> None:
+    with pytest.raises(BrokenPipeError):
+        fail("runtime.x", BrokenPipeError())
+
+
 def program(body: str) -> list[str]:
     head = "import sys\nfrom runtime.console import Terminal\nfrom runtime.terminal import run\n"
     return [sys.executable, "-c", f"{head}{body}\nsys.exit(run('program', main))"]
