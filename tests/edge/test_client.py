@@ -160,3 +160,23 @@ def test_a_terminal_sees_text_and_a_program_the_bytes(options: dict[str, object]
         assert stream_pieces(edge.generate("x", **asked), console) == raw
     assert "\x1b" in raw
     assert console.file.getvalue() == inert(raw) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        (None, "no chat template; ask it with --raw"),
+        ({"rag": CHAT_TEMPLATE}, "only chat templates named rag; ask it with --raw"),
+        (CHAT_TEMPLATE + "{% if x %}", "the chat template is broken: line "),
+    ],
+)
+def test_a_draft_without_a_template_is_asked_raw(
+    tiny_pair: tuple[Path, Path], template: str | dict[str, str] | None, sentence: str
+) -> None:
+    edge = Edge(EdgeConfig(draft=str(tiny_pair[1]), raw=True))
+    edge.tokenizer._tokenizer.chat_template = template
+    assert edge.encode("x") == edge.tokenizer.encode("x")
+    for prompt in ("x", [{"role": "user", "content": "x"}]):
+        with pytest.raises(ConfigError, match=sentence):
+            edge.generate(prompt, raw=False)
+    edge.close()
