@@ -20,7 +20,7 @@ def answer(seed: int = 0, accepted: int = 5) -> Answer:
     draws = {"temperature": rng.random(), "top_p": rng.random(), "seed": rng.getrandbits(63)}
     sampling = Sampling(100, **draws, top_k=rng.randrange(50), stop_ids=(2, 7))
     ids = [rng.randrange(2**18) for _ in range(20 + accepted)]
-    return Answer(ids[:20], sampling, ids[20:])
+    return Answer(ids[:20], sampling, ids[20:], stop=("\n\n", "é"))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -72,6 +72,9 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
         ({"prompt": "hello"}, "list of numbers"),
         ({"accepted": [1, 2.5]}, "list of numbers"),
         ({"accepted": [1] * 100}, "max_tokens is 0"),
+        ({"stop": "x"}, "stop strings are a list of texts"),
+        ({"stop": ["x", ""]}, "stop strings are a list of texts"),
+        ({"stop": [7]}, "stop strings are a list of texts"),
         ({"sampling": {"max_tokens": 5}}, "stop_ids"),
         ({"sampling": {"max_tokens": 9, "stop_ids": [], "temperature": -1}}, "temperature is -1"),
         ({"sampling": {"max_tokens": 9, "stop_ids": [], "top": 1}}, "top"),
