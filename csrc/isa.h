@@ -31,8 +31,9 @@ struct RowMax {
   /* x + factor * noise of tokens ids [n], by default 0 .. n-1 -> out [n] */                       \
   void add_noise(const float* x, const int64_t* ids, int64_t n, uint64_t key, float factor,        \
                  float* out);                                                                      \
-  /* The first index of the maximum of x + noise. */                                               \
-  int64_t noisy_argmax(const float* x, const int64_t* ids, int64_t n, uint64_t key);
+  /* The first index of the maximum of x - top + noise. Fast where `start` is likely. */           \
+  int64_t noisy_argmax(const float* x, const int64_t* ids, int64_t n, float top, uint64_t key,     \
+                       int64_t start);
 
 namespace generic {
 SPECEDGE_PER_ISA

@@ -1,4 +1,4 @@
-// Counter-based noise: 23 bits that are a pure function of (seed, position, token), by the
+// Counter-based noise: 64 bits that are a pure function of (seed, position, token), by the
 // finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014). Static, as half.h.
 #pragma once
 
@@ -9,7 +9,9 @@ namespace {
 
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;  // 2^64 / golden ratio
 
-inline uint64_t mix(uint64_t z) {
+// Word is uint64_t, or a vector of them.
+template <typename Word>
+inline Word mix(Word z) {
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
   return z ^ (z >> 31);
@@ -20,7 +22,7 @@ inline uint64_t mix(uint64_t z) {
 }
 
 [[maybe_unused]] inline uint64_t noise_bits(uint64_t key, uint64_t token) {
-  return mix(key + (token + 1) * kGolden) >> 41;
+  return mix(key + (token + 1) * kGolden);
 }
 
 }  // namespace

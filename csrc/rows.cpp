@@ -1,15 +1,12 @@
 // Vectorised passes over one row of logits; target_tokens and draft_topk are made of them.
+#include "gumbel.h"
 #include "isa.h"
-#include "noise.h"
 #include "vec.h"
 
 namespace specedge::SPECEDGE_ISA {
 namespace {
 
 constexpr float kMinusInfinity = -__builtin_inff();
-
-// The largest noise there is, -log(-log(1 - 2^-24)), rounded up.
-constexpr float kMostNoise = 16.64f;
 
 // Up to kLanes values of x from i on; -inf beyond n.
 vec load_some(const float* x, int64_t i, int64_t n) {
@@ -24,19 +21,6 @@ void store_some(float* x, int64_t i, int64_t n, vec value) {
   float lanes[kLanes];
   store_vec(lanes, value);
   for (int64_t j = 0; i + j < n; ++j) x[i + j] = lanes[j];
-}
-
-// Gumbel noise of kLanes tokens: ids[i ...] or, without ids, i ...; arbitrary beyond n.
-vec noise_at(const int64_t* ids, int64_t i, int64_t n, uint64_t key) {
-  uint64_t tokens[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) tokens[j] = uint64_t(i + j);
-  if (ids) {
-    for (int64_t j = 0; j < kLanes; ++j) tokens[j] = uint64_t(ids[i + j < n ? i + j : i]);
-  }
-  int32_t bits[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) bits[j] = int32_t(noise_bits(key, tokens[j]));
-  const vec u = (__builtin_convertvector(load_as<ivec>(bits), vec) + 0.5f) * 0x1p-23f;
-  return -log_of(-log_of(u));
 }
 
 // e^x in double for x <= 0: exactly 0 below -700. Reduction to |r| <= log(2) / 2, then the Taylor
@@ -64,9 +48,11 @@ RowMax row_max(const float* x, int64_t n) {
   }
   const float value = max_of(best);
   if (any(is_nan)) return {value, -1, true};
-  int64_t index = 0;
-  while (x[index] != value) ++index;
-  return {value, index, false};
+  for (int64_t i = 0;; i += kLanes) {
+    if (!any(load_some(x, i, n) == splat(value))) continue;
+    while (x[i] != value) ++i;
+    return {value, i, false};
+  }
 }
 
 void divide(const float* x, int64_t n, float divisor, float* out) {
@@ -104,26 +90,30 @@ double exp_sum(const float* x, int64_t n, float shift) {
 void add_noise(const float* x, const int64_t* ids, int64_t n, uint64_t key, float factor,
                float* out) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    store_some(out, i, n, load_some(x, i, n) + noise_at(ids, i, n, key) * factor);
+    store_some(out, i, n, load_some(x, i, n) + gumbel(hash_at(ids, i, n, key)) * factor);
   }
 }
 
-int64_t noisy_argmax(const float* x, const int64_t* ids, int64_t n, uint64_t key) {
+int64_t noisy_argmax(const float* x, const int64_t* ids, int64_t n, float top, uint64_t key,
+                     int64_t start) {
   float best = kMinusInfinity;
-  int64_t index = 0;
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const vec values = load_some(x, i, n);
-    // Most tokens cannot win even with the largest noise.
-    if (!any(values + kMostNoise > splat(best))) continue;
-    const vec noisy = values + noise_at(ids, i, n, key);
-    if (!any(noisy > splat(best))) continue;
+  int64_t index = start;
+  const auto look = [&](int64_t i) {
+    const vec values = load_some(x, i, n) - top;
+    // Most tokens cannot win with the largest noise, and most of the others with about their own.
+    if (!any(values + kMostNoise >= splat(best))) return;
+    const Hash hash = hash_at(ids, i, n, key);
+    if (!any(values + most_noise(hash) >= splat(best))) return;
+    const vec noisy = values + gumbel(hash);
     for (int64_t j = 0; j < kLanes && i + j < n; ++j) {
-      if (noisy[j] > best) {
+      if (noisy[j] > best || (noisy[j] == best && i + j < index)) {
         best = noisy[j];
         index = i + j;
       }
     }
-  }
+  };
+  look(start);
+  for (int64_t i = 0; i < n; i += kLanes) look(i);
   return index;
 }
 

@@ -119,8 +119,9 @@ int64_t draw(const float* logits, int64_t vocabulary, float temperature, const L
   const bool is_greedy = !(temperature > 0) || !std::isfinite(most.value / temperature);
   if (is_greedy) return most.index;
   isa().divide(logits, vocabulary, temperature, scaled);
-  if (limits.none()) return isa().noisy_argmax(scaled, nullptr, vocabulary, key);
-  std::vector<Candidate> kept = allowed({scaled, vocabulary, scaled[most.index]}, limits);
+  const float top = scaled[most.index];
+  if (limits.none()) return isa().noisy_argmax(scaled, nullptr, vocabulary, top, key, most.index);
+  std::vector<Candidate> kept = allowed({scaled, vocabulary, top}, limits);
   std::sort(kept.begin(), kept.end(),
             [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
   std::vector<float> values;
@@ -129,7 +130,8 @@ int64_t draw(const float* logits, int64_t vocabulary, float temperature, const L
     values.push_back(candidate.value);
     tokens.push_back(candidate.token);
   }
-  return tokens[isa().noisy_argmax(values.data(), tokens.data(), int64_t(tokens.size()), key)];
+  const int64_t n = int64_t(kept.size());
+  return tokens[isa().noisy_argmax(values.data(), tokens.data(), n, top, key, 0)];
 }
 
 }  // namespace

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as a signed 64-bit integer
-NOISE_BITS = 23  # u = (k + 1/2) / 2^23 is exact in float32 and is never 0 or 1
+LN2 = 0.693147182
+# (log(1 + f) - f) / f^2 for 1 + f from sqrt(1/2) to sqrt(2), by falling power: the minimax fit of
+# the relative error of log(1 + f), 1.8e-7.
+LOG1P = (
+    *(-0.100823812, 0.161805019, -0.172432244, 0.199068829),
+    *(-0.249712288, 0.333347142, -0.500003219),
+)
 
 
 def build_tree(parents: Tensor, offsets: Tensor, words: int) -> tuple[Tensor, Tensor]:
@@ -212,6 +218,9 @@ def target_tokens(
 ) -> Tensor:
     """The target's own token after each row: argmax of logit / T + noise over allowed tokens.
 
+    The row's greatest logit / T is subtracted first, so that float32 resolves the sums where they
+    compete: two of 152,064 equal tokens share the greatest in less than one draw of a million.
+
     All of temperature, top_k, top_p, min_p, seed, position are [N]; logits [N, V] f32. Returns
     [N] i64; -1 marks a row with a NaN or without a finite maximum. Ties go to the lowest id.
     """
@@ -226,7 +235,8 @@ def target_tokens(
             scaled = values / temperature[row]
             allowed = _allowed(scaled, int(top_k[row]), float(top_p[row]), float(min_p[row]))
             noise = gumbel(int(seed[row]), int(position[row]), torch.arange(values.shape[0]))
-            out[row] = (scaled + noise).masked_fill(~allowed, -math.inf).argmax()
+            noisy = scaled - scaled.max() + noise
+            out[row] = noisy.masked_fill(~allowed, -math.inf).argmax()
     return out
 
 
@@ -325,10 +335,24 @@ def grow_tree(
 
 def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise of (seed, position, token), a pure function. tokens [X] -> [X] f32."""
-    key = _mix(_mix(torch.tensor(seed)) + torch.tensor(position + 1) * GOLDEN)
-    bits = _shift(_mix(key + (tokens.long() + 1) * GOLDEN), 64 - NOISE_BITS)
-    u = (bits.float() + 0.5) * 2.0**-NOISE_BITS
-    return -torch.log(-torch.log(u))
+    key = _mix(_mix(torch.tensor(seed)) + (torch.tensor(position) + 1) * GOLDEN)
+    return gumbel_of(_mix(key + (tokens.long() + 1) * GOLDEN))
+
+
+def gumbel_of(bits: Tensor) -> Tensor:
+    """-log(-log(1 - v)) of v = (bits | 1) / 2^64, the bits [X] i64 read as unsigned -> [X] f32.
+
+    Either end has full relative precision, so the noise reaches from -3.79 to 44.36. Only float32
+    operations that IEEE 754 fixes, one rounding each: equal on every machine, to the last bit.
+    """
+    is_upper = bits < 0
+    nearer = bits ^ (bits >> 63)
+    high, low = nearer >> 32, (nearer & 0xFFFFFFFF) >> 1
+    r = (high.float() + (low.float() + 0.5) * 2.0**-31) * 2.0**-32  # the lesser of v and 1 - v
+    exponent, f = _split(torch.where(is_upper, r, 1 - r))
+    f = torch.where(exponent == 0, -r, f)  # where 1 - r is rounded, r itself is exact
+    exponent, f = _split(-_log(exponent, f))
+    return -_log(exponent, f)
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -350,6 +374,20 @@ def _mix(z: Tensor) -> Tensor:
     z = (z ^ _shift(z, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
     z = (z ^ _shift(z, 27)) * (0x94D049BB133111EB - (1 << 64))
     return z ^ _shift(z, 31)
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x = 2^e (1 + f) with 1 + f from sqrt(1/2) to sqrt(2), for normal x > 0: e, f."""
+    offset = x.view(torch.int32) - 0x3F3504F3
+    return (offset >> 23).float(), ((offset & 0x7FFFFF) + 0x3F3504F3).view(torch.float32) - 1
+
+
+def _log(exponent: Tensor, f: Tensor) -> Tensor:
+    """log(2^exponent (1 + f))."""
+    p = torch.full_like(f, LOG1P[0])
+    for coefficient in LOG1P[1:]:
+        p = p * f + coefficient
+    return exponent * LN2 + (f * f * p + f)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
