@@ -21,25 +21,45 @@ struct Hash {
   ivec high, low;
 };
 
+// What the tokens at even places, and at odd places, of kLanes are hashed from.
+struct Counters {
+  word_vec even, odd;
+};
+
+inline Counters counters(const int64_t* tokens) {
+#if defined(__AVX512F__)
+  const __m512i places = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+  const __m512i first = load_as<__m512i>(tokens), second = load_as<__m512i>(tokens + 8);
+  const word_vec even = (word_vec)_mm512_permutex2var_epi64(first, places, second);
+  const word_vec odd = (word_vec)_mm512_permutex2var_epi64(first, places + 1, second);
+#else
+  word_vec even, odd;
+  for (int64_t j = 0; j < kLanes / 2; ++j) {
+    even[j] = uint64_t(tokens[2 * j]);
+    odd[j] = uint64_t(tokens[2 * j + 1]);
+  }
+#endif
+  return {(even + 1) * kGolden, (odd + 1) * kGolden};
+}
+
+// Of tokens first, first + 1 ...
+inline Counters counters(int64_t first) {
+  word_vec even, odd;
+  for (int64_t j = 0; j < kLanes / 2; ++j) {
+    even[j] = uint64_t(2 * j + 1) * kGolden;
+    odd[j] = uint64_t(2 * j + 2) * kGolden;
+  }
+  return {even + uint64_t(first) * kGolden, odd + uint64_t(first) * kGolden};
+}
+
 // Of tokens ids[i ...] or, without ids, i ...; arbitrary beyond n.
 inline Hash hash_at(const int64_t* ids, int64_t i, int64_t n, uint64_t key) {
-  word_vec even, odd;  // of tokens at even places, at odd places
-  if (ids) {
-    uint64_t tokens[2][kLanes / 2];
-    for (int64_t j = 0; j < kLanes; ++j)
-      tokens[j % 2][j / 2] = uint64_t(ids[i + j < n ? i + j : i]);
-    even = load_as<word_vec>(tokens[0]) * kGolden + (key + kGolden);
-    odd = load_as<word_vec>(tokens[1]) * kGolden + (key + kGolden);
-  } else {
-    for (int64_t j = 0; j < kLanes / 2; ++j) {
-      even[j] = uint64_t(2 * j + 1) * kGolden;
-      odd[j] = uint64_t(2 * j + 2) * kGolden;
-    }
-    even += key + uint64_t(i) * kGolden;
-    odd += key + uint64_t(i) * kGolden;
+  int64_t some[kLanes];
+  if (ids && i + kLanes > n) {
+    for (int64_t j = 0; j < kLanes; ++j) some[j] = ids[i + j < n ? i + j : i];
   }
-  even = mix(even);
-  odd = mix(odd);
+  const Counters of = !ids ? counters(i) : counters(i + kLanes > n ? some : ids + i);
+  const word_vec even = mix(of.even + key), odd = mix(of.odd + key);
   return {(ivec)(even >> 32 | (odd & 0xFFFFFFFF00000000u)),
           (ivec)((even & 0xFFFFFFFFu) | odd << 32)};
 }
