@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specedge_kernels.gpu.noise import gumbel, index_of, noise_key, ranked, value_of
+from specedge_kernels.gpu.noise import gumbel, index_of, noise_bits, noise_key, ranked, value_of
 
 MOST_TOKENS = 64
 PART = 4096  # columns of one program
@@ -41,7 +41,7 @@ def part_topk_kernel(
         if HAS_IDS:
             token = tl.load(token_ids + column, mask=inside, other=0)
         key = noise_key(tl.load(seed + row), tl.load(position + row))
-        x = tl.where(inside, x + heat * gumbel(key, token), x)
+        x = tl.where(inside, x + heat * gumbel(noise_bits(key, token)), x)
 
     index = row * tl.num_programs(1) + part
     top = tl.max(x, 0)
@@ -106,7 +106,7 @@ def draft_topk(
     if rows:
         has_ids = token_ids is not None
         token_ids = token_ids if has_ids else seed
-        # Without fused multiply-add x + T * noise is rounded as the specification rounds it.
+        # Without fused multiply-add the noise, and x + T * noise, are rounded as specified.
         part_topk_kernel[(rows, parts)](
             *(logits, temperature, seed, position, token_ids, ranks, sums, vocabulary, k),
             PART=PART,

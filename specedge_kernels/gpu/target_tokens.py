@@ -1,9 +1,11 @@
 """The target's own token after each row, on a GPU, in four launches and without sorting.
 
 1. Chunks: every chunk of every row leaves its maximum, and what top-p needs of it.
-2. Rows: one program per row finds NaN, the greedy token, and the cut of top-k, top-p and min-p.
-3. Draw: parts of the vocabulary add noise to what the cut allows; chunks that cannot win are
-   never read again.
+2. Rows: one program per row finds NaN, the likeliest token with its noise, and the cut of top-k,
+   top-p and min-p.
+3. Draw: parts of the vocabulary add noise to what the cut allows. A chunk that cannot overtake the
+   likeliest token with the largest noise is never read again; one that cannot with about its own
+   noise is left at that.
 4. Merge: the best of a row's parts.
 
 Greedy, free and filtered rows may share a batch. Knows no trees.
@@ -15,7 +17,16 @@ import triton.language as tl
 from torch import Tensor
 
 from specedge_kernels.gpu.allowed import allowed, counts, scaled
-from specedge_kernels.gpu.noise import NOISE_RANGE, gumbel, index_of, noise_key, ordered, ranked
+from specedge_kernels.gpu.noise import (
+    MOST_NOISE,
+    gumbel,
+    index_of,
+    most_noise,
+    noise_bits,
+    noise_key,
+    ordered,
+    ranked,
+)
 
 CHUNK = 512  # tokens that share a maximum
 CHUNKS_AT_ONCE = 8  # chunks of one program of launch 1
@@ -63,10 +74,13 @@ def rows_kernel(
     top_k,  # [N]
     top_p,  # [N]
     min_p,  # [N]
+    seed,  # [N]
+    position,  # [N]
     maxima,  # [N, chunks]
     sums,  # [N, chunks]
     found,  # [N, capacity] f32
-    limits,  # [N, 3] i32: key below which nothing wins, key of the cut, last token at the cut
+    limits,  # [N, 2] i32: key of the cut, last token at the cut
+    leads,  # [N, 2] f32: the likeliest token's logit / T, and its noise
     out,  # [N]: -1, or the token of a greedy row
     vocabulary,
     capacity,
@@ -82,11 +96,18 @@ def rows_kernel(
     broken = tl.max((tops != tops).to(tl.int32), 0) > 0
     top = tl.max(tl.where(tops != tops, float("-inf"), tops), 0)
     heat = tl.load(temperature + row)
-    floor, cut, last = tl.full([], NEVER, tl.int32), tl.full([], NEVER, tl.int32), vocabulary
+    cut, last = tl.full([], NEVER, tl.int32), vocabulary
+    noise = tl.full([], 0.0, tl.float32)
     token = vocabulary * 0 - 1
     if (tl.abs(top) < float("inf")) & (broken == 0):
-        if (heat > 0) & (tl.abs(tl.div_rn(top, heat)) < float("inf")):
-            top = tl.div_rn(top, heat)
+        is_drawn = (heat > 0) & (tl.abs(tl.div_rn(top, heat)) < float("inf"))
+        heat = tl.where(is_drawn, heat, 1.0)
+        top = tl.div_rn(top, heat)
+        first = tl.min(tl.where(scaled(maxima, chunk, chunks, heat) == top, chunk, CHUNKS), 0)
+        index = first * CHUNK + tl.arange(0, CHUNK)
+        is_top = scaled(logits, index, vocabulary, heat) == top
+        likeliest = tl.min(tl.where(is_top, index, vocabulary), 0)
+        if is_drawn:
             k, p, ratio = tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
             cut, last = allowed(
                 logits,
@@ -103,17 +124,14 @@ def rows_kernel(
                 CHUNKS,
                 CHUNK,
             )
-            # The last term outweighs the rounding of large numbers.
-            slack = NOISE_RANGE + 1e-6 * tl.minimum(tl.abs(top), 1e38)
-            floor = tl.maximum(cut, ordered(top - slack))
+            key = noise_key(tl.load(seed + row), tl.load(position + row))
+            noise = gumbel(noise_bits(key, likeliest))
         else:
-            first = tl.min(tl.where(tops == top, chunk, CHUNKS), 0)
-            index = first * CHUNK + tl.arange(0, CHUNK)
-            x = tl.load(logits + index, mask=index < vocabulary, other=float("-inf"))
-            token = tl.min(tl.where(x == top, index, vocabulary), 0)
-    tl.store(limits + row * 3, floor)
-    tl.store(limits + row * 3 + 1, cut)
-    tl.store(limits + row * 3 + 2, last)
+            token = likeliest
+    tl.store(limits + row * 2, cut)
+    tl.store(limits + row * 2 + 1, last)
+    tl.store(leads + row * 2, top)
+    tl.store(leads + row * 2 + 1, noise)
     tl.store(out + row, token)
 
 
@@ -124,7 +142,8 @@ def draw_kernel(
     seed,  # [N]
     position,  # [N]
     maxima,  # [N, chunks]
-    limits,  # [N, 3]
+    limits,  # [N, 2]
+    leads,  # [N, 2]
     best,  # [N, parts] i64
     vocabulary,
     CHUNKS: tl.constexpr,
@@ -132,19 +151,23 @@ def draw_kernel(
 ):
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     chunks = tl.cdiv(vocabulary, CHUNK)
-    floor, cut = tl.load(limits + row * 3), tl.load(limits + row * 3 + 1)
-    last = tl.load(limits + row * 3 + 2)
+    cut, last = tl.load(limits + row * 2), tl.load(limits + row * 2 + 1)
+    top, lead = tl.load(leads + row * 2), tl.load(leads + row * 2 + 1)
     heat = tl.load(temperature + row)
     key = noise_key(tl.load(seed + row), tl.load(position + row))
     ranks = tl.full([CHUNK], NOTHING, tl.int64)
     for chunk in range(part * CHUNKS, tl.minimum(part * CHUNKS + CHUNKS, chunks)):
-        if ordered(tl.div_rn(tl.load(maxima + row * chunks + chunk), heat)) >= floor:
+        most = tl.div_rn(tl.load(maxima + row * chunks + chunk), heat)
+        if (ordered(most) >= cut) & (most - top + MOST_NOISE >= lead):
             index = chunk * CHUNK + tl.arange(0, CHUNK)
             x = scaled(logits + row * vocabulary, index, vocabulary, heat)
             order = ordered(x)
             kept = (index < vocabulary) & ((order > cut) | ((order == cut) & (index <= last)))
-            rank = ranked(x + gumbel(key, index), index)
-            ranks = tl.where(kept, tl.maximum(ranks, rank), ranks)
+            bits = noise_bits(key, index)
+            bound = tl.where(kept, x - top + most_noise(bits), float("-inf"))
+            if tl.max(bound, 0) >= lead:
+                rank = ranked(x - top + gumbel(bits), index)
+                ranks = tl.where(kept, tl.maximum(ranks, rank), ranks)
     tl.store(best + row * tl.num_programs(1) + part, tl.max(ranks, 0))
 
 
@@ -178,7 +201,8 @@ def target_tokens(
     maxima = logits.new_empty(rows, chunks)
     sums = logits.new_empty(rows, chunks, dtype=torch.float64)
     found = logits.new_empty(rows, capacity)
-    limits = logits.new_empty(rows, 3, dtype=torch.int32)
+    limits = logits.new_empty(rows, 2, dtype=torch.int32)
+    leads = logits.new_empty(rows, 2)
     best = logits.new_empty(rows, parts, dtype=torch.int64)
     if rows:
         chunks_kernel[(rows, triton.cdiv(chunks, CHUNKS_AT_ONCE))](
@@ -186,18 +210,21 @@ def target_tokens(
             CHUNKS=CHUNKS_AT_ONCE,
             CHUNK=CHUNK,
         )
-        # With 128 registers four programs fit side by side; for a fifth the compiler would spill.
+        # Noise has the same bits everywhere, so nothing is fused. With 128 registers four programs
+        # fit side by side; for a fifth the compiler would spill.
         rows_kernel[(rows,)](
-            *(logits, temperature, top_k, top_p, min_p, maxima, sums, found, limits, out),
-            *(vocabulary, capacity),
+            *(logits, temperature, top_k, top_p, min_p, seed, position),
+            *(maxima, sums, found, limits, leads, out, vocabulary, capacity),
             CHUNKS=triton.next_power_of_2(chunks),
             CHUNK=CHUNK,
             maxnreg=128,
+            enable_fp_fusion=False,
         )
         draw_kernel[(rows, parts)](
-            *(logits, temperature, seed, position, maxima, limits, best, vocabulary),
+            *(logits, temperature, seed, position, maxima, limits, leads, best, vocabulary),
             CHUNKS=CHUNKS_IN_PART,
             CHUNK=CHUNK,
+            enable_fp_fusion=False,
         )
         merge_kernel[(rows,)](best, out, parts, PARTS=triton.next_power_of_2(parts))
     return out
