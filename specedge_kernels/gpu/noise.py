@@ -46,8 +46,8 @@ def gumbel(bits):
 def most_noise(bits):
     """No less than the noise of hashes, in few steps: see csrc/gumbel.h."""
     v = (bits >> 33).to(tl.int32).to(tl.float32)
-    line = v.to(tl.int32, bitcast=True).to(tl.float32) * (LOG_2 * 2.0**-23)
-    return (31 + 127) * LOG_2 + 0.001 - line
+    line = v.to(tl.int32, bitcast=True).to(tl.float32)
+    return line * (LOG_2 * -(2.0**-23)) + ((31 + 127) * LOG_2 + 0.001)
 
 
 @triton.jit

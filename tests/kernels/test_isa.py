@@ -10,7 +10,8 @@ import pytest
 from specedge_kernels import _cpu
 
 HERE = Path(__file__).parent
-TESTS = ["test_linear.py", "test_tree_attention.py", "test_target_tokens.py", "test_draft_topk.py"]
+NAMES = ("linear", "tree_attention", "noise", "target_tokens", "draft_topk")
+TESTS = [str(HERE / f"test_{name}.py") for name in NAMES]
 SELECTION = "equal or bits or dimension or pair or large or chain"
 PRINT = "from specedge_kernels import _cpu; print(_cpu.isa())"
 TEST = f"{PRINT}; import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
@@ -32,7 +33,7 @@ def test_kernels_pass_their_tests(isa, request):
     if isa == _cpu.isa():
         pytest.skip(f"{isa} is what the other tests run")
     selection = ("-k", SELECTION, "-m", request.config.option.markexpr)
-    tests = run(isa, TEST, "-q", "-x", *selection, *(str(HERE / name) for name in TESTS))
+    tests = run(isa, TEST, "-q", "-x", *selection, *TESTS)
     if f"SPECEDGE_ISA={isa} is not an instruction set of this processor" in tests.stderr:
         pytest.skip(f"this processor does not run {isa}")
     assert tests.stdout.startswith(isa)

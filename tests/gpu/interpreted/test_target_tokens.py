@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from specedge_kernels import reference
 from specedge_kernels.gpu import target_tokens as gpu
 from specedge_kernels.gpu.target_tokens import CHUNK, target_tokens
+from tests.kernels.hashes import positions_for
 
 INF = math.inf
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -150,20 +152,24 @@ def test_flat_nuclei_reach_deep(device):
     check(logits, draws(3, 8.0, 0, top_p, 0.0, 3, torch.arange(3)), device)
 
 
-def test_noise_may_lift_a_token_from_far_below(device):
-    """A chunk is passed over only if no noise at all could let one of its tokens win."""
-    far = torch.arange(CHUNK, 2 * CHUNK)
-    gaps = [
-        (reference.gumbel(0, p, far).max() - reference.gumbel(0, p, torch.tensor([0]))[0]).item()
-        for p in range(400)
-    ]
-    position = max(range(400), key=gaps.__getitem__)
-    assert gaps[position] > 10
-    logits = torch.full((1, 2 * CHUNK), -INF)
-    logits[0, far] = 0
-    logits[0, 0] = gaps[position] - 0.01
-    winner = int(far[reference.gumbel(0, position, far).argmax()])
-    assert run(logits, draws(1, position=position), device).tolist() == [winner]
+@pytest.mark.parametrize("limits", [(0, 1.0, 0.0), (0, 1.0, 1e-30)])
+def test_noise_may_lift_a_token_from_as_far_below_as_it_goes(limits, device):
+    """A chunk, or a token, is passed over only if its noise cannot let it win."""
+    hashes = np.repeat(np.array([0, 1, 2**20 + 1, 2**40, 2**52 - 1, 2**59], np.uint64), 2)
+    rows, token = len(hashes), np.uint64(CHUNK + 5)
+    seeds = np.arange(rows, dtype=np.uint64)
+    positions = positions_for(hashes, seeds, token)
+    seed, position = (torch.from_numpy(words.view(np.int64)) for words in (seeds, positions))
+    among = torch.tensor([0, int(token)])
+    pairs = zip(seed.tolist(), position.tolist(), strict=True)
+    lead, lifted = torch.stack([reference.gumbel(s, p, among) for s, p in pairs]).unbind(1)
+    assert lifted.max() > 44.36
+    logits = torch.full((rows, 2 * CHUNK), -INF)
+    logits[:, 0] = 20
+    logits[:, int(token)] = 20 - (lifted - lead) + torch.tensor([1e-4, -1e-4]).repeat(rows // 2)
+    assert (logits[:, int(token)] < 20).all()
+    got = run(logits, draws(rows, 1.0, *limits, seed=seed, position=position), device)
+    assert got.tolist() == [int(token), 0] * (rows // 2)
 
 
 def test_greedy_ties_go_to_the_lowest_id(device):
