@@ -254,9 +254,11 @@ def target_tokens(
     logits [N, V] float32, V >= 1; temperature [N] float32 (plain argmax where it is 0, less, or so
     small that the greatest logit / T overflows); top_k [N] int32 (0 or less: all); top_p [N]
     float32 (1 or more: all); min_p [N] float32 (0: all); seed and position [N] int64, of which the
-    Gumbel noise of each token is a pure function. Top-k comes first, top-p counts what top-k left,
-    the likeliest token always stays. Ties go to the lowest id. Returns [N] int64; -1 marks a row
-    with a NaN or without a finite maximum.
+    Gumbel noise of each token is a pure function, with the same bits on every processor and device
+    (reference.gumbel). It reaches from -3.79 to 44.36: a token 25 nats below the best is drawn as
+    often as its probability. Top-k comes first, top-p counts what top-k left, the likeliest token
+    always stays. Ties go to the lowest id. Returns [N] int64; -1 marks a row with a NaN or without
+    a finite maximum.
 
     Gumbel-max draw with shared counter-based noise: arXiv:2408.07978.
     """
