@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import specedge_kernels as kernels
 from specedge_kernels import reference
+from tests.kernels.hashes import positions_for
 
 INF = math.inf
 
@@ -100,6 +102,35 @@ def test_a_flat_nucleus_reaches_deep_and_equals_the_reference():
     arguments = draws(8, 8.0, 0, torch.linspace(0.6, 0.999999, 8), 0.0, 3, torch.arange(8))
     want = reference.target_tokens(logits, *arguments)
     assert torch.equal(kernels.target_tokens(logits, *arguments), want)
+
+
+def lifted(logits, token, **limits):
+    """What is drawn where the token's noise is the largest there is, 44.36."""
+    words = [np.array([x], np.uint64) for x in (0, 7, token)]
+    position = positions_for(*words).view(np.int64)
+    arguments = draws(1, **limits, seed=7, position=torch.from_numpy(position))
+    return kernels.target_tokens(logits[None], *arguments).item()
+
+
+@pytest.mark.parametrize("top_p", [0.5, 1 - 2.0**-10, 1 - 2.0**-17, 1 - 2.0**-24])
+@pytest.mark.parametrize("top_k", [0, 3500])
+def test_a_nucleus_equal_to_its_exact_sum_reaches_far_below_the_best(top_p, top_k):
+    """The last token that top-p keeps can be drawn, the next cannot: sums in exact arithmetic."""
+    logits = torch.rand(4000, generator=torch.Generator().manual_seed(8)) * -30
+    order = logits.sort(descending=True, stable=True).indices.tolist()
+    weights = [math.exp(logits[i].item() - logits[order[0]].item()) for i in order][: top_k or None]
+    wanted = top_p * math.fsum(weights)
+    n_kept = next(n for n in range(1, len(weights)) if math.fsum(weights[:n]) >= wanted)
+    assert lifted(logits, order[n_kept - 1], top_k=top_k, top_p=top_p) == order[n_kept - 1]
+    assert lifted(logits, order[n_kept], top_k=top_k, top_p=top_p) in order[:n_kept]
+
+
+@pytest.mark.parametrize("min_p", [0.1, 1e-7, 1e-12])
+def test_tokens_beside_min_p_far_below_the_best_are_kept_as_its_definition_says(min_p):
+    depth = -math.log(min_p)
+    logits = torch.tensor([3.0, -80, 3 - depth * 1.00001, 3 - depth * 0.99999])
+    assert lifted(logits, 3, min_p=min_p) == 3
+    assert lifted(logits, 2, min_p=min_p) in (0, 3)
 
 
 def test_ties_go_to_the_lowest_id():
