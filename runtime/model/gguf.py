@@ -1,9 +1,11 @@
-"""GGUF files as checkpoints: metadata to ModelConfig, tensors dequantised and renamed.
+"""GGUF files as checkpoints: tensors found in one file or many parts, dequantised and renamed.
 
 Knows nothing of tokenizers or of the transformer.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.model.config import ModelConfig, ModelError, check_count
-from runtime.model.gguf_header import TensorInfo, read_header
-from runtime.model.rope import DividedScaling, RopeScaling, scaling_from
+from runtime.model.config import ModelError
+from runtime.model.gguf_config import ROPE_DIVISORS, Metadata, config_from
+from runtime.model.gguf_header import Header, TensorInfo
+from runtime.model.gguf_split import parts_of
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # mistral's files call themselves llama
-ROPE_DIVISORS = "rope_freqs.weight"
+__all__ = ["GgufFile", "Metadata"]
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -39,69 +41,92 @@ _LAYER_NAMES = {
 
 
 class GgufFile:
-    """A checkpoint in one .gguf file. Raises ModelError if it cannot be read or run."""
+    """A checkpoint in one .gguf file, or in the parts of which this is the first.
+
+    Raises ModelError if it cannot be read or run.
+    """
 
     def __init__(self, path: Path):
-        self._metadata = Metadata(path)
-        self._data = np.memmap(path, mode="r")
-        tensors = {info.name: info for info in self._metadata.header.tensors}
-        divisors = tensors.pop(ROPE_DIVISORS, None)
-        self._check_places()
-        self._tensors = {huggingface_name(name): info for name, info in tensors.items()}
-        self.shapes = {name: info.shape for name, info in self._tensors.items()}
+        metadata = Metadata(path)
+        self._architecture = metadata.architecture
+        tensors = {
+            tensor.name: tensor
+            for place, header in parts_of(path, metadata.header)
+            for tensor in _stored_tensors(place, header)
+        }
+        # llama.cpp has no such tensor in the other architectures
+        divisors = tensors.pop(ROPE_DIVISORS, None) if self._architecture == "llama" else None
+        named = {name: huggingface_name(name) for name in tensors}
+        self._tensors = {theirs: tensors[name] for name, theirs in named.items() if theirs}
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         try:
-            self.config = _config(
-                self._metadata, self.shapes, None if divisors is None else self._decoded(divisors)
+            self.config = config_from(
+                metadata, self.shapes, None if divisors is None else divisors.decoded()
             )
         except ValueError as error:
             raise ModelError(f"{path}: {error}") from None
-
-    def _check_places(self) -> None:
-        """Every tensor lies in the file, in bytes of its own, so that it is no larger than that."""
-        header, end = self._metadata.header, self._metadata.header.data_start
-        for info in sorted(header.tensors, key=lambda info: info.offset):
-            first, n_bytes = header.data_start + info.offset, math.prod(self._stored_shape(info))
-            if first < end and n_bytes:
-                raise ModelError(f"{self._metadata.path}: tensor {info.name} overlaps another one")
-            end = first + n_bytes
-            if end > self._data.size:
-                raise ModelError(f"{self._metadata.path} is cut short in tensor {info.name}")
+        for name, theirs in named.items():
+            if theirs is None:
+                raise ModelError(f"{path}: tensor {name} is not part of this model")
 
     def n_bytes(self, name: str) -> int:
-        return math.prod(self._stored_shape(self._tensors[name]))
+        return self._tensors[name].data.nbytes
 
     def read(self, name: str) -> Tensor:
-        weight = self._decoded(self._tensors[name])
-        if self._metadata.architecture == "llama" and name.endswith(
-            ("q_proj.weight", "k_proj.weight")
-        ):
+        weight = self._tensors[name].decoded()
+        if self._architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj"):
             return unpermuted(weight, self.config.head_dim)
         return weight
 
-    def _decoded(self, info: TensorInfo) -> Tensor:
-        """float32 values of a tensor."""
+
+@dataclass(frozen=True)
+class _StoredTensor:
+    """One tensor and its bytes in the mapped file, blocks along the last dimension."""
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: Any
+    data: np.ndarray  # uint8
+
+    def decoded(self) -> Tensor:
+        """float32 values."""
         from gguf.quants import dequantize
 
-        shape = self._stored_shape(info)
-        first = self._metadata.header.data_start + info.offset
-        stored = self._data[first : first + math.prod(shape)]
         try:
-            values = dequantize(stored.view(np.ndarray).reshape(shape), _ggml_type(info))
+            values = dequantize(self.data, self.ggml_type)
         except NotImplementedError:
-            raise ModelError(f"tensor {info.name} has a type that cannot be decoded") from None
+            raise ModelError(f"tensor {self.name} has a type that cannot be decoded") from None
         # a float32 tensor is still a part of the mapped file, which must not be written to
         return torch.from_numpy(values if values.flags.writeable else values.copy())
 
-    def _stored_shape(self, info: TensorInfo) -> tuple[int, ...]:
-        """Shape in bytes: blocks lie along the last dimension."""
-        from gguf.quants import quant_shape_to_byte_shape
 
-        if not info.shape:
-            raise ModelError(f"tensor {info.name} has no dimensions; expected at least one")
-        try:
-            return tuple(quant_shape_to_byte_shape(info.shape, _ggml_type(info)))
-        except ValueError as error:
-            raise ModelError(f"tensor {info.name}: {error}") from None
+def _stored_tensors(path: Path, header: Header) -> Iterator[_StoredTensor]:
+    """The tensors of a file: each lies in it, in bytes of its own, so it is no larger than that."""
+    data, end = np.memmap(path, mode="r"), header.data_start
+    for info in sorted(header.tensors, key=lambda info: info.offset):
+        shape = _stored_shape(info)
+        first, n_bytes = header.data_start + info.offset, math.prod(shape)
+        if first < end:
+            raise ModelError(f"{path}: tensor {info.name} overlaps another one")
+        end = first + n_bytes
+        if end > data.size:
+            raise ModelError(f"{path} is cut short in tensor {info.name}")
+        stored = data[first:end].view(np.ndarray).reshape(shape)
+        yield _StoredTensor(info.name, info.shape, _ggml_type(info), stored)
+
+
+def _stored_shape(info: TensorInfo) -> tuple[int, ...]:
+    """Shape in bytes: blocks lie along the last dimension."""
+    from gguf.quants import quant_shape_to_byte_shape
+
+    if not info.shape:
+        raise ModelError(f"tensor {info.name} has no dimensions; expected at least one")
+    if 0 in info.shape:
+        raise ModelError(f"tensor {info.name} of shape {list(info.shape)} is empty")
+    try:
+        return tuple(quant_shape_to_byte_shape(info.shape, _ggml_type(info)))
+    except ValueError as error:
+        raise ModelError(f"tensor {info.name}: {error}") from None
 
 
 def _ggml_type(info: TensorInfo) -> Any:
@@ -113,108 +138,23 @@ def _ggml_type(info: TensorInfo) -> Any:
         raise ModelError(f"tensor {info.name} has the unknown type {info.ggml_type}") from None
 
 
-class Metadata:
-    """The key/value part of a GGUF file. Raises ModelError for a file that is none."""
-
-    def __init__(self, path: Path):
-        try:
-            self.header = read_header(path)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} is not a readable GGUF file: {error}") from None
-        self.path = path
-        self.architecture = self.get("general.architecture")
-        if self.architecture not in ARCHITECTURES:
-            raise ModelError(
-                f"{path}: architecture {self.architecture!r} is not supported; expected "
-                f"{', '.join(ARCHITECTURES)}"
-            )
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of a full key."""
-        return self.header.metadata.get(key, default)
-
-    def count(self, key: str, default: int | None = None) -> int:
-        """One whole number above 0, as `number`."""
-        value = self.number(key, default)
-        try:
-            check_count(f"metadata field {self.architecture}.{key}", value)
-        except ValueError as error:
-            raise ModelError(f"{self.path}: {error}") from None
-        return int(value)
-
-    def number(self, key: str, default: float | None = None) -> Any:
-        """One number under the architecture's prefix; it must be there or have a default."""
-        value = self.get(f"{self.architecture}.{key}", default)
-        if not isinstance(value, int | float):
-            raise ModelError(
-                f"{self.path}: metadata field {self.architecture}.{key} is {value!r}; "
-                "expected a number"
-            )
-        return value
-
-
-def _config(
-    metadata: Metadata, shapes: dict[str, tuple[int, ...]], divisors: Tensor | None
-) -> ModelConfig:
-    architecture, number, count = metadata.architecture, metadata.number, metadata.count
-    n_heads, hidden_size = count("attention.head_count"), count("embedding_length")
-    head_dim = count("attention.key_length", hidden_size // n_heads)
-    if "model.embed_tokens.weight" not in shapes:
-        raise ValueError("tensor token_embd.weight is missing")
-    vocab_size = shapes["model.embed_tokens.weight"][0]
-    return ModelConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        n_layers=count("block_count"),
-        n_heads=n_heads,
-        n_kv_heads=count("attention.head_count_kv", n_heads),
-        head_dim=head_dim,
-        intermediate_size=count("feed_forward_length"),
-        rms_norm_eps=number("attention.layer_norm_rms_epsilon"),
-        rope_theta=number("rope.freq_base", 10000.0),
-        max_context=count("context_length"),
-        head_size=vocab_size,
-        rope_scaling=_rope_scaling(metadata, divisors, head_dim),
-        qkv_bias="model.layers.0.self_attn.q_proj.bias" in shapes,
-        qk_norm=architecture == "qwen3",
-        tied_embedding="lm_head.weight" not in shapes,
-        sliding_window=metadata.get(f"{architecture}.attention.sliding_window"),
-    )
-
-
-def _rope_scaling(metadata: Metadata, divisors: Tensor | None, head_dim: int) -> RopeScaling | None:
-    if divisors is not None:
-        if divisors.shape != (head_dim // 2,):
-            raise ValueError(
-                f"tensor {ROPE_DIVISORS} has shape {list(divisors.shape)}; "
-                f"expected {[head_dim // 2]}"
-            )
-        return DividedScaling(tuple(divisors.tolist()))
-    prefix = f"{metadata.architecture}.rope.scaling"
-    kind = metadata.get(f"{prefix}.type", "none")
-    if kind == "none":
-        return None
-    scaling = {
-        "rope_type": kind,
-        "factor": metadata.get(f"{prefix}.factor"),
-        "original_max_position_embeddings": metadata.get(f"{prefix}.original_context_length"),
-        "attention_factor": metadata.get(f"{prefix}.attn_factor"),
-    }
-    return scaling_from(scaling, metadata.count("context_length"))
-
-
-def huggingface_name(name: str) -> str:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; unknown names stay."""
+def huggingface_name(name: str) -> str | None:
+    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; None for unknown ones."""
     stem, _, kind = name.rpartition(".")
+    if kind not in ("weight", "bias"):
+        return None
     if stem in _NAMES:
         return f"{_NAMES[stem]}.{kind}"
     parts = stem.split(".")
     if len(parts) == 3 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
         return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{kind}"
-    return name
+    return None
 
 
-def unpermuted(weight: Tensor, head_dim: int) -> Tensor:
-    """GGUF stores llama's rotary pairs side by side, Hugging Face half a head apart."""
-    pairs = weight.view(-1, head_dim // 2, 2, weight.shape[1])
-    return pairs.transpose(1, 2).reshape(weight.shape)
+def unpermuted(rows: Tensor, head_dim: int) -> Tensor:
+    """GGUF stores llama's rotary pairs side by side, Hugging Face half a head apart.
+
+    rows: of the weight, or the numbers of the bias, of the queries or the keys.
+    """
+    pairs = rows.view(-1, head_dim // 2, 2, *rows.shape[1:])
+    return pairs.transpose(1, 2).reshape(rows.shape)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
+ALIGNMENT, DEFAULT_ALIGNMENT = "general.alignment", 32  # of the tensors' data, in bytes
 _SCALARS = {
     0: "B",
     1: "b",
@@ -57,16 +58,22 @@ def read_header(path: Path) -> Header:
             raise ValueError("it does not begin with GGUF")
         version = reader.scalar("I")
         if version not in VERSIONS:
+            if version & 0xFFFF == 0:
+                raise ValueError("its numbers are big-endian, which is not supported")
             raise ValueError(f"version {version} is not supported; expected 2 or 3")
         n_tensors, n_fields = reader.scalar("Q"), reader.scalar("Q")
         metadata = {}
         for _ in range(n_fields):
             key = reader.string()
+            if key in metadata:
+                raise ValueError(f"field {key} is there twice")
             metadata[key] = reader.value(reader.scalar("I"))
         tensors = tuple(reader.tensor() for _ in range(n_tensors))
-        alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise ValueError(f"its alignment is {alignment!r}; expected a number of bytes")
+        if len({info.name for info in tensors}) < n_tensors:
+            raise ValueError("two tensors have the same name")
+        alignment = metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(f"its alignment is {alignment!r}; expected a power of two of bytes")
         return Header(metadata, tensors, -(-file.tell() // alignment) * alignment)
 
 

@@ -18,7 +18,7 @@ class LinearScaling:
     """Position interpolation (arXiv:2306.15595): every frequency divided by `factor`."""
 
     factor: float
-    attention_factor = 1.0
+    attention_factor: float = 1.0
 
     def apply(self, frequencies: Tensor, theta: float) -> Tensor:
         return frequencies / self.factor
@@ -72,17 +72,24 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class DividedScaling:
-    """Each frequency divided by its own number: how GGUF files store llama 3's scaling."""
+    """Each frequency divided by its own number: how GGUF files store llama 3's scaling.
+
+    `scaling` is applied to the quotients.
+    """
 
     divisors: tuple[float, ...]
-    attention_factor = 1.0
+    scaling: LinearScaling | YarnScaling = LinearScaling(1.0)
+
+    @property
+    def attention_factor(self) -> float:
+        return self.scaling.attention_factor
 
     def apply(self, frequencies: Tensor, theta: float) -> Tensor:
         if len(self.divisors) != len(frequencies):
             raise ValueError(
                 f"rope scaling has {len(self.divisors)} divisors, expected {len(frequencies)}"
             )
-        return frequencies / torch.tensor(self.divisors)
+        return self.scaling.apply(frequencies / torch.tensor(self.divisors), theta)
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DividedScaling

@@ -49,7 +49,7 @@ def test_the_kept_file_is_good(tmp_path):
         (b"llama.attention.head_count", 0, r"llama.attention.head_count is 0; expected at least 1"),
         (b"llama.rope.freq_base", float("nan"), "rope_theta is nan; expected a number above 1"),
         (b"llama.rope.scaling.factor", -2.0, "factor is -2.0; expected a number above 0"),
-        (b"llama.attention.sliding_window", 0, "sliding_window is 0; expected at least 1"),
+        (b"llama.attention.key_length", 6, "value_length is 4; expected the size of a key, 6"),
     ],
 )
 def test_numbers_of_a_gguf_file(tmp_path, key, value, sentence):

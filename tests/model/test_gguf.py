@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from runtime.model import weights
 from runtime.model.gguf import GgufFile, Metadata
@@ -40,10 +41,10 @@ def gguf_name(name: str) -> str:
     return f"{layer}{part}.{name.rsplit('.', 1)[1]}"
 
 
-def permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """As llama.cpp's converter does it."""
-    halves = weight.reshape(n_heads, 2, weight.shape[0] // n_heads // 2, weight.shape[1])
-    return halves.swapaxes(1, 2).reshape(weight.shape)
+def permuted(rows: np.ndarray, n_heads: int) -> np.ndarray:
+    """Weight or bias, as llama.cpp's converter does it."""
+    halves = rows.reshape(n_heads, 2, rows.shape[0] // n_heads // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
 def write(path, theirs, quantisation=None, metadata=(), tensors=()):
@@ -61,6 +62,7 @@ def write(path, theirs, quantisation=None, metadata=(), tensors=()):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
     for add in metadata:
         add(writer)
     state = dict(theirs.state_dict())
@@ -72,7 +74,7 @@ def write(path, theirs, quantisation=None, metadata=(), tensors=()):
             ("q_proj", config.num_attention_heads),
             ("k_proj", config.num_key_value_heads),
         ):
-            if architecture == "llama" and name.endswith(f"{part}.weight"):
+            if architecture == "llama" and f".{part}." in name:
                 values = permuted(values, n_heads)
         quantise = quantisation is not None and values.ndim == 2 and values.shape[1] % 32 == 0
         if quantise:
@@ -107,12 +109,53 @@ def test_architectures(name, pairs, tmp_path):
     assert_close(ours, judge(theirs, TOKENS))
 
 
-def test_sliding_window(pairs, tmp_path):
-    theirs = pairs("mistral-window").theirs
+@pytest.mark.parametrize(
+    "biases", [{"attention_bias": True}, {"attention_bias": True, "mlp_bias": True}]
+)
+def test_biases_of_llama_are_permuted_like_the_weights(biases, tmp_path):
+    """attention_bias gives the queries, the keys, the values and the output one."""
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(**tiny.SIZES, **biases)
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    assert_close(logits(write(tmp_path / "model.gguf", theirs)), judge(theirs, TOKENS))
+
+
+def test_a_sliding_window_is_not_read_as_llama_cpp_does_not(pairs, tmp_path):
+    theirs = pairs("mistral").theirs
     path = write(
         tmp_path / "model.gguf", theirs, metadata=[lambda writer: writer.add_sliding_window(7)]
     )
     assert_close(logits(path), judge(theirs, TOKENS))
+
+
+def test_scale_linear_of_old_files(pairs, tmp_path):
+    theirs = pairs("linear-rope").theirs
+    scale = [lambda writer: writer.add_float32("llama.rope.scale_linear", 3.0)]
+    path = write(tmp_path / "model.gguf", theirs, metadata=scale)
+    assert_close(logits(path), judge(theirs, TOKENS))
+
+
+def test_yarn_is_transformers_yarn_with_its_context(pairs, tmp_path):
+    theirs = pairs("qwen3-yarn").theirs
+    yarn = [
+        lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+        lambda writer: writer.add_rope_scaling_factor(4.0),
+        lambda writer: writer.add_rope_scaling_orig_ctx_len(32),
+        lambda writer: writer.add_context_length(32),
+    ]
+    path = write(tmp_path / "model.gguf", theirs, metadata=yarn)
+    assert_close(logits(path), judge(theirs, TOKENS))
+    assert GgufFile(path).config.max_context == 128
+
+
+def test_only_the_head_size_may_turn(pairs, tmp_path):
+    part = [lambda writer: writer.add_rope_dimension_count(8)]
+    path = write(tmp_path / "model.gguf", pairs("llama").theirs, metadata=part)
+    with pytest.raises(ModelError, match=r"rope.dimension_count is 8; expected the size of a key"):
+        GgufFile(path)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1"])
@@ -231,7 +274,7 @@ def test_missing_metadata_and_tensors_are_named(pairs, path, monkeypatch):
     number = Metadata.number
     header = read_header(path)
     del header.metadata["llama.block_count"]
-    monkeypatch.setattr("runtime.model.gguf.read_header", lambda path: header)
+    monkeypatch.setattr("runtime.model.gguf_config.read_header", lambda path: header)
     with pytest.raises(ModelError, match=r"field llama.block_count is None; expected a number"):
         weights.load(path)
     header.metadata["llama.block_count"] = 3

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from runtime import embedded
 from runtime.model import weights
 from runtime.model.engine import Engine, KeptPath, PagedKV, TreeRequest
-from runtime.model.gguf import GgufFile
+from runtime.model.gguf import GgufFile, Metadata
 from runtime.model.tokenizer import Tokenizer
 from tests.model.tiny import assert_close, chain, judge, path_to
 
@@ -102,7 +102,7 @@ def test_embedded_draft_shares_the_targets_embedding(engine):
 
 def test_dequantisation_of_a_rotary_weight_by_hand(checkpoint):
     """Q4_1: blocks of 32 share a scale and a minimum; rows lie in pairs that turn together."""
-    header = checkpoint._metadata.header
+    header = Metadata(embedded.target_path()).header
     info = next(t for t in header.tensors if t.name == "blk.3.attn_k.weight")
     raw = np.memmap(
         embedded.target_path(), mode="r", offset=header.data_start + info.offset,

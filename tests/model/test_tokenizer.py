@@ -241,7 +241,7 @@ def test_broken_gguf_vocabulary_is_a_sentence(tmp_path, monkeypatch, broken):
     path = write_gguf(tmp_path / "model.gguf", "gpt-2")
     header = read_header(path)
     header.metadata[f"tokenizer.ggml.{broken}"] = ["no such"]
-    monkeypatch.setattr("runtime.model.gguf.read_header", lambda path: header)
+    monkeypatch.setattr("runtime.model.gguf_config.read_header", lambda path: header)
     with pytest.raises(ModelError, match="has no readable tokenizer"):
         Tokenizer.load(path)
 
