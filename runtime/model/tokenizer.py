@@ -4,7 +4,6 @@ Knows text and ids, chat templates and stop tokens; nothing of tensors, models o
 transformers is imported when a tokenizer is loaded.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -16,9 +15,10 @@ from runtime.model.folder import read_json
 from runtime.model.folder_tokenizer import folder_tokenizer
 from runtime.model.gguf import Metadata
 from runtime.model.locate import locate
+from runtime.model.portable_template import portable
 from runtime.model.text_stream import Spelling, TextStream, TokenBytes
+from runtime.model.vocabulary_hash import MAX_ROWS, VocabularyHashes
 
-HASH_BYTES = 16
 MAX_STOP_IDS = 4096
 MAX_REASON = 300  # characters of what a template says about a conversation
 
@@ -26,14 +26,15 @@ MAX_REASON = 300  # characters of what a template says about a conversation
 _GPT2_SPLITS = ("gpt-2", "smollm")
 _CONTROL = 3  # GGUF's type of tokens that stand for no text
 _USER_DEFINED = 4  # and of those always matched whole
+_UNUSED = 5  # and of those that only pad the list
 
 
 class Tokenizer:
     """The tokenizer of one model."""
 
-    def __init__(self, tokenizer: Any, stop_ids: Iterable[int]):
+    def __init__(self, tokenizer: Any, stop_ids: Iterable[int], unused_ids: Iterable[int] = ()):
         self._tokenizer = tokenizer
-        self.stop_ids = frozenset(stop_ids)
+        self.stop_ids, self.unused_ids = frozenset(stop_ids), frozenset(unused_ids)
 
     @classmethod
     def load(cls, name: str | Path) -> "Tokenizer":
@@ -42,11 +43,15 @@ class Tokenizer:
         Raises ModelError where there is none.
         """
         path = locate(name)
-        tokenizer = _from_gguf(path) if path.is_file() else folder_tokenizer(path)
+        if path.is_file():
+            tokenizer, unused_ids = _from_gguf(path)
+        else:
+            tokenizer, unused_ids = folder_tokenizer(path), frozenset()
         stop_ids = _generation_stop_ids(path)
         if tokenizer.eos_token_id is not None:
             stop_ids.add(tokenizer.eos_token_id)
-        return cls(tokenizer, stop_ids.intersection(tokenizer.get_vocab().values()))
+        stop_ids.intersection_update(tokenizer.get_vocab().values())
+        return cls(tokenizer, stop_ids, unused_ids)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain text, with the model's own first token where it wants one.
@@ -81,6 +86,12 @@ class Tokenizer:
         """The Jinja source of the model's own chat template, the default one of several."""
         template: str | dict[str, str] | None = self._tokenizer.chat_template
         return template.get("default") if isinstance(template, dict) else template
+
+    @property
+    def portable_template(self) -> str | None:
+        """The chat template with its special tokens written into it, None where there is none."""
+        source = self.chat_template
+        return portable(source, self._tokenizer.special_tokens_map) if source else None
 
     def chat_prompt(
         self,
@@ -135,22 +146,22 @@ class Tokenizer:
             raise ValueError("the text is not valid Unicode: it has a lone surrogate") from error
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
+    def token(self, index: int) -> str:
+        """How the vocabulary spells an id, empty where it has none."""
+        return self._tokenizer.convert_ids_to_tokens(index) or ""
+
     @property
     def vocabulary_size(self) -> int:
-        """Tokens that the tokenizer knows; a model's embedding may have more rows."""
-        return len(self._tokenizer)
+        """One more than the highest id that is listed. A model may have more rows, or fewer."""
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
-    def vocabulary_hash(self) -> bytes:
-        """16 bytes that differ where any id stands for another token."""
-        return self._vocabulary_hash
+    def vocabulary_hash(self, rows: int = MAX_ROWS) -> bytes:
+        """16 bytes that differ where an id below `rows` stands for another token."""
+        return self._hashes.below(rows)
 
     @cached_property
-    def _vocabulary_hash(self) -> bytes:
-        digest = hashlib.sha256()
-        for token, index in sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1]):
-            spelled = token.encode("utf-8", errors="surrogatepass")
-            digest.update(index.to_bytes(4, "big") + len(spelled).to_bytes(4, "big") + spelled)
-        return digest.digest()[:HASH_BYTES]
+    def _hashes(self) -> VocabularyHashes:
+        return VocabularyHashes(self._tokenizer.get_vocab(), self.unused_ids)
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,17 +187,23 @@ def _template_failure(error: Exception) -> str:
     return f"the chat template refuses this conversation: {reason}"
 
 
-def _from_gguf(path: Path) -> Any:
-    """Straight from the metadata where that is enough: transformers takes seconds for it."""
+def _from_gguf(path: Path) -> tuple[Any, frozenset[int]]:
+    """The tokenizer, and the ids that only pad it.
+
+    Straight from the metadata where that is enough: transformers takes seconds for it.
+    """
     metadata = Metadata(path)
+    kinds = metadata.get("tokenizer.ggml.token_type", ())
+    unused_ids = frozenset(index for index, kind in enumerate(kinds) if kind == _UNUSED)
     from transformers import AutoTokenizer
 
     try:
         if _is_plain_byte_level(metadata):
-            return _byte_level(metadata)
-        return AutoTokenizer.from_pretrained(
+            return _byte_level(metadata), unused_ids
+        tokenizer = AutoTokenizer.from_pretrained(
             path.parent, gguf_file=path.name, trust_remote_code=False
         )
+        return tokenizer, unused_ids
     # the tokenizers library raises bare Exceptions
     except Exception as error:
         raise ModelError(f"{path} has no readable tokenizer: {error}") from error
