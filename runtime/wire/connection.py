@@ -37,9 +37,12 @@ from runtime.wire.messages import (
     Proof,
     ProtocolError,
     Redirect,
+    Template,
     Turn,
     Verdict,
     Welcome,
+    template_follows,
+    template_hash,
 )
 from runtime.wire.states import CONNECTION_TABLE, SESSION_TABLE, Move, Phase, Role, State
 
@@ -180,8 +183,8 @@ class Connection:
     def _check_header(self, header: Header) -> None:
         kind = MESSAGE_TYPES[header.type]
         _allowed(CONNECTION_TABLE, self.state, self.role.peer, kind)
-        is_open = self.state is State.OPEN
-        limit = max_frame_bytes(kind) if is_open else MAX_HANDSHAKE_FRAME_BYTES
+        is_welcome = self.state in (State.OPEN, State.TEMPLATE_DUE)
+        limit = max_frame_bytes(kind) if is_welcome else MAX_HANDSHAKE_FRAME_BYTES
         if header.length > limit:
             sentence = f"the frame has {header.length} bytes: at most {limit} are allowed"
             raise ProtocolError(ErrorCode.LIMIT, sentence)
@@ -230,7 +233,10 @@ class Connection:
             case Challenge():
                 self.challenge = message
             case Welcome():
-                self.welcome = message
+                self._welcomed(message)
+                return
+            case Template():
+                self._check_template(message)
             case Redirect() | Proof():
                 pass
             case Ping():
@@ -252,6 +258,17 @@ class Connection:
         self.state = state
         if state is State.CLOSED:
             self._received.clear()
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        assert self.hello is not None, "a Welcome before the Hello"
+        self.welcome = welcome
+        follows = template_follows(self.hello, welcome)
+        self._enter(State.TEMPLATE_DUE if follows else State.OPEN)
+
+    def _check_template(self, template: Template) -> None:
+        assert self.welcome is not None, "a Template before the Welcome"
+        if template.source and template_hash(template.source) != self.welcome.template_hash:
+            raise _violation("the Template is not the one that the Welcome tells of")
 
     def _ping(self, sender: Role, ping: Ping) -> None:
         if sender in self._unanswered_pings:

@@ -36,11 +36,15 @@ def check_name(name: str, value: str, most_bytes: int) -> None:
         raise ValueError(f"{name} {value!r} has control characters")
 
 
-def decode_text(data: bytes) -> str:
+def decode_utf8(data: bytes) -> str:
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError:
         raise ValueError("the text is not UTF-8") from None
+
+
+def decode_text(data: bytes) -> str:
+    text = decode_utf8(data)
     if CONTROL_CHARACTERS.search(text):
         raise ValueError("the text has control characters")
     return text

@@ -11,11 +11,19 @@ import struct
 from typing import NamedTuple
 
 from runtime.wire.fields import check
-from runtime.wire.messages import MESSAGE_TYPES, ErrorCode, Message, Prompt, ProtocolError
+from runtime.wire.messages import (
+    MESSAGE_TYPES,
+    ErrorCode,
+    Message,
+    Prompt,
+    ProtocolError,
+    Template,
+)
+from runtime.wire.token_bits import OutsideVocabulary
 
 HEADER = struct.Struct("<HBBHH")
 MAX_FRAME_BYTES = 16 * 1024
-MAX_PROMPT_FRAME_BYTES = 60 * 1024
+MAX_LONG_FRAME_BYTES = 60 * 1024  # of a Prompt or a Template
 
 
 class Header(NamedTuple):
@@ -30,7 +38,7 @@ class Header(NamedTuple):
 
 def max_frame_bytes(kind: type[Message]) -> int:
     """The longest frame of a kind of message."""
-    return MAX_PROMPT_FRAME_BYTES if kind is Prompt else MAX_FRAME_BYTES
+    return MAX_LONG_FRAME_BYTES if kind in (Prompt, Template) else MAX_FRAME_BYTES
 
 
 def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:
@@ -64,5 +72,7 @@ def decode_body(header: Header, body: bytes, vocabulary_size: int) -> Message:
         message = kind.decode(body, header.session, vocabulary_size)
         check("session", header.session, message.session, message.session)
     except ValueError as fault:
-        raise ProtocolError(ErrorCode.PROTOCOL, f"{kind.__name__}: {fault}") from None
+        outside = isinstance(fault, OutsideVocabulary)
+        code = ErrorCode.LIMIT if outside else ErrorCode.PROTOCOL
+        raise ProtocolError(code, f"{kind.__name__}: {fault}") from None
     return message

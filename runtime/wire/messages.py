@@ -8,6 +8,7 @@ module knows no order, no role and no socket.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,22 +22,26 @@ from runtime.wire.fields import (
     check_length,
     check_name,
     decode_text,
+    decode_utf8,
     unpack_head,
 )
-from runtime.wire.token_bits import pack_tokens, packed_bytes, unpack_tokens
+from runtime.wire.token_bits import check_tokens, pack_tokens, packed_bytes, unpack_tokens
 
 VERSION = 1
 MAGIC = b"STF1"
 VERSION_LAYOUT = struct.Struct("<H")
 
 MAX_NODES = 255
-MAX_STOP_IDS = 32
+MAX_STOP_IDS = 255
+HASH_BYTES = 16
 NONCE_BYTES = 32
 PROOF_BYTES = 32
 MAX_USER_BYTES = 64
 MAX_HOST_BYTES = 255
 MAX_MODEL_BYTES = 255
 MAX_SENTENCE_BYTES = 400
+MAX_TEMPLATE_BYTES = 60 * 1024 - 8  # a frame of 60 KiB, less its header
+NO_TEMPLATE = bytes(HASH_BYTES)  # in place of the hash of one
 
 U16_MAX = 2**16 - 1
 U32_MAX = 2**32 - 1
@@ -94,14 +99,16 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Edge to server, first: who I am. The hash (16 bytes) names the token vocabulary.
+    """Edge to server, first: who I am.
 
-    user is empty, or the name whose token the edge can prove to have; the nonce (32 bytes) is
-    new for every connection.
+    vocabulary_size are the rows of the draft model's embedding; vocabulary_hash (16 bytes) says
+    what the ids below it stand for. user is empty, or the name whose token the edge can prove to
+    have; the nonce (32 bytes) is new for every connection. template_hash is that of the chat
+    template that the edge has: see `template_hash`.
     """
 
     TYPE: ClassVar[int] = 1
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<4sHI16s32sB")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<4sHI16s16s32sB")
     session: ClassVar[int] = 0
 
     version: int
@@ -110,30 +117,34 @@ class Hello:
     model: str
     user: str = ""
     nonce: bytes = bytes(NONCE_BYTES)
+    template_hash: bytes = NO_TEMPLATE
 
     def __post_init__(self) -> None:
         check("version", self.version, 0, U16_MAX)
         check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
-        check("bytes of vocabulary_hash", len(self.vocabulary_hash), 16, 16)
+        check("bytes of vocabulary_hash", len(self.vocabulary_hash), HASH_BYTES, HASH_BYTES)
+        check("bytes of template_hash", len(self.template_hash), HASH_BYTES, HASH_BYTES)
         check("bytes of nonce", len(self.nonce), NONCE_BYTES, NONCE_BYTES)
         check_name("user", self.user, MAX_USER_BYTES)
         check_name("model", self.model, MAX_MODEL_BYTES)
 
     def encode(self, vocabulary_size: int) -> bytes:
         user = self.user.encode()
-        who = (self.vocabulary_size, self.vocabulary_hash, self.nonce, len(user))
-        return self.LAYOUT.pack(MAGIC, self.version, *who) + user + self.model.encode()
+        vocabulary = (self.vocabulary_size, self.vocabulary_hash)
+        who = (self.template_hash, self.nonce, len(user))
+        head = self.LAYOUT.pack(MAGIC, self.version, *vocabulary, *who)
+        return head + user + self.model.encode()
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Hello:
         if body[: len(MAGIC)] != MAGIC:
             raise ProtocolError(ErrorCode.PROTOCOL, "the peer does not speak STF: wrong magic")
         _check_version(body[len(MAGIC) :])
-        _, version, vocabulary, digest, nonce, user_bytes = unpack_head(cls.LAYOUT, body)
+        _, version, size, digest, template, nonce, user_bytes = unpack_head(cls.LAYOUT, body)
         names = body[cls.LAYOUT.size :]
         check("bytes of user", user_bytes, 0, len(names))
         user, model = decode_text(names[:user_bytes]), decode_text(names[user_bytes:])
-        return cls(version, vocabulary, digest, model, user, nonce)
+        return cls(version, size, digest, model, user, nonce, template)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,40 +220,88 @@ class Redirect:
 class Welcome:
     """Server to edge, the answer to Hello: what this server holds its edges to.
 
-    vocabulary_size is the one whose width all later token ids have; max_nodes drafted nodes in a
-    tree (the root is not counted); max_context tokens in a session; max_sessions at one time.
+    vocabulary_size are the rows of the target's embedding: all later token ids are below it, and
+    have its width. vocabulary_hash (16 bytes) says what they stand for; max_nodes drafted nodes in
+    a tree (the root is not counted); max_context tokens in a session; max_sessions at one time.
+    template_hash is that of the target's chat template: see `template_follows`.
     """
 
     TYPE: ClassVar[int] = 2
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<HIBIH")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<HI16s16sBIH")
     session: ClassVar[int] = 0
 
     version: int
     vocabulary_size: int
+    vocabulary_hash: bytes
     max_nodes: int
     max_context: int
     max_sessions: int
     model: str
+    template_hash: bytes = NO_TEMPLATE
 
     def __post_init__(self) -> None:
         check("version", self.version, 0, U16_MAX)
         check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
+        check("bytes of vocabulary_hash", len(self.vocabulary_hash), HASH_BYTES, HASH_BYTES)
+        check("bytes of template_hash", len(self.template_hash), HASH_BYTES, HASH_BYTES)
         check("max_nodes", self.max_nodes, 0, MAX_NODES)
         check("max_context", self.max_context, 1, U32_MAX)
         check("max_sessions", self.max_sessions, 1, U16_MAX)
         check_name("model", self.model, MAX_MODEL_BYTES)
 
     def encode(self, vocabulary_size: int) -> bytes:
+        meaning = (self.vocabulary_size, self.vocabulary_hash, self.template_hash)
         limits = (self.max_nodes, self.max_context, self.max_sessions)
-        head = self.LAYOUT.pack(self.version, self.vocabulary_size, *limits)
-        return head + self.model.encode()
+        return self.LAYOUT.pack(self.version, *meaning, *limits) + self.model.encode()
 
     @classmethod
     def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Welcome:
         _check_version(body)
-        version, vocabulary, nodes, context, sessions = unpack_head(cls.LAYOUT, body)
+        version, size, digest, template, *limits = unpack_head(cls.LAYOUT, body)
+        nodes, context, sessions = limits
         model = decode_text(body[cls.LAYOUT.size :])
-        return cls(version, vocabulary, nodes, context, sessions, model)
+        return cls(version, size, digest, nodes, context, sessions, model, template)
+
+
+def template_hash(source: str | None) -> bytes:
+    """What a Hello or a Welcome says of a chat template, 16 bytes; `NO_TEMPLATE` for none."""
+    if source is None:
+        return NO_TEMPLATE
+    return hashlib.sha256(source.encode()).digest()[:HASH_BYTES]
+
+
+def template_follows(hello: Hello, welcome: Welcome) -> bool:
+    """Whether a Template comes after the Welcome: the target has one that the edge has not."""
+    return welcome.template_hash not in (NO_TEMPLATE, hello.template_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Server to edge, after a Welcome that says so: the target's chat template, in Jinja.
+
+    Any text; empty in place of one that is longer than a frame holds.
+    """
+
+    TYPE: ClassVar[int] = 15
+    session: ClassVar[int] = 0
+
+    source: str
+
+    def __post_init__(self) -> None:
+        check("bytes of source", len(self.source.encode()), 0, MAX_TEMPLATE_BYTES)
+
+    @classmethod
+    def of(cls, source: str) -> Template:
+        """The message for a template of any length."""
+        return cls(source if len(source.encode()) <= MAX_TEMPLATE_BYTES else "")
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.source.encode()
+
+    @classmethod
+    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Template:
+        check("bytes of source", len(body), 0, MAX_TEMPLATE_BYTES)
+        return cls(decode_utf8(body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +469,7 @@ class Verdict:
         check("late_ms", self.late_ms, 0, U16_MAX if drafts else 0)
 
     def encode(self, vocabulary_size: int) -> bytes:
-        check("bonus", self.bonus, 0, vocabulary_size - 1)
+        check_tokens((self.bonus,), vocabulary_size)
         place = (self.round, self.node, self.bonus, self.finish, self.queue_ms, self.verify_ms)
         return self.LAYOUT.pack(*place, self.turn, self.max_nodes, self.draft_ms, self.late_ms)
 
@@ -419,7 +478,7 @@ class Verdict:
         check_length(body, cls.LAYOUT.size)
         head = cls.LAYOUT.unpack(body)
         round, node, bonus, finish, queue_ms, verify_ms, turn, *grant = head
-        check("bonus", bonus, 0, vocabulary_size - 1)
+        check_tokens((bonus,), vocabulary_size)
         place = (session, round, node, bonus, Finish(finish), queue_ms, verify_ms)
         return cls(*place, Turn(turn), *grant)
 
@@ -548,7 +607,7 @@ class Pong:
         return cls(*cls.LAYOUT.unpack(body))
 
 
-Greeting = Hello | Challenge | Proof | Redirect | Welcome
+Greeting = Hello | Challenge | Proof | Redirect | Welcome | Template
 Message = Greeting | Open | Prompt | Draft | Verdict | Credit | Close | Error | Ping | Pong
 
 MESSAGE_TYPES: Mapping[int, type[Message]] = {kind.TYPE: kind for kind in get_args(Message)}

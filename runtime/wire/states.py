@@ -30,6 +30,7 @@ from runtime.wire.messages import (
     Prompt,
     Proof,
     Redirect,
+    Template,
     Verdict,
     Welcome,
 )
@@ -54,6 +55,7 @@ class State(Enum):
     WELCOME_DUE = "the server's Welcome is due"
     PROOF_DUE = "the edge's Proof is due"
     ADMISSION_DUE = "the server's Welcome is due, after the edge's Proof"
+    TEMPLATE_DUE = "the server's Template is due"
     OPEN = "sessions may come and go"
     CLOSED = "a fatal Error or a fault has ended it"
 
@@ -83,7 +85,7 @@ CONNECTION_TABLE: Mapping[Move, tuple[State, ...]] = {
     Move(State.HELLO_DUE, Role.EDGE, Hello): (State.WELCOME_DUE,),
     Move(State.HELLO_DUE, Role.EDGE, Error): (State.CLOSED,),
     Move(State.HELLO_DUE, Role.SERVER, Error): (State.CLOSED,),
-    Move(State.WELCOME_DUE, Role.SERVER, Welcome): (State.OPEN,),
+    Move(State.WELCOME_DUE, Role.SERVER, Welcome): (State.OPEN, State.TEMPLATE_DUE),
     Move(State.WELCOME_DUE, Role.EDGE, Error): (State.CLOSED,),
     Move(State.WELCOME_DUE, Role.SERVER, Challenge): (State.PROOF_DUE,),
     Move(State.WELCOME_DUE, Role.SERVER, Redirect): (State.CLOSED,),
@@ -91,10 +93,13 @@ CONNECTION_TABLE: Mapping[Move, tuple[State, ...]] = {
     Move(State.PROOF_DUE, Role.EDGE, Proof): (State.ADMISSION_DUE,),
     Move(State.PROOF_DUE, Role.EDGE, Error): (State.CLOSED,),
     Move(State.PROOF_DUE, Role.SERVER, Error): (State.CLOSED,),
-    Move(State.ADMISSION_DUE, Role.SERVER, Welcome): (State.OPEN,),
+    Move(State.ADMISSION_DUE, Role.SERVER, Welcome): (State.OPEN, State.TEMPLATE_DUE),
     Move(State.ADMISSION_DUE, Role.SERVER, Redirect): (State.CLOSED,),
     Move(State.ADMISSION_DUE, Role.EDGE, Error): (State.CLOSED,),
     Move(State.ADMISSION_DUE, Role.SERVER, Error): (State.CLOSED,),
+    Move(State.TEMPLATE_DUE, Role.SERVER, Template): (State.OPEN,),
+    Move(State.TEMPLATE_DUE, Role.EDGE, Error): (State.CLOSED,),
+    Move(State.TEMPLATE_DUE, Role.SERVER, Error): (State.CLOSED,),
     Move(State.OPEN, Role.EDGE, Open): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Prompt): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Draft): (State.OPEN,),

@@ -23,6 +23,19 @@ def packed_bytes(count: int, vocabulary_size: int) -> int:
     return (count * token_bits(vocabulary_size) + 7) // 8
 
 
+class OutsideVocabulary(ValueError):
+    """A token id that there is none of."""
+
+
+def check_tokens(tokens: Sequence[int], vocabulary_size: int) -> None:
+    """OutsideVocabulary unless each of the ids, at least one, is in 0 .. vocabulary_size - 1."""
+    wrong = min(tokens) if min(tokens) < 0 else max(tokens)
+    if not 0 <= wrong < vocabulary_size:
+        raise OutsideVocabulary(
+            f"token id {wrong} is outside the vocabulary; ids are 0 to {vocabulary_size - 1}"
+        )
+
+
 def pack_tokens(tokens: Sequence[int], vocabulary_size: int) -> bytes:
     """Pack token ids; ValueError unless each is a Python int in 0 .. vocabulary_size - 1."""
     if not tokens:
@@ -31,10 +44,7 @@ def pack_tokens(tokens: Sequence[int], vocabulary_size: int) -> bytes:
     if set(map(type, tokens)) != {int}:
         kinds = sorted({type(token).__name__ for token in tokens})
         raise ValueError(f"token ids must be Python ints, got {', '.join(kinds)}")
-    if min(tokens) < 0 or max(tokens) >= vocabulary_size:
-        raise ValueError(
-            f"token ids must be 0 to {vocabulary_size - 1}, got {min(tokens)} to {max(tokens)}"
-        )
+    check_tokens(tokens, vocabulary_size)
     width = token_bits(vocabulary_size)
     if len(tokens) <= BLOCK_TOKENS:
         return _pack_block(tokens, width)
@@ -49,7 +59,7 @@ def _pack_block(tokens: Sequence[int], width: int) -> bytes:
 
 
 def unpack_tokens(packed: bytes, count: int, vocabulary_size: int) -> tuple[int, ...]:
-    """The inverse of pack_tokens; ValueError for an id outside the vocabulary or set padding bits.
+    """The inverse of pack_tokens; ValueError where padding bits are set, OutsideVocabulary.
 
     `packed` holds exactly packed_bytes(count, vocabulary_size) bytes: the caller has checked.
     """
@@ -61,8 +71,7 @@ def unpack_tokens(packed: bytes, count: int, vocabulary_size: int) -> tuple[int,
     for start in range(0, len(packed), block_bytes):
         block = int.from_bytes(packed[start : start + block_bytes], "little")
         tokens += _unpack_block(block, min(BLOCK_TOKENS, count - len(tokens)), width)
-    if max(tokens) >= vocabulary_size:
-        raise ValueError(f"token id {max(tokens)} is outside the vocabulary of {vocabulary_size}")
+    check_tokens(tokens, vocabulary_size)
     return tuple(tokens)
 
 

@@ -14,7 +14,7 @@ from runtime.model.config import ModelError
 from runtime.wire.connection import Connection, Role, State
 from runtime.wire.frames import (
     HEADER,
-    MAX_PROMPT_FRAME_BYTES,
+    MAX_LONG_FRAME_BYTES,
     decode_body,
     decode_header,
     encode_frame,
@@ -53,7 +53,7 @@ def conversation(data: bytes) -> None:
         end.receive(_numbered(data[1:], end.frames_received))
     except ProtocolError:
         assert end.state is State.CLOSED
-    assert end.buffered_bytes < MAX_PROMPT_FRAME_BYTES
+    assert end.buffered_bytes < MAX_LONG_FRAME_BYTES
 
 
 def _numbered(data: bytes, first: int) -> bytes:

@@ -1,9 +1,12 @@
 """Messages, conversations and connected ends that the protocol's tests share."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from runtime.wire.connection import Connection, Role
 from runtime.wire.messages import (
+    NO_TEMPLATE,
     Challenge,
     Close,
     Credit,
@@ -19,17 +22,23 @@ from runtime.wire.messages import (
     Prompt,
     Proof,
     Redirect,
+    Template,
     Turn,
     Verdict,
     Welcome,
+    template_hash,
 )
 
 VOCABULARY = 49_152
-HELLO = Hello(1, VOCABULARY, bytes(range(16)), "draft-135m", "alice", bytes(range(32)))
+MEANING, NONCE = bytes(range(16)), bytes(range(32))
+TEMPLATE = Template("{% for m in messages %}[{{ m.role }}]\n\t{{ m.content }}§{% endfor %}")
+TEMPLATE_HASH = template_hash(TEMPLATE.source)
+HELLO = Hello(1, VOCABULARY, MEANING, "draft-135m", "alice", NONCE, TEMPLATE_HASH)
+BARE_HELLO = replace(HELLO, template_hash=NO_TEMPLATE)
 CHALLENGE = Challenge(bytes(range(32, 64)), bytes(range(64, 96)))
 PROOF = Proof(bytes(range(96, 128)))
 REDIRECT = Redirect(8400, "replica-2.example")
-WELCOME = Welcome(1, VOCABULARY, max_nodes=64, max_context=8192, max_sessions=4, model="target-8b")
+WELCOME = Welcome(1, VOCABULARY, MEANING, 64, 8192, 4, "target-8b", TEMPLATE_HASH)
 
 
 def opening(session: int, prompt_tokens: int = 3, seed: int = 7) -> Open:
@@ -65,11 +74,12 @@ def connected(welcome: Welcome = WELCOME) -> tuple[Connection, Connection]:
     return edge, server
 
 
-# Two sessions one after another, two side by side, a cancel, an error, a notice and pings; the
-# server goes on by itself, and gives credit later.
+# An edge without a template. Two sessions one after another, two side by side, a cancel, an error,
+# a notice and pings; the server goes on by itself, and gives credit later.
 CONVERSATION: list[tuple[Role, Message]] = [
-    (Role.EDGE, HELLO),
+    (Role.EDGE, BARE_HELLO),
     (Role.SERVER, WELCOME),
+    (Role.SERVER, TEMPLATE),
     (Role.EDGE, opening(1, prompt_tokens=900)),
     (Role.EDGE, Prompt(1, tuple(range(0, 45_000, 90)))),
     (Role.EDGE, Prompt(1, tuple(range(48_000, 48_400)))),
@@ -153,7 +163,16 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
         Error, st.just(0) | sessions, st.sampled_from(ErrorCode), st.booleans(), names
     )
     return st.one_of(
-        st.builds(Hello, st.just(1), sizes, exactly(16), names, short_names, exactly(32)),
+        st.builds(
+            Hello,
+            st.just(1),
+            sizes,
+            exactly(16),
+            names,
+            short_names,
+            exactly(32),
+            exactly(16),
+        ),
         st.builds(Challenge, exactly(32), exactly(32)),
         st.builds(Proof, exactly(32)),
         st.builds(Redirect, sessions, short_names.filter(bool)),
@@ -161,11 +180,14 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
             Welcome,
             st.just(1),
             sizes,
+            exactly(16),
             st.integers(0, 255),
             st.integers(1, 2**32 - 1),
             sessions,
             names,
+            exactly(16),
         ),
+        st.builds(Template, st.text(st.characters(exclude_categories=("Cs",)), max_size=300)),
         st.builds(
             Open,
             sessions,
@@ -176,7 +198,7 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
             u32,
             st.integers(1, 2**32 - 1),
             st.integers(1, 2**32 - 1),
-            token_ids(vocabulary, max_size=32),
+            token_ids(vocabulary, max_size=255),
             st.integers(0, 255),
         ),
         st.builds(Prompt, sessions, token_ids(vocabulary, min_size=1, max_size=200)),

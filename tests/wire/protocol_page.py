@@ -29,7 +29,7 @@ from runtime.wire.messages import (
     Turn,
     Verdict,
 )
-from tests.wire.cases import CHALLENGE, HELLO, PROOF, REDIRECT, VOCABULARY, WELCOME
+from tests.wire.cases import CHALLENGE, HELLO, PROOF, REDIRECT, TEMPLATE, VOCABULARY, WELCOME
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 PRINTED = re.compile(r"<!-- printed: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -49,6 +49,7 @@ EXAMPLES: tuple[Message, ...] = (
     CHALLENGE,
     PROOF,
     REDIRECT,
+    TEMPLATE,
 )
 EXAMPLE_TOKEN, EXAMPLE_CERTIFICATE = b"0123456789abcdef" * 4, b"a certificate"
 
@@ -81,7 +82,7 @@ def _limits() -> str:
     rows = (
         ("frame before the Welcome", f"{connection.MAX_HANDSHAKE_FRAME_BYTES} bytes"),
         ("frame", f"{frames.MAX_FRAME_BYTES:,} bytes"),
-        ("frame of a Prompt", f"{frames.MAX_PROMPT_FRAME_BYTES:,} bytes"),
+        ("frame of a Prompt or Template", f"{frames.MAX_LONG_FRAME_BYTES:,} bytes"),
         ("time until the Welcome", f"{tcp.HANDSHAKE_TIMEOUT_S:g} s"),
         ("time to take a last frame", f"{tcp.CLOSE_TIMEOUT_S:g} s"),
         (

@@ -23,17 +23,21 @@ from runtime.wire.messages import (
     Proof,
     ProtocolError,
     Redirect,
+    Template,
     Turn,
     Verdict,
     Welcome,
+    template_hash,
 )
 from runtime.wire.states import CONNECTION_TABLE, SESSION_TABLE, Move
 from tests.wire.cases import (
+    BARE_HELLO,
     CHALLENGE,
     CONVERSATION,
     HELLO,
     PROOF,
     REDIRECT,
+    TEMPLATE,
     VOCABULARY,
     WELCOME,
     connected,
@@ -128,7 +132,7 @@ def replay(role, cut):
         else:
             end.send(event)
     assert end.state is State.CLOSED
-    assert (end.hello, end.welcome) == (HELLO, WELCOME)
+    assert (end.hello, end.welcome) == (BARE_HELLO, WELCOME)
     return heard
 
 
@@ -174,6 +178,8 @@ CONNECTION_RULES = {
     (State.HELLO_DUE, SERVER): {Error},
     (State.WELCOME_DUE, EDGE): {Error},
     (State.WELCOME_DUE, SERVER): {Welcome, Challenge, Redirect, Error},
+    (State.TEMPLATE_DUE, EDGE): {Error},
+    (State.TEMPLATE_DUE, SERVER): {Template, Error},
     (State.PROOF_DUE, EDGE): {Proof, Error},
     (State.PROOF_DUE, SERVER): {Error},
     (State.ADMISSION_DUE, EDGE): {Error},
@@ -197,8 +203,8 @@ SESSION_RULES = {
     (Phase.CLOSING, SERVER): {Verdict, Credit, Error, Close},
 }
 SAMPLES = [
-    HELLO, CHALLENGE, PROOF, REDIRECT, WELCOME, opening(1), Prompt(1, (1,)), draft(1, 1),
-    verdict(1, 0), CREDIT, Close(1), FATAL, Ping(5), Pong(6),
+    HELLO, CHALLENGE, PROOF, REDIRECT, WELCOME, TEMPLATE, opening(1), Prompt(1, (1,)),
+    draft(1, 1), verdict(1, 0), CREDIT, Close(1), FATAL, Ping(5), Pong(6),
 ]  # fmt: skip
 SESSION_SAMPLES = [
     opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), CREDIT, Close(1), SESSION_ERROR,
@@ -218,12 +224,12 @@ def test_the_tables_say_what_the_rules_say():
 def ends_in_state(state):
     edge, server = Connection(EDGE), Connection(SERVER)
     if state is not State.HELLO_DUE:
-        server.receive(edge.send(HELLO))
+        server.receive(edge.send(BARE_HELLO if state is State.TEMPLATE_DUE else HELLO))
     if state in (State.PROOF_DUE, State.ADMISSION_DUE):
         edge.receive(server.send(CHALLENGE))
     if state is State.ADMISSION_DUE:
         server.receive(edge.send(PROOF))
-    if state in (State.OPEN, State.CLOSED):
+    if state in (State.OPEN, State.CLOSED, State.TEMPLATE_DUE):
         edge.receive(server.send(WELCOME))
     if state is State.OPEN:
         # So that a Pong either way has a Ping to answer; the answer itself is held back.
@@ -259,7 +265,7 @@ def test_no_end_sends_what_the_state_forbids(state, sender, message):
     end = ends_in_state(state)[sender]
     if type(message) not in CONNECTION_RULES[state, sender]:
         before = end.state, end.frames_sent
-        with pytest.raises(ValueError, match=r"token ids must|cannot send|bonus is"):
+        with pytest.raises(ValueError, match=r"outside the vocabulary|cannot send"):
             end.send(message)
         assert (end.state, end.frames_sent) == before
 
@@ -415,7 +421,7 @@ def test_the_same_content_is_not_sent_and_moves_nothing(sender, prepare, message
 
 def test_a_message_that_has_no_bytes_moves_nothing():
     edge, server = drafting()
-    with pytest.raises(ValueError, match="token ids must be"):
+    with pytest.raises(ValueError, match="outside the vocabulary"):
         edge.send(replace(draft(1, 1), tokens=(1, 2, 3, VOCABULARY)))
     assert server.receive(edge.send(draft(1, 1))) == [draft(1, 1)]
 
@@ -522,6 +528,9 @@ def test_the_frame_counter_wraps():
         (State.HELLO_DUE, Hello, 512, False),
         (State.HELLO_DUE, Hello, 513, True),
         (State.HELLO_DUE, Error, 513, True),
+        (State.TEMPLATE_DUE, Template, 60 * 1024, False),
+        (State.TEMPLATE_DUE, Template, 60 * 1024 + 1, True),
+        (State.TEMPLATE_DUE, Error, 16 * 1024 + 1, True),
         (State.OPEN, Draft, 16 * 1024, False),
         (State.OPEN, Draft, 16 * 1024 + 1, True),
         (State.OPEN, Ping, 65_535, True),
@@ -530,13 +539,13 @@ def test_the_frame_counter_wraps():
     ],
 )
 def test_a_long_frame_is_refused_at_its_header(state, kind, length, refused):
-    server = ends_in_state(state)[SERVER]
-    header = HEADER.pack(length, kind.TYPE, 0, 0, server.frames_received)
+    receiver = ends_in_state(state)[EDGE if state is State.TEMPLATE_DUE else SERVER]
+    header = HEADER.pack(length, kind.TYPE, 0, 0, receiver.frames_received)
     if not refused:
-        assert server.receive(header) == []
+        assert receiver.receive(header) == []
         return
     with pytest.raises(ProtocolError, match=f"has {length} bytes") as caught:
-        server.receive(header)
+        receiver.receive(header)
     assert caught.value.code is ErrorCode.LIMIT
 
 
@@ -585,6 +594,45 @@ def test_a_challenge_comes_once_and_its_proof_opens_the_door():
         server.send(CHALLENGE)
     assert edge.receive(server.send(WELCOME)) == [WELCOME]
     assert edge.state is server.state is State.OPEN
+
+
+@pytest.mark.parametrize(
+    ("has", "targets", "follows"),
+    [
+        (None, None, False),
+        ("a", None, False),
+        ("a", "a", False),
+        ("a", "b", True),
+        (None, "b", True),
+    ],
+)
+def test_a_template_comes_where_the_edge_has_another_or_none(has, targets, follows):
+    edge, server = Connection(EDGE), Connection(SERVER)
+    server.receive(edge.send(replace(HELLO, template_hash=template_hash(has))))
+    edge.receive(server.send(replace(WELCOME, template_hash=template_hash(targets))))
+    assert edge.state is server.state is (State.TEMPLATE_DUE if follows else State.OPEN)
+    if not follows:
+        with pytest.raises(ValueError, match="may not send Template"):
+            server.send(Template("b"))
+        return
+    with pytest.raises(ValueError, match="the server's Template is due"):
+        edge.send(opening(1))
+    assert edge.receive(server.send(Template(targets))) == [Template(targets)]
+    assert edge.state is server.state is State.OPEN
+    with pytest.raises(ValueError, match="may not send Template"):
+        server.send(Template(targets))
+
+
+def test_a_template_is_the_one_of_the_welcome_or_empty():
+    for source in ("", TEMPLATE.source):
+        ends = ends_in_state(State.TEMPLATE_DUE)
+        assert inject(ends[EDGE], Template(source)) == [Template(source)]
+        assert ends[EDGE].state is State.OPEN
+    ends = ends_in_state(State.TEMPLATE_DUE)
+    with pytest.raises(ProtocolError, match="not the one that the Welcome tells of"):
+        inject(ends[EDGE], Template(TEMPLATE.source + " "))
+    with pytest.raises(ValueError, match="not the one that the Welcome tells of"):
+        ends[SERVER].send(Template(TEMPLATE.source + " "))
 
 
 def test_a_redirect_ends_the_connection():

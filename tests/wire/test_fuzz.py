@@ -13,7 +13,7 @@ import pytest
 from runtime.wire.connection import Connection, Role, State
 from runtime.wire.frames import (
     HEADER,
-    MAX_PROMPT_FRAME_BYTES,
+    MAX_LONG_FRAME_BYTES,
     decode_body,
     decode_header,
     encode_frame,
@@ -113,7 +113,7 @@ def converse_with_a_fault(rng):
         try:
             for piece in pieces(mutate(data, rng) if number == spoilt else data, rng):
                 receiver.receive(piece)
-                assert receiver.buffered_bytes < MAX_PROMPT_FRAME_BYTES
+                assert receiver.buffered_bytes < MAX_LONG_FRAME_BYTES
             sender.receive(receiver.data_to_send())
             receiver.receive(sender.data_to_send())
         except ProtocolError as fault:
@@ -233,11 +233,11 @@ def test_buffered_bytes_stay_under_the_caps():
 
     _, server = connected()
     server.receive(encode_frame(opening(1, prompt_tokens=65_535), 1, VOCABULARY))
-    longest = HEADER.pack(MAX_PROMPT_FRAME_BYTES, Prompt.TYPE, 0, 1, 2)
-    server.receive(longest + bytes(MAX_PROMPT_FRAME_BYTES - 9))
-    assert server.buffered_bytes == MAX_PROMPT_FRAME_BYTES - 1
+    longest = HEADER.pack(MAX_LONG_FRAME_BYTES, Prompt.TYPE, 0, 1, 2)
+    server.receive(longest + bytes(MAX_LONG_FRAME_BYTES - 9))
+    assert server.buffered_bytes == MAX_LONG_FRAME_BYTES - 1
     # The frame's own copy and its token ids come on top of the buffer, then all of it goes.
-    assert peak_bytes(refuse(server, b"\0" * 4096)) < 4 * MAX_PROMPT_FRAME_BYTES
+    assert peak_bytes(refuse(server, b"\0" * 4096)) < 4 * MAX_LONG_FRAME_BYTES
     assert server.buffered_bytes == 0
 
 

@@ -1,5 +1,6 @@
 """Every message: bytes written down by hand, round trips, and each rule broken one at a time."""
 
+import hashlib
 import struct
 from dataclasses import replace
 
@@ -23,16 +24,19 @@ from runtime.wire.messages import (
     Prompt,
     ProtocolError,
     Redirect,
+    Template,
     Turn,
     Verdict,
     Welcome,
     clamp_ms,
+    template_hash,
 )
 from tests.wire.cases import (
     CHALLENGE,
     HELLO,
     PROOF,
     REDIRECT,
+    TEMPLATE,
     VOCABULARY,
     WELCOME,
     draft,
@@ -72,13 +76,16 @@ def test_every_message_comes_back_from_its_bytes(data, vocabulary):
 
 
 # Frames as bytes, written down once: another implementation must read the same.
+TEMPLATE_DIGEST = hashlib.sha256(TEMPLATE.source.encode()).hexdigest()[:32]
 GOLDEN = [
-    (HELLO, "52 00 01 00 00 00 09 00 53544631 0100 00c00000 000102030405060708090a0b0c0d0e0f"
-     + bytes(range(32)).hex() + "05" + b"alicedraft-135m".hex()),
+    (HELLO, "62 00 01 00 00 00 09 00 53544631 0100 00c00000 000102030405060708090a0b0c0d0e0f"
+     + TEMPLATE_DIGEST + bytes(range(32)).hex() + "05" + b"alicedraft-135m".hex()),
     (CHALLENGE, "48 00 0c 00 00 00 09 00" + bytes(range(32, 96)).hex()),
     (PROOF, "28 00 0d 00 00 00 09 00" + bytes(range(96, 128)).hex()),
     (REDIRECT, "1b 00 0e 00 00 00 09 00 d020" + b"replica-2.example".hex()),
-    (WELCOME, "1e 00 02 00 00 00 09 00 0100 00c00000 40 00200000 0400" + b"target-8b".hex()),
+    (WELCOME, "3e 00 02 00 00 00 09 00 0100 00c00000 000102030405060708090a0b0c0d0e0f"
+     + TEMPLATE_DIGEST + "40 00200000 0400" + b"target-8b".hex()),
+    (Template("{{ bos }}\n§"), "14 00 0f 00 00 00 09 00 7b7b20626f73207d7d 0a c2a7"),
     (Open(3, 2**64 - 2, 0.5, 1.0, 0.0, 40, 256, 1000, (2, 49_151), 33),
      "3a 00 03 00 03 00 09 00 feffffffffffffff 000000000000e03f 000000000000f03f"
      "0000000000000000 28000000 00010000 e8030000 21 02 0200 ffbf"),
@@ -120,6 +127,11 @@ def test_a_round_is_small():
         (HELLO, {"vocabulary_size": 2**24 + 1}),
         (HELLO, {"vocabulary_hash": bytes(15)}),
         (HELLO, {"vocabulary_hash": bytes(17)}),
+        (HELLO, {"template_hash": bytes(15)}),
+        (WELCOME, {"vocabulary_hash": bytes(17)}),
+        (WELCOME, {"template_hash": b""}),
+        (TEMPLATE, {"source": "x" * 61_433}),
+        (TEMPLATE, {"source": "é" * 30_717}),
         (HELLO, {"nonce": bytes(31)}),
         (HELLO, {"user": "x" * 65}),
         (HELLO, {"user": "a\nb"}),
@@ -170,7 +182,7 @@ def test_a_round_is_small():
         (Credit(1, 8, 5, 0), {"draft_ms": 65_536}),
         (Credit(1, 8, 5, 0), {"late_ms": -1}),
         (opening(1), {"prompt_tokens": 0}),
-        (opening(1), {"stop_ids": tuple(range(33))}),
+        (opening(1), {"stop_ids": tuple(range(256))}),
         (Prompt(1, (1,)), {"session": 0}),
         (Prompt(1, (1,)), {"tokens": ()}),
         (draft(1, 1), {"session": 0}),
@@ -206,15 +218,16 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
         (spoil(HELLO, "H", 4, 0), "speaks STF version 0"),
         (spoil(HELLO, "I", 6, 1), "vocabulary_size is 1"),
         (spoil(HELLO, "I", 6, 2**32 - 1), "vocabulary_size is 4294967295"),
-        (spoil(HELLO, "B", 59, 0xFF), "not UTF-8"),
-        (spoil(HELLO, "B", 64, 0xFF), "not UTF-8"),
-        (spoil(HELLO, "B", 59, 0x1B), "control characters"),
-        (spoil(HELLO, "B", 58, 16), "bytes of user is 16"),
+        (spoil(HELLO, "B", 75, 0xFF), "not UTF-8"),
+        (spoil(HELLO, "B", 80, 0xFF), "not UTF-8"),
+        (spoil(HELLO, "B", 75, 0x1B), "control characters"),
+        (spoil(HELLO, "B", 74, 16), "bytes of user is 16"),
         (spoil(REDIRECT, "H", 0, 0), "port is 0"),
         (spoil(HELLO, "B", 0, 0x73), "wrong magic"),
         (spoil(WELCOME, "H", 0, 2), "speaks STF version 2"),
-        (spoil(WELCOME, "I", 7, 0), "max_context is 0"),
-        (spoil(WELCOME, "H", 11, 0), "max_sessions is 0"),
+        (spoil(WELCOME, "I", 39, 0), "max_context is 0"),
+        (spoil(WELCOME, "H", 43, 0), "max_sessions is 0"),
+        (spoil(TEMPLATE, "B", 0, 0xFF), "not UTF-8"),
         (spoil(opening(1), "d", 8, float("nan")), "temperature is nan"),
         (spoil(opening(1), "d", 8, float("-inf")), "temperature is -inf"),
         (spoil(opening(1), "d", 16, 0.0), "top_p is 0"),
@@ -235,7 +248,7 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
         (spoil(draft(1, 1), "B", 22, 255), "a node before it"),
         (spoil(Draft(1, 1, 1, (5, 5), (0, 1)), "B", 16, 0), "same token"),
         (spoil(verdict(1, 0), "B", 4, 1), "node is 1"),
-        (spoil(verdict(1, 1), "I", 5, 49_152), "bonus is 49152"),
+        (spoil(verdict(1, 1), "I", 5, 49_152), "outside the vocabulary"),
         (spoil(verdict(1, 1), "B", 9, 3), "not a valid Finish"),
         (spoil(verdict(1, 1), "B", 9, 1), "turn of a last Verdict is 1"),
         (spoil(verdict(1, 1), "B", 14, 3), "not a valid Turn"),
@@ -248,8 +261,11 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
     ids=lambda case: case if isinstance(case, str) else "",
 )  # fmt: skip
 def test_a_received_field_that_breaks_a_rule_is_a_protocol_error(frame, sentence):
-    with pytest.raises(ProtocolError, match=sentence):
+    with pytest.raises(ProtocolError, match=sentence) as caught:
         decode(frame)
+    if caught.value.code is not ErrorCode.VERSION:
+        more_than_allowed = sentence == "outside the vocabulary"
+        assert caught.value.code is (ErrorCode.LIMIT if more_than_allowed else ErrorCode.PROTOCOL)
 
 
 @pytest.mark.parametrize(
@@ -258,18 +274,19 @@ def test_a_received_field_that_breaks_a_rule_is_a_protocol_error(frame, sentence
 def test_every_other_body_length_is_refused(message):
     frame = encode_frame(message, 0, VOCABULARY)
     # These end in text of any length.
-    fixed = {Hello: 64, Redirect: 3, Welcome: 13, Error: 2}.get(
+    fixed = {Hello: 80, Redirect: 3, Welcome: 45, Template: 0, Error: 2}.get(
         type(message), len(frame) - HEADER.size
     )
     for cut in range(fixed):
         with pytest.raises(ProtocolError, match=r"bytes|magic|version"):
             decode(resize(frame, frame[HEADER.size : HEADER.size + cut]))
-    if type(message) not in (Hello, Redirect, Welcome, Error):
+    if type(message) not in (Hello, Redirect, Welcome, Template, Error):
         with pytest.raises(ProtocolError, match="bytes"):
             decode(resize(frame, frame[HEADER.size :] + b"\0"))
     else:
+        more = 61_433 if type(message) is Template else 401
         with pytest.raises(ProtocolError, match="bytes of"):
-            decode(resize(frame, frame[HEADER.size :] + b"x" * 401))
+            decode(resize(frame, frame[HEADER.size :] + b"x" * more))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +313,7 @@ def test_messages_of_a_session_have_one(message):
     ("header", "sentence"),
     [
         (Header(8, 0, 0, 0, 0), "type 0 is not known"),
-        (Header(8, 15, 0, 0, 0), "type 15 is not known"),
+        (Header(8, 16, 0, 0, 0), "type 16 is not known"),
         (Header(8, 255, 0, 0, 0), "type 255 is not known"),
         (Header(8, 7, 1, 1, 0), "flags are 1"),
         (Header(8, 7, 128, 1, 0), "flags are 128"),
@@ -319,7 +336,7 @@ def test_another_version_is_refused_before_its_body_is_read():
 
 @pytest.mark.parametrize("message", [verdict(1, 1), Prompt(1, (60_000,)), draft(1, 1)])
 def test_a_token_outside_the_vocabulary_is_not_sent(message):
-    with pytest.raises(ValueError, match=r"expected|token ids"):
+    with pytest.raises(ValueError, match="outside the vocabulary"):
         encode_frame(message, 0, vocabulary_size=11)
 
 
@@ -339,6 +356,16 @@ def test_any_sentence_can_be_sent_and_arrives_in_400_clean_bytes(sentence):
 def test_a_long_sentence_is_cut_at_a_character():
     got = decode(encode_frame(Error(0, ErrorCode.INTERNAL, True, "x" + "é" * 300), 0, VOCABULARY))
     assert got.sentence == "x" + "é" * 199
+
+
+def test_a_template_of_any_characters_is_sent_and_one_too_long_is_empty():
+    source = "\x00\x1b[2J\n{{ '€' }}\r\n" + "x" * 60_000
+    assert decode(encode_frame(Template.of(source), 0, VOCABULARY)).source == source
+    longest = "é" * (61_432 // 2)
+    assert Template.of(longest).source == longest
+    assert Template.of(longest + "x").source == ""
+    assert template_hash(None) == bytes(16)
+    assert template_hash("é") == hashlib.sha256(b"\xc3\xa9").digest()[:16]
 
 
 @pytest.mark.parametrize(
