@@ -23,7 +23,7 @@ from runtime.edge.link import Link, Request, Sampling
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 
-HELLO = wire.Hello(wire.VERSION, VOCABULARY, IDENTITY.vocabulary_hash, "stub")
+HELLO = wire.Hello(wire.VERSION, VOCABULARY, IDENTITY.vocabulary_hash(VOCABULARY), "stub")
 SERVER_OPTIONS = ("--port", "0", "--http", "127.0.0.1:0", "--log-level", "warning")
 
 

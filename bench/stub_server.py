@@ -34,7 +34,7 @@ from runtime.wire.tcp import listen
 
 VOCABULARY = 256
 MAX_CONTEXT = 4096
-IDENTITY = Identity("stub", VOCABULARY, bytes(16), MAX_CONTEXT)
+IDENTITY = Identity("stub", VOCABULARY, lambda rows: bytes(16), MAX_CONTEXT, frozenset(), None)
 ONE_NUMBER_A_TOKEN = SimpleNamespace(n_layers=1, n_kv_heads=1, head_dim=1)
 
 

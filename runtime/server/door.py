@@ -15,18 +15,28 @@ from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE, challenge, is_proven
 from runtime.wire.connection import Role
 from runtime.wire.tcp import FramedProtocol
+from runtime.wire.vocabulary import other_vocabulary, same_vocabulary
 
 NOBODY = ""  # the name of everyone where there are no users
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What the handshake compares: both sides must mean the same text by the same ids."""
+    """What makes a text the target's. Both sides must mean the same by the same ids.
+
+    vocabulary_size   rows of the target's embedding: all ids are below it
+    vocabulary_hash   what the ids below a number of rows stand for, 16 bytes
+    max_context       tokens of prompt and answer
+    stop_ids          the target's own, which end every answer
+    template          its chat template, None where it has none
+    """
 
     model: str
     vocabulary_size: int
-    vocabulary_hash: bytes
+    vocabulary_hash: Callable[[int], bytes]
     max_context: int
+    stop_ids: frozenset[int]
+    template: str | None
 
 
 @dataclass
@@ -117,26 +127,27 @@ class Door:
             peer.send(wire.Redirect(port, host))
             return
         mine = self.identity
-        if hello.vocabulary_hash != mine.vocabulary_hash:
-            peer.refuse(
-                wire.ErrorCode.VOCABULARY,
-                f"the draft {hello.model!r} ({hello.vocabulary_size} tokens) and the target "
-                f"{mine.model!r} ({mine.vocabulary_size} tokens) have different vocabularies; "
-                f"use a draft of the same family",
-            )
+        welcome = self._welcome_of(mine)
+        if not same_vocabulary(hello, mine.vocabulary_size, mine.vocabulary_hash):
+            peer.refuse(wire.ErrorCode.VOCABULARY, other_vocabulary(hello, welcome))
             return
         self._strangers.discard(peer)
         self.admitted[peer] = hello.user if self.users is not None else NOBODY
-        peer.send(
-            wire.Welcome(
-                version=wire.VERSION,
-                vocabulary_size=mine.vocabulary_size,
-                max_nodes=self.config.max_nodes,
-                max_context=mine.max_context,
-                max_sessions=min(
-                    self.config.max_sessions + self.config.max_waiting,
-                    self.config.max_user_sessions,
-                ),
-                model=mine.model,
-            )
+        peer.send(welcome)
+        if wire.template_follows(hello, welcome):
+            assert mine.template is not None, "a template follows where there is none"
+            peer.send(wire.Template.of(mine.template))
+
+    def _welcome_of(self, mine: Identity) -> wire.Welcome:
+        return wire.Welcome(
+            version=wire.VERSION,
+            vocabulary_size=mine.vocabulary_size,
+            vocabulary_hash=mine.vocabulary_hash(mine.vocabulary_size),
+            max_nodes=self.config.max_nodes,
+            max_context=mine.max_context,
+            max_sessions=min(
+                self.config.max_sessions + self.config.max_waiting, self.config.max_user_sessions
+            ),
+            model=mine.model,
+            template_hash=wire.template_hash(mine.template),
         )

@@ -177,6 +177,7 @@ class Server:
             params=params,
             limit=min(len(prompt) + params.max_tokens, self.door.identity.max_context),
             context=prompt,
+            target_stop_ids=self.door.identity.stop_ids,
             tenant=self.door.admitted[peer],
             ready_s=time.monotonic(),
         )

@@ -35,6 +35,7 @@ class Session:
     params: Open
     limit: int  # the context may grow to this many tokens
     context: list[int]
+    target_stop_ids: frozenset[int] = frozenset()  # that end it beside the request's own
     tenant: Hashable = ""
     pages: list[int] = field(default_factory=list)
     page_keys: list[Key] = field(default_factory=list)  # of the context's full pages, so far known
@@ -86,7 +87,7 @@ class Session:
         """
         new = [*accepted, bonus]
         for count, token in enumerate(new):
-            if token in self.params.stop_ids:
+            if token in self.target_stop_ids or token in self.params.stop_ids:
                 self.finish = Finish.STOP
             elif count + 1 == self.remaining:
                 self.finish = Finish.LENGTH

@@ -212,11 +212,13 @@ def _load(config: ServerConfig, console: Terminal) -> Engine:
 
 def _identity(config: ServerConfig, engine: Engine) -> Identity:
     tokenizer = Tokenizer.load(config.model)
-    longest = engine.model.config.max_context
+    longest, rows = engine.model.config.max_context, engine.model.config.vocab_size
+    tokenizer.vocabulary_hash()  # now, and not when the first edge comes
     return Identity(
         model=inert(Path(config.model).name),
-        # a model may have more rows than its tokenizer has tokens, and their ids must fit too
-        vocabulary_size=max(tokenizer.vocabulary_size, engine.model.config.vocab_size),
-        vocabulary_hash=tokenizer.vocabulary_hash(),
+        vocabulary_size=rows,
+        vocabulary_hash=tokenizer.vocabulary_hash,
         max_context=min(config.max_context or longest, longest, config.kv_tokens),
+        stop_ids=frozenset(index for index in tokenizer.stop_ids if 0 <= index < rows),
+        template=tokenizer.portable_template,
     )

@@ -45,8 +45,8 @@ class Rig:
         engine = open_engine(
             str(self._model), "float32", "cpu", lambda model: KV_TOKENS, PAGE_TOKENS
         )
-        digest = self._tokenizer.vocabulary_hash()
-        identity = Identity("tiny", engine.model.config.vocab_size, digest, MAX_CONTEXT)
+        rows, meaning = engine.model.config.vocab_size, self._tokenizer.vocabulary_hash
+        identity = Identity("tiny", rows, meaning, MAX_CONTEXT, frozenset(), None)
         certificate = self._certificate
         users = load_users(Path(config.users)) if config.users else None
         known = certificate.hash if certificate else NO_CERTIFICATE

@@ -26,6 +26,7 @@ from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
 from tests.server.process import Process, samples, server_process
 
+HELD = Identity("held", 260, lambda rows: bytes(16), 512, frozenset(), None)
 TINY = ("--threads", "1", "--no-pipeline", "--credits", "open")
 
 
@@ -128,7 +129,7 @@ def test_a_scrape_does_not_wait_for_a_step() -> None:
 
     async def scenario() -> None:
         config = ServerConfig()
-        server = Server(config, engine, Door(config, Identity("held", 260, bytes(16), 512)))
+        server = Server(config, engine, Door(config, HELD))
         params = wire.Open(
             session=1, seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0,
             max_tokens=5, prompt_tokens=3, stop_ids=(), max_nodes=4,

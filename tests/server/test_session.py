@@ -47,13 +47,14 @@ def test_a_draft_may_not_reach_beyond_the_last_token() -> None:
 def test_advance_equals_appending_token_by_token(seed: int) -> None:
     rng = random.Random(seed)
     state = session(4, limit=4 + rng.randint(1, 8), stop_ids=(7,))
+    state.target_stop_ids = frozenset({8} if seed % 2 else ())
     accepted = [rng.randint(0, 9) for _ in range(rng.randint(0, min(6, state.remaining - 1)))]
     bonus = rng.randint(0, 9)
 
     expected, finish = list(state.context), Finish.NONE
     for token in [*accepted, bonus]:
         expected.append(token)
-        if token == 7:
+        if token == 7 or token in state.target_stop_ids:
             finish = Finish.STOP
         elif len(expected) == state.limit:
             finish = Finish.LENGTH
