@@ -153,6 +153,9 @@ class EdgeConfig(Options):
     chat: bool = option(False, "talk in the terminal; /reset forgets, /quit leaves")
     system: str | None = option(None, "system message in front of the conversation")
     raw: bool = option(False, "send the prompt as it is, without the chat template")
+    chat_template: str = option(
+        "", "chat template: draft for the draft's own, or a file; without it the target's"
+    )
     enable_thinking: bool | None = option(
         None, "think before the answer, or do not, if the template can", also=("--thinking",)
     )
@@ -189,10 +192,11 @@ class EdgeConfig(Options):
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise ConfigError(f"--stop is {text!r}; give a text of one character or more")
-        if self.raw and (self.chat or self.system or self.enable_thinking is not None):
+        wants_template = self.chat_template or self.enable_thinking is not None
+        if self.raw and (self.chat or self.system or wants_template):
             raise ConfigError(
                 "--raw sends one prompt without the chat template; it does not go with --chat, "
-                "--system or --enable-thinking"
+                "--system, --chat-template or --enable-thinking"
             )
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p is {self.top_p}; it lies above 0 and at most at 1")

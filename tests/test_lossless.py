@@ -119,7 +119,7 @@ def adversary(
 ) -> Adversary:
     limit = min(len(prompt) + sampling.max_tokens, 1024)
     shape = TreeShape(budget, 1, 1, 1)
-    result = Adversary(list(prompt), limit, shape, Proactive.OFF, Noise())
+    result = Adversary(list(prompt), limit, shape, Proactive.OFF, Noise(), 260)
     result.prepare(form, truth, 256, seed)
     return result
 
@@ -184,6 +184,11 @@ class Pair:
     def drafter(self) -> Drafter:
         return Drafter(self._engine(self._draft))
 
+    def plain_text(self, prompt: Sequence[int], sampling: Sampling) -> list[int]:
+        """What a server of the target must answer: its own stop ids count as well."""
+        stop_ids = (*sampling.stop_ids, *self.tokenizer.stop_ids)
+        return plain_decoding(self.target, prompt, replace(sampling, stop_ids=stop_ids))
+
     def _engine(self, name: str) -> Engine:
         return open_engine(
             name, self._dtype, "cpu", lambda model: self._kv_tokens, 16, kv_dtype=self._kv_dtype
@@ -207,7 +212,7 @@ def test_every_budget_gives_the_plain_text(
 ) -> None:
     """All budgets at once: the batch is ragged, and every edge's text is the same."""
     prompt = tiny.tokenizer.encode("A prompt that is longer than one chunk of the server's.")
-    expected = plain_decoding(tiny.target, prompt, sampling)
+    expected = tiny.plain_text(prompt, sampling)
     jobs = [(tiny.drafter(), prompt, sampling, drafting(budget)) for budget in (0, *BUDGETS)]
     got = answers(tiny_server, tiny.hello, jobs)
     assert got == [expected] * len(jobs)
@@ -219,7 +224,7 @@ def test_every_way_of_drafting_ahead_gives_the_plain_text(
 ) -> None:
     """Each mode at two budgets, all at once: verdicts come late enough to draft ahead."""
     prompt = tiny.tokenizer.encode("What comes next is known before it is said.")
-    expected = plain_decoding(tiny.target, prompt, SAMPLINGS[name])
+    expected = tiny.plain_text(prompt, SAMPLINGS[name])
     jobs = [
         (tiny.drafter(), prompt, SAMPLINGS[name], drafting(budget, proactive=proactive))
         for proactive in Proactive
@@ -236,7 +241,7 @@ def test_concurrent_edges(tiny: Pair, tiny_server: str, edges: int) -> None:
         prompt = tiny.tokenizer.encode(f"edge {edge} " * (1 + 3 * edge))
         sampling = replace(sampling, seed=100 + edge, max_tokens=30 + 5 * edge)
         jobs.append((tiny.drafter(), prompt, sampling, drafting(BUDGETS[edge % 5], edge % 2 == 0)))
-        expected.append(plain_decoding(tiny.target, prompt, sampling))
+        expected.append(tiny.plain_text(prompt, sampling))
     assert answers(tiny_server, tiny.hello, jobs) == expected
 
 
@@ -244,7 +249,7 @@ def test_concurrent_edges(tiny: Pair, tiny_server: str, edges: int) -> None:
 def test_adversarial_drafts(tiny: Pair, tiny_server: str, name: str) -> None:
     """Random trees, wrong drafts, chains and stars, each at several budgets, all in one batch."""
     prompt = tiny.tokenizer.encode("hostile")
-    expected = plain_decoding(tiny.target, prompt, SAMPLINGS[name])
+    expected = tiny.plain_text(prompt, SAMPLINGS[name])
     jobs = [
         (
             adversary(form, expected, seed, prompt, SAMPLINGS[name], budget),
@@ -259,20 +264,26 @@ def test_adversarial_drafts(tiny: Pair, tiny_server: str, name: str) -> None:
 
 
 def test_a_stop_token_inside_an_accepted_path_ends_the_text(tiny: Pair, tiny_server: str) -> None:
-    """Stop tokens chosen from the middle of the text, so that good drafts run past them."""
+    """Stop tokens chosen from the middle of the text, so that good drafts run past them, and the
+    target's own, which ends a text although no request names it.
+    """
     prompt = tiny.tokenizer.encode("stop")
-    whole = plain_decoding(tiny.target, prompt, SAMPLINGS["T1"])
-    samplings = [replace(SAMPLINGS["T1"], stop_ids=(whole[i],)) for i in (0, 1, 7, 20, 40)]
+    whole = tiny.plain_text(prompt, SAMPLINGS["T1"])
+    (own,) = tiny.tokenizer.stop_ids
+    assert whole[-1] == own, "this text does not come to the target's own stop: no test"
+    assert len(whole) > 10
+    samplings = [replace(SAMPLINGS["T1"], stop_ids=(token,)) for token in whole[:10:3]]
     jobs = [(tiny.drafter(), prompt, sampling, drafting(32)) for sampling in samplings]
+    jobs += [(tiny.drafter(), prompt, SAMPLINGS["T1"], drafting(budget)) for budget in (0, 32)]
     expected = [whole[: whole.index(sampling.stop_ids[0]) + 1] for sampling in samplings]
-    assert answers(tiny_server, tiny.hello, jobs) == expected
+    assert answers(tiny_server, tiny.hello, jobs) == [*expected, whole, whole]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 7])
 def test_the_last_token_is_the_last(tiny: Pair, tiny_server: str, max_tokens: int) -> None:
     sampling = replace(SAMPLINGS["greedy"], max_tokens=max_tokens)
     prompt = tiny.tokenizer.encode("short")
-    expected = plain_decoding(tiny.target, prompt, sampling)
+    expected = tiny.plain_text(prompt, sampling)
     jobs = [(tiny.drafter(), prompt, sampling, drafting(budget)) for budget in (0, 8, 63)]
     assert answers(tiny_server, tiny.hello, jobs) == [expected] * 3
 
@@ -281,7 +292,7 @@ def test_the_context_ends_where_the_model_ends(tiny: Pair, tiny_server: str) -> 
     """The tiny target has 1,024 positions: trees get shallow, and the text stops at the last."""
     prompt = tiny.tokenizer.encode("x" * 1000)
     sampling = replace(SAMPLINGS["T1"], max_tokens=500)
-    expected = plain_decoding(tiny.target, prompt, replace(sampling, max_tokens=24))
+    expected = tiny.plain_text(prompt, replace(sampling, max_tokens=24))
     adversaries = [adversary(f, expected, 1, prompt, sampling, 200) for f in ("star", "any")]
     jobs = [(who, prompt, sampling, drafting(200)) for who in (tiny.drafter(), *adversaries)]
     assert answers(tiny_server, tiny.hello, jobs) == [expected] * 3
@@ -319,13 +330,13 @@ def test_a_coarser_cache_changes_the_text_but_not_the_equality(
 
     pair = Pair(str(tiny_pair[0]), str(tiny_pair[1]), kv_dtype=kv_dtype)
     prompt = pair.tokenizer.encode("rounded " * 20)
-    expected = plain_decoding(pair.target, prompt, SAMPLINGS["T1"])
+    expected = pair.plain_text(prompt, SAMPLINGS["T1"])
     jobs = [(pair.drafter(), prompt, SAMPLINGS["T1"], drafting(n)) for n in (0, 8, 63)]
     options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1", "--no-pipeline"]
     with running_server(*options, "--kv-dtype", kv_dtype) as address:
         assert answers(address, pair.hello, jobs) == [expected] * 3
     if kv_dtype == "float8_e4m3":
-        assert expected != plain_decoding(tiny.target, prompt, SAMPLINGS["T1"])
+        assert expected != tiny.plain_text(prompt, SAMPLINGS["T1"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -348,8 +359,7 @@ def test_real_text_of_the_embedded_pair(dtype: str, length: int) -> None:
     jobs, expected = [], []
     for text, sampling in cases:
         prompt = pair.tokenizer.chat_prompt([{"role": "user", "content": text}])
-        sampling = replace(sampling, stop_ids=tuple(pair.tokenizer.stop_ids))
-        expected.append(plain_decoding(pair.target, prompt, sampling))
+        expected.append(pair.plain_text(prompt, sampling))
         jobs.append((pair.drafter(), prompt, sampling, drafting(32)))
     # without the pipeline the turn is always the edges', however slow this machine is today
     options = ["--model", "smollm2", "--port", "0", "--dtype", dtype, "--no-pipeline"]

@@ -19,7 +19,7 @@ from runtime.edge.batcher import Batcher
 from runtime.edge.link import Link, Sampling
 from runtime.edge.loop import Drafting, generate
 from runtime.edge.speculation import Proactive, TreeShape
-from tests.test_lossless import Pair, plain_decoding
+from tests.test_lossless import Pair
 
 EDGES = 12
 BEGINNING = "All of these prompts begin with the same words, which fill more than two pages. "
@@ -85,7 +85,7 @@ def test_every_finished_text_is_the_plain_text(pair: Pair, server: str, seed: in
         how = Drafting(shape, rng.random() < 0.8, rng.choice(list(Proactive)))
         rounds = rng.choice((-1, -1, -1, 2, 5))
         jobs.append((prompt, sampling, how, rounds))
-        expected.append(plain_decoding(pair.target, prompt, sampling))
+        expected.append(pair.plain_text(prompt, sampling))
 
     async def everyone() -> list[list[int] | None]:
         return await asyncio.gather(*(ask(server, pair, *job) for job in jobs))
@@ -102,4 +102,4 @@ def test_afterwards_every_page_is_free(pair: Pair, server: str) -> None:
     sampling = Sampling(max_tokens=60, temperature=1.0, seed=9)
     how = Drafting(TreeShape(16, 6, 4, 4))
     text = asyncio.run(asyncio.wait_for(ask(server, pair, prompt, sampling, how, -1), 240))
-    assert text == plain_decoding(pair.target, prompt, sampling)
+    assert text == pair.plain_text(prompt, sampling)

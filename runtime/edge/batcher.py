@@ -23,6 +23,11 @@ class Batcher:
         self._waiting: list[tuple[Pass, asyncio.Future[bool]]] = []
         self._working: asyncio.Task[None] | None = None
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the draft model's embedding."""
+        return self._drafter.vocabulary_size
+
     async def run(self, speculation: Speculation, frontier: Sequence[int]) -> bool:
         """Join the next pass. False where the pages do not suffice for it."""
         loop = asyncio.get_running_loop()

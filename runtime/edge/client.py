@@ -30,6 +30,7 @@ from runtime.wire.tls import TLSError, trust
 
 DRAFT_PAGE_TOKENS = 16
 DRAFT_CONTEXT_TOKENS = 8192  # beyond it the edge stops drafting and decodes plainly
+MAX_TEMPLATE_FILE_BYTES = 2**20
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -50,6 +51,7 @@ class Edge:
         self.last_ids: list[int] = []
         self._loop = asyncio.new_event_loop()
         self._uplink: Uplink | None = None
+        _read_template(config.chat_template)  # a mistake is told before the model is loaded
         self.tokenizer = Tokenizer.load(config.draft)
         engine = open_engine(
             config.draft,
@@ -70,13 +72,15 @@ class Edge:
 
     def connect(self) -> None:
         """Greet the server. Raises ServerError."""
+        rows = self._batcher.vocabulary_size
         try:
             hello = wire.Hello(
                 wire.VERSION,
-                self.tokenizer.vocabulary_size,
-                self.tokenizer.vocabulary_hash(),
+                rows,
+                self.tokenizer.vocabulary_hash(rows),
                 inert(Path(self.config.draft).name),  # not the path: it is nobody's business
                 self.config.user,
+                template_hash=wire.template_hash(self.tokenizer.portable_template),
             )
         except ValueError as error:
             raise ConfigError(f"the server cannot be greeted so: {error}") from error
@@ -86,9 +90,10 @@ class Edge:
     def _credentials(self) -> Credentials:
         token = read_secret(Path(self.config.token_file)).strip() if self.config.token_file else ""
         try:
-            return Credentials(token.encode(), trust(self.config.tls))
+            known = trust(self.config.tls)
         except TLSError as error:
             raise ConfigError(str(error)) from error
+        return Credentials(token.encode(), known, self.tokenizer.vocabulary_hash)
 
     @property
     def connected(self) -> bool:
@@ -124,6 +129,7 @@ class Edge:
         if self._resume_path is None:
             raise ConfigError("there is no answer to go on with; give --resume-file FILE")
         answer = load(self._resume_path, self.tokenizer.vocabulary_hash())
+        self._check_ids(answer.rest[0])
         return self._stream(answer, self.config)
 
     @property
@@ -183,7 +189,8 @@ class Edge:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, in the chat template unless `raw` was asked for.
 
-        Raises ConfigError where the prompt is empty or no text, or the template refuses it.
+        Raises ConfigError where the prompt is empty or no text, the template refuses it, or the
+        target does not have one of its tokens.
         """
         return self._encode(prompt, self.config)
 
@@ -192,13 +199,61 @@ class Edge:
             if config.raw and isinstance(prompt, str):
                 ids = self.tokenizer.encode(prompt)
             else:
-                messages = _conversation(prompt, config.system)
-                ids = self.tokenizer.chat_prompt(messages, enable_thinking=config.enable_thinking)
+                ids = self.tokenizer.chat_prompt(
+                    _conversation(prompt, config.system),
+                    template=self._template(config),
+                    enable_thinking=config.enable_thinking,
+                )
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if not ids:
             raise ConfigError("the prompt is empty; give at least one character")
+        self._check_ids(ids)
         return ids
+
+    def _template(self, config: EdgeConfig) -> str | None:
+        """The chat template to use, None for the draft's own. Raises ConfigError."""
+        if config.chat_template:
+            return _read_template(config.chat_template)
+        targets = self._uplink.template if self._uplink else None
+        if targets is None:  # it has the same, or none
+            return None
+        if not targets.source:
+            raise ConfigError(
+                "the chat template of the target is too long to be sent; "
+                "give --chat-template FILE, or --chat-template draft"
+            )
+        return targets.source
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        """Raises ConfigError where the target does not have one of them."""
+        rows = self._target_rows
+        for index in ids:
+            if index >= rows:
+                raise ConfigError(
+                    f"the prompt has the token {self.tokenizer.token(index)!r} (id {index}), "
+                    f"and the target knows only ids below {rows}; leave it out"
+                )
+
+    @property
+    def _target_rows(self) -> int:
+        welcome = self._uplink.welcome if self._uplink else None
+        return welcome.vocabulary_size if welcome else wire.MAX_VOCABULARY
+
+    def _stop_ids(self, stop: Sequence[str]) -> tuple[int, ...]:
+        """The draft's own and control tokens that `stop` spells; the server adds the target's.
+
+        Raises ConfigError.
+        """
+        # a control token has no text, but may be what somebody wants to stop at
+        wanted = self.tokenizer.stop_ids | self.tokenizer.control_ids(stop)
+        ids = sorted(index for index in wanted if 0 <= index < self._target_rows)
+        if len(ids) > wire.MAX_STOP_IDS:
+            raise ConfigError(
+                f"{self.config.draft} and --stop name {len(ids)} stop ids; "
+                f"a request carries at most {wire.MAX_STOP_IDS}"
+            )
+        return tuple(ids)
 
     def _sampling(self, config: EdgeConfig) -> Sampling:
         return Sampling(
@@ -208,10 +263,7 @@ class Edge:
             top_p=config.top_p,
             min_p=config.min_p,
             seed=config.seed,
-            # a control token has no text, but may be what somebody wants to stop at
-            stop_ids=tuple(
-                sorted(self.tokenizer.stop_ids | self.tokenizer.control_ids(config.stop))
-            ),
+            stop_ids=self._stop_ids(config.stop),
         )
 
     @staticmethod
@@ -254,6 +306,21 @@ def _conversation(prompt: Prompt, system: str | None) -> list[Mapping[str, Any]]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     first = [{"role": "system", "content": system}] if system else []
     return [*first, *messages]
+
+
+def _read_template(option: str) -> str | None:
+    """The text of a chat template's file; None where the option names no file. ConfigError."""
+    if option in ("", "draft"):
+        return None
+    try:
+        with open(option, encoding="utf-8") as file:
+            template = file.read(MAX_TEMPLATE_FILE_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read --chat-template {option}: {reason}") from error
+    if len(template) > MAX_TEMPLATE_FILE_BYTES:
+        raise ConfigError(f"--chat-template {option} is longer than any template: it is not one")
+    return template
 
 
 def generate(prompt: Prompt, **options: Any) -> Iterator[str]:

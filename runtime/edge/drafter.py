@@ -64,6 +64,11 @@ class Drafter:
         self._token_ids = head_ids
         self._last = Conversation((), [])
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the model's embedding: it can read the ids below."""
+        return self.engine.model.config.vocab_size
+
     def run(self, passes: Sequence[Pass]) -> list[bool]:
         """One pass of the model for all; for each, False where the pages do not suffice."""
         has_room = [self._reserve(one) for one in passes]
@@ -149,7 +154,8 @@ class Drafter:
         """Offer each node's likeliest children to its tree; logits [len(expanded), V]."""
         paths = [s.tree.path(node) for s, node in expanded]
         shares = [s.index.next_tokens(path) for (s, _), path in zip(expanded, paths, strict=True)]
-        mixed, token_ids = mix(logits, self._token_ids, shares)
+        known = self._known_columns(min(s.vocabulary_size for s, _ in expanded))
+        mixed, token_ids = mix(logits[:, :known].contiguous(), self._token_ids[:known], shares)
         widths = [s.shape.max_branch_width for s, _ in expanded]
 
         def column(values: list[float], dtype: torch.dtype) -> Tensor:
@@ -169,6 +175,12 @@ class Drafter:
         rows = zip(expanded, widths, ids.tolist(), log_probabilities.tolist(), strict=True)
         for (speculation, node), width, tokens, scores in rows:
             speculation.tree.add_children(node, list(zip(tokens, scores, strict=True))[:width])
+
+    def _known_columns(self, vocabulary_size: int) -> int:
+        """How many columns of the logits are tokens that the target has as well."""
+        if vocabulary_size >= self.vocabulary_size:
+            return len(self._token_ids)
+        return int(torch.searchsorted(self._token_ids, vocabulary_size))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -6,7 +6,7 @@ Deals in messages; what is drafted and when it is sent is the business of `loop.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -15,9 +15,11 @@ from runtime.logs import fields
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 from runtime.wire.auth import is_proven, new_nonce, prove
-from runtime.wire.states import Role
+from runtime.wire.states import Role, State
 from runtime.wire.tcp import FramedProtocol, connect
 from runtime.wire.tls import Trust
+from runtime.wire.token_bits import OutsideVocabulary, check_tokens
+from runtime.wire.vocabulary import other_vocabulary, same_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -69,20 +71,27 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Credentials:
-    """How the ends know each other: our user's token, and whose certificate is the server's."""
+    """How the ends know each other: our user's token, whose certificate is the server's, and what
+    our ids below a number of rows stand for (16 bytes; None leaves it to the server to compare).
+    """
 
     token: bytes = b""
     trust: Trust | None = None
+    vocabulary_hash: Callable[[int], bytes] | None = None
 
 
 NO_CREDENTIALS = Credentials()
 
 
 class Link:
-    """A connection to the server, greeted and ready for requests."""
+    """A connection to the server, greeted and ready for requests.
+
+    template is the target's chat template where the edge has another one or none, otherwise None.
+    """
 
     def __init__(self, hello: wire.Hello, credentials: Credentials) -> None:
         self.welcome: wire.Welcome | None = None
+        self.template: wire.Template | None = None
         self._hello, self._credentials = hello, credentials
         self._peer: FramedProtocol | None = None
         self._greeted: asyncio.Future[wire.Welcome | wire.Redirect] = (
@@ -129,12 +138,22 @@ class Link:
     def request(
         self, prompt: Sequence[int], sampling: Sampling, max_nodes: int = wire.MAX_NODES
     ) -> "Request":
-        """Send OPEN and the prompt; drafts will have `max_nodes` at most, 0 to decode plainly."""
+        """Send OPEN and the prompt; drafts will have `max_nodes` at most, 0 to decode plainly.
+
+        Raises ServerError, and sends nothing, where an id is not one of the target's.
+        """
         self._check_alive()
-        self._last_session = self._last_session % 65535 + 1
-        number = self._last_session
+        number = self._last_session % 65535 + 1
+        opening = sampling.opening(number, len(prompt), max_nodes)
+        try:
+            check_tokens((*prompt, *sampling.stop_ids), self.welcome.vocabulary_size)
+        except OutsideVocabulary as error:
+            raise ServerError(
+                f"the request cannot be sent: {error}", wire.ErrorCode.LIMIT
+            ) from None
+        self._last_session = number
         self._inboxes[number] = asyncio.Queue()
-        self._peer.send(sampling.opening(number, len(prompt), max_nodes))
+        self._peer.send(opening)
         for start in range(0, len(prompt), PROMPT_FRAME_TOKENS):
             self._peer.send(wire.Prompt(number, tuple(prompt[start : start + PROMPT_FRAME_TOKENS])))
         return Request(self, number)
@@ -179,15 +198,35 @@ class Link:
         else:
             self._peer.send(wire.Proof(prove(token, Role.EDGE, *known, certificate)))
 
-    def _welcomed(self, message: wire.Welcome | wire.Redirect) -> None:
+    def _answered(self, message: wire.Welcome | wire.Redirect) -> None:
         if self._credentials.token and self._peer.connection.challenge is None:
             self._refuse("the server did not prove that it knows your token")
-        elif not self._greeted.done():
+        elif isinstance(message, wire.Redirect):
+            self._greeted_with(message)
+        elif self._is_other_vocabulary(message):
+            sentence = other_vocabulary(self._hello, message)
+            self._refuse(sentence, wire.ErrorCode.VOCABULARY)
+        elif self._peer.connection.state is State.OPEN:
+            self._greeted_with(message)
+
+    def _is_other_vocabulary(self, welcome: wire.Welcome) -> bool:
+        own_hash = self._credentials.vocabulary_hash
+        rows = self._hello.vocabulary_size
+        return own_hash is not None and not same_vocabulary(welcome, rows, own_hash)
+
+    def _got_template(self, template: wire.Template) -> None:
+        self.template = template
+        welcome = self._peer.connection.welcome
+        assert welcome is not None, "a Template before the Welcome"
+        self._greeted_with(welcome)
+
+    def _greeted_with(self, message: wire.Welcome | wire.Redirect) -> None:
+        if not self._greeted.done():
             self._greeted.set_result(message)
 
-    def _refuse(self, sentence: str) -> None:
-        self._lose(sentence, wire.ErrorCode.AUTHENTICATION)
-        self._peer.refuse(wire.ErrorCode.AUTHENTICATION, sentence)
+    def _refuse(self, sentence: str, code: wire.ErrorCode = wire.ErrorCode.AUTHENTICATION) -> None:
+        self._lose(sentence, code)
+        self._peer.refuse(code, sentence)
 
     def _send(self, message: wire.Message) -> None:
         self._check_alive()
@@ -242,7 +281,9 @@ class Link:
             case wire.Challenge():
                 self._prove(message)
             case wire.Welcome() | wire.Redirect():
-                self._welcomed(message)
+                self._answered(message)
+            case wire.Template():
+                self._got_template(message)
             case wire.Pong():
                 self._watchdog.saw_pong()
             case wire.Error(session=0, fatal=True):

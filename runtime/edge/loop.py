@@ -51,12 +51,16 @@ def generate(
     Raises ServerError. Leaving the iteration early cancels the request on the server.
     """
     budget = min(drafting.shape.max_budget, link.welcome.max_nodes)
+    vocabulary_size = min(batcher.vocabulary_size, link.welcome.vocabulary_size)
+    if max(prompt, default=0) >= vocabulary_size:
+        budget = 0  # the draft model cannot read it
     speculation = Speculation(
         context=list(prompt),
         limit=min(len(prompt) + sampling.max_tokens, link.welcome.max_context),
         shape=replace(drafting.shape, max_budget=budget),
         proactive=drafting.proactive,
         noise=Noise(sampling.seed, sampling.temperature if drafting.coupling else 0.0),
+        vocabulary_size=vocabulary_size,
     )
     return rounds(link, batcher, sampling, speculation)
 

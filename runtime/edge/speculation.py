@@ -65,13 +65,17 @@ class Step:
 
 @dataclass
 class Speculation:
-    """The draft side of one request. `limit` counts the tokens that the text may have."""
+    """The draft side of one request. `limit` counts the tokens that the text may have.
+
+    Nothing is drafted any more once the text has a token that the draft model lacks.
+    """
 
     context: list[int]
     limit: int
     shape: TreeShape
     proactive: Proactive
     noise: Noise
+    vocabulary_size: int  # ids that both models have are below it
     cached: int = 0
     pages: list[int] = field(default_factory=list)
     # Where the cache is out of order: place moved_from + i belongs to what lies at
@@ -86,6 +90,7 @@ class Speculation:
         self._expanded_before = 0  # of the tree's expanded nodes, when it was sent
         self.index = SuffixIndex()
         self.index.extend(self.context)
+        self._is_readable = max(self.context) < self.vocabulary_size
 
     @property
     def expected_tokens(self) -> float:
@@ -155,6 +160,7 @@ class Speculation:
         self.tree = self._new_tree() if foreseen is None else self.tree.reroot(foreseen)
         self.context += tokens
         self.index.extend(tokens)
+        self._is_readable = self._is_readable and max(tokens) < self.vocabulary_size
         self.sent, self.in_flight = OrderedTree(), False
         self._expanded_before = len(self.tree.expanded)
         return step
@@ -170,7 +176,7 @@ class Speculation:
     def _expandable(self, nodes: Iterable[int]) -> list[int]:
         """The best of some nodes whose children could still be accepted."""
         deepest = self.limit - len(self.context) - 2  # of children; the bonus comes below them
-        if deepest < 0:
+        if deepest < 0 or not self._is_readable:
             return []
         if self.cached < len(self.context):
             return [ROOT]

@@ -25,6 +25,8 @@ class Uplink:
         self, host: str, port: int, hello: wire.Hello, credentials: Credentials = NO_CREDENTIALS
     ) -> None:
         self.opened = 0  # links, over all time
+        self.welcome: wire.Welcome | None = None  # of the last of them
+        self.template: wire.Template | None = None  # that came after it
         self._greeting = (host, port, hello, credentials)
         self._link: Link | None = None
         self._opening = asyncio.Lock()
@@ -36,6 +38,7 @@ class Uplink:
             if self._link is None or not self._link.alive:
                 await self.close()
                 self._link = await Link.open(*self._greeting)
+                self.welcome, self.template = self._link.welcome, self._link.template
                 self.opened += 1
             return self._link
 

@@ -135,8 +135,8 @@ class Tokenizer:
         named = self._tokenizer.chat_template
         lack = f"only chat templates named {', '.join(named)}" if named else "no chat template"
         raise ModelError(
-            f"the model has {lack}; ask it with --raw, which sends a prompt as it is, or take a "
-            "draft or target that has a template"
+            f"the model has {lack}; give one with --chat-template FILE, or ask with --raw, which "
+            "sends a prompt as it is"
         )
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:

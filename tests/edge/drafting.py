@@ -16,7 +16,7 @@ def speculate(
     prompt: list[int] = PROMPT,
     limit: int = 500,
 ) -> Speculation:
-    return Speculation(list(prompt), limit, shape, proactive, Noise(3, temperature))
+    return Speculation(list(prompt), limit, shape, proactive, Noise(3, temperature), 260)
 
 
 def grow(drafter: Drafter, speculation: Speculation, max_nodes: int = 255) -> OrderedTree:

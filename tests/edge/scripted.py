@@ -30,7 +30,7 @@ class ScriptedServer:
         """A link whose messages come here; call it with the event loop running."""
         hello = wire.Hello(wire.VERSION, 260, bytes(16), "scripted")
         self._link = link = Link(hello, NO_CREDENTIALS)
-        link.welcome = wire.Welcome(1, 260, 200, 1000, 9, "scripted")
+        link.welcome = wire.Welcome(1, 260, bytes(16), 200, 1000, 9, "scripted")
         link._peer = self
         return link
 

@@ -27,7 +27,7 @@ class Recorder:
 
 
 def speculation() -> Speculation:
-    return Speculation([1], 9, TreeShape(1, 1, 1, 1), Proactive.OFF, Noise())
+    return Speculation([1], 9, TreeShape(1, 1, 1, 1), Proactive.OFF, Noise(), 100)
 
 
 async def many(batcher: Batcher, node: int, passes: int) -> list[bool]:

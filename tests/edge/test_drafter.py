@@ -176,7 +176,7 @@ def test_requests_that_share_passes_draft_what_they_draft_alone(
 
     def requests() -> list[Speculation]:
         return [
-            Speculation(list(prompt), 300, shape, proactive, Noise(seed, seed / 2))
+            Speculation(list(prompt), 300, shape, proactive, Noise(seed, seed / 2), 260)
             for seed, (prompt, shape) in enumerate(zip(prompts, shapes, strict=True))
         ]
 

@@ -13,7 +13,25 @@ SHAPE = TreeShape(max_budget=12, max_n_beams=3, max_beam_len=4, max_branch_width
 
 
 def speculation(proactive: Proactive, shape: TreeShape = SHAPE, limit: int = 400) -> Speculation:
-    return Speculation([7] * 5, limit, shape, proactive, Noise())
+    return Speculation([7] * 5, limit, shape, proactive, Noise(), 10**6)
+
+
+@pytest.mark.parametrize("proactive", Proactive)
+def test_nothing_is_drafted_after_a_token_that_the_draft_lacks(proactive: Proactive) -> None:
+    """Nor below one that was drafted before: the tree of a text that cannot be read is empty."""
+    own, rng = speculation(proactive), random.Random(1)
+    own.vocabulary_size = 60
+    own.commit(0, 59)
+    round_trip(own, rng, passes=3, passes_ahead=2)
+    assert len(own.sent)
+    own.commit(1, 60)
+    for token in (60, 3, 4):
+        assert own.frontier(12) == []
+        assert len(own.send(12)) == 0
+        assert own.frontier_ahead() == []
+        assert own.commit(0, token).tokens == (token,)
+    prompt = Speculation([7, 61, 7], 400, SHAPE, proactive, Noise(), 61)
+    assert prompt.frontier_ahead() == prompt.frontier(12) == []
 
 
 def run(own: Speculation, frontier: list[int], rng: random.Random) -> None:
