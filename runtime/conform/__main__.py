@@ -61,10 +61,11 @@ def _target(arguments: argparse.Namespace) -> Target:
     from runtime.model.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(arguments.draft)
-    size, digest = tokenizer.vocabulary_size, tokenizer.vocabulary_hash()
-    hello = wire.Hello(wire.VERSION, size, digest, "runtime.conform", arguments.user)
+    size, own_hash = tokenizer.vocabulary_size, tokenizer.vocabulary_hash
+    hello = wire.Hello(wire.VERSION, size, own_hash(size), "runtime.conform", arguments.user)
     address = parse_address(arguments.server, "the server")
-    return Target(*address, hello, token.encode(), trust(arguments.tls), arguments.wait_s)
+    known = token.encode(), trust(arguments.tls)
+    return Target(*address, hello, own_hash, *known, arguments.wait_s)
 
 
 def _parser() -> argparse.ArgumentParser:

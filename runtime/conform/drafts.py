@@ -125,14 +125,14 @@ async def equal_cousins(visitor: Visitor) -> None:
 
 
 async def a_drafted_id_outside_the_vocabulary(visitor: Visitor) -> None:
-    """§2.3 A drafted id outside the vocabulary is a fault."""
+    """§2.3 A drafted id outside the vocabulary is a fault, LIMIT."""
     session = await _in_turn(visitor, nodes=1)
     size = session.peer.vocabulary_size
     if size == 1 << token_bits(size):
         raise Skipped(f"every id of {token_bits(size)} bits is in a vocabulary of {size}")
     packed = size.to_bytes(packed_bytes(1, size), "little")
     session.peer.write(_frame(session, packed=packed + b"\0", nodes=1))
-    await _refused(session)
+    await session.peer.refused(ErrorCode.LIMIT)
 
 
 async def a_draft_without_its_parents(visitor: Visitor) -> None:

@@ -2,7 +2,7 @@
 
 from runtime.conform.peer import Failed, Visitor, opening
 from runtime.wire import messages as wire
-from runtime.wire.frames import MAX_FRAME_BYTES, MAX_PROMPT_FRAME_BYTES
+from runtime.wire.frames import MAX_FRAME_BYTES, MAX_LONG_FRAME_BYTES
 from runtime.wire.messages import ErrorCode
 
 LONG_PROMPT_TOKENS = 20_000
@@ -12,7 +12,7 @@ Bodies = dict[type[wire.Message], bytes]
 
 async def unknown_type(visitor: Visitor) -> None:
     """§2.1 A frame of an unknown type is a fault."""
-    for number in (0, 15, 255):
+    for number in (0, 16, 255):
         peer = await visitor.admitted()
         peer.write(peer.raw(number))
         await peer.refused(ErrorCode.PROTOCOL)
@@ -87,7 +87,7 @@ async def an_overlong_prompt_frame(visitor: Visitor) -> None:
     """§2.2 A frame of a Prompt has at most 61,440 bytes."""
     peer = await visitor.admitted()
     peer.send(opening())
-    peer.write(peer.raw(wire.Prompt, session=1, length=MAX_PROMPT_FRAME_BYTES + 1))
+    peer.write(peer.raw(wire.Prompt, session=1, length=MAX_LONG_FRAME_BYTES + 1))
     await peer.refused(ErrorCode.LIMIT)
 
 
@@ -228,10 +228,11 @@ async def an_edges_error_for_a_session(visitor: Visitor) -> None:
 
 
 async def what_only_servers_send(visitor: Visitor) -> None:
-    """§4.1 An edge does not send Welcome, Challenge, Redirect, Verdict or Credit."""
+    """§4.1 An edge does not send Welcome, Template, Challenge, Redirect, Verdict or Credit."""
     verdict = wire.Verdict(1, 0, 0, 1, wire.Finish.NONE, 0, 0)
     others = (wire.Challenge(bytes(32), bytes(32)), wire.Redirect(1, "x"), wire.Credit(1, 1, 0, 0))
-    for message in (wire.Welcome(1, 260, 1, 100, 1, "x"), verdict, *others):
+    greetings = (wire.Welcome(1, 260, bytes(16), 1, 100, 1, "x"), wire.Template("x"))
+    for message in (*greetings, verdict, *others):
         peer = await visitor.admitted()
         peer.send(opening(), message)
         await peer.refused(ErrorCode.PROTOCOL)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from runtime.conform.peer import Failed, Peer, Visitor, opening
+from runtime.conform.peer import Failed, Peer, Skipped, Visitor, opening
 from runtime.wire import messages as wire
 from runtime.wire.connection import MAX_HANDSHAKE_FRAME_BYTES
 from runtime.wire.frames import HEADER
@@ -54,14 +54,52 @@ async def a_later_version_with_another_layout(visitor: Visitor) -> None:
 
 
 async def another_vocabulary(visitor: Visitor) -> None:
-    """§4.2 A Hello with another hash of the vocabulary is refused with VOCABULARY."""
+    """§4.7 A Hello of no more rows, with another hash for them, is refused with VOCABULARY."""
+    rows = (await (await visitor.connect()).greet()).vocabulary_size
+    for size in (2, rows):
+        digest = bytes(byte ^ 0xFF for byte in visitor.target.vocabulary_hash(size))
+        peer = await visitor.connect()
+        await peer.introduce(vocabulary_size=size, vocabulary_hash=digest)
+        await peer.refused(ErrorCode.VOCABULARY)
+
+
+async def an_edge_with_fewer_rows(visitor: Visitor) -> None:
+    """§4.7 An edge with fewer rows is welcome, if the ids below them stand for the same."""
+    for size in (2, visitor.target.hello.vocabulary_size // 2):
+        peer = await visitor.connect()
+        digest = visitor.target.vocabulary_hash(size)
+        await peer.introduce(vocabulary_size=size, vocabulary_hash=digest)
+        await peer.expect(wire.Welcome)
+
+
+async def an_edge_with_more_rows(visitor: Visitor) -> None:
+    """§4.7 An edge with more rows compares: the Welcome's hash is that of its own ids below."""
     peer = await visitor.connect()
-    digest = bytes(byte ^ 0xFF for byte in peer.hello.vocabulary_hash)
-    peer.hello = replace(peer.hello, vocabulary_hash=digest)
-    peer.send(peer.hello)
-    if visitor.target.token:
-        peer.send(wire.Proof(peer.proof(await peer.challenged())))
-    await peer.refused(ErrorCode.VOCABULARY)
+    await peer.introduce(vocabulary_size=wire.MAX_VOCABULARY, vocabulary_hash=bytes(16))
+    welcome = await peer.expect(wire.Welcome)
+    if welcome.vocabulary_hash != visitor.target.vocabulary_hash(welcome.vocabulary_size):
+        raise Failed("the Welcome's hash is of another vocabulary")
+
+
+async def an_edge_without_a_template(visitor: Visitor) -> None:
+    """§4.8 The target's template follows the Welcome where the edge has another or none."""
+    for digest in (wire.NO_TEMPLATE, b"another template"):
+        peer = await visitor.connect()
+        await peer.introduce(template_hash=digest)
+        peer.welcome = await peer.expect(wire.Welcome)
+        if peer.welcome.template_hash == wire.NO_TEMPLATE:
+            raise Skipped("the target has no chat template")
+        await peer.template()
+        await peer.is_alive()
+
+
+async def an_edge_with_the_template(visitor: Visitor) -> None:
+    """§4.8 No Template comes where the edge has the same."""
+    same = (await (await visitor.connect()).greet()).template_hash
+    peer = await visitor.connect()
+    await peer.introduce(template_hash=same)
+    await peer.expect(wire.Welcome)
+    await peer.is_alive()
 
 
 async def short_hello(visitor: Visitor) -> None:
@@ -123,7 +161,7 @@ async def proof_before_the_hello(visitor: Visitor) -> None:
 
 async def welcome_from_an_edge(visitor: Visitor) -> None:
     """§4.1 An edge does not send what servers send: a Welcome is a fault."""
-    await _refused_first(visitor, wire.Welcome(1, 260, 1, 100, 1, "I am the server"))
+    await _refused_first(visitor, wire.Welcome(1, 260, bytes(16), 1, 100, 1, "I am the server"))
 
 
 async def another_protocol(visitor: Visitor) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import random
 import socket
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ class Target:
     host: str
     port: int
     hello: wire.Hello
+    vocabulary_hash: Callable[[int], bytes]  # of this end's ids below so many rows
     token: bytes = b""
     trust: Trust | None = None
     wait_s: float = 10.0  # for an answer that has to come
@@ -280,11 +281,27 @@ class Peer:
 
     async def greet(self) -> wire.Welcome:
         """Shake hands as an edge does."""
+        await self.introduce()
+        self.welcome = await self.expect(wire.Welcome)
+        if wire.template_follows(self.hello, self.welcome):
+            await self.template()
+        return self.welcome
+
+    async def introduce(self, **changes: Any) -> None:
+        """Say Hello, with fields changed as told, and prove who we are if we are asked."""
+        self.hello = replace(self.hello, **changes)
         self.send(self.hello)
         if self._target.token:
             self.send(wire.Proof(self.proof(await self.challenged())))
-        self.welcome = await self.expect(wire.Welcome)
-        return self.welcome
+
+    async def template(self) -> wire.Template:
+        """The Template, which must be the one that the Welcome tells of."""
+        assert self.welcome is not None, "a Template before the Welcome"
+        template = await self.expect(wire.Template)
+        is_right = wire.template_hash(template.source) == self.welcome.template_hash
+        if template.source and not is_right:
+            raise Failed("the Template has another hash than the Welcome says")
+        return template
 
     async def challenged(self) -> wire.Challenge:
         """The server's Challenge."""
@@ -364,6 +381,13 @@ class Session:
         self.answer += [*self._path(verdict.node), verdict.bonus]
         self.verdicts.append(verdict)
         self._drafted = None
+        is_early = len(self.answer) < self.params.max_tokens
+        if (
+            self.finish is wire.Finish.STOP
+            and is_early
+            and verdict.bonus not in self.params.stop_ids
+        ):
+            raise Skipped("the target's own stop id ends this answer early")
         if verdict.turn is wire.Turn.EDGE:
             self._granted(verdict)
         return verdict

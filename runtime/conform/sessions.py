@@ -106,15 +106,20 @@ async def a_prompt_after_the_prompt(visitor: Visitor) -> None:
 
 
 async def an_id_outside_the_vocabulary(visitor: Visitor) -> None:
-    """§2.3 An id outside the vocabulary is a fault."""
+    """§2.3 An id outside the vocabulary is a fault, LIMIT."""
     peer = await visitor.admitted()
-    size = peer.vocabulary_size
-    if size == 1 << token_bits(size):
-        raise Skipped(f"every id of {token_bits(size)} bits is in a vocabulary of {size}")
+    outside = _id_outside(peer)
     peer.send(opening(1, 1))
-    body = struct.pack("<H", 1) + size.to_bytes(packed_bytes(1, size), "little")
-    peer.write(peer.raw(wire.Prompt, body, session=1))
-    await peer.refused(ErrorCode.PROTOCOL)
+    peer.write(peer.raw(wire.Prompt, struct.pack("<H", 1) + outside, session=1))
+    await peer.refused(ErrorCode.LIMIT)
+
+
+async def a_stop_id_outside_the_vocabulary(visitor: Visitor) -> None:
+    """§2.3 So is a stop id outside the vocabulary."""
+    peer = await visitor.admitted()
+    outside = _id_outside(peer)
+    peer.write(peer.raw(wire.Open, _open_body(stop_ids=1) + outside, session=1))
+    await peer.refused(ErrorCode.LIMIT)
 
 
 async def padding_that_is_not_zero(visitor: Visitor) -> None:
@@ -157,14 +162,6 @@ async def probabilities(visitor: Visitor) -> None:
     await _refused_open(visitor, top_p=0.0)
 
 
-async def thirty_three_stop_ids(visitor: Visitor) -> None:
-    """§3.3 There are at most 32 stop ids."""
-    peer = await visitor.admitted()
-    packed = bytes(packed_bytes(33, peer.vocabulary_size))
-    peer.write(peer.raw(wire.Open, _open_body(stop_ids=33) + packed, session=1))
-    await peer.refused(ErrorCode.PROTOCOL)
-
-
 async def stop_ids_that_are_not_there(visitor: Visitor) -> None:
     """§2.1 An Open whose body does not hold the stop ids it counts is a fault."""
     peer = await visitor.admitted()
@@ -173,7 +170,7 @@ async def stop_ids_that_are_not_there(visitor: Visitor) -> None:
 
 
 async def the_longest_parameters(visitor: Visitor) -> None:
-    """§3.3 The largest seed, temperature, top_k and 32 stop ids are allowed."""
+    """§3.3 The largest seed, temperature, top_k and 255 stop ids are allowed."""
     peer = await visitor.admitted()
     extremes: dict[str, Any] = {
         "seed": 2**64 - 1,
@@ -181,7 +178,8 @@ async def the_longest_parameters(visitor: Visitor) -> None:
         "top_k": 2**32 - 1,
         "min_p": 1.0,
     }
-    await peer.open(stop_ids=tuple(range(32)), **extremes).rest()
+    stop_ids = tuple(token % peer.vocabulary_size for token in range(wire.MAX_STOP_IDS))
+    await peer.open(stop_ids=stop_ids, **extremes).rest()
 
 
 async def a_prompt_as_long_as_the_context(visitor: Visitor) -> None:
@@ -272,6 +270,14 @@ async def _refused_open(visitor: Visitor, **values: Any) -> None:
     peer = await visitor.admitted()
     peer.write(peer.raw(wire.Open, _open_body(**values), session=1))
     await peer.refused(ErrorCode.PROTOCOL)
+
+
+def _id_outside(peer: Peer) -> bytes:
+    """The first id that there is none of, packed."""
+    size = peer.vocabulary_size
+    if size == 1 << token_bits(size):
+        raise Skipped(f"every id of {token_bits(size)} bits is in a vocabulary of {size}")
+    return size.to_bytes(packed_bytes(1, size), "little")
 
 
 def _open_body(

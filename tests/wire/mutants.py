@@ -12,6 +12,7 @@ from runtime.wire.frames import HEADER, encode_frame
 LENGTH, TYPE, FLAGS, SEQ, BODY = 0, 2, 3, 6, HEADER.size
 ROUND, NODE, BONUS, FINISH, MAX_NODES = BODY, BODY + 4, BODY + 5, BODY + 9, BODY + 15
 TURN = BODY + 14
+VOCABULARY_HASH = BODY + 6
 CODE, FATAL = BODY, BODY + 1
 
 Change = Callable[[bytearray], bytes]
@@ -93,6 +94,12 @@ def credit_after_the_turn(frame: bytearray) -> bytes:
     return bytes(frame) + encode_frame(credit, 0, 0)
 
 
+def template_for_everybody(frame: bytearray) -> bytes:
+    if frame[TYPE] != wire.Welcome.TYPE:
+        return bytes(frame)
+    return bytes(frame) + encode_frame(wire.Template(""), 0, 0)
+
+
 def mend_magic(piece: bytearray) -> bytes:
     return bytes(piece).replace(b"STF2", b"STF1")
 
@@ -109,6 +116,12 @@ def shorten(piece: bytearray) -> bytes:
     return bytes(piece)
 
 
+ADDING_OR_DROPPING = (
+    no_close,
+    close_after_the_end,
+    credit_after_the_turn,
+    template_for_everybody,
+)
 MUTANTS = (
     Mutant("another nonce in Pongs", ("ping", "a_notice"), ("hello_is_answered", "wrong_magic"),
            down=when(wire.Pong, one_more(BODY, "<B", lambda frame: frame[BODY] < 255))),
@@ -124,7 +137,9 @@ MUTANTS = (
     Mutant("faults that are not fatal", ("wrong_magic", "flags", "a_number_in_use"), ("ping",),
            down=when(wire.Error, byte(FATAL, 0))),
     Mutant("errors that are all PROTOCOL",
-           ("an_overlong_frame", "too_many_sessions", "one_node_too_many", "wrong_version"),
+           ("an_overlong_frame", "too_many_sessions", "one_node_too_many", "wrong_version",
+            "an_id_outside_the_vocabulary", "a_drafted_id_outside_the_vocabulary",
+            "a_stop_id_outside_the_vocabulary"),
            ("flags", "a_prompt_after_the_prompt"), down=when(wire.Error, byte(CODE, 1))),
     Mutant("a Close is not answered", ("cancel_before_the_prompt", "cancel_in_the_edges_turn"),
            ("nothing_after_the_end", "a_number_again"), down=no_close),
@@ -146,6 +161,14 @@ MUTANTS = (
     Mutant("Credits for who does not wait", ("one_credit_for_each_wait", "drafts_of_nothing"),
            ("cancel_at_the_end",), down=credit_after_the_turn),
     Mutant("everything is kept for who does not read", ("an_edge_that_does_not_read",), ("ping",)),
+    Mutant("a Welcome of another vocabulary", ("an_edge_with_more_rows",),
+           ("an_edge_with_fewer_rows", "another_vocabulary", "ping"),
+           down=when(wire.Welcome, byte(VOCABULARY_HASH, 0))),
+    Mutant("another Template than the Welcome's",
+           ("an_edge_without_a_template", "an_edge_with_the_template", "ping"),
+           ("an_edge_with_fewer_rows",), down=when(wire.Template, byte(BODY, ord("x")))),
+    Mutant("a Template for everybody", ("an_edge_with_the_template", "ping"),
+           ("an_edge_with_fewer_rows", "hello_in_single_bytes"), down=template_for_everybody),
     Mutant("no numbers in frames", ("ping", "a_notice"), (),
            down=lambda frame: bytes(frame[:SEQ]) + b"\1\1" + bytes(frame[BODY:])),
 )  # fmt: skip
@@ -183,7 +206,7 @@ async def _pump(
     read: Callable[[asyncio.StreamReader], AsyncIterator[bytes]],
     change: Change,
 ) -> None:
-    numbered = read is _frame and change in (no_close, close_after_the_end, credit_after_the_turn)
+    numbered = read is _frame and change in ADDING_OR_DROPPING
     seq = 0
     with suppress(ConnectionError, asyncio.IncompleteReadError):
         async for data in read(reader):

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -48,7 +48,12 @@ def target(tiny_pair: tuple[Path, Path], folder: Path) -> Iterator[Target]:
     """A server with users."""
     users = ["--users", str(folder / "users.toml")]
     with running_server("--model", str(tiny_pair[0]), *OPTIONS, *POLICY, *users) as address:
-        yield Target(*parse_address(address), hello(tiny_pair, "alice"), token(folder))
+        meaning = own_hash(tiny_pair)
+        yield Target(*parse_address(address), hello(tiny_pair, "alice"), meaning, token(folder))
+
+
+def own_hash(tiny_pair: tuple[Path, Path]) -> Callable[[int], bytes]:
+    return Tokenizer.load(str(tiny_pair[0])).vocabulary_hash
 
 
 def hello(tiny_pair: tuple[Path, Path], user: str = "") -> wire.Hello:
@@ -81,7 +86,7 @@ def test_a_server_with_one_place_passes_the_cases_of_credits(
     """No credit comes back from an edge that keeps it, so there is time to draft without one."""
     monkeypatch.setattr(pipeline, "HOLD_S", 3600.0)
     rig = Rig(tiny_pair[0], credits="drr", max_batch=1)
-    anybody = Target("127.0.0.1", 0, hello(tiny_pair))
+    anybody = Target("127.0.0.1", 0, hello(tiny_pair), own_hash(tiny_pair))
     assert outcomes_of(CREDIT_CASES, rig, anybody) == ["PASSED", "PASSED"]
 
 
@@ -98,7 +103,7 @@ def test_cases_are_numbered_named_once_and_cite_the_page() -> None:
 def test_a_server_that_misbehaves_fails_the_right_cases(mutant: Mutant, target: Target) -> None:
     async def attempt() -> list[Result]:
         async with relay(mutant, target.host, target.port) as port:
-            front = Target("127.0.0.1", port, target.hello, target.token, wait_s=5)
+            front = replace(target, port=port, wait_s=5)
             return await run(select(mutant.fails + mutant.holds), front, lambda result: None)
 
     results = asyncio.run(attempt())
@@ -122,7 +127,7 @@ def test_whatever_answers_a_case_fails_with_a_sentence(target: Target, greeting:
     async def attempt() -> list[Result]:
         listener = await asyncio.start_server(answer, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
-        front = Target("127.0.0.1", port, target.hello, wait_s=1)
+        front = replace(target, port=port, token=b"", wait_s=1)
         results = await run(select(["hello_is_answered", "ping"]), front, lambda result: None)
         listener.close()
         return results
@@ -149,7 +154,7 @@ def test_a_server_that_decides_by_itself_skips_and_never_passes(
     tiny_pair: tuple[Path, Path],
 ) -> None:
     """Without nodes nobody can be asked for drafts; without users nobody can prove anything."""
-    anybody = Target("127.0.0.1", 0, hello(tiny_pair))
+    anybody = Target("127.0.0.1", 0, hello(tiny_pair), own_hash(tiny_pair))
     names = ["right_drafts", "equal_siblings", "another_base", "drafts_of_nothing", "a_stop_id"]
     results = outcomes_of(names, Rig(tiny_pair[0], max_nodes=0), anybody)
     assert results == ["SKIPPED"] * 4 + ["PASSED"]
@@ -162,7 +167,8 @@ def test_over_tls(tiny_pair: tuple[Path, Path], folder: Path) -> None:
     self_signed(folder, "server")
     certificate = load_certificate(folder / "server.pem", folder / "server.key")
     pinned = trust(certificate.pin)
-    target = Target("127.0.0.1", 0, hello(tiny_pair, "alice"), token(folder), pinned)
+    alice, meaning = hello(tiny_pair, "alice"), own_hash(tiny_pair)
+    target = Target("127.0.0.1", 0, alice, meaning, token(folder), pinned)
     rig = Rig(tiny_pair[0], certificate, users=str(folder / "users.toml"))
     names = ["the_server_proves_itself", "a_guessed_proof", "hello_in_single_bytes", "flags"]
     names += ["right_drafts", "an_edge_that_closes_its_half"]
