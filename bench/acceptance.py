@@ -106,7 +106,8 @@ def answer(
     session = Session("bench", params, limit=len(prompt) + params.max_tokens, context=list(prompt))
     session.pages = engine.kv.allocate(engine.kv.n_free)
     noise = Noise(params.seed, params.temperature if coupling else 0.0)
-    speculation = Speculation(list(prompt), session.limit, shape, ahead.proactive, noise)
+    both = min(drafter.vocabulary_size, engine.model.config.vocab_size)
+    speculation = Speculation(list(prompt), session.limit, shape, ahead.proactive, noise, both)
     steps: list[Step] = []
     passes = 0
     while True:

@@ -171,7 +171,8 @@ def read_questions(options: argparse.Namespace, tokenizer: Tokenizer) -> dict[fl
     prompts = [prompt for prompt in prompts if len(prompt) <= options.max_prompt]
     if not prompts:
         raise ValueError(f"{options.prompts} has no prompt of at most {options.max_prompt} tokens")
-    stop_ids = tuple(sorted(tokenizer.stop_ids))
+    # the server adds those of the target
+    stop_ids = tuple(sorted(tokenizer.stop_ids | Tokenizer.load(options.model).stop_ids))
     return {
         temperature: [
             (prompt, Sampling(options.max_tokens, temperature, seed=seed, stop_ids=stop_ids))

@@ -42,7 +42,8 @@ def record(
 ) -> Recording:
     """Draft after every token of a known answer, wherever a verdict may leave the text."""
     limit = len(prompt) + len(ids) + shape.max_beam_len + 1
-    speculation = Speculation(list(prompt), limit, shape, Proactive.OFF, noise)
+    vocabulary = drafter.vocabulary_size
+    speculation = Speculation(list(prompt), limit, shape, Proactive.OFF, noise, vocabulary)
     speculation.commit(0, ids[0])
     trees = [Tree()]
     for token in ids[1:]:
@@ -116,9 +117,9 @@ async def answer_all(
 
 
 def main() -> None:
-    """The first line has the draft, the sampling, the questions and their plain answers."""
+    """The first line has the models, the sampling, the questions and their plain answers."""
     setup = json.loads(sys.stdin.readline())
-    tokenizer = Tokenizer.load(setup["draft"])
+    tokenizer, targets = Tokenizer.load(setup["draft"]), Tokenizer.load(setup["model"])
     engine = open_engine(
         setup["draft"], setup["dtype"], "auto", lambda _: CONTEXT_TOKENS, PAGE_TOKENS
     )
@@ -128,16 +129,15 @@ def main() -> None:
     recordings = [
         record(
             drafter,
-            tokenizer.chat_prompt([{"role": "user", "content": question}]),
+            targets.chat_prompt([{"role": "user", "content": question}]),
             ids,
             shape,
             noise,
         )
         for question, ids in zip(setup["questions"], setup["answers"], strict=True)
     ]
-    hello = wire.Hello(
-        wire.VERSION, tokenizer.vocabulary_size, tokenizer.vocabulary_hash(), "replayed"
-    )
+    rows = drafter.vocabulary_size
+    hello = wire.Hello(wire.VERSION, rows, tokenizer.vocabulary_hash(rows), "replayed")
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         done = asyncio.run(answer_all(recordings, json.loads(line), hello, sampling))

@@ -147,6 +147,7 @@ def replay_worker(setup: Setup, plain: Run) -> Iterator[Worker]:
     """A process of edges that have recorded their drafts over the plain texts."""
     ids = {answer.prompt: answer.ids for answer in plain.answers}
     job = {
+        "model": setup.model,
         "draft": setup.draft,
         "dtype": setup.dtype,
         "sampling": setup.sampling,

@@ -69,6 +69,7 @@ class Baseline:
             n_pages=target.kv.n_free,
         )
         self.scheduler = Scheduler(limits, target.kv.allocate, target.kv.free)
+        self.vocabulary_size = min(self.drafter.vocabulary_size, target.model.config.vocab_size)
         self.clients: dict[int, Client] = {}
         self.steps: list[dict[str, Any]] = []
         self._jobs = 0
@@ -109,7 +110,9 @@ class Baseline:
         )
         limit = len(prompt) + params.max_tokens
         noise = Noise(params.seed, params.temperature)
-        speculation = Speculation(list(prompt), limit, shape, Proactive.OFF, noise)
+        speculation = Speculation(
+            list(prompt), limit, shape, Proactive.OFF, noise, self.vocabulary_size
+        )
         now_s = time.monotonic()
         session = Session(question, params, limit, list(prompt), ready_s=now_s, tenant=self._jobs)
         self.scheduler.submit(session)
@@ -186,8 +189,9 @@ def main() -> None:
     )
     pace(target, setup["verify_step_s"])
     passes = pace(draft, setup["draft_pass_s"])
-    tokenizer = Tokenizer.load(setup["draft"])
-    sampling = setup["sampling"] | {"stop_ids": sorted(tokenizer.stop_ids)}
+    tokenizer = Tokenizer.load(setup["model"])
+    stop_ids = tokenizer.stop_ids | Tokenizer.load(setup["draft"]).stop_ids
+    sampling = setup["sampling"] | {"stop_ids": sorted(stop_ids)}
     baseline = Baseline(target, draft, sampling, setup["clients"])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
