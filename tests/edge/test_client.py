@@ -165,8 +165,8 @@ def test_a_terminal_sees_text_and_a_program_the_bytes(options: dict[str, object]
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [
-        (None, "no chat template; ask it with --raw"),
-        ({"rag": CHAT_TEMPLATE}, "only chat templates named rag; ask it with --raw"),
+        (None, "no chat template; give one with --chat-template"),
+        ({"rag": CHAT_TEMPLATE}, "only chat templates named rag; give one with --chat-template"),
         (CHAT_TEMPLATE + "{% if x %}", "the chat template is broken: line "),
     ],
 )

@@ -32,7 +32,7 @@ def prompt(template, messages=HELLO, **options):
 @pytest.mark.parametrize(
     ("template", "messages", "sentence"),
     [
-        (None, HELLO, "no chat template; ask it with --raw"),
+        (None, HELLO, "no chat template; give one with --chat-template"),
         ({"rag": "{{ 1 }}", "tool_use": "{{ 2 }}"}, HELLO, "only chat templates named rag"),
         ("{% for m in messages %}{{ m.content", HELLO, "is broken: line 1: unexpected end"),
         ("\n{% endif %}", HELLO, "is broken: line 2: .*endif"),
