@@ -53,9 +53,9 @@ def read_header(path: Path) -> Header:
     """Raises ValueError for a file that is no GGUF file of a known version, or is cut short."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        reader = _Reader(file, size)
         if file.read(4) != MAGIC:
             raise ValueError("it does not begin with GGUF")
+        reader = _Reader(file, size)
         version = reader.scalar("I")
         if version not in VERSIONS:
             if version & 0xFFFF == 0:
@@ -79,13 +79,13 @@ def read_header(path: Path) -> Header:
 
 class _Reader:
     def __init__(self, file: BinaryIO, size: int):
-        self._file, self._size = file, size
+        self._file, self._left = file, size - file.tell()
 
     def scalar(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self._bytes(struct.calcsize(f"<{code}")))[0]
 
     def string(self) -> str:
-        return self._bytes(self.scalar("Q")).decode("utf-8")
+        return self._bytes(int.from_bytes(self._bytes(8), "little")).decode("utf-8")
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -114,9 +114,9 @@ class _Reader:
 
     def _bytes(self, count: int) -> bytes:
         self._expect_left(count)
+        self._left -= count
         return self._file.read(count)
 
     def _expect_left(self, count: int) -> None:
-        left = self._size - self._file.tell()
-        if count > left:
-            raise ValueError(f"it is cut short: {count} bytes expected, {left} are left")
+        if count > self._left:
+            raise ValueError(f"it is cut short: {count} bytes expected, {self._left} are left")

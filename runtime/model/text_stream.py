@@ -16,10 +16,10 @@ _ANCHOR = "a"
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(0x100) if byte not in _VISIBLE]
 # GPT-2's alphabet: visible bytes are their own symbols, the others follow from U+0100 on.
-_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
+BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
     chr(0x100 + place): byte for place, byte in enumerate(_HIDDEN)
 }
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Spelling(Protocol):
@@ -64,10 +64,10 @@ class TokenBytes:
     def _spell(self, index: int, token: str, first: bool) -> bytes:
         if self._is_byte_level:
             # What is added to the vocabulary is spelled as it is, all else in GPT-2's alphabet.
-            if index in self._literal or not set(token) <= _BYTE_OF.keys():
+            if index in self._literal or not set(token) <= BYTE_OF.keys():
                 return token.encode()
-            return bytes(_BYTE_OF[symbol] for symbol in token)
-        if self._has_byte_tokens and (named := _BYTE_TOKEN.fullmatch(token)):
+            return bytes(BYTE_OF[symbol] for symbol in token)
+        if self._has_byte_tokens and (named := BYTE_TOKEN.fullmatch(token)):
             byte = int(named[1], 16)
             if byte >= 0x80:  # the others are characters, and treated as such
                 return bytes([byte])

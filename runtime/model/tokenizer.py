@@ -1,7 +1,7 @@
-"""Text to token ids and back, at the edge: a thin page over transformers' tokenizers.
+"""Text to token ids and back, at the edge: a thin page over transformers' tokenizers and GGUF's.
 
 Knows text and ids, chat templates and stop tokens; nothing of tensors, models or requests.
-transformers is imported when a tokenizer is loaded.
+transformers is imported when the tokenizer of a folder, or a chat template, is first used.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 from runtime.model.config import ModelError
 from runtime.model.folder import read_json
 from runtime.model.folder_tokenizer import folder_tokenizer
-from runtime.model.gguf import Metadata
+from runtime.model.gguf_tokenizer import gguf_tokenizer
 from runtime.model.locate import locate
 from runtime.model.portable_template import portable
 from runtime.model.text_stream import Spelling, TextStream, TokenBytes
@@ -21,12 +21,6 @@ from runtime.model.vocabulary_hash import MAX_ROWS, VocabularyHashes
 
 MAX_STOP_IDS = 4096
 MAX_REASON = 300  # characters of what a template says about a conversation
-
-# byte-level vocabularies that are split as GPT-2's is, so that nothing else needs to be known
-_GPT2_SPLITS = ("gpt-2", "smollm")
-_CONTROL = 3  # GGUF's type of tokens that stand for no text
-_USER_DEFINED = 4  # and of those always matched whole
-_UNUSED = 5  # and of those that only pad the list
 
 
 class Tokenizer:
@@ -44,14 +38,13 @@ class Tokenizer:
         """
         path = locate(name)
         if path.is_file():
-            tokenizer, unused_ids = _from_gguf(path)
-        else:
-            tokenizer, unused_ids = folder_tokenizer(path), frozenset()
-        stop_ids = _generation_stop_ids(path)
+            of_file = gguf_tokenizer(path)
+            return cls(of_file, of_file.stop_ids, of_file.unused_ids)
+        tokenizer, stop_ids = folder_tokenizer(path), _generation_stop_ids(path)
         if tokenizer.eos_token_id is not None:
             stop_ids.add(tokenizer.eos_token_id)
         stop_ids.intersection_update(tokenizer.get_vocab().values())
-        return cls(tokenizer, stop_ids, unused_ids)
+        return cls(tokenizer, stop_ids)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain text, with the model's own first token where it wants one.
@@ -185,66 +178,6 @@ def _template_failure(error: Exception) -> str:
     if is_broken:
         return f"the chat template is broken: line {error.lineno}: {reason}"
     return f"the chat template refuses this conversation: {reason}"
-
-
-def _from_gguf(path: Path) -> tuple[Any, frozenset[int]]:
-    """The tokenizer, and the ids that only pad it.
-
-    Straight from the metadata where that is enough: transformers takes seconds for it.
-    """
-    metadata = Metadata(path)
-    kinds = metadata.get("tokenizer.ggml.token_type", ())
-    unused_ids = frozenset(index for index, kind in enumerate(kinds) if kind == _UNUSED)
-    from transformers import AutoTokenizer
-
-    try:
-        if _is_plain_byte_level(metadata):
-            return _byte_level(metadata), unused_ids
-        tokenizer = AutoTokenizer.from_pretrained(
-            path.parent, gguf_file=path.name, trust_remote_code=False
-        )
-        return tokenizer, unused_ids
-    # the tokenizers library raises bare Exceptions
-    except Exception as error:
-        raise ModelError(f"{path} has no readable tokenizer: {error}") from error
-
-
-def _is_plain_byte_level(metadata: Metadata) -> bool:
-    return (
-        metadata.get("tokenizer.ggml.model") == "gpt2"
-        and metadata.get("tokenizer.ggml.pre") in _GPT2_SPLITS
-        and not metadata.get("tokenizer.ggml.add_bos_token")
-    )
-
-
-def _byte_level(metadata: Metadata) -> Any:
-    """A byte-level BPE tokenizer from a GGUF's lists of tokens and merges."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", [])]
-    bpe = models.BPE({token: index for index, token in enumerate(tokens)}, merges)
-    tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, metadata.get("tokenizer.ggml.token_type", ()), strict=False):
-        if kind in (_CONTROL, _USER_DEFINED):
-            special = kind == _CONTROL
-            tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)])
-
-    def named(role: str) -> str | None:
-        index = metadata.get(f"tokenizer.ggml.{role}_token_id")
-        return None if index is None else tokens[index]
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=named("bos"),
-        eos_token=named("eos"),
-        unk_token=named("unknown"),
-        pad_token=named("padding"),
-        chat_template=metadata.get("tokenizer.chat_template"),
-    )
 
 
 def _generation_stop_ids(path: Path) -> set[int]:

@@ -1,6 +1,7 @@
 """Models saved by transformers, once for all tests of this folder."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from runtime.model import weights
 from runtime.model.transformer import Transformer
 from tests.model import tiny
+from tests.model.llama_cpp_vocab import LlamaCpp
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,13 @@ def pairs(tmp_path_factory):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_vocab():
+    """llama.cpp in a process of its own, where it is installed."""
+    if find_spec("xllamacpp") is None:
+        pytest.skip("xllamacpp is not installed")
+    process = LlamaCpp()
+    yield process
+    process.close()

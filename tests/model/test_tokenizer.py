@@ -2,18 +2,17 @@
 
 from types import SimpleNamespace
 
-import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from runtime import embedded
 from runtime.model.config import ModelError
-from runtime.model.gguf_header import read_header
 from runtime.model.tokenizer import TextStream, Tokenizer
+from tests.model.tokenizer_cases import write as write_gguf
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}"
@@ -199,64 +198,56 @@ def test_names_without_a_tokenizer(tmp_path, pairs):
         Tokenizer.load(pairs("llama").folder)
 
 
-def write_gguf(path, split):
-    """A vocabulary like byte_level's in a file without tensors."""
-    theirs = byte_level()
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
-    vocabulary = sorted(theirs.get_vocab(), key=theirs.get_vocab().get)
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
-    writer.add_token_merges(["h e", "Ġ t", "ð Ł"])
-    writer.add_eos_token_id(260)
-    writer.add_chat_template(TEMPLATE)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
-
-
-def test_gguf_vocabulary(tmp_path, tokenizer):
-    ours = Tokenizer.load(write_gguf(tmp_path / "model.gguf", "gpt-2"))
+def test_the_same_vocabulary_in_a_gguf_file_is_the_same_tokenizer(tmp_path, tokenizer):
+    tokens = sorted(byte_level().get_vocab(), key=byte_level().get_vocab().get)
+    fields = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": [3 if token.startswith("<|") else 1 for token in tokens],
+        "merges": ["h e", "Ġ t", "ð Ł"],
+        "eos_token_id": 260,
+    }
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    metadata |= {"general.architecture": "llama", "tokenizer.chat_template": TEMPLATE}
+    write_gguf(tmp_path / "model.gguf", metadata)
+    ours = Tokenizer.load(tmp_path / "model.gguf")
     for text in [*SAMPLES, "<|start|>the he<|end|>"]:
         assert ours.encode(text) == tokenizer.encode(text)
+    for text in [*SAMPLES, "the he<|end|>"]:
+        assert ours.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
     assert ours.vocabulary_hash() == tokenizer.vocabulary_hash()
     assert ours.stop_ids == {260}
     messages = [{"role": "user", "content": "hi"}]
     assert ours.chat_prompt(messages) == tokenizer.chat_prompt(messages)
+    with pytest.raises(ValueError, match="refuses this conversation: no tools here"):
+        ours.chat_prompt([{"role": "tool", "content": "x"}])
 
 
-def test_gguf_vocabulary_without_tokens_is_a_sentence(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(ModelError, match="has no readable tokenizer"):
-        Tokenizer.load(tmp_path / "model.gguf")
+def test_embedded_vocabulary_is_read_as_llama_cpp_reads_it(smollm2, llama_cpp_vocab):
+    texts = [*SAMPLES, "a  1", "in 2024, 12345 items", "<|im_start|>user\nHi 👋<|im_end|>\n"]
+    theirs = llama_cpp_vocab.read(embedded.target_path(), texts)
+    assert [smollm2.encode(text) for text in texts] == theirs.ids
+    assert [smollm2.decode(ids) for ids in theirs.ids] == [
+        b"".join(theirs.pieces[index] for index in ids).decode() for ids in theirs.ids
+    ]
+    assert smollm2.stop_ids == theirs.stop_ids
+    assert smollm2.vocabulary_size == len(theirs.pieces)
 
 
-@pytest.mark.parametrize("broken", ["tokens", "merges"])
-def test_broken_gguf_vocabulary_is_a_sentence(tmp_path, monkeypatch, broken):
-    path = write_gguf(tmp_path / "model.gguf", "gpt-2")
-    header = read_header(path)
-    header.metadata[f"tokenizer.ggml.{broken}"] = ["no such"]
-    monkeypatch.setattr("runtime.model.gguf_config.read_header", lambda path: header)
-    with pytest.raises(ModelError, match="has no readable tokenizer"):
-        Tokenizer.load(path)
+def test_embedded_model_reads_digits_one_by_one(smollm2):
+    assert smollm2.encode("a  1") == [81, 256, 33]
 
 
-def test_embedded_vocabulary_equals_what_transformers_makes_of_it(smollm2):
-    path = embedded.target_path()
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    for text in SAMPLES:
-        assert smollm2.encode(text) == theirs.encode(text)
-    assert smollm2.vocabulary_hash() == Tokenizer(theirs, []).vocabulary_hash()
+def test_embedded_pair_has_one_vocabulary_and_template(smollm2):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi 👋"}]
-    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert smollm2.chat_prompt(messages) == expected
-    assert smollm2.stop_ids == {theirs.eos_token_id}
-    assert Tokenizer.load("smollm2-draft").vocabulary_hash() == smollm2.vocabulary_hash()
+    draft = Tokenizer.load("smollm2-draft")
+    assert draft.vocabulary_hash() == smollm2.vocabulary_hash()
+    assert smollm2.chat_prompt(messages) == draft.chat_prompt(messages)
+    assert smollm2.chat_prompt(messages) == smollm2.encode(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi 👋<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
 
 
 @pytest.mark.parametrize("text", SAMPLES)
