@@ -2,6 +2,7 @@
 // Shapes, types and devices were checked by specedge_kernels/ops.py.
 #include <pybind11/pybind11.h>
 
+#include "decoder.h"
 #include "isa.h"
 #include "ops.h"
 
@@ -35,6 +36,30 @@ PYBIND11_MODULE(_cpu, m) {
         return Cache{at<void>(data), dtype,       n_pages,      page_size,  n_heads,
                      head_dim,       page_stride, token_stride, head_stride};
       }));
+
+  py::class_<Linear>(m, "Linear")
+      .def(py::init([](Address panels, Dtype dtype, int64_t inputs, int64_t outputs, Address bias) {
+        return Linear{at<void>(panels), dtype, inputs, outputs, at<float>(bias)};
+      }));
+
+  py::class_<LayeredCache>(m, "LayeredCache")
+      .def(py::init([](const Cache& first_keys, int64_t layer_stride, int64_t half_stride) {
+        return LayeredCache{first_keys, layer_stride, half_stride};
+      }));
+
+  py::class_<Decoder>(m, "Decoder")
+      .def(py::init([](int64_t hidden, int64_t inner, int64_t query_heads, int64_t heads,
+                       int64_t head_dim, float eps, float scale, Address cos, Address sin,
+                       int64_t n_positions) {
+        return Decoder{hidden, inner,          query_heads,    heads,       head_dim, eps,
+                       scale,  at<float>(cos), at<float>(sin), n_positions, {}};
+      }))
+      .def("add_layer", [](Decoder& decoder, Address attention_norm, const Linear& qkv,
+                           Address qk_norm, const Linear& output, Address mlp_norm,
+                           const Linear& gate_up, const Linear& down, int64_t window) {
+        decoder.layers.push_back({at<float>(attention_norm), qkv, at<float>(qk_norm), output,
+                                  at<float>(mlp_norm), gate_up, down, window});
+      });
 
   py::class_<Planes>(m, "Planes")
       .def(py::init([](Address data, int64_t n_layers, int64_t n_pages, int64_t page_size,
@@ -85,13 +110,14 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("rope_append_kv",
         [](Address qk, int64_t qk_stride, Address v, int64_t v_stride, Dtype dtype,
-           int64_t query_heads, Address cos, Address sin, int64_t n_positions, Address positions,
-           const Cache& k_cache, const Cache& v_cache, Address slots, int64_t rows, float k_scale,
-           float v_scale, Address q) {
+           int64_t query_heads, Address qk_norm, float eps, Address cos, Address sin,
+           int64_t n_positions, Address positions, const Cache& k_cache, const Cache& v_cache,
+           Address slots, int64_t rows, float k_scale, float v_scale, Address q) {
           py::gil_scoped_release release;
           const Rope rope{at<float>(cos), at<float>(sin), n_positions, at<int64_t>(positions)};
-          rope_append_kv(at<void>(qk), qk_stride, at<void>(v), v_stride, dtype, query_heads, rope,
-                         k_cache, v_cache, at<int64_t>(slots), rows, k_scale, v_scale, at<void>(q));
+          rope_append_kv(at<void>(qk), qk_stride, at<void>(v), v_stride, dtype, query_heads,
+                         HeadNorms{at<float>(qk_norm), eps}, rope, k_cache, v_cache,
+                         at<int64_t>(slots), rows, k_scale, v_scale, at<void>(q));
         });
 
   m.def("compact_kv",
@@ -129,9 +155,41 @@ PYBIND11_MODULE(_cpu, m) {
                      at<int64_t>(ids), at<float>(logprobs));
         });
 
-  m.def("linear", [](Address x, Address panels, Dtype dtype, int64_t rows, int64_t inputs,
-                     int64_t outputs, Address out) {
+  m.def("multiply", [](const Linear& linear, Address x, int64_t rows, Address out) {
     py::gil_scoped_release release;
-    linear(at<float>(x), at<void>(panels), dtype, rows, inputs, outputs, at<float>(out));
+    multiply(linear, at<float>(x), rows, at<float>(out));
+  });
+
+  m.def("rms_norm", [](Address x, Address delta, Address weight, Dtype dtype, int64_t rows,
+                       int64_t width, float eps, Address out) {
+    py::gil_scoped_release release;
+    rms_norm(at<void>(x), at<void>(delta), at<void>(weight), dtype, rows, width, eps,
+             at<void>(out));
+  });
+
+  m.def("silu_mul", [](Address gate_up, Dtype dtype, int64_t rows, int64_t width, Address out) {
+    py::gil_scoped_release release;
+    silu_mul(at<void>(gate_up), dtype, rows, width, at<void>(out));
+  });
+
+  m.def("decode", [](const Decoder& decoder, const LayeredCache& kv, Address x, int64_t rows,
+                     Address positions, Address slots, int64_t batch, int64_t words,
+                     int64_t pages_per_request, Address page_table, Address prefix_lens,
+                     Address n_nodes, Address offsets, Address ancestors, Address depth,
+                     Address wanted, int64_t n_wanted, Address out) {
+    py::gil_scoped_release release;
+    const Trees trees{batch,
+                      rows,
+                      words,
+                      pages_per_request,
+                      at<int32_t>(page_table),
+                      at<int32_t>(prefix_lens),
+                      at<int32_t>(n_nodes),
+                      at<int32_t>(offsets),
+                      at<int64_t>(ancestors),
+                      at<int32_t>(depth)};
+    const Pass pass{trees, at<int64_t>(positions), at<int64_t>(slots), at<int64_t>(wanted),
+                    n_wanted};
+    decode(decoder, kv, pass, at<float>(x), at<float>(out));
   });
 }

@@ -60,17 +60,39 @@ void check_request(const Trees& trees, const Cache& cache, int64_t b, int64_t wi
 
 }  // namespace
 
-void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,
-            int64_t outputs, float* out) {
-  isa().linear(x, panels, dtype, rows, inputs, outputs, out);
+void multiply(const Linear& linear, const float* x, int64_t rows, float* out) {
+  isa().linear(x, linear.panels, linear.dtype, rows, linear.inputs, linear.outputs, out);
+  if (!linear.bias) return;
+  for (int64_t row = 0; row < rows; ++row, out += linear.outputs) {
+    for (int64_t m = 0; m < linear.outputs; ++m) out[m] += linear.bias[m];
+  }
+}
+
+void rms_norm(void* x, const void* delta, const void* weight, Dtype dtype, int64_t rows,
+              int64_t width, float eps, void* out) {
+  isa().rms_norm(x, delta, weight, dtype, rows, width, eps, out);
+}
+
+void silu_mul(const void* gate_up, Dtype dtype, int64_t rows, int64_t width, void* out) {
+  isa().silu_mul(gate_up, dtype, rows, width, out);
+}
+
+void check_trees(const Trees& trees, const Cache& cache, int64_t window) {
+  check_offsets(trees.offsets, trees.batch, trees.rows);
+  for (int64_t b = 0; b < trees.batch; ++b) check_request(trees, cache, b, window);
+}
+
+void unchecked::tree_attention(const void* q, Dtype dtype, int64_t query_heads,
+                               const Cache& k_cache, const Cache& v_cache, const Trees& trees,
+                               const Scoring& scoring, void* out, float* lse) {
+  isa().tree_attention(q, dtype, query_heads, k_cache, v_cache, trees, scoring, out, lse);
 }
 
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
                     const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out,
                     float* lse) {
-  check_offsets(trees.offsets, trees.batch, trees.rows);
-  for (int64_t b = 0; b < trees.batch; ++b) check_request(trees, k_cache, b, scoring.window);
-  isa().tree_attention(q, dtype, query_heads, k_cache, v_cache, trees, scoring, out, lse);
+  check_trees(trees, k_cache, scoring.window);
+  unchecked::tree_attention(q, dtype, query_heads, k_cache, v_cache, trees, scoring, out, lse);
 }
 
 }  // namespace specedge

@@ -13,8 +13,8 @@ namespace {
 
 #define SPECEDGE_ISA_NAMED(isa)                                                         \
   Isa {                                                                                 \
-    #isa, isa::linear, isa::tree_attention, isa::row_max, isa::divide, isa::find_above, \
-        isa::exp_sum, isa::add_noise, isa::noisy_argmax                                 \
+    #isa, isa::linear, isa::rms_norm, isa::silu_mul, isa::tree_attention, isa::row_max, \
+        isa::divide, isa::find_above, isa::exp_sum, isa::add_noise, isa::noisy_argmax   \
   }
 
 #if defined(__x86_64__)

@@ -17,6 +17,9 @@ struct RowMax {
   /* As in ops.h, for arguments that were checked. */                                              \
   void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,       \
               int64_t outputs, float* out);                                                        \
+  void rms_norm(void* x, const void* delta, const void* weight, Dtype dtype, int64_t rows,         \
+                int64_t width, float eps, void* out);                                              \
+  void silu_mul(const void* gate_up, Dtype dtype, int64_t rows, int64_t width, void* out);         \
   void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,       \
                       const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out, \
                       float* lse);                                                                 \
@@ -50,6 +53,8 @@ SPECEDGE_PER_ISA
 struct Isa {
   const char* name;
   decltype(&generic::linear) linear;
+  decltype(&generic::rms_norm) rms_norm;
+  decltype(&generic::silu_mul) silu_mul;
   decltype(&generic::tree_attention) tree_attention;
   decltype(&generic::row_max) row_max;
   decltype(&generic::divide) divide;

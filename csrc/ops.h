@@ -48,6 +48,20 @@ struct Rope {
   const int64_t* positions;  // [N]
 };
 
+// The RMS norm of each query and key head before it turns.
+struct HeadNorms {
+  const float* weight;  // [Hq + Hk, D], or null for no norm
+  float eps;
+};
+
+// A product x [N, K] -> [N, M]: packed weights and what is added to each output.
+struct Linear {
+  const void* panels;  // [ceil(M / 64), K, 64]
+  Dtype dtype;
+  int64_t inputs, outputs;
+  const float* bias;  // [M] or null
+};
+
 // The parameters of one draw per row, each [N].
 struct Draws {
   const float* temperature;
@@ -67,9 +81,9 @@ void append_kv(const void* k, const void* v, Dtype dtype, const Cache& k_cache,
 
 // qk [N, Hq + Hk, D] turned -> q [N, Hq, D] and, with v [N, Hk, D], the caches; rows have strides
 void rope_append_kv(const void* qk, int64_t qk_stride, const void* v, int64_t v_stride, Dtype dtype,
-                    int64_t query_heads, const Rope& rope, const Cache& k_cache,
-                    const Cache& v_cache, const int64_t* slots, int64_t rows, float k_scale,
-                    float v_scale, void* q);
+                    int64_t query_heads, const HeadNorms& norms, const Rope& rope,
+                    const Cache& k_cache, const Cache& v_cache, const int64_t* slots, int64_t rows,
+                    float k_scale, float v_scale, void* q);
 
 // kv [L, 2, P, S, Hk, D] as 2 L planes of bytes
 void compact_kv(const Planes& kv, const int32_t* page_table, int64_t pages_per_request,
@@ -90,13 +104,36 @@ void draft_topk(const float* logits, int64_t rows, int64_t vocabulary, int64_t k
                 const float* temperature, const int64_t* seed, const int64_t* position,
                 const int64_t* token_ids, int64_t* ids, float* logprobs);
 
-// x [N, K], panels [ceil(M / 64), K, 64] -> out [N, M]
-void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,
-            int64_t outputs, float* out);
+// x [N, K] -> out [N, M]
+void multiply(const Linear& linear, const float* x, int64_t rows, float* out);
+
+// x [N, H] += delta [N, H] or null; x / sqrt(mean(x^2) + eps) * weight [H] -> out [N, H]
+void rms_norm(void* x, const void* delta, const void* weight, Dtype dtype, int64_t rows,
+              int64_t width, float eps, void* out);
+
+// gate_up [N, 2 I] -> silu(gate) * up [N, I]
+void silu_mul(const void* gate_up, Dtype dtype, int64_t rows, int64_t width, void* out);
 
 // q [N, Hq, D] -> out, the same shape and type; lse [N, Hq] or null
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
                     const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out,
                     float* lse);
 
+// The checks of values that rope_append_kv and tree_attention make, for callers that run these over
+// the same tables many times.
+void check_places(const Rope& rope, const Cache& cache, const int64_t* slots, int64_t rows);
+void check_trees(const Trees& trees, const Cache& cache, int64_t window);
+
+// Without any check of values.
+namespace unchecked {
+
+void rope_append_kv(const void* qk, int64_t qk_stride, const void* v, int64_t v_stride, Dtype dtype,
+                    int64_t query_heads, const HeadNorms& norms, const Rope& rope,
+                    const Cache& k_cache, const Cache& v_cache, const int64_t* slots, int64_t rows,
+                    float k_scale, float v_scale, void* q);
+void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
+                    const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out,
+                    float* lse);
+
+}  // namespace unchecked
 }  // namespace specedge

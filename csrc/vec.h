@@ -94,6 +94,31 @@ inline vec load_vec(const e4m3* p) {
 
 inline void store_vec(float* p, vec value) { std::memcpy(p, &value, sizeof value); }
 
+// Rounded to nearest even, one number at a time.
+template <typename T>
+inline void store_vec(T* p, vec value) {
+  float lanes[kLanes];
+  store_vec(lanes, value);
+  for (int i = 0; i < kLanes; ++i) store(p + i, lanes[i]);
+}
+
+// The first n lanes, all of them if n is more; zeros beyond.
+template <typename T>
+inline vec load_first(const T* p, int64_t n) {
+  if (n >= kLanes) return load_vec(p);
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = load(p + i);
+  return load_vec(lanes);
+}
+
+template <typename T>
+inline void store_first(T* p, int64_t n, vec value) {
+  if (n >= kLanes) return store_vec(p, value);
+  float lanes[kLanes];
+  store_vec(lanes, value);
+  for (int64_t i = 0; i < n; ++i) store(p + i, lanes[i]);
+}
+
 // value - 0 is value itself, even for -0, so nothing is left of the subtraction.
 inline vec splat(float value) { return value - vec{}; }
 

@@ -2,7 +2,8 @@
 
 The ops work on any tensors; they know nothing of networks, models or schedulers.
 `specedge_kernels.reference` is their specification in plain torch, `specedge_kernels.ops` the
-public page with shapes and checks; CPU code is in csrc/, Triton code in `specedge_kernels/gpu`.
+public page with shapes and checks, `specedge_kernels.decoder` the ops of whole layers in one call
+on a CPU; CPU code is in csrc/, Triton code in `specedge_kernels/gpu`.
 
 Glossary, used in every shape comment:
 
@@ -17,6 +18,7 @@ tree are numbered from 0 inside their own request, parents before children. The 
 request lies at logical position prefix_len + j; its rotary position is prefix_len + depth(j).
 """
 
+from specedge_kernels.decoder import Decoder, DecoderLayer, PackedLinear
 from specedge_kernels.ops import (
     append_kv,
     build_tree,
@@ -34,6 +36,9 @@ from specedge_kernels.ops import (
 )
 
 __all__ = [
+    "Decoder",
+    "DecoderLayer",
+    "PackedLinear",
     "append_kv",
     "build_tree",
     "compact_kv",

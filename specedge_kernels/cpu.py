@@ -1,12 +1,11 @@
 """The CPU implementations: tensors in, raw pointers to the C++ of csrc/, tensors out.
 
 Metadata was checked by `ops.py`; values (page ids, parents, offsets) are checked by the C++, which
-raises ValueError before it writes anything. `rms_norm` and `silu_mul` are torch's own kernels;
-`grow_tree` is the specification itself, as a CPU has trees in Python.
+raises ValueError before it writes anything. `grow_tree` is the specification itself, as a CPU has
+trees in Python.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from specedge_kernels import _cpu, reference
@@ -17,9 +16,6 @@ DTYPES = {
     torch.float16: _cpu.Dtype.float16,
     torch.float8_e4m3fn: _cpu.Dtype.float8_e4m3fn,
 }
-
-# torch spreads an elementwise op over threads from this many elements on
-TORCH_GRAIN = 32768
 
 
 def build_tree(parents: Tensor, offsets: Tensor, words: int) -> tuple[Tensor, Tensor]:
@@ -62,8 +58,8 @@ def tree_attention(
         q.data_ptr(),
         DTYPES[q.dtype],
         q.shape[1],
-        _cache(k_cache),
-        _cache(v_cache),
+        cache_of(k_cache),
+        cache_of(v_cache),
         prefix_lens.shape[0],
         q.shape[0],
         ancestors.shape[1],
@@ -98,8 +94,8 @@ def append_kv(
         k.data_ptr(),
         v.data_ptr(),
         DTYPES[k.dtype],
-        _cache(k_cache),
-        _cache(v_cache),
+        cache_of(k_cache),
+        cache_of(v_cache),
         slots.data_ptr(),
         slots.shape[0],
         k_scale,
@@ -122,46 +118,52 @@ def rope_append_kv(
     v_scale: float = 1.0,
 ) -> Tensor:
     heads, dim = k_cache.shape[2:]
-    qk, v = qkv[:, :-heads], qkv[:, -heads:]
-    if qk_norm is not None:
-        qk = F.rms_norm(qk.float(), (dim,), eps=eps) * qk_norm
-    v = v.to(qk.dtype)
-    q = qk.new_empty(qk.shape[0], qk.shape[1] - heads, dim)
+    q = qkv.new_empty(qkv.shape[0], qkv.shape[1] - 2 * heads, dim)
+    norms = None if qk_norm is None else qk_norm.float()
     _cpu.rope_append_kv(
-        qk.data_ptr(),
-        qk.stride(0),
-        v.data_ptr(),
-        v.stride(0),
-        DTYPES[qk.dtype],
+        qkv.data_ptr(),
+        qkv.stride(0),
+        qkv[:, -heads:].data_ptr(),
+        qkv.stride(0),
+        DTYPES[qkv.dtype],
         q.shape[1],
+        0 if norms is None else norms.data_ptr(),
+        eps,
         cos.data_ptr(),
         sin.data_ptr(),
         cos.shape[0],
         positions.data_ptr(),
-        _cache(k_cache),
-        _cache(v_cache),
+        cache_of(k_cache),
+        cache_of(v_cache),
         slots.data_ptr(),
         slots.shape[0],
         k_scale,
         v_scale,
         q.data_ptr(),
     )
-    return q.to(qkv.dtype)
+    return q
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
-    if delta is not None:
-        x += delta
-    return F.rms_norm(x, x.shape[-1:], weight, eps)
+    out = torch.empty_like(x)
+    _cpu.rms_norm(
+        x.data_ptr(),
+        0 if delta is None else delta.data_ptr(),
+        weight.data_ptr(),
+        DTYPES[x.dtype],
+        x.shape[0],
+        x.shape[1],
+        eps,
+        out.data_ptr(),
+    )
+    return out
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=1)
-    # torch computes exp by vector in the body of a thread's share and by scalar in its tail, with
-    # other bits: shares must end where rows end, so no op may be shared out.
-    share = max(1, (TORCH_GRAIN - 1) // max(1, gate.shape[1]))
-    shares = [F.silu(rows) for rows in gate.split(share)]
-    return (shares[0] if len(shares) == 1 else torch.cat(shares)).mul_(up)
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(rows, width)
+    _cpu.silu_mul(gate_up.data_ptr(), DTYPES[gate_up.dtype], rows, width, out.data_ptr())
+    return out
 
 
 def compact_kv(
@@ -315,20 +317,22 @@ def _check_trees(
 
 
 def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
-    rows, inputs = x.shape
-    out = x.new_empty(rows, out_features)
-    _cpu.linear(
-        x.data_ptr(),
-        panels.data_ptr(),
-        DTYPES[panels.dtype],
-        rows,
-        inputs,
-        out_features,
-        out.data_ptr(),
-    )
+    out = x.new_empty(x.shape[0], out_features)
+    _cpu.multiply(linear_of(panels, out_features), x.data_ptr(), x.shape[0], out.data_ptr())
     return out
 
 
-def _cache(cache: Tensor) -> _cpu.Cache:
+def linear_of(panels: Tensor, out_features: int, bias: Tensor | None = None) -> _cpu.Linear:
+    """Packed weights [ceil(M / 64), K, 64] and a bias [M] f32 as C++ sees them."""
+    return _cpu.Linear(
+        panels.data_ptr(),
+        DTYPES[panels.dtype],
+        panels.shape[1],
+        out_features,
+        0 if bias is None else bias.data_ptr(),
+    )
+
+
+def cache_of(cache: Tensor) -> _cpu.Cache:
     """cache [P, S, Hk, D] as C++ sees it."""
     return _cpu.Cache(cache.data_ptr(), DTYPES[cache.dtype], *cache.shape, *cache.stride()[:3])

@@ -158,7 +158,7 @@ def rope_append_kv(
     dimension d turns together with d + D/2, and the first half of sin is negated. positions [N]
     int64 in 0 .. C-1, also of skipped rows. Caches, slots and scales as for `append_kv`.
     Returns the turned queries [N, Hq, D] in qkv's type. Everything between is float32. On a CPU the
-    bits are those of torch's rms_norm, products and sums.
+    bits are those of `rms_norm` for each head and torch's products and sums.
 
     Rotary position: RoFormer (arXiv:2104.09864); norm of queries and keys: arXiv:2302.05442.
     """

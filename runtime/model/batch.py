@@ -48,6 +48,7 @@ class TreeBatch:
     offsets: Tensor  # [B + 1] i32
     ancestors: Tensor  # [N, W] i64
     depth: Tensor  # [N] i32
+    wanted: Tensor | None = None  # [R] i64, rows whose hidden states the pass gives, None for all
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:
         offsets=arrays["offsets"],
         ancestors=ancestors[arrays["nodes"]],
         depth=depth,
+        wanted=arrays["logit_rows"],
     )
 
 

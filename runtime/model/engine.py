@@ -57,20 +57,19 @@ class Engine:
         if not requests:
             return torch.empty(0, self.model.config.head_size, device=self.model.device)
         self._check(requests)
-        wanted = self._padded.hidden(requests) if self._padded else None
-        if wanted is None:
-            batch, logit_rows = self._upload(requests)
-            wanted = self.hidden(batch)[logit_rows]
-        return self.model.logits(wanted)
+        hidden = self._padded.hidden(requests) if self._padded else None
+        if hidden is None:
+            hidden = self.hidden(self._upload(requests))
+        return self.model.logits(hidden)
 
     def hidden(self, batch: TreeBatch) -> Tensor:
-        """Hidden states [N, H] before the last norm; writes the new nodes' keys and values."""
-        return self.model.forward(batch, self.kv.layers)
+        """Hidden states [R, H] before the last norm of the wanted rows; writes all rows' KV."""
+        return self.model.forward(batch, self.kv.kv)
 
     def batch(self, requests: Sequence[TreeRequest]) -> TreeBatch:
         """The checked tensors of one pass over at least one request."""
         self._check(requests)
-        return self._upload(requests)[0]
+        return self._upload(requests)
 
     @torch.inference_mode()
     def compact(self, kept: Sequence[KeptPath]) -> None:
@@ -104,11 +103,11 @@ class Engine:
                 request, config.vocab_size, config.max_context, self.kv.n_pages, self.kv.page_size
             )
 
-    def _upload(self, requests: Sequence[TreeRequest]) -> tuple[TreeBatch, Tensor]:
-        """The tensors of one pass, and the rows whose logits are wanted."""
+    def _upload(self, requests: Sequence[TreeRequest]) -> TreeBatch:
+        """The tensors of one pass."""
         size = BatchSize.of(requests, self.kv.page_size)
         layout, device = size.layout(), self.model.device
         buffer, arrays = layout.host_buffer(device)
         fill(arrays, requests, self.kv.page_size)
         on_device = layout.views(buffer.to(device, non_blocking=True))
-        return tree_batch(on_device, size.words), on_device["logit_rows"]
+        return tree_batch(on_device, size.words)

@@ -77,8 +77,8 @@ class Step:
 class PaddedSteps:
     """Runs batches at padded sizes; each size is set up when it is first met.
 
-    `forward` takes a batch to its hidden states [N, H] and waits for nothing; the positions that
-    it accepts end at n_positions.
+    `forward` takes a batch to the hidden states [R, H] of its wanted rows and waits for nothing;
+    the positions that it accepts end at n_positions.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class PaddedSteps:
         step.inputs.copy_(buffer, non_blocking=True)
         n_logits = sum(len(request.logit_rows) for request in requests)
         # a copy, made before the next replay overwrites the original
-        return step.forward()[step.arrays["logit_rows"][:n_logits]]
+        return step.forward()[:n_logits].clone()
 
 
 def padded(size: BatchSize, page_size: int) -> BatchSize | None:

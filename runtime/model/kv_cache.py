@@ -46,8 +46,6 @@ class PagedKV:
         self.n_pages, self.page_size = n_pages, page_size
         shape = (config.n_layers, 2, n_pages, page_size, config.n_kv_heads, config.head_dim)
         self.kv = torch.zeros(shape, dtype=dtype, device=device)
-        # (keys, values) of each layer, views of kv: [P, S, Hk, D]
-        self.layers = [(layer[0], layer[1]) for layer in self.kv]
         self._free = list(reversed(range(n_pages)))
         self._is_free = [True] * n_pages
 

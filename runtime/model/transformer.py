@@ -3,9 +3,10 @@
 Runs rows of tokens against a paged KV cache. Knows nothing of requests, pages or files.
 
 On the CPU every row's result is the same to the last bit however many rows share the pass, and
-that is what makes speculation lossless there: products and attention come from specedge_kernels,
-which sum in a fixed order, and activations stay float32 whatever the dtype of the weights. On a
-CUDA device activations have the model's dtype.
+that is what makes speculation lossless there: all ops come from specedge_kernels, which sum in a
+fixed order, and activations stay float32 whatever the dtype of the weights. The layers run as one
+call there, with the bits of the ops one by one. On a CUDA device activations have the model's
+dtype.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from runtime.model.batch import MAX_TREE_NODES, TreeBatch
 from runtime.model.config import ModelConfig
 from runtime.model.rope import rope_tables
 from specedge_kernels import (
+    Decoder,
+    DecoderLayer,
+    PackedLinear,
     linear,
     pack_linear,
     rms_norm,
@@ -41,6 +45,10 @@ class Linear:
             return F.linear(x, self.weight, self.bias)
         out = linear(x, self.weight, self.out_features)
         return out if self.bias is None else out.add_(self.bias)
+
+    def as_packed(self) -> PackedLinear:
+        """The same on a CPU, as `Decoder` takes it."""
+        return PackedLinear(self.weight, self.out_features, self.bias)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight, [len(ids), K]: a tied embedding needs no copy of its own."""
@@ -91,21 +99,16 @@ class Transformer:
         )
         self.n_positions = len(cos)
         self.cos, self.sin = cos.to(self.device), sin.to(self.device)
+        self.decoder = self._decoder() if head.packed else None
 
-    def forward(self, batch: TreeBatch, caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Hidden states [N, H] before the last norm; writes the new nodes' keys and values.
+    def forward(self, batch: TreeBatch, kv: Tensor) -> Tensor:
+        """Hidden states [R, H] before the last norm of the wanted rows; writes all rows' KV.
 
-        caches: for each layer the keys and the values, [P, S, Hk, D] each. Nothing here waits
-        for the device, so a pass can be captured in a CUDA graph.
+        kv [L, 2, P, S, Hk, D]. Nothing here waits for the device, so a pass can be captured in a
+        CUDA graph.
         """
         x = self._embed(batch.tokens)  # [N, H]
-        delta = None  # what is still to be added to x
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            normed = self._rms_norm(x, layer.attention_norm, delta)
-            delta = self._attention(layer, normed, batch, cache, index)
-            normed = self._rms_norm(x, layer.mlp_norm, delta)
-            delta = layer.down(silu_mul(layer.gate_up(normed)))
-        return x if delta is None else x.add_(delta)
+        return self._op_by_op(x, batch, kv) if self.decoder is None else self._fused(x, batch, kv)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [R, head_size] float32 of rows of hidden states [R, H]."""
@@ -114,6 +117,17 @@ class Transformer:
     def _embed(self, tokens: Tensor) -> Tensor:
         rows = self.head.rows(tokens) if self.embedding is None else self.embedding[tokens]
         return rows.to(self.dtype)
+
+    def _op_by_op(self, x: Tensor, batch: TreeBatch, kv: Tensor) -> Tensor:
+        delta, last = None, len(self.layers) - 1  # delta is still to be added to x
+        for index, (layer, (keys, values)) in enumerate(zip(self.layers, kv, strict=True)):
+            normed = self._rms_norm(x, layer.attention_norm, delta)
+            mixed = self._attention(layer, normed, batch, keys, values, index)
+            if index == last and batch.wanted is not None:
+                x, mixed = x[batch.wanted], mixed[batch.wanted]
+            normed = self._rms_norm(x, layer.mlp_norm, layer.output(mixed))
+            delta = layer.down(silu_mul(layer.gate_up(normed)))
+        return x.add_(delta)
 
     def _rms_norm(self, x: Tensor, weight: Tensor, delta: Tensor | None = None) -> Tensor:
         """The norm of x + delta, to which x is set."""
@@ -124,9 +138,11 @@ class Transformer:
         layer: Layer,
         x: Tensor,
         batch: TreeBatch,
-        cache: tuple[Tensor, Tensor],
+        keys: Tensor,
+        values: Tensor,
         index: int,
     ) -> Tensor:
+        """What the heads see, [N, Hq D], of normed x."""
         config = self.config
         heads = config.n_heads + 2 * config.n_kv_heads
         q = rope_append_kv(
@@ -135,13 +151,15 @@ class Transformer:
             self.cos,
             self.sin,
             batch.positions,
-            *cache,
+            keys,
+            values,
             batch.slots,
             eps=config.rms_norm_eps,
         )
         mixed = tree_attention(
             q,
-            *cache,
+            keys,
+            values,
             batch.page_table,
             batch.prefix_lens,
             batch.n_nodes,
@@ -151,4 +169,39 @@ class Transformer:
             scale=config.head_dim**-0.5,
             window=config.window(index),
         )  # [N, Hq, D]
-        return layer.output(mixed.flatten(1))
+        return mixed.flatten(1)
+
+    def _fused(self, x: Tensor, batch: TreeBatch, kv: Tensor) -> Tensor:
+        assert self.decoder is not None
+        return self.decoder(
+            x,
+            batch.positions,
+            batch.slots,
+            batch.page_table,
+            batch.prefix_lens,
+            batch.n_nodes,
+            batch.offsets,
+            batch.ancestors,
+            batch.depth,
+            kv,
+            batch.wanted,
+        )
+
+    def _decoder(self) -> Decoder:
+        config = self.config
+        layers = [
+            DecoderLayer(
+                attention_norm=layer.attention_norm,
+                qkv=layer.qkv.as_packed(),
+                qk_norm=layer.qk_norm,
+                output=layer.output.as_packed(),
+                mlp_norm=layer.mlp_norm,
+                gate_up=layer.gate_up.as_packed(),
+                down=layer.down.as_packed(),
+                window=config.window(index),
+            )
+            for index, layer in enumerate(self.layers)
+        ]
+        return Decoder(
+            layers, config.n_heads, config.n_kv_heads, self.cos, self.sin, config.rms_norm_eps
+        )

@@ -145,7 +145,8 @@ def refuse(op, arguments, message=None):
 
 
 def test_every_op_is_here():
-    assert set(CALLS) == set(kernels.__all__) - {"pack_linear"}
+    functions = {name for name in kernels.__all__ if name.islower()}
+    assert set(CALLS) == functions - {"pack_linear"}
 
 
 @pytest.mark.parametrize("op", CALLS)

@@ -10,11 +10,23 @@ import pytest
 from specedge_kernels import _cpu
 
 HERE = Path(__file__).parent
-NAMES = ("linear", "tree_attention", "noise", "target_tokens", "draft_topk")
+NAMES = (
+    *("linear", "rms_norm", "silu_mul", "rope_append_kv", "tree_attention"),
+    *("noise", "target_tokens", "draft_topk"),
+)
 TESTS = [str(HERE / f"test_{name}.py") for name in NAMES]
-SELECTION = "equal or bits or dimension or pair or large or chain"
+SELECTION = "equal or bits or dimension or pair or large or chain or stored or close"
 PRINT = "from specedge_kernels import _cpu; print(_cpu.isa())"
 TEST = f"{PRINT}; import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+
+
+NORMS = """
+import torch, specedge_kernels
+generator = torch.Generator().manual_seed(0)
+for width in (1, 63, 576, 1001):
+    x, weight = torch.randn(4, width, generator=generator), torch.ones(width)
+    print(specedge_kernels.rms_norm(x, weight, 1e-5).view(torch.int32).tolist())
+"""
 
 
 def run(isa, *command):
@@ -38,6 +50,12 @@ def test_kernels_pass_their_tests(isa, request):
         pytest.skip(f"this processor does not run {isa}")
     assert tests.stdout.startswith(isa)
     assert tests.returncode == 0, tests.stdout
+
+
+def test_norms_have_the_same_bits_on_all_of_them():
+    prints = [run(isa, NORMS).stdout for isa in ("generic", "avx2", "avx512")]
+    assert prints[0]
+    assert all(text in ("", prints[0]) for text in prints)
 
 
 def test_an_unknown_set_is_refused():

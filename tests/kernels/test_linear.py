@@ -8,13 +8,6 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(1, 1), (7, 64), (64, 63), (129, 65), (300, 200), (576, 192)]  # K, M
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("inputs", "outputs"), SIZES)
 def test_equals_a_float64_product(dtype, inputs, outputs):

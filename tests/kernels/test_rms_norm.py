@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torch.nn.functional as F
 
 import specedge_kernels as kernels
 
@@ -24,19 +23,38 @@ def test_close_to_float64(dtype, tolerance):
     assert torch.equal(x, before)
 
 
-def test_the_residual_grows_in_place_and_bits_are_those_of_torch():
-    x, delta, weight = torch.randn(5, 577), torch.randn(5, 577), torch.randn(577)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1, 15, 64, 65, 577])
+def test_the_residual_grows_in_place_and_what_is_stored_is_normed(dtype, width):
+    generator = torch.Generator().manual_seed(width)
+    x, delta, weight = torch.randn(3, 5, width, generator=generator).to(dtype)
+    weight = weight[0].contiguous()
     total = x + delta
     got = kernels.rms_norm(x, weight, 1e-6, delta)
     assert torch.equal(x, total)
-    assert torch.equal(got, F.rms_norm(total, (577,), weight, 1e-6))
+    assert torch.equal(got, kernels.rms_norm(total, weight, 1e-6))
+    want = float64(total, weight, 1e-6)
+    torch.testing.assert_close(got.double(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
 
 
-def test_a_row_has_the_same_bits_alone_and_in_a_batch():
-    x, weight = torch.randn(100, 576), torch.randn(576)
+@pytest.mark.parametrize("width", [96, 576, 577, 4096, 16384])
+def test_a_row_has_the_same_bits_alone_and_in_a_batch_on_many_threads(width, threads):
+    x, weight = torch.randn(65, width), torch.randn(width)
+    threads(3)
     whole = kernels.rms_norm(x, weight, 1e-6)
-    for row in (0, 41, 99):
-        assert torch.equal(kernels.rms_norm(x[row : row + 1], weight, 1e-6)[0], whole[row])
+    threads(1)
+    alone = torch.cat([kernels.rms_norm(row[None], weight, 1e-6) for row in x])
+    assert torch.equal(whole, alone)
+
+
+def test_nan_and_infinity_stay_in_their_row():
+    x = torch.ones(4, 70)
+    x[1, 69], x[2, 3] = float("nan"), float("inf")
+    got = kernels.rms_norm(x, torch.ones(70), 1e-6)
+    assert got[1].isnan().all()
+    assert got[2, 3].isnan()
+    assert torch.equal(got[0], got[3])
+    assert (got[0] - 1).abs().max() < 1e-6
 
 
 def test_no_rows():

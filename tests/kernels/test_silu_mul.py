@@ -18,21 +18,31 @@ def test_close_to_float64(dtype, tolerance):
     assert torch.equal(gate_up, before)
 
 
-@pytest.fixture(params=[3, 5])
-def threads(request):
-    """torch shares elementwise work among threads by size: these put the seams inside rows."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("width", [1000, 1537])
-def test_a_row_has_the_same_bits_alone_and_in_any_batch(width, threads):
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(width, n_threads, threads):
     gate_up = torch.randn(97, 2 * width, generator=torch.Generator().manual_seed(width))
+    threads(n_threads)
     together = kernels.silu_mul(gate_up)
     alone = torch.cat([kernels.silu_mul(row[None]) for row in gate_up])
     assert torch.equal(together, alone)
+
+
+def test_a_number_has_the_same_bits_wherever_it_stands():
+    numbers = torch.linspace(-110, 110, 333)
+    ones = torch.ones_like(numbers)
+    row = kernels.silu_mul(torch.cat((numbers, ones))[None])[0]
+    column = kernels.silu_mul(torch.stack((numbers, ones), dim=1))[:, 0]
+    assert torch.equal(row, column)
+
+
+def test_large_infinite_and_missing_numbers_as_in_torch():
+    nan, inf = float("nan"), float("inf")
+    gate = torch.tensor([200.0, -200.0, 3e38, -3e38, inf, -inf, nan, 0.0, -0.0])
+    got = kernels.silu_mul(torch.cat((gate, torch.ones(9)))[None])[0]
+    assert torch.equal(got.isnan(), torch.nn.functional.silu(gate).isnan())
+    assert torch.equal(got[:5], torch.tensor([200.0, 0, 3e38, 0, inf]))
+    assert torch.equal(got[7:].signbit(), torch.tensor([False, True]))
 
 
 def test_no_rows_and_no_columns():

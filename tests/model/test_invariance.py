@@ -20,7 +20,6 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 @pytest.fixture(params=[1, 3])
 def threads(request):
-    """torch shares elementwise work among threads by size: three put the seams inside rows."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -88,12 +87,3 @@ def test_eight_bit_keys_and_values(pairs, generator):
     pages = small.kv.allocate(8)
     small.forward([chain(prompt, 0, pages)])
     assert torch.equal(small.forward([TreeRequest(tree, parents, 13, pages, path)]), texts[1])
-
-
-@pytest.mark.parametrize("width", [96, 576, 4096, 16384])
-def test_norm_of_one_row_is_that_of_many(width, threads, generator):
-    """torch sums a row of its own in two halves from 32768 numbers on; no model is that wide."""
-    x, weight = torch.randn(65, width, generator=generator), torch.ones(width)
-    together = torch.rms_norm(x, (width,), weight, 1e-5)
-    alone = torch.cat([torch.rms_norm(row[None], (width,), weight, 1e-5) for row in x])
-    assert torch.equal(together, alone)

@@ -1,0 +1,142 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "checks.h"
+
+namespace specedge {
+namespace {
+
+using Floats = std::unique_ptr<float[]>;
+
+Floats floats(int64_t n) { return std::make_unique_for_overwrite<float[]>(n); }
+
+int64_t item_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : dtype == Dtype::e4m3 ? 1 : 2; }
+
+// The keys (half 0) or values (half 1) of one layer.
+Cache part(const LayeredCache& kv, int64_t layer, int64_t half) {
+  Cache cache = kv.first_keys;
+  const int64_t elements = layer * kv.layer_stride + half * kv.half_stride;
+  cache.data = static_cast<char*>(cache.data) + elements * item_bytes(cache.dtype);
+  return cache;
+}
+
+// rows[i] of from [*, width] -> to [n, width]
+void gather(const float* from, const int64_t* rows, int64_t n, int64_t width, float* to) {
+  for (int64_t i = 0; i < n; ++i) std::copy_n(from + rows[i] * width, width, to + i * width);
+}
+
+// One step on its way through the layers.
+class Step {
+ public:
+  Step(const Decoder& decoder, const LayeredCache& kv, const Pass& pass, float* x)
+      : decoder_(decoder),
+        kv_(kv),
+        pass_(pass),
+        rope_{decoder.cos, decoder.sin, decoder.n_positions, pass.positions},
+        mixed_width_(decoder.query_heads * decoder.head_dim),
+        qkv_width_(mixed_width_ + 2 * decoder.heads * decoder.head_dim),
+        n_(pass.trees.rows),
+        x_(x) {
+    check();
+    const int64_t most = std::max(n_, pass.n_wanted);
+    normed_ = floats(most * decoder.hidden);
+    delta_ = floats(most * decoder.hidden);
+    qkv_ = floats(n_ * qkv_width_);
+    q_ = floats(most * mixed_width_);
+    mixed_ = floats(n_ * mixed_width_);
+    gate_up_ = floats(most * 2 * decoder.inner);
+    inner_ = floats(most * decoder.inner);
+  }
+
+  void run(float* out) {
+    const int64_t last = int64_t(decoder_.layers.size()) - 1;
+    for (int64_t layer = 0; layer < last; ++layer) {
+      append(layer);
+      attend(layer);
+      feed(decoder_.layers[layer]);
+    }
+    append(last);
+    if (pass_.n_wanted == 0) return;
+    attend(last);
+    keep_wanted(out);
+    feed(decoder_.layers[last]);
+    for (int64_t i = 0; i < n_ * decoder_.hidden; ++i) out[i] = x_[i] + delta_[i];
+  }
+
+ private:
+  void check() const {
+    for (int64_t i = 0; pass_.wanted && i < pass_.n_wanted; ++i) {
+      require(pass_.wanted[i] >= 0 && pass_.wanted[i] < n_, "expected wanted rows in 0 .. ", n_ - 1,
+              ", got ", pass_.wanted[i], " at index ", i);
+    }
+    check_places(rope_, kv_.first_keys, pass_.slots, n_);
+    const DecoderLayer* before = nullptr;
+    for (const DecoderLayer& layer : decoder_.layers) {
+      if (!before || layer.window != before->window) {
+        check_trees(pass_.trees, kv_.first_keys, layer.window);
+      }
+      before = &layer;
+    }
+  }
+
+  // The queries of all rows; their keys and values go into the cache.
+  void append(int64_t index) {
+    const DecoderLayer& layer = decoder_.layers[index];
+    const float* delta = index > 0 ? delta_.get() : nullptr;
+    rms_norm(x_, delta, layer.attention_norm, Dtype::f32, n_, decoder_.hidden, decoder_.eps,
+             normed_.get());
+    multiply(layer.qkv, normed_.get(), n_, qkv_.get());
+    const int64_t turning = (decoder_.query_heads + decoder_.heads) * decoder_.head_dim;
+    unchecked::rope_append_kv(qkv_.get(), qkv_width_, qkv_.get() + turning, qkv_width_, Dtype::f32,
+                              decoder_.query_heads, {layer.qk_norm, decoder_.eps}, rope_,
+                              part(kv_, index, 0), part(kv_, index, 1), pass_.slots, n_, 1, 1,
+                              q_.get());
+  }
+
+  void attend(int64_t index) {
+    const Scoring scoring{decoder_.scale, 0, decoder_.layers[index].window, 1};
+    unchecked::tree_attention(q_.get(), Dtype::f32, decoder_.query_heads, part(kv_, index, 0),
+                              part(kv_, index, 1), pass_.trees, scoring, mixed_.get(), nullptr);
+  }
+
+  // From here on nobody reads the other rows; x goes on in `out`.
+  void keep_wanted(float* out) {
+    if (!pass_.wanted) return;
+    gather(x_, pass_.wanted, pass_.n_wanted, decoder_.hidden, out);
+    gather(mixed_.get(), pass_.wanted, pass_.n_wanted, mixed_width_, q_.get());
+    mixed_.swap(q_);
+    n_ = pass_.n_wanted;
+    x_ = out;
+  }
+
+  // What attention gave, and the MLP.
+  void feed(const DecoderLayer& layer) {
+    multiply(layer.output, mixed_.get(), n_, delta_.get());
+    rms_norm(x_, delta_.get(), layer.mlp_norm, Dtype::f32, n_, decoder_.hidden, decoder_.eps,
+             normed_.get());
+    multiply(layer.gate_up, normed_.get(), n_, gate_up_.get());
+    silu_mul(gate_up_.get(), Dtype::f32, n_, decoder_.inner, inner_.get());
+    multiply(layer.down, inner_.get(), n_, delta_.get());
+  }
+
+  const Decoder& decoder_;
+  const LayeredCache& kv_;
+  const Pass& pass_;
+  const Rope rope_;
+  const int64_t mixed_width_, qkv_width_;
+  int64_t n_;  // rows of x
+  float* x_;   // [n, H]; delta is still to be added to it
+  Floats normed_, delta_, qkv_, q_, mixed_, gate_up_, inner_;
+};
+
+}  // namespace
+
+void decode(const Decoder& decoder, const LayeredCache& kv, const Pass& pass, float* x,
+            float* out) {
+  require(!decoder.layers.empty(), "expected a decoder of at least one layer");
+  Step(decoder, kv, pass, x).run(out);
+}
+
+}  // namespace specedge

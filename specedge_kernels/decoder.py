@@ -1,0 +1,181 @@
+"""The layers of a decoder-only transformer of the llama kind in one call, on a CPU.
+
+What a layer is made of is in the public ops; `runtime/model/transformer.py` calls them one after
+another. One call gives the same bits and spends little beside the products: its arguments are
+checked once. Knows neither embedding nor output head nor whose rows they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specedge_kernels import _cpu
+from specedge_kernels.cpu import cache_of, linear_of
+from specedge_kernels.ops import CACHED, FLOATS, PANEL, _check, _expect
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """panels [ceil(M / 64), K, 64] from `pack_linear`, M, and bias [M] float32 or None."""
+
+    panels: Tensor
+    out_features: int
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """The weights of one layer; vectors are float32. window as for `tree_attention`."""
+
+    attention_norm: Tensor  # [H]
+    qkv: PackedLinear  # H -> (Hq + 2 Hk) D
+    qk_norm: Tensor | None  # [Hq + Hk, D]
+    output: PackedLinear  # Hq D -> H
+    mlp_norm: Tensor  # [H]
+    gate_up: PackedLinear  # H -> 2 I
+    down: PackedLinear  # I -> H
+    window: int
+
+
+class Decoder:
+    """L >= 1 layers with Hq query heads and Hk key/value heads of size D.
+
+    cos, sin [C, D] float32 as for `rope_append_kv`, eps of all norms. Attention is scaled by
+    1 / sqrt(D). Raises ValueError for tensors of another shape, type or device than a CPU's.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        n_heads: int,
+        n_kv_heads: int,
+        cos: Tensor,
+        sin: Tensor,
+        eps: float,
+    ):
+        _expect_cpu(cos, sin)
+        _check("cos", cos, torch.float32, (None, None))
+        _check("sin", sin, torch.float32, tuple(cos.shape))
+        _expect(len(layers) >= 1, "layers", "at least one", "none")
+        _expect(0 < n_kv_heads <= n_heads, "n_kv_heads", f"1 .. {n_heads}", n_kv_heads)
+        _expect(n_heads % n_kv_heads == 0, "n_heads", f"a multiple of {n_kv_heads}", n_heads)
+        _expect(cos.shape[1] % 2 == 0, "cos", "an even D", cos.shape[1])
+        # C++ holds their addresses.
+        self._tensors = layers, cos, sin
+        self._shape = len(layers), n_kv_heads, cos.shape[1]  # L, Hk, D
+        self._hidden = layers[0].attention_norm.shape[0]
+        inner = layers[0].down.panels.shape[1]
+        dim = cos.shape[1]
+        self._decoder = _cpu.Decoder(
+            *(self._hidden, inner, n_heads, n_kv_heads, dim, eps, dim**-0.5),
+            *(cos.data_ptr(), sin.data_ptr(), len(cos)),
+        )
+        for layer in layers:
+            self._add(layer, n_heads, n_kv_heads, dim, inner)
+
+    def _add(
+        self, layer: DecoderLayer, n_heads: int, n_kv_heads: int, dim: int, inner: int
+    ) -> None:
+        hidden = self._hidden
+        norms = () if layer.qk_norm is None else (layer.qk_norm,)
+        _expect_cpu(layer.attention_norm, layer.mlp_norm, *norms)
+        _check("attention_norm", layer.attention_norm, torch.float32, (hidden,))
+        _check("mlp_norm", layer.mlp_norm, torch.float32, (hidden,))
+        if layer.qk_norm is not None:
+            _check("qk_norm", layer.qk_norm, torch.float32, (n_heads + n_kv_heads, dim))
+        self._decoder.add_layer(
+            layer.attention_norm.data_ptr(),
+            _linear("qkv", layer.qkv, hidden, (n_heads + 2 * n_kv_heads) * dim),
+            0 if layer.qk_norm is None else layer.qk_norm.data_ptr(),
+            _linear("output", layer.output, n_heads * dim, hidden),
+            layer.mlp_norm.data_ptr(),
+            _linear("gate_up", layer.gate_up, hidden, 2 * inner),
+            _linear("down", layer.down, inner, hidden),
+            layer.window,
+        )
+
+    def __call__(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        page_table: Tensor,
+        prefix_lens: Tensor,
+        n_nodes: Tensor,
+        offsets: Tensor,
+        ancestors: Tensor,
+        depth: Tensor,
+        kv: Tensor,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the last layer of the wanted rows, [R, H] float32.
+
+        x [N, H] float32, overwritten; positions and slots [N] int64 as for `rope_append_kv`; the
+        tables as for `tree_attention`; kv [L, 2, P, S, Hk, D] float32, bfloat16, float16 or
+        float8_e4m3fn with D contiguous, into which the keys and values of all rows go; wanted [R]
+        int64 are rows, None all of them. Raises ValueError for wrong metadata or values, before
+        anything is written.
+        """
+        rows, batch = x.shape[0], prefix_lens.shape[0]
+        tables = (page_table, prefix_lens, n_nodes, offsets, ancestors, depth)
+        chosen = () if wanted is None else (wanted,)
+        _expect_cpu(x, positions, slots, *tables, kv, *chosen)
+        _check("x", x, torch.float32, (rows, self._hidden))
+        _check("positions", positions, torch.int64, (rows,))
+        _check("slots", slots, torch.int64, (rows,))
+        _check("page_table", page_table, torch.int32, (batch, None))
+        _check("prefix_lens", prefix_lens, torch.int32, (batch,))
+        _check("n_nodes", n_nodes, torch.int32, (batch,))
+        _check("offsets", offsets, torch.int32, (batch + 1,))
+        _check("ancestors", ancestors, torch.int64, (rows, None))
+        _check("depth", depth, torch.int32, (rows,))
+        self._check_kv(kv)
+        n_wanted = rows
+        if wanted is not None:
+            _check("wanted", wanted, torch.int64, (None,))
+            n_wanted = wanted.shape[0]
+        out = x.new_empty(n_wanted, self._hidden)
+        _cpu.decode(
+            self._decoder,
+            _cpu.LayeredCache(cache_of(kv[0, 0]), *kv.stride()[:2]),
+            x.data_ptr(),
+            rows,
+            positions.data_ptr(),
+            slots.data_ptr(),
+            batch,
+            ancestors.shape[1],
+            page_table.shape[1],
+            *(table.data_ptr() for table in tables),
+            0 if wanted is None else wanted.data_ptr(),
+            n_wanted,
+            out.data_ptr(),
+        )
+        return out
+
+    def _check_kv(self, kv: Tensor) -> None:
+        layers, heads, dim = self._shape
+        fits = (
+            kv.dim() == 6
+            and (kv.shape[0], kv.shape[1], kv.shape[4], kv.shape[5]) == (layers, 2, heads, dim)
+            and kv.shape[3] >= 1
+            and kv.stride(5) == 1
+            and kv.dtype in CACHED
+        )
+        expected = f"a cache [{layers}, 2, P, S, {heads}, {dim}] with D contiguous"
+        _expect(fits, "kv", expected, f"{kv.dtype} {list(kv.shape)}, strides {list(kv.stride())}")
+
+
+def _expect_cpu(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        _expect(tensor.device.type == "cpu", "decoder", "tensors on cpu", tensor.device)
+
+
+def _linear(name: str, linear: PackedLinear, inputs: int, outputs: int) -> _cpu.Linear:
+    _expect_cpu(linear.panels, *(() if linear.bias is None else (linear.bias,)))
+    _expect(linear.out_features == outputs, name, f"{outputs} outputs", linear.out_features)
+    _check(name, linear.panels, FLOATS, (-(-outputs // PANEL), inputs, PANEL))
+    if linear.bias is not None:
+        _check(f"bias of {name}", linear.bias, torch.float32, (outputs,))
+    return linear_of(linear.panels, outputs, linear.bias)

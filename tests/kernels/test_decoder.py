@@ -1,0 +1,146 @@
+"""What one call of all layers refuses; its results are compared in tests/model/test_decoder.py."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import specedge_kernels as kernels
+from specedge_kernels import Decoder, DecoderLayer, PackedLinear
+from tests.kernels.cases import int32
+
+H, INNER, HQ, HK, D = 12, 20, 4, 2, 6
+COS, SIN = torch.ones(40, D), torch.zeros(40, D)
+
+
+def packed(inputs, outputs, bias=False):
+    generator = torch.Generator().manual_seed(outputs)
+    weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+    return PackedLinear(kernels.pack_linear(weight), outputs, torch.ones(outputs) if bias else None)
+
+
+def layer(window=-1):
+    return DecoderLayer(
+        attention_norm=torch.ones(H),
+        qkv=packed(H, (HQ + 2 * HK) * D, bias=True),
+        qk_norm=torch.ones(HQ + HK, D),
+        output=packed(HQ * D, H),
+        mlp_norm=torch.ones(H),
+        gate_up=packed(H, 2 * INNER),
+        down=packed(INNER, H),
+        window=window,
+    )
+
+
+def decoder(*layers):
+    return Decoder(layers or [layer(), layer(4)], HQ, HK, COS, SIN, 1e-5)
+
+
+def step():
+    """A chain of three rows after a prefix of five, in a cache of NaN."""
+    return {
+        "x": torch.ones(3, H),
+        "positions": torch.tensor([5, 6, 7]),
+        "slots": torch.tensor([5, 6, 7]),
+        "page_table": int32([[0, 1]]),
+        "prefix_lens": int32([5]),
+        "n_nodes": int32([3]),
+        "offsets": int32([0, 3]),
+        "ancestors": torch.tensor([[1], [3], [7]]),
+        "depth": int32([0, 1, 2]),
+        "kv": torch.full((2, 2, 4, 4, HK, D), float("nan")),
+        "wanted": torch.tensor([2]),
+    }
+
+
+def test_a_step_is_finite_and_writes_its_rows_only():
+    arguments = step()
+    arguments["kv"][:, :, :1] = 0.5
+    arguments["kv"][:, :, 1, :1] = 0.5
+    out = decoder()(**arguments)
+    assert out.shape == (1, H)
+    assert out.isfinite().all()
+    written = arguments["kv"].isfinite().all(-1).all(-1)  # [L, 2, P, S]
+    assert torch.equal(written.flatten(2).sum(-1), torch.full((2, 2), 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x", torch.ones(3, H - 1), r"x: expected a contiguous float32 tensor of shape \[3, 12\]"),
+        ("x", torch.ones(3, H).half(), "x: expected a contiguous float32"),
+        ("x", torch.ones(3, H, device="meta"), "expected tensors on cpu, got meta"),
+        ("positions", torch.ones(3), "positions: expected a contiguous int64"),
+        ("slots", torch.ones(2).long(), r"slots: expected .* shape \[3\]"),
+        ("page_table", int32([0, 1]), "page_table: expected"),
+        ("offsets", int32([0, 1, 3]), r"offsets: expected .* shape \[2\]"),
+        ("n_nodes", torch.ones(1).long(), "n_nodes: expected a contiguous int32"),
+        ("ancestors", torch.ones(2, 1).long(), r"ancestors: expected .* shape \[3, any\]"),
+        ("depth", int32([0]), r"depth: expected .* shape \[3\]"),
+        ("kv", torch.ones(3, 2, 4, 4, HK, D), r"kv: expected a cache \[2, 2, P, S, 2, 6\]"),
+        ("kv", torch.ones(2, 2, 4, 4, HK, D).double(), "kv: expected a cache"),
+        ("kv", torch.ones(2, 2, 4, 4, D, HK).transpose(4, 5), "kv: expected a cache"),
+        ("kv", torch.ones(2, 2, 4, 0, HK, D), "kv: expected a cache"),
+        ("wanted", int32([0]), "wanted: expected a contiguous int64"),
+        ("wanted", torch.tensor([0, 3]), r"wanted rows in 0 \.\. 2, got 3 at index 1"),
+        ("wanted", torch.tensor([-1]), r"wanted rows in 0 \.\. 2, got -1 at index 0"),
+        ("positions", torch.tensor([5, 6, 40]), r"positions in 0 \.\. 39, got 40 at row 2"),
+        ("slots", torch.tensor([5, 5, 7]), "expected distinct slots, got 5 again at row 1"),
+        ("slots", torch.tensor([5, 6, 16]), "expected slots below 16, got 16 at row 2"),
+        ("page_table", int32([[0, 4]]), r"page ids in 0 \.\. 3, got 4"),
+        ("prefix_lens", int32([-1]), "prefix length of 0 or more, got -1"),
+        ("n_nodes", int32([2]), "at least as many nodes as its 3 rows, got 2"),
+        ("offsets", int32([0, 2]), "the last offset to be the number of rows 3, got 2"),
+        ("depth", int32([0, 2, 2]), r"expected a depth in 0 \.\. 1 for node 1, got 2"),
+    ],
+)
+def test_wrong_arguments_are_named_and_nothing_is_written(name, value, message):
+    arguments = step()
+    arguments[name] = value
+    with pytest.raises(ValueError, match=message):
+        decoder()(**arguments)
+    if name != "kv":
+        assert arguments["kv"].isnan().all()
+
+
+def test_pages_before_the_window_are_not_read():
+    arguments = step()
+    arguments["page_table"][0, 0] = 99
+    arguments["kv"][:, :, 1, :1] = 0.5
+    assert decoder(layer(2), layer(2))(**arguments).isfinite().all()
+    with pytest.raises(ValueError, match=r"page ids in 0 \.\. 3, got 99"):
+        decoder(layer(2), layer())(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_norm": torch.ones(H).half()}, "attention_norm: expected"),
+        ({"mlp_norm": torch.ones(H - 1)}, r"mlp_norm: expected .* shape \[12\]"),
+        ({"qk_norm": torch.ones(HQ, D)}, r"qk_norm: expected .* shape \[6, 6\]"),
+        ({"qkv": packed(H, HQ * D)}, "qkv: expected 48 outputs, got 24"),
+        ({"output": packed(H, H)}, r"output: expected .* shape \[1, 24, 64\]"),
+        ({"gate_up": packed(H, INNER)}, "gate_up: expected 40 outputs, got 20"),
+        ({"down": packed(INNER + 1, H)}, r"down: expected .* shape \[1, 20, 64\]"),
+        ({"down": packed(INNER, H + 1)}, "down: expected 12 outputs, got 13"),
+        (
+            {"down": dataclasses.replace(packed(INNER, H), bias=torch.ones(3))},
+            r"bias of down: expected .* shape \[12\]",
+        ),
+    ],
+)
+def test_misshaped_weights_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        decoder(layer(), dataclasses.replace(layer(), **change))
+
+
+def test_impossible_models_are_named():
+    for arguments, message in (
+        (([], HQ, HK, COS, SIN), "layers: expected at least one"),
+        (([layer()], 3, 2, COS, SIN), "n_heads: expected a multiple of 2, got 3"),
+        (([layer()], 4, 0, COS, SIN), r"n_kv_heads: expected 1 \.\. 4, got 0"),
+        (([layer()], HQ, HK, COS, SIN[:9]), r"sin: expected .* shape \[40, 6\]"),
+        (([layer()], HQ, HK, COS[:, :5].contiguous(), SIN[:, :5].contiguous()), "an even D"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Decoder(*arguments, 1e-5)
