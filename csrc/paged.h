@@ -34,10 +34,12 @@ inline quad load_quad(const e4m3* p) {
 #endif
 }
 
-// rows: 64 pointers to [D] -> keys [D, 64]
+inline void store_quad(float* p, quad value) { std::memcpy(p, &value, sizeof value); }
+
+// rows: n pointers to [D], n a multiple of 4 -> the first n columns of keys [D, 64]
 template <typename T>
-inline void transpose(const T* const* rows, int64_t dim, float* keys) {
-  for (int64_t lane = 0; lane < kBlock; lane += 4) {
+inline void transpose(const T* const* rows, int64_t n, int64_t dim, float* keys) {
+  for (int64_t lane = 0; lane < n; lane += 4) {
     int64_t d = 0;
     for (; d + 4 <= dim; d += 4) {
       const quad a = load_quad(rows[lane] + d), b = load_quad(rows[lane + 1] + d);
@@ -46,11 +48,11 @@ inline void transpose(const T* const* rows, int64_t dim, float* keys) {
       const quad ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
       const quad ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5);
       const quad ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-      const quad columns[4] = {__builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5),
-                               __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7),
-                               __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5),
-                               __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7)};
-      for (int i = 0; i < 4; ++i) std::memcpy(keys + (d + i) * kBlock + lane, columns + i, 16);
+      float* to = keys + d * kBlock + lane;
+      store_quad(to, __builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5));
+      store_quad(to + kBlock, __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7));
+      store_quad(to + 2 * kBlock, __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5));
+      store_quad(to + 3 * kBlock, __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7));
     }
     for (; d < dim; ++d) {
       for (int64_t i = lane; i < lane + 4; ++i) keys[d * kBlock + i] = load(rows[i] + d);
@@ -70,15 +72,17 @@ struct Tokens {
            slot % cache.page_size * cache.token_stride + head * cache.head_stride;
   }
 
-  // Slots first .. first+63 -> keys [D, 64]; slots outside lo .. hi-1 are not read and give 0.
+  // Slots first .. first+n-1 -> columns of keys [D, 64]; slots outside lo .. hi-1 are not read and
+  // give 0.
   template <typename T>
-  void stage_keys(int64_t first, int64_t lo, int64_t hi, const void* zeros, float* keys) const {
+  void stage_keys(int64_t first, int64_t n, int64_t lo, int64_t hi, const void* zeros,
+                  float* keys) const {
     const T* rows[kBlock];
-    for (int64_t i = 0; i < kBlock; ++i) {
+    for (int64_t i = 0; i < n; ++i) {
       const bool valid = first + i >= lo && first + i < hi;
       rows[i] = valid ? at<T>(first + i) : static_cast<const T*>(zeros);
     }
-    transpose(rows, cache.head_dim, keys);
+    transpose(rows, n, cache.head_dim, keys);
   }
 
   // Slots lo .. hi-1 -> values [hi - lo, width], zero beyond D.
@@ -95,17 +99,17 @@ struct Tokens {
   }
 };
 
-inline void stage_keys(const Tokens& tokens, int64_t first, int64_t lo, int64_t hi,
+inline void stage_keys(const Tokens& tokens, int64_t first, int64_t n, int64_t lo, int64_t hi,
                        const void* zeros, float* keys) {
   switch (tokens.cache.dtype) {
     case Dtype::f32:
-      return tokens.stage_keys<float>(first, lo, hi, zeros, keys);
+      return tokens.stage_keys<float>(first, n, lo, hi, zeros, keys);
     case Dtype::bf16:
-      return tokens.stage_keys<bf16>(first, lo, hi, zeros, keys);
+      return tokens.stage_keys<bf16>(first, n, lo, hi, zeros, keys);
     case Dtype::f16:
-      return tokens.stage_keys<f16>(first, lo, hi, zeros, keys);
+      return tokens.stage_keys<f16>(first, n, lo, hi, zeros, keys);
     case Dtype::e4m3:
-      return tokens.stage_keys<e4m3>(first, lo, hi, zeros, keys);
+      return tokens.stage_keys<e4m3>(first, n, lo, hi, zeros, keys);
   }
 }
 

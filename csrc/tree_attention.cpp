@@ -63,6 +63,7 @@ class Attention {
         group_(group),
         dim_(k_cache.head_dim),
         width_(round_up(k_cache.head_dim, kLanes)),
+        in_place_(v_cache.dtype == Dtype::f32 && width_ == dim_),
         vectors_((task.end_row - task.first_row) * group),
         span_(span_of(trees, task, scoring.window)),
         keys_{k_cache, trees.page_table + task.b * trees.pages_per_request, task.head},
@@ -106,21 +107,31 @@ class Attention {
     return floats * int64_t(sizeof(float)) + 16 * 64;
   }
 
-  // Slots first .. first+63, at least those in lo .. hi-1 -> raw scores of all vectors.
+  // Of the slots first .. first+63 those in lo .. hi-1 -> raw scores of all vectors.
   void score(int64_t first, int64_t lo, int64_t hi, float* scores) {
-    stage_keys(keys_, first, lo, hi, zeros_, staged_keys_);
-    for (int64_t i = 0; i < vectors_; ++i) {
-      std::memset(scores + i * slots_, 0, kBlock * sizeof(float));
-    }
-    multiply_add(queries, dim_, vectors_, Strided<float>{staged_keys_, kBlock}, dim_, kBlock,
-                 scores, slots_);
+    const int64_t n = smaller(kBlock, round_up(hi - first, kLanes));
+    stage_keys(keys_, first, n, lo, hi, zeros_, staged_keys_);
+    for (int64_t i = 0; i < vectors_; ++i) std::memset(scores + i * slots_, 0, n * sizeof(float));
+    multiply_add(queries, dim_, vectors_, Strided<float>{staged_keys_, kBlock}, dim_, n, scores,
+                 slots_);
   }
 
   void attend_common(int64_t first) {
     score(first, first, first + kBlock, scores_);
-    stage_values(values_, first, first + kBlock, width_, staged_values_);
-    absorb(scores_, slots_, vectors_, 0, kBlock, Strided<float>{staged_values_, width_}, scoring_,
-           state_);
+    stage_values(first, first, first + kBlock);
+    const float* rows[kBlock];
+    for (int64_t i = 0; i < kBlock; ++i) rows[i] = value_row(first + i, first);
+    absorb(scores_, slots_, vectors_, 0, kBlock, Scattered{rows}, scoring_, state_);
+  }
+
+  // Values of slots lo .. hi-1, as float32 rows [slots, width] from slot `from` on.
+  void stage_values(int64_t from, int64_t lo, int64_t hi) {
+    if (in_place_) return;
+    specedge::stage_values(values_, lo, hi, width_, staged_values_ + (lo - from) * width_);
+  }
+
+  const float* value_row(int64_t slot, int64_t from) const {
+    return in_place_ ? values_.at<float>(slot) : staged_values_ + (slot - from) * width_;
   }
 
   // Positions from .. to-1 of every row, each along its own path through slots from .. end_slot-1.
@@ -130,7 +141,7 @@ class Attention {
     for (int64_t slot = from; slot < end_slot; slot += kBlock) {
       score(slot, first, end_slot, scores_ + (slot - from));
     }
-    stage_values(values_, first, end_slot, width_, staged_values_ + (first - from) * width_);
+    stage_values(from, first, end_slot);
     for (int64_t r = task_.first_row; r < task_.end_row; ++r) {
       attend_path(describe(trees_, task_.b, r, scoring_.window), r - task_.first_row, from, to);
     }
@@ -150,7 +161,7 @@ class Attention {
   void attend_path_block(const int32_t* slots, int64_t index, int64_t from, int64_t lo,
                          int64_t hi) {
     const float* rows[kBlock];
-    for (int64_t i = 0; i < hi - lo; ++i) rows[i] = staged_values_ + (slots[i] - from) * width_;
+    for (int64_t i = 0; i < hi - lo; ++i) rows[i] = value_row(slots[i], from);
     for (int64_t g = 0; g < group_; ++g) {
       const int64_t vector = index * group_ + g;
       alignas(64) float gathered[kBlock] = {};
@@ -163,7 +174,9 @@ class Attention {
   const Trees& trees_;
   const Scoring& scoring_;
   const Task& task_;
-  const int64_t group_, dim_, width_, vectors_;
+  const int64_t group_, dim_, width_;
+  const bool in_place_;  // values are read where they lie
+  const int64_t vectors_;
   const Span span_;
   const Tokens keys_, values_;
   const int64_t slots_;  // the most slots of one region
