@@ -5,9 +5,10 @@ first nodes are cached already: every pass has this one form. A batch can be pad
 size with requests of nobody. Knows no weights and no pages' fate.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,20 +77,25 @@ class BatchSize:
 
     def layout(self) -> Layout:
         """The arrays that `fill` writes and `tree_batch` reads."""
-        i32, i64 = torch.int32, torch.int64
-        return Layout(
-            tokens=(i64, (self.rows,)),
-            slots=(i64, (self.rows,)),
-            prefixes=(i64, (self.rows,)),  # of the row's request
-            nodes=(i64, (self.rows,)),  # which of all nodes the row is
-            logit_rows=(i64, (self.logits,)),
-            parents=(i32, (self.nodes,)),
-            node_offsets=(i32, (self.requests + 1,)),
-            offsets=(i32, (self.requests + 1,)),
-            prefix_lens=(i32, (self.requests,)),
-            n_nodes=(i32, (self.requests,)),
-            page_table=(i32, (self.requests, self.pages)),
-        )
+        return _layout(self)
+
+
+@lru_cache(maxsize=64)
+def _layout(size: BatchSize) -> Layout:
+    i32, i64 = torch.int32, torch.int64
+    return Layout(
+        tokens=(i64, (size.rows,)),
+        slots=(i64, (size.rows,)),
+        prefixes=(i64, (size.rows,)),  # of the row's request
+        nodes=(i64, (size.rows,)),  # which of all nodes the row is
+        logit_rows=(i64, (size.logits,)),
+        parents=(i32, (size.nodes,)),
+        node_offsets=(i32, (size.requests + 1,)),
+        offsets=(i32, (size.requests + 1,)),
+        prefix_lens=(i32, (size.requests,)),
+        n_nodes=(i32, (size.requests,)),
+        page_table=(i32, (size.requests, size.pages)),
+    )
 
 
 def fill(arrays: Mapping[str, np.ndarray], requests: Sequence[TreeRequest], page_size: int) -> None:
@@ -98,39 +104,49 @@ def fill(arrays: Mapping[str, np.ndarray], requests: Sequence[TreeRequest], page
     What is larger than the requests is filled up by one more, whose rows are a chain that nobody
     reads and that is written nowhere, and by empty ones.
     """
-    n_new, n_nodes, prefix_lens = _counts(arrays, requests)
-    offsets, node_offsets = _sums(n_new), _sums(n_nodes)
-    table = arrays["page_table"]
-    table.fill(0)
-    for row, request in zip(table, requests, strict=False):
-        pages = request.pages[: -(-request.n_tokens // page_size)]
-        row[: len(pages)] = pages
+    columns: dict[str, list[Any]] = {name: [] for name in arrays}
+    columns["offsets"], columns["node_offsets"] = [0], [0]
+    batch, n_pages = arrays["page_table"].shape
+    for request in requests:
+        _add(columns, request, page_size, n_pages)
+    for _ in range(len(requests), batch):
+        rows = len(arrays["tokens"]) - len(columns["tokens"])
+        nodes = len(arrays["parents"]) - len(columns["parents"])
+        spare = TreeRequest([0] * rows, range(-1, nodes - 1), 0, [0] * n_pages, ())
+        _add(columns, spare, page_size, n_pages)
+        columns["slots"][len(columns["slots"]) - rows :] = [-1] * rows
+    columns["logit_rows"] += [0] * (len(arrays["logit_rows"]) - len(columns["logit_rows"]))
+    for name, column in columns.items():
+        arrays[name][:] = column
 
-    # the new nodes are the last ones of each tree; `node` is their index inside it
-    owner = np.repeat(np.arange(len(n_new)), n_new)
-    node = np.arange(offsets[-1]) - offsets[owner] + (n_nodes - n_new)[owner]
-    place = prefix_lens[owner] + node
-    slots = table[owner, place // page_size].astype(np.int64) * page_size + place % page_size
-    n_real, n_real_nodes = offsets[len(requests)], node_offsets[len(requests)]
-    arrays["slots"][:] = np.where(np.arange(len(slots)) < n_real, slots, -1)
-    arrays["prefixes"][:] = prefix_lens[owner]
-    arrays["nodes"][:] = node_offsets[owner] + node
-    arrays["offsets"][:], arrays["node_offsets"][:] = offsets, node_offsets
-    arrays["prefix_lens"][:], arrays["n_nodes"][:] = prefix_lens, n_nodes
 
-    _join(arrays["tokens"], [r.tokens for r in requests])
-    parents = arrays["parents"]
-    _join(parents, [r.parents for r in requests])
-    parents[n_real_nodes:] = np.arange(-1, len(parents) - n_real_nodes - 1)
-    _join(arrays["logit_rows"], [r.logit_rows for r in requests])
-    first_rows = offsets[: len(requests)].repeat([len(r.logit_rows) for r in requests])
-    arrays["logit_rows"][: len(first_rows)] += first_rows
+def _add(columns: dict[str, list[Any]], request: TreeRequest, page_size: int, n_pages: int) -> None:
+    """One more request, and its new nodes, which are the last ones of its tree."""
+    first_row, first_node = len(columns["tokens"]), len(columns["parents"])
+    n_nodes, prefix_len, pages = len(request.parents), request.prefix_len, request.pages
+    new = range(n_nodes - len(request.tokens), n_nodes)
+    columns["tokens"] += request.tokens
+    columns["parents"] += request.parents
+    columns["nodes"] += [first_node + node for node in new]
+    columns["prefixes"] += [prefix_len] * len(new)
+    columns["slots"] += [
+        pages[place // page_size] * page_size + place % page_size
+        for place in range(prefix_len + new.start, prefix_len + n_nodes)
+    ]
+    columns["logit_rows"] += [first_row + row for row in request.logit_rows]
+    columns["offsets"].append(first_row + len(new))
+    columns["node_offsets"].append(first_node + n_nodes)
+    columns["prefix_lens"].append(prefix_len)
+    columns["n_nodes"].append(n_nodes)
+    needed = -(-request.n_tokens // page_size)
+    columns["page_table"].append([*pages[:needed], *[0] * (n_pages - needed)])
 
 
 def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:
     """The batch of filled arrays; waits for nothing, so that it can be part of a CUDA graph."""
     ancestors, depth = build_tree(arrays["parents"], arrays["node_offsets"], words)
-    depth = depth[arrays["nodes"]]
+    if len(arrays["nodes"]) < len(depth):  # else all nodes are new
+        ancestors, depth = ancestors[arrays["nodes"]], depth[arrays["nodes"]]
     return TreeBatch(
         tokens=arrays["tokens"],
         positions=arrays["prefixes"] + depth,
@@ -139,36 +155,10 @@ def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:
         prefix_lens=arrays["prefix_lens"],
         n_nodes=arrays["n_nodes"],
         offsets=arrays["offsets"],
-        ancestors=ancestors[arrays["nodes"]],
+        ancestors=ancestors,
         depth=depth,
         wanted=arrays["logit_rows"],
     )
-
-
-def _counts(
-    arrays: Mapping[str, np.ndarray], requests: Sequence[TreeRequest]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """New nodes, nodes and prefix of every request, those that fill up included."""
-    n_new, n_nodes, prefix_lens = np.zeros((3, len(arrays["n_nodes"])), dtype=np.int64)
-    n = len(requests)
-    n_new[:n] = [len(r.tokens) for r in requests]
-    n_nodes[:n] = [len(r.parents) for r in requests]
-    prefix_lens[:n] = [r.prefix_len for r in requests]
-    if n < len(n_new):
-        n_new[n] = len(arrays["tokens"]) - n_new.sum()
-        n_nodes[n] = len(arrays["parents"]) - n_nodes.sum()
-    return n_new, n_nodes, prefix_lens
-
-
-def _sums(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate(([0], np.cumsum(counts)))
-
-
-def _join(out: np.ndarray, parts: Iterable[Sequence[int]]) -> None:
-    """Write the parts one after the other, and zeros behind them."""
-    joined = [*chain.from_iterable(parts)]
-    out[: len(joined)] = joined
-    out[len(joined) :] = 0
 
 
 def mask_words(requests: Sequence[TreeRequest]) -> int:
@@ -215,11 +205,9 @@ def _check_range(what: str, values: Sequence[int], low: int, end: int) -> None:
 
 
 def _check_parents(parents: Sequence[int]) -> None:
-    array, nodes = np.asarray(parents), np.arange(len(parents))
-    wrong = np.flatnonzero((array < -1) | (array >= nodes))
-    if wrong.size:
-        node = int(wrong[0])
-        raise ValueError(f"node {node} has parent {parents[node]}; expected -1 or an earlier node")
+    for node, parent in enumerate(parents):
+        if not -1 <= parent < node:
+            raise ValueError(f"node {node} has parent {parent}; expected -1 or an earlier node")
     if len(parents) > MAX_TREE_NODES and not _is_chain(parents):
         raise ValueError(
             f"a tree of {len(parents)} nodes; expected at most {MAX_TREE_NODES}, or a chain"
@@ -227,4 +215,4 @@ def _check_parents(parents: Sequence[int]) -> None:
 
 
 def _is_chain(parents: Sequence[int]) -> bool:
-    return bool((np.asarray(parents) == np.arange(-1, len(parents) - 1)).all())
+    return [*parents] == [*range(-1, len(parents) - 1)]
