@@ -50,9 +50,24 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<Decoder>(m, "Decoder")
       .def(py::init([](int64_t hidden, int64_t inner, int64_t query_heads, int64_t heads,
                        int64_t head_dim, float eps, float scale, Address cos, Address sin,
-                       int64_t n_positions) {
-        return Decoder{hidden, inner,          query_heads,    heads,       head_dim, eps,
-                       scale,  at<float>(cos), at<float>(sin), n_positions, {}};
+                       int64_t n_positions, Address embedding, Dtype embedding_dtype,
+                       int64_t vocabulary, Address norm, const Linear& head) {
+        return Decoder{hidden,
+                       inner,
+                       query_heads,
+                       heads,
+                       head_dim,
+                       eps,
+                       scale,
+                       at<float>(cos),
+                       at<float>(sin),
+                       n_positions,
+                       at<void>(embedding),
+                       embedding_dtype,
+                       vocabulary,
+                       at<float>(norm),
+                       head,
+                       {}};
       }))
       .def("add_layer", [](Decoder& decoder, Address attention_norm, const Linear& qkv,
                            Address qk_norm, const Linear& output, Address mlp_norm,
@@ -172,7 +187,7 @@ PYBIND11_MODULE(_cpu, m) {
     silu_mul(at<void>(gate_up), dtype, rows, width, at<void>(out));
   });
 
-  m.def("decode", [](const Decoder& decoder, const LayeredCache& kv, Address x, int64_t rows,
+  m.def("decode", [](const Decoder& decoder, const LayeredCache& kv, Address tokens, int64_t rows,
                      Address positions, Address slots, int64_t batch, int64_t words,
                      int64_t pages_per_request, Address page_table, Address prefix_lens,
                      Address n_nodes, Address offsets, Address ancestors, Address depth,
@@ -188,8 +203,17 @@ PYBIND11_MODULE(_cpu, m) {
                       at<int32_t>(offsets),
                       at<int64_t>(ancestors),
                       at<int32_t>(depth)};
-    const Pass pass{trees, at<int64_t>(positions), at<int64_t>(slots), at<int64_t>(wanted),
+    const Pass pass{trees,
+                    at<int64_t>(tokens),
+                    at<int64_t>(positions),
+                    at<int64_t>(slots),
+                    at<int64_t>(wanted),
                     n_wanted};
-    decode(decoder, kv, pass, at<float>(x), at<float>(out));
+    decode(decoder, kv, pass, at<float>(out));
+  });
+
+  m.def("logits", [](const Decoder& decoder, Address hidden, int64_t rows, Address out) {
+    py::gil_scoped_release release;
+    logits(decoder, at<float>(hidden), rows, at<float>(out));
   });
 }

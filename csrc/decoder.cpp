@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "checks.h"
+#include "stored.h"
 
 namespace specedge {
 namespace {
@@ -30,17 +31,17 @@ void gather(const float* from, const int64_t* rows, int64_t n, int64_t width, fl
 // One step on its way through the layers.
 class Step {
  public:
-  Step(const Decoder& decoder, const LayeredCache& kv, const Pass& pass, float* x)
+  Step(const Decoder& decoder, const LayeredCache& kv, const Pass& pass)
       : decoder_(decoder),
         kv_(kv),
         pass_(pass),
         rope_{decoder.cos, decoder.sin, decoder.n_positions, pass.positions},
         mixed_width_(decoder.query_heads * decoder.head_dim),
         qkv_width_(mixed_width_ + 2 * decoder.heads * decoder.head_dim),
-        n_(pass.trees.rows),
-        x_(x) {
+        n_(pass.trees.rows) {
     check();
     const int64_t most = std::max(n_, pass.n_wanted);
+    embedded_ = floats(n_ * decoder.hidden);
     normed_ = floats(most * decoder.hidden);
     delta_ = floats(most * decoder.hidden);
     qkv_ = floats(n_ * qkv_width_);
@@ -51,6 +52,7 @@ class Step {
   }
 
   void run(float* out) {
+    embed();
     const int64_t last = int64_t(decoder_.layers.size()) - 1;
     for (int64_t layer = 0; layer < last; ++layer) {
       append(layer);
@@ -71,6 +73,11 @@ class Step {
       require(pass_.wanted[i] >= 0 && pass_.wanted[i] < n_, "expected wanted rows in 0 .. ", n_ - 1,
               ", got ", pass_.wanted[i], " at index ", i);
     }
+    for (int64_t row = 0; row < n_; ++row) {
+      require(pass_.tokens[row] >= 0 && pass_.tokens[row] < decoder_.vocabulary,
+              "expected tokens in 0 .. ", decoder_.vocabulary - 1, ", got ", pass_.tokens[row],
+              " at row ", row);
+    }
     check_places(rope_, kv_.first_keys, pass_.slots, n_);
     const DecoderLayer* before = nullptr;
     for (const DecoderLayer& layer : decoder_.layers) {
@@ -78,6 +85,21 @@ class Step {
         check_trees(pass_.trees, kv_.first_keys, layer.window);
       }
       before = &layer;
+    }
+  }
+
+  void embed() {
+    x_ = embedded_.get();
+    for (int64_t row = 0; row < n_; ++row) {
+      float* to = x_ + row * decoder_.hidden;
+      if (!decoder_.embedding) {
+        weight_row(decoder_.head, pass_.tokens[row], to);
+        continue;
+      }
+      with_type(decoder_.embedding_dtype, [&]<typename T>() {
+        const T* table = static_cast<const T*>(decoder_.embedding);
+        convert(table + pass_.tokens[row] * decoder_.hidden, to, decoder_.hidden, 1);
+      });
     }
   }
 
@@ -126,17 +148,23 @@ class Step {
   const Pass& pass_;
   const Rope rope_;
   const int64_t mixed_width_, qkv_width_;
-  int64_t n_;  // rows of x
-  float* x_;   // [n, H]; delta is still to be added to it
-  Floats normed_, delta_, qkv_, q_, mixed_, gate_up_, inner_;
+  int64_t n_;           // rows of x
+  float* x_ = nullptr;  // [n, H]; delta is still to be added to it
+  Floats embedded_, normed_, delta_, qkv_, q_, mixed_, gate_up_, inner_;
 };
 
 }  // namespace
 
-void decode(const Decoder& decoder, const LayeredCache& kv, const Pass& pass, float* x,
-            float* out) {
+void decode(const Decoder& decoder, const LayeredCache& kv, const Pass& pass, float* out) {
   require(!decoder.layers.empty(), "expected a decoder of at least one layer");
-  Step(decoder, kv, pass, x).run(out);
+  Step(decoder, kv, pass).run(out);
+}
+
+void logits(const Decoder& decoder, float* hidden, int64_t rows, float* out) {
+  const Floats normed = floats(rows * decoder.hidden);
+  rms_norm(hidden, nullptr, decoder.norm, Dtype::f32, rows, decoder.hidden, decoder.eps,
+           normed.get());
+  multiply(decoder.head, normed.get(), rows, out);
 }
 
 }  // namespace specedge

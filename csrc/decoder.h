@@ -1,5 +1,5 @@
-// The layers of a decoder-only transformer of the llama kind as one call, so that a step costs its
-// products and little else. Knows neither embedding nor output head.
+// A decoder-only transformer of the llama kind, so that a step costs its products and little else.
+// Made of the ops of ops.h: the bits are those of calling them one after another.
 #pragma once
 
 #include <vector>
@@ -24,6 +24,11 @@ struct Decoder {
   float eps, scale;
   const float *cos, *sin;  // [C, D]
   int64_t n_positions;     // C
+  const void* embedding;   // [V, H], or null where it is the weights of the head
+  Dtype embedding_dtype;
+  int64_t vocabulary;  // V
+  const float* norm;   // [H]
+  Linear head;         // H -> V or fewer
   std::vector<DecoderLayer> layers;
 };
 
@@ -36,13 +41,15 @@ struct LayeredCache {
 // The rows of one step, and which of their hidden states are wanted.
 struct Pass {
   Trees trees;
-  const int64_t *positions, *slots;  // [N]
-  const int64_t* wanted;             // [R], null for all rows
+  const int64_t *tokens, *positions, *slots;  // [N]
+  const int64_t* wanted;                      // [R], null for all rows
   int64_t n_wanted;
 };
 
-// x [N, H] embedded -> out [R, H] after the last layer. x is overwritten; keys and values of all
-// rows are written. Made of the ops of ops.h: the bits are those of calling them one after another.
-void decode(const Decoder& decoder, const LayeredCache& kv, const Pass& pass, float* x, float* out);
+// -> out [R, H], hidden states after the last layer; keys and values of all rows are written.
+void decode(const Decoder& decoder, const LayeredCache& kv, const Pass& pass, float* out);
+
+// hidden [R, H] -> their logits [R, outputs of the head]
+void logits(const Decoder& decoder, float* hidden, int64_t rows, float* out);
 
 }  // namespace specedge

@@ -5,6 +5,7 @@
 #include "checks.h"
 #include "isa.h"
 #include "ops.h"
+#include "stored.h"
 
 namespace specedge {
 namespace {
@@ -59,6 +60,13 @@ void check_request(const Trees& trees, const Cache& cache, int64_t b, int64_t wi
 }
 
 }  // namespace
+
+void weight_row(const Linear& linear, int64_t m, float* out) {
+  with_type(linear.dtype, [&]<typename T>() {
+    const T* weight = static_cast<const T*>(linear.panels) + m / 64 * linear.inputs * 64 + m % 64;
+    for (int64_t k = 0; k < linear.inputs; ++k) out[k] = load(weight + k * 64);
+  });
+}
 
 void multiply(const Linear& linear, const float* x, int64_t rows, float* out) {
   isa().linear(x, linear.panels, linear.dtype, rows, linear.inputs, linear.outputs, out);

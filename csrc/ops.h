@@ -104,6 +104,9 @@ void draft_topk(const float* logits, int64_t rows, int64_t vocabulary, int64_t k
                 const float* temperature, const int64_t* seed, const int64_t* position,
                 const int64_t* token_ids, int64_t* ids, float* logprobs);
 
+// Row m of the weights -> out [K]
+void weight_row(const Linear& linear, int64_t m, float* out);
+
 // x [N, K] -> out [N, M]
 void multiply(const Linear& linear, const float* x, int64_t rows, float* out);
 

@@ -1,8 +1,8 @@
-"""The layers of a decoder-only transformer of the llama kind in one call, on a CPU.
+"""A step of a decoder-only transformer of the llama kind in one call, on a CPU.
 
-What a layer is made of is in the public ops; `runtime/model/transformer.py` calls them one after
-another. One call gives the same bits and spends little beside the products: its arguments are
-checked once. Knows neither embedding nor output head nor whose rows they are.
+It is made of the public ops; `runtime/model/transformer.py` calls them one after another. One call
+gives the same bits and spends little beside the products: its arguments are checked once. Knows no
+files and not whose rows they are.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specedge_kernels import _cpu
-from specedge_kernels.cpu import cache_of, linear_of
+from specedge_kernels.cpu import DTYPES, cache_of, linear_of
 from specedge_kernels.ops import CACHED, FLOATS, PANEL, _check, _expect
 
 
@@ -40,37 +40,50 @@ class DecoderLayer:
 
 
 class Decoder:
-    """L >= 1 layers with Hq query heads and Hk key/value heads of size D.
+    """L >= 1 layers with Hq query heads and Hk key/value heads of size D, between two ends.
 
-    cos, sin [C, D] float32 as for `rope_append_kv`, eps of all norms. Attention is scaled by
-    1 / sqrt(D). Raises ValueError for tensors of another shape, type or device than a CPU's.
+    embedding [V, H] float32, bfloat16 or float16, None where it is the head's weights; norm [H]
+    float32, before the head H -> V or fewer. cos, sin [C, D] float32 as for `rope_append_kv`, eps
+    of all norms. Attention is scaled by 1 / sqrt(D). Raises ValueError for tensors of another
+    shape, type or device than a CPU's.
     """
 
     def __init__(
         self,
+        embedding: Tensor | None,
         layers: Sequence[DecoderLayer],
+        norm: Tensor,
+        head: PackedLinear,
         n_heads: int,
         n_kv_heads: int,
         cos: Tensor,
         sin: Tensor,
         eps: float,
     ):
-        _expect_cpu(cos, sin)
+        table = () if embedding is None else (embedding,)
+        _expect_cpu(cos, sin, norm, *table)
         _check("cos", cos, torch.float32, (None, None))
         _check("sin", sin, torch.float32, tuple(cos.shape))
         _expect(len(layers) >= 1, "layers", "at least one", "none")
         _expect(0 < n_kv_heads <= n_heads, "n_kv_heads", f"1 .. {n_heads}", n_kv_heads)
         _expect(n_heads % n_kv_heads == 0, "n_heads", f"a multiple of {n_kv_heads}", n_heads)
         _expect(cos.shape[1] % 2 == 0, "cos", "an even D", cos.shape[1])
+        _check("norm", norm, torch.float32, (None,))
+        hidden, inner, dim = norm.shape[0], layers[0].down.panels.shape[1], cos.shape[1]
+        if embedding is not None:
+            _check("embedding", embedding, FLOATS, (None, hidden))
         # C++ holds their addresses.
-        self._tensors = layers, cos, sin
-        self._shape = len(layers), n_kv_heads, cos.shape[1]  # L, Hk, D
-        self._hidden = layers[0].attention_norm.shape[0]
-        inner = layers[0].down.panels.shape[1]
-        dim = cos.shape[1]
+        self._tensors = embedding, layers, norm, head, cos, sin
+        self._shape = len(layers), n_kv_heads, dim  # L, Hk, D
+        self._hidden, self._head_size = hidden, head.out_features
         self._decoder = _cpu.Decoder(
-            *(self._hidden, inner, n_heads, n_kv_heads, dim, eps, dim**-0.5),
+            *(hidden, inner, n_heads, n_kv_heads, dim, eps, dim**-0.5),
             *(cos.data_ptr(), sin.data_ptr(), len(cos)),
+            0 if embedding is None else embedding.data_ptr(),
+            DTYPES[torch.float32 if embedding is None else embedding.dtype],
+            head.out_features if embedding is None else len(embedding),
+            norm.data_ptr(),
+            _linear("head", head, hidden, head.out_features),
         )
         for layer in layers:
             self._add(layer, n_heads, n_kv_heads, dim, inner)
@@ -98,7 +111,7 @@ class Decoder:
 
     def __call__(
         self,
-        x: Tensor,
+        tokens: Tensor,
         positions: Tensor,
         slots: Tensor,
         page_table: Tensor,
@@ -112,17 +125,17 @@ class Decoder:
     ) -> Tensor:
         """Hidden states after the last layer of the wanted rows, [R, H] float32.
 
-        x [N, H] float32, overwritten; positions and slots [N] int64 as for `rope_append_kv`; the
+        tokens [N] int64 in 0 .. V-1; positions and slots [N] int64 as for `rope_append_kv`; the
         tables as for `tree_attention`; kv [L, 2, P, S, Hk, D] float32, bfloat16, float16 or
         float8_e4m3fn with D contiguous, into which the keys and values of all rows go; wanted [R]
         int64 are rows, None all of them. Raises ValueError for wrong metadata or values, before
         anything is written.
         """
-        rows, batch = x.shape[0], prefix_lens.shape[0]
+        rows, batch = tokens.shape[0], prefix_lens.shape[0]
         tables = (page_table, prefix_lens, n_nodes, offsets, ancestors, depth)
         chosen = () if wanted is None else (wanted,)
-        _expect_cpu(x, positions, slots, *tables, kv, *chosen)
-        _check("x", x, torch.float32, (rows, self._hidden))
+        _expect_cpu(tokens, positions, slots, *tables, kv, *chosen)
+        _check("tokens", tokens, torch.int64, (None,))
         _check("positions", positions, torch.int64, (rows,))
         _check("slots", slots, torch.int64, (rows,))
         _check("page_table", page_table, torch.int32, (batch, None))
@@ -136,11 +149,11 @@ class Decoder:
         if wanted is not None:
             _check("wanted", wanted, torch.int64, (None,))
             n_wanted = wanted.shape[0]
-        out = x.new_empty(n_wanted, self._hidden)
+        out = torch.empty(n_wanted, self._hidden)
         _cpu.decode(
             self._decoder,
             _cpu.LayeredCache(cache_of(kv[0, 0]), *kv.stride()[:2]),
-            x.data_ptr(),
+            tokens.data_ptr(),
             rows,
             positions.data_ptr(),
             slots.data_ptr(),
@@ -152,6 +165,14 @@ class Decoder:
             n_wanted,
             out.data_ptr(),
         )
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head's outputs [R, M] float32 for hidden states [R, H] float32, normed first."""
+        _expect_cpu(hidden)
+        _check("hidden", hidden, torch.float32, (None, self._hidden))
+        out = torch.empty(hidden.shape[0], self._head_size)
+        _cpu.logits(self._decoder, hidden.data_ptr(), hidden.shape[0], out.data_ptr())
         return out
 
     def _check_kv(self, kv: Tensor) -> None:

@@ -107,19 +107,21 @@ class Transformer:
         kv [L, 2, P, S, Hk, D]. Nothing here waits for the device, so a pass can be captured in a
         CUDA graph.
         """
-        x = self._embed(batch.tokens)  # [N, H]
-        return self._op_by_op(x, batch, kv) if self.decoder is None else self._fused(x, batch, kv)
+        return self._op_by_op(batch, kv) if self.decoder is None else self._fused(batch, kv)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [R, head_size] float32 of rows of hidden states [R, H]."""
+        if self.decoder is not None:
+            return self.decoder.logits(hidden)
         return self.head(self._rms_norm(hidden, self.norm)).float()
 
     def _embed(self, tokens: Tensor) -> Tensor:
         rows = self.head.rows(tokens) if self.embedding is None else self.embedding[tokens]
         return rows.to(self.dtype)
 
-    def _op_by_op(self, x: Tensor, batch: TreeBatch, kv: Tensor) -> Tensor:
-        delta, last = None, len(self.layers) - 1  # delta is still to be added to x
+    def _op_by_op(self, batch: TreeBatch, kv: Tensor) -> Tensor:
+        x, last = self._embed(batch.tokens), len(self.layers) - 1  # x [N, H]
+        delta = None  # what is still to be added to x
         for index, (layer, (keys, values)) in enumerate(zip(self.layers, kv, strict=True)):
             normed = self._rms_norm(x, layer.attention_norm, delta)
             mixed = self._attention(layer, normed, batch, keys, values, index)
@@ -171,10 +173,10 @@ class Transformer:
         )  # [N, Hq, D]
         return mixed.flatten(1)
 
-    def _fused(self, x: Tensor, batch: TreeBatch, kv: Tensor) -> Tensor:
+    def _fused(self, batch: TreeBatch, kv: Tensor) -> Tensor:
         assert self.decoder is not None
         return self.decoder(
-            x,
+            batch.tokens,
             batch.positions,
             batch.slots,
             batch.page_table,
@@ -202,6 +204,7 @@ class Transformer:
             )
             for index, layer in enumerate(self.layers)
         ]
+        ends = self.embedding, layers, self.norm, self.head.as_packed()
         return Decoder(
-            layers, config.n_heads, config.n_kv_heads, self.cos, self.sin, config.rms_norm_eps
+            *ends, config.n_heads, config.n_kv_heads, self.cos, self.sin, config.rms_norm_eps
         )

@@ -32,14 +32,18 @@ def layer(window=-1):
     )
 
 
-def decoder(*layers):
-    return Decoder(layers or [layer(), layer(4)], HQ, HK, COS, SIN, 1e-5)
+EMBEDDING, NORM, HEAD = torch.rand(30, H), torch.ones(H), packed(H, 30)
+
+
+def decoder(*layers, embedding=EMBEDDING):
+    layers = layers or [layer(), layer(4)]
+    return Decoder(embedding, layers, NORM, HEAD, HQ, HK, COS, SIN, 1e-5)
 
 
 def step():
     """A chain of three rows after a prefix of five, in a cache of NaN."""
     return {
-        "x": torch.ones(3, H),
+        "tokens": torch.tensor([0, 29, 7]),
         "positions": torch.tensor([5, 6, 7]),
         "slots": torch.tensor([5, 6, 7]),
         "page_table": int32([[0, 1]]),
@@ -67,9 +71,10 @@ def test_a_step_is_finite_and_writes_its_rows_only():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("x", torch.ones(3, H - 1), r"x: expected a contiguous float32 tensor of shape \[3, 12\]"),
-        ("x", torch.ones(3, H).half(), "x: expected a contiguous float32"),
-        ("x", torch.ones(3, H, device="meta"), "expected tensors on cpu, got meta"),
+        ("tokens", int32([1, 2, 3]), "tokens: expected a contiguous int64"),
+        ("tokens", torch.tensor([1, 30, 3]), r"tokens in 0 \.\. 29, got 30 at row 1"),
+        ("tokens", torch.tensor([1, 3, -1]), r"tokens in 0 \.\. 29, got -1 at row 2"),
+        ("tokens", torch.ones(3, device="meta"), "expected tensors on cpu, got meta"),
         ("positions", torch.ones(3), "positions: expected a contiguous int64"),
         ("slots", torch.ones(2).long(), r"slots: expected .* shape \[3\]"),
         ("page_table", int32([0, 1]), "page_table: expected"),
@@ -135,12 +140,51 @@ def test_misshaped_weights_are_named(change, message):
 
 
 def test_impossible_models_are_named():
-    for arguments, message in (
-        (([], HQ, HK, COS, SIN), "layers: expected at least one"),
-        (([layer()], 3, 2, COS, SIN), "n_heads: expected a multiple of 2, got 3"),
-        (([layer()], 4, 0, COS, SIN), r"n_kv_heads: expected 1 \.\. 4, got 0"),
-        (([layer()], HQ, HK, COS, SIN[:9]), r"sin: expected .* shape \[40, 6\]"),
-        (([layer()], HQ, HK, COS[:, :5].contiguous(), SIN[:, :5].contiguous()), "an even D"),
+    good = {
+        "embedding": EMBEDDING,
+        "layers": [layer()],
+        "norm": NORM,
+        "head": HEAD,
+        "n_heads": HQ,
+        "n_kv_heads": HK,
+        "cos": COS,
+        "sin": SIN,
+        "eps": 1e-5,
+    }
+    odd = torch.ones(40, 5)
+    for change, message in (
+        ({"layers": []}, "layers: expected at least one"),
+        ({"n_heads": 3}, "n_heads: expected a multiple of 2, got 3"),
+        ({"n_kv_heads": 0}, r"n_kv_heads: expected 1 \.\. 4, got 0"),
+        ({"sin": SIN[:9]}, r"sin: expected .* shape \[40, 6\]"),
+        ({"cos": odd, "sin": odd}, "cos: expected an even D, got 5"),
+        ({"embedding": EMBEDDING[:, :7].contiguous()}, r"embedding: expected .* shape \[any, 12\]"),
+        ({"norm": NORM.double()}, "norm: expected a contiguous float32"),
+        ({"head": packed(H + 1, 30)}, r"head: expected .* shape \[1, 12, 64\]"),
+        ({"embedding": EMBEDDING.to("meta")}, "expected tensors on cpu, got meta"),
     ):
         with pytest.raises(ValueError, match=message):
-            Decoder(*arguments, 1e-5)
+            Decoder(**good | change)
+
+
+def test_logits_of_misshaped_states_are_refused():
+    with pytest.raises(
+        ValueError, match=r"hidden: expected .* shape \[any, 12\], got .* \[3, 11\]"
+    ):
+        decoder().logits(torch.ones(3, 11))
+    assert decoder().logits(torch.ones(0, H)).shape == (0, 30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_tied_embedding_is_the_weights_of_the_head(dtype):
+    weight = torch.randn(70, H).to(dtype)
+    head = PackedLinear(kernels.pack_linear(weight), 70)
+    arguments = step() | {"tokens": torch.tensor([69, 0, 64]), "wanted": None}
+    arguments["kv"].fill_(0.5)
+    rows = [
+        Decoder(table, [layer()], NORM, head, HQ, HK, COS, SIN, 1e-5)(
+            **arguments | {"kv": arguments["kv"][:1].clone()}
+        )
+        for table in (None, weight)
+    ]
+    assert torch.equal(*rows)
