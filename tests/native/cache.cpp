@@ -99,6 +99,8 @@ void check_rope_append_kv(Random& random) {
   const int64_t stride = all_heads * dim;
   Numbers qkv(random.pick({Dtype::f32, Dtype::bf16, Dtype::f16}), rows * all_heads * dim, random);
   Numbers q(qkv.type(), rows * query_heads * dim);
+  Numbers norms(Dtype::f32, turning * dim, random);
+  const bool normed = random.chance(40);
   Numbers cos(Dtype::f32, n_positions * dim, random), sin(Dtype::f32, n_positions * dim, random);
   std::vector<int64_t> positions(rows);
   for (int64_t& position : positions) position = int64_t(random.fill() % uint64_t(n_positions));
@@ -111,7 +113,8 @@ void check_rope_append_kv(Random& random) {
   const Rope rope{reinterpret_cast<const float*>(cos.data()),
                   reinterpret_cast<const float*>(sin.data()), n_positions, positions.data()};
   const bool taken = accepted([&] {
-    rope_append_kv(qkv.data(), stride, v, stride, qkv.type(), query_heads, rope,
+    rope_append_kv(qkv.data(), stride, v, stride, qkv.type(), query_heads,
+                   {normed ? reinterpret_cast<const float*>(norms.data()) : nullptr, 1e-5f}, rope,
                    pool.cache(pool.keys), pool.cache(pool.values), pool.slots.data(), rows, 0.5f, 1,
                    q.data());
   });
@@ -124,8 +127,15 @@ void check_rope_append_kv(Random& random) {
   for (int64_t i = 0; i < rows * turning * dim; ++i) {
     const int64_t row = i / (turning * dim), head = i / dim % turning, d = i % dim;
     const int64_t from = (row * all_heads + head) * dim, angle = positions[row] * dim + d;
-    const double want = double(qkv.get(from + d)) * cos.get(angle) +
-                        double(qkv.get(from + (d + half) % dim)) * sin.get(angle);
+    double squares = 0;
+    for (int64_t j = 0; j < dim; ++j) squares += std::pow(qkv.get(from + j), 2);
+    const auto turning_in = [&](int64_t j) {
+      if (!normed) return double(qkv.get(from + j));
+      const double size = std::sqrt(squares / double(dim) + 1e-5);
+      return qkv.get(from + j) / size * norms.get(head * dim + j);
+    };
+    const double want =
+        turning_in(d) * cos.get(angle) + turning_in((d + half) % dim) * sin.get(angle);
     if (head < query_heads) {
       expect_near(q.get((row * query_heads + head) * dim + d), want, 32 * q.precision(),
                   "turned query of row", row);

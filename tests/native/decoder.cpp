@@ -1,0 +1,218 @@
+#include "decoder.h"
+
+#include <deque>
+
+#include "native.h"
+
+namespace specedge::native {
+namespace {
+
+constexpr int64_t kPositions = 90;  // of the rotary tables
+
+// A small transformer; what its pointers point to is kept in `numbers`.
+struct Model {
+  Decoder decoder;
+  std::deque<Numbers> numbers;
+
+  const float* vector(int64_t n, Random& random) {
+    return static_cast<const float*>(tensor(Dtype::f32, n, random));
+  }
+
+  const void* tensor(Dtype type, int64_t n, Random& random) {
+    return numbers.emplace_back(type, n, random).data();
+  }
+
+  Linear linear(int64_t inputs, int64_t outputs, Random& random) {
+    const Dtype type = random.pick({Dtype::f32, Dtype::bf16, Dtype::f16});
+    const void* panels = tensor(type, (outputs + 63) / 64 * inputs * 64, random);
+    return {panels, type, inputs, outputs, random.chance(30) ? vector(outputs, random) : nullptr};
+  }
+};
+
+Model make_model(Random& random) {
+  Model model;
+  Decoder& d = model.decoder;
+  d.hidden = random.pick({1, 6, 20});
+  d.inner = random.pick({1, 7, 33});
+  d.heads = random.between(1, 2);
+  d.query_heads = d.heads * random.between(1, 3);
+  d.head_dim = random.pick({2, 6, 16});
+  d.eps = 1e-5f;
+  d.scale = 0.25f;
+  d.n_positions = kPositions;
+  d.cos = model.vector(kPositions * d.head_dim, random);
+  d.sin = model.vector(kPositions * d.head_dim, random);
+  d.norm = model.vector(d.hidden, random);
+  d.head = model.linear(d.hidden, random.between(1, 70), random);
+  d.vocabulary = d.head.outputs;
+  d.embedding = nullptr;
+  if (random.chance(50)) {
+    d.embedding_dtype = random.pick({Dtype::f32, Dtype::bf16, Dtype::f16});
+    d.embedding = model.tensor(d.embedding_dtype, d.vocabulary * d.hidden, random);
+  }
+  const int64_t turning = d.query_heads + d.heads, layers = random.between(1, 3);
+  for (int64_t i = 0; i < layers; ++i) {
+    d.layers.push_back({model.vector(d.hidden, random),
+                        model.linear(d.hidden, (turning + d.heads) * d.head_dim, random),
+                        random.chance(50) ? model.vector(turning * d.head_dim, random) : nullptr,
+                        model.linear(d.query_heads * d.head_dim, d.hidden, random),
+                        model.vector(d.hidden, random), model.linear(d.hidden, 2 * d.inner, random),
+                        model.linear(d.inner, d.hidden, random),
+                        random.pick<int64_t>({-1, -1, 3})});
+  }
+  return model;
+}
+
+// Trees after prefixes of whole pages, in pages that follow one another.
+struct Batch {
+  Forest forest;
+  int64_t page_size, pages_per_request = 0;
+  std::vector<int32_t> page_table, prefix_lens, n_nodes, offsets, depth;
+  std::vector<int64_t> ancestors, tokens, positions, slots, wanted;
+  bool all_wanted = false;
+
+  Pass pass() const {
+    const Trees trees{forest.batch(),    forest.rows(),      forest.words,   pages_per_request,
+                      page_table.data(), prefix_lens.data(), n_nodes.data(), offsets.data(),
+                      ancestors.data(),  depth.data()};
+    return {trees,
+            tokens.data(),
+            positions.data(),
+            slots.data(),
+            all_wanted ? nullptr : wanted.data(),
+            all_wanted ? forest.rows() : int64_t(wanted.size())};
+  }
+};
+
+Batch make_batch(int64_t vocabulary, Random& random) {
+  Batch batch;
+  batch.forest = make_forest(random, 20);
+  batch.page_size = random.pick({1, 4, 16});
+  const int64_t requests = batch.forest.batch(), rows = batch.forest.rows();
+  batch.pages_per_request = (40 + batch.page_size - 1) / batch.page_size;
+  batch.page_table.resize(requests * batch.pages_per_request);
+  std::iota(batch.page_table.begin(), batch.page_table.end(), 0);
+  batch.ancestors.resize(rows * batch.forest.words);
+  batch.depth.resize(rows);
+  batch.offsets = batch.forest.offsets;
+  build_tree(batch.forest.parents.data(), batch.offsets.data(), requests, rows, batch.forest.words,
+             batch.ancestors.data(), batch.depth.data());
+  for (int64_t b = 0; b < requests; ++b) {
+    const int64_t prefix = random.between(0, 20);
+    batch.prefix_lens.push_back(int32_t(prefix));
+    batch.n_nodes.push_back(int32_t(batch.forest.size(b)));
+    for (int64_t node = 0; node < batch.forest.size(b); ++node) {
+      batch.tokens.push_back(int64_t(random.fill() % uint64_t(vocabulary)));
+      batch.positions.push_back(prefix + batch.depth[batch.offsets[b] + node]);
+      batch.slots.push_back(b * batch.pages_per_request * batch.page_size + prefix + node);
+    }
+  }
+  batch.all_wanted = random.chance(30);
+  for (int64_t row = 0; row < rows; ++row) {
+    if (random.chance(40)) batch.wanted.push_back(row);
+  }
+  return batch;
+}
+
+void spoil(Batch& batch, int64_t vocabulary, Random& random) {
+  switch (random.between(0, 6)) {
+    case 0:
+      return random.spoil(batch.tokens, vocabulary);
+    case 1:
+      return random.spoil(batch.positions, kPositions);
+    case 2:
+      return random.spoil(batch.slots, int64_t(batch.page_table.size()) * batch.page_size);
+    case 3:
+      return random.spoil(batch.wanted, batch.forest.rows());
+    case 4:
+      return random.spoil(batch.page_table, int64_t(batch.page_table.size()));
+    case 5:
+      return random.spoil(batch.prefix_lens, 40);
+    default:
+      return random.spoil(batch.depth, 5);
+  }
+}
+
+Cache plane(const LayeredCache& kv, Numbers& numbers, int64_t index) {
+  Cache cache = kv.first_keys;
+  cache.data = numbers.data() + index * kv.half_stride * numbers.item_bytes();
+  return cache;
+}
+
+// The same by the public ops, one after another; all rows to the end.
+std::vector<float> one_by_one(const Decoder& d, const LayeredCache& kv, Numbers& numbers,
+                              const Pass& pass) {
+  const int64_t rows = pass.trees.rows, dim = d.head_dim, turning = d.query_heads + d.heads;
+  const int64_t stride = (turning + d.heads) * dim;
+  std::vector<float> x(rows * d.hidden), delta(rows * d.hidden), normed(rows * d.hidden);
+  std::vector<float> qkv(rows * stride + 1), q(rows * d.query_heads * dim), mixed(q.size());
+  std::vector<float> gate_up(rows * 2 * d.inner), inner(rows * d.inner);
+  for (int64_t i = 0; i < rows * d.hidden; ++i) {
+    const int64_t token = pass.tokens[i / d.hidden], k = i % d.hidden;
+    const int64_t place =
+        d.embedding ? token * d.hidden + k : (token / 64 * d.hidden + k) * 64 + token % 64;
+    with_type(d.embedding ? d.embedding_dtype : d.head.dtype, [&]<typename T>() {
+      x[i] = load(static_cast<const T*>(d.embedding ? d.embedding : d.head.panels) + place);
+    });
+  }
+  for (int64_t index = 0; index < int64_t(d.layers.size()); ++index) {
+    const DecoderLayer& layer = d.layers[index];
+    const Rope rope{d.cos, d.sin, d.n_positions, pass.positions};
+    const Cache keys = plane(kv, numbers, 2 * index), values = plane(kv, numbers, 2 * index + 1);
+    rms_norm(x.data(), index > 0 ? delta.data() : nullptr, layer.attention_norm, Dtype::f32, rows,
+             d.hidden, d.eps, normed.data());
+    multiply(layer.qkv, normed.data(), rows, qkv.data());
+    rope_append_kv(qkv.data(), stride, qkv.data() + (rows > 0 ? turning * dim : 0), stride,
+                   Dtype::f32, d.query_heads, {layer.qk_norm, d.eps}, rope, keys, values,
+                   pass.slots, rows, 1, 1, q.data());
+    tree_attention(q.data(), Dtype::f32, d.query_heads, keys, values, pass.trees,
+                   {d.scale, 0, layer.window, 1}, mixed.data(), nullptr);
+    multiply(layer.output, mixed.data(), rows, delta.data());
+    rms_norm(x.data(), delta.data(), layer.mlp_norm, Dtype::f32, rows, d.hidden, d.eps,
+             normed.data());
+    multiply(layer.gate_up, normed.data(), rows, gate_up.data());
+    silu_mul(gate_up.data(), Dtype::f32, rows, d.inner, inner.data());
+    multiply(layer.down, inner.data(), rows, delta.data());
+  }
+  for (size_t i = 0; i < x.size(); ++i) x[i] += delta[i];
+  return x;
+}
+
+}  // namespace
+
+void check_decode(Random& random) {
+  Model model = make_model(random);
+  const Decoder& decoder = model.decoder;
+  Batch batch = make_batch(decoder.vocabulary, random);
+  const int64_t n_pages = int64_t(batch.page_table.size()),
+                token = decoder.heads * decoder.head_dim;
+  const int64_t half = n_pages * batch.page_size * token, planes = 2 * decoder.layers.size();
+  Numbers kv(random.pick({Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::e4m3}), planes * half,
+             random);
+  const bool is_hostile = random.chance(40);
+  if (is_hostile) spoil(batch, decoder.vocabulary, random);
+  const Pass pass = batch.pass();
+  const Numbers before = kv;
+  Numbers expected = kv;
+  const LayeredCache cache{{kv.data(), kv.type(), n_pages, batch.page_size, decoder.heads,
+                            decoder.head_dim, batch.page_size * token, token, decoder.head_dim},
+                           2 * half,
+                           half};
+  std::vector<float> out(pass.n_wanted * decoder.hidden);
+  const bool taken = accepted([&] { decode(decoder, cache, pass, out.data()); });
+  expect(taken || is_hostile, "decode refused a good case");
+  if (!taken) expect(kv.bytes() == before.bytes(), "decode wrote and then refused");
+  if (is_hostile) return;
+  const std::vector<float> want = one_by_one(decoder, cache, expected, pass);
+  expect(kv.bytes() == expected.bytes(), "decode: wrong keys or values");
+  for (int64_t i = 0; i < int64_t(out.size()); ++i) {
+    const int64_t row = batch.all_wanted ? i / decoder.hidden : batch.wanted[i / decoder.hidden];
+    const float due = want[row * decoder.hidden + i % decoder.hidden];
+    expect(std::memcmp(&due, &out[i], sizeof due) == 0, "hidden state of row ", row, ": expected ",
+           due, ", got ", out[i]);
+  }
+  std::vector<float> scores(pass.n_wanted * decoder.head.outputs);
+  logits(decoder, out.data(), pass.n_wanted, scores.data());
+}
+
+}  // namespace specedge::native
