@@ -17,6 +17,24 @@ struct Strided {
   int64_t stride;
 
   const T* row(int64_t k) const { return first + k * stride; }
+
+  template <int N>
+  void prefetch(int64_t, int64_t) const {}
+};
+
+// The same, of a matrix that is read once: asks for N columns of the row `ahead` of the one in use.
+template <typename T>
+struct Streamed {
+  const T* first;
+  int64_t stride, ahead;
+
+  const T* row(int64_t k) const { return first + k * stride; }
+
+  template <int N>
+  void prefetch(int64_t k, int64_t column) const {
+    const char* next = reinterpret_cast<const char*>(row(k + ahead) + column);
+    for (size_t byte = 0; byte < N * sizeof(T); byte += 64) __builtin_prefetch(next + byte);
+  }
 };
 
 // Rows of w wherever they lie.
@@ -24,6 +42,9 @@ struct Scattered {
   const float* const* rows;
 
   const float* row(int64_t k) const { return rows[k]; }
+
+  template <int N>
+  void prefetch(int64_t, int64_t) const {}
 };
 
 template <int ROWS, int VECS, typename Weights>
@@ -35,6 +56,7 @@ inline void multiply_tile(const float* x, int64_t x_stride, Weights w, int64_t c
   }
   for (int64_t k = 0; k < n_k; ++k) {
     const auto* weights = w.row(k) + column;
+    if (ROWS > 1) w.template prefetch<VECS * kLanes>(k, column);
     vec columns[VECS];
     for (int c = 0; c < VECS; ++c) columns[c] = load_vec(weights + c * kLanes);
     for (int r = 0; r < ROWS; ++r) {
