@@ -58,6 +58,13 @@ def measure(
     return Timing(median_s, low_s, high_s)
 
 
+def measure_in_turns(calls: Sequence[Callable[[], object]], samples: int = 15) -> list[Timing]:
+    """Time several calls, one of each in every turn, so that a busy machine slows all of them."""
+    times_s = [[_time(call, 1, no_wait) for call in calls] for _ in range(samples + 1)][1:]
+    quartiles = [statistics.quantiles(of_one, n=4) for of_one in zip(*times_s, strict=True)]
+    return [Timing(median_s, low_s, high_s) for low_s, median_s, high_s in quartiles]
+
+
 def _time(call: Callable[[], object], calls: int, synchronize: Callable[[], None]) -> float:
     synchronize()
     start_s = time.perf_counter()

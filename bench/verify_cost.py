@@ -2,26 +2,33 @@
 
 The floor of a step is the larger of two times: its bytes (weights once, KV of every request once)
 at the copy bandwidth, and its arithmetic at the rate of the fastest matrix product, both measured
-here in the same run. A row is printed only if the root's logits are those of a step that verifies
-the root alone; on a CPU, to the last bit.
+here in the same run. On a CPU the two halves of a step are also timed apart, in turns: its matrix
+products, and a step whose products have no inputs, after the products have emptied the caches. A
+row is printed only if the root's logits are those of a step that verifies the root alone; on a CPU,
+to the last bit.
 
     python -m bench.verify_cost [--model NAME] [--dtype bfloat16] [--json]
 """
 
 import argparse
+import copy
 import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 
-from bench.harness import Timing, measure, report
+from bench.harness import Timing, measure, measure_in_turns, report
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
-from specedge_kernels import linear, pack_linear
+from runtime.model.transformer import Linear
+from specedge_kernels import _cpu, linear, pack_linear
+from specedge_kernels.cpu import linear_of
 
 COLUMNS = ("context", "requests", "nodes", "step", "of one node", "floor", "share of floor")
+SPLIT_COLUMNS = ("products", "rest", "share of products")
 SAMPLES, SAMPLE_S = 5, 0.1
+TURNS = 25
 
 
 def main() -> None:
@@ -52,12 +59,21 @@ def main() -> None:
                 name = f"context_{context}_requests_{n_requests}_nodes_{nodes}"
                 numbers[f"{name}_ms"] = round(took.median_s * 1e3, 3)
                 numbers[f"{name}_share_of_floor"] = round(floor_s / took.median_s, 3)
+                if engine.model.device.type == "cpu":
+                    products, rest = (
+                        t.median_s * 1e3 for t in split(engine, context, n_requests, nodes)
+                    )
+                    share = products / (products + rest)
+                    rows[-1] += f"{products:.1f} ms", f"{rest:.2f} ms", f"{share:.1%}"
+                    numbers[f"{name}_rest_ms"] = round(rest, 3)
+                    numbers[f"{name}_products_share"] = round(share, 4)
     title = (
         f"verification step of {options.model}, {options.dtype} on {engine.model.device}, "
         f"{torch.get_num_threads()} threads; copy {bandwidth / 1e9:.1f} GB/s, "
         f"products {rate / 1e9:.0f} GFLOP/s"
     )
-    report(title, COLUMNS, rows, numbers, options.json)
+    columns = COLUMNS + SPLIT_COLUMNS if engine.model.device.type == "cpu" else COLUMNS
+    report(title, columns, rows, numbers, options.json)
 
 
 def requests(
@@ -95,6 +111,61 @@ def step_time(engine: Engine, context: int, n_requests: int, nodes: int) -> Timi
     difference = float((roots - alone).abs().max() / alone.abs().max())
     assert difference <= tolerance, f"a root's logits change by {difference:.1e} inside a tree"
     return measure(lambda: engine.forward(batch), SAMPLES, SAMPLE_S, synchronize(engine))
+
+
+def split(engine: Engine, context: int, n_requests: int, nodes: int) -> list[Timing]:
+    """Times of a step's matrix products, and of all the rest of it."""
+    batch, rest = requests(engine, context, n_requests, nodes, context), without_products(engine)
+    rows, model = n_requests * nodes, engine.model
+    parts = [part for x in model.layers for part in (x.qkv, x.output, x.gate_up, x.down)]
+    parts.append(model.head)
+    work = [
+        (
+            linear_of(part.weight, part.out_features),
+            torch.ones(rows, part.weight.shape[1]),
+            torch.empty(rows, part.out_features),
+        )
+        for part in parts
+    ]
+
+    def products() -> None:
+        for weights, x, out in work:
+            _cpu.multiply(weights, x.data_ptr(), rows, out.data_ptr())
+
+    return measure_in_turns([products, lambda: rest.forward(batch)], TURNS)
+
+
+def without_products(engine: Engine) -> Engine:
+    """The same engine with products of no inputs, which give zeros at once."""
+    model = copy.copy(engine.model)
+    config, decoder = model.config, copy.copy(model.decoder)
+    embedding = torch.zeros(config.vocab_size, config.hidden_size)
+
+    def empty(part: Linear) -> _cpu.Linear:
+        return _cpu.Linear(0, _cpu.Dtype.float32, 0, part.out_features, 0)
+
+    hollow = _cpu.Decoder(
+        *(config.hidden_size, config.intermediate_size),
+        *(config.n_heads, config.n_kv_heads, config.head_dim),
+        *(config.rms_norm_eps, config.head_dim**-0.5),
+        *(model.cos.data_ptr(), model.sin.data_ptr(), len(model.cos)),
+        *(embedding.data_ptr(), _cpu.Dtype.float32, config.vocab_size),
+        *(model.norm.data_ptr(), empty(model.head)),
+    )
+    for index, layer in enumerate(model.layers):
+        hollow.add_layer(
+            layer.attention_norm.data_ptr(),
+            empty(layer.qkv),
+            0 if layer.qk_norm is None else layer.qk_norm.data_ptr(),
+            empty(layer.output),
+            layer.mlp_norm.data_ptr(),
+            empty(layer.gate_up),
+            empty(layer.down),
+            config.window(index),
+        )
+    decoder._decoder, decoder._tensors = hollow, (embedding, decoder._tensors)
+    model.decoder = decoder
+    return Engine(model, engine.kv)
 
 
 def floor(
