@@ -134,10 +134,13 @@ struct Weights {
       out[0] = total;
       return;
     }
-    ivec sum = {};
-    if constexpr (kOffset != 0) sum = multiply_pairs(splat_word(-kOffset), sums);
-    for (int g = 0; g < 8; ++g) sum = add_products(sum, codes[g], broadcast(x.q + 4 * g));
-    out[0] = floats_of(sum);
+    // Two chains, because a sum takes longer than a product to start.
+    ivec sum[2] = {};
+    if constexpr (kOffset != 0) sum[0] = multiply_pairs(splat_word(-kOffset), sums);
+    for (int g = 0; g < 8; ++g) {
+      sum[g % 2] = add_products(sum[g % 2], codes[g], broadcast(x.q + 4 * g));
+    }
+    out[0] = floats_of(sum[0] + sum[1]);
   }
 #else
   static constexpr int kOffset = form.offset;

@@ -8,15 +8,19 @@ namespace specedge::SPECEDGE_ISA {
 namespace {
 
 constexpr int64_t kMostRows = 64;  // of one pass over a tile's weights
-constexpr int kFewRows = 4;        // whose sums fit into registers
-constexpr int64_t kAhead = 2048;   // bytes that are fetched before they are read
-constexpr int64_t kTask = 64;      // outputs of one task of a thread
+constexpr int kFewRows = kRegisters / 4;
+constexpr int64_t kAhead = 2048;  // bytes that are fetched before they are read
+constexpr int64_t kTask = 64;     // outputs of one task of a thread
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-void fetch(Place place, int64_t n_bytes) {
+// n_bytes of each panel, some time before they are read; beyond `end` of the first panel follow
+// those of the next tile.
+void fetch(Place place, int64_t n_bytes, const uint8_t* end, int64_t panel_bytes) {
+  const int64_t ahead =
+      place.panels[0] + kAhead < end ? kAhead : kAhead + (kPanels - 1) * panel_bytes;
   for (const uint8_t* panel : place.panels) {
-    for (int64_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(panel + kAhead + i);
+    for (int64_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(panel + ahead + i);
   }
 }
 
@@ -26,6 +30,8 @@ void multiply_tile(const Rounded* x, int64_t x_stride, Place place, int64_t grou
                    vec (*out)[kVecs]) {
   constexpr Form form = form_of(Q);
   const int64_t rows = ROWS ? ROWS : n_rows;
+  const int64_t panel_bytes = groups * form.group_bytes();
+  const uint8_t* const end = place.panels[0] + panel_bytes;
   vec sums[ROWS ? ROWS : kMostRows][kVecs];
   for (int64_t r = 0; r < rows; ++r) {
     for (int i = 0; i < kVecs; ++i) sums[r][i] = vec{};
@@ -35,7 +41,7 @@ void multiply_tile(const Rounded* x, int64_t x_stride, Place place, int64_t grou
     load_group<Q>(place, shared);
     place = place + form.head_bytes();
     for (int64_t b = 0; b < form.group; ++b, x += x_stride) {
-      fetch(place, form.block_bytes());
+      fetch(place, form.block_bytes(), end, panel_bytes);
       const Scales scales = load_scales<Q>(place, shared);
       const Weights<Q> weights(place + kColumns * form.bytes);
       place = place + form.block_bytes();
@@ -56,20 +62,14 @@ void multiply_tile(const Rounded* x, int64_t x_stride, Place place, int64_t grou
   }
 }
 
-template <Quant Q>
+// As many rows at compile time as have sums in registers, else any number.
+template <Quant Q, int ROWS = kFewRows>
 void multiply_rows(const Rounded* x, int64_t x_stride, Place place, int64_t groups, int64_t rows,
                    vec (*out)[kVecs]) {
-  switch (rows) {
-    case 1:
-      return multiply_tile<Q, 1>(x, x_stride, place, groups, rows, out);
-    case 2:
-      return multiply_tile<Q, 2>(x, x_stride, place, groups, rows, out);
-    case 3:
-      return multiply_tile<Q, 3>(x, x_stride, place, groups, rows, out);
-    case 4:
-      return multiply_tile<Q, 4>(x, x_stride, place, groups, rows, out);
-    default:
-      return multiply_tile<Q, 0>(x, x_stride, place, groups, rows, out);
+  if (ROWS == 0 || rows == ROWS) {
+    multiply_tile<Q, ROWS>(x, x_stride, place, groups, rows, out);
+  } else if constexpr (ROWS > 0) {
+    multiply_rows<Q, ROWS - 1>(x, x_stride, place, groups, rows, out);
   }
 }
 
@@ -97,9 +97,14 @@ void multiply(const Rounded* x, const uint8_t* panels, int64_t rows, int64_t inp
         multiply_rows<Q>(x + row, rows,
                          place_at(panels, groups * form.group_bytes(), column / kColumns, n_panels),
                          groups, n, sums);
-        for (int64_t r = 0; r < n; ++r) {
-          std::memcpy(out + (row + r) * stride + column, sums[r],
-                      smaller(kTile, outputs - column) * sizeof(float));
+        const int64_t width = smaller(kTile, outputs - column);
+        float* to = out + row * stride + column;
+        for (int64_t r = 0; r < n; ++r, to += stride) {
+          if (width == kTile) {
+            std::memcpy(to, sums[r], sizeof sums[r]);
+          } else {
+            std::memcpy(to, sums[r], width * sizeof(float));
+          }
         }
       }
     }

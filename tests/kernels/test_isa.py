@@ -28,7 +28,7 @@ def run(isa, *command):
     )
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512vnni"])
 def test_kernels_pass_their_tests(isa, request):
     if isa == _cpu.isa():
         pytest.skip(f"{isa} is what the other tests run")
