@@ -8,7 +8,11 @@ namespace specedge::SPECEDGE_ISA {
 namespace {
 
 constexpr int64_t kMostRows = 64;  // of one pass over a tile's weights
-constexpr int kFewRows = kRegisters / 4;
+#if defined(__AVX2__)
+constexpr int kFewRows = 4;  // whose sums are kept in registers
+#else
+constexpr int kFewRows = 1;
+#endif
 constexpr int64_t kAhead = 2048;  // bytes that are fetched before they are read
 constexpr int64_t kTask = 64;     // outputs of one task of a thread
 

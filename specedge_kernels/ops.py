@@ -426,6 +426,8 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, *, exact: bool = False)
     """
     _check_device("quantized_linear", x, weight.packed)
     _check("x", x, torch.float32, (None, weight.in_features))
+    parts = len(weight.kinds), len(weight.sizes)
+    _expect(parts[0] == parts[1], "kinds and sizes", "one of each a part", parts)
     n_bytes = 0
     for kind, size in zip(weight.kinds, weight.sizes, strict=True):
         form = _form(kind)

@@ -10,11 +10,25 @@ import pytest
 from specedge_kernels import _cpu
 
 HERE = Path(__file__).parent
-NAMES = ("linear", "tree_attention", "noise", "target_tokens", "draft_topk")
+NAMES = ("linear", "quantized_linear", "tree_attention", "noise", "target_tokens", "draft_topk")
 TESTS = [str(HERE / f"test_{name}.py") for name in NAMES]
-SELECTION = "equal or bits or dimension or pair or large or chain"
+SELECTION = "equal or bits or dimension or pair or large or chain or value or finite"
 PRINT = "from specedge_kernels import _cpu; print(_cpu.isa())"
 TEST = f"{PRINT}; import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+
+
+# A product of every format, of rounded activations.
+DIGEST = """
+import hashlib, torch, specedge_kernels as kernels
+from tests.kernels.quantized_cases import KINDS, random_stored
+digest = hashlib.sha256()
+for kind in KINDS:
+    weight = kernels.pack_quantized(random_stored(kind, 300, 512), kind)
+    for rows in (1, 5, 40):
+        x = torch.randn(rows, 512, generator=torch.Generator().manual_seed(rows))
+        digest.update(kernels.quantized_linear(x, weight).numpy().tobytes())
+print(digest.hexdigest())
+"""
 
 
 def run(isa, *command):
@@ -38,6 +52,13 @@ def test_kernels_pass_their_tests(isa, request):
         pytest.skip(f"this processor does not run {isa}")
     assert tests.stdout.startswith(isa)
     assert tests.returncode == 0, tests.stdout
+
+
+def test_rounded_products_have_the_same_bits_on_every_set_with_fused_multiply_adds():
+    ran = [run(isa, DIGEST) for isa in ("avx2", "avx512", "avx512vnni")]
+    digests = {result.stdout for result in ran if not result.returncode}
+    assert len(digests) <= 1
+    assert all("is not an instruction set" in r.stderr for r in ran if r.returncode)
 
 
 def test_an_unknown_set_is_refused():

@@ -281,6 +281,6 @@ def test_wrong_arguments_are_named():
         kernels.quantized_linear(x, QuantizedWeight(weight.packed, (2, 2), (16, -8), 64))
     with pytest.raises(ValueError, match="in_features: expected a multiple of 256, got 64"):
         kernels.quantized_linear(x, QuantizedWeight(weight.packed, (12,), (8,), 64))
+    small = kernels.pack_quantized(stored[:, :18].contiguous(), 2)
     with pytest.raises(ValueError, match="weights of the same inputs, got 64 and 32"):
-        small = kernels.pack_quantized(stored[:, :18].contiguous(), 2)
         QuantizedWeight.concatenated([weight, small])

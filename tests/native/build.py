@@ -25,6 +25,7 @@ AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))
 ISAS = {"generic": ()}
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS |= {"avx2": AVX2, "avx512": (*AVX2, *AVX512, "-mprefer-vector-width=512")}
+    ISAS["avx512vnni"] = (*ISAS["avx512"], "-mavx512vnni")
 
 # Fresh memory is full of NaN. Leaks are not looked for: that needs ptrace, which containers deny.
 ENVIRONMENT = {

@@ -207,11 +207,12 @@ void check_compact_kv(Random& random);
 void check_target_tokens(Random& random);
 void check_draft_topk(Random& random);
 void check_linear(Random& random);
+void check_quantized_linear(Random& random);
 
 // Attention twice: it has the most ways.
 constexpr void (*kChecks[])(Random&) = {
-    check_build_tree,     check_verify,        check_tree_attention, check_append_kv,
-    check_rope_append_kv, check_compact_kv,    check_target_tokens,  check_draft_topk,
-    check_linear,         check_tree_attention};
+    check_build_tree,     check_verify,         check_tree_attention,  check_append_kv,
+    check_rope_append_kv, check_compact_kv,     check_target_tokens,   check_draft_topk,
+    check_linear,         check_tree_attention, check_quantized_linear};
 
 }  // namespace specedge::native
