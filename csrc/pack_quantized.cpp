@@ -1,4 +1,6 @@
 // Quantised weights as a GGUF file has them: repacked for quantized_linear, or as float32.
+#include <algorithm>
+
 #include "half.h"
 #include "ops.h"
 #include "quant_form.h"
@@ -182,7 +184,7 @@ void pack(const uint8_t* stored, int64_t outputs, int64_t inputs, uint8_t* packe
 #pragma omp parallel for if (outputs * inputs > 1 << 18)
   for (int64_t panel = 0; panel < (outputs + kColumns - 1) / kColumns; ++panel) {
     uint8_t* to = packed + panel * panel_bytes;
-    std::memset(to, 0, panel_bytes);
+    std::fill_n(to, panel_bytes, uint8_t(0));
     for (int64_t column = 0; column < kColumns; ++column) {
       const int64_t output = panel * kColumns + column;
       if (output >= outputs) break;
