@@ -51,6 +51,12 @@ inline void load_bytes(Place place, ivec (&out)[kVecs]) {
 #endif
 }
 
+// 2^(exponent - 128), for exponents 0 .. 255: subnormal for the first two.
+inline vec half_power_of_two(ivec exponent) {
+  const ivec small = 0x00200000 + (0x00200000 & (exponent == 1)), others = (exponent - 1) << 23;
+  return select(exponent < 2, (vec)small, (vec)others);
+}
+
 inline vec floats_of(ivec values) { return __builtin_convertvector(values, vec); }
 
 // What a block's integers are multiplied by, one per output.
@@ -74,12 +80,8 @@ inline Scales load_scales(Place block, const Scales& shared) {
   if constexpr (form.bytes > 0) load_bytes(block, scales.halves[0]);
   if constexpr (form.bytes > 1) load_bytes(block + kColumns, scales.halves[1]);
   for (int i = 0; i < kVecs; ++i) {
-    if constexpr (form.halves == 0) {  // a power of two, as in pack_quantized.cpp
-      const ivec exponent = scales.halves[0][i] & 255;
-      const ivec is_small = exponent < 2;
-      const ivec subnormal = 0x00200000 + (0x00200000 & (exponent == 1)), normal = (exponent - 1)
-                                                                                   << 23;
-      scales.scale[i] = (vec)((is_small & subnormal) | (~is_small & normal));
+    if constexpr (form.halves == 0) {
+      scales.scale[i] = half_power_of_two(scales.halves[0][i] & 255);
     } else if constexpr (form.bytes > 0 && !form.has_two_scales()) {
       scales.scale[i] *= floats_of(scales.halves[0][i]);
       if constexpr (form.has_minimum()) scales.minimum[i] *= -floats_of(scales.halves[1][i]);

@@ -158,19 +158,17 @@ struct Weights {
 
   // Sum of value times activation over the block, of each output.
   void dot(const Scales& scales, const Rounded& x, vec (&out)[kVecs]) const {
-    const ivec *first = scales.halves[0], *second = scales.halves[1];
+    const ivec first = scales.halves[0][0], second = scales.halves[1][0];
     ivec total = {};
     for (int g = 0; g < 8; g += kPairs) {
       words sum = pairs(g, x);
       for (int i = 1; i < kPairs; ++i) sum += pairs(g + i, x);
-      words factor = splat_word(1);
-      if constexpr (form.has_two_scales())
-        factor = words_of(scales.halves[g / 4][0], scales.halves[g / 4][0]);
-      total += multiply_pairs(sum, factor);
+      const ivec scale = g < 4 ? first : second;
+      total += multiply_pairs(sum, form.has_two_scales() ? words_of(scale, scale) : splat_word(1));
     }
     const words sums = (words)broadcast(x.sums);
     if constexpr (form.has_two_scales()) {
-      total -= multiply_pairs(words_of(*first, *second), sums) * form.offset;
+      total -= multiply_pairs(words_of(first, second), sums) * form.offset;
     } else if constexpr (form.offset != 0) {
       total -= multiply_pairs(splat_word(form.offset), sums);
     }

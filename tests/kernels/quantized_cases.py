@@ -22,7 +22,7 @@ def random_stored(kind, outputs, inputs, seed=0, largest=0.05):
         set_half(groups, kind, i, numbers)
     if not form.halves:  # a power of two
         groups[..., 0] = rng.integers(110, 125, groups.shape[:2])
-    return torch.from_numpy(groups.reshape(outputs, -1))
+    return torch.from_numpy(groups.reshape(outputs, groups.shape[1] * groups.shape[2]))
 
 
 def set_half(groups, kind, which, numbers):

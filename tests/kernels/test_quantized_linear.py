@@ -101,7 +101,7 @@ def test_exact_has_the_bits_of_linear_on_the_dequantized_weight(kind):
 @every_format
 @pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
 def test_a_row_has_the_same_bits_alone_in_any_batch_and_with_any_threads(kind, exact, threads):
-    inputs, outputs = 512, 200
+    inputs, outputs = 256, 75
     weight = kernels.pack_quantized(random_stored(kind, outputs, inputs), kind)
     x = activations(70, inputs)
     threads(1)
@@ -253,6 +253,16 @@ def test_rows_are_packed_in_the_order_they_come():
     order = torch.arange(24).view(2, 6, 2).transpose(1, 2).flatten()  # llama's permutation
     weight = kernels.pack_quantized(stored[order], 14)
     assert torch.equal(reference.unpack_quantized(weight), dequantized(stored, 14)[order])
+
+
+@every_format
+@pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
+def test_nothing_times_nothing_is_zero(kind, exact):
+    for outputs, inputs in ((0, 256), (9, 0), (0, 0)):
+        weight = kernels.pack_quantized(random_stored(kind, outputs, inputs), kind)
+        got = kernels.quantized_linear(torch.ones(3, inputs), weight, exact=exact)
+        assert torch.equal(got, torch.zeros(3, outputs))
+    assert kernels.dequantize(random_stored(kind, 0, 256), kind).shape == (0, 256)
 
 
 def test_wrong_arguments_are_named():
