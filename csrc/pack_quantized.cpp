@@ -131,34 +131,42 @@ float float_of_exponent(uint8_t exponent) {
 template <Quant Q>
 void values_of(const Block& block, float* out) {
   constexpr Form form = form_of(Q);
+  float scales[2], minimum = float_of_half(block.halves[1]);  // a scale for each 16 weights
+  for (int half = 0; half < 2; ++half) {
+    const uint8_t byte = block.bytes[form.has_two_scales() ? half : 0];
+    scales[half] = form.halves ? float_of_half(block.halves[0]) : float_of_exponent(byte);
+    if constexpr (form.halves && form.bytes) scales[half] *= float(int8_t(byte));
+  }
+  if constexpr (form.halves && form.bytes) minimum *= -float(block.bytes[1]);
   for (int i = 0; i < kBlock; ++i) {
-    const uint8_t byte = block.bytes[form.has_two_scales() ? i / 16 : 0];
-    float scale = form.halves ? float_of_half(block.halves[0]) : float_of_exponent(byte);
-    float minimum = float_of_half(block.halves[1]);
-    if constexpr (form.halves && form.bytes) {
-      scale *= float(int8_t(byte));
-      minimum *= -float(block.bytes[1]);
-    }
     int code = block.codes[i];
     if constexpr (form.codes != Codes::plain) code = table_of(form.codes)[code];
     if constexpr (form.bits == 8) code = int8_t(code);
-    const float value = scale * float(code - form.offset);
+    const float value = scales[i / 16] * float(code - form.offset);
     out[i] = form.has_minimum() ? value + minimum : value;
   }
 }
 
-// Writes the codes of one output of a packed block; the bytes are 0 before.
+// Writes the codes of one output of a packed block, those of four inputs as one word.
 void place_codes(const uint8_t* codes, int bits, int64_t column, uint8_t* packed) {
-  for (int64_t i = 0; i < kBlock; ++i) {
-    const int g = int(i / 4);
-    const int64_t byte = 4 * column + i % 4;
-    if (bits == 8) {
-      packed[32 * g + byte] = codes[i];
-      continue;
-    }
-    packed[32 * (g % 4) + byte] |= (codes[i] & 15) << g / 4 * 4;
-    if (bits == 5) packed[128 + byte] |= codes[i] >> 4 << g;
-    if (bits == 6) packed[128 + g / 4 * 32 + byte] |= codes[i] >> 4 << g % 4 * 2;
+  constexpr int kWord = 4, kStride = kColumns * kWord;
+  uint32_t words[kBlock / kWord], planes[2] = {};
+  std::memcpy(words, codes, sizeof words);
+  uint8_t* const to = packed + kWord * column;
+  if (bits == 8) {
+    for (int g = 0; g < 8; ++g) std::memcpy(to + kStride * g, words + g, kWord);
+    return;
+  }
+  for (int g = 0; g < 4; ++g) {
+    const uint32_t low = (words[g] & 0x0f0f0f0f) | (words[g + 4] & 0x0f0f0f0f) << 4;
+    std::memcpy(to + kStride * g, &low, kWord);
+  }
+  for (int g = 0; g < 8; ++g) {
+    const uint32_t high = words[g] >> 4 & 0x03030303;
+    planes[bits == 6 ? g / 4 : 0] |= high << (bits == 6 ? g % 4 * 2 : g);
+  }
+  for (int p = 0; p < bits - 4; ++p) {
+    std::memcpy(to + kStride * (4 + p), planes + p, kWord);
   }
 }
 
