@@ -11,8 +11,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.kernels import attention, ops
+from bench.kernels import attention, ops, quantized
 from bench.kernels.case import Case
+from specedge_kernels.quantized import FORMS
 
 pytest.importorskip("pytest_benchmark")
 
@@ -24,7 +25,13 @@ STEP = ops.Step(2, 8, 4096, 2, 3, 64, DTYPE)
 def ours() -> list[Case]:
     attend = next(attention.cases_of(attention.smollm2(2, 128, 8, DTYPE), DEVICE))
     found = [attend, *(case for case in ops.cases_of(STEP, DEVICE) if case.way == "ours")]
-    return [*found, ops.linear(4, torch.float32)] if DEVICE.type == "cpu" else found
+    if DEVICE.type == "cuda":
+        return found
+    return [
+        *found,
+        ops.linear(4, torch.float32),
+        *(quantized.quantized_linear(4, kind) for kind in FORMS),
+    ]
 
 
 @pytest.mark.parametrize("case", ours(), ids=lambda case: f"{case.op}-{case.shape}")

@@ -1,6 +1,7 @@
 // The only file that knows Python: raw pointers in, plain functions called without the GIL.
 // Shapes, types and devices were checked by specedge_kernels/ops.py.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "decoder.h"
 #include "isa.h"
@@ -28,6 +29,19 @@ PYBIND11_MODULE(_cpu, m) {
       .value("bfloat16", Dtype::bf16)
       .value("float16", Dtype::f16)
       .value("float8_e4m3fn", Dtype::e4m3);
+
+  py::enum_<Quant>(m, "Quant")
+      .value("Q4_0", Quant::q4_0)
+      .value("Q4_1", Quant::q4_1)
+      .value("Q5_0", Quant::q5_0)
+      .value("Q5_1", Quant::q5_1)
+      .value("Q8_0", Quant::q8_0)
+      .value("Q4_K", Quant::q4_k)
+      .value("Q5_K", Quant::q5_k)
+      .value("Q6_K", Quant::q6_k)
+      .value("IQ4_NL", Quant::iq4_nl)
+      .value("IQ4_XS", Quant::iq4_xs)
+      .value("MXFP4", Quant::mxfp4);
 
   py::class_<Cache>(m, "Cache")
       .def(py::init([](Address data, Dtype dtype, int64_t n_pages, int64_t page_size,
@@ -215,5 +229,24 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("logits", [](const Decoder& decoder, Address hidden, int64_t rows, Address out) {
     py::gil_scoped_release release;
     logits(decoder, at<float>(hidden), rows, at<float>(out));
+  });
+
+  m.def("pack_quantized",
+        [](Address stored, Quant quant, int64_t outputs, int64_t inputs, Address packed) {
+          py::gil_scoped_release release;
+          pack_quantized(at<uint8_t>(stored), quant, outputs, inputs, at<uint8_t>(packed));
+        });
+
+  m.def("dequantize", [](Address stored, Quant quant, int64_t rows, int64_t inputs, Address out) {
+    py::gil_scoped_release release;
+    dequantize(at<uint8_t>(stored), quant, rows, inputs, at<float>(out));
+  });
+
+  m.def("quantized_linear", [](Address x, Address packed, const std::vector<Quant>& quants,
+                               const std::vector<int64_t>& outputs, int64_t rows, int64_t inputs,
+                               bool exact, Address out) {
+    py::gil_scoped_release release;
+    quantized_linear(at<float>(x), at<uint8_t>(packed), quants.data(), outputs.data(),
+                     int64_t(quants.size()), rows, inputs, exact, at<float>(out));
   });
 }

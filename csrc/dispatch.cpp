@@ -1,10 +1,13 @@
 // The ops that are compiled once per instruction set: check values, then call the chosen one.
 #include <algorithm>
 #include <bit>
+#include <numeric>
+#include <vector>
 
 #include "checks.h"
 #include "isa.h"
 #include "ops.h"
+#include "quant_form.h"
 #include "stored.h"
 
 namespace specedge {
@@ -94,6 +97,28 @@ void unchecked::tree_attention(const void* q, Dtype dtype, int64_t query_heads,
                                const Cache& k_cache, const Cache& v_cache, const Trees& trees,
                                const Scoring& scoring, void* out, float* lse) {
   isa().tree_attention(q, dtype, query_heads, k_cache, v_cache, trees, scoring, out, lse);
+}
+
+void quantized_linear(const float* x, const uint8_t* packed, const Quant* quants,
+                      const int64_t* outputs, int64_t parts, int64_t rows, int64_t inputs,
+                      bool exact, float* out) {
+  std::vector<Rounded> rounded;
+  if (!exact) {
+    rounded.resize(rows * (inputs / kBlock));
+    isa().round_activations(x, rows, inputs, rounded.data());
+  }
+  const int64_t stride = std::accumulate(outputs, outputs + parts, int64_t(0));
+  for (int64_t part = 0; part < parts; ++part) {
+    if (exact) {
+      isa().multiply_exact(x, packed, quants[part], rows, inputs, outputs[part], out, stride);
+    } else {
+      isa().multiply_rounded(rounded.data(), packed, quants[part], rows, inputs, outputs[part], out,
+                             stride);
+    }
+    const Form form = form_of(quants[part]);
+    packed += (outputs[part] + kColumns - 1) / kColumns * form.groups(inputs) * form.group_bytes();
+    out += outputs[part];
+  }
 }
 
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,

@@ -11,10 +11,11 @@
 namespace specedge {
 namespace {
 
-#define SPECEDGE_ISA_NAMED(isa)                                                         \
-  Isa {                                                                                 \
-    #isa, isa::linear, isa::rms_norm, isa::silu_mul, isa::tree_attention, isa::row_max, \
-        isa::divide, isa::find_above, isa::exp_sum, isa::add_noise, isa::noisy_argmax   \
+#define SPECEDGE_ISA_NAMED(isa)                                                            \
+  Isa {                                                                                    \
+    #isa, isa::linear, isa::round_activations, isa::multiply_rounded, isa::multiply_exact, \
+        isa::rms_norm, isa::silu_mul, isa::tree_attention, isa::row_max, isa::divide,      \
+        isa::find_above, isa::exp_sum, isa::add_noise, isa::noisy_argmax                   \
   }
 
 #if defined(__x86_64__)
@@ -29,10 +30,11 @@ bool runs(const std::string& isa) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (isa == "avx2") return avx2;
-  if (isa == "avx512") {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  }
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (isa == "avx512") return avx512;
+  if (isa == "avx512vnni") return avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
   return isa == "generic";
 }
@@ -43,9 +45,12 @@ Isa choose() {
   if (!wanted.empty() && !runs(wanted)) {
     throw std::invalid_argument("SPECEDGE_ISA=" + wanted +
                                 " is not an instruction set of this processor; expected generic, "
-                                "avx2 or avx512, or leave it unset");
+                                "avx2, avx512 or avx512vnni, or leave it unset");
   }
 #if defined(__x86_64__)
+  if (wanted == "avx512vnni" || (wanted.empty() && runs("avx512vnni"))) {
+    return SPECEDGE_ISA_NAMED(avx512vnni);
+  }
   if (wanted == "avx512" || (wanted.empty() && runs("avx512"))) return SPECEDGE_ISA_NAMED(avx512);
   if (wanted == "avx2" || (wanted.empty() && runs("avx2"))) return SPECEDGE_ISA_NAMED(avx2);
 #endif

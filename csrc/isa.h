@@ -13,10 +13,26 @@ struct RowMax {
   bool has_nan;
 };
 
+// 32 activations of a row, x ~ scale * q with |q| <= 127.
+struct alignas(16) Rounded {
+  int8_t q[32];
+  int16_t sums[2];  // of each half of q
+  float scale;
+  float scaled_sum;  // of all of q
+};
+
 #define SPECEDGE_PER_ISA                                                                           \
   /* As in ops.h, for arguments that were checked. */                                              \
   void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,       \
               int64_t outputs, float* out);                                                        \
+  /* x [N, K] -> rounded [K / 32, N] */                                                            \
+  void round_activations(const float* x, int64_t rows, int64_t inputs, Rounded* rounded);          \
+  /* Packed panels of one format times rounded [K / 32, N], or x [N, K] -> out [N, M], rows        \
+     `stride` apart. */                                                                            \
+  void multiply_rounded(const Rounded* rounded, const uint8_t* panels, Quant quant, int64_t rows,  \
+                        int64_t inputs, int64_t outputs, float* out, int64_t stride);              \
+  void multiply_exact(const float* x, const uint8_t* panels, Quant quant, int64_t rows,            \
+                      int64_t inputs, int64_t outputs, float* out, int64_t stride);                \
   void rms_norm(void* x, const void* delta, const void* weight, Dtype dtype, int64_t rows,         \
                 int64_t width, float eps, void* out);                                              \
   void silu_mul(const void* gate_up, Dtype dtype, int64_t rows, int64_t width, void* out);         \
@@ -48,11 +64,17 @@ SPECEDGE_PER_ISA
 namespace avx512 {
 SPECEDGE_PER_ISA
 }
+namespace avx512vnni {
+SPECEDGE_PER_ISA
+}
 #endif
 
 struct Isa {
   const char* name;
   decltype(&generic::linear) linear;
+  decltype(&generic::round_activations) round_activations;
+  decltype(&generic::multiply_rounded) multiply_rounded;
+  decltype(&generic::multiply_exact) multiply_exact;
   decltype(&generic::rms_norm) rms_norm;
   decltype(&generic::silu_mul) silu_mul;
   decltype(&generic::tree_attention) tree_attention;

@@ -9,6 +9,21 @@ namespace specedge {
 
 enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2, e4m3 = 3 };
 
+// Formats of quantised weights, by ggml's numbers.
+enum class Quant : int {
+  q4_0 = 2,
+  q4_1 = 3,
+  q5_0 = 6,
+  q5_1 = 7,
+  q8_0 = 8,
+  q4_k = 12,
+  q5_k = 13,
+  q6_k = 14,
+  iq4_nl = 20,
+  iq4_xs = 23,
+  mxfp4 = 39
+};
+
 // One of the two caches of a layer: [P, S, Hk, D], D contiguous.
 struct Cache {
   void* data;
@@ -116,6 +131,20 @@ void rms_norm(void* x, const void* delta, const void* weight, Dtype dtype, int64
 
 // gate_up [N, 2 I] -> silu(gate) * up [N, I]
 void silu_mul(const void* gate_up, Dtype dtype, int64_t rows, int64_t width, void* out);
+
+// stored [M, bytes of K inputs] as in a GGUF file -> panels [ceil(M / 8), panel bytes]; K a
+// multiple of the format's block
+void pack_quantized(const uint8_t* stored, Quant quant, int64_t outputs, int64_t inputs,
+                    uint8_t* packed);
+
+// stored [N, bytes of K inputs] -> out [N, K]
+void dequantize(const uint8_t* stored, Quant quant, int64_t rows, int64_t inputs, float* out);
+
+// x [N, K] times parts of packed weights, one after the other, each with its format and its outputs
+// -> out [N, sum of outputs]. Activations are rounded to 8 bits, or with `exact` not.
+void quantized_linear(const float* x, const uint8_t* packed, const Quant* quants,
+                      const int64_t* outputs, int64_t parts, int64_t rows, int64_t inputs,
+                      bool exact, float* out);
 
 // q [N, Hq, D] -> out, the same shape and type; lse [N, Hq] or null
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specedge_kernels import _cpu, reference
+from specedge_kernels.quantized import FORMS
 
 DTYPES = {
     torch.float32: _cpu.Dtype.float32,
@@ -331,6 +332,44 @@ def linear_of(panels: Tensor, out_features: int, bias: Tensor | None = None) -> 
         out_features,
         0 if bias is None else bias.data_ptr(),
     )
+
+
+def pack_quantized(stored: Tensor, kind: int) -> Tensor:
+    outputs, inputs = _stored_shape(stored, kind)
+    packed = stored.new_empty(FORMS[kind].packed_bytes(outputs, inputs))
+    _cpu.pack_quantized(stored.data_ptr(), _cpu.Quant(kind), outputs, inputs, packed.data_ptr())
+    return packed
+
+
+def dequantize(stored: Tensor, kind: int) -> Tensor:
+    rows, inputs = _stored_shape(stored, kind)
+    out = stored.new_empty(rows, inputs, dtype=torch.float32)
+    _cpu.dequantize(stored.data_ptr(), _cpu.Quant(kind), rows, inputs, out.data_ptr())
+    return out
+
+
+def quantized_linear(
+    x: Tensor, packed: Tensor, kinds: list[int], sizes: list[int], exact: bool
+) -> Tensor:
+    rows, inputs = x.shape
+    out = x.new_empty(rows, sum(sizes))
+    _cpu.quantized_linear(
+        x.data_ptr(),
+        packed.data_ptr(),
+        [_cpu.Quant(kind) for kind in kinds],
+        sizes,
+        rows,
+        inputs,
+        exact,
+        out.data_ptr(),
+    )
+    return out
+
+
+def _stored_shape(stored: Tensor, kind: int) -> tuple[int, int]:
+    """Outputs and inputs of rows as a GGUF file has them."""
+    form = FORMS[kind]
+    return stored.shape[0], stored.shape[1] // form.stored_bytes * form.inputs
 
 
 def cache_of(cache: Tensor) -> _cpu.Cache:

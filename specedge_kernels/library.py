@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specedge_kernels import cpu
+from specedge_kernels.quantized import FORMS
 
 SCHEMAS = {
     "build_tree": "(Tensor parents, Tensor offsets, int words) -> (Tensor, Tensor)",
@@ -37,6 +38,9 @@ SCHEMAS = {
     "Tensor(e!) slots, Tensor(f!) found, Tensor expanded, Tensor ids, Tensor logprobs, "
     "Tensor budget, int first_slot, int beams, int words) -> (Tensor, Tensor, Tensor, Tensor)",
     "linear": "(Tensor x, Tensor panels, int out_features) -> Tensor",
+    "pack_quantized": "(Tensor stored, int kind) -> Tensor",
+    "dequantize": "(Tensor stored, int kind) -> Tensor",
+    "quantized_linear": "(Tensor x, Tensor packed, int[] kinds, int[] sizes, bool exact) -> Tensor",
     "rms_norm": "(Tensor(a!) x, Tensor weight, float eps, Tensor? delta=None) -> Tensor",
     "silu_mul": "(Tensor gate_up) -> Tensor",
 }
@@ -159,6 +163,24 @@ def _linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
     return x.new_empty(x.shape[0], out_features)
 
 
+def _pack_quantized(stored: Tensor, kind: int) -> Tensor:
+    form = FORMS[kind]
+    inputs = stored.shape[1] // form.stored_bytes * form.inputs
+    return stored.new_empty(form.packed_bytes(stored.shape[0], inputs))
+
+
+def _dequantize(stored: Tensor, kind: int) -> Tensor:
+    form = FORMS[kind]
+    inputs = stored.shape[1] // form.stored_bytes * form.inputs
+    return stored.new_empty(stored.shape[0], inputs, dtype=torch.float32)
+
+
+def _quantized_linear(
+    x: Tensor, packed: Tensor, kinds: list[int], sizes: list[int], exact: bool
+) -> Tensor:
+    return x.new_empty(x.shape[0], sum(sizes))
+
+
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
     return torch.empty_like(x)
 
@@ -178,6 +200,9 @@ SHAPES = {
     "draft_topk": _draft_topk,
     "grow_tree": _grow_tree,
     "linear": _linear,
+    "pack_quantized": _pack_quantized,
+    "dequantize": _dequantize,
+    "quantized_linear": _quantized_linear,
     "rms_norm": _rms_norm,
     "silu_mul": _silu_mul,
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from specedge_kernels import reference
 from specedge_kernels.library import DEVICES
+from specedge_kernels.quantized import FORMS, Form, QuantizedWeight
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 CACHED = (*FLOATS, torch.float8_e4m3fn)
@@ -385,6 +386,59 @@ def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
     return _ops.linear.default(x, panels, out_features)
 
 
+def pack_quantized(stored: Tensor, kind: int) -> QuantizedWeight:
+    """Quantised weights as a GGUF file has them, repacked for `quantized_linear`.
+
+    stored [M, bytes] uint8: the blocks of each output, one output a row, such as the file mapped
+    into memory; kind: ggml's number of the format, one of `quantized.FORMS`. Rows in another order
+    are `stored[order]`. Done once, at load; no weight is ever a float.
+    """
+    _check_device("pack_quantized", stored)
+    inputs = _check_stored(stored, kind)
+    packed = _ops.pack_quantized.default(stored, kind)
+    return QuantizedWeight(packed, (kind,), (stored.shape[0],), inputs)
+
+
+def dequantize(stored: Tensor, kind: int) -> Tensor:
+    """Quantised rows as a GGUF file has them -> [N, K] float32, such as the rows of an embedding.
+
+    stored [N, bytes] uint8, kind: as for `pack_quantized`. The values have the bits that gguf-py's
+    `dequantize` gives.
+    """
+    _check_device("dequantize", stored)
+    _check_stored(stored, kind)
+    return _ops.dequantize.default(stored, kind)
+
+
+def quantized_linear(x: Tensor, weight: QuantizedWeight, *, exact: bool = False) -> Tensor:
+    """x [N, K] float32 times a packed quantised weight [M, K] -> [N, M] float32.
+
+    The activations are rounded to 8 bits: 32 consecutive ones of a row share the scale s = largest
+    magnitude / 127, and each becomes the integer nearest to x / s. Products of integers are summed
+    exactly, the blocks of 32 in float32 in increasing k. With `exact` the activations stay as they
+    are, and the result has the bits of `linear` on the dequantised weight. Either way a row has the
+    same bits alone and in any batch, with any number of threads, and without `exact` on every
+    processor that has fused multiply-adds.
+    32 activations whose largest is below 2^-100 count as 0; where one is not finite its row is NaN.
+    An output with a scale or minimum that is not finite is not finite.
+
+    Block formats and 8-bit activations: ggml.
+    """
+    _check_device("quantized_linear", x, weight.packed)
+    _check("x", x, torch.float32, (None, weight.in_features))
+    parts = len(weight.kinds), len(weight.sizes)
+    _expect(parts[0] == parts[1], "kinds and sizes", "one of each a part", parts)
+    n_bytes = 0
+    for kind, size in zip(weight.kinds, weight.sizes, strict=True):
+        form = _form(kind)
+        _expect(size >= 0, "sizes", "0 or more outputs", size)
+        whole = weight.in_features % form.inputs == 0
+        _expect(whole, "in_features", f"a multiple of {form.inputs}", weight.in_features)
+        n_bytes += form.packed_bytes(size, weight.in_features)
+    _check("packed", weight.packed, torch.uint8, (n_bytes,))
+    return _ops.quantized_linear.default(x, weight.packed, weight.kinds, weight.sizes, exact)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
     """x + delta, in place, and its RMS norm times weight.
 
@@ -453,6 +507,23 @@ def _check_cache(name: str, cache: Tensor, shape: tuple[int | None, ...]) -> Non
             f"with D contiguous, got {cache.dtype} {_shape(cache)} "
             f"with strides {list(cache.stride())}"
         )
+
+
+def _check_stored(stored: Tensor, kind: int) -> int:
+    """Rows of whole groups of a format; their inputs."""
+    form = _form(kind)
+    _check("stored", stored, torch.uint8, (None, None))
+    n_bytes = stored.shape[1]
+    whole = n_bytes % form.stored_bytes == 0
+    _expect(whole, "stored", f"rows of a multiple of {form.stored_bytes} bytes", n_bytes)
+    return n_bytes // form.stored_bytes * form.inputs
+
+
+def _form(kind: int) -> Form:
+    if kind not in FORMS:
+        names = ", ".join(f"{number} ({form.name})" for number, form in FORMS.items())
+        raise ValueError(f"kind: expected one of {names}, got {kind}")
+    return FORMS[kind]
 
 
 def _check_scales(k_scale: float, v_scale: float) -> None:

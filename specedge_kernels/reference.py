@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from specedge_kernels.quantized import FORMS, Form, QuantizedWeight
+
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as a signed 64-bit integer
 LN2 = 0.693147182
 # (log(1 + f) - f) / f^2 for 1 + f from sqrt(1/2) to sqrt(2), by falling power: the minimax fit of
@@ -367,6 +369,87 @@ def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
     """x [N, K] f32 times packed weights, float32 accumulation -> [N, out_features] f32."""
     weight = panels.transpose(1, 2).reshape(-1, panels.shape[1])[:out_features]
     return x @ weight.float().T
+
+
+def dequantize(stored: Tensor, kind: int) -> Tensor:
+    """Rows [N, bytes] u8 of a GGUF file -> [N, K] f32; gguf-py defines the formats."""
+    from gguf import GGMLQuantizationType, quants
+
+    return torch.from_numpy(quants.dequantize(stored.numpy(), GGMLQuantizationType(kind)))
+
+
+def quantized_linear(x: Tensor, weight: QuantizedWeight, *, exact: bool = False) -> Tensor:
+    """x [N, K] f32, rounded to 8 bits or `exact`, times a packed weight -> [N, M] f32."""
+    values = unpack_quantized(weight)
+    return (x if exact else round_activations(x)) @ values.T
+
+
+def round_activations(x: Tensor) -> Tensor:
+    """x [N, K] f32 with each 32 of a row as integers in -127 .. 127 times a scale of their own."""
+    blocks = x.unflatten(1, (-1, 32))
+    largest = blocks.abs().amax(-1, keepdim=True)
+    codes = (blocks * (127 / largest)).round()  # halves to even
+    rounded = torch.where(largest < 2.0**-100, 0.0, codes * (largest / 127))
+    return torch.where(largest.isfinite(), rounded, math.nan).flatten(1)
+
+
+def unpack_quantized(weight: QuantizedWeight) -> Tensor:
+    """The values [M, K] f32 of a packed weight: what the bytes of quant_form.h mean."""
+    values, start = [], 0
+    for kind, size in zip(weight.kinds, weight.sizes, strict=True):
+        form = FORMS[kind]
+        n_bytes = form.packed_bytes(size, weight.in_features)
+        part = weight.packed[start : start + n_bytes]
+        values.append(_unpacked(part, form, weight.in_features)[:size])
+        start += n_bytes
+    return torch.cat(values)
+
+
+def _unpacked(packed: Tensor, form: Form, inputs: int) -> Tensor:
+    """Whole panels of one format -> [8 panels, K] f32. Letters: p panels, n groups, b blocks."""
+    groups = packed.view(-1, inputs // form.inputs, form.group_bytes)  # [p, n, bytes]
+    head, blocks = groups.split([16 * form.halves, form.group * form.block_bytes], -1)
+    blocks = blocks.unflatten(-1, (form.group, form.block_bytes))  # [p, n, b, bytes]
+    factors, codes = blocks.split([8 * form.factors, 256 * form.bits // 8], -1)
+    halves = head.contiguous().view(torch.float16).float().unflatten(-1, (form.halves, 1, 8))
+    factors = factors.unflatten(-1, (form.factors, 8)).movedim(3, 0)  # [factors, p, n, b, 8]
+    scale, minimum = _scales(form, halves.movedim(2, 0), factors)
+    values = (_codes(form, codes).float() - form.offset) * scale + minimum  # [p, n, b, 32, 8]
+    return values.permute(0, 4, 1, 2, 3).flatten(2).flatten(0, 1)
+
+
+def _codes(form: Form, codes: Tensor) -> Tensor:
+    """The codes [..., bytes] u8 of blocks -> integers [..., 32, 8]."""
+    if form.bits == 8:
+        found = codes.view(torch.int8).unflatten(-1, (8, 8, 4))
+    else:
+        low = codes[..., :128].unflatten(-1, (4, 8, 4))
+        found = torch.cat((low & 15, low >> 4), -3)  # [..., 8 groups, 8 outputs, 4 inputs]
+        shifts = torch.arange(8, dtype=torch.uint8)[:, None, None]
+        if form.bits == 5:
+            found = found | (codes[..., 128:].unflatten(-1, (1, 8, 4)) >> shifts & 1) << 4
+        if form.bits == 6:
+            planes = codes[..., 128:].unflatten(-1, (2, 8, 4)).repeat_interleave(4, -3)
+            found = found | (planes >> shifts % 4 * 2 & 3) << 4
+    if form.table:
+        found = torch.tensor(form.table)[found.long()]
+    return found.transpose(-1, -2).flatten(-3, -2)
+
+
+def _scales(form: Form, halves: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """halves [halves, p, n, 1, 8] f32, factors [factors, p, n, b, 8] u8 -> the scale of each code
+    and its minimum, both to be broadcast to [p, n, b, 32, 8]."""
+    if form.halves == 0:  # half of 2^(factor - 127)
+        return torch.exp2(factors[0].float() - 128)[..., None, :], torch.zeros(())
+    if form.factors:
+        signed = factors.view(torch.int8).float()
+        if form.halves == 2:
+            scale, minimum = halves[0] * signed[0], -halves[1] * signed[1]
+            return scale[..., None, :], minimum[..., None, :]
+        # one scale for all 32 codes, or one for each 16
+        scales = (halves[0] * signed).movedim(0, -2)  # [p, n, b, factors, 8]
+        return scales.repeat_interleave(32 // form.factors, -2), torch.zeros(())
+    return halves[0][..., None, :], halves[1][..., None, :] if form.halves == 2 else torch.zeros(())
 
 
 def _mix(z: Tensor) -> Tensor:

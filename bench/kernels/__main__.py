@@ -14,7 +14,7 @@ import torch
 
 import bench.kernels
 from bench.harness import Timing, machine, report
-from bench.kernels import attention, ops
+from bench.kernels import attention, ops, quantized
 from bench.kernels.case import Case
 from bench.kernels.timing import copy_bandwidth, matmul_rate, n_copies, time_calls
 from specedge_kernels.library import SCHEMAS
@@ -76,6 +76,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     """Everything, tree attention first, what may fail or take long to compile last."""
     yield from attention.cases(device, quick, optional=False)
     yield from ops.cases(device, quick)
+    yield from quantized.cases(device, quick)
     yield from attention.cases(device, quick, optional=True)
 
 

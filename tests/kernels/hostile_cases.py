@@ -10,6 +10,7 @@ import torch
 import specedge_kernels as kernels
 from specedge_kernels import reference
 from tests.kernels.cases import int32
+from tests.kernels.quantized_cases import random_stored
 
 INT32, INT64 = torch.iinfo(torch.int32), torch.iinfo(torch.int64)
 HOSTILE = (INT64.min, INT32.min, -65, -2, -1, 0, 1, 2, 5, 63, 64, 1000, INT32.max, INT64.max)
@@ -20,7 +21,10 @@ WRITTEN = (
     *("tokens", "parents", "scores", "depths", "slots", "found"),
 )
 # the first dimension of these belongs to no other argument
-FREE_ROWS = {("compact_kv", "kv"), ("linear", "x"), ("silu_mul", "gate_up")}
+FREE_ROWS = {
+    *(("compact_kv", "kv"), ("linear", "x"), ("silu_mul", "gate_up")),
+    *(("pack_quantized", "stored"), ("dequantize", "stored"), ("quantized_linear", "x")),
+}
 ANY_TYPE = {("compact_kv", "kv")}
 ANY_STRIDES = {"k_cache", "v_cache", "kv"}
 
@@ -121,6 +125,12 @@ CALLS = {
         "delta": torch.randn(3, 8),
     },
     "silu_mul": lambda: {"gate_up": torch.randn(3, 8)},
+    "pack_quantized": lambda: {"stored": random_stored(14, 9, 256), "kind": 14},
+    "dequantize": lambda: {"stored": random_stored(39, 9, 96), "kind": 39},
+    "quantized_linear": lambda: {
+        "x": torch.randn(3, 256),
+        "weight": kernels.pack_quantized(random_stored(12, 9, 256), 12),
+    },
 }
 TENSORS = [
     (op, name)
@@ -237,10 +247,35 @@ def test_a_wrong_value_is_named_and_nothing_is_written(op, name, where, value, m
         ("append_kv", "k_cache", torch.zeros(6, 0, 2, 8), "k_cache: expected"),
         ("compact_kv", "kv", torch.zeros(2, 2, 6, 0, 2, 8), "pages of at least one token"),
         ("target_tokens", "logits", torch.zeros(2, 0), "at least one token"),
+        ("pack_quantized", "kind", 1, r"kind: expected one of 2 \(Q4_0\)"),
+        ("pack_quantized", "kind", -1, r"kind: expected one of 2 \(Q4_0\)"),
+        ("pack_quantized", "kind", 12, "stored: expected rows of a multiple of 144 bytes, got 210"),
+        ("dequantize", "kind", INT64.max, r"kind: expected one of 2 \(Q4_0\)"),
+        ("dequantize", "kind", 8, "stored: expected rows of a multiple of 34 bytes, got 51"),
     ],
 )
 def test_a_wrong_argument_is_named(op, name, value, message):
     refuse(op, CALLS[op]() | {name: value}, message)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "sizes", "inputs", "message"),
+    [
+        ((12,), (17,), 256, "packed: expected"),
+        ((12,), (INT64.max,), 256, "packed: expected"),
+        ((12,), (-1,), 256, "sizes: expected 0 or more"),
+        ((12, 12), (17, -8), 256, "sizes: expected 0 or more"),
+        ((13,), (9,), 256, "packed: expected"),
+        ((99,), (9,), 256, "kind: expected one of"),
+        ((12,), (9,), 255, "x: expected"),
+        ((12,), (9,), -256, "x: expected"),
+        ((12, 12), (9,), 256, "kinds and sizes"),
+    ],
+)
+def test_a_packed_weight_is_what_it_says(kinds, sizes, inputs, message):
+    packed = CALLS["quantized_linear"]()["weight"].packed
+    weight = kernels.QuantizedWeight(packed, kinds, sizes, inputs)
+    refuse("quantized_linear", {"x": torch.randn(3, 256), "weight": weight}, message)
 
 
 def spoilt(op, name, rng):

@@ -5,6 +5,7 @@ import specedge_kernels as kernels
 from specedge_kernels import library
 from tests.kernels.cases import int32, make_batch, make_caches, offsets_of, parents_of
 from tests.kernels.growth import empty_state
+from tests.kernels.quantized_cases import random_stored
 
 
 def arguments(op):
@@ -50,8 +51,17 @@ def arguments(op):
             *(0, 2, 1),
         ),
         "linear": (torch.randn(3, 20), torch.randn(2, 20, 64), 100),
+        "pack_quantized": (random_stored(12, 13, 256), 12),
+        "dequantize": (random_stored(3, 13, 96), 3),
+        "quantized_linear": quantized_arguments(),
     }
     return calls[op], {"scale": 0.25} if op == "tree_attention" else {}
+
+
+def quantized_arguments():
+    parts = [kernels.pack_quantized(random_stored(kind, 13, 256), kind) for kind in (12, 14)]
+    both = kernels.QuantizedWeight.concatenated(parts)
+    return torch.randn(3, 256), both.packed, list(both.kinds), list(both.sizes), False
 
 
 OPS = sorted(library.SCHEMAS)
@@ -63,7 +73,7 @@ def test_opcheck(op):
     torch.library.opcheck(getattr(torch.ops.specedge, op).default, args, options)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [op for op in OPS if "quantized" not in op])
 def test_traces_as_one_graph(op):
     args, options = arguments(op)
     copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
@@ -72,6 +82,20 @@ def test_traces_as_one_graph(op):
     got = torch.compile(function, fullgraph=True, backend="aot_eager")(*copies, **options)
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(copies, list(args), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_quantized_weight_traces_as_one_graph():
+    stored, x = random_stored(14, 13, 256), torch.randn(3, 256)
+
+    def product(stored, x):
+        weight = kernels.pack_quantized(stored, 14)
+        return kernels.quantized_linear(x, weight)
+
+    got = torch.compile(product, fullgraph=True, backend="aot_eager")(stored, x)
+    assert torch.equal(got, product(stored, x))
+    weight = kernels.pack_quantized(stored, 14)
+    compiled = torch.compile(kernels.quantized_linear, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, weight), got)
 
 
 def test_a_device_without_an_implementation_is_named(monkeypatch):
