@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
 from ipaddress import ip_address
@@ -70,7 +70,7 @@ class Options:
         kinds = _types(type(self))
         for item in fields(self):
             value = getattr(self, item.name)
-            if value is not None:
+            if value is not None or kinds[item.name] in (int, float):
                 _check(item, kinds[item.name], value)
 
 
@@ -186,7 +186,9 @@ class EdgeConfig(Options):
 
     def __post_init__(self) -> None:
         # one text is a list of one, so that a caller need not know that there may be several
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given = () if self.stop is None else self.stop
+        is_one = isinstance(given, str) or not isinstance(given, Iterable)
+        stop = (given,) if is_one else tuple(given)
         object.__setattr__(self, "stop", stop)
         super().__post_init__()
         for text in self.stop:
@@ -198,6 +200,8 @@ class EdgeConfig(Options):
                 "--raw sends one prompt without the chat template; it does not go with --chat, "
                 "--system, --chat-template or --enable-thinking"
             )
+        if self.chat and self.prompt is not None:
+            raise ConfigError("--prompt asks one question; it does not go with --chat")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p is {self.top_p}; it lies above 0 and at most at 1")
         if not 0 <= self.min_p <= 1:
@@ -336,6 +340,12 @@ def _check(item: "Field[Any]", kind: type, value: Any) -> None:
     is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if kind in (int, float) and not is_number:
         raise ConfigError(f"{flag(item)} is {value!r}; expected {kind.__name__}")
+    if kind is bool and not isinstance(value, bool):
+        raise ConfigError(f"{flag(item)} is {value!r}; expected True or False")
+    # a caller's number would be taken for an open file, where a file is named
+    is_one_text = kind is str and not isinstance(item.default, tuple)
+    if is_one_text and not isinstance(value, str | Path):
+        raise ConfigError(f"{flag(item)} is {value!r}; expected a text")
     if choices and value not in choices:
         allowed = ", ".join(choices)
         raise ConfigError(f"{flag(item)} is {value!r}; it takes one of {allowed}")

@@ -167,6 +167,30 @@ def test_raw_has_no_template(options: list[str]) -> None:
         edge("--raw", *options)
 
 
+def test_one_question_is_no_conversation() -> None:
+    with pytest.raises(ConfigError, match="--prompt asks one question; it does not go with --chat"):
+        edge("--chat", "--prompt", "hi")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("chat_template", 3),  # open() would take it for a file that is open already, and close it
+        ("token_file", 0),
+        ("system", 3),
+        ("draft", ["a"]),
+        ("raw", "yes"),
+        ("enable_thinking", "no"),
+        ("max_tokens", None),
+        ("stop", 5),
+        ("stop", [b"a"]),
+    ],
+)
+def test_a_caller_is_told_of_a_value_of_another_type(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name.replace('_', '-')} is .*; (expected|give) "):
+        EdgeConfig(**{name: value})
+
+
 def test_a_wrong_file(tmp_path: Path) -> None:
     file = tmp_path / "edge.toml"
     file.write_text("max_bugdet = 3")

@@ -5,7 +5,15 @@ Synchronous on purpose: a caller iterates over pieces of text and needs no event
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -304,6 +312,8 @@ class Edge:
 
 def _conversation(prompt: Prompt, system: str | None) -> list[Mapping[str, Any]]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(messages, Iterable):
+        raise ValueError(f"the prompt is {prompt!r}; expected a text, or a list of messages")
     first = [{"role": "system", "content": system}] if system else []
     return [*first, *messages]
 

@@ -162,6 +162,14 @@ def test_a_terminal_sees_text_and_a_program_the_bytes(options: dict[str, object]
     assert console.file.getvalue() == inert(raw) + "\n"
 
 
+@pytest.mark.parametrize("prompt", [None, 3])
+def test_a_prompt_that_is_no_text_is_refused(pair: tuple[Path, Path], prompt: object) -> None:
+    edge = Edge(EdgeConfig(draft=str(pair[1])))
+    with pytest.raises(ConfigError, match="expected a text, or a list of messages"):
+        edge.encode(prompt)
+    edge.close()
+
+
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [
