@@ -179,7 +179,7 @@ def test_a_prompt_that_the_target_cannot_read_is_refused_before_it_is_sent(
         assert edge._uplink.bytes_sent == sent
         assert list(edge.generate("say"))
         link = edge._loop.run_until_complete(edge._uplink.link())
-        for prompt, stops in (((1, PAD), ()), ((1, -1), ()), ((1,), (NARROW,))):
+        for prompt, stops in (((1, PAD), ()), ((1, -1), ()), ((1,), (-1,))):
             with pytest.raises(ServerError, match="outside the vocabulary") as caught:
                 link.request(prompt, Sampling(3, stop_ids=stops))
             assert caught.value.code is wire.ErrorCode.LIMIT
@@ -205,6 +205,23 @@ def test_an_answer_that_this_target_cannot_go_on_with_is_a_sentence(
         edge.resume()
     with joined(servers[WIDE], draft, resume_file=str(file)) as edge:
         assert list(edge.resume())
+
+
+def test_a_stop_id_that_this_target_lacks_does_not_keep_an_answer_from_going_on(
+    folders: Folders, servers: dict[int, str], tmp_path: Path
+) -> None:
+    """It was begun with a server whose model has more rows: this one never says such an id."""
+    draft, file = folders.drafts[WIDE], tmp_path / "answer"
+    digest = Tokenizer.load(draft).vocabulary_hash()
+    with joined(servers[NARROW], draft, resume_file=str(file)) as edge:
+        for stops in ((), (PAD,)):
+            save(file, Answer([1, 2], Sampling(12, stop_ids=stops), [3]), digest)
+            assert list(edge.resume())
+            assert not file.exists()
+            if not stops:
+                want = edge.last_ids
+        assert edge.last_ids == want
+        assert len(want) > 1
 
 
 def test_ids_that_an_edge_sends_all_the_same_are_refused(

@@ -140,13 +140,17 @@ class Link:
     ) -> "Request":
         """Send OPEN and the prompt; drafts will have `max_nodes` at most, 0 to decode plainly.
 
-        Raises ServerError, and sends nothing, where an id is not one of the target's.
+        Stop ids that this server's target lacks are left out: it cannot say them. Raises
+        ServerError, and sends nothing, where another id is not one of the target's.
         """
         self._check_alive()
         number = self._last_session % 65535 + 1
-        opening = sampling.opening(number, len(prompt), max_nodes)
+        # here and not only where they are gathered: the server before may have had more rows
+        rows = self.welcome.vocabulary_size
+        stop_ids = tuple(index for index in sampling.stop_ids if index < rows)
+        opening = replace(sampling, stop_ids=stop_ids).opening(number, len(prompt), max_nodes)
         try:
-            check_tokens((*prompt, *sampling.stop_ids), self.welcome.vocabulary_size)
+            check_tokens((*prompt, *stop_ids), rows)
         except OutsideVocabulary as error:
             raise ServerError(
                 f"the request cannot be sent: {error}", wire.ErrorCode.LIMIT

@@ -125,9 +125,12 @@ class FramedProtocol(asyncio.Protocol):
         self.connection.feed(data)
         # One by one, so that each is handled in the very state that it brought about.
         while not self.is_closing and (message := self._next_message()) is not None:
-            if isinstance(message, Error) and message.fatal:
-                self.ended_with = message.code
-                self._close(f"the peer ended the connection: {message.sentence}")
+            match message:
+                case Error(fatal=True):
+                    self.ended_with = message.code
+                    self._close(f"the peer ended the connection: {message.sentence}")
+                case Redirect():  # without waiting for the peer to hang up: it may never
+                    self._close(f"redirected to {message.host}:{message.port}")
             self._on_message(self, message)
 
     def _next_message(self) -> Message | None:

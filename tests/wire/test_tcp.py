@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from runtime.wire.connection import Connection, Phase, Role, State
-from runtime.wire.frames import HEADER, decode_body, decode_header
+from runtime.wire.frames import HEADER, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
     Close,
     Draft,
@@ -19,13 +19,14 @@ from runtime.wire.messages import (
     Ping,
     Pong,
     Prompt,
+    Redirect,
     Turn,
     Verdict,
     Welcome,
 )
 from runtime.wire.tcp import MAX_WRITE_BUFFER_BYTES, FramedProtocol, connect, listen
 from tests.ports import reserved_port
-from tests.wire.cases import HELLO, VOCABULARY, WELCOME, draft, opening
+from tests.wire.cases import HELLO, REDIRECT, VOCABULARY, WELCOME, draft, opening
 
 PATIENCE_S = 60
 
@@ -282,6 +283,31 @@ def test_a_server_that_never_welcomes_is_given_up():
             link.send(HELLO)
             await wait(edge.closed.wait())
             assert edge.reasons == ["no handshake within 1.5 s"]
+
+    run(scenario)
+
+
+def test_an_edge_that_is_sent_on_hangs_up_though_the_server_does_not():
+    async def scenario():
+        hung_up = asyncio.get_running_loop().create_future()
+
+        async def send_on(reader, writer):
+            greeting = encode_frame(HELLO, 0, 0)
+            assert await reader.readexactly(len(greeting)) == greeting
+            writer.write(encode_frame(REDIRECT, 0, 0))
+            hung_up.set_result(await reader.read())  # all until the edge's end
+            writer.close()
+
+        async with await asyncio.start_server(send_on, "127.0.0.1", 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            edge = Edge()
+            link = edge.peer = await connect("127.0.0.1", port, edge.on_message, edge.on_closed)
+            link.send(HELLO)
+            assert await edge.until(Redirect) == REDIRECT
+            link.refuse(ErrorCode.AUTHENTICATION, "it proved nothing")  # too late, and no failure
+            assert await wait(hung_up) == b""
+            await wait(edge.closed.wait())
+            assert edge.reasons == ["redirected to replica-2.example:8400"]
 
     run(scenario)
 
