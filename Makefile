@@ -58,7 +58,7 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
 
 # New random cases, not those of the tests: the kernels under sanitisers, then the doors that bytes
 # come through. Coverage guides them where clang++ is (the kernels), and with atheris (the doors;
-# pip install -e '.[fuzz]'). Findings: build/fuzz.
+# pip install -e '.[fuzz]'). Findings: build/fuzz. Then GGUF files, against llama.cpp.
 # Last, broken links and killed processes (some minutes); a failure's name has its seed.
 SECONDS ?= 60
 torture: $(INSTALLED)
@@ -69,6 +69,7 @@ torture: $(INSTALLED)
 		$(BIN)/python -W ignore -m tests.fuzz $$target --seconds $$(( $(SECONDS) / 8 )) \
 			--seed $$(date +%s) --findings build/fuzz || exit 1; \
 	done
+	$(BIN)/python -m tests.model.differential $(SECONDS) --seed $$(date +%s)
 	$(BIN)/python -m tests.faults --schedules 200 --kills 50 --first-seed $$(date +%s)
 
 clean:

@@ -100,7 +100,7 @@ class ServerConfig(Options):
     page_size: int = option(16, "tokens in a KV page", minimum=1, maximum=65535)
     max_nodes: int = option(255, "drafted nodes accepted per tree", minimum=0)
     max_batch: int = option(32, "trees verified in one step", minimum=1, maximum=65535)
-    max_step_nodes: int = option(512, "nodes verified in one step", minimum=1, maximum=65535)
+    max_step_nodes: int = option(512, "nodes verified in one step", minimum=1, maximum=1 << 24)
     chunk_tokens: int = option(256, "prompt tokens that may ride along in one step", minimum=1)
     pipeline: bool = option(True, "tell edges how long and how much to draft; off is an ablation")
     credits: str = option("drr", "who may send a tree", choices=("open", "drr", "xpass"))
