@@ -13,7 +13,16 @@ from torch import Tensor
 
 from specedge_kernels import _cpu
 from specedge_kernels.cpu import DTYPES, cache_of, linear_of
-from specedge_kernels.ops import CACHED, FLOATS, PANEL, _check, _expect
+from specedge_kernels.ops import (
+    CACHED,
+    FLOATS,
+    PANEL,
+    _check,
+    _check_count,
+    _check_eps,
+    _check_tensors,
+    _expect,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Decoder:
     embedding [V, H] float32, bfloat16 or float16, None where it is the head's weights; norm [H]
     float32, before the head H -> V or fewer. cos, sin [C, D] float32 as for `rope_append_kv`, eps
     of all norms. Attention is scaled by 1 / sqrt(D). Raises ValueError for tensors of another
-    shape, type or device than a CPU's.
+    shape, type or device than a CPU's, and for those that gradients are wanted for: it has none.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class Decoder:
     ):
         table = () if embedding is None else (embedding,)
         _expect_cpu(cos, sin, norm, *table)
+        _check_eps(eps)
         _check("cos", cos, torch.float32, (None, None))
         _check("sin", sin, torch.float32, tuple(cos.shape))
         _expect(len(layers) >= 1, "layers", "at least one", "none")
@@ -92,6 +102,7 @@ class Decoder:
         self, layer: DecoderLayer, n_heads: int, n_kv_heads: int, dim: int, inner: int
     ) -> None:
         hidden = self._hidden
+        _check_count("window", layer.window, -1)
         norms = () if layer.qk_norm is None else (layer.qk_norm,)
         _expect_cpu(layer.attention_norm, layer.mlp_norm, *norms)
         _check("attention_norm", layer.attention_norm, torch.float32, (hidden,))
@@ -131,15 +142,15 @@ class Decoder:
         int64 are rows, None all of them. Raises ValueError for wrong metadata or values, before
         anything is written.
         """
-        rows, batch = tokens.shape[0], prefix_lens.shape[0]
         tables = (page_table, prefix_lens, n_nodes, offsets, ancestors, depth)
         chosen = () if wanted is None else (wanted,)
         _expect_cpu(tokens, positions, slots, *tables, kv, *chosen)
         _check("tokens", tokens, torch.int64, (None,))
+        _check("prefix_lens", prefix_lens, torch.int32, (None,))
+        rows, batch = tokens.shape[0], prefix_lens.shape[0]
         _check("positions", positions, torch.int64, (rows,))
         _check("slots", slots, torch.int64, (rows,))
         _check("page_table", page_table, torch.int32, (batch, None))
-        _check("prefix_lens", prefix_lens, torch.int32, (batch,))
         _check("n_nodes", n_nodes, torch.int32, (batch,))
         _check("offsets", offsets, torch.int32, (batch + 1,))
         _check("ancestors", ancestors, torch.int64, (rows, None))
@@ -189,6 +200,7 @@ class Decoder:
 
 
 def _expect_cpu(*tensors: Tensor) -> None:
+    _check_tensors("decoder", *tensors)
     for tensor in tensors:
         _expect(tensor.device.type == "cpu", "decoder", "tensors on cpu", tensor.device)
 

@@ -3,9 +3,12 @@
 Each function checks metadata (devices, types, shapes, strides), never values on an accelerator,
 and calls the implementation for its device through torch's dispatcher, so all of them work under
 torch.compile. On a CPU values are checked too, before anything is written. A wrong argument is a
-ValueError that says what was expected. Letters: see `specedge_kernels/__init__.py`; the meaning
-of each op in plain torch: `reference.py`. Knows nothing of models, requests or networks.
+ValueError that says what was expected, and so is a tensor that gradients are wanted for: no op has
+any. Letters: see `specedge_kernels/__init__.py`; the meaning of each op in plain torch:
+`reference.py`. Knows nothing of models, requests or networks.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -35,7 +38,7 @@ def build_tree(parents: Tensor, offsets: Tensor, words: int) -> tuple[Tensor, Te
     _check("parents", parents, torch.int32, (None,))
     _check("offsets", offsets, torch.int32, (None,))
     _expect(offsets.shape[0] >= 1, "offsets", "at least one entry", "none")
-    _expect(words >= 1, "words", "1 or more", words)
+    _check_count("words", words, 1)
     return _ops.build_tree.default(parents, offsets, words)
 
 
@@ -81,6 +84,7 @@ def tree_attention(
     """
     tables = (page_table, prefix_lens, n_nodes, offsets, ancestors, depth)
     _check_device("tree_attention", q, k_cache, v_cache, *tables)
+    _check_scoring(scale, softcap, window)
     _check("q", q, FLOATS, (None, None, None))
     _check("prefix_lens", prefix_lens, torch.int32, (None,))
     rows, batch = q.shape[0], prefix_lens.shape[0]
@@ -179,6 +183,7 @@ def rope_append_kv(
     _check("positions", positions, torch.int64, (rows,))
     _check("slots", slots, torch.int64, (rows,))
     _check_scales(k_scale, v_scale)
+    _check_eps(eps)
     return _ops.rope_append_kv.default(
         qkv,
         qk_norm,
@@ -237,7 +242,7 @@ def verify(
     _check("offsets", offsets, torch.int32, (None,))
     _check("target", target, torch.int64, tuple(tokens.shape))
     _expect(offsets.shape[0] >= 1, "offsets", "at least one entry", "none")
-    _expect(max_path >= 0, "max_path", "0 or more", max_path)
+    _check_count("max_path", max_path, 0)
     return _ops.verify.default(tokens, ancestors, offsets, target, max_path)
 
 
@@ -298,7 +303,9 @@ def draft_topk(
     _check_device("draft_topk", logits, temperature, seed, position, *columns)
     _check("logits", logits, torch.float32, (None, None))
     n, vocabulary = logits.shape
-    _expect(1 <= k <= vocabulary, "k", f"1 .. {vocabulary}", k)
+    _expect(
+        isinstance(k, int | torch.SymInt) and 1 <= k <= vocabulary, "k", f"1 .. {vocabulary}", k
+    )
     _check("temperature", temperature, torch.float32, (n,))
     _check("seed", seed, torch.int64, (n,))
     _check("position", position, torch.int64, (n,))
@@ -353,7 +360,9 @@ def grow_tree(
     _check("ids", ids, torch.int64, (*expanded.shape, None))
     _check("logprobs", logprobs, torch.float32, tuple(ids.shape))
     _check("budget", budget, torch.int32, shape[:1])
-    _expect(beams >= 1 and first_slot >= 0, "beams", "1 or more, from slot 0 on", beams)
+    _check_count("first_slot", first_slot, 0)
+    _check_count("beams", beams, 1)
+    _check_count("words", words, 1)
     _expect(first_slot + beams <= 64 * words, "words", f"{first_slot + beams} bits", 64 * words)
     return _ops.grow_tree.default(*state, *offered, first_slot, beams, words)
 
@@ -363,6 +372,7 @@ def pack_linear(weight: Tensor) -> Tensor:
 
     Outputs beyond M are zero. Done once, at load.
     """
+    _check_tensors("pack_linear", weight)
     _expect(
         weight.dtype in FLOATS and weight.dim() == 2,
         "weight",
@@ -381,7 +391,7 @@ def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
     """
     _check_device("linear", x, panels)
     _check("x", x, torch.float32, (None, None))
-    _expect(out_features >= 0, "out_features", "0 or more", out_features)
+    _check_count("out_features", out_features, 0)
     _check("panels", panels, FLOATS, (-(-out_features // PANEL), x.shape[1], PANEL))
     return _ops.linear.default(x, panels, out_features)
 
@@ -424,6 +434,8 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, *, exact: bool = False)
 
     Block formats and 8-bit activations: ggml.
     """
+    packed = isinstance(weight, QuantizedWeight)
+    _expect(packed, "weight", "what pack_quantized returns", type(weight).__name__)
     _check_device("quantized_linear", x, weight.packed)
     _check("x", x, torch.float32, (None, weight.in_features))
     parts = len(weight.kinds), len(weight.sizes)
@@ -431,7 +443,7 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, *, exact: bool = False)
     n_bytes = 0
     for kind, size in zip(weight.kinds, weight.sizes, strict=True):
         form = _form(kind)
-        _expect(size >= 0, "sizes", "0 or more outputs", size)
+        _check_count("sizes", size, 0)
         whole = weight.in_features % form.inputs == 0
         _expect(whole, "in_features", f"a multiple of {form.inputs}", weight.in_features)
         n_bytes += form.packed_bytes(size, weight.in_features)
@@ -452,6 +464,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None)
     _check_device("rms_norm", x, weight, *deltas)
     _check("x", x, FLOATS, (None, None))
     _check("weight", weight, x.dtype, (x.shape[1],))
+    _check_eps(eps)
     if delta is not None:
         _check("delta", delta, x.dtype, tuple(x.shape))
     return _ops.rms_norm.default(x, weight, eps, delta)
@@ -470,6 +483,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def _check_device(op: str, first: Tensor, *others: Tensor) -> None:
+    """Tensors on one device that has the op, none of which awaits a gradient."""
+    _check_tensors(op, first, *others)
     device = first.device
     for other in others:
         if other.device != device:
@@ -477,6 +492,16 @@ def _check_device(op: str, first: Tensor, *others: Tensor) -> None:
     if device.type not in DEVICES[op]:
         devices = " and ".join(name for name in DEVICES[op] if name != "meta")
         raise ValueError(f"{op} has no implementation for {device.type}; it runs on {devices}")
+
+
+def _check_tensors(op: str, *given: Tensor) -> None:
+    for tensor in given:
+        _expect(isinstance(tensor, Tensor), op, "a tensor", type(tensor).__name__)
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{op} has no gradient, and one is wanted for a tensor of shape {_shape(tensor)}: "
+                "call it under torch.no_grad(), or give tensor.detach()"
+            )
 
 
 def _check(
@@ -520,15 +545,34 @@ def _check_stored(stored: Tensor, kind: int) -> int:
 
 
 def _form(kind: int) -> Form:
-    if kind not in FORMS:
+    if not isinstance(kind, int) or kind not in FORMS:
         names = ", ".join(f"{number} ({form.name})" for number, form in FORMS.items())
         raise ValueError(f"kind: expected one of {names}, got {kind}")
     return FORMS[kind]
 
 
 def _check_scales(k_scale: float, v_scale: float) -> None:
-    _expect(k_scale > 0, "k_scale", "more than 0", k_scale)
-    _expect(v_scale > 0, "v_scale", "more than 0", v_scale)
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        _expect(_is_finite(scale) and scale > 0, name, "more than 0, and finite", scale)
+
+
+def _check_scoring(scale: float, softcap: float, window: int) -> None:
+    _expect(_is_finite(scale), "scale", "a finite number", scale)
+    _expect(_is_finite(softcap) and softcap >= 0, "softcap", "0 or more, and finite", softcap)
+    _check_count("window", window, -1)
+
+
+def _check_eps(eps: float) -> None:
+    _expect(_is_finite(eps) and eps >= 0, "eps", "0 or more, and finite", eps)
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    holds = isinstance(value, int | torch.SymInt) and value >= least
+    _expect(holds, name, f"{least} or more", value)
+
+
+def _is_finite(value: float) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _expect(holds: bool, name: str, expected: object, got: object) -> None:

@@ -138,12 +138,24 @@ TENSORS = [
     for name, value in make().items()
     if isinstance(value, torch.Tensor)
 ]
+OPTIONAL = {"qk_norm", "token_ids", "delta"}
+REAL = {"scale", "softcap", "k_scale", "v_scale", "eps"}
+SCALED = ("tree_attention", "append_kv", "rope_append_kv")
+NUMBERS = [
+    (op, name)
+    for op, make in CALLS.items()
+    for name, value in make().items()
+    if type(value) in (int, float)
+]
+NUMBERS += [(op, name) for op in SCALED for name in ("k_scale", "v_scale")]
+NUMBERS += [("tree_attention", "softcap"), ("tree_attention", "window"), ("rope_append_kv", "eps")]
 TABLES = [pair for pair in TENSORS if not CALLS[pair[0]]()[pair[1]].is_floating_point()]
 
 
 def written(arguments):
     """The bytes of what the op may write to."""
-    tensors = [arguments[name] for name in WRITTEN if name in arguments]
+    given = [arguments.get(name) for name in WRITTEN]
+    tensors = [tensor for tensor in given if isinstance(tensor, torch.Tensor)]
     return [bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()) for tensor in tensors]
 
 
@@ -177,6 +189,47 @@ def test_wrong_metadata_is_refused(op, name):
         wrong.append(torch.stack((good, good), -1)[..., 0])
     for tensor in wrong:
         refuse(op, {**CALLS[op](), name: tensor})
+
+
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_what_is_no_tensor_is_refused(op, name):
+    for wrong in (CALLS[op]()[name].tolist(), None, 3, "x"):
+        if wrong is None and name in OPTIONAL:
+            continue
+        refuse(
+            op, {**CALLS[op](), name: wrong}, f"{op}: expected a tensor, got {type(wrong).__name__}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [pair for pair in TENSORS if CALLS[pair[0]]()[pair[1]].is_floating_point()]
+)
+def test_a_tensor_that_gradients_are_wanted_for_is_refused(op, name):
+    """backward() would leave them None."""
+    tensor = CALLS[op]()[name].requires_grad_()
+    with pytest.raises(ValueError, match=f"{op} has no gradient"):
+        getattr(kernels, op)(**{**CALLS[op](), name: tensor})
+    with torch.no_grad():
+        getattr(kernels, op)(**{**CALLS[op](), name: tensor})
+
+
+@pytest.mark.parametrize(("op", "name"), NUMBERS)
+def test_what_is_no_number_is_refused(op, name):
+    for wrong in (float("nan"), float("inf"), -float("inf"), "3", None, [1], 1.5):
+        if wrong == 1.5 and name in REAL:
+            continue
+        refuse(op, {**CALLS[op](), name: wrong}, f"{name}: expected")
+
+
+def test_packing_wants_a_tensor_without_gradients():
+    with pytest.raises(ValueError, match="pack_linear: expected a tensor, got list"):
+        kernels.pack_linear([[1.0]])
+    with pytest.raises(ValueError, match="pack_linear has no gradient"):
+        kernels.pack_linear(torch.ones(1, 1, requires_grad=True))
+    with pytest.raises(
+        ValueError, match="weight: expected what pack_quantized returns, got Tensor"
+    ):
+        kernels.quantized_linear(torch.ones(1, 256), torch.ones(256, 1))
 
 
 @pytest.mark.parametrize(
@@ -242,6 +295,10 @@ def test_a_wrong_value_is_named_and_nothing_is_written(op, name, where, value, m
         ("linear", "out_features", 129, "panels: expected"),
         ("tree_attention", "q", torch.zeros(6, 0, 8), "q: expected a multiple of 2 heads, got 0"),
         ("tree_attention", "q", torch.zeros(6, 3, 8), "q: expected a multiple of 2 heads, got 3"),
+        ("tree_attention", "window", -5, "window: expected -1 or more, got -5"),
+        ("tree_attention", "scale", float("nan"), "scale: expected a finite number, got nan"),
+        ("tree_attention", "softcap", -1.0, "softcap: expected 0 or more"),
+        ("rms_norm", "eps", -1e-6, "eps: expected 0 or more"),
         ("tree_attention", "k_scale", 0.0, "k_scale: expected more than 0"),
         ("append_kv", "v_scale", float("nan"), "v_scale: expected more than 0"),
         ("append_kv", "k_cache", torch.zeros(6, 0, 2, 8), "k_cache: expected"),

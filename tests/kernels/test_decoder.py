@@ -162,9 +162,20 @@ def test_impossible_models_are_named():
         ({"norm": NORM.double()}, "norm: expected a contiguous float32"),
         ({"head": packed(H + 1, 30)}, r"head: expected .* shape \[1, 12, 64\]"),
         ({"embedding": EMBEDDING.to("meta")}, "expected tensors on cpu, got meta"),
+        ({"embedding": EMBEDDING.tolist()}, "decoder: expected a tensor, got list"),
+        ({"norm": torch.ones(H, requires_grad=True)}, "decoder has no gradient"),
+        ({"eps": float("nan")}, "eps: expected 0 or more, and finite, got nan"),
+        ({"layers": [layer(-5)]}, "window: expected -1 or more, got -5"),
     ):
         with pytest.raises(ValueError, match=message):
             Decoder(**good | change)
+
+
+@pytest.mark.parametrize("name", step())
+def test_a_step_of_lists_is_refused(name):
+    wrong = step()[name].tolist()
+    with pytest.raises(ValueError, match="decoder: expected a tensor, got list"):
+        decoder()(**step() | {name: wrong})
 
 
 def test_logits_of_misshaped_states_are_refused():
