@@ -19,13 +19,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from runtime.config import parse_address
 from runtime.demo import running_server
-from runtime.edge.batcher import Batcher
-from runtime.edge.drafter import Drafter
-from runtime.edge.link import Sampling
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.drafter import Drafter
 from runtime.edge.loop import Drafting
+from runtime.edge.net.link import Sampling
+from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Answer, resuming
 from runtime.edge.statistics import Statistics
-from runtime.edge.uplink import Uplink
 from runtime.model.engine import Engine, TreeRequest
 from runtime.wire import messages as wire
 from specedge_kernels import reference

@@ -32,7 +32,7 @@ from bench.scheduler_model import Accelerator, Device, Record, Trip
 from bench.stub_edges import HELLO, StubServer, draft_after, stub_server, text_after
 from bench.stub_server import VOCABULARY
 from runtime.bench.link import Conditions, open_link
-from runtime.edge.link import Credentials, Link, Request, Sampling
+from runtime.edge.net.link import Credentials, Link, Request, Sampling
 from runtime.server.credits import POLICIES
 from runtime.server.pipeline import Grant
 from runtime.tree import Tree

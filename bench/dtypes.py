@@ -15,8 +15,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from bench.acceptance import CONTEXT_TOKENS, answer, read_prompts
 from bench.harness import report
-from runtime.edge.drafter import Drafter
-from runtime.edge.speculation import TreeShape
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import TreeShape
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer

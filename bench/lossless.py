@@ -35,10 +35,10 @@ from bench.both_ways import (
     serving,
 )
 from bench.harness import report
-from runtime.edge.drafter import Drafter
-from runtime.edge.link import Sampling
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import MAX_EXPANDED, TreeShape
 from runtime.edge.loop import Drafting
-from runtime.edge.speculation import MAX_EXPANDED, TreeShape
+from runtime.edge.net.link import Sampling
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer

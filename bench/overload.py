@@ -17,7 +17,7 @@ from itertools import cycle
 
 from bench.harness import report
 from bench.stub_edges import StubServer, decode, stub_server
-from runtime.edge.link import Link, ServerError
+from runtime.edge.net.link import Link, ServerError
 from runtime.wire.messages import ErrorCode
 
 STEP_S = 0.05

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from runtime.edge.pace import Pace, Slot
+from runtime.edge.draft.pace import Pace, Slot
 from runtime.server.credits import Credits
 from runtime.server.pipeline import Grant, Pipeline
 from runtime.server.warm_up import ROWS as WARM_UP_ROWS

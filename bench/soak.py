@@ -20,7 +20,7 @@ import numpy as np
 from bench.harness import report
 from bench.stub_edges import HELLO, StubServer, decode, stub_server
 from bench.stub_server import VOCABULARY
-from runtime.edge.link import Link, Sampling
+from runtime.edge.net.link import Link, Sampling
 from runtime.wire import messages as wire
 
 QUICK_SESSIONS = 500

@@ -115,7 +115,7 @@ def tiny_server(tiny_pair: tuple[Path, Path]) -> Iterator[str]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Edges in this process draft as much as they can: how fast the machine is plays no part."""
-    from runtime.edge.pace import Pace
+    from runtime.edge.draft.pace import Pace
 
     monkeypatch.setattr(Pace, "fits_ahead", lambda pace, waited_s: True)
     monkeypatch.setattr(Pace, "is_worth_a_pass", lambda pace, tokens, gain, *times: gain > 0)

@@ -17,7 +17,7 @@ from runtime.config import (
     parse_address,
     prepare_threads,
 )
-from runtime.edge.link import Sampling
+from runtime.edge.net.link import Sampling
 
 
 def edge(*argv: str, env: dict[str, str] | None = None) -> EdgeConfig:

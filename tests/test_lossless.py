@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from runtime.config import parse_address
-from runtime.edge.batcher import Batcher
-from runtime.edge.drafter import Drafter
-from runtime.edge.link import Link, Sampling
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
 from runtime.edge.loop import Drafting, Round, generate, rounds
-from runtime.edge.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.edge.net.link import Link, Sampling
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer

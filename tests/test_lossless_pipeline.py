@@ -15,10 +15,10 @@ import pytest
 from runtime.bench.link import Conditions, emulated_link
 from runtime.config import parse_address
 from runtime.demo import running_server
-from runtime.edge.batcher import Batcher
-from runtime.edge.link import Link, Sampling
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loop import Drafting, generate
-from runtime.edge.speculation import Proactive, TreeShape
+from runtime.edge.net.link import Link, Sampling
 from tests.test_lossless import Pair
 
 EDGES = 12

@@ -16,7 +16,7 @@ from runtime.config import ConfigError, EdgeConfig
 from runtime.demo import running_server
 from runtime.edge.__main__ import main
 from runtime.edge.client import Edge
-from runtime.edge.link import Sampling, ServerError
+from runtime.edge.net.link import Sampling, ServerError
 from runtime.edge.resume import Answer
 from runtime.edge.resume_file import save
 from runtime.model.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ TEMPLATE = (
     "{%- macro close() %}{{ eos_token }}{{ unk_token }}{% endmacro %}"
     "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}{{ close() }}\n"
     "  {% endif %}{% if mask_token is defined %}masked{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}\n§ {% endif %}"
+    "{% if add_generation_prompt %}\n. {% endif %}"
 )
 SAMPLED = {"temperature": 1.5, "max_tokens": 60, "raw": True}
 

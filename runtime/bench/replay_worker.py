@@ -17,9 +17,9 @@ from typing import Any
 from runtime.bench.records import Answer
 from runtime.bench.server_only import grow
 from runtime.config import parse_address
-from runtime.edge.drafter import Drafter
-from runtime.edge.link import Link, Sampling
-from runtime.edge.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.edge.net.link import Link, Sampling
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.tree import Tree

@@ -25,7 +25,7 @@ def _run(config: EdgeConfig) -> int:
     from runtime.console import Terminal
     from runtime.edge.chat import chat, print_statistics, stream_answer, stream_pieces
     from runtime.edge.client import Edge
-    from runtime.edge.link import ServerError
+    from runtime.edge.net.link import ServerError
     from runtime.model.weights import ModelError
 
     console, errors = Terminal(), Terminal(stderr=True)

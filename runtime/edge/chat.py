@@ -8,7 +8,7 @@ from rich.style import Style
 from runtime.config import ConfigError
 from runtime.console import Terminal
 from runtime.edge.client import Edge, Piece, Prompt
-from runtime.edge.link import ServerError
+from runtime.edge.net.link import ServerError
 from runtime.edge.statistics import Statistics
 
 DRAFTED = Style(color="green")

@@ -21,15 +21,15 @@ from typing import Any
 
 from runtime.config import ConfigError, EdgeConfig, parse_address, read_secret
 from runtime.edge.answer_text import AnswerText, Piece
-from runtime.edge.batcher import Batcher
-from runtime.edge.drafter import Drafter
-from runtime.edge.link import Credentials, Sampling, ServerError
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loop import Drafting, Round
+from runtime.edge.net.link import Credentials, Sampling, ServerError
+from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Answer, resuming
 from runtime.edge.resume_file import load, save
-from runtime.edge.speculation import Proactive, TreeShape
 from runtime.edge.statistics import Statistics
-from runtime.edge.uplink import Uplink
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.terminal import inert

@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
-from runtime.edge.batcher import Batcher
-from runtime.edge.link import Link, Request, Sampling, ServerError
-from runtime.edge.pace import Slot
-from runtime.edge.speculation import Noise, Proactive, Speculation, Step, TreeShape
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.pace import Slot
+from runtime.edge.draft.speculation import Noise, Proactive, Speculation, Step, TreeShape
+from runtime.edge.net.link import Link, Request, Sampling, ServerError
 from runtime.tree import ROOT
 from runtime.wire import messages as wire
 

@@ -2,17 +2,17 @@
 
 The text is a function of weights, prompt, parameters and seed, so the rest of an answer is the
 answer to the prompt with all tokens accepted so far. A token is accepted when its verdict has come.
-Nothing has to be fenced: the old session has died with its link. See docs/protocol.md, section 9.
+Nothing has to be fenced: the old request has died with its link. See docs/protocol.md, section 9.
 """
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from runtime.edge.batcher import Batcher
-from runtime.edge.link import Sampling, ServerError
+from runtime.edge.draft.batcher import Batcher
 from runtime.edge.loop import Drafting, Round, generate
-from runtime.edge.uplink import PASSING, Retries, Uplink
+from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.uplink import PASSING, Retries, Uplink
 
 
 @dataclass

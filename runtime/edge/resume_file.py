@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.config import ConfigError, read_secret
-from runtime.edge.link import Sampling
+from runtime.edge.net.link import Sampling
 from runtime.edge.resume import Answer
 
 FORMAT = 1

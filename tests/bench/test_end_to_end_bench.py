@@ -287,7 +287,7 @@ def test_the_baseline_writes_the_text_of_transformers(tiny_pair: tuple[Path, Pat
     from transformers import AutoModelForCausalLM
 
     from runtime.bench.server_only import Baseline
-    from runtime.edge.speculation import TreeShape
+    from runtime.edge.draft.speculation import TreeShape
     from runtime.model.open import open_engine
 
     judge = AutoModelForCausalLM.from_pretrained(tiny_pair[0]).eval()

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 
-from runtime.edge.link import NO_CREDENTIALS, Link
+from runtime.edge.net.link import NO_CREDENTIALS, Link
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.edge.batcher import Batcher
-from runtime.edge.drafter import Drafter, Pass
-from runtime.edge.link import Sampling, ServerError
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.drafter import Drafter, Pass
+from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loop import Drafting, Round, generate
-from runtime.edge.speculation import Proactive, TreeShape
+from runtime.edge.net.link import Sampling, ServerError
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.wire import messages as wire

@@ -9,7 +9,7 @@ import pytest
 from runtime.config import ConfigError, EdgeConfig
 from runtime.edge import resume_file
 from runtime.edge.client import Edge
-from runtime.edge.link import Sampling
+from runtime.edge.net.link import Sampling
 from runtime.edge.resume import Answer
 
 VOCABULARY = bytes(range(16))

@@ -13,14 +13,14 @@ from enum import Enum, auto
 from itertools import cycle
 from pathlib import Path
 
-from runtime.edge.batcher import Batcher
-from runtime.edge.drafter import Drafter
-from runtime.edge.link import Sampling, ServerError
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting
+from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Answer, resuming
 from runtime.edge.resume_file import load, save
-from runtime.edge.speculation import TreeShape
-from runtime.edge.uplink import Uplink
 from runtime.server.credits import Place
 from tests.faults.moments import Moment
 from tests.faults.proxy import Fault, Kind, Proxy, Shape

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.edge.batcher import Batcher
-from runtime.edge.drafter import Drafter
-from runtime.edge.link import Sampling
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.net.link import Sampling
+from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Answer, resuming
-from runtime.edge.uplink import Uplink
 from runtime.model.open import open_engine
 from tests.faults.amounts import amount
 from tests.faults.processes import Child

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from runtime.config import EdgeConfig, parse_address
-from runtime.edge.batcher import Batcher
 from runtime.edge.client import Edge
-from runtime.edge.drafter import Drafter
-from runtime.edge.link import NO_CREDENTIALS, Credentials, Sampling, ServerError
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting
+from runtime.edge.net.link import NO_CREDENTIALS, Credentials, Sampling, ServerError
+from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Answer, resuming
-from runtime.edge.speculation import TreeShape
-from runtime.edge.uplink import Uplink
 from runtime.model.open import open_engine
 from runtime.terminal import inert
 from runtime.wire.tls import load_certificate, trust

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.edge import link
-from runtime.edge.drafter import Drafter
-from runtime.edge.watchdog import Watchdog
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.net import link
+from runtime.edge.net.watchdog import Watchdog
 from runtime.model.open import open_engine
 from runtime.wire.messages import ErrorCode
 from tests.faults.amounts import amount

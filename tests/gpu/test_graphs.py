@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from runtime.edge.device_draft import DeviceDraft, Start
 from runtime.model import weights
 from runtime.model.engine import Engine, PagedKV, TreeRequest
 from tests.model import tiny
@@ -36,18 +35,3 @@ def test_replays_follow_new_trees_pages_and_lengths(engines):
                 TreeRequest(random_tokens(n, generator), tree, prefix, own, range(n - 1, -1, -1))
             )
         assert_close(*(engine.forward(requests) for engine in engines))
-
-
-def test_replayed_drafts_equal_the_first(engines):
-    """Each of four calls with the same buffers gives the tree that a new object gives."""
-    draft = DeviceDraft(engines[0], beams=4, width=3)
-    for turn in range(4):
-        pages, text = list(range(turn, turn + 5)), list(range(5 + turn))
-        logits = engines[1].forward([chain(text, 0, pages, all_logits=False)])
-        engines[0].kv.kv.copy_(engines[1].kv.kv)
-        start = Start(len(text), pages, budget=20, seed=turn, noise_temperature=1.0)
-        (tree,) = draft.grow([start], logits, passes=4)
-        (fresh,) = DeviceDraft(engines[1], beams=4, width=3).grow([start], logits, passes=4)
-        assert tree.tokens == fresh.tokens
-        assert tree.parents == fresh.parents
-        assert tree.expanded == fresh.expanded

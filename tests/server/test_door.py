@@ -13,7 +13,7 @@ import pytest
 from runtime.config import EdgeConfig, ServerConfig, parse_address
 from runtime.demo import running_server
 from runtime.edge.client import Edge
-from runtime.edge.link import Credentials, Link, Sampling, ServerError
+from runtime.edge.net.link import Credentials, Link, Sampling, ServerError
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.users import add_user
 from runtime.wire import messages as wire

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from runtime.config import ConfigError, ServerConfig
-from runtime.edge.link import Link, Sampling, ServerError
+from runtime.edge.net.link import Link, Sampling, ServerError
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.door import Door, Identity
 from runtime.server.http import application, serving

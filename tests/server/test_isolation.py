@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from runtime.config import parse_address
 from runtime.demo import running_server
-from runtime.edge.link import Link, Sampling, ServerError
+from runtime.edge.net.link import Link, Sampling, ServerError
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
-from runtime.edge.batcher import Batcher
-from runtime.edge.drafter import Drafter
-from runtime.edge.link import Credentials, Link, Request, Sampling, ServerError
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting, Round, generate
-from runtime.edge.speculation import TreeShape
+from runtime.edge.net.link import Credentials, Link, Request, Sampling, ServerError
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.metrics import SECONDS, Metrics

@@ -16,7 +16,7 @@ import pytest
 from bench.stub_edges import HELLO, decode
 from bench.stub_server import IDENTITY, StubEngine
 from runtime.config import ServerConfig
-from runtime.edge.link import Link, Sampling, ServerError
+from runtime.edge.net.link import Link, Sampling, ServerError
 from runtime.server.door import Door
 from runtime.server.loop import Server
 from runtime.wire import messages as wire

@@ -3,7 +3,7 @@
 import asyncio
 
 from bench.stub_edges import HELLO
-from runtime.edge.link import Link, Sampling
+from runtime.edge.net.link import Link, Sampling
 from runtime.server.credits import Place
 from runtime.tree import Tree
 from runtime.wire import messages as wire

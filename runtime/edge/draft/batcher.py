@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from runtime.edge.drafter import Drafter, Pass
-from runtime.edge.pace import Pace
-from runtime.edge.speculation import Speculation
+from runtime.edge.draft.drafter import Drafter, Pass
+from runtime.edge.draft.pace import Pace
+from runtime.edge.draft.speculation import Speculation
 
 
 class Batcher:

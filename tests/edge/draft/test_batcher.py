@@ -4,9 +4,9 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from runtime.edge.batcher import Batcher
-from runtime.edge.drafter import Pass
-from runtime.edge.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.drafter import Pass
+from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
 
 
 class Recorder:

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from runtime.edge.lookup import WEIGHTS, SuffixIndex, mix
+from runtime.edge.draft.lookup import WEIGHTS, SuffixIndex, mix
 
 
 def brute_force(text: list[int], path: list[int]) -> dict[int, float]:

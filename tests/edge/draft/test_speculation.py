@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from runtime.edge.speculation import MAX_EXPANDED, Noise, Proactive, Speculation, TreeShape
+from runtime.edge.draft.speculation import MAX_EXPANDED, Noise, Proactive, Speculation, TreeShape
 from runtime.tree import ROOT
 from tests.edge.drafting import random_verdict
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.edge.lookup import mix
-from runtime.edge.speculation import Speculation
+from runtime.edge.draft.lookup import mix
+from runtime.edge.draft.speculation import Speculation
 from runtime.model.engine import Engine, KeptPath, TreeRequest
 from runtime.tree import ROOT
 from specedge_kernels import draft_topk

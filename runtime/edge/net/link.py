@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from runtime.edge.watchdog import Sign, Watchdog
+from runtime.edge.net.watchdog import Sign, Watchdog
 from runtime.logs import fields
 from runtime.tree import Tree
 from runtime.wire import messages as wire
@@ -53,10 +53,10 @@ class Sampling:
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
 
-    def opening(self, session: int, prompt_tokens: int, max_nodes: int) -> wire.Open:
+    def opening(self, number: int, prompt_tokens: int, max_nodes: int) -> wire.Open:
         """The message that asks for an answer drawn so. Raises ValueError."""
         return wire.Open(
-            session=session,
+            session=number,
             seed=self.seed,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -98,7 +98,7 @@ class Link:
             asyncio.get_running_loop().create_future()
         )
         self._inboxes: dict[int, asyncio.Queue[Mail | None]] = {}  # None when the link is lost
-        self._last_session = 0
+        self._last_number = 0
         self._lost: ServerError | None = None
         self._gone = asyncio.Event()
         self._watchdog = Watchdog()
@@ -144,7 +144,7 @@ class Link:
         ServerError, and sends nothing, where another id is not one of the target's.
         """
         self._check_alive()
-        number = self._last_session % 65535 + 1
+        number = self._last_number % 65535 + 1
         # here and not only where they are gathered: the server before may have had more rows
         rows = self.welcome.vocabulary_size
         stop_ids = tuple(index for index in sampling.stop_ids if index < rows)
@@ -155,7 +155,7 @@ class Link:
             raise ServerError(
                 f"the request cannot be sent: {error}", wire.ErrorCode.LIMIT
             ) from None
-        self._last_session = number
+        self._last_number = number
         self._inboxes[number] = asyncio.Queue()
         self._peer.send(opening)
         for start in range(0, len(prompt), PROMPT_FRAME_TOKENS):

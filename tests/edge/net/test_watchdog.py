@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.edge.link import Sampling
-from runtime.edge.uplink import Uplink
-from runtime.edge.watchdog import FIRST_PATIENCE_S, Sign, Watchdog
+from runtime.edge.net.link import Sampling
+from runtime.edge.net.uplink import Uplink
+from runtime.edge.net.watchdog import FIRST_PATIENCE_S, Sign, Watchdog
 from tests.faults.rig import Rig, until
 
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from runtime.edge.pace import Pace, Slot
+from runtime.edge.draft.pace import Pace, Slot
 
 CHOOSES = Slot(0.0, math.inf)  # the server has nothing else to do
 

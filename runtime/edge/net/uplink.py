@@ -1,6 +1,6 @@
 """The way to the server: one link for all requests of this edge, opened anew when it broke.
 
-A session dies with its link, and no message brings it back: `resume.py` asks for the rest of the
+A request dies with its link, and no message brings it back: `resume.py` asks for the rest of the
 text in a new one. Knows no drafts and no text.
 """
 
@@ -9,7 +9,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from runtime.edge.link import NO_CREDENTIALS, Credentials, Link, ServerError
+from runtime.edge.net.link import NO_CREDENTIALS, Credentials, Link, ServerError
 from runtime.wire import messages as wire
 from runtime.wire.messages import ErrorCode
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.edge.link import ServerError
-from runtime.edge.uplink import FIRST_WAIT_S, LONGEST_WAIT_S, Retries, Uplink
+from runtime.edge.net.link import ServerError
+from runtime.edge.net.uplink import FIRST_WAIT_S, LONGEST_WAIT_S, Retries, Uplink
 from runtime.wire.messages import ErrorCode
 from tests.faults.rig import Rig, until
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from runtime.edge.lookup import SuffixIndex
+from runtime.edge.draft.lookup import SuffixIndex
 from runtime.tree import ROOT, DraftTree, OrderedTree
 
 MAX_EXPANDED = 256  # what the four mask words of tree attention can tell apart

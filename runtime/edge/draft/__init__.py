@@ -1,0 +1,1 @@
+"""What the edge drafts: the small model, the tree it grows, and when growing pays."""
