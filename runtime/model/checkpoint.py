@@ -6,19 +6,20 @@ transformer does with them.
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from runtime import embedded
-from runtime.model.config import ModelConfig
+from runtime.model.config import ModelConfig, from_huggingface
 from runtime.model.folder import (
     EMBEDDING,
     SafetensorsFolder,
     n_bytes,
     open_safetensors,
-    read_config,
+    read_json,
 )
 from runtime.model.gguf import GgufFile
 from runtime.model.locate import DRAFT, TARGET, locate
@@ -59,7 +60,9 @@ class EmbeddedDraft:
     """The embedded draft: int8 rows with a scale each, and the target's token embedding."""
 
     def __init__(self, target: Checkpoint):
-        self.config = read_config(embedded.DRAFT_CONFIG)
+        # every field is written down there, so that no library has to know the rest
+        fields = {"rope_scaling": None, **read_json(embedded.DRAFT_CONFIG)}
+        self.config = from_huggingface(SimpleNamespace(**fields))
         self._file = open_safetensors(embedded.DRAFT_WEIGHTS)
         self._target = target
         names = [name for name in self._file.keys() if not name.endswith(".scale")]  # noqa: SIM118

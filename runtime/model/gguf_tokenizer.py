@@ -1,15 +1,13 @@
 """The tokenizer of a GGUF file: text to ids and back, as llama.cpp does it.
 
 Two kinds: byte pairs, merged by rank within words, and sentence pieces, merged by score within
-the whole text. It has the part of transformers' interface that runtime.model.tokenizer uses, and
-leaves chat templates to transformers.
+the whole text. It has the part of transformers' interface that runtime.model.tokenizer uses.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any
 
 from runtime.model.config import ModelError
 from runtime.model.gguf import Metadata
@@ -66,11 +64,6 @@ class GgufTokenizer:
             ids.append(vocabulary.roles["eos"])
         return ids
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> str:
-        """transformers' method, with `tokenize` off and a `chat_template` given."""
-        text: str = self._templates.apply_chat_template(conversation, **options)
-        return text
-
     def get_vocab(self) -> dict[str, int]:
         return dict(self._vocabulary.ids)
 
@@ -80,16 +73,6 @@ class GgufTokenizer:
 
     def __len__(self) -> int:
         return len(self._vocabulary.tokens)
-
-    @cached_property
-    def _templates(self) -> Any:
-        """transformers' tokenizer without the vocabulary, which it would take a second to build."""
-        from tokenizers import Tokenizer, models
-        from transformers import PreTrainedTokenizerFast
-
-        # transformers' constructor is untyped
-        made: Any = PreTrainedTokenizerFast
-        return made(tokenizer_object=Tokenizer(models.BPE()), **self.special_tokens_map)
 
     def _parts(self, text: str) -> list[str | int]:
         """The text cut at its special tokens, which are given as their ids."""

@@ -3,6 +3,8 @@
 Knows pages, not whose they are: a request keeps the ids it was given and hands them back.
 """
 
+import math
+import mmap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from runtime.model.config import ModelConfig
 from specedge_kernels import compact_kv
@@ -45,7 +48,7 @@ class PagedKV:
             )
         self.n_pages, self.page_size = n_pages, page_size
         shape = (config.n_layers, 2, n_pages, page_size, config.n_kv_heads, config.head_dim)
-        self.kv = torch.zeros(shape, dtype=dtype, device=device)
+        self.kv = _zeros(shape, dtype, torch.device(device))
         self._free = list(reversed(range(n_pages)))
         self._is_free = [True] * n_pages
 
@@ -122,6 +125,19 @@ class PagedKV:
                 f"node {path[-1]} after a prefix of {request.prefix_len} tokens lies outside "
                 f"{len(request.pages)} pages of {self.page_size} tokens"
             )
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU in memory that is taken only where it is written to.
+
+    A pool is sized for the busiest hour, and to fill it would take longer than to load a model.
+    """
+    if device.type != "cpu":
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
+    memory = mmap.mmap(
+        -1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )
+    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(tuple(shape))
 
 
 def page_table(pages: Sequence[Sequence[int]]) -> np.ndarray:

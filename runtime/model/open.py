@@ -33,7 +33,7 @@ def open_engine(
     try:
         stored = KV_DTYPES[dtype if kv_dtype == "same" else kv_dtype]
         kv = PagedKV(model.config, n_pages, page_size, stored, model.device)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         raise ModelError(
             f"no memory for a KV cache of {n_pages * page_size} tokens; ask for fewer"
         ) from error

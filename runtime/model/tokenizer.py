@@ -1,7 +1,7 @@
 """Text to token ids and back, at the edge: a thin page over transformers' tokenizers and GGUF's.
 
 Knows text and ids, chat templates and stop tokens; nothing of tensors, models or requests.
-transformers is imported when the tokenizer of a folder, or a chat template, is first used.
+transformers is imported when the tokenizer of a folder is loaded.
 """
 
 import re
@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from runtime.model.chat_template import rendered
 from runtime.model.config import ModelError
 from runtime.model.folder import read_json
 from runtime.model.folder_tokenizer import folder_tokenizer
@@ -109,13 +110,7 @@ class Tokenizer:
             )
         plain = [_plain(message) for message in messages]
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                plain,
-                chat_template=source,
-                add_generation_prompt=True,
-                tokenize=False,
-                **variables,
-            )
+            text = rendered(source, plain, {**self._tokenizer.special_tokens_map, **variables})
         # A template is a program of somebody else's, which can fail as any program can.
         except Exception as error:
             raise ModelError(_template_failure(error)) from error

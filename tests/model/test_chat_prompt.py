@@ -44,6 +44,8 @@ def prompt(template, messages=HELLO, **options):
         ("{{ messages[0].content + 1 }}", HELLO, 'refuses .*can only concatenate str'),
         ("{{ 1 // 0 }}", HELLO, "refuses this conversation: .*zero"),
         ("{{ ''.__class__.__mro__ }}", HELLO, "refuses this conversation: .*unsafe"),
+        ("{% set n = namespace() %}{% set n.__html__ = 1 %}", HELLO, "refuses .*'__html__'"),
+        ("{% set n = namespace(__html__=1) %}", HELLO, "refuses .*'__html__'"),
         ("{{ messages.append(1) }}", HELLO, "refuses this conversation: .*unsafe"),
         ("{{ range(10**9) | length }}", HELLO, "refuses this conversation: Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", HELLO, "maximum recursion"),
@@ -69,6 +71,10 @@ def test_a_template_that_cannot_be_used_says_why(template, messages, sentence):
         CHAT_TEMPLATE + "{{ strftime_now('%Y') | length }}{{ unknown }}",
         CHAT_TEMPLATE + "{% if tools %}{{ tools | tojson }}{% endif %}{{ eos_token }}",
         CHAT_TEMPLATE + "{% generation %}{{ messages[0].content }}{% endgeneration %}",
+        "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% endgeneration %}{{ a }}",
+        "{% set n = namespace({'a': 1}, b=2) %}{% set n.a = n.a + n.b %}{{ n.a }}{{ dict(c=3) }}",
+        "{{ {'b': '<é>', 'a': [1, none]} | tojson(indent=1, sort_keys=true) }}{{ '<' | tojson }}",
+        "  {% if true %}\n  a\n  {% endif %}\n\n{%- for m in messages %}{{ m.tool }}{% endfor %}",
         CHAT_TEMPLATE + "{% for m in messages %}{% break %}{% endfor %}{{ messages | tojson }}",
     ],
 )
@@ -114,6 +120,8 @@ def test_contents_are_texts_in_parts_or_none():
     for message in ({"content": "x"}, {"role": 1, "content": "x"}, "x"):
         with pytest.raises(ValueError, match="has a role"):
             prompt(written, [message])
+    with pytest.raises(ModelError, match=r"refuses this conversation: .*not JSON"):
+        prompt(written, [{**HELLO[0], "image": object()}])
 
 
 def test_half_a_character_is_no_text():
