@@ -35,7 +35,7 @@ TEMPLATE = (
     "{%- macro close() %}{{ eos_token }}{{ unk_token }}{% endmacro %}"
     "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}{{ close() }}\n"
     "  {% endif %}{% if mask_token is defined %}masked{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}\n. {% endif %}"
+    "{% if add_generation_prompt %}\n§ {% endif %}"
 )
 SAMPLED = {"temperature": 1.5, "max_tokens": 60, "raw": True}
 

@@ -21,7 +21,7 @@ def main() -> int:
         cases = select(arguments.cases)
         if arguments.list:
             for case in cases:
-                print(f"{case.number} .{case.section:4} {case.name}: {case.demand}")
+                print(f"{case.number} §{case.section:4} {case.name}: {case.demand}")
             return 0
         return asyncio.run(_conform(arguments, cases))
     except (ValueError, OSError, Failed) as error:

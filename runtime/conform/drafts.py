@@ -16,7 +16,7 @@ NO_WAIT = "the server never lets an edge wait for a Credit"
 
 
 async def a_draft_without_nodes(visitor: Visitor) -> None:
-    """.5.3 A Draft may have no nodes; its Verdict has node 0."""
+    """§5.3 A Draft may have no nodes; its Verdict has node 0."""
     session = await _in_turn(visitor)
     session.draft()
     if (await session.verdict()).node:
@@ -24,7 +24,7 @@ async def a_draft_without_nodes(visitor: Visitor) -> None:
 
 
 async def as_many_nodes_as_allowed(visitor: Visitor) -> None:
-    """.5.3 A Draft may have as many nodes as the turn allows."""
+    """§5.3 A Draft may have as many nodes as the turn allows."""
     session = await _in_turn(visitor, nodes=1)
     assert session.granted_nodes is not None, "the turn was waited for"
     nodes = min(session.granted_nodes, session.peer.vocabulary_size)
@@ -33,7 +33,7 @@ async def as_many_nodes_as_allowed(visitor: Visitor) -> None:
 
 
 async def one_node_too_many(visitor: Visitor) -> None:
-    """.5.4 More nodes than the turn allows are a fault, LIMIT."""
+    """§5.4 More nodes than the turn allows are a fault, LIMIT."""
     session = await _in_turn(visitor, max_nodes=8)
     assert session.granted_nodes is not None, "the turn was waited for"
     session.draft(range(session.granted_nodes + 1), [0] * (session.granted_nodes + 1))
@@ -41,7 +41,7 @@ async def one_node_too_many(visitor: Visitor) -> None:
 
 
 async def no_turn_allows_more_than_the_open(visitor: Visitor) -> None:
-    """.5.3 A turn never allows more nodes than Open and Welcome do."""
+    """§5.3 A turn never allows more nodes than Open and Welcome do."""
     peer = await visitor.admitted()
     for number, most in enumerate((1, 3, 255), start=1):
         session = peer.open(number, max_nodes=most)
@@ -50,7 +50,7 @@ async def no_turn_allows_more_than_the_open(visitor: Visitor) -> None:
 
 
 async def a_draft_after_the_prompt(visitor: Visitor) -> None:
-    """.5.4 A Draft while the server owes a Verdict is a fault."""
+    """§5.4 A Draft while the server owes a Verdict is a fault."""
     peer = await visitor.admitted()
     prompt = peer.prompt(5)
     message = wire.Draft(1, 1, 6, (), ())
@@ -59,19 +59,19 @@ async def a_draft_after_the_prompt(visitor: Visitor) -> None:
 
 
 async def two_drafts_at_once(visitor: Visitor) -> None:
-    """.5.4 One Draft is under way at a time."""
+    """§5.4 One Draft is under way at a time."""
     session = await _in_turn(visitor)
     session.peer.send(session.message(), session.message())
     await _refused(session)
 
 
 async def a_later_round(visitor: Visitor) -> None:
-    """.5.4 A Draft of another round than the one due is a fault."""
+    """§5.4 A Draft of another round than the one due is a fault."""
     await _refused_draft(visitor, round=1)
 
 
 async def an_earlier_round(visitor: Visitor) -> None:
-    """.5.4 A Draft of a round that was answered is a fault."""
+    """§5.4 A Draft of a round that was answered is a fault."""
     session = await _in_turn(visitor)
     while len(session.verdicts) < 2:
         session.draft()
@@ -81,14 +81,14 @@ async def an_earlier_round(visitor: Visitor) -> None:
 
 
 async def round_zero(visitor: Visitor) -> None:
-    """.3.5 A Draft's round is 1 or more."""
+    """§3.5 A Draft's round is 1 or more."""
     session = await _in_turn(visitor)
     session.peer.write(_frame(session, round=-len(session.verdicts)))
     await _refused(session)
 
 
 async def another_base(visitor: Visitor) -> None:
-    """.5.4 A base that is not the length of the text ends the session with PROTOCOL, no more."""
+    """§5.4 A base that is not the length of the text ends the session with PROTOCOL, no more."""
     for step in (-1, 1):
         session = await _in_turn(visitor)
         session.peer.write(_frame(session, base=step))
@@ -98,34 +98,34 @@ async def another_base(visitor: Visitor) -> None:
 
 
 async def a_parent_after_its_node(visitor: Visitor) -> None:
-    """.5.4 A node's parent comes before it."""
+    """§5.4 A node's parent comes before it."""
     await _refused_draft(visitor, tokens=(1, 2), parents=(2, 0))
 
 
 async def a_node_that_is_its_own_parent(visitor: Visitor) -> None:
-    """.5.4 A node is not its own parent."""
+    """§5.4 A node is not its own parent."""
     await _refused_draft(visitor, tokens=(1, 2), parents=(0, 2))
 
 
 async def a_parent_that_is_not_there(visitor: Visitor) -> None:
-    """.5.4 A parent is a node of the tree."""
+    """§5.4 A parent is a node of the tree."""
     await _refused_draft(visitor, tokens=(1, 2), parents=(0, 255))
 
 
 async def equal_siblings(visitor: Visitor) -> None:
-    """.5.4 Two children of one node differ."""
+    """§5.4 Two children of one node differ."""
     await _refused_draft(visitor, tokens=(1, 2, 1), parents=(0, 0, 0))
 
 
 async def equal_cousins(visitor: Visitor) -> None:
-    """.3.5 Children of different nodes may have the same token."""
+    """§3.5 Children of different nodes may have the same token."""
     session = await _in_turn(visitor, nodes=4)
     session.draft((1, 2, 3, 3), (0, 0, 1, 2))
     await session.rest()
 
 
 async def a_drafted_id_outside_the_vocabulary(visitor: Visitor) -> None:
-    """.2.3 A drafted id outside the vocabulary is a fault, LIMIT."""
+    """§2.3 A drafted id outside the vocabulary is a fault, LIMIT."""
     session = await _in_turn(visitor, nodes=1)
     size = session.peer.vocabulary_size
     if size == 1 << token_bits(size):
@@ -136,7 +136,7 @@ async def a_drafted_id_outside_the_vocabulary(visitor: Visitor) -> None:
 
 
 async def a_draft_without_its_parents(visitor: Visitor) -> None:
-    """.2.1 A Draft holds a parent for each node."""
+    """§2.1 A Draft holds a parent for each node."""
     session = await _in_turn(visitor, nodes=1)
     packed = bytes(packed_bytes(1, session.peer.vocabulary_size))
     session.peer.write(_frame(session, packed=packed, nodes=1))
@@ -144,14 +144,14 @@ async def a_draft_without_its_parents(visitor: Visitor) -> None:
 
 
 async def a_draft_with_more_than_its_nodes(visitor: Visitor) -> None:
-    """.2.1 A Draft holds nothing behind its parents."""
+    """§2.1 A Draft holds nothing behind its parents."""
     session = await _in_turn(visitor)
     session.peer.write(_frame(session, packed=b"\0"))
     await _refused(session)
 
 
 async def a_tree_that_is_too_deep(visitor: Visitor) -> None:
-    """.5.4 A path that leaves no place for the bonus ends the session with PROTOCOL, no more."""
+    """§5.4 A path that leaves no place for the bonus ends the session with PROTOCOL, no more."""
     session = await _near_the_end(visitor)
     session.draft([1] * (TOKENS - len(session.answer)))
     await session.failed(ErrorCode.PROTOCOL)
@@ -159,14 +159,14 @@ async def a_tree_that_is_too_deep(visitor: Visitor) -> None:
 
 
 async def a_tree_of_the_greatest_depth(visitor: Visitor) -> None:
-    """.5.4 A path may reach to the last token before the bonus."""
+    """§5.4 A path may reach to the last token before the bonus."""
     session = await _near_the_end(visitor)
     session.draft([1] * (TOKENS - len(session.answer) - 1))
     await session.verdict()
 
 
 async def a_long_time_of_drafting(visitor: Visitor) -> None:
-    """.3.5 draft_ms may have any value."""
+    """§3.5 draft_ms may have any value."""
     session = await _in_turn(visitor)
     session.peer.write(_frame(session, draft_ms=65_535))
     session.granted_nodes = None
@@ -174,7 +174,7 @@ async def a_long_time_of_drafting(visitor: Visitor) -> None:
 
 
 async def a_draft_after_the_end(visitor: Visitor) -> None:
-    """.5.7 A Draft that was under way to a session that the server has ended is dropped."""
+    """§5.7 A Draft that was under way to a session that the server has ended is dropped."""
     peer = await visitor.admitted()
     session = peer.open(max_tokens=1)
     await session.verdict()
@@ -184,7 +184,7 @@ async def a_draft_after_the_end(visitor: Visitor) -> None:
 
 
 async def a_draft_of_a_closed_session(visitor: Visitor) -> None:
-    """.5.1 A Draft for a number that is unused again is a fault."""
+    """§5.1 A Draft for a number that is unused again is a fault."""
     peer = await visitor.admitted()
     await peer.open().cancel()
     peer.send(wire.Draft(1, 1, 6, (), ()))
@@ -192,7 +192,7 @@ async def a_draft_of_a_closed_session(visitor: Visitor) -> None:
 
 
 async def a_draft_without_its_credit(visitor: Visitor) -> None:
-    """.5.4 With turn wait a Draft before its Credit is a fault."""
+    """§5.4 With turn wait a Draft before its Credit is a fault."""
     reason = NO_WAIT
     for _ in range(5):  # those of earlier times keep their turns: sooner or later one has to wait
         session = await _waiting(visitor)
@@ -214,7 +214,7 @@ async def a_draft_without_its_credit(visitor: Visitor) -> None:
 
 
 async def one_credit_for_each_wait(visitor: Visitor) -> None:
-    """.5.6 A Credit comes once after every Verdict with turn wait, and never otherwise."""
+    """§5.6 A Credit comes once after every Verdict with turn wait, and never otherwise."""
     peers = [await visitor.admitted() for _ in range(EDGES)]
     sessions = [peer.open(max_tokens=TOKENS) for peer in peers]
     await asyncio.gather(*(session.rest() for session in sessions))  # a Session checks the order

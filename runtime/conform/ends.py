@@ -11,24 +11,24 @@ UNREAD_ANSWERS = 20_000
 
 
 async def cancel_before_the_prompt(visitor: Visitor) -> None:
-    """.5.7 A Close before the prompt is answered by a Close."""
+    """§5.7 A Close before the prompt is answered by a Close."""
     await _cancelled_by_close(visitor, opening())
 
 
 async def cancel_within_the_prompt(visitor: Visitor) -> None:
-    """.5.7 A Close within the prompt is answered by a Close."""
+    """§5.7 A Close within the prompt is answered by a Close."""
     await _cancelled_by_close(visitor, opening(), wire.Prompt(1, (1, 2)))
 
 
 async def cancel_while_a_verdict_is_due(visitor: Visitor) -> None:
-    """.5.7 A Close while the server owes a Verdict is answered by the server's last word."""
+    """§5.7 A Close while the server owes a Verdict is answered by the server's last word."""
     peer = await visitor.admitted()
     await peer.open(max_tokens=400).cancel()
     await peer.is_alive()
 
 
 async def cancel_in_the_edges_turn(visitor: Visitor) -> None:
-    """.5.7 A Close in place of a Draft is answered by a Close."""
+    """§5.7 A Close in place of a Draft is answered by a Close."""
     peer = await visitor.admitted()
     session = peer.open(max_tokens=40)
     await session.turn()
@@ -38,7 +38,7 @@ async def cancel_in_the_edges_turn(visitor: Visitor) -> None:
 
 
 async def cancel_after_a_draft(visitor: Visitor) -> None:
-    """.5.7 A Close behind a Draft is answered by the server's last word."""
+    """§5.7 A Close behind a Draft is answered by the server's last word."""
     peer = await visitor.admitted()
     session = peer.open(max_tokens=40)
     await session.turn(nodes=1)
@@ -48,7 +48,7 @@ async def cancel_after_a_draft(visitor: Visitor) -> None:
 
 
 async def cancel_while_the_server_decodes(visitor: Visitor) -> None:
-    """.5.7 A Close while the server has the turn is answered by its last word."""
+    """§5.7 A Close while the server has the turn is answered by its last word."""
     peer = await visitor.admitted()
     session = peer.open(max_nodes=0, max_tokens=400)
     await session.verdict()
@@ -57,7 +57,7 @@ async def cancel_while_the_server_decodes(visitor: Visitor) -> None:
 
 
 async def cancel_at_the_end(visitor: Visitor) -> None:
-    """.5.7 A Close that crosses the last Verdict is not answered."""
+    """§5.7 A Close that crosses the last Verdict is not answered."""
     peer = await visitor.admitted()
     session = peer.open(max_tokens=1)
     await session.verdict()
@@ -66,7 +66,7 @@ async def cancel_at_the_end(visitor: Visitor) -> None:
 
 
 async def cancel_a_refused_session(visitor: Visitor) -> None:
-    """.5.7 A Close after the session's Error is not answered."""
+    """§5.7 A Close after the session's Error is not answered."""
     peer = await visitor.admitted()
     assert peer.welcome is not None, "a session before the Welcome"
     message = opening(1, peer.welcome.max_context)
@@ -76,7 +76,7 @@ async def cancel_a_refused_session(visitor: Visitor) -> None:
 
 
 async def close_twice(visitor: Visitor) -> None:
-    """.5.7 An end says its word once: a second Close is a fault."""
+    """§5.7 An end says its word once: a second Close is a fault."""
     peer = await visitor.admitted()
     session = peer.open(max_tokens=1)
     await session.verdict()
@@ -85,7 +85,7 @@ async def close_twice(visitor: Visitor) -> None:
 
 
 async def a_cancelled_number_again(visitor: Visitor) -> None:
-    """.5.7 After the server's Close the number may be opened, and nothing old comes."""
+    """§5.7 After the server's Close the number may be opened, and nothing old comes."""
     truth = await plain_answer(visitor)
     peer = await visitor.admitted()
     for _ in range(5):
@@ -95,7 +95,7 @@ async def a_cancelled_number_again(visitor: Visitor) -> None:
 
 
 async def cancel_one_of_two(visitor: Visitor) -> None:
-    """.5.7 Cancelling a session leaves its neighbour alone."""
+    """§5.7 Cancelling a session leaves its neighbour alone."""
     truth = await plain_answer(visitor, max_tokens=24)
     peer = await visitor.admitted()
     kept, given_up = peer.open(1, max_tokens=24), peer.open(2, max_tokens=400)
@@ -106,7 +106,7 @@ async def cancel_one_of_two(visitor: Visitor) -> None:
 
 
 async def an_error_in_one_of_two(visitor: Visitor) -> None:
-    """.5.4 A session that ends with an Error leaves its neighbour alone."""
+    """§5.4 A session that ends with an Error leaves its neighbour alone."""
     truth = await plain_answer(visitor, max_tokens=24)
     peer = await visitor.admitted()
     kept, refused = peer.open(1, max_tokens=24), peer.open(2, max_tokens=40)
@@ -119,7 +119,7 @@ async def an_error_in_one_of_two(visitor: Visitor) -> None:
 
 
 async def two_sessions_in_turns(visitor: Visitor) -> None:
-    """.1 Sessions of a connection go on side by side, each with its own answer."""
+    """§1 Sessions of a connection go on side by side, each with its own answer."""
     peer = await visitor.admitted()
     prompts = [peer.prompt(5, seed) for seed in (1, 2)]
     truths = [await plain_answer(visitor, prompt, max_tokens=24) for prompt in prompts]
@@ -135,7 +135,7 @@ async def two_sessions_in_turns(visitor: Visitor) -> None:
 
 
 async def eight_sessions_at_once(visitor: Visitor) -> None:
-    """.1 Eight sessions on one connection have the answers that they have alone."""
+    """§1 Eight sessions on one connection have the answers that they have alone."""
     peer = await visitor.admitted()
     prompts = [peer.prompt(3 + seed, seed) for seed in range(8)]
     truths = [await peer.open(1, prompt).rest() for prompt in prompts]
@@ -145,7 +145,7 @@ async def eight_sessions_at_once(visitor: Visitor) -> None:
 
 
 async def eight_connections_at_once(visitor: Visitor) -> None:
-    """.5.2 Sessions on eight connections have the answers that they have alone."""
+    """§5.2 Sessions on eight connections have the answers that they have alone."""
     peers = [await visitor.admitted() for _ in range(8)]
     prompts = [peer.prompt(3 + seed, seed) for seed, peer in enumerate(peers)]
     truths = [await peers[0].open(1, prompt).rest() for prompt in prompts]
@@ -156,7 +156,7 @@ async def eight_connections_at_once(visitor: Visitor) -> None:
 
 
 async def an_edge_that_vanishes(visitor: Visitor) -> None:
-    """.4.6 An edge may go in any phase of a session; the others are served."""
+    """§4.6 An edge may go in any phase of a session; the others are served."""
     for messages in ((), (wire.Prompt(1, (1, 2)),), (wire.Prompt(1, (1, 2, 3, 4, 5)),)):
         peer = await visitor.admitted()
         peer.send(opening(max_tokens=400), *messages)
@@ -169,7 +169,7 @@ async def an_edge_that_vanishes(visitor: Visitor) -> None:
 
 
 async def an_edge_that_closes_its_half(visitor: Visitor) -> None:
-    """.4.6 An end that closes its half of the stream is gone: the server closes too."""
+    """§4.6 An end that closes its half of the stream is gone: the server closes too."""
     peer = await visitor.admitted()
     session = peer.open(max_tokens=400)
     await session.verdict()
@@ -184,7 +184,7 @@ async def an_edge_that_closes_its_half(visitor: Visitor) -> None:
 
 
 async def twenty_edges_that_vanish(visitor: Visitor) -> None:
-    """.4.6 What a gone edge held is free: twenty of them leave room for the next."""
+    """§4.6 What a gone edge held is free: twenty of them leave room for the next."""
     for _ in range(20):
         peer = await visitor.admitted()
         peer.open(1, peer.prompt(100), max_tokens=300)
@@ -193,7 +193,7 @@ async def twenty_edges_that_vanish(visitor: Visitor) -> None:
 
 
 async def an_edge_that_does_not_read(visitor: Visitor) -> None:
-    """.4.6 What waits for an edge that does not read is bounded; the others are served."""
+    """§4.6 What waits for an edge that does not read is bounded; the others are served."""
     deaf, other = await visitor.admitted(narrow=True), await visitor.admitted()
     assert deaf.welcome is not None, "a session before the Welcome"
     deaf.stop_reading()

@@ -11,7 +11,7 @@ Bodies = dict[type[wire.Message], bytes]
 
 
 async def unknown_type(visitor: Visitor) -> None:
-    """.2.1 A frame of an unknown type is a fault."""
+    """§2.1 A frame of an unknown type is a fault."""
     for number in (0, 16, 255):
         peer = await visitor.admitted()
         peer.write(peer.raw(number))
@@ -19,7 +19,7 @@ async def unknown_type(visitor: Visitor) -> None:
 
 
 async def flags(visitor: Visitor) -> None:
-    """.2.1 Flags are zero."""
+    """§2.1 Flags are zero."""
     for value in (1, 128):
         peer = await visitor.admitted()
         peer.write(peer.raw(wire.Ping, bytes(8), flags=value))
@@ -27,7 +27,7 @@ async def flags(visitor: Visitor) -> None:
 
 
 async def a_length_below_the_headers(visitor: Visitor) -> None:
-    """.2.1 A frame has 8 bytes or more."""
+    """§2.1 A frame has 8 bytes or more."""
     for length in (0, 7):
         peer = await visitor.admitted()
         peer.write(peer.raw(wire.Close, session=1, length=length))
@@ -35,7 +35,7 @@ async def a_length_below_the_headers(visitor: Visitor) -> None:
 
 
 async def a_lost_frame(visitor: Visitor) -> None:
-    """.2.1 A seq that skips a number is a fault."""
+    """§2.1 A seq that skips a number is a fault."""
     peer = await visitor.admitted()
     peer.seq += 1
     peer.send(wire.Ping(1))
@@ -43,7 +43,7 @@ async def a_lost_frame(visitor: Visitor) -> None:
 
 
 async def a_doubled_frame(visitor: Visitor) -> None:
-    """.2.1 A seq that comes twice is a fault."""
+    """§2.1 A seq that comes twice is a fault."""
     peer = await visitor.admitted()
     peer.seq -= 1
     peer.send(wire.Ping(1))
@@ -51,7 +51,7 @@ async def a_doubled_frame(visitor: Visitor) -> None:
 
 
 async def more_frames_than_seq_counts(visitor: Visitor) -> None:
-    """.2.1 seq goes on with 0 after 65,535."""
+    """§2.1 seq goes on with 0 after 65,535."""
     peer = await visitor.admitted()
     notice = wire.Error(0, ErrorCode.BUSY, False, "")
     peer.send(*[notice] * (65_536 - peer.seq))
@@ -59,7 +59,7 @@ async def more_frames_than_seq_counts(visitor: Visitor) -> None:
 
 
 async def a_frame_in_single_bytes(visitor: Visitor) -> None:
-    """.2.1 A frame that arrives byte by byte is the same frame."""
+    """§2.1 A frame that arrives byte by byte is the same frame."""
     peer = await visitor.admitted()
     await peer.drip(peer.frame(wire.Ping(7)))
     if (await peer.expect(wire.Pong)).nonce != 7:
@@ -67,7 +67,7 @@ async def a_frame_in_single_bytes(visitor: Visitor) -> None:
 
 
 async def frames_in_one_piece(visitor: Visitor) -> None:
-    """.2.1 Frames that arrive together are handled in order."""
+    """§2.1 Frames that arrive together are handled in order."""
     peer = await visitor.admitted()
     prompt = peer.prompt(2)
     peer.send(wire.Ping(1), opening(1, 2), wire.Prompt(1, prompt), wire.Close(1), wire.Ping(2))
@@ -77,14 +77,14 @@ async def frames_in_one_piece(visitor: Visitor) -> None:
 
 
 async def an_overlong_frame(visitor: Visitor) -> None:
-    """.2.2 A frame has at most 16,384 bytes; the header alone is refused, with LIMIT."""
+    """§2.2 A frame has at most 16,384 bytes; the header alone is refused, with LIMIT."""
     peer = await visitor.admitted()
     peer.write(peer.raw(wire.Ping, length=MAX_FRAME_BYTES + 1))
     await peer.refused(ErrorCode.LIMIT)
 
 
 async def an_overlong_prompt_frame(visitor: Visitor) -> None:
-    """.2.2 A frame of a Prompt has at most 61,440 bytes."""
+    """§2.2 A frame of a Prompt has at most 61,440 bytes."""
     peer = await visitor.admitted()
     peer.send(opening())
     peer.write(peer.raw(wire.Prompt, session=1, length=MAX_LONG_FRAME_BYTES + 1))
@@ -92,7 +92,7 @@ async def an_overlong_prompt_frame(visitor: Visitor) -> None:
 
 
 async def a_long_prompt_frame(visitor: Visitor) -> None:
-    """.2.2 A Prompt of more than 16,384 bytes is read, if only to be dropped after an Error."""
+    """§2.2 A Prompt of more than 16,384 bytes is read, if only to be dropped after an Error."""
     peer = await visitor.admitted()
     prompt = peer.prompt(LONG_PROMPT_TOKENS)
     peer.send(opening(1, len(prompt), max_tokens=1), wire.Prompt(1, prompt), wire.Close(1))
@@ -102,7 +102,7 @@ async def a_long_prompt_frame(visitor: Visitor) -> None:
 
 
 async def a_body_too_short(visitor: Visitor) -> None:
-    """.2.1 A body shorter than its fields is a fault."""
+    """§2.1 A body shorter than its fields is a fault."""
     bodies: Bodies = {wire.Ping: bytes(7), wire.Open: bytes(20), wire.Error: b"\5"}
     for kind, body in bodies.items():
         peer = await visitor.admitted()
@@ -111,7 +111,7 @@ async def a_body_too_short(visitor: Visitor) -> None:
 
 
 async def a_body_too_long(visitor: Visitor) -> None:
-    """.2.1 A body longer than its fields is a fault."""
+    """§2.1 A body longer than its fields is a fault."""
     bodies: Bodies = {wire.Ping: bytes(9), wire.Pong: bytes(9), wire.Close: b"\0"}
     for kind, body in bodies.items():
         peer = await visitor.admitted()
@@ -121,14 +121,14 @@ async def a_body_too_long(visitor: Visitor) -> None:
 
 
 async def a_ping_with_a_session(visitor: Visitor) -> None:
-    """.2.1 Messages of the connection have session 0."""
+    """§2.1 Messages of the connection have session 0."""
     peer = await visitor.admitted()
     peer.write(peer.raw(wire.Ping, bytes(8), session=3))
     await peer.refused(ErrorCode.PROTOCOL)
 
 
 async def a_session_with_number_0(visitor: Visitor) -> None:
-    """.2.1 Messages of a session have its number, 1 to 65,535."""
+    """§2.1 Messages of a session have its number, 1 to 65,535."""
     for message in (opening(), wire.Close(1), wire.Prompt(1, (1,))):
         peer = await visitor.admitted()
         peer.write(peer.raw(type(message), message.encode(peer.vocabulary_size), session=0))
@@ -136,7 +136,7 @@ async def a_session_with_number_0(visitor: Visitor) -> None:
 
 
 async def half_a_frame(visitor: Visitor) -> None:
-    """.4.6 A connection may end in the middle of a frame; the server lives."""
+    """§4.6 A connection may end in the middle of a frame; the server lives."""
     for sent in (1, 7, 8, 15):
         peer = await visitor.admitted()
         peer.write(peer.frame(wire.Ping(1))[:sent])
@@ -145,7 +145,7 @@ async def half_a_frame(visitor: Visitor) -> None:
 
 
 async def a_fault_comes_after_what_came_before(visitor: Visitor) -> None:
-    """.7 Frames before a fault are handled, in the same piece too."""
+    """§7 Frames before a fault are handled, in the same piece too."""
     peer = await visitor.admitted()
     peer.write(peer.frame(wire.Ping(5)) + peer.raw(99))
     if (await peer.expect(wire.Pong)).nonce != 5:
@@ -154,14 +154,14 @@ async def a_fault_comes_after_what_came_before(visitor: Visitor) -> None:
 
 
 async def nothing_is_looked_at_after_a_fault(visitor: Visitor) -> None:
-    """.7 Frames after a fault are not handled."""
+    """§7 Frames after a fault are not handled."""
     peer = await visitor.admitted()
     peer.write(peer.raw(99) + peer.frame(wire.Ping(5)))
     await peer.refused(ErrorCode.PROTOCOL)
 
 
 async def a_fault_ends_one_connection(visitor: Visitor) -> None:
-    """.4.6 A fault ends its own connection and no other."""
+    """§4.6 A fault ends its own connection and no other."""
     good, bad = await visitor.admitted(), await visitor.admitted()
     session = good.open()
     bad.open()
@@ -171,7 +171,7 @@ async def a_fault_ends_one_connection(visitor: Visitor) -> None:
 
 
 async def ping(visitor: Visitor) -> None:
-    """.4.5 A Ping is answered by a Pong of the same nonce."""
+    """§4.5 A Ping is answered by a Pong of the same nonce."""
     peer = await visitor.admitted()
     for nonce in (0, 1, 2**63, 2**64 - 1):
         peer.send(wire.Ping(nonce))
@@ -180,7 +180,7 @@ async def ping(visitor: Visitor) -> None:
 
 
 async def ping_in_a_session(visitor: Visitor) -> None:
-    """.4.5 A Ping is answered in every phase of a session."""
+    """§4.5 A Ping is answered in every phase of a session."""
     peer = await visitor.admitted()
     peer.send(opening(1, 2), wire.Ping(1))
     await peer.expect(wire.Pong)
@@ -191,28 +191,28 @@ async def ping_in_a_session(visitor: Visitor) -> None:
 
 
 async def a_pong_that_nobody_asked_for(visitor: Visitor) -> None:
-    """.4.5 A Pong that answers no Ping is a fault."""
+    """§4.5 A Pong that answers no Ping is a fault."""
     peer = await visitor.admitted()
     peer.send(wire.Pong(0x5EED))
     await peer.refused(ErrorCode.PROTOCOL)
 
 
 async def a_notice(visitor: Visitor) -> None:
-    """.4.6 An Error of session 0 that is not fatal changes nothing."""
+    """§4.6 An Error of session 0 that is not fatal changes nothing."""
     peer = await visitor.admitted()
     peer.send(wire.Error(0, ErrorCode.DRAINING, False, "à bientôt"))
     await peer.is_alive()
 
 
 async def a_fatal_error(visitor: Visitor) -> None:
-    """.4.6 A fatal Error ends the connection, and is not answered."""
+    """§4.6 A fatal Error ends the connection, and is not answered."""
     peer = await visitor.admitted()
     peer.send(wire.Error(0, ErrorCode.INTERNAL, True, "the draft model failed"))
     await peer.ended()
 
 
 async def an_error_that_is_no_error(visitor: Visitor) -> None:
-    """.3.8 code is 1 to 9, fatal 0 or 1, the sentence UTF-8 of at most 400 bytes."""
+    """§3.8 code is 1 to 9, fatal 0 or 1, the sentence UTF-8 of at most 400 bytes."""
     for body in (b"\0\0", b"\x0a\0", b"\1\2", b"\1\0\xff", b"\1\0" + b"x" * 401):
         peer = await visitor.admitted()
         peer.write(peer.raw(wire.Error, body))
@@ -220,7 +220,7 @@ async def an_error_that_is_no_error(visitor: Visitor) -> None:
 
 
 async def an_edges_error_for_a_session(visitor: Visitor) -> None:
-    """.7 Only the server sends an Error for a session, and never a fatal one."""
+    """§7 Only the server sends an Error for a session, and never a fatal one."""
     for fatal in (False, True):
         peer = await visitor.admitted()
         peer.send(opening(), wire.Error(1, ErrorCode.INTERNAL, fatal, "I failed"))
@@ -228,7 +228,7 @@ async def an_edges_error_for_a_session(visitor: Visitor) -> None:
 
 
 async def what_only_servers_send(visitor: Visitor) -> None:
-    """.4.1 An edge does not send Welcome, Template, Challenge, Redirect, Verdict or Credit."""
+    """§4.1 An edge does not send Welcome, Template, Challenge, Redirect, Verdict or Credit."""
     verdict = wire.Verdict(1, 0, 0, 1, wire.Finish.NONE, 0, 0)
     others = (wire.Challenge(bytes(32), bytes(32)), wire.Redirect(1, "x"), wire.Credit(1, 1, 0, 0))
     greetings = (wire.Welcome(1, 260, bytes(16), 1, 100, 1, "x"), wire.Template("x"))

@@ -36,7 +36,7 @@ class Case:
     @property
     def section(self) -> str:
         """Where the page demands it."""
-        return self._doc.partition(" ")[0].removeprefix(".")
+        return self._doc.partition(" ")[0].removeprefix("§")
 
     @property
     def demand(self) -> str:
@@ -110,7 +110,7 @@ async def _run_case(case: Case, target: Target) -> Result:
 def line(result: Result) -> str:
     """A result for the terminal."""
     case = result.case
-    head = f"{case.number} {result.outcome.value:7} .{case.section:4} {case.name}: {case.demand}"
+    head = f"{case.number} {result.outcome.value:7} §{case.section:4} {case.name}: {case.demand}"
     return f"{head}\n            {result.reason}" if result.reason else head
 
 

@@ -13,7 +13,7 @@ LONGEST_CONTEXT = 4096  # beyond it a case would take the server's memory for it
 
 
 async def a_prompt_is_answered(visitor: Visitor) -> None:
-    """.5.5 Round 0 answers the prompt, with node 0."""
+    """§5.5 Round 0 answers the prompt, with node 0."""
     session = (await visitor.admitted()).open()
     verdict = await session.verdict()
     if verdict.round or verdict.node:
@@ -21,13 +21,13 @@ async def a_prompt_is_answered(visitor: Visitor) -> None:
 
 
 async def a_prompt_of_one_token(visitor: Visitor) -> None:
-    """.3.3 A prompt has at least one token, and one is enough."""
+    """§3.3 A prompt has at least one token, and one is enough."""
     peer = await visitor.admitted()
     await peer.open(1, peer.prompt(1)).rest()
 
 
 async def a_prompt_in_portions(visitor: Visitor) -> None:
-    """.5.2 The prompt may come in any portions; the answer is the same."""
+    """§5.2 The prompt may come in any portions; the answer is the same."""
     peer = await visitor.admitted()
     prompt = peer.prompt(20)
     whole = await peer.open(1, prompt).rest()
@@ -37,19 +37,19 @@ async def a_prompt_in_portions(visitor: Visitor) -> None:
 
 
 async def the_last_number(visitor: Visitor) -> None:
-    """.1 Sessions have the numbers 1 to 65,535."""
+    """§1 Sessions have the numbers 1 to 65,535."""
     await (await visitor.admitted()).open(65_535).rest()
 
 
 async def a_number_in_use(visitor: Visitor) -> None:
-    """.5.1 An Open of a number in use is a fault."""
+    """§5.1 An Open of a number in use is a fault."""
     peer = await visitor.admitted()
     peer.send(opening(), opening())
     await peer.refused(ErrorCode.PROTOCOL)
 
 
 async def a_number_again(visitor: Visitor) -> None:
-    """.5.7 A number is unused again when both ends have said their word."""
+    """§5.7 A number is unused again when both ends have said their word."""
     peer = await visitor.admitted()
     first = await peer.open(9).rest()
     if await peer.open(9).rest() != first:
@@ -57,14 +57,14 @@ async def a_number_again(visitor: Visitor) -> None:
 
 
 async def a_number_again_after_an_error(visitor: Visitor) -> None:
-    """.5.7 An Error is a last word too: after our Close the number is unused."""
+    """§5.7 An Error is a last word too: after our Close the number is unused."""
     peer = await visitor.admitted()
     await _refused_for_its_length(peer, 4)
     await peer.open(4).rest()
 
 
 async def one_number_on_two_connections(visitor: Visitor) -> None:
-    """.5.2 The same number on two connections means two sessions."""
+    """§5.2 The same number on two connections means two sessions."""
     peers = [await visitor.admitted() for _ in range(2)]
     sessions = [peer.open(7, peer.prompt(6, seed)) for seed, peer in enumerate(peers)]
     for session in sessions:
@@ -73,32 +73,32 @@ async def one_number_on_two_connections(visitor: Visitor) -> None:
 
 
 async def a_prompt_of_nothing(visitor: Visitor) -> None:
-    """.5.1 A Prompt for a number that was never opened is a fault."""
+    """§5.1 A Prompt for a number that was never opened is a fault."""
     await _refused_message(visitor, wire.Prompt(5, (1,)))
 
 
 async def a_draft_of_nothing(visitor: Visitor) -> None:
-    """.5.1 A Draft for a number that was never opened is a fault."""
+    """§5.1 A Draft for a number that was never opened is a fault."""
     await _refused_message(visitor, wire.Draft(5, 1, 5, (), ()))
 
 
 async def a_close_of_nothing(visitor: Visitor) -> None:
-    """.5.1 A Close for a number that was never opened is a fault."""
+    """§5.1 A Close for a number that was never opened is a fault."""
     await _refused_message(visitor, wire.Close(5))
 
 
 async def a_draft_before_the_prompt(visitor: Visitor) -> None:
-    """.5.1 A Draft while the prompt is due is a fault."""
+    """§5.1 A Draft while the prompt is due is a fault."""
     await _refused_message(visitor, opening(), wire.Draft(1, 1, 5, (), ()))
 
 
 async def more_prompt_than_was_told(visitor: Visitor) -> None:
-    """.5.2 A Prompt brings no more ids than are due."""
+    """§5.2 A Prompt brings no more ids than are due."""
     await _refused_message(visitor, opening(1, 2), wire.Prompt(1, (1, 2, 3)))
 
 
 async def a_prompt_after_the_prompt(visitor: Visitor) -> None:
-    """.5.1 A Prompt when all ids have come is a fault."""
+    """§5.1 A Prompt when all ids have come is a fault."""
     peer = await visitor.admitted()
     prompt = wire.Prompt(1, peer.prompt(5))
     peer.send(opening(max_tokens=200), prompt, prompt)
@@ -106,7 +106,7 @@ async def a_prompt_after_the_prompt(visitor: Visitor) -> None:
 
 
 async def an_id_outside_the_vocabulary(visitor: Visitor) -> None:
-    """.2.3 An id outside the vocabulary is a fault, LIMIT."""
+    """§2.3 An id outside the vocabulary is a fault, LIMIT."""
     peer = await visitor.admitted()
     outside = _id_outside(peer)
     peer.send(opening(1, 1))
@@ -115,7 +115,7 @@ async def an_id_outside_the_vocabulary(visitor: Visitor) -> None:
 
 
 async def a_stop_id_outside_the_vocabulary(visitor: Visitor) -> None:
-    """.2.3 So is a stop id outside the vocabulary."""
+    """§2.3 So is a stop id outside the vocabulary."""
     peer = await visitor.admitted()
     outside = _id_outside(peer)
     peer.write(peer.raw(wire.Open, _open_body(stop_ids=1) + outside, session=1))
@@ -123,7 +123,7 @@ async def a_stop_id_outside_the_vocabulary(visitor: Visitor) -> None:
 
 
 async def padding_that_is_not_zero(visitor: Visitor) -> None:
-    """.2.3 The bits after the last id are zero."""
+    """§2.3 The bits after the last id are zero."""
     peer = await visitor.admitted()
     size = peer.vocabulary_size
     if token_bits(size) % 8 == 0:
@@ -135,7 +135,7 @@ async def padding_that_is_not_zero(visitor: Visitor) -> None:
 
 
 async def an_empty_prompt(visitor: Visitor) -> None:
-    """.3.4 A Prompt brings at least one id."""
+    """§3.4 A Prompt brings at least one id."""
     peer = await visitor.admitted()
     peer.send(opening())
     peer.write(peer.raw(wire.Prompt, struct.pack("<H", 0), session=1))
@@ -143,19 +143,19 @@ async def an_empty_prompt(visitor: Visitor) -> None:
 
 
 async def counts_of_zero(visitor: Visitor) -> None:
-    """.3.3 max_tokens and prompt_tokens are 1 or more."""
+    """§3.3 max_tokens and prompt_tokens are 1 or more."""
     await _refused_open(visitor, max_tokens=0)
     await _refused_open(visitor, prompt_tokens=0)
 
 
 async def temperatures(visitor: Visitor) -> None:
-    """.3.3 temperature is 0 to 100."""
+    """§3.3 temperature is 0 to 100."""
     for value in (-0.5, 100.5, float("nan"), float("inf")):
         await _refused_open(visitor, temperature=value)
 
 
 async def probabilities(visitor: Visitor) -> None:
-    """.3.3 top_p is above 0 and at most 1, min_p is 0 to 1."""
+    """§3.3 top_p is above 0 and at most 1, min_p is 0 to 1."""
     for value in (-0.1, 1.1, float("nan")):
         await _refused_open(visitor, top_p=value)
         await _refused_open(visitor, min_p=value)
@@ -163,14 +163,14 @@ async def probabilities(visitor: Visitor) -> None:
 
 
 async def stop_ids_that_are_not_there(visitor: Visitor) -> None:
-    """.2.1 An Open whose body does not hold the stop ids it counts is a fault."""
+    """§2.1 An Open whose body does not hold the stop ids it counts is a fault."""
     peer = await visitor.admitted()
     peer.write(peer.raw(wire.Open, _open_body(stop_ids=2), session=1))
     await peer.refused(ErrorCode.PROTOCOL)
 
 
 async def the_longest_parameters(visitor: Visitor) -> None:
-    """.3.3 The largest seed, temperature, top_k and 255 stop ids are allowed."""
+    """§3.3 The largest seed, temperature, top_k and 255 stop ids are allowed."""
     peer = await visitor.admitted()
     extremes: dict[str, Any] = {
         "seed": 2**64 - 1,
@@ -183,7 +183,7 @@ async def the_longest_parameters(visitor: Visitor) -> None:
 
 
 async def a_prompt_as_long_as_the_context(visitor: Visitor) -> None:
-    """.5.2 A prompt that leaves no room is refused with LIMIT; only its session ends."""
+    """§5.2 A prompt that leaves no room is refused with LIMIT; only its session ends."""
     peer = await visitor.admitted()
     await _refused_for_its_length(peer, 1)
     await peer.open(2).rest()
@@ -191,7 +191,7 @@ async def a_prompt_as_long_as_the_context(visitor: Visitor) -> None:
 
 
 async def the_rest_of_a_refused_prompt(visitor: Visitor) -> None:
-    """.5.7 What was under way to a session that the server has ended is dropped."""
+    """§5.7 What was under way to a session that the server has ended is dropped."""
     peer = await visitor.admitted()
     peer.send(opening(1, _context(peer)), wire.Prompt(1, (1, 2)), wire.Prompt(1, (3,)))
     error = await peer.receive(1)
@@ -202,21 +202,21 @@ async def the_rest_of_a_refused_prompt(visitor: Visitor) -> None:
 
 
 async def an_answer_to_the_end_of_the_context(visitor: Visitor) -> None:
-    """.5.5 The answer ends when the text has max_context tokens."""
+    """§5.5 The answer ends when the text has max_context tokens."""
     peer = await visitor.admitted()
     session = peer.open(1, peer.prompt(_context(peer) - 3), max_tokens=100)
     await _has_length(session, 3)
 
 
 async def exactly_max_tokens(visitor: Visitor) -> None:
-    """.5.5 Without a stop id exactly max_tokens tokens come."""
+    """§5.5 Without a stop id exactly max_tokens tokens come."""
     peer = await visitor.admitted()
     for count in (1, 2, 17):
         await _has_length(peer.open(max_tokens=count), count)
 
 
 async def an_edge_that_never_drafts(visitor: Visitor) -> None:
-    """.5.3 With max_nodes 0 the server always has the turn, and the answer comes by itself."""
+    """§5.3 With max_nodes 0 the server always has the turn, and the answer comes by itself."""
     peer = await visitor.admitted()
     session = peer.open(max_nodes=0)
     await _has_length(session, 16)
@@ -225,14 +225,14 @@ async def an_edge_that_never_drafts(visitor: Visitor) -> None:
 
 
 async def too_many_sessions(visitor: Visitor) -> None:
-    """.5.2 One session more than max_sessions is a fault, LIMIT."""
+    """§5.2 One session more than max_sessions is a fault, LIMIT."""
     peer = await visitor.admitted()
     peer.send(*(opening(number) for number in range(1, _sessions(peer) + 2)))
     await peer.refused(ErrorCode.LIMIT)
 
 
 async def a_closed_session_does_not_count(visitor: Visitor) -> None:
-    """.5.2 Sessions count until the edge has closed them."""
+    """§5.2 Sessions count until the edge has closed them."""
     peer = await visitor.admitted()
     last = _sessions(peer)
     peer.send(*(opening(number) for number in range(1, last + 1)), wire.Close(last))
@@ -243,7 +243,7 @@ async def a_closed_session_does_not_count(visitor: Visitor) -> None:
 
 
 async def sessions_end_with_their_connection(visitor: Visitor) -> None:
-    """.4.6 What the sessions of a gone edge held is free at once."""
+    """§4.6 What the sessions of a gone edge held is free at once."""
     for _ in range(3):
         peer = await visitor.admitted()
         peer.send(*(opening(number) for number in range(1, _sessions(peer))))

@@ -12,34 +12,34 @@ GREEDY: dict[str, Any] = {"max_tokens": TOKENS}
 
 
 async def rounds_count_by_one(visitor: Visitor) -> None:
-    """.5.5 Every Verdict counts one more, whoever had the turn."""
+    """§5.5 Every Verdict counts one more, whoever had the turn."""
     peer = await visitor.admitted()
     for number, nodes in enumerate((0, 32), start=1):
         await peer.open(number, max_nodes=nodes, **GREEDY).rest()  # a Session checks every round
 
 
 async def greedy_twice(visitor: Visitor) -> None:
-    """.6 At temperature 0 the same prompt has the same answer."""
+    """§6 At temperature 0 the same prompt has the same answer."""
     await _same(visitor, GREEDY, GREEDY)
 
 
 async def greedy_with_another_seed(visitor: Visitor) -> None:
-    """.6 At temperature 0 the seed plays no part."""
+    """§6 At temperature 0 the seed plays no part."""
     await _same(visitor, GREEDY, GREEDY | {"seed": 2**63})
 
 
 async def sampled_twice(visitor: Visitor) -> None:
-    """.6 The same seed has the same answer."""
+    """§6 The same seed has the same answer."""
     await _same(visitor, SAMPLED, SAMPLED)
 
 
 async def sampled_among_one(visitor: Visitor) -> None:
-    """.6 With top_k 1 every token is the likeliest, at any temperature."""
+    """§6 With top_k 1 every token is the likeliest, at any temperature."""
     await _same(visitor, GREEDY, SAMPLED | {"top_k": 1})
 
 
 async def sampled_with_another_seed(visitor: Visitor) -> None:
-    """.6 At a high temperature another seed has another answer."""
+    """§6 At a high temperature another seed has another answer."""
     options = SAMPLED | {"temperature": 100.0}
     if await plain_answer(visitor, **options) == await plain_answer(
         visitor, **(options | {"seed": 12})
@@ -48,7 +48,7 @@ async def sampled_with_another_seed(visitor: Visitor) -> None:
 
 
 async def drafts_of_nothing(visitor: Visitor) -> None:
-    """.6 With Drafts without nodes the answer is the same."""
+    """§6 With Drafts without nodes the answer is the same."""
     for options in (GREEDY, SAMPLED):
         session = (await visitor.admitted()).open(**options)
         _equal(await session.rest(), await plain_answer(visitor, **options))
@@ -56,7 +56,7 @@ async def drafts_of_nothing(visitor: Visitor) -> None:
 
 
 async def right_drafts(visitor: Visitor) -> None:
-    """.5.5 A drafted path of the right tokens is accepted whole, and the right bonus follows."""
+    """§5.5 A drafted path of the right tokens is accepted whole, and the right bonus follows."""
     for options in (GREEDY, SAMPLED):
         truth = await plain_answer(visitor, **options)
         session = (await visitor.admitted()).open(**options)
@@ -70,7 +70,7 @@ async def right_drafts(visitor: Visitor) -> None:
 
 
 async def wrong_drafts(visitor: Visitor) -> None:
-    """.5.5 Of wrong tokens none is accepted, and the answer is the same."""
+    """§5.5 Of wrong tokens none is accepted, and the answer is the same."""
     for options in (GREEDY, SAMPLED):
         truth = await plain_answer(visitor, **options)
         session = (await visitor.admitted()).open(**options)
@@ -83,7 +83,7 @@ async def wrong_drafts(visitor: Visitor) -> None:
 
 
 async def half_right_drafts(visitor: Visitor) -> None:
-    """.5.5 A path is accepted up to its first wrong token."""
+    """§5.5 A path is accepted up to its first wrong token."""
     truth = await plain_answer(visitor, **SAMPLED)
     session = (await visitor.admitted()).open(**SAMPLED)
     await session.turn(nodes=3)
@@ -96,7 +96,7 @@ async def half_right_drafts(visitor: Visitor) -> None:
 
 
 async def the_right_one_of_many_siblings(visitor: Visitor) -> None:
-    """.5.5 The walk finds the right child wherever it stands."""
+    """§5.5 The walk finds the right child wherever it stands."""
     truth = await plain_answer(visitor, **SAMPLED)
     session = (await visitor.admitted()).open(**SAMPLED)
     nodes = min(await session.turn(nodes=3), 8)
@@ -109,7 +109,7 @@ async def the_right_one_of_many_siblings(visitor: Visitor) -> None:
 
 
 async def any_drafts(visitor: Visitor) -> None:
-    """.6 The answer does not depend on the drafts: trees drawn at random change nothing."""
+    """§6 The answer does not depend on the drafts: trees drawn at random change nothing."""
     truth = await plain_answer(visitor, **SAMPLED)
     for seed in range(4):
         session, rng = (await visitor.admitted()).open(**SAMPLED), random.Random(seed)
@@ -123,7 +123,7 @@ async def any_drafts(visitor: Visitor) -> None:
 
 
 async def a_prompt_that_ends_in_its_answer(visitor: Visitor) -> None:
-    """.6 A prompt that ends with the first k tokens of an answer continues with token k + 1."""
+    """§6 A prompt that ends with the first k tokens of an answer continues with token k + 1."""
     for options in (GREEDY, SAMPLED):
         peer = await visitor.admitted()
         prompt = peer.prompt(5)
@@ -135,7 +135,7 @@ async def a_prompt_that_ends_in_its_answer(visitor: Visitor) -> None:
 
 
 async def a_stop_id(visitor: Visitor) -> None:
-    """.5.5 The answer ends with the first stop id, told as the bonus, and finish 1."""
+    """§5.5 The answer ends with the first stop id, told as the bonus, and finish 1."""
     truth = await plain_answer(visitor, **SAMPLED)
     stop = truth[_first_new(truth)]
     session = (await visitor.admitted()).open(stop_ids=(stop,), **SAMPLED)
@@ -144,7 +144,7 @@ async def a_stop_id(visitor: Visitor) -> None:
 
 
 async def a_stop_id_in_a_draft(visitor: Visitor) -> None:
-    """.5.5 An accepted path is cut at a stop id, which is told as the bonus."""
+    """§5.5 An accepted path is cut at a stop id, which is told as the bonus."""
     truth = await plain_answer(visitor, **SAMPLED)
     stop = truth[_first_new(truth)]
     session = (await visitor.admitted()).open(stop_ids=(stop,), **SAMPLED)
@@ -163,7 +163,7 @@ async def a_stop_id_in_a_draft(visitor: Visitor) -> None:
 
 
 async def the_end_in_a_draft(visitor: Visitor) -> None:
-    """.5.5 The last Verdict may accept all but the bonus, and says that the length is reached."""
+    """§5.5 The last Verdict may accept all but the bonus, and says that the length is reached."""
     truth = await plain_answer(visitor, **(SAMPLED | {"max_tokens": 6}))
     session = (await visitor.admitted()).open(**(SAMPLED | {"max_tokens": 6}))
     while not session.finish:
@@ -178,7 +178,7 @@ async def the_end_in_a_draft(visitor: Visitor) -> None:
 
 
 async def nothing_after_the_end(visitor: Visitor) -> None:
-    """.5.7 After a Verdict that finishes nothing comes for the session, not even a Close."""
+    """§5.7 After a Verdict that finishes nothing comes for the session, not even a Close."""
     peer = await visitor.admitted()
     session = peer.open()
     await session.rest()
@@ -186,7 +186,7 @@ async def nothing_after_the_end(visitor: Visitor) -> None:
 
 
 async def a_short_and_a_long_neighbour(visitor: Visitor) -> None:
-    """.6 The answer does not depend on other sessions."""
+    """§6 The answer does not depend on other sessions."""
     truth = await plain_answer(visitor, **SAMPLED)
     peer = await visitor.admitted()
     peer.open(2, peer.prompt(60, seed=3), max_nodes=0, **GREEDY)

@@ -31,7 +31,7 @@ from runtime.wire.messages import (
 
 VOCABULARY = 49_152
 MEANING, NONCE = bytes(range(16)), bytes(range(32))
-TEMPLATE = Template("{% for m in messages %}[{{ m.role }}]\n\t{{ m.content }}.{% endfor %}")
+TEMPLATE = Template("{% for m in messages %}[{{ m.role }}]\n\t{{ m.content }}§{% endfor %}")
 TEMPLATE_HASH = template_hash(TEMPLATE.source)
 HELLO = Hello(1, VOCABULARY, MEANING, "draft-135m", "alice", NONCE, TEMPLATE_HASH)
 BARE_HELLO = replace(HELLO, template_hash=NO_TEMPLATE)
