@@ -10,7 +10,6 @@ import difflib
 import math
 import os
 import re
-import stat
 import sys
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -19,6 +18,8 @@ from ipaddress import ip_address
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+
+from runtime.system import cpu_quota, others_may_read
 
 Config = TypeVar("Config", bound="Options")
 
@@ -54,7 +55,10 @@ class Options:
     """What both processes share."""
 
     threads: int = option(
-        0, "CPU threads for the model; 0 leaves it to OpenMP", minimum=0, maximum=1024
+        0,
+        "CPU threads for the model; 0 for one a CPU, or what a cgroup allows",
+        minimum=0,
+        maximum=1024,
     )
     dtype: str = option("float32", "type of weights and KV", choices=("float32", "bfloat16"))
     kv_dtype: str = option(
@@ -244,11 +248,16 @@ def prepare_threads(config: Options, env: MutableMapping[str, str]) -> None:
     """Tell OpenMP how to behave; call it before torch is imported.
 
     Its idle threads spin by default: two processes on one machine then slow each other down by a
-    factor of ten or more, for nothing gained.
+    factor of ten or more, for nothing gained. Nor does it know of a cgroup's share of the CPUs,
+    beyond which its threads would only take the time from each other.
     """
     env.setdefault("GOMP_SPINCOUNT", "0")
+    env.setdefault("KMP_BLOCKTIME", "0")  # the same for LLVM's OpenMP, as on macOS
+    quota = cpu_quota()
     if config.threads:
         env["OMP_NUM_THREADS"] = str(config.threads)
+    elif quota is not None and quota < (os.cpu_count() or 1):
+        env.setdefault("OMP_NUM_THREADS", str(max(int(quota), 1)))
 
 
 def read_toml(text: str, name: str) -> dict[str, Any]:
@@ -263,18 +272,13 @@ def read_toml(text: str, name: str) -> dict[str, Any]:
 
 
 def read_secret(path: Path) -> str:
-    """The text of a file that nobody else may read. Raises ConfigError.
-
-    A group may read it if its owner is not this user: so systemd and Kubernetes hand a secret of
-    root to a service that is not root.
-    """
+    """The text of a file that nobody else may read. Raises ConfigError."""
     try:
         status = path.stat()
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
-    others = stat.S_IRWXO | (stat.S_IRWXG if status.st_uid == os.geteuid() else 0)
-    if status.st_mode & others:
+    if others_may_read(status):
         raise ConfigError(f"others may read {path}; run: chmod 600 {path}")
     return text
 

@@ -10,8 +10,10 @@ import os
 import sys
 from collections.abc import Callable
 from errno import ENOSPC
-from signal import SIGINT, SIGPIPE
+from signal import SIGINT
 from typing import TextIO
+
+from runtime.system import BROKEN_PIPE_STATUS
 
 # C0 and DEL have pictures in Unicode, C1 has none.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
@@ -54,7 +56,7 @@ def run(program: str, main: Callable[[], int]) -> int:
         return 128 + SIGINT
     except BrokenPipeError:
         _drop(sys.stdout, sys.stderr)
-        return 128 + SIGPIPE
+        return BROKEN_PIPE_STATUS
     except OSError as error:
         if error.errno != ENOSPC:
             raise

@@ -224,7 +224,7 @@ def test_addresses() -> None:
 def test_threads_are_set_before_torch_and_do_not_spin() -> None:
     env = {"OMP_NUM_THREADS": "9"}
     prepare_threads(EdgeConfig(threads=2), env)
-    assert env == {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "0"}
+    assert env == {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
 @pytest.mark.parametrize("program", ["runtime.server", "runtime.edge"])

@@ -15,9 +15,12 @@ FORBIDDEN = {
     "runtime/wire/messages.py": HEAVY | {"socket"},
     "runtime/wire/connection.py": HEAVY | {"socket", "time"},
     "runtime/tree.py": {"torch", "asyncio", "runtime.model", "runtime.edge", "runtime.server"},
-    "runtime/config.py": HEAVY | {"runtime"},
+    "runtime/system.py": {"runtime", "socket", "torch", "numpy"},
+    "runtime/config.py": HEAVY
+    | {"runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
     "runtime/logs.py": HEAVY | {"runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
-    "runtime/terminal.py": HEAVY | {"rich", "runtime"},
+    "runtime/terminal.py": HEAVY
+    | {"rich", "runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
     "runtime/server/http.py": {"torch", "numpy", "runtime.model", "runtime.server"},
     "runtime/server/metrics.py": {"torch", "numpy", "asyncio", "starlette", "uvicorn", "time"},
     "runtime/server/prefix_cache.py": HEAVY | {"socket", "time", "runtime"},
@@ -51,6 +54,7 @@ FORBIDDEN = {
 }
 # these may be imported, but only inside functions, when they are needed
 LAZY = {
+    "runtime/system.py": HEAVY | {"fcntl", "termios", "resource"},
     "runtime/model": {"transformers", "gguf", "safetensors", "huggingface_hub", "tokenizers"},
     "runtime/edge/__init__.py": {"torch", "runtime.edge.client"},
     "runtime/edge/__main__.py": HEAVY | {"rich", "runtime.edge.client", "runtime.edge.chat"},
@@ -108,6 +112,34 @@ def test_nothing_can_run_code_from_data() -> None:
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in {"eval", "exec", "torch.load"}, f"{path}:{node.lineno}"
+
+
+# what Windows lacks, and of what it has, what means something else there
+POSIX_MODULES = {"fcntl", "termios", "resource", "pwd", "grp", "pty", "tty", "posix", "syslog"}
+POSIX_NAMES = {
+    *("SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGUSR2"),
+    *("add_signal_handler", "remove_signal_handler", "setitimer", "pthread_sigmask", "sigwait"),
+    *("fork", "forkpty", "geteuid", "getuid", "getegid", "getgid", "setuid", "killpg", "setsid"),
+    *("getpgid", "getloadavg", "getpriority", "nice", "uname", "mkfifo", "chown", "fchown"),
+    *("fchmod", "O_CLOEXEC", "O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "sysconf", "posix_fadvise"),
+    *("sched_getaffinity", "sched_setaffinity", "wait3", "wait4", "AF_UNIX", "madvise", "fwalk"),
+}
+# the bench of a machine measures Linux machines
+LINUX_ALONE = ("runtime/bench",)
+
+
+def test_what_some_systems_lack_is_in_one_file() -> None:
+    """Edges run on Windows and macOS as well."""
+    for path in [*modules("runtime"), *modules("specedge_kernels")]:
+        place = path.relative_to(ROOT).as_posix()
+        if place == "runtime/system.py" or place.startswith(LINUX_ALONE):
+            continue
+        assert not offences(imports(path), POSIX_MODULES), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = {getattr(node, "attr", ""), getattr(node, "id", ""), getattr(node, "name", "")}
+            assert not names & POSIX_NAMES, f"{path}:{getattr(node, 'lineno', '?')}"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not node.value.startswith(("/proc", "/sys", "/dev/")), path
 
 
 def test_torch_stays_out_of_csrc() -> None:

@@ -7,7 +7,6 @@ worker thread runs the model. They meet in `verify_once`, which reads like the p
 import asyncio
 import contextlib
 import logging
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from runtime.server.scheduler import Limits, Refused, Scheduler
 from runtime.server.session import NO_NODES, RejectedDraft, Session
 from runtime.server.trace import Step
 from runtime.server.verifier import Failed, Outcome, Prefilled, Verified, verify_batch
+from runtime.system import on_stop
 from runtime.wire import messages as wire
 from runtime.wire.tcp import FramedProtocol
 
@@ -365,8 +365,7 @@ class Server:
             else:
                 stop.set_result(None)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
+        on_stop(loop, on_signal)
         return stop
 
     def _stop_now(self) -> None:

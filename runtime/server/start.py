@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import platform
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -26,6 +25,7 @@ from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
 from runtime.server.users import add_user, load_users
 from runtime.server.warm_up import warm_up
+from runtime.system import on_stop
 from runtime.terminal import inert
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE
@@ -82,8 +82,7 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
         tls=certificate and certificate.context,
     )
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    on_stop(asyncio.get_running_loop(), stop.set)
     async with _pages(config, console, lambda: "", metrics):
         _announce(config, console, certificate, *listener.sockets[0].getsockname()[:2])
         await stop.wait()

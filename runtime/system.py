@@ -1,0 +1,118 @@
+"""What operating systems do differently: every call that one of them lacks is made here.
+
+Elsewhere the same is meant by other means, or nothing: each function says what. Knows nothing of
+servers and edges.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # options are read before anything heavy is imported
+    import asyncio
+
+# What a shell calls the end of a program that SIGPIPE stopped, on systems without signals too.
+BROKEN_PIPE_STATUS = 128 + 13
+
+
+def others_may_read(status: os.stat_result) -> bool:
+    """Whether a file is not its owner's alone.
+
+    A group may read it if its owner is not this user: so systemd and Kubernetes hand a secret of
+    root to a service that is not root. On Windows, where a file's mode says nothing, never.
+    """
+    if sys.platform == "win32":
+        return False
+    is_own = status.st_uid == os.geteuid()
+    return bool(status.st_mode & (stat.S_IRWXO | (stat.S_IRWXG if is_own else 0)))
+
+
+def on_stop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """Run this in the event loop at each SIGTERM, SIGINT or, on Windows, Ctrl-Break."""
+    if sys.platform == "win32":
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK):
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))
+    else:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, callback)
+
+
+def raise_descriptor_limit(wanted: int) -> int:
+    """Let this process open `wanted` files and sockets, as far as it may; how many it can open."""
+    if sys.platform == "win32":
+        return wanted  # there is no such limit
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    new = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with suppress(OSError, ValueError):  # macOS names a limit that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (new, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPUs that this process may use in the long run by its cgroups; None for all there are."""
+    quotas = [*_quotas_v2(root), *_quotas_v1(root)]
+    return min(quotas, default=None)
+
+
+def _quotas_v2(root: Path) -> list[float]:
+    quotas = []
+    for group in _groups(root, ""):
+        quota, _, period = _read(root / "sys/fs/cgroup" / group / "cpu.max").partition(" ")
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            quotas.append(int(quota) / int(period))
+    return quotas
+
+
+def _quotas_v1(root: Path) -> list[float]:
+    quotas = []
+    for group in _groups(root, "cpu"):
+        folder = root / "sys/fs/cgroup/cpu" / group
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            quotas.append(int(quota) / int(period))
+    return quotas
+
+
+def _groups(root: Path, controller: str) -> list[Path]:
+    """The group of this process under a controller, and all that it lies in, down to the root.
+
+    In a container the line names a folder of the host: only the root is there then.
+    """
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, *rest = line.split(":", 2)
+        if len(rest) == 2 and controller in rest[0].split(","):
+            group = Path(rest[1].lstrip("/"))
+            return [group, *group.parents] if group != Path() else [group]
+    return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def unacknowledged_bytes(descriptor: int) -> int:
+    """Bytes of a TCP socket that the other end's system has not confirmed; 0 if unknown."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    import fcntl
+    import termios
+
+    try:
+        answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    except (OSError, ValueError):  # it is closed
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
