@@ -1,5 +1,6 @@
 """python -m runtime.edge: ask a server one question, or chat with it, drafting on this machine."""
 
+import gc
 import os
 import sys
 
@@ -22,12 +23,16 @@ def main() -> int:
 
 
 def _run(config: EdgeConfig) -> int:
+    # What is imported stays: to look through it again and again would be a tenth of the start.
+    gc.disable()
     from runtime.console import Terminal
     from runtime.edge.chat import chat, print_statistics, stream_answer, stream_pieces
     from runtime.edge.client import Edge
     from runtime.edge.net.link import ServerError
     from runtime.model.weights import ModelError
 
+    gc.freeze()
+    gc.enable()
     console, errors = Terminal(), Terminal(stderr=True)
     try:
         # Not on standard output, which has the text and nothing else.

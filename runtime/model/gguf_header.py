@@ -5,10 +5,11 @@ reads the same, but takes seconds for a vocabulary; it still decodes the tensors
 bytes only, not what a key or a tensor means.
 """
 
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -28,6 +29,7 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")  # of a string, which follows
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,10 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Raises ValueError for a file that is no GGUF file of a known version, or is cut short."""
-    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
             raise ValueError("it does not begin with GGUF")
-        reader = _Reader(file, size)
+        reader = _Reader(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), start=len(MAGIC))
         version = reader.scalar("I")
         if version not in VERSIONS:
             if version & 0xFFFF == 0:
@@ -74,18 +75,20 @@ def read_header(path: Path) -> Header:
         alignment = metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"its alignment is {alignment!r}; expected a power of two of bytes")
-        return Header(metadata, tensors, -(-file.tell() // alignment) * alignment)
+        return Header(metadata, tensors, -(-reader.place // alignment) * alignment)
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO, size: int):
-        self._file, self._left = file, size - file.tell()
+    """Reads a mapped file from `place` on."""
+
+    def __init__(self, data: mmap.mmap, start: int):
+        self._data, self.place = data, start
 
     def scalar(self, code: str) -> Any:
-        return struct.unpack(f"<{code}", self._bytes(struct.calcsize(f"<{code}")))[0]
+        return self._numbers(1, code)[0]
 
     def string(self) -> str:
-        return self._bytes(int.from_bytes(self._bytes(8), "little")).decode("utf-8")
+        return self._strings(1)[0]
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -105,18 +108,38 @@ class _Reader:
 
     def _array(self, kind: int, count: int) -> list[Any]:
         if kind in _SCALARS:
-            self._expect_left(count * struct.calcsize(f"<{_SCALARS[kind]}"))
-            code = f"<{count}{_SCALARS[kind]}"
-            return list(struct.unpack(code, self._bytes(struct.calcsize(code))))
+            return list(self._numbers(count, _SCALARS[kind]))
         if kind != _STRING:
             raise ValueError(f"an array has the unknown type {kind}")
-        return [self.string() for _ in range(count)]
+        return self._strings(count)
 
-    def _bytes(self, count: int) -> bytes:
-        self._expect_left(count)
-        self._left -= count
-        return self._file.read(count)
+    def _numbers(self, count: int, code: str) -> tuple[Any, ...]:
+        n_bytes = count * struct.calcsize(f"<{code}")
+        self._expect_left(n_bytes)
+        values = struct.unpack_from(f"<{count}{code}", self._data, self.place)
+        self.place += n_bytes
+        return values
+
+    def _strings(self, count: int) -> list[str]:
+        # A vocabulary has a hundred thousand: this loop is what it takes to read a header.
+        data, unpack, size, end = self._data, _LENGTH.unpack_from, _LENGTH.size, self.place
+        total = len(data)
+        self._expect_left(count * size)
+        texts = list[str]()
+        for _ in range(count):
+            start = end + size
+            end = start + (unpack(data, end)[0] if start <= total else 0)
+            if end > total:
+                raise _cut_short(end - self.place, total - self.place)
+            texts.append(data[start:end].decode("utf-8"))
+        self.place = end
+        return texts
 
     def _expect_left(self, count: int) -> None:
-        if count > self._left:
-            raise ValueError(f"it is cut short: {count} bytes expected, {self._left} are left")
+        left = len(self._data) - self.place
+        if count > left:
+            raise _cut_short(count, left)
+
+
+def _cut_short(expected: int, left: int) -> ValueError:
+    return ValueError(f"it is cut short: {expected} bytes expected, {left} are left")

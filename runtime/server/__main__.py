@@ -1,5 +1,6 @@
 """python -m runtime.server: load the target, open the port, verify."""
 
+import gc
 import os
 import sys
 
@@ -16,8 +17,12 @@ def main() -> int:
         return fail("runtime.server", error)
     configure(config.log_level, config.log_format)
     prepare_threads(config, os.environ)
+    # What is imported stays: to look through it again and again would be a tenth of the start.
+    gc.disable()
     from runtime.server.start import StartError, start
 
+    gc.freeze()
+    gc.enable()
     try:
         start(config)
     except StartError as error:

@@ -1,11 +1,15 @@
 """Pages are lent and come back, whatever the order; the recount sees every kind of mistake."""
 
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
+from runtime.model.config import ModelError
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV, page_table
+from runtime.model.open import open_engine
 
 
 @pytest.fixture
@@ -23,6 +27,24 @@ def test_shape_and_size(config):
     assert kv.kv.shape == (2, 2, 12, 4, 2, 16)
     assert kv.bytes_per_page * 12 == kv.kv.nbytes
     assert [kv.pages_for(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_is_taken_only_where_something_was_written(config):
+    before = resident_bytes()
+    kv = PagedKV(config, 2**18, 4, torch.float32)  # 512 MiB
+    assert resident_bytes() - before < kv.kv.nbytes / 10
+    kv.kv[:, :, -1] = 1
+    assert kv.kv[:, :, -2:].sum() == kv.kv[:, :, -1].numel()
+    assert resident_bytes() - before < kv.kv.nbytes / 10
+
+
+def test_a_pool_that_no_machine_has_memory_for_is_a_sentence(tiny_pair):
+    with pytest.raises(ModelError, match=r"no memory for a KV cache of \d+ tokens; ask for fewer"):
+        open_engine(str(tiny_pair[0]), "float32", "cpu", lambda model: 2**42, 16)
 
 
 @pytest.mark.parametrize("seed", range(5))

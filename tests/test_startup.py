@@ -1,0 +1,79 @@
+"""What a server and an edge of the embedded pair import and take until an answer is there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import embedded
+
+# each takes a good part of a second, and none is needed for a GGUF file
+NEEDLESS = {"transformers", "huggingface_hub", "triton", "sympy", "scipy", "sklearn", "PIL"}
+NEEDLESS |= {"torch._dynamo", "torch._inductor", "pandas", "matplotlib"}
+MOST_RESIDENT_BYTES = 1.2e9  # of the server, whose pool of keys and values alone has 1.5e9
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-X", "importtime", "-m", *options]
+
+
+def imported(log: Path) -> list[str]:
+    """The modules that a process has told of with -X importtime, in order."""
+    lines = re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", log.read_text(), re.MULTILINE)
+    assert "torch" in lines
+    return lines
+
+
+def needless(modules: list[str]) -> set[str]:
+    return {name for name in modules for root in NEEDLESS if f"{name}.".startswith(f"{root}.")}
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory) -> tuple[Path, Path, int]:
+    """What server and edge wrote to standard error, and the server's memory after the answer."""
+    try:
+        embedded.target_path()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    logs = [tmp_path_factory.mktemp("startup") / name for name in ("server", "edge")]
+    ports = ("--port", "0", "--http", "127.0.0.1:0")
+    question = ("--prompt", "Why is the sky blue?", "--max-tokens", "2")
+    with logs[0].open("w") as errors, logs[1].open("w") as edge_errors:
+        server = subprocess.Popen(
+            command("runtime.server", *ports), stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        try:
+            ready = next(line for line in server.stdout if "--server" in line)
+            address = ready.split("--server ")[1].split()[0]
+            edge = command("runtime.edge", "--server", address, *question)
+            answer = subprocess.run(
+                edge, stdout=subprocess.PIPE, stderr=edge_errors, timeout=120, check=True
+            )
+            assert answer.stdout.strip()
+            pages = int(Path(f"/proc/{server.pid}/statm").read_text().split()[1])
+        finally:
+            server.kill()
+            server.communicate()
+    return *logs, pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_nothing_heavy_is_imported_that_is_not_needed(logs):
+    server, edge, _ = logs
+    assert not needless(imported(server))
+    assert not needless(imported(edge))
+    # the server writes no conversations, and an edge serves no pages
+    assert "jinja2" not in imported(server)
+    assert not {"starlette", "uvicorn", "prometheus_client"} & set(imported(edge))
+
+
+def test_nothing_is_imported_twice(logs):
+    for log in logs[:2]:
+        ours = [name for name in imported(log) if name.startswith(("runtime", "specedge"))]
+        assert len(ours) == len(set(ours))
+
+
+def test_memory_is_taken_when_it_is_needed(logs):
+    assert logs[2] < MOST_RESIDENT_BYTES
