@@ -34,31 +34,43 @@ inline float log_of(float x) {
   return lanes[0];
 }
 
+// Scores outside lo .. hi-1 become -inf.
+inline void hide(vec* scores, int64_t lo, int64_t hi) {
+  int32_t lanes[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
+  ivec index = load_as<ivec>(lanes);
+  for (int i = 0; i < kBlock / kLanes; ++i, index += kLanes) {
+    const ivec visible = (index >= int32_t(lo)) & (index < int32_t(hi));
+    scores[i] = select(visible, scores[i], splat(kMinusInfinity));
+  }
+}
+
 // Raw scores [64] -> weights in place; positions outside lo .. hi-1 get exactly 0.
 inline void softmax_step(float* scores, int64_t lo, int64_t hi, const Scoring& scoring,
                          const State& state) {
-  for (int64_t i = 0; i < kBlock; i += kLanes) {
-    vec s = load_vec(scores + i) * scoring.scale;
-    if (scoring.softcap > 0) s = tanh_of(s / scoring.softcap) * scoring.softcap;
-    store_vec(scores + i, s);
+  constexpr int kVecs = kBlock / kLanes;
+  vec s[kVecs];
+  for (int i = 0; i < kVecs; ++i) {
+    s[i] = load_vec(scores + i * kLanes) * scoring.scale;
+    if (scoring.softcap > 0) s[i] = tanh_of(s[i] / scoring.softcap) * scoring.softcap;
   }
-  for (int64_t i = 0; i < lo; ++i) scores[i] = kMinusInfinity;
-  for (int64_t i = hi; i < kBlock; ++i) scores[i] = kMinusInfinity;
+  if (lo > 0 || hi < kBlock) hide(s, lo, hi);
   vec best = splat(*state.top);
-  for (int64_t i = 0; i < kBlock; i += kLanes) best = larger(load_vec(scores + i), best);
+  for (const vec& some : s) best = larger(some, best);
   const float top = max_of(best);
   // Without a finite score yet, exp(-inf - 0) gives the zeros that are due.
   const float shift = top == kMinusInfinity ? 0.0f : top;
   vec sum = vec{};
-  for (int64_t i = 0; i < kBlock; i += kLanes) {
-    const vec weight = exp_of(load_vec(scores + i) - shift);
-    store_vec(scores + i, weight);
+  for (int i = 0; i < kVecs; ++i) {
+    const vec weight = exp_of(s[i] - shift);
+    store_vec(scores + i * kLanes, weight);
     sum += weight;
   }
-  const float decay = exp_of(*state.top - shift);
+  // What was added before counts for less, if the largest score has grown.
+  const float decay = *state.top == shift ? 1.0f : exp_of(*state.top - shift);
   *state.total = *state.total * decay + sum_of(sum);
   *state.top = top;
-  for (int64_t d = 0; d < state.width; d += kLanes) {
+  for (int64_t d = 0; decay != 1 && d < state.width; d += kLanes) {
     store_vec(state.sums + d, load_vec(state.sums + d) * decay);
   }
 }

@@ -34,28 +34,58 @@ inline quad load_quad(const e4m3* p) {
 #endif
 }
 
-inline void store_quad(float* p, quad value) { std::memcpy(p, &value, sizeof value); }
+// One number of each of as many rows as a step of `transpose` takes, and the ways of pairing two.
+#if defined(__AVX2__)
+constexpr int64_t kStep = 8;
+typedef float column __attribute__((vector_size(32)));
 
-// rows: n pointers to [D], n a multiple of 4 -> the first n columns of keys [D, 64]
+template <typename T>
+inline column load_column(const T* const* rows, int64_t d) {
+  const quad low = load_quad(rows[0] + d), high = load_quad(rows[4] + d);
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+inline column low_ones(column a, column b) { return (column)_mm256_unpacklo_ps(a, b); }
+inline column high_ones(column a, column b) { return (column)_mm256_unpackhi_ps(a, b); }
+inline column low_twos(column a, column b) {
+  return (column)_mm256_unpacklo_pd((__m256d)a, (__m256d)b);
+}
+inline column high_twos(column a, column b) {
+  return (column)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+}
+#else
+constexpr int64_t kStep = 4;
+typedef quad column;
+
+template <typename T>
+inline column load_column(const T* const* rows, int64_t d) {
+  return load_quad(rows[0] + d);
+}
+inline column low_ones(column a, column b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+inline column high_ones(column a, column b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+inline column low_twos(column a, column b) { return __builtin_shufflevector(a, b, 0, 1, 4, 5); }
+inline column high_twos(column a, column b) { return __builtin_shufflevector(a, b, 2, 3, 6, 7); }
+#endif
+
+inline void store_column(float* p, column value) { std::memcpy(p, &value, sizeof value); }
+
+// rows: n pointers to [D], n a multiple of kLanes -> the first n columns of keys [D, 64]
 template <typename T>
 inline void transpose(const T* const* rows, int64_t n, int64_t dim, float* keys) {
-  for (int64_t lane = 0; lane < n; lane += 4) {
+  for (int64_t lane = 0; lane < n; lane += kStep, rows += kStep) {
     int64_t d = 0;
     for (; d + 4 <= dim; d += 4) {
-      const quad a = load_quad(rows[lane] + d), b = load_quad(rows[lane + 1] + d);
-      const quad c = load_quad(rows[lane + 2] + d), e = load_quad(rows[lane + 3] + d);
-      const quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-      const quad ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-      const quad ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5);
-      const quad ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
+      const column a = load_column(rows, d), b = load_column(rows + 1, d);
+      const column c = load_column(rows + 2, d), e = load_column(rows + 3, d);
+      const column ab_low = low_ones(a, b), ab_high = high_ones(a, b);
+      const column ce_low = low_ones(c, e), ce_high = high_ones(c, e);
       float* to = keys + d * kBlock + lane;
-      store_quad(to, __builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5));
-      store_quad(to + kBlock, __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7));
-      store_quad(to + 2 * kBlock, __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5));
-      store_quad(to + 3 * kBlock, __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7));
+      store_column(to, low_twos(ab_low, ce_low));
+      store_column(to + kBlock, high_twos(ab_low, ce_low));
+      store_column(to + 2 * kBlock, low_twos(ab_high, ce_high));
+      store_column(to + 3 * kBlock, high_twos(ab_high, ce_high));
     }
     for (; d < dim; ++d) {
-      for (int64_t i = lane; i < lane + 4; ++i) keys[d * kBlock + i] = load(rows[i] + d);
+      for (int64_t i = 0; i < kStep; ++i) keys[d * kBlock + lane + i] = load(rows[i] + d);
     }
   }
 }
@@ -66,10 +96,16 @@ struct Tokens {
   const int32_t* pages;
   int64_t head;
 
+  // Where slots lo .. hi-1 lie -> rows. A division for each would take as long as attending to it.
   template <typename T>
-  const T* at(int64_t slot) const {
-    return static_cast<const T*>(cache.data) + pages[slot / cache.page_size] * cache.page_stride +
-           slot % cache.page_size * cache.token_stride + head * cache.head_stride;
+  void find(int64_t lo, int64_t hi, const T** rows) const {
+    for (int64_t slot = lo; slot < hi;) {
+      const int64_t page = slot / cache.page_size, first = page * cache.page_size;
+      const int64_t end = smaller(hi, first + cache.page_size);
+      const T* row = static_cast<const T*>(cache.data) + pages[page] * cache.page_stride +
+                     (slot - first) * cache.token_stride + head * cache.head_stride;
+      for (; slot < end; ++slot, row += cache.token_stride) *rows++ = row;
+    }
   }
 
   // Slots first .. first+n-1 -> columns of keys [D, 64]; slots outside lo .. hi-1 are not read and
@@ -78,10 +114,9 @@ struct Tokens {
   void stage_keys(int64_t first, int64_t n, int64_t lo, int64_t hi, const void* zeros,
                   float* keys) const {
     const T* rows[kBlock];
-    for (int64_t i = 0; i < n; ++i) {
-      const bool valid = first + i >= lo && first + i < hi;
-      rows[i] = valid ? at<T>(first + i) : static_cast<const T*>(zeros);
-    }
+    for (const T*& row : rows) row = static_cast<const T*>(zeros);
+    const int64_t begin = larger(first, lo);
+    find(begin, smaller(first + n, hi), rows + (begin - first));
     transpose(rows, n, cache.head_dim, keys);
   }
 
@@ -89,12 +124,16 @@ struct Tokens {
   template <typename T>
   void stage_values(int64_t lo, int64_t hi, int64_t width, float* values) const {
     const int64_t dim = cache.head_dim;
-    for (int64_t slot = lo; slot < hi; ++slot, values += width) {
-      const T* row = at<T>(slot);
-      int64_t d = 0;
-      for (; d + kLanes <= dim; d += kLanes) store_vec(values + d, load_vec(row + d));
-      for (; d < dim; ++d) values[d] = load(row + d);
-      for (; d < width; ++d) values[d] = 0;
+    for (int64_t first = lo; first < hi; first += kBlock) {
+      const T* rows[kBlock];
+      const int64_t n = smaller(kBlock, hi - first);
+      find(first, first + n, rows);
+      for (int64_t i = 0; i < n; ++i, values += width) {
+        int64_t d = 0;
+        for (; d + kLanes <= dim; d += kLanes) store_vec(values + d, load_vec(rows[i] + d));
+        for (; d < dim; ++d) values[d] = load(rows[i] + d);
+        for (; d < width; ++d) values[d] = 0;
+      }
     }
   }
 };

@@ -75,10 +75,13 @@ class Attention {
     staged_keys_ = arena_.take<float>(dim_ * kBlock);
     staged_values_ = arena_.take<float>(slots_ * width_);
     zeros_ = arena_.take<float>(dim_);
+    value_rows_ = arena_.take<const float*>(slots_);
     path_ = arena_.take<int32_t>(slots_);
+    path_scores_ = arena_.take<float>(group_ * kBlock);
     state_ = {arena_.take<float>(vectors_ * width_), arena_.take<float>(vectors_),
               arena_.take<float>(vectors_), width_};
     std::memset(zeros_, 0, dim_ * sizeof(float));
+    std::memset(path_scores_, 0, group_ * kBlock * sizeof(float));
     std::memset(state_.sums, 0, vectors_ * width_ * sizeof(float));
     for (int64_t i = 0; i < vectors_; ++i) {
       state_.top[i] = kMinusInfinity;
@@ -102,9 +105,9 @@ class Attention {
   int64_t tail_slots() const { return round_up(span_.end_slot - span_.common_end, kBlock); }
 
   int64_t arena_bytes() const {
-    const int64_t floats =
-        vectors_ * (dim_ + slots_ + width_ + 2) + dim_ * (kBlock + 1) + slots_ * (width_ + 1);
-    return floats * int64_t(sizeof(float)) + 16 * 64;
+    const int64_t floats = vectors_ * (dim_ + slots_ + width_ + 2) + dim_ * (kBlock + 1) +
+                           slots_ * (width_ + 1) + group_ * kBlock;
+    return floats * int64_t(sizeof(float)) + slots_ * int64_t(sizeof(float*)) + 16 * 64;
   }
 
   // Of the slots first .. first+63 those in lo .. hi-1 -> raw scores of all vectors.
@@ -118,20 +121,16 @@ class Attention {
 
   void attend_common(int64_t first) {
     score(first, first, first + kBlock, scores_);
-    stage_values(first, first, first + kBlock);
-    const float* rows[kBlock];
-    for (int64_t i = 0; i < kBlock; ++i) rows[i] = value_row(first + i, first);
-    absorb(scores_, slots_, vectors_, 0, kBlock, Scattered{rows}, scoring_, state_);
+    find_values(first, first, first + kBlock);
+    absorb(scores_, slots_, vectors_, 0, kBlock, Scattered{value_rows_}, scoring_, state_);
   }
 
-  // Values of slots lo .. hi-1, as float32 rows [slots, width] from slot `from` on.
-  void stage_values(int64_t from, int64_t lo, int64_t hi) {
-    if (in_place_) return;
-    specedge::stage_values(values_, lo, hi, width_, staged_values_ + (lo - from) * width_);
-  }
-
-  const float* value_row(int64_t slot, int64_t from) const {
-    return in_place_ ? values_.at<float>(slot) : staged_values_ + (slot - from) * width_;
+  // The values of slots lo .. hi-1 as float32 -> value_rows_, from slot `from` on.
+  void find_values(int64_t from, int64_t lo, int64_t hi) {
+    const float** rows = value_rows_ + (lo - from);
+    if (in_place_) return values_.find(lo, hi, rows);
+    stage_values(values_, lo, hi, width_, staged_values_);
+    for (int64_t i = 0; i < hi - lo; ++i) rows[i] = staged_values_ + i * width_;
   }
 
   // Positions from .. to-1 of every row, each along its own path through slots from .. end_slot-1.
@@ -141,7 +140,7 @@ class Attention {
     for (int64_t slot = from; slot < end_slot; slot += kBlock) {
       score(slot, first, end_slot, scores_ + (slot - from));
     }
-    stage_values(from, first, end_slot);
+    find_values(from, first, end_slot);
     for (int64_t r = task_.first_row; r < task_.end_row; ++r) {
       attend_path(describe(trees_, task_.b, r, scoring_.window), r - task_.first_row, from, to);
     }
@@ -161,14 +160,13 @@ class Attention {
   void attend_path_block(const int32_t* slots, int64_t index, int64_t from, int64_t lo,
                          int64_t hi) {
     const float* rows[kBlock];
-    for (int64_t i = 0; i < hi - lo; ++i) rows[i] = value_row(slots[i], from);
+    for (int64_t i = 0; i < hi - lo; ++i) rows[i] = value_rows_[slots[i] - from];
     for (int64_t g = 0; g < group_; ++g) {
-      const int64_t vector = index * group_ + g;
-      alignas(64) float gathered[kBlock] = {};
-      const float* scores = scores_ + vector * slots_;
-      for (int64_t i = lo; i < hi; ++i) gathered[i] = scores[slots[i - lo] - from];
-      absorb(gathered, kBlock, 1, lo, hi, Scattered{rows}, scoring_, state_.from(vector));
+      const float* scores = scores_ + (index * group_ + g) * slots_ - from;
+      for (int64_t i = lo; i < hi; ++i) path_scores_[g * kBlock + i] = scores[slots[i - lo]];
     }
+    absorb(path_scores_, kBlock, group_, lo, hi, Scattered{rows}, scoring_,
+           state_.from(index * group_));
   }
 
   const Trees& trees_;
@@ -181,7 +179,8 @@ class Attention {
   const Tokens keys_, values_;
   const int64_t slots_;  // the most slots of one region
   Arena arena_;
-  float *scores_, *staged_keys_, *staged_values_, *zeros_;
+  float *scores_, *staged_keys_, *staged_values_, *zeros_, *path_scores_;
+  const float** value_rows_;
   int32_t* path_;
   State state_;
 };

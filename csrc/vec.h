@@ -139,7 +139,16 @@ inline vec select(ivec condition, vec yes, vec no) {
   return (vec)((condition & (ivec)yes) | (~condition & (ivec)no));
 }
 
-inline vec larger(vec a, vec b) { return select(a > b, a, b); }
+// a > b ? a : b, so b where either is NaN.
+inline vec larger(vec a, vec b) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return select(a > b, a, b);
+#endif
+}
 
 // Whether any lane of a comparison holds.
 inline bool any(ivec condition) {
@@ -158,24 +167,34 @@ inline bool any(ivec condition) {
 #endif
 }
 
-inline float sum_of(vec v) {
+// All lanes in one, each with the one half a vector away, then a quarter, and so on.
+template <typename F>
+inline float fold(vec v, F f) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256 wide = f(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+  const __m256 wide = (__m256)v;
+#endif
+  const __m128 four = f(_mm256_castps256_ps128(wide), _mm256_extractf128_ps(wide, 1));
+  const __m128 two = f(four, _mm_movehl_ps(four, four));
+  return f(two, (__m128)_mm_movehdup_ps(two))[0];
+#else
   float lanes[kLanes];
   store_vec(lanes, v);
   for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    for (int i = 0; i < width; ++i) lanes[i] = f(lanes[i], lanes[i + width]);
   }
   return lanes[0];
+#endif
+}
+
+inline float sum_of(vec v) {
+  return fold(v, [](auto a, auto b) { return a + b; });
 }
 
 inline float max_of(vec v) {
-  float lanes[kLanes];
-  store_vec(lanes, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) {
-      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    }
-  }
-  return lanes[0];
+  return fold(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // e^x for x up to 88; exactly 0 below -87, NaN stays NaN. Cody-Waite reduction, polynomial of
