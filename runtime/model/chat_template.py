@@ -26,7 +26,11 @@ def rendered(source: str, messages: Sequence[Mapping[str, Any]], variables: Any)
     given = [{key: item for key, item in one.items() if item is not None} for one in messages]
     # objects have methods that the sandbox does not know: what it gets was read from a text
     plain = json.loads(json.dumps(given))
-    return _compiled(source).render(messages=plain, add_generation_prompt=True, **variables)
+    # transformers names these two even where there are none, and templates ask if they are none
+    none = {"tools": None, "documents": None}
+    return _compiled(source).render(
+        messages=plain, add_generation_prompt=True, **{**none, **variables}
+    )
 
 
 @lru_cache(maxsize=4)  # a chat renders the same one at every turn

@@ -71,6 +71,7 @@ def test_a_template_that_cannot_be_used_says_why(template, messages, sentence):
         CHAT_TEMPLATE + "{{ strftime_now('%Y') | length }}{{ unknown }}",
         CHAT_TEMPLATE + "{% if tools %}{{ tools | tojson }}{% endif %}{{ eos_token }}",
         CHAT_TEMPLATE + "{% generation %}{{ messages[0].content }}{% endgeneration %}",
+        "{{ tools is none }}{{ documents is defined }}{{ add_generation_prompt }}{{ functions }}",
         "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% endgeneration %}{{ a }}",
         "{% set n = namespace({'a': 1}, b=2) %}{% set n.a = n.a + n.b %}{{ n.a }}{{ dict(c=3) }}",
         "{{ {'b': '<é>', 'a': [1, none]} | tojson(indent=1, sort_keys=true) }}{{ '<' | tojson }}",
