@@ -5,10 +5,10 @@ first nodes are cached already: every pass has this one form. A batch can be pad
 size with requests of nobody. Knows no weights and no pages' fate.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import torch
@@ -63,20 +63,8 @@ class BatchSize:
     words: int  # W
     logits: int  # rows whose logits are wanted
 
-    @classmethod
-    def of(cls, requests: Sequence[TreeRequest], page_size: int) -> "BatchSize":
-        """The least size that holds the requests."""
-        return cls(
-            rows=sum(len(r.tokens) for r in requests),
-            nodes=sum(len(r.parents) for r in requests),
-            requests=len(requests),
-            pages=max(-(-r.n_tokens // page_size) for r in requests),
-            words=mask_words(requests),
-            logits=sum(len(r.logit_rows) for r in requests),
-        )
-
     def layout(self) -> Layout:
-        """The arrays that `fill` writes and `tree_batch` reads."""
+        """The arrays that `Joined.fill` writes and `tree_batch` reads."""
         return _layout(self)
 
 
@@ -98,48 +86,102 @@ def _layout(size: BatchSize) -> Layout:
     )
 
 
-def fill(arrays: Mapping[str, np.ndarray], requests: Sequence[TreeRequest], page_size: int) -> None:
-    """Write requests, checked by `check_request`, into the arrays of a size that holds them.
+class Joined:
+    """The requests of one pass, at least one, as arrays: one after the other.
 
-    What is larger than the requests is filled up by one more, whose rows are a chain that nobody
-    reads and that is written nowhere, and by empty ones.
+    A pass has a thousand nodes, so nothing here loops over them in Python.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in arrays}
-    columns["offsets"], columns["node_offsets"] = [0], [0]
-    batch, n_pages = arrays["page_table"].shape
-    for request in requests:
-        _add(columns, request, page_size, n_pages)
-    for _ in range(len(requests), batch):
-        rows = len(arrays["tokens"]) - len(columns["tokens"])
-        nodes = len(arrays["parents"]) - len(columns["parents"])
-        spare = TreeRequest([0] * rows, range(-1, nodes - 1), 0, [0] * n_pages, ())
-        _add(columns, spare, page_size, n_pages)
-        columns["slots"][len(columns["slots"]) - rows :] = [-1] * rows
-    columns["logit_rows"] += [0] * (len(arrays["logit_rows"]) - len(columns["logit_rows"]))
-    for name, column in columns.items():
-        arrays[name][:] = column
 
+    def __init__(self, requests: Sequence[TreeRequest], page_size: int):
+        self.requests, self.page_size = requests, page_size
+        self.new = _column(len(r.tokens) for r in requests)
+        self.nodes = _column(len(r.parents) for r in requests)
+        self.prefix = _column(r.prefix_len for r in requests)
+        self.logits = _column(len(r.logit_rows) for r in requests)
+        self.tokens = _column(chain.from_iterable(r.tokens for r in requests))
+        self.parents = _column(chain.from_iterable(r.parents for r in requests))
+        self.logit_rows = _column(chain.from_iterable(r.logit_rows for r in requests))
+        # of each node its place among those of its request
+        self.place = np.arange(len(self.parents)) - np.repeat(_begins(self.nodes), self.nodes)
+        steps = self.parents != self.place - 1  # where a tree is not a chain
+        self.is_chain = np.bincount(self._of_nodes()[steps], minlength=len(requests)) == 0
 
-def _add(columns: dict[str, list[Any]], request: TreeRequest, page_size: int, n_pages: int) -> None:
-    """One more request, and its new nodes, which are the last ones of its tree."""
-    first_row, first_node = len(columns["tokens"]), len(columns["parents"])
-    n_nodes, prefix_len, pages = len(request.parents), request.prefix_len, request.pages
-    new = range(n_nodes - len(request.tokens), n_nodes)
-    columns["tokens"] += request.tokens
-    columns["parents"] += request.parents
-    columns["nodes"] += [first_node + node for node in new]
-    columns["prefixes"] += [prefix_len] * len(new)
-    columns["slots"] += [
-        pages[place // page_size] * page_size + place % page_size
-        for place in range(prefix_len + new.start, prefix_len + n_nodes)
-    ]
-    columns["logit_rows"] += [first_row + row for row in request.logit_rows]
-    columns["offsets"].append(first_row + len(new))
-    columns["node_offsets"].append(first_node + n_nodes)
-    columns["prefix_lens"].append(prefix_len)
-    columns["n_nodes"].append(n_nodes)
-    needed = -(-request.n_tokens // page_size)
-    columns["page_table"].append([*pages[:needed], *[0] * (n_pages - needed)])
+    def size(self) -> BatchSize:
+        """The least size that holds the requests."""
+        largest = self.nodes[~self.is_chain].max(initial=0)
+        return BatchSize(
+            rows=len(self.tokens),
+            nodes=len(self.parents),
+            requests=len(self.requests),
+            pages=int(self._pages().max()),
+            words=1 if largest <= 64 else 2 if largest <= 128 else 4,
+            logits=len(self.logit_rows),
+        )
+
+    def check(self, vocab_size: int, max_context: int, n_pages: int) -> None:
+        """Raises ValueError with expected and got if the pass would read or write a wrong place."""
+        held = _column(len(r.pages) for r in self.requests)
+        length = self.prefix + self.nodes
+        # A tree has more nodes than positions: near the end of the context its nodes need not fit,
+        # only the tokens that can still be accepted, and those are the caller's to count.
+        room = np.where(self.is_chain, max_context, max_context + MAX_TREE_NODES)
+        right = (
+            (self.new >= 1).all()
+            and (self.new <= self.nodes).all()
+            and (self.prefix >= 0).all()
+            and (self._pages() <= held).all()
+            and (length <= room).all()
+            and (self.is_chain | (self.nodes <= MAX_TREE_NODES)).all()
+            and _lie_in(self.tokens, 0, vocab_size)
+            and _lie_in(self.logit_rows, 0, np.repeat(self.new, self.logits))
+            and _lie_in(self.parents, -1, self.place)
+            and _lie_in(_column(chain.from_iterable(r.pages for r in self.requests)), 0, n_pages)
+        )
+        if not right:  # who is wrong, and in what, is looked for only now
+            for request in self.requests:
+                _complain(request, vocab_size, max_context, n_pages, self.page_size)
+            raise AssertionError("a batch was found wrong, and none of its requests")
+
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the requests into the arrays of a size that holds them.
+
+        What is larger than they are is filled up by one more, whose rows are a chain that nobody
+        reads and that is written nowhere, and by empty ones.
+        """
+        rows, n_nodes = len(self.tokens), len(self.parents)
+        batch, page_size = len(arrays["n_nodes"]), self.page_size
+        new = _filled_up(self.new, batch, len(arrays["tokens"]))
+        nodes = _filled_up(self.nodes, batch, len(arrays["parents"]))
+        prefix = _filled_up(self.prefix, batch)
+        table = arrays["page_table"]
+        table.fill(0)
+        for row, request, used in zip(table, self.requests, self._pages().tolist(), strict=False):
+            row[:used] = request.pages[:used]
+        arrays["tokens"][:rows], arrays["tokens"][rows:] = self.tokens, 0
+        arrays["parents"][:n_nodes] = self.parents
+        arrays["parents"][n_nodes:] = np.arange(-1, len(arrays["parents"]) - n_nodes - 1)
+        arrays["offsets"][0] = arrays["node_offsets"][0] = 0
+        np.cumsum(new, out=arrays["offsets"][1:])
+        np.cumsum(nodes, out=arrays["node_offsets"][1:])
+        # the new nodes are the last ones of their tree
+        owner = np.repeat(np.arange(batch), new)
+        node = np.arange(len(owner)) - np.repeat(_begins(new) - (nodes - new), new)
+        place = prefix[owner] + node
+        arrays["nodes"][:] = _begins(nodes)[owner] + node
+        arrays["prefixes"][:] = prefix[owner]
+        arrays["slots"][:] = table[owner, place // page_size] * page_size + place % page_size
+        arrays["slots"][rows:] = -1
+        wanted = np.repeat(_begins(self.new), self.logits) + self.logit_rows
+        arrays["logit_rows"][: len(wanted)], arrays["logit_rows"][len(wanted) :] = wanted, 0
+        arrays["prefix_lens"][:], arrays["n_nodes"][:] = prefix, nodes
+
+    def _of_nodes(self) -> np.ndarray:
+        """Of each node its request."""
+        return np.repeat(np.arange(len(self.nodes)), self.nodes)
+
+    def _pages(self) -> np.ndarray:
+        """Pages that each request uses."""
+        return -(-(self.prefix + self.nodes) // self.page_size)
 
 
 def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:
@@ -161,17 +203,34 @@ def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:
     )
 
 
-def mask_words(requests: Sequence[TreeRequest]) -> int:
-    """64-bit words of a node's mask: enough for the largest tree that is not a chain."""
-    largest = max((len(r.parents) for r in requests if not _is_chain(r.parents)), default=0)
-    return 1 if largest <= 64 else 2 if largest <= 128 else 4
+def _column(numbers: Iterable[int]) -> np.ndarray:
+    return np.fromiter(numbers, np.int64)
 
 
-def check_request(
+def _begins(sizes: np.ndarray) -> np.ndarray:
+    """Where each of consecutive pieces of these sizes begins."""
+    return np.cumsum(sizes) - sizes
+
+
+def _filled_up(sizes: np.ndarray, count: int, total: int = 0) -> np.ndarray:
+    """`count` sizes, of which the first new one has what is missing to `total`."""
+    filled = np.zeros(count, np.int64)
+    filled[: len(sizes)] = sizes
+    if count > len(sizes):
+        filled[len(sizes)] = max(total - int(sizes.sum()), 0)
+    return filled
+
+
+def _lie_in(values: np.ndarray, low: int, end: "int | np.ndarray") -> bool:
+    return bool(((values >= low) & (values < end)).all())
+
+
+def _complain(
     request: TreeRequest, vocab_size: int, max_context: int, n_pages: int, page_size: int
 ) -> None:
-    """Raises ValueError with expected and got if the pass would read or write a wrong place."""
+    """Raises ValueError for the first thing that is wrong with one request, if anything is."""
     n_new, n_nodes = len(request.tokens), len(request.parents)
+    is_chain = [*request.parents] == [*range(-1, n_nodes - 1)]
     if not 1 <= n_new <= n_nodes:
         raise ValueError(
             f"a request brings {n_new} new tokens and {n_nodes} parents; expected at least one "
@@ -184,10 +243,7 @@ def check_request(
             f"{len(request.pages)} pages of {page_size} tokens cannot hold a prefix of "
             f"{request.prefix_len} and {n_nodes} nodes"
         )
-    # A tree has more nodes than positions: near the end of the context its nodes need not fit,
-    # only the tokens that can still be accepted, and those are the caller's to count.
-    room = max_context if _is_chain(request.parents) else max_context + MAX_TREE_NODES
-    if request.n_tokens > room:
+    if request.n_tokens > max_context + (0 if is_chain else MAX_TREE_NODES):
         raise ValueError(
             f"a prefix of {request.prefix_len} and {n_nodes} nodes are longer than the model's "
             f"context of {max_context} tokens"
@@ -195,24 +251,16 @@ def check_request(
     _check_range("token", request.tokens, 0, vocab_size)
     _check_range("page", request.pages, 0, n_pages)
     _check_range("logit row", request.logit_rows, 0, n_new)
-    _check_parents(request.parents)
-
-
-def _check_range(what: str, values: Sequence[int], low: int, end: int) -> None:
-    if len(values) and not (low <= min(values) and max(values) < end):
-        wrong = next(value for value in values if not low <= value < end)
-        raise ValueError(f"{what} {wrong} is out of range; expected {low} to {end - 1}")
-
-
-def _check_parents(parents: Sequence[int]) -> None:
-    for node, parent in enumerate(parents):
+    for node, parent in enumerate(request.parents):
         if not -1 <= parent < node:
             raise ValueError(f"node {node} has parent {parent}; expected -1 or an earlier node")
-    if len(parents) > MAX_TREE_NODES and not _is_chain(parents):
+    if n_nodes > MAX_TREE_NODES and not is_chain:
         raise ValueError(
-            f"a tree of {len(parents)} nodes; expected at most {MAX_TREE_NODES}, or a chain"
+            f"a tree of {n_nodes} nodes; expected at most {MAX_TREE_NODES}, or a chain"
         )
 
 
-def _is_chain(parents: Sequence[int]) -> bool:
-    return [*parents] == [*range(-1, len(parents) - 1)]
+def _check_range(what: str, values: Sequence[int], low: int, end: int) -> None:
+    for value in values:
+        if not low <= value < end:
+            raise ValueError(f"{what} {value} is out of range; expected {low} to {end - 1}")

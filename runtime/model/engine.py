@@ -8,31 +8,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from runtime.model.batch import (
-    BatchSize,
-    TreeBatch,
-    TreeRequest,
-    check_request,
-    fill,
-    tree_batch,
-)
-from runtime.model.graphs import PaddedSteps
+from runtime.model.batch import Joined, TreeBatch, TreeRequest, tree_batch
+from runtime.model.graphs import PaddedSteps, sizes_to_record
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV
 from runtime.model.staging import Layout
 from runtime.model.transformer import Transformer
 from specedge_kernels import compact_kv
 
-__all__ = ["Engine", "KeptPath", "OutOfPages", "PagedKV", "TreeBatch", "TreeRequest"]
+__all__ = ["Engine", "KeptPath", "OutOfPages", "PagedKV", "TreeRequest"]
 
 
 class Engine:
     """Runs batches of token trees through a model and keeps their keys and values.
 
-    `forward` and `compact_verified` never wait for the device. With `pad`, batches run at a few
-    fixed sizes, which is what CUDA graphs need (graphs.py) and what a CPU does not.
+    `forward` and `compact_verified` never wait for the device.
     """
 
-    def __init__(self, model: Transformer, kv: PagedKV, pad: bool = False):
+    def __init__(self, model: Transformer, kv: PagedKV):
         config = model.config
         cached = kv.kv.shape[0], kv.kv.shape[4], kv.kv.shape[5]
         expected = config.n_layers, config.n_kv_heads, config.head_dim
@@ -43,8 +35,18 @@ class Engine:
             )
         self.model, self.kv = model, kv
         self._padded: PaddedSteps | None = None
-        if pad:
-            self._padded = PaddedSteps(self.hidden, kv.page_size, model.n_positions, model.device)
+
+    @torch.inference_mode()
+    def record(self, rows: int, requests: int, nodes: int = 0) -> None:
+        """From now on run batches of up to so many new nodes and requests at recorded sizes.
+
+        That is what makes small passes fast on a GPU (graphs.py); a CPU gains nothing from it.
+        Their trees may have up to `nodes` cached nodes together.
+        """
+        model, size = self.model, self.kv.page_size
+        pages = min(self.kv.n_pages, self.kv.pages_for(model.n_positions))
+        sizes = sizes_to_record(rows, nodes, requests + 1, pages, model.n_positions)
+        self._padded = PaddedSteps(self.hidden, size, model.device, sizes)
 
     @torch.inference_mode()
     def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
@@ -56,20 +58,15 @@ class Engine:
         """
         if not requests:
             return torch.empty(0, self.model.config.head_size, device=self.model.device)
-        self._check(requests)
-        hidden = self._padded.hidden(requests) if self._padded else None
+        joined = self._joined(requests)
+        hidden = self._padded.hidden(joined) if self._padded else None
         if hidden is None:
-            hidden = self.hidden(self._upload(requests))
+            hidden = self.hidden(self._upload(joined))
         return self.model.logits(hidden)
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Hidden states [R, H] before the last norm of the wanted rows; writes all rows' KV."""
         return self.model.forward(batch, self.kv.kv)
-
-    def batch(self, requests: Sequence[TreeRequest]) -> TreeBatch:
-        """The checked tensors of one pass over at least one request."""
-        self._check(requests)
-        return self._upload(requests)
 
     @torch.inference_mode()
     def compact(self, kept: Sequence[KeptPath]) -> None:
@@ -96,18 +93,16 @@ class Engine:
         on_device = layout.views(buffer.to(device, non_blocking=True))
         compact_kv(self.kv.kv, on_device["table"], on_device["prefix_lens"], path, accepted_lens)
 
-    def _check(self, requests: Sequence[TreeRequest]) -> None:
-        config = self.model.config
-        for request in requests:
-            check_request(
-                request, config.vocab_size, config.max_context, self.kv.n_pages, self.kv.page_size
-            )
+    def _joined(self, requests: Sequence[TreeRequest]) -> Joined:
+        config, joined = self.model.config, Joined(requests, self.kv.page_size)
+        joined.check(config.vocab_size, config.max_context, self.kv.n_pages)
+        return joined
 
-    def _upload(self, requests: Sequence[TreeRequest]) -> TreeBatch:
+    def _upload(self, joined: Joined) -> TreeBatch:
         """The tensors of one pass."""
-        size = BatchSize.of(requests, self.kv.page_size)
+        size = joined.size()
         layout, device = size.layout(), self.model.device
         buffer, arrays = layout.host_buffer(device)
-        fill(arrays, requests, self.kv.page_size)
+        joined.fill(arrays)
         on_device = layout.views(buffer.to(device, non_blocking=True))
         return tree_batch(on_device, size.words)

@@ -1,61 +1,76 @@
 """Passes at a few fixed sizes, recorded as CUDA graphs: one launch instead of hundreds.
 
-A batch is padded to the least of these sizes that holds it, copied to where the recorded pass
-reads it, and the pass is replayed. On the CPU a replay is a call of the same function on the same
-arrays, so all but the capture itself runs there too. Knows neither layers nor whose requests.
+Sizes are recorded before anybody is served, and no others ever: recording takes as long as many
+passes. A batch is padded to the least of the sizes that hold it, copied to where the recorded pass
+reads it, and the pass is replayed; a batch that none of them holds runs as it is. On the CPU a
+replay is a call of the same function on the same arrays, so all but the capture itself runs there
+too. Knows neither layers nor whose requests.
 Source: nodes of a verification step padded to few sizes as decoding batches are in vLLM and SGLang.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from runtime.model.batch import BatchSize, TreeBatch, TreeRequest, fill, tree_batch
+from runtime.model.batch import BatchSize, Joined, TreeBatch, tree_batch
 
-# A prompt chunk larger than the last of them runs as it is.
 ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 NODES = (64, 128, 256, 512, 1024)  # where some are cached, as in drafting
-PAGES = (64, 256, 1024, 4096, 16384)
+WORDS = (1, 4)  # of masks: of trees of up to 64 nodes, and of any
 
 Result = TypeVar("Result")
 
 
-def graph_pool(device: torch.device) -> Any:
-    """Memory for recorded passes that are replayed one after the other; None on a CPU."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+def sizes_to_record(
+    rows: int, nodes: int, requests: int, pages: int, n_positions: int
+) -> list[BatchSize]:
+    """Sizes for every batch of up to `rows` new and `nodes` cached nodes, within ROWS and NODES.
+
+    `requests` and `pages` are the most that any batch has, and every size has as many: what nobody
+    needs of them costs next to nothing. Positions end at n_positions.
+    """
+    most_rows = least(ROWS, rows) or ROWS[-1]
+    most_nodes = min(least(NODES, rows + nodes) or NODES[-1], n_positions)
+    return [
+        BatchSize(n_rows, n_nodes, requests, pages, words, logits=n_rows)
+        for n_rows in ROWS
+        for n_nodes in (n_rows, *(NODES if nodes else ()))
+        for words in WORDS
+        # the rows that fill up are a chain, which has as many positions as nodes
+        if n_rows <= most_rows and n_rows <= n_nodes <= most_nodes
+    ]
 
 
 class Recorded(Generic[Result]):
     """A function of no arguments that reads and writes the same tensors in every call.
 
-    On a CUDA device the first call runs it, which compiles its kernels, the second records it,
-    and from then on calls are replays: a size met only once costs no recording. The results of a
-    replay are overwritten by the next replay of anything recorded with the same pool.
+    Once recorded, on a CUDA device, calls are replays. The results of a replay are overwritten by
+    the next replay of anything recorded with the same pool.
     """
 
     def __init__(self, function: Callable[[], Result], device: torch.device, pool: Any = None):
         self._function, self._device, self._pool = function, device, pool
-        self._n_calls = 0
         self._graph: Any = None
         self._result: Result
 
-    def __call__(self) -> Result:
-        self._n_calls += 1
-        if self._device.type != "cuda" or self._n_calls == 1:
-            return self._function()
-        if self._graph is None:
-            self._record()
-        self._graph.replay()
-        return self._result
-
-    def _record(self) -> None:
+    def record(self) -> None:
+        """Run it, which compiles its kernels, and record it, where there are graphs."""
+        self._function()
+        if self._device.type != "cuda":
+            return
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._result = self._function()
         self._graph = graph
+
+    def __call__(self) -> Result:
+        if self._graph is None:
+            return self._function()
+        self._graph.replay()
+        return self._result
 
 
 class Step:
@@ -70,68 +85,67 @@ class Step:
     ):
         self.layout = size.layout()
         self.inputs = torch.zeros(self.layout.n_bytes, dtype=torch.uint8, device=device)
-        self.arrays = self.layout.views(self.inputs)
-        self.forward = Recorded(lambda: forward(tree_batch(self.arrays, size.words)), device, pool)
+        arrays = self.layout.views(self.inputs)
+        self.forward = Recorded(lambda: forward(tree_batch(arrays, size.words)), device, pool)
 
 
 class PaddedSteps:
-    """Runs batches at padded sizes; each size is set up when it is first met.
+    """Runs batches at recorded sizes.
 
-    `forward` takes a batch to the hidden states [R, H] of its wanted rows and waits for nothing;
-    the positions that it accepts end at n_positions.
+    `forward` takes a batch to the hidden states [R, H] of its wanted rows and waits for nothing.
     """
 
     def __init__(
         self,
         forward: Callable[[TreeBatch], Tensor],
         page_size: int,
-        n_positions: int,
         device: torch.device,
+        sizes: Iterable[BatchSize],
     ):
-        self._forward, self._device = forward, device
-        self._page_size, self._n_positions = page_size, n_positions
-        self._pool = graph_pool(device)
-        self._steps: dict[BatchSize, Step] = {}
+        self._device = device
+        pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        # the largest first, into whose memory the others then fit
+        ordered = sorted(sizes, key=lambda size: (size.rows, size.nodes, size.words), reverse=True)
+        steps = {size: Step(size, forward, device, pool) for size in ordered}
+        for step in steps.values():
+            self._fill(step, Joined((), page_size))
+            step.forward.record()
+        self._steps = dict(reversed(steps.items()))
 
-    def size(self, requests: Sequence[TreeRequest]) -> BatchSize | None:
-        """The size at which the requests run; None if they are more than any size holds."""
-        size = padded(BatchSize.of(requests, self._page_size), self._page_size)
-        # the rows that fill up are a chain, which has as many positions as nodes
-        return size if size and size.nodes <= self._n_positions else None
+    def size(self, joined: Joined) -> BatchSize | None:
+        """The size at which the requests run; None if no recorded one holds them."""
+        exact, page_size = joined.size(), joined.page_size
+        return next((size for size in self._steps if holds(size, exact, page_size)), None)
 
-    def hidden(self, requests: Sequence[TreeRequest]) -> Tensor | None:
+    def hidden(self, joined: Joined) -> Tensor | None:
         """Hidden states [R, H] of the wanted rows; None, and nothing done, if there is no size."""
-        size = self.size(requests)
+        size = self.size(joined)
         if size is None:
             return None
-        step = self._steps.get(size)
-        if step is None:
-            step = self._steps[size] = Step(size, self._forward, self._device, self._pool)
-        buffer, arrays = step.layout.host_buffer(self._device)
-        fill(arrays, requests, self._page_size)
-        step.inputs.copy_(buffer, non_blocking=True)
-        n_logits = sum(len(request.logit_rows) for request in requests)
+        step = self._steps[size]
+        self._fill(step, joined)
         # a copy, made before the next replay overwrites the original
-        return step.forward()[:n_logits].clone()
+        return step.forward()[: len(joined.logit_rows)].clone()
+
+    def _fill(self, step: Step, joined: Joined) -> None:
+        buffer, arrays = step.layout.host_buffer(self._device)
+        joined.fill(arrays)
+        step.inputs.copy_(buffer, non_blocking=True)
 
 
-def padded(size: BatchSize, page_size: int) -> BatchSize | None:
-    """The least recorded size that holds a batch of `size`, None if there is none.
+def holds(size: BatchSize, exact: BatchSize, page_size: int) -> bool:
+    """Whether a batch of the sizes `exact` can be filled up to `size`.
 
-    One request more than a power of two where rows or nodes are filled up: they are its own.
+    What is filled up is one more request: a chain of the spare nodes, some of them new.
     """
-    rows = least(ROWS, size.rows)
-    if rows is None:
-        return None
-    nodes = least(NODES, size.nodes - size.rows + rows) if size.nodes > size.rows else rows
-    if nodes is None or size.logits > rows:
-        return None
-    pages = least(PAGES, max(size.pages, -(-nodes // page_size)))
-    if pages is None:
-        return None
-    filled_up = (rows, nodes) != (size.rows, size.nodes)
-    requests = (1 << (size.requests - 1).bit_length()) + filled_up
-    return BatchSize(rows, nodes, requests, pages, size.words, logits=rows)
+    rows, nodes = size.rows - exact.rows, size.nodes - exact.nodes
+    fits = (
+        size.requests >= exact.requests + (nodes > 0)
+        and size.pages >= exact.pages
+        and size.words >= exact.words
+        and size.logits >= exact.logits
+    )
+    return fits and 0 <= rows <= nodes <= size.pages * page_size
 
 
 def least(sizes: Sequence[int], wanted: int) -> int | None:

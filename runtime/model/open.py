@@ -37,7 +37,7 @@ def open_engine(
         raise ModelError(
             f"no memory for a KV cache of {n_pages * page_size} tokens; ask for fewer"
         ) from error
-    return Engine(model, kv, pad=model.device.type == "cuda")
+    return Engine(model, kv)
 
 
 def _device(name: str) -> torch.device:

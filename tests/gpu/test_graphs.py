@@ -17,7 +17,9 @@ def engines(tmp_path) -> list[Engine]:
     folder = tiny.save(tiny.huggingface_model("llama"), tmp_path)
     model = weights.load(folder, torch.float32, torch.device("cuda"))
     caches = [PagedKV(model.config, 64, 16, torch.float32, "cuda") for _ in range(2)]
-    return [Engine(model, cache, pad=cache is caches[0]) for cache in caches]
+    engines = [Engine(model, cache) for cache in caches]
+    engines[0].record(rows=64, requests=4)
+    return engines
 
 
 def test_replays_follow_new_trees_pages_and_lengths(engines):

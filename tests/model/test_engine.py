@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from runtime.model.batch import Joined
 from runtime.model.engine import Engine, KeptPath, PagedKV, TreeRequest
 from runtime.model.transformer import Transformer
 from tests.model import tiny
@@ -99,7 +100,7 @@ def test_wide_trees_take_more_mask_words(pairs, generator, n_nodes):
     nodes = [0, 63, n_nodes // 2, n_nodes - 1]
     request = TreeRequest(tree, parents, len(prompt), pages, nodes)
     words = {64: 1, 65: 2, 128: 2, 129: 4, 256: 4}[n_nodes]
-    assert engine.batch([request]).ancestors.shape == (n_nodes, words)
+    assert Joined([request], engine.kv.page_size).size().words == words
     texts = [prompt + [tree[i] for i in tiny.path_to(parents, node)] for node in nodes]
     expected = torch.stack([judge(pair.theirs, text)[-1] for text in texts])
     assert_close(engine.forward([request]), expected)
@@ -157,8 +158,9 @@ def test_a_tree_beyond_the_masks_is_refused_but_a_chain_is_not(engine):
     tokens, pages = [1] * 257, list(range(16)) * 5
     star = TreeRequest(tokens, [-1] + [0] * 256, 0, pages, [])
     with pytest.raises(ValueError, match="a tree of 257 nodes; expected at most 256, or a chain"):
-        engine.batch([star])
-    assert engine.batch([chain(tokens, 0, pages)]).ancestors.shape == (257, 1)
+        engine.forward([star])
+    long_chain = chain(tokens, 0, pages)
+    assert Joined([long_chain], engine.kv.page_size).size().words == 1
 
 
 def test_a_cache_of_another_model_is_refused(pairs):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from runtime.model import weights
+from runtime.model.batch import Joined
 from runtime.model.engine import TreeRequest
 from runtime.model.transformer import Linear
 from tests.model import tiny
@@ -59,7 +60,7 @@ def test_a_chain_longer_than_its_mask_beside_a_tree(pairs, generator):
     tokens, tree, parents = random_tokens(100, generator), [5, 6, 7], [-1, 0, 0]
     prompt = chain(tokens, 0, engine.kv.allocate(25))
     beside = TreeRequest(tree, parents, 0, engine.kv.allocate(1), [2])
-    assert engine.batch([prompt, beside]).ancestors.shape[1] == 1
+    assert Joined([prompt, beside], engine.kv.page_size).size().words == 1
     logits = engine.forward([prompt, beside])
     assert_close(logits[:100], judge(pair.theirs, tokens))
     assert_close(logits[100:], judge(pair.theirs, [5, 7])[-1:])

@@ -22,6 +22,8 @@ from runtime.tree import ROOT
 from specedge_kernels import draft_topk
 
 PREFILL_CHUNK_TOKENS = 512
+# Of passes that a GPU has recorded: a few requests' frontiers, and the trees that they belong to.
+RECORDED_ROWS, RECORDED_REQUESTS, RECORDED_NODES = 64, 8, 448
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Drafter:
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        if engine.model.device.type == "cuda":
+            engine.record(RECORDED_ROWS, RECORDED_REQUESTS, RECORDED_NODES)
         pool_tokens = engine.kv.n_free * engine.kv.page_size
         self.capacity_tokens = min(pool_tokens, engine.model.config.max_context)
         head_ids = engine.model.head_ids
