@@ -24,6 +24,7 @@ from runtime.config import ServerConfig, parse
 from runtime.logs import configure
 from runtime.model.engine import TreeRequest
 from runtime.model.kv_cache import PagedKV
+from runtime.model.open import CPU_KV_TOKENS
 from runtime.server.door import Door, Identity
 from runtime.server.http import application, serving
 from runtime.server.loop import Server
@@ -51,7 +52,8 @@ class StubEngine:
     """
 
     def __init__(self, kv_tokens: int, page_size: int, hold: Callable[[], object]):
-        self.kv = PagedKV(ONE_NUMBER_A_TOKEN, kv_tokens // page_size, page_size, torch.float32)
+        n_pages = (kv_tokens or CPU_KV_TOKENS) // page_size
+        self.kv = PagedKV(ONE_NUMBER_A_TOKEN, n_pages, page_size, torch.float32)
         self.cpu_s = self.thread_cpu_s = 0.0
         self._hold = hold
 
@@ -81,7 +83,10 @@ async def serve(config: ServerConfig, step_s: float, trace: TextIO | None) -> No
         largest_window = max(largest_window, server.pipeline.credits.window.size)
         time.sleep(step_s)
 
-    metrics, engine = Metrics(), StubEngine(config.kv_tokens, config.page_size, hold)
+    metrics, engine = (
+        Metrics(),
+        StubEngine(config.kv_tokens, config.page_size, hold),
+    )
     forward_s = Gauge("stub_forward_cpu_seconds", "Of the passes", registry=metrics.registry)
     forward_s.set_function(lambda: engine.cpu_s)
     thread_s = Gauge("stub_thread_cpu_seconds", "Of their thread", registry=metrics.registry)

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
 from ipaddress import ip_address
@@ -41,13 +41,15 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     also: Sequence[str] = (),
+    auto: bool = False,
 ) -> Any:
     """A dataclass field with what its command-line flag needs to know; `also`: other spellings.
 
-    A number without a maximum is below 2^32, as in the protocol.
+    A number without a maximum is below 2^32, as in the protocol. With `auto`, that word may be
+    given in place of 0.
     """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return field(default=default, metadata={**metadata, "also": also})
+    return field(default=default, metadata={**metadata, "also": also, "auto": auto})
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,12 @@ class ServerConfig(Options):
         64, "connections that have not been admitted yet", minimum=1, maximum=65535
     )
     max_context: int = option(0, "longest prompt plus output, tokens; 0 = the model's", minimum=0)
-    kv_tokens: int = option(32768, "tokens the KV pool holds, all sessions", minimum=16)
+    kv_tokens: int = option(
+        0,
+        "tokens the KV pool holds, all requests; auto: by the memory there is",
+        minimum=0,
+        auto=True,
+    )
     page_size: int = option(16, "tokens in a KV page", minimum=1, maximum=65535)
     max_nodes: int = option(255, "drafted nodes accepted per tree", minimum=0)
     max_batch: int = option(32, "trees verified in one step", minimum=1, maximum=65535)
@@ -310,7 +317,7 @@ def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         epilog="Every option may also be set as SPECEDGE_<OPTION> or in a TOML file (--config).",
     )
-    kinds = _types(cls)
+    kinds = _readers(cls)
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
     for item in fields(cls):
         default = "" if item.default in (None, (), MISSING) else f" (default: {item.default})"
@@ -336,6 +343,21 @@ def _types(cls: "type[Options]") -> dict[str, type]:
         name: next((kind for kind in get_args(hint) if kind is not type(None)), hint)
         for name, hint in get_type_hints(cls).items()
     }
+
+
+def _readers(cls: "type[Options]") -> dict[str, Any]:
+    """What makes each field's value of a text: its type, that also knows the word auto for 0."""
+    kinds = _types(cls)
+    automatic = {item.name for item in fields(cls) if item.metadata["auto"]}
+    return {name: _or_auto(kind) if name in automatic else kind for name, kind in kinds.items()}
+
+
+def _or_auto(kind: type) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return kind(0) if text == "auto" else kind(text)
+
+    read.__name__ = kind.__name__  # what a sentence about a wrong text calls it
+    return read
 
 
 def _check(item: "Field[Any]", kind: type, value: Any) -> None:
@@ -378,7 +400,7 @@ def _from_environment(
     cls: type[Config], env: Mapping[str, str], without: Collection[str]
 ) -> dict[str, Any]:
     values = {}
-    for option_name, kind in _types(cls).items():
+    for option_name, kind in _readers(cls).items():
         name = f"SPECEDGE_{option_name.upper()}"
         if name not in env or option_name in without:
             continue
@@ -393,7 +415,7 @@ def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ConfigError(f"cannot read --config {path}: {reason}") from error
-    known, kinds = {item.name: item for item in fields(cls)}, _types(cls)
+    known, kinds = {item.name: item for item in fields(cls)}, _readers(cls)
     for name in table:
         if name not in known:
             raise ConfigError(f"{path}: " + _unknown("option", name, list(known)))
@@ -404,7 +426,7 @@ def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[
     }
 
 
-def _from_toml(item: "Field[Any]", kind: type, value: Any, name: str) -> Any:
+def _from_toml(item: "Field[Any]", kind: Any, value: Any, name: str) -> Any:
     if isinstance(value, list) and isinstance(item.default, tuple):
         return tuple(_convert(kind, str(part), name) for part in value)
     if isinstance(value, list | dict):
@@ -412,7 +434,7 @@ def _from_toml(item: "Field[Any]", kind: type, value: Any, name: str) -> Any:
     return _convert(kind, str(value), name)
 
 
-def _convert(kind: type, text: str, name: str) -> Any:
+def _convert(kind: Any, text: str, name: str) -> Any:
     """Text to the field's type. Raises ConfigError naming where the text came from."""
     if kind is bool:
         spellings = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

@@ -242,3 +242,19 @@ def test_help_answers_without_torch(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--max-nodes" in done.stdout or "--max-budget" in done.stdout
+
+
+def test_the_word_auto_stands_for_0_where_0_means_that(tmp_path):
+    file = tmp_path / "server.toml"
+    file.write_text('kv_tokens = "auto"')
+    for argv, env in (
+        (["--kv-tokens", "auto"], {}),
+        ([], {"SPECEDGE_KV_TOKENS": "auto"}),
+        (["--config", str(file)], {}),
+        ([], {}),
+    ):
+        assert parse(ServerConfig, argv, env, "server").kv_tokens == 0
+    with pytest.raises(ConfigError, match="int"):
+        parse(ServerConfig, ["--max-nodes", "auto"], {}, "server")
+    with pytest.raises(ConfigError, match="int"):
+        parse(ServerConfig, ["--kv-tokens", "many"], {}, "server")

@@ -31,6 +31,11 @@ class KeptPath:
     path: Sequence[int]  # node indices, increasing
 
 
+def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one token in all layers."""
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * dtype.itemsize
+
+
 class PagedKV:
     """Keys and values [L, 2, P, S, Hk, D] of n_pages pages of page_size tokens."""
 
@@ -58,7 +63,7 @@ class PagedKV:
 
     @property
     def bytes_per_page(self) -> int:
-        return self.kv.numel() // self.n_pages * self.kv.element_size()
+        return self.kv.nbytes // self.n_pages
 
     def pages_for(self, n_tokens: int) -> int:
         """Pages that n_tokens tokens need."""

@@ -5,11 +5,13 @@ from collections.abc import Callable
 import torch
 
 from runtime.model.engine import Engine
-from runtime.model.kv_cache import PagedKV
+from runtime.model.kv_cache import PagedKV, bytes_per_token
 from runtime.model.transformer import Transformer
 from runtime.model.weights import ModelError, Progress, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CPU_KV_TOKENS = 32768  # whose memory is taken as it is written
+GPU_SHARE = 0.85  # the rest is for a pass's own tensors and recorded passes
 KV_DTYPES = {**DTYPES, "float8_e4m3": torch.float8_e4m3fn}
 
 
@@ -22,22 +24,30 @@ def open_engine(
     progress: Progress = lambda done_bytes, total_bytes: None,
     kv_dtype: str = "same",
 ) -> Engine:
-    """Load a model and give it a KV pool of `kv_tokens(model)` tokens.
+    """Load a model and give it a KV pool of `kv_tokens(model)` tokens, as many as fit if that is 0.
 
     dtype is that of the weights, and of the KV where kv_dtype is "same"; device is auto, cpu, cuda
     or cuda:N. Raises ModelError with a sentence when the model, the device or the memory cannot be
     had.
     """
     model = load(name, DTYPES[dtype], _device(device), progress)
-    n_pages = -(-kv_tokens(model) // page_size)
+    stored = KV_DTYPES[dtype if kv_dtype == "same" else kv_dtype]
+    n_pages = -(-(kv_tokens(model) or _tokens_that_fit(model, stored)) // page_size)
     try:
-        stored = KV_DTYPES[dtype if kv_dtype == "same" else kv_dtype]
         kv = PagedKV(model.config, n_pages, page_size, stored, model.device)
     except (RuntimeError, MemoryError, OSError) as error:
         raise ModelError(
             f"no memory for a KV cache of {n_pages * page_size} tokens; ask for fewer"
         ) from error
     return Engine(model, kv)
+
+
+def _tokens_that_fit(model: Transformer, dtype: torch.dtype) -> int:
+    """Of a GPU what `GPU_SHARE` of its free memory holds, once the model is there."""
+    if model.device.type != "cuda":
+        return CPU_KV_TOKENS
+    free_bytes, _ = torch.cuda.mem_get_info(model.device)
+    return max(int(GPU_SHARE * free_bytes) // bytes_per_token(model.config, dtype), 1)
 
 
 def _device(name: str) -> torch.device:

@@ -112,7 +112,7 @@ async def _serve(config: ServerConfig, console: Terminal, trace: TextIO | None) 
         engine = await asyncio.to_thread(_load, config, console)
         identity = await asyncio.to_thread(_identity, config, engine)
         door = _door(config, users, certificate, identity)
-        costs = await asyncio.to_thread(warm_up, engine, config.max_step_nodes)
+        costs = await asyncio.to_thread(warm_up, engine, config.max_step_nodes, config.max_batch)
         server = Server(config, engine, door, trace, metrics)
         server.pipeline.cost.learn(costs)
         kv = engine.kv
@@ -211,13 +211,14 @@ def _load(config: ServerConfig, console: Terminal) -> Engine:
 
 def _identity(config: ServerConfig, engine: Engine) -> Identity:
     tokenizer = Tokenizer.load(config.model)
+    pool_tokens = engine.kv.n_pages * engine.kv.page_size
     longest, rows = engine.model.config.max_context, engine.model.config.vocab_size
     return Identity(
         model=inert(Path(config.model).name),
         vocabulary_size=rows,
         # all that a server needs of a vocabulary, which takes more memory than its hashes
         vocabulary_hash=tokenizer.hashes.below,
-        max_context=min(config.max_context or longest, longest, config.kv_tokens),
+        max_context=min(config.max_context or longest, longest, pool_tokens),
         stop_ids=frozenset(index for index in tokenizer.stop_ids if 0 <= index < rows),
         template=tokenizer.portable_template,
     )

@@ -28,16 +28,20 @@ GREEDY = Open(
 )
 
 
-def warm_up(engine: Engine, most_rows: int) -> list[tuple[int, float]]:
+def warm_up(engine: Engine, most_rows: int, most_trees: int) -> list[tuple[int, float]]:
     """Rows and seconds of steps of one tree each, as far as `most_rows` and the KV pool allow.
+
+    A GPU records steps of up to so many rows and trees, and as many chunks of prompts.
 
     Raises ModelError if the model cannot run them.
     """
-    kv = engine.kv
+    kv, on_gpu = engine.kv, engine.model.device.type == "cuda"
+    if on_gpu:
+        engine.record(most_rows, 2 * most_trees)
     sizes = [rows for rows in ROWS if rows <= min(most_rows, kv.n_free * kv.page_size)]
     pages = kv.allocate(-(-sizes[-1] // kv.page_size))
     # What is made on first use is no cost of a step; a GPU makes something for every size.
-    for rows in sizes if engine.model.device.type == "cuda" else sizes[:1]:
+    for rows in sizes if on_gpu else sizes[:1]:
         _step_s(engine, pages, rows)
     costs = [(rows, _step_s(engine, pages, rows)) for rows in sizes]
     kv.free(pages)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from runtime.model.config import ModelError
-from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV, page_table
-from runtime.model.open import open_engine
+from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV, bytes_per_token, page_table
+from runtime.model.open import CPU_KV_TOKENS, open_engine
 
 
 @pytest.fixture
@@ -117,3 +117,9 @@ def test_compaction_moves_rows_of_every_layer_and_nothing_else(kv):
 def test_page_table_is_filled_up_with_zeros():
     assert page_table([[3, 1], [], [5]]).tolist() == [[3, 1], [0, 0], [5, 0]]
     assert page_table([]).shape == (0, 0)
+
+
+def test_a_pool_left_to_itself_holds_as_many_tokens_as_the_docs_say(tiny_pair):
+    engine = open_engine(str(tiny_pair[0]), "float32", "cpu", lambda model: 0, 16)
+    assert engine.kv.n_pages * 16 == CPU_KV_TOKENS
+    assert engine.kv.bytes_per_page == 16 * bytes_per_token(engine.model.config, torch.float32)
