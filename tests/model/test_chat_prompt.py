@@ -114,6 +114,9 @@ def test_contents_are_texts_in_parts_or_none():
     assert prompt(written, [{"role": "user", "content": parts}]) == "[one\ntwo]"
     assert prompt(written, [{"role": "assistant", "content": None}]) == "[]"
     assert prompt(written, [{"role": "assistant"}, *HELLO]) == "[][Hello]"
+    asked = "{% if messages[0].tool_calls is defined %}calls{% endif %}!"
+    assert prompt(asked, [{**HELLO[0], "tool_calls": None}]) == "!"
+    assert prompt(asked, [{**HELLO[0], "tool_calls": []}]) == "calls!"
     image = {"type": "image_url", "image_url": {"url": "x"}}
     for content in ([*parts, image], 7, [7], image):
         with pytest.raises(ValueError, match="is a text, or parts of type text"):

@@ -258,6 +258,8 @@ def field(key: bytes, kind: int, value: bytes) -> bytes:
         (field(b"a", 9, b"\x0a\0\0\0" + b"\xff" * 8), "cut short"),
         (field(b"a", 9, b"\x08\0\0\0" + b"\xff" * 8), "cut short"),
         (field(b"a", 8, b"\xff" * 8), "cut short"),
+        (field(b"a", 8, b"\x05" + b"\0" * 7 + b"four"), "cut short"),
+        (field(b"a", 8, b"\x01" + b"\0" * 3), "cut short"),
         (field(b"a", 8, b"\x01" + b"\0" * 7 + b"\xff"), "codec can't decode"),
         (field(b"general.alignment", 4, b"\0" * 4), "alignment is 0"),
         (field(b"a", 4, b"\0" * 4), "architecture None is not supported; expected llama, qwen2"),
