@@ -17,7 +17,7 @@ from bench.harness import Timing, machine, report
 from bench.kernels import attention, ops, quantized
 from bench.kernels.case import Case
 from bench.kernels.timing import copy_bandwidth, matmul_rate, n_copies, time_calls
-from specedge_kernels.library import SCHEMAS
+from specedge_kernels.library import OPS
 
 COLUMNS = ("op", "shape", "way", "time", "of ours", "share of floor", "GB/s", "TFLOP/s")
 
@@ -153,7 +153,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     parser.add_argument("--save", type=Path, help="write the JSON object to this file as well")
     parser.add_argument("--quick", action="store_true", help="few and small shapes")
-    parser.add_argument("--only", choices=list(SCHEMAS), help="one op")
+    parser.add_argument("--only", choices=list(OPS), help="one op")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():

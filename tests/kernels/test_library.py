@@ -64,7 +64,7 @@ def quantized_arguments():
     return torch.randn(3, 256), both.packed, list(both.kinds), list(both.sizes), False
 
 
-OPS = sorted(library.SCHEMAS)
+OPS = sorted(library.OPS)
 
 
 @pytest.mark.parametrize("op", OPS)
