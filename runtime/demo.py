@@ -40,6 +40,15 @@ def main() -> int:
 @contextmanager
 def running_server(*options: str, module: str = "runtime.server") -> Iterator[str]:
     """A server process with these options; gives its host:port, and stops it with SIGTERM."""
+    with server_process(*options, module=module) as (address, _):
+        yield address
+
+
+@contextmanager
+def server_process(
+    *options: str, module: str = "runtime.server"
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`running_server` with the process itself."""
     command = [sys.executable, "-m", module, *options]
     # any port, so that it can run beside a server that is there already
     environment = {"SPECEDGE_HTTP": "127.0.0.1:0", **os.environ}
@@ -48,7 +57,7 @@ def running_server(*options: str, module: str = "runtime.server") -> Iterator[st
         assert process.stdout is not None
         for line in process.stdout:
             if found := re.search(r"runtime\.edge --server (\S+)", line):
-                yield found[1]
+                yield found[1], process
                 break
         else:
             raise ConnectionError("the server ended before it was ready; its message is above")

@@ -69,9 +69,9 @@ class Worker:
             self._process = subprocess.Popen(command, env=environment, **pipes)
         self._send(setup)
 
-    def wait_ready(self) -> None:
-        """Returns when the worker has loaded its models."""
-        self._receive()
+    def wait_ready(self) -> Any:
+        """What the worker says of itself when it has loaded its models."""
+        return self._receive()
 
     def ask(self, question: Mapping[str, Any]) -> Any:
         """The answer to one question."""

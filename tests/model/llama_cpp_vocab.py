@@ -1,6 +1,5 @@
 """Ids, texts and stops by llama.cpp, which the tokenizers of GGUF files are held against.
 
-xllamacpp serves text only, but its library exports llama.cpp's C interface, which is called here.
 It runs in a process of its own, because llama.cpp aborts on some of the files it refuses.
 """
 
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VERSION = "2026.10.11549"  # the layout below is that of this one
+from bench.llama_cpp import Library
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -70,49 +70,22 @@ class LlamaCpp:
             self._worker.communicate()
 
 
-class ModelParams(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("devices", "tensor_buft_overrides")),
-        *((name, ctypes.c_int) for name in ("n_gpu_layers", "split_mode", "load_mode")),
-        *((name, ctypes.c_int) for name in ("lazy_mode", "main_gpu")),
-        *((name, ctypes.c_void_p) for name in ("tensor_split", "progress_callback")),
-        *((name, ctypes.c_void_p) for name in ("progress_user_data", "kv_overrides")),
-        *((name, ctypes.c_bool) for name in ("vocab_only", "check_tensors", "use_extra_bufts")),
-        *((name, ctypes.c_bool) for name in ("no_host", "no_alloc", "load_mtp")),
-    )
+MAX_PIECE = 1 << 12
 
 
-LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-LOG_ERROR, MAX_PIECE = 4, 1 << 12
-
-
-class Library:
-    """The functions that are needed."""
+class Reader:
+    """Reads files; one process does nothing else."""
 
     def __init__(self) -> None:
-        import xllamacpp
-
-        assert xllamacpp.__version__ == VERSION, "another llama.cpp: compare include/llama.h"
-        self._call = library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
-        library.llama_model_default_params.restype = ModelParams
-        library.llama_vocab_is_eog.restype = ctypes.c_bool
-        for name in ("llama_model_load_from_file", "llama_model_get_vocab"):
-            getattr(library, name).restype = ctypes.c_void_p
-        self._errors: list[str] = []
-        self._log = LogCallback(self._keep_errors)
-        library.llama_log_set(self._log, None)
-
-    def _keep_errors(self, level: int, text: bytes, _user_data: object) -> None:
-        if level == LOG_ERROR:
-            self._errors.append(text.decode(errors="replace").strip())
+        self._library = Library()
+        self._call = self._library.call
 
     def read(self, path: str, texts: list[str]) -> dict[str, Any]:
-        self._errors.clear()
         params = self._call.llama_model_default_params()
         params.vocab_only = True
-        model = ctypes.c_void_p(self._call.llama_model_load_from_file(path.encode(), params))
+        model = self._library.load(path, params)
         if not model:
-            return {"refused": " / ".join(self._errors)}
+            return {"refused": " / ".join(self._library.errors)}
         vocab = ctypes.c_void_p(self._call.llama_model_get_vocab(model))
         count = range(self._call.llama_vocab_n_tokens(vocab))
         reply = {
@@ -137,9 +110,9 @@ class Library:
 
 def serve() -> None:
     """One request a line, and one answer."""
-    library = Library()
+    reader = Reader()
     for line in sys.stdin:
-        print(json.dumps(library.read(**json.loads(line))), flush=True)
+        print(json.dumps(reader.read(**json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""SpecEdge beside llama.cpp and transformers: `python -m bench.peers`."""
