@@ -77,7 +77,7 @@ class SmallDraft:
 
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16,
-        intermediate_size=96, rms_norm_eps=1e-5, rope_theta=1e4, max_context=64, head_size=9,
+        intermediate_size=96, rms_norm_eps=2**-17, rope_theta=1e4, max_context=64, head_size=9,
     )  # fmt: skip
 
     def __init__(self) -> None:
