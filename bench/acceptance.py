@@ -25,9 +25,9 @@ from runtime.edge.draft.speculation import Noise, Proactive, Speculation, Step, 
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
-from runtime.server.scheduler import Work
-from runtime.server.session import Session
-from runtime.server.verifier import Failed, Prefilled, Verified, verify_batch
+from runtime.server.request import Request
+from runtime.server.schedule.step import Work
+from runtime.server.verify.verifier import Failed, Verified, verify_batch
 from runtime.tree import ROOT, Tree
 from runtime.wire.messages import Open
 
@@ -103,28 +103,28 @@ def answer(
     ahead: Ahead = Ahead(),
 ) -> tuple[list[int], list[Step], int]:
     """One prompt's tokens, what each verdict brought, and passes of the draft before sending."""
-    session = Session("bench", params, limit=len(prompt) + params.max_tokens, context=list(prompt))
-    session.pages = engine.kv.allocate(engine.kv.n_free)
+    request = Request("bench", params, limit=len(prompt) + params.max_tokens, context=list(prompt))
+    request.pages = engine.kv.allocate(engine.kv.n_free)
     noise = Noise(params.seed, params.temperature if coupling else 0.0)
     both = min(drafter.vocabulary_size, engine.model.config.vocab_size)
-    speculation = Speculation(list(prompt), session.limit, shape, ahead.proactive, noise, both)
+    speculation = Speculation(list(prompt), request.limit, shape, ahead.proactive, noise, both)
     steps: list[Step] = []
     passes = 0
     while True:
         for _ in range(ahead.passes):
             if frontier := speculation.frontier_ahead():
                 drafter.run([Pass(speculation, frontier)])
-        verified = verify(engine, session)
-        session.advance([session.draft.tokens[n - 1] for n in verified.path[1:]], verified.bonus)
+        verified = verify(engine, request)
+        request.advance([request.draft.tokens[n - 1] for n in verified.path[1:]], verified.bonus)
         steps.append(speculation.commit(verified.path[-1], verified.bonus))
-        if session.finish:
+        if request.finish:
             break
         passes += grow(drafter, speculation)
         tree = speculation.send(max_nodes=255)
-        session.draft = Tree(tree.tokens, tree.parents)
-    engine.kv.free(session.pages)
+        request.draft = Tree(tree.tokens, tree.parents)
+    engine.kv.free(request.pages)
     drafter.finish(speculation)
-    return session.context[len(prompt) :], steps, passes
+    return request.context[len(prompt) :], steps, passes
 
 
 def grow(drafter: Drafter, speculation: Speculation) -> int:
@@ -139,12 +139,10 @@ def grow(drafter: Drafter, speculation: Speculation) -> int:
     return passes
 
 
-def verify(engine: Engine, session: Session) -> Verified:
-    """One step of the server for one session."""
-    for outcome in verify_batch(engine, [Work(session, session.uncached, verify=True)]):
+def verify(engine: Engine, request: Request) -> Verified:
+    """One step of the server for one request."""
+    for outcome in verify_batch(engine, [Work(request, request.uncached, verify=True)]):
         match outcome:
-            case Prefilled(count=count):
-                session.cached += count
             case Failed(sentence=sentence):
                 raise SystemExit(sentence)
             case Verified():

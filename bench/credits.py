@@ -33,8 +33,8 @@ from bench.stub_edges import HELLO, StubServer, draft_after, stub_server, text_a
 from bench.stub_server import VOCABULARY
 from runtime.bench.link import Conditions, open_link
 from runtime.edge.net.link import Credentials, Link, Request, Sampling
-from runtime.server.credits import POLICIES
-from runtime.server.pipeline import Grant
+from runtime.server.policy.express_pass import POLICIES
+from runtime.server.policy.pipeline import Grant
 from runtime.tree import Tree
 from runtime.wire.messages import NO_LIMIT_MS, Turn, Verdict
 

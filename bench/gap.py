@@ -21,17 +21,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from runtime.edge.link import Link
 from torch import Tensor
 
 from bench.harness import report
 from bench.stub_edges import HELLO, decode
 from bench.stub_server import IDENTITY, StubEngine
 from runtime.config import ServerConfig
-from runtime.edge.link import Link
 from runtime.model.engine import TreeRequest
 from runtime.server.door import Door
 from runtime.server.loop import Server
-from runtime.server.warm_up import ROWS
+from runtime.server.verify.warm_up import ROWS
 from runtime.wire.tcp import listen
 
 NODES = 8
@@ -100,7 +100,7 @@ async def _measure(requests: int, drafted: bool, options: argparse.Namespace) ->
     )
     engine = TimedEngine(config, options.step_ms * 1e-3)
     server = Server(config, engine, Door(config, IDENTITY))
-    server.pipeline.cost.learn((rows, options.step_ms * 1e-3) for rows in ROWS)
+    server.pipeline.load.cost.learn((rows, options.step_ms * 1e-3) for rows in ROWS)
     listener = await listen("127.0.0.1", 0, server.new_peer, start=False)
     opened = asyncio.get_running_loop().create_future()
     running = asyncio.ensure_future(server.run(listener, lambda *at: opened.set_result(at)))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from bench.harness import report
 from bench.scheduler_model import Accelerator, Device, Record, Simulation, Trip, expected_accepted
-from runtime.server.credits import POLICIES
+from runtime.server.policy.express_pass import POLICIES
 
 PAPER_STEP_S, PAPER_RTT_S, PASS_S = 0.0942, 0.01407, 0.011
 CPU_POINTS = ((1, 0.031), (4, 0.0312), (8, 0.0414), (16, 0.0536), (32, 0.0787), (64, 0.1365))
@@ -167,27 +167,21 @@ def newcomer(setting: Setting) -> Iterator[Figure]:
     yield Figure(name, "share after 2 s", share, "0.4-0.6", 0.4 <= share <= 0.6)
 
 
-def weights(setting: Setting) -> Iterator[Figure]:
-    """Two users of different weights, with as many edges."""
-    yield share_of_first(setting, "weights 3 : 1", (64, 64), (3.0, 1.0), 0.75)
-
-
 def connections(setting: Setting) -> Iterator[Figure]:
-    """Two users of the same weight, one of whom has more edges."""
-    yield share_of_first(setting, "48 and 16 edges", (48, 16), (1.0, 1.0), 0.5)
+    """Two users, one of whom has more edges."""
+    yield share_of_first(setting, "48 and 16 edges", (48, 16), 0.5)
 
 
 def share_of_first(
     setting: Setting,
     name: str,
     edges: tuple[int, int],
-    user_weights: tuple[float, float],
     goal: float,
 ) -> Figure:
     """What the first of two users gets of a full server."""
     devices = [
-        Device(0.03, user=user, weight=weight, jitter=0.1)
-        for user, count, weight in zip("ab", edges, user_weights, strict=True)
+        Device(0.03, user=user, jitter=0.1)
+        for user, count in zip("ab", edges, strict=True)
         for _ in range(count)
     ]
     accelerator = Accelerator(((1, CROWD_STEP_S),), CROWD_BATCH, noise=0.02)
@@ -237,7 +231,7 @@ def never_slower(setting: Setting) -> Iterator[Figure]:
         yield Figure(name, "least speedup", min(speedups), ">= 0.95", min(speedups) >= 0.95)
 
 
-SCENARIOS = (two_edges, crowd, newcomer, weights, connections, slots_pay, never_slower)
+SCENARIOS = (two_edges, crowd, newcomer, connections, slots_pay, never_slower)
 
 
 def main() -> None:

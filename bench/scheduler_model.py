@@ -18,10 +18,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from runtime.edge.draft.pace import Pace, Slot
-from runtime.server.credits import Credits
-from runtime.server.pipeline import Grant, Pipeline
-from runtime.server.warm_up import ROWS as WARM_UP_ROWS
-from runtime.wire.messages import Turn
+from runtime.server.policy.credits import Credits
+from runtime.server.policy.edge_profile import EdgeProfile
+from runtime.server.policy.estimators import Mean
+from runtime.server.policy.pipeline import Grant, Pipeline
+from runtime.server.request import NO_NODES, Request
+from runtime.server.verify.warm_up import ROWS as WARM_UP_ROWS
+from runtime.tree import Tree
+from runtime.wire.messages import Open, Turn
 
 NODES_PER_PASS = 8
 
@@ -37,7 +41,6 @@ class Device:
     max_nodes: int = 32
     max_passes: int = 12
     user: str = ""
-    weight: float = 1.0
     joins_s: float = 0.0
 
 
@@ -101,12 +104,12 @@ class Trip:
         self.passes = passes
         self.nodes = min(grant.max_nodes, NODES_PER_PASS * passes)
         self.sent_s = max(granted_s, self.received_s + passes * device.pass_s)
-        self.used_s = max(self.sent_s, granted_s + grant.draft_s)
+        self.used_s = max(self.sent_s, granted_s + grant.free_s)
 
     def _goes_on(self, grant: Grant, passes: int, before_s: float) -> bool:
         tokens, more = (self._tokens(grant, count) for count in (passes, passes + 1))
         elapsed_s = passes * self.device.pass_s - before_s
-        slot = Slot(grant.draft_s, grant.late_s)
+        slot = Slot(grant.free_s, grant.late_s)
         return self.pace.is_worth_a_pass(tokens, more - tokens, elapsed_s, slot)
 
     def _tokens(self, grant: Grant, passes: int) -> float:
@@ -154,6 +157,19 @@ def _geometric(levels: int, chance: float) -> float:
     return sum(chance**level for level in range(1, levels + 1))
 
 
+@lru_cache(maxsize=256)
+def chain(nodes: int) -> Tree:
+    """The server's policies count the nodes of a draft and never look at them."""
+    return Tree((0,) * nodes, tuple(range(nodes)))
+
+
+def _request(number: int, device: Device) -> Request:
+    """An endless one of an empty prompt, as the server knows it."""
+    params = Open(1, 0, 0.0, 1.0, 0.0, 0, 1, 1, ())
+    edge = EdgeProfile(device.max_nodes, Mean(device.rtt_s))
+    return Request(number, params, 1 << 62, [0], user=device.user, admitted=True, edge=edge)
+
+
 class Simulation:
     """Runs one server with its edges; `quality_at` may change an edge's luck over time."""
 
@@ -170,13 +186,14 @@ class Simulation:
         self.pipeline = Pipeline(
             accelerator.max_batch, accelerator.max_step_nodes, credits, pipelined
         )
-        self.pipeline.cost.learn((rows, accelerator.step_s(rows)) for rows in WARM_UP_ROWS)
+        self.pipeline.load.cost.learn((rows, accelerator.step_s(rows)) for rows in WARM_UP_ROWS)
         self.trips = [Trip(device) for device in devices]
         self._rng = random.Random(seed)
         self._quality_at = quality_at
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._order = itertools.count()
-        self._queue: list[tuple[float, int]] = []  # arrival and session
+        self.requests = [_request(number, device) for number, device in enumerate(devices)]
+        self._queue: list[tuple[float, int]] = []  # arrival and number of the request
         self._trees_queued = 0
         self._busy = False
         self._now_s = 0.0
@@ -201,15 +218,14 @@ class Simulation:
     # --- the server ---
 
     def _join(self, number: int) -> None:
-        device = self.trips[number].device
-        self.pipeline.opened(
-            number, device.max_nodes, device.rtt_s, self._now_s, device.user, device.weight
-        )
+        self.pipeline.opened(self.requests[number], self._now_s)
         self._enqueue(number)
 
     def _draft(self, number: int, draft_s: float) -> None:
         trip = self.trips[number]
-        self.pipeline.draft_arrived(number, trip.nodes, draft_s, self._now_s)
+        request = self.requests[number]
+        request.line_up(chain(trip.nodes), self._now_s)
+        self.pipeline.draft_arrived(request, draft_s, self._now_s)
         self._trees_queued += 1
         self.record.longest_queue = max(self.record.longest_queue, self._trees_queued)
         self._enqueue(number)
@@ -233,9 +249,11 @@ class Simulation:
             rows += needed
         self._trees_queued -= sum(not self.trips[number].plain for number in batch)
         self._busy = True
-        self.pipeline.step_started(batch, rows, 0, self._now_s)
-        for number, grant in self.pipeline.credits_due(self._now_s):
-            self._send_credit(number, grant)
+        requests = [self.requests[number] for number in batch]
+        for request in requests:
+            request.enter_step(0, verifying=True)
+        self.pipeline.step_started(requests, rows, 0, self._now_s)
+        self._send_credits()
         noise = max(self._rng.gauss(1, self.accelerator.noise), 0.5)
         step_s = self.accelerator.step_s(rows) * noise
         self._at(self._now_s + step_s, self._end_step, batch, rows, step_s)
@@ -254,8 +272,7 @@ class Simulation:
             self.record.tokens += tokens
         for number, count in zip(batch, accepted, strict=True):
             self._verdict(number, count)
-        for number, grant in self.pipeline.credits_due(self._now_s):
-            self._send_credit(number, grant)
+        self._send_credits()
         self._start_step()
 
     def _accepted(self, trip: Trip) -> int:
@@ -267,11 +284,14 @@ class Simulation:
         if not trip.plain and self._now_s > self._warm_up_s:
             self.record.ages_s.append(self._now_s - trip.sent_s)
             self.record.trees_by_user.setdefault(trip.device.user, []).append(self._now_s)
-        grant = self.pipeline.after_verdict(number, accepted, self._now_s)
+        request = self.requests[number]
+        request.advance([0] * accepted, 0)
+        grant = self.pipeline.after_verdict(request, accepted, self._now_s)
         trip.plain = grant.turn is Turn.SERVER
         trip.received_s = self._now_s + self._one_way_s(trip.device)
         trip.nodes = trip.passes = 0
         if trip.plain:
+            request.line_up(NO_NODES, self._now_s)
             self._enqueue_plain(number)
         elif grant.turn is Turn.EDGE:
             self._edge_drafts(number, grant, trip.received_s)
@@ -283,10 +303,11 @@ class Simulation:
 
     # --- the edges ---
 
-    def _send_credit(self, number: int, grant: Grant) -> None:
-        trip = self.trips[number]
-        reaches_s = self._now_s + self._one_way_s(trip.device)
-        self._edge_drafts(number, grant, max(reaches_s, trip.received_s))
+    def _send_credits(self) -> None:
+        for request, grant in self.pipeline.credits_due(self._now_s):
+            trip = self.trips[request.key]
+            reaches_s = self._now_s + self._one_way_s(trip.device)
+            self._edge_drafts(request.key, grant, max(reaches_s, trip.received_s))
 
     def _edge_drafts(self, number: int, grant: Grant, granted_s: float) -> None:
         trip = self.trips[number]

@@ -30,7 +30,7 @@ from runtime.server.http import application, serving
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
 from runtime.server.users import load_users
-from runtime.server.warm_up import ROWS
+from runtime.server.verify.warm_up import ROWS
 from runtime.wire.tcp import listen
 
 VOCABULARY = 256
@@ -95,7 +95,7 @@ async def serve(config: ServerConfig, step_s: float, trace: TextIO | None) -> No
     window.set_function(lambda: largest_window)
     users = load_users(Path(config.users)) if config.users else None
     server = Server(config, engine, Door(config, IDENTITY, users), trace, metrics)
-    server.pipeline.cost.learn((rows, step_s) for rows in ROWS)
+    server.pipeline.load.cost.learn((rows, step_s) for rows in ROWS)
     listener = await listen(config.host, config.port, server.new_peer, start=False)
     pages = application(lambda: server.unready, metrics.registry)
     async with serving(config.http, pages) as url:

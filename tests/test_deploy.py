@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from runtime.config import ConfigError, EdgeConfig, ServerConfig, flag, parse, read_secret
-from runtime.server.credits import RoundRobin
 from runtime.server.door import Door
 from runtime.server.metrics import Metrics
-from runtime.server.pipeline import Pipeline
-from runtime.server.scheduler import Scheduler
-from runtime.server.step import Limits
+from runtime.server.policy.credits import RoundRobin
+from runtime.server.policy.pipeline import Pipeline
+from runtime.server.schedule.choose import Limits
+from runtime.server.schedule.scheduler import Scheduler
 from tests.ports import reserved_port
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
 """The paper's baseline as a process of the bench: draft and target on one server, in turns.
 
-One thread, no network: all sessions' drafts, then one verification step with the product's own
+One thread, no network: all requests' drafts, then one verification step with the product's own
 scheduler and verifier. A job a line in, its answers and steps a line out.
 """
 
@@ -19,10 +19,10 @@ from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeSh
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
-from runtime.server.scheduler import Limits, Scheduler, Work
-from runtime.server.session import Session
-from runtime.server.verifier import Failed, Outcome, Prefilled, Verified, verify_batch
-from runtime.wire.messages import MAX_NODES, Draft, Open
+from runtime.server.request import Request
+from runtime.server.schedule.scheduler import Limits, Scheduler, Work
+from runtime.server.verify.verifier import Failed, Outcome, Verified, verify_batch
+from runtime.wire.messages import MAX_NODES, Draft, Open, Turn
 
 PAGE_TOKENS = 16
 CHUNK_TOKENS = 256
@@ -32,27 +32,27 @@ MAX_CONTEXT_TOKENS = 4096  # of one client: prompt, answer and largest tree
 class Client:
     """A request that is being answered, and what its client has seen so far."""
 
-    def __init__(self, question: int, session: Session, speculation: Speculation):
-        self.question, self.session, self.speculation = question, session, speculation
-        self.asked_s = session.ready_s
-        self.prompt_tokens = len(session.context)
+    def __init__(self, question: int, request: Request, speculation: Speculation):
+        self.question, self.request, self.speculation = question, request, speculation
+        self.asked_s = request.ready_s
+        self.prompt_tokens = len(request.context)
         self.arrivals: list[tuple[float, int]] = []
 
     @property
     def ids(self) -> tuple[int, ...]:
         """The answer so far."""
-        return tuple(self.session.context[self.prompt_tokens :])
+        return tuple(self.request.context[self.prompt_tokens :])
 
     def answer(self) -> Answer:
         """What is recorded of it."""
-        arrivals, rounds = tuple(self.arrivals), self.session.round
+        arrivals, rounds = tuple(self.arrivals), self.request.round
         return Answer(self.question, self.ids, self.asked_s, arrivals, rounds)
 
 
 class Baseline:
-    """A server that drafts for its sessions itself: scheduler, verifier and drafter in one thread.
+    """A server that drafts for its requests itself: scheduler, verifier and drafter in one thread.
 
-    Jobs follow each other; each is a tenant of its own, so that none finds the KV of the last.
+    Jobs follow each other; each is a user of its own, so that none finds the KV of the last.
     """
 
     def __init__(self, target: Engine, draft: Engine, sampling: Mapping[str, Any], n_clients: int):
@@ -114,29 +114,31 @@ class Baseline:
             list(prompt), limit, shape, Proactive.OFF, noise, self.vocabulary_size
         )
         now_s = time.monotonic()
-        session = Session(question, params, limit, list(prompt), ready_s=now_s, tenant=self._jobs)
-        self.scheduler.submit(session)
-        self.clients[question] = Client(question, session, speculation)
+        request = Request(question, params, limit, list(prompt), ready_s=now_s, user=self._jobs)
+        self.scheduler.submit(request)
+        self.clients[question] = Client(question, request, speculation)
 
     def round(self) -> list[Answer]:
         """Draft for everyone, verify once; the answers that this has ended."""
-        self._draft([c for c in self.clients.values() if c.session.draft is None])
+        self._draft([c for c in self.clients.values() if c.request.draft is None])
         batch = self.scheduler.next_batch()
         start_s = time.monotonic()
         outcomes = verify_batch(self.target, batch)
         self._record(batch, start_s)
+        self.scheduler.step_ended()
         return [answer for outcome in outcomes for answer in self._apply(outcome)]
 
     def _draft(self, clients: Sequence[Client]) -> None:
         grow(self.drafter, [client.speculation for client in clients])
         for client in clients:
-            session, tree = client.session, client.speculation.send(MAX_NODES)
-            place = (session.params.session, session.round, len(session.context))
-            session.accept_draft(Draft(*place, tree.tokens, tree.parents), time.monotonic())
+            request, tree = client.request, client.speculation.send(MAX_NODES)
+            place = (request.params.session, request.round, len(request.context))
+            request.accept_draft(Draft(*place, tree.tokens, tree.parents), time.monotonic())
+            self.scheduler.drafted(request)
 
     def _record(self, batch: Sequence[Work], start_s: float) -> None:
         """The step as a line of a server's trace."""
-        trees = [work.session for work in batch if work.verify]
+        trees = [work.request for work in batch if work.verify]
         self.steps.append(
             {
                 "start_s": start_s,
@@ -147,22 +149,22 @@ class Baseline:
         )
 
     def _apply(self, outcome: Outcome) -> Iterator[Answer]:
-        client = self.clients[outcome.session.key]
-        session = client.session
+        client = self.clients[outcome.request.key]
+        request = client.request
         match outcome:
             case Failed(sentence=sentence):
                 raise ValueError(sentence)
-            case Prefilled(count=count):
-                session.cached += count
             case Verified(path=path, bonus=bonus):
-                drafted = [session.draft.tokens[node - 1] for node in path[1:]]
-                accepted, finish = session.advance(drafted, bonus)
+                drafted = [request.draft.tokens[node - 1] for node in path[1:]]
+                accepted, finish = request.advance(drafted, bonus)
+                self.scheduler.verified(request)
+                request.told(Turn.EDGE)
                 client.arrivals.append((time.monotonic(), len(client.ids)))
-                client.speculation.commit(path[accepted], session.context[-1])
+                client.speculation.commit(path[accepted], request.context[-1])
                 if finish:
                     self.drafter.finish(client.speculation)
-                    self.scheduler.remove(session)
-                    yield self.clients.pop(session.key).answer()
+                    self.scheduler.remove(request)
+                    yield self.clients.pop(request.key).answer()
 
 
 def grow(drafter: Drafter, speculations: Sequence[Speculation]) -> None:

@@ -1,6 +1,6 @@
 """The server's loop: admit, choose, verify, answer.
 
-Two activities and no others: the event loop reads and writes sockets and owns all sessions; one
+Two activities and no others: the event loop reads and writes sockets and owns all requests; one
 worker thread runs the model. They meet in `verify_once`, which reads like the paper's figure.
 """
 
@@ -17,14 +17,16 @@ from typing import TextIO
 from runtime.config import ServerConfig
 from runtime.logs import fields
 from runtime.model.engine import Engine
-from runtime.server.credits import POLICIES
 from runtime.server.door import Door
 from runtime.server.metrics import Metrics, label
-from runtime.server.pipeline import Grant, Pipeline
-from runtime.server.scheduler import Limits, Refused, Scheduler
-from runtime.server.session import NO_NODES, RejectedDraft, Session
-from runtime.server.trace import Step
-from runtime.server.verifier import Failed, Outcome, Prefilled, Verified, verify_batch
+from runtime.server.policy.edge_profile import EdgeProfile
+from runtime.server.policy.estimators import Mean
+from runtime.server.policy.express_pass import POLICIES
+from runtime.server.policy.pipeline import Grant, Pipeline
+from runtime.server.request import NO_NODES, Phase, RejectedDraft, Request
+from runtime.server.schedule.scheduler import Limits, Refused, Scheduler
+from runtime.server.schedule.step import Step
+from runtime.server.verify.verifier import Failed, Outcome, Verified, verify_batch
 from runtime.system import on_stop
 from runtime.wire import messages as wire
 from runtime.wire.tcp import FramedProtocol
@@ -47,7 +49,7 @@ class Totals:
 
 @dataclass
 class Server:
-    """Sessions of all edges around one engine."""
+    """Requests of all edges around one engine."""
 
     config: ServerConfig
     engine: Engine
@@ -74,12 +76,9 @@ class Server:
             config.max_batch, config.max_step_nodes, POLICIES[config.credits](), config.pipeline
         )
         self.metrics.watch(self.door, self.scheduler, self.pipeline)
+        self.requests: dict[tuple[FramedProtocol, int], Request] = {}  # by peer and number
         self._rtt_s: dict[FramedProtocol, float] = {}
-        # Requests by peer and number: whose they are, then in one of the two states.
-        self._user_of: dict[tuple[FramedProtocol, int], str] = {}
-        self._requests_of: Counter[str] = Counter()
-        self._prompting: dict[tuple[FramedProtocol, int], tuple[wire.Open, list[int]]] = {}
-        self._sessions: dict[tuple[FramedProtocol, int], Session] = {}
+        self._requests_of: Counter[str] = Counter()  # by user
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -128,7 +127,8 @@ class Server:
                 self._draft(peer, message)
             case wire.Close():
                 log.info("request cancelled", extra=self._who(peer, message.session))
-                self._forget(peer, message.session)
+                if request := self.requests.get((peer, message.session)):
+                    self._end(request)
 
     def on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
         """Free everything that a gone edge held."""
@@ -137,8 +137,8 @@ class Server:
         self.metrics.edge_left(peer)
         self.door.left(peer)
         self._rtt_s.pop(peer, None)
-        for key in [key for key in self._keys() if key[0] is peer]:
-            self._forget(*key)
+        for request in [r for r in self.requests.values() if r.key[0] is peer]:
+            self._end(request)
 
     def new_peer(self) -> FramedProtocol:
         """A protocol for one more connection."""
@@ -148,103 +148,95 @@ class Server:
         identity, user = self.door.identity, self.door.admitted[peer]
         room = identity.max_context - message.prompt_tokens
         of_user = self._requests_of[user]
+        refusal = None
         if self.unready:
-            self._refuse(peer, message.session, wire.ErrorCode.DRAINING, self.unready)
+            refusal = wire.ErrorCode.DRAINING, self.unready
         elif room < 1:
-            self._refuse(
-                peer,
-                message.session,
+            refusal = (
                 wire.ErrorCode.LIMIT,
-                f"the prompt has {message.prompt_tokens} tokens, but the context of "
-                f"{identity.model} holds {identity.max_context} with the answer",
+                (
+                    f"the prompt has {message.prompt_tokens} tokens, but the context of "
+                    f"{identity.model} holds {identity.max_context} with the answer"
+                ),
             )
         elif of_user >= self.config.max_user_sessions:
             sentence = f"{of_user} of your requests are running, as many as one user may have"
-            self._refuse(peer, message.session, wire.ErrorCode.BUSY, sentence)
-        else:
-            self._prompting[peer, message.session] = (message, [])
-            self._user_of[peer, message.session] = user
-            self._requests_of[user] += 1
+            refusal = wire.ErrorCode.BUSY, sentence
+        if refusal:
+            self._refuse(peer, message.session, *refusal)
+            return
+        self.requests[peer, message.session] = Request(
+            key=(peer, message.session),
+            params=message,
+            limit=message.prompt_tokens + min(message.max_tokens, room),
+            context=[],
+            user=user,
+            target_stop_ids=identity.stop_ids,
+            edge=EdgeProfile(max_nodes=min(message.max_nodes, self.config.max_nodes)),
+        )
+        self._requests_of[user] += 1
 
     def _extend_prompt(self, peer: FramedProtocol, message: wire.Prompt) -> None:
-        params, prompt = self._prompting[peer, message.session]
-        prompt.extend(message.tokens)
-        if len(prompt) < params.prompt_tokens:
+        request = self.requests[peer, message.session]
+        if not request.read(message.tokens):
             return
-        del self._prompting[peer, message.session]
-        session = Session(
-            key=(peer, message.session),
-            params=params,
-            limit=min(len(prompt) + params.max_tokens, self.door.identity.max_context),
-            context=prompt,
-            target_stop_ids=self.door.identity.stop_ids,
-            tenant=self.door.admitted[peer],
-            ready_s=time.monotonic(),
-        )
+        request.ready_s = time.monotonic()
+        if peer in self._rtt_s:
+            request.edge.rtt_s = Mean(self._rtt_s[peer])
+        self.pipeline.opened(request, request.ready_s)
         try:
-            self.scheduler.submit(session)
+            self.scheduler.submit(request)
         except Refused as error:
             code = wire.ErrorCode.BUSY if error.busy else wire.ErrorCode.LIMIT
             self._refuse(peer, message.session, code, str(error))
-            return
-        self._sessions[peer, message.session] = session
-        self.metrics.prompted(len(prompt))
-        nodes = min(params.max_nodes, self.config.max_nodes)
-        rtt_s, user = self._rtt_s.get(peer), session.tenant
-        self.pipeline.opened(session.key, nodes, rtt_s, session.ready_s, user)
-        self._work.set()
+        else:
+            self.metrics.prompted(len(request.context))
+            self._work.set()
 
     def _draft(self, peer: FramedProtocol, message: wire.Draft) -> None:
-        session = self._sessions[peer, message.session]
+        request = self.requests[peer, message.session]
         try:
-            session.accept_draft(message, time.monotonic())
+            request.accept_draft(message, time.monotonic())
         except RejectedDraft as error:
             self._refuse(peer, message.session, wire.ErrorCode.PROTOCOL, str(error))
         else:
-            nodes, draft_s = len(message.tokens), message.draft_ms * 1e-3
-            self.scheduler.drafted(session)
-            self.pipeline.draft_arrived(session.key, nodes, draft_s, session.ready_s)
+            self.scheduler.drafted(request)
+            self.pipeline.draft_arrived(request, message.draft_ms * 1e-3, request.ready_s)
         self._work.set()
 
-    def _keys(self) -> list[tuple[FramedProtocol, int]]:
-        """Of all requests, those that are still being read included."""
-        return [*self._user_of]
-
     def _refuse(
-        self, peer: FramedProtocol, session: int, code: wire.ErrorCode, sentence: str
+        self, peer: FramedProtocol, number: int, code: wire.ErrorCode, sentence: str
     ) -> None:
-        """End one session with a sentence; the connection stays."""
-        about = self._who(peer, session, code=code, reason=sentence)
+        """End one request, opened or not, with a sentence; the connection stays."""
+        about = self._who(peer, number, code=code, reason=sentence)
         log.warning("request refused", extra=about)
         self.metrics.refused(code)
-        peer.send(wire.Error(session, code, fatal=False, sentence=sentence))
-        self._forget(peer, session)
+        peer.send(wire.Error(number, code, fatal=False, sentence=sentence))
+        if request := self.requests.get((peer, number)):
+            self._end(request)
 
-    def _forget(self, peer: FramedProtocol, number: int) -> None:
-        user = self._user_of.pop((peer, number), None)
-        if user is None:
-            return
-        self._requests_of[user] -= 1
-        self._prompting.pop((peer, number), None)
-        session = self._sessions.pop((peer, number), None)
-        if session is not None:
-            self.scheduler.remove(session)
-            self.pipeline.closed(session.key)
-            self._work.set()  # its pages may admit someone who waits
-        if not self._user_of:
+    def _end(self, request: Request) -> None:
+        """Forget a request, in whatever phase it is."""
+        del self.requests[request.key]
+        self._requests_of[request.user] -= 1
+        if request.phase is not Phase.READING:
+            self.pipeline.closed(request)
+        self.scheduler.remove(request)
+        self._work.set()  # its pages may admit someone who waits
+        if not self.requests:
             self._idle.set()
 
     def _who(
         self,
         peer: FramedProtocol,
-        session: int | None = None,
+        number: int | None = None,
         code: wire.ErrorCode | None = None,
         **more: object,
     ) -> dict[str, object]:
         """The fields of a log line about a peer, or about one of its requests."""
         user = self.door.admitted.get(peer) or None
         code_name = None if code is None else label(code)
-        return fields(peer=peer.peer_name, user=user, session=session, code=code_name, **more)
+        return fields(peer=peer.peer_name, user=user, session=number, code=code_name, **more)
 
     # --- what the model does ---
 
@@ -264,16 +256,16 @@ class Server:
 
     async def verify_once(self) -> bool:
         """One step: choose, verify, answer. False when nothing was ready."""
-        batch = self.scheduler.next_batch()
-        if not batch:
+        work = self.scheduler.next_batch()
+        if not work:
             self.pipeline.stalled()
             self._give_credits()
             return False
-        step = Step.of(batch, time.monotonic())
+        step = Step(work, time.monotonic())
         self.pipeline.step_started(step.drafted, step.rows, step.chunk_rows, step.start_s)
         self._give_credits()
         outcomes = await asyncio.get_running_loop().run_in_executor(
-            self._model_thread, verify_batch, self.engine, batch
+            self._model_thread, verify_batch, self.engine, work
         )
         step.end_s = time.monotonic()
         self._learn(step, outcomes)
@@ -286,7 +278,8 @@ class Server:
         """Let a finished step be counted, before its verdicts are told."""
         for outcome in outcomes:
             if isinstance(outcome, Verified):
-                step.accepted[outcome.session.key] = len(outcome.path) - 1
+                step.accepted[outcome.request] = len(outcome.path) - 1
+        self.scheduler.step_ended()
         self.pipeline.step_ended(
             len(step.drafted), step.rows, step.chunk_rows, step.tokens, step.seconds, step.end_s
         )
@@ -297,59 +290,57 @@ class Server:
             print(step.line(), file=self.trace)
 
     def _deliver(self, outcome: Outcome, step: Step) -> None:
-        """Apply an outcome to its session, unless the edge has gone meanwhile."""
-        session = outcome.session
-        peer, number = session.key
-        if self._sessions.get(session.key) is not session:
+        """Apply an outcome to its request, unless that has ended meanwhile."""
+        request = outcome.request
+        if request.ended:
             return
-        match outcome:
-            case Prefilled(count=count):
-                session.cached += count
-            case Failed(sentence=sentence):
-                self._refuse(peer, number, wire.ErrorCode.INTERNAL, sentence)
-            case Verified(path=path, bonus=bonus):
-                verdict = self._verdict(session, path, bonus, step)
-                peer.send(verdict)
-                if verdict.finish:
-                    tokens = len(session.context) - session.params.prompt_tokens
-                    about = self._who(peer, number, finish=label(verdict.finish), tokens=tokens)
-                    log.info("request ended", extra=about)
-                    self._forget(peer, number)
-                elif verdict.turn is wire.Turn.SERVER:
-                    session.draft, session.ready_s = NO_NODES, time.monotonic()
+        peer, number = request.key
+        if isinstance(outcome, Failed):
+            self._refuse(peer, number, wire.ErrorCode.INTERNAL, outcome.sentence)
+            return
+        verdict = self._verdict(request, outcome, step)
+        peer.send(verdict)
+        if verdict.finish:
+            tokens = len(request.context) - request.params.prompt_tokens
+            about = self._who(peer, number, finish=label(verdict.finish), tokens=tokens)
+            log.info("request ended", extra=about)
+            self._end(request)
+        elif verdict.turn is wire.Turn.SERVER:
+            request.line_up(NO_NODES, time.monotonic())
+            self.scheduler.drafted(request)
 
-    def _verdict(self, session: Session, path: list[int], bonus: int, step: Step) -> wire.Verdict:
-        """Commit the walk to the session and say what follows."""
-        assert session.draft is not None, "a verdict without a draft"
-        round_number = session.round
-        drafted = [session.draft.tokens[node - 1] for node in path[1:]]
-        nodes, now_s = len(session.draft), time.monotonic()
-        accepted, finish = session.advance(drafted, bonus)
-        self.metrics.verdict(session, nodes, accepted, now_s)
-        session.verdict_s = now_s
+    def _verdict(self, request: Request, outcome: Verified, step: Step) -> wire.Verdict:
+        """Commit the walk to the request and say what follows."""
+        assert request.draft is not None, "a verdict without a draft"
+        round_number, ready_s = request.round, request.ready_s
+        drafted = [request.draft.tokens[node - 1] for node in outcome.path[1:]]
+        nodes, now_s = len(request.draft), time.monotonic()
+        accepted, finish = request.advance(drafted, outcome.bonus)
+        self.scheduler.verified(request)
+        self.metrics.verdict(request, nodes, accepted, now_s)
+        request.verdict_s = now_s
         self.totals.verdicts += 1
         self.totals.tokens += accepted + 1
-        grant = NO_GRANT
-        if not finish:
-            grant = self.pipeline.after_verdict(session.key, accepted, now_s)
+        grant = NO_GRANT if finish else self.pipeline.after_verdict(request, accepted, now_s)
         return wire.Verdict(
-            session=session.params.session,
+            session=request.params.session,
             round=round_number,
-            node=path[accepted],
-            bonus=session.context[-1],
+            node=outcome.path[accepted],
+            bonus=request.context[-1],
             finish=finish,
-            queue_ms=wire.clamp_ms((step.start_s - session.ready_s) * 1e3),
+            queue_ms=wire.clamp_ms((step.start_s - ready_s) * 1e3),
             verify_ms=wire.clamp_ms(step.seconds * 1e3),
             turn=grant.turn,
             max_nodes=grant.max_nodes,
-            draft_ms=wire.clamp_ms(grant.draft_s * 1e3),
+            draft_ms=wire.clamp_ms(grant.free_s * 1e3),
             late_ms=wire.clamp_ms(grant.late_s * 1e3),
         )
 
     def _give_credits(self) -> None:
         """Tell edges that wait for a credit that they may send."""
-        for (peer, number), grant in self.pipeline.credits_due(time.monotonic()):
-            times_ms = [wire.clamp_ms(time_s * 1e3) for time_s in (grant.draft_s, grant.late_s)]
+        for request, grant in self.pipeline.credits_due(time.monotonic()):
+            peer, number = request.key
+            times_ms = [wire.clamp_ms(time_s * 1e3) for time_s in (grant.free_s, grant.late_s)]
             peer.send(wire.Credit(number, grant.max_nodes, *times_ms))
 
     # --- stopping ---
@@ -369,17 +360,17 @@ class Server:
         return stop
 
     def _stop_now(self) -> None:
-        for key in self._keys():
-            self._forget(*key)
+        for request in [*self.requests.values()]:
+            self._end(request)
 
     async def _drain(self) -> None:
         """Let running requests end, at most `drain_s` seconds; admit no new ones."""
         self.unready = "the server is stopping"
-        log.info("draining", extra=fields(requests=len(self._keys()), drain_s=self.config.drain_s))
+        log.info("draining", extra=fields(requests=len(self.requests), drain_s=self.config.drain_s))
         notice = wire.Error(0, wire.ErrorCode.DRAINING, fatal=False, sentence=self.unready)
         for peer in self.door.admitted:
             peer.send(notice)
-        if self._user_of:
+        if self.requests:
             self._idle.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self.config.drain_s)

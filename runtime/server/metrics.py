@@ -24,9 +24,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from runtime.server.door import Door
-from runtime.server.pipeline import Pipeline
-from runtime.server.scheduler import Scheduler
-from runtime.server.session import Session
+from runtime.server.policy.pipeline import Pipeline
+from runtime.server.request import Request
+from runtime.server.schedule.scheduler import Scheduler
 from runtime.wire.messages import ErrorCode, Finish
 from runtime.wire.tcp import FramedProtocol
 
@@ -99,22 +99,22 @@ class Metrics:
         self._batch_trees.observe(trees)
         self._step_s.observe(step_s)
 
-    def verdict(self, session: Session, drafted: int, accepted: int, now_s: float) -> None:
-        """`accepted` of `drafted` nodes, and one token more, were added to the session's text.
+    def verdict(self, request: Request, drafted: int, accepted: int, now_s: float) -> None:
+        """`accepted` of `drafted` nodes, and one token more, were added to the request's text.
 
-        `session.verdict_s` is still that of the verdict before, `session.ready_s` the draft's.
+        `request.verdict_s` is still that of the verdict before, `request.ready_s` the draft's.
         """
         tokens = accepted + 1
         self._verdicts.tokens += tokens
         if drafted:
             self._verdicts.drafted += drafted
             self._verdicts.trees_by_depth[accepted] += 1
-        if session.verdict_s is None:
-            self._first_token_s.observe(now_s - session.ready_s)
+        if request.verdict_s is None:
+            self._first_token_s.observe(now_s - request.ready_s)
         else:
-            self._verdicts.inter_token_s.observe((now_s - session.verdict_s) / tokens, tokens)
-        if session.finish:
-            self._success.labels(label(session.finish)).inc()
+            self._verdicts.inter_token_s.observe((now_s - request.verdict_s) / tokens, tokens)
+        if request.finish:
+            self._success.labels(label(request.finish)).inc()
 
     def _counter(
         self, name: str, help: str, label_name: str = "", values: type[IntEnum] | None = None

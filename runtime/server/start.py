@@ -24,7 +24,7 @@ from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
 from runtime.server.users import add_user, load_users
-from runtime.server.warm_up import warm_up
+from runtime.server.verify.warm_up import warm_up
 from runtime.system import on_stop
 from runtime.terminal import inert
 from runtime.wire import messages as wire
@@ -114,7 +114,7 @@ async def _serve(config: ServerConfig, console: Terminal, trace: TextIO | None) 
         door = _door(config, users, certificate, identity)
         costs = await asyncio.to_thread(warm_up, engine, config.max_step_nodes, config.max_batch)
         server = Server(config, engine, door, trace, metrics)
-        server.pipeline.cost.learn(costs)
+        server.pipeline.load.cost.learn(costs)
         kv = engine.kv
         console.print(
             f"{config.model} ready on {engine.model.device}: {engine.model.config.n_layers} "

@@ -19,17 +19,17 @@ from bench.scheduler import (
     reunion,
     slots_pay,
     two_edges,
-    weights,
     worst_window,
 )
 from bench.scheduler_model import Accelerator, Device, Simulation, Trip, expected_accepted
-from runtime.server.credits import POLICIES, RoundRobin
+from runtime.server.policy.credits import RoundRobin
+from runtime.server.policy.express_pass import POLICIES
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = Setting("drr", edges=1000, seconds=20, seeds=1)
 
 
-@pytest.mark.parametrize("scenario", [two_edges, crowd, newcomer, weights, connections])
+@pytest.mark.parametrize("scenario", [two_edges, crowd, newcomer, connections])
 def test_the_default_policy_meets_every_goal(scenario) -> None:
     missed = [figure for figure in scenario(QUICK) if figure.met is False]
     assert not missed

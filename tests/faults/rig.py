@@ -82,7 +82,8 @@ class Rig:
         """Whether all pages are free or idle in the prefix cache, and no session is left."""
         scheduler = self.server.scheduler
         scheduler.check()
-        if scheduler.running or scheduler.waiting or self.server._keys():
+        self.server.pipeline.check(self.server.requests.values())
+        if scheduler.running or scheduler.waiting or self.server.requests:
             return False
         return scheduler.cache.room() == KV_TOKENS // PAGE_TOKENS
 

@@ -21,7 +21,7 @@ from runtime.edge.net.link import Sampling, ServerError
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Answer, resuming
 from runtime.edge.resume_file import load, save
-from runtime.server.credits import Place
+from runtime.server.policy.window import Place
 from tests.faults.moments import Moment
 from tests.faults.proxy import Fault, Kind, Proxy, Shape
 from tests.faults.rig import Rig, until
@@ -143,7 +143,7 @@ class Play:
         self.rig, self._restarts = Rig(self.model, **options), list[asyncio.Task[None]]()
         await self.rig.start()
         if self.moment is Moment.CREDIT:  # one place it is, however long the edges draft
-            self.rig.server.pipeline._place = lambda key, now_s: Place(step=1, steps=1, batch=1)
+            self.rig.server.pipeline._place = lambda request, now_s: Place(step=1, steps=1, batch=1)
         faults = [fault for _, fault in self.events]
         # an edge foresees more in one round than in another, on any machine
         shape = Shape(jitter_s=0.05) if self.moment is Moment.HIT else None

@@ -21,7 +21,7 @@ from runtime.server.door import Door, Identity
 from runtime.server.http import application, serving
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
-from runtime.server.session import Session
+from runtime.server.request import Request
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
 from tests.server.process import Process, samples, server_process
@@ -134,9 +134,9 @@ def test_a_scrape_does_not_wait_for_a_step() -> None:
             session=1, seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0,
             max_tokens=5, prompt_tokens=3, stop_ids=(), max_nodes=4,
         )  # fmt: skip
-        session = Session(("peer", 1), params, 8, [1, 2, 3], ready_s=0.0)
-        server.scheduler.submit(session)
-        server.pipeline.opened(session.key, 4, None, 0.0, "")
+        request = Request(("peer", 1), params, 8, [1, 2, 3], ready_s=0.0)
+        server.pipeline.opened(request, 0.0)
+        server.scheduler.submit(request)
         step = asyncio.ensure_future(server.verify_once())
         pages = application(lambda: "", server.metrics.registry)
         async with serving("127.0.0.1:0", pages) as url:
@@ -145,6 +145,7 @@ def test_a_scrape_does_not_wait_for_a_step() -> None:
             assert not step.done()
         assert samples(page)["num_requests_running",] == 1
         assert samples(page)["verify_step_seconds_count",] == 0
+        server.scheduler.remove(request)
         engine.release.set()
         await step
         assert server.metrics.registry.get_sample_value("specedge:verify_step_seconds_count") == 1

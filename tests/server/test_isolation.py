@@ -19,9 +19,9 @@ from runtime.edge.net.link import Link, Sampling, ServerError
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
-from runtime.server.scheduler import Work
-from runtime.server.session import NO_NODES, Session
-from runtime.server.verifier import Failed, Outcome, Verified, verify_batch
+from runtime.server.request import NO_NODES, Request
+from runtime.server.schedule.step import Work
+from runtime.server.verify.verifier import Failed, Outcome, Verified, verify_batch
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 
@@ -52,9 +52,9 @@ def draft(truth: Sequence[int], most_depth: int, dice: random.Random) -> Tree:
 
 
 class Fragile(Engine):
-    """Fails where its `faulty` session takes part, at one point of the step or another."""
+    """Fails where its `faulty` request takes part, at one point of the step or another."""
 
-    faulty: Session | None = None
+    faulty: Request | None = None
     point = ""
 
     def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
@@ -94,15 +94,15 @@ def engine(tiny_pair: tuple[Path, Path]) -> Fragile:
     return Fragile(opened.model, opened.kv)
 
 
-def session(engine: Engine, number: int) -> Session:
+def request(engine: Engine, number: int) -> Request:
     prompt = prompt_of(number)
     params = wire.Open(number + 1, 0, 0.0, 1.0, 0.0, 0, TOKENS, len(prompt), ())
     pages = engine.kv.allocate(PAGES)
-    return Session(number, params, len(prompt) + TOKENS, prompt, pages=pages)
+    return Request(number, params, len(prompt) + TOKENS, prompt, pages=pages)
 
 
 def step(
-    engine: Engine, live: list[Session], oracle: list[list[int]], dice: random.Random
+    engine: Engine, live: list[Request], oracle: list[list[int]], dice: random.Random
 ) -> list[Outcome]:
     """Draft for all, verify them in one batch, and apply the verdicts as the loop does."""
     for s in live:
@@ -112,12 +112,12 @@ def step(
     outcomes = verify_batch(engine, [Work(s, s.uncached, True) for s in live])
     for outcome in outcomes:
         if isinstance(outcome, Verified):
-            drafted = outcome.session.draft.tokens
-            outcome.session.advance([drafted[n - 1] for n in outcome.path[1:]], outcome.bonus)
+            drafted = outcome.request.draft.tokens
+            outcome.request.advance([drafted[n - 1] for n in outcome.path[1:]], outcome.bonus)
     return outcomes
 
 
-def poison(engine: Fragile, victim: Session, fault: str) -> None:
+def poison(engine: Fragile, victim: Request, fault: str) -> None:
     if fault == "page":
         engine.kv.kv[:, :, victim.pages[0]] = float("nan")
     elif fault == "token":
@@ -133,13 +133,13 @@ def test_seven_of_eight_go_on(
 ) -> None:
     """Numbers that are no numbers, and exceptions before, in and after the pass."""
     dice = random.Random(fault + str(round_number))
-    everyone = [session(engine, number) for number in range(REQUESTS)]
+    everyone = [request(engine, number) for number in range(REQUESTS)]
     victim, live = dice.choice(everyone), list(everyone)
     for number in range(TOKENS):
         if number == round_number:
             poison(engine, victim, fault)
         outcomes = step(engine, live, oracle, dice)
-        failed = [o.session for o in outcomes if isinstance(o, Failed)]
+        failed = [o.request for o in outcomes if isinstance(o, Failed)]
         assert failed == ([victim] if number == round_number else [])
         live = [s for s in live if s not in failed and not s.finish]
     texts = [s.context[s.params.prompt_tokens :] for s in everyone]
@@ -152,7 +152,7 @@ def test_the_pages_of_a_poisoned_request_serve_the_next(
 ) -> None:
     """What is left in a page that was given back is never read, not even multiplied by nothing."""
     engine.kv.kv[:] = float("nan")
-    dice, live = random.Random(3), [session(engine, number) for number in range(REQUESTS)]
+    dice, live = random.Random(3), [request(engine, number) for number in range(REQUESTS)]
     everyone = list(live)
     while live:
         step(engine, live, oracle, dice)

@@ -17,8 +17,8 @@ from runtime.edge.loop import Drafting, Round, generate
 from runtime.edge.net.link import Credentials, Link, Request, Sampling, ServerError
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
+from runtime.server import request as request_record
 from runtime.server.metrics import SECONDS, Metrics
-from runtime.server.session import Session
 from runtime.server.users import add_user
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
@@ -321,11 +321,11 @@ def test_verdicts_are_counted_as_prometheus_counts_them() -> None:
     params = wire.Open(1, 0, 0.0, 1.0, 0.0, 0, 9, 1, ())
     trees = []
     for _ in range(300):
-        session = Session("key", params, limit=9, context=[0], verdict_s=0.0)
+        request = request_record.Request("key", params, limit=9, context=[0], verdict_s=0.0)
         drafted = dice.choice([0, 4, 9])
         accepted = dice.randint(0, drafted)
         now_s = (accepted + 1) * dice.choice([*SECONDS[:-1], dice.uniform(0, 40)])
-        metrics.verdict(session, drafted, accepted, now_s)
+        metrics.verdict(request, drafted, accepted, now_s)
         trees.append((drafted, accepted))
         for _ in range(accepted + 1):
             oracle.observe(now_s / (accepted + 1))

@@ -119,7 +119,7 @@ def test_prompts_that_never_end_count_too() -> None:
                 greedy._peer.send(Sampling(TOKENS).opening(number, 9, 0))
                 greedy._peer.send(wire.Prompt(number, (1, 2)))
             lost = [greedy.request([1], Sampling(TOKENS)) for _ in range(2)]
-            while len(full.server._keys()) < 5:  # two connections are not ordered
+            while len(full.server.requests) < 5:  # two connections are not ordered
                 await asyncio.sleep(0)
             for number in range(5):
                 with pytest.raises(ServerError, match="5 of your requests are running") as refused:
@@ -127,7 +127,7 @@ def test_prompts_that_never_end_count_too() -> None:
                 assert refused.value.code is wire.ErrorCode.BUSY
             assert full.sessions() == (len(lost), 0)
             await greedy.close()
-            while full.server._keys():
+            while full.server.requests:
                 await asyncio.sleep(0)
             full.gate.set()
             await asyncio.gather(*(answer(modest, number) for number in range(5)))

@@ -13,11 +13,11 @@ import torch
 
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
-from runtime.server.scheduler import Limits, Scheduler
-from runtime.server.session import Session
-from runtime.server.verifier import Outcome, Prefilled, Verified, verify_batch
+from runtime.server.request import Request
+from runtime.server.schedule.scheduler import Limits, Scheduler
+from runtime.server.verify.verifier import Outcome, Verified, verify_batch
 from runtime.tree import Tree
-from runtime.wire.messages import Open
+from runtime.wire.messages import Open, Turn
 from specedge_kernels import reference
 
 PAGE_TOKENS = 8
@@ -57,16 +57,16 @@ def plain(engine: Engine, params: Open, prompt: list[int]) -> list[int]:
     return context
 
 
-def draft(dice: random.Random, text: list[int], session: Session) -> Tree:
+def draft(dice: random.Random, text: list[int], request: Request) -> Tree:
     """A random tree whose tokens are often the right ones for their depth."""
     parents: list[int] = []
     depths = [0]
     for _ in range(dice.randint(0, MAX_NODES)):
         parent = dice.choice([len(parents), dice.randrange(len(depths))])
-        if depths[parent] + 1 < session.remaining:
+        if depths[parent] + 1 < request.remaining:
             parents.append(parent)
             depths.append(depths[parent] + 1)
-    right = [text[session.root + depth] for depth in depths[1:]]
+    right = [text[request.root + depth] for depth in depths[1:]]
     return Tree(tuple(dice.choice([t, t, t, (t + 1) % 250]) for t in right), tuple(parents))
 
 
@@ -78,49 +78,51 @@ class Server:
         self.finished: dict[object, list[int]] = {}
         self._engine, self._texts, self._dice = engine, texts, random.Random(seed)
 
-    def run(self, sessions: list[Session]) -> None:
-        """Until every session has ended; one that is cancelled while a step runs begins anew."""
-        scheduler, left = self.scheduler, list(sessions)
+    def run(self, requests: list[Request]) -> None:
+        """Until every request has ended; one that is cancelled while a step runs begins anew."""
+        scheduler, left = self.scheduler, list(requests)
         while left or scheduler.running or scheduler.waiting:
             if left and self._dice.random() < 0.5:
                 scheduler.submit(left.pop())
             self._draft()
             batch = scheduler.next_batch()
             if batch and self._dice.random() < 0.1:
-                gone = self._dice.choice(batch).session
+                gone = self._dice.choice(batch).request
                 scheduler.remove(gone)
                 left.append(opened(gone.key, gone.params, self._texts[gone.key]))
-            for outcome in verify_batch(self._engine, batch) if batch else []:
+            outcomes = verify_batch(self._engine, batch) if batch else []
+            scheduler.step_ended()
+            for outcome in outcomes:
                 self._deliver(outcome)
             scheduler.check()
 
     def _draft(self) -> None:
         """Some of the edges that have the turn send a tree, preempted or not."""
-        for session in [*self.scheduler.running.values(), *self.scheduler.waiting]:
-            if session.draft is None and self._dice.random() < 0.7:
-                session.draft = draft(self._dice, self._texts[session.key], session)
-                self.scheduler.drafted(session)
+        for request in [*self.scheduler.running, *self.scheduler.waiting]:
+            if request.draft is None and self._dice.random() < 0.7:
+                request.line_up(draft(self._dice, self._texts[request.key], request), 0.0)
+                self.scheduler.drafted(request)
 
     def _deliver(self, outcome: Outcome) -> None:
-        session = outcome.session
-        if self.scheduler.running.get(session.key) is not session:
+        request = outcome.request
+        if request.ended:
             return
         match outcome:
-            case Prefilled(count=count):
-                session.cached += count
             case Verified(path=path, bonus=bonus):
-                assert session.draft is not None
-                session.advance([session.draft.tokens[node - 1] for node in path[1:]], bonus)
+                assert request.draft is not None
+                request.advance([request.draft.tokens[node - 1] for node in path[1:]], bonus)
+                self.scheduler.verified(request)
+                request.told(Turn.EDGE)
             case _:
                 raise AssertionError(outcome)
-        if session.finish:
-            self.finished[session.key] = session.context
-            self.scheduler.remove(session)
+        if request.finish:
+            self.finished[request.key] = request.context
+            self.scheduler.remove(request)
 
 
-def opened(key: int, params: Open, text: list[int]) -> Session:
+def opened(key: int, params: Open, text: list[int]) -> Request:
     prompt = text[: params.prompt_tokens]
-    return Session(key, params, limit=len(prompt) + params.max_tokens, context=prompt)
+    return Request(key, params, limit=len(prompt) + params.max_tokens, context=prompt)
 
 
 @pytest.mark.parametrize(("dtype", "seed"), [("float32", 0), ("float32", 1), ("bfloat16", 3)])
@@ -145,7 +147,7 @@ def test_every_text_is_plain(
     with caplog.at_level(logging.ERROR):
         server.run([opened(key, params, texts[key]) for key, (params, _) in enumerate(work)])
     assert [server.finished[key] for key in range(16)] == texts
-    assert not caplog.records, "a step failed and was run again session by session"
+    assert not caplog.records, "a step failed and was run again request by request"
     scheduler = server.scheduler
     assert scheduler.preemptions > 0
     assert scheduler.hit_tokens > 0

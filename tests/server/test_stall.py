@@ -4,7 +4,7 @@ import asyncio
 
 from bench.stub_edges import HELLO
 from runtime.edge.net.link import Link, Sampling
-from runtime.server.credits import Place
+from runtime.server.policy.window import Place
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 from tests.server.test_overload import rig
@@ -24,7 +24,7 @@ def test_a_draft_that_waits_for_pages_keeps_nobody_from_sending_another() -> Non
             server.gate.set()
             pipeline = server.server.pipeline
             # one credit for all, however slow they are
-            pipeline._place = lambda key, now_s: Place(step=1, steps=1, batch=1)
+            pipeline._place = lambda request, now_s: Place(step=1, steps=1, batch=1)
             pipeline.credits.window.expire = lambda now_s: None
             link = await Link.open(*server.address, HELLO)
             old = link.request(OLD, Sampling(4), NODES)

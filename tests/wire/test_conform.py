@@ -17,7 +17,7 @@ from runtime.conform.peer import Target
 from runtime.conform.run import Outcome, Result, all_cases, junit, line, run, select
 from runtime.demo import running_server
 from runtime.model.tokenizer import Tokenizer
-from runtime.server import pipeline
+from runtime.server.policy import pipeline
 from runtime.server.users import add_user
 from runtime.wire import messages as wire
 from runtime.wire.tls import load_certificate, trust

@@ -1,0 +1,1 @@
+"""Who drafts, how much and for how long, and who may send: pure arithmetic over requests."""

@@ -1,0 +1,60 @@
+"""How many nodes an edge may draft: what is worth its price, as far as it may be risked.
+
+**Worth.** A drafted node costs everybody the time of one row, and gives a token if it is accepted.
+Say the server gives 400 tokens a second and one row more makes a step 1 ms longer: the row costs
+0.4 tokens, so nodes are worth drafting down to a chance of 0.4. Where rows are free (a step that
+waits for memory), all are. This is the condition for the largest ratio of tokens to time, with the
+ratio that is reached as the price (Dinkelbach, 1967).
+
+**Risk.** A round with a draft may take longer than it gains. How much longer is bounded by the
+request's trial (trial.py); a number of nodes that could take more than that is halved until it
+fits. None left means plain decoding.
+
+Pure functions over what is known of the load and of one edge.
+"""
+
+import math
+
+from runtime.server.policy.edge_profile import EdgeProfile
+from runtime.server.policy.load import Load
+
+
+def nodes_to_grant(edge: EdgeProfile, load: Load) -> int:
+    """Nodes of the next draft; 0 is to decode plainly."""
+    nodes = worthwhile_nodes(edge, load)
+    if nodes == 0 or not load.cost.known:
+        return 0
+    sent, plain_s = edge.sent_nodes, load.plain_s
+    drafted_s = edge.round_s.value if edge.round_s.count else round_s(edge, load, nodes)
+    expected = edge.acceptance.accepted(min(nodes, math.ceil(sent.value or nodes)))
+    edge.trial.expect((1 + expected) * plain_s / drafted_s)
+    most_s, most_nodes = edge.trial.most_tokens * plain_s, nodes
+    while nodes and round_s(edge, load, nodes, nodes / most_nodes) > most_s:
+        nodes //= 2
+    return nodes
+
+
+def worthwhile_nodes(edge: EdgeProfile, load: Load) -> int:
+    """Nodes whose expected tokens are worth the time that their rows take from everybody."""
+    trees = max(load.step_trees.value, 1.0)
+    most = min(edge.max_nodes, int(load.max_step_nodes / trees) - 1)
+    nodes = 0
+    for rows, price in load.prices:
+        worth = edge.acceptance.best_below(price) if price > 0 else math.inf
+        here = min(most, rows, worth)
+        nodes = max(nodes, int(here))
+        if here < rows:
+            break
+    return nodes
+
+
+def most_draft_s(edge: EdgeProfile, load: Load, nodes: int) -> float:
+    """How long a draft may take before the round takes longer than is risked."""
+    return edge.trial.most_tokens * load.plain_s - load.step_with_s(nodes) - edge.rtt_s.value
+
+
+def round_s(edge: EdgeProfile, load: Load, nodes: int, share: float = 1.0) -> float:
+    """Time of a round with a tree that takes a share of the usual time to draft."""
+    step_s = load.step_with_s(nodes)
+    draft_s = share * edge.draft_s.value
+    return max(step_s + edge.rtt_s.value + draft_s, load.turns * step_s)

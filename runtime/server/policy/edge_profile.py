@@ -1,0 +1,43 @@
+"""What a server learns of one edge, and of the drafts that come from it, while it answers.
+
+Running estimates and the moments they are measured from. Knows no socket and no clock: times are
+arguments, in seconds.
+"""
+
+from dataclasses import dataclass, field
+
+from runtime.server.policy.estimators import Acceptance, Mean
+from runtime.server.policy.trial import Trial
+
+RTT_S, DRAFT_S = 0.02, 0.05  # of an edge of which nothing is known yet
+AT_ONCE_S = 0.002  # takes an edge that has its tree and gets the credit for it
+
+
+@dataclass
+class EdgeProfile:
+    """Of the edge behind one request."""
+
+    max_nodes: int = 0  # the most it ever drafts; 0 is plain decoding for ever
+    rtt_s: Mean = field(default_factory=lambda: Mean(RTT_S))
+    verdict_s: float = 0.0  # when its last verdict left
+    grant_s: float = 0.0  # when its last verdict or credit left
+    due_s: float = 0.0  # when its tree is expected
+    nodes: int = 0  # in its last tree
+    draft_s: Mean = field(default_factory=lambda: Mean(DRAFT_S, gain=0.25))  # from the verdict on
+    sent_nodes: Mean = field(default_factory=lambda: Mean(gain=0.25))
+    round_s: Mean = field(default_factory=lambda: Mean(gain=0.25))  # of rounds with a draft
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    trial: Trial = field(default_factory=Trial)
+
+    def arrived(self, nodes: int, draft_s: float, now_s: float) -> None:
+        """A tree of `nodes` drafted nodes has come, after `draft_s` at the edge."""
+        self.nodes = nodes
+        self.sent_nodes.observe(nodes)
+        self.rtt_s.observe(max(now_s - self.grant_s - draft_s, 0.0))
+        waited_s = self.grant_s - self.verdict_s
+        if waited_s == 0 or draft_s > AT_ONCE_S:  # else it was drafted before the credit came
+            self.draft_s.observe(waited_s + draft_s)
+
+    def wanted_s(self, now_s: float) -> float:
+        """How much longer it drafts, if it drafts as long as usual."""
+        return max(self.draft_s.value - (now_s - self.verdict_s), 0.0)

@@ -1,0 +1,237 @@
+"""What an edge is told with its verdict: draft or not, how many nodes, and for how long.
+
+The server must never wait while there is work, and an edge need not hurry while others are
+verified: it may draft until just before that step ends, and weighs for itself whether to go on
+where the server has nothing else to begin with. So requests fall into groups by themselves, one
+drafting while another is verified. A step takes what has come and waits for nobody.
+
+An example: a step takes 100 ms, a message 10 ms each way, and A and B are alone. A's verdict leaves
+as B's tree begins its step. If A's tree comes within 100 ms it is in the next step, so A is told
+that 80 ms of drafting cost nothing (`free_s`: 100 less a round trip), and how much longer the
+server may stand still for it (`late_s`: as much as A's trial may lose). At 100 ms A's tree begins
+its step, B has its verdict, and is told the same.
+
+Pure policy over requests and numbers: knows no model, socket or clock; the time is an argument.
+Source: SpecEdge (arXiv:2505.17052) section 4.3, its calibration made continuous.
+"""
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from runtime.server.policy.budget import most_draft_s, nodes_to_grant
+from runtime.server.policy.credits import Credits
+from runtime.server.policy.edge_profile import EdgeProfile
+from runtime.server.policy.load import Load
+from runtime.server.policy.slots import Expected, first_slot
+from runtime.server.policy.window import HOLD_S, Place
+from runtime.server.request import Request
+from runtime.wire.messages import Turn
+
+# A credit is for the step that a tree can be in if its edge hurries: if it drafts half as long as
+# it usually would from now on. With 1 for "as long as usual" places near at hand would stay empty.
+HURRY = 0.5
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The next move. With Turn.WAIT it says nothing yet but that; the credit's grant does.
+
+    A tree of at most `max_nodes` drafted nodes may be sent. Drafted for `free_s` seconds it comes
+    just before its step: sooner is of no use. For `late_s` longer the server would be idle without
+    it, and later the step starts without it.
+    """
+
+    turn: Turn
+    max_nodes: int = 0
+    free_s: float = 0.0
+    late_s: float = 0.0
+
+
+class Pipeline:
+    """Requests from `opened` to `closed`; the other calls follow the server's loop.
+
+    `pipelined=False` is the paper's ablation: no slots, and every edge drafts what it likes.
+    """
+
+    def __init__(
+        self, max_batch: int, max_step_nodes: int, credits: Credits, pipelined: bool = True
+    ):
+        self.load = Load(max_batch, max_step_nodes)
+        self.credits = credits
+        self._pipelined = pipelined
+        self._plain = 0  # requests that decode plainly: they can be in every step
+        self._queued = 0  # that have a prompt or a tree that can be in the next step
+        self._untold = 0  # that the last step has verified, and that have no next move yet
+        self._expected = Expected()  # when trees should come that may be sent or are on the way
+        self._free_at_s = 0.0  # when the running step is expected to end
+
+    # --- what happens ---
+
+    def opened(self, request: Request, now_s: float) -> None:
+        """A request whose prompt waits to be verified."""
+        self.load.opened(now_s)
+        self._queued += 1
+        self.credits.opened(request)
+
+    def closed(self, request: Request) -> None:
+        """A request has ended, in whatever phase."""
+        self.load.closed()
+        self._untold -= request.verifying
+        if request.is_plain:
+            self._plain -= 1
+        elif request.is_drafting:
+            self._expected.discard(request.edge.due_s)
+        elif request.draft is not None and not request.verifying:
+            self._queued -= 1
+        self.credits.closed(request)
+
+    def draft_arrived(self, request: Request, draft_s: float, now_s: float) -> None:
+        """The request's draft has come, sent `draft_s` after the grant was received."""
+        assert request.draft is not None, f"{request.key} has no draft"
+        request.edge.arrived(len(request.draft), draft_s, now_s)
+        self._expected.discard(request.edge.due_s)
+        self._queued += 1
+        self.credits.window.hold(request, math.inf)
+
+    def stalled(self) -> None:
+        """What has come waits for pages that others hold: those must not wait for its credits."""
+        for request in [r for r in self.credits.window.holders if r.draft is not None]:
+            self.credits.window.release(request)
+
+    def step_started(
+        self, verified: Collection[Request], rows: int, chunk_rows: int, now_s: float
+    ) -> None:
+        """A step verifies these requests, with `rows` rows in trees and `chunk_rows` in prompts."""
+        self._untold = len(verified)
+        for request in verified:
+            self._queued -= not request.is_plain
+            self.credits.window.release(request)
+        self._free_at_s = now_s + self.load.cost.step_s(rows, chunk_rows)
+        self.load.steps += 1
+
+    def step_ended(
+        self, trees: int, rows: int, chunk_rows: int, tokens: int, step_s: float, now_s: float
+    ) -> None:
+        """That step took `step_s`, verified `trees` trees and gave `tokens`. Verdicts follow."""
+        self.load.step_ended(trees, rows, chunk_rows, tokens, step_s, now_s)
+        self._free_at_s = now_s
+        self.credits.verified(self.load.trees_per_s)
+
+    # --- what follows ---
+
+    def after_verdict(self, request: Request, accepted: int, now_s: float) -> Grant:
+        """The next move of a request after a verdict that accepted `accepted` drafted nodes."""
+        self._learn(request, accepted, now_s)
+        self._untold -= 1
+        self._plain -= request.is_plain
+        edge = request.edge
+        edge.verdict_s, edge.nodes = now_s, 0
+        max_nodes = self._nodes(edge)
+        if max_nodes == 0:
+            request.told(Turn.SERVER)
+            self._plain += 1
+            return Grant(Turn.SERVER)
+        # Where there is a line, all requests of this step shall stand in it before anyone is next.
+        others_wait = self.credits.wanted
+        request.told(Turn.WAIT)
+        self.credits.want(request)
+        if others_wait or not self._give(now_s):
+            return Grant(Turn.WAIT)
+        return self._grant(request, max_nodes, now_s)
+
+    def credits_due(self, now_s: float) -> list[tuple[Request, Grant]]:
+        """Requests that were told to wait and may send now."""
+        nodes = [(request, max(self._nodes(request.edge), 1)) for request in self._give(now_s)]
+        return [(request, self._grant(request, most, now_s)) for request, most in nodes]
+
+    @property
+    def wake_s(self) -> float:
+        """When credits may be due although no step ends by then; infinite if never."""
+        return self.credits.wake_s
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Recount who stands where, from all that are open."""
+        requests = list(requests)
+        assert self.load.requests == len(requests), f"{self.load.requests} of {len(requests)}"
+        plain = sum(request.is_plain for request in requests)
+        assert self._plain == plain, f"{self._plain} decode plainly, counted {plain}"
+        due_s = sorted(request.edge.due_s for request in requests if request.is_drafting)
+        assert self._expected.after(-math.inf) == due_s, "other trees are expected"
+        drafts = [r for r in requests if r.draft is not None and not r.is_plain]
+        queued = sum(not request.verifying for request in drafts)
+        assert self._queued == queued, f"{self._queued} are queued, counted {queued}"
+        self.credits.window.check()
+
+    def _learn(self, request: Request, accepted: int, now_s: float) -> None:
+        edge = request.edge
+        if request.turn is not Turn.EDGE:
+            edge.trial.plain()
+            return
+        round_s = now_s - edge.verdict_s
+        edge.round_s.observe(round_s)
+        edge.acceptance.observe(edge.nodes, accepted)
+        if self.load.cost.known:
+            edge.trial.drafted(accepted + 1, round_s / self.load.plain_s)
+
+    def _nodes(self, edge: EdgeProfile) -> int:
+        """Nodes of its next draft; 0 is to decode plainly."""
+        if not self._pipelined:
+            return min(edge.max_nodes, self.load.max_step_nodes - 1)
+        return nodes_to_grant(edge, self.load)
+
+    def _give(self, now_s: float) -> list[Request]:
+        """Requests that get a credit now."""
+        return self.credits.give(now_s, lambda request: self._place(request, now_s))
+
+    def _grant(self, request: Request, max_nodes: int, now_s: float) -> Grant:
+        """Let the request's edge send a tree, and remember when it should come."""
+        edge = request.edge
+        free_s, late_s = 0.0, math.inf
+        if self._pipelined:
+            free_s, late_s = self._slot(edge, now_s)
+            late_s = min(late_s, max(most_draft_s(edge, self.load, max_nodes) - free_s, 0.0))
+        request.told(Turn.EDGE)
+        edge.grant_s = now_s
+        edge.due_s = now_s + edge.rtt_s.value + edge.wanted_s(now_s)
+        self._expected.add(edge.due_s)
+        self.credits.window.hold(request, edge.due_s + HOLD_S)
+        return Grant(Turn.EDGE, max_nodes, free_s, late_s)
+
+    def _place(self, request: Request, now_s: float) -> Place:
+        """Where a tree would be verified that is sent as soon as its edge is ready, if told now."""
+        edge, load = request.edge, self.load
+        arrival_s = now_s + self._travel_s(edge) + HURRY * edge.wanted_s(now_s)
+        start_s, step_s = self._next_step_s(now_s, arrival_s), load.step_s.value
+        behind = math.ceil((arrival_s - start_s) / step_s) if arrival_s > start_s and step_s else 0
+        # Whoever decodes plainly is in every step.
+        batch = max(load.batch - self._plain, 1)
+        return Place(load.steps + 1 + behind, 1 + behind, batch)
+
+    def _next_step_s(self, now_s: float, arrival_s: float) -> float:
+        """When the next step begins if a tree comes then: at once, or with the first that comes."""
+        if self._queued or self._plain or now_s < self._free_at_s:
+            return max(self._free_at_s, now_s)
+        return min([arrival_s, *self._expected.after(now_s)[:1]])
+
+    def _travel_s(self, edge: EdgeProfile) -> float:
+        """From a grant to a tree for it, with some reserve."""
+        return edge.rtt_s.value + 2 * edge.rtt_s.deviation + self.load.cost.deviation_s
+
+    def _slot(self, edge: EdgeProfile, now_s: float) -> tuple[float, float]:
+        """How long it should draft to be in its step, and how much longer that step can wait."""
+        travel_s, load = self._travel_s(edge), self.load
+        slot_s, latest_s = first_slot(
+            arrival_s=now_s + travel_s,
+            start_s=max(self._free_at_s, now_s),
+            ahead=self._queued,
+            plain=self._plain,
+            # Whoever is late may come in the next second or never: it is not counted on.
+            due_s=self._expected.after(now_s),
+            batch=load.batch,
+            step_s=lambda trees: load.cost.step_s(max(trees, 1) * load.tree_rows.value),
+        )
+        # Others come as well if they wait for a credit, or are told so right after this one.
+        others = self.credits.wanted or (now_s >= self._free_at_s and self._untold > 0)
+        late_s = 0.0 if others else max(latest_s - slot_s, 0.0)
+        return max(slot_s - now_s - travel_s, 0.0), late_s

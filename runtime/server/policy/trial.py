@@ -1,0 +1,73 @@
+"""Whether a request drafts or decodes plainly, at a bounded price for finding out.
+
+Nobody knows beforehand whether drafting pays for a text: it is tried, and trying may cost time. The
+promise is that no 64 tokens in a row take more than 5 % longer than plain decoding would (5.5 %
+with the rounds that are free, below), however bad the drafts are.
+
+Times are counted in tokens of plain decoding. 5 % of 64 tokens are 3.2; a request may lose a little
+less, its **slack** of 3.1. An example:
+
+    slack   round                             what it gave        slack after
+    3.1     takes the time of 2.5 tokens      1 token             3.1 + 1 - 2.5 = 1.6
+    1.6     takes 2.5 again (1 + 1.6 = 2.6    4 tokens            1.6 + 4 - 2.5 = 3.1
+            is the most that it may)
+    0.4     none of 1.4 or less can be made   64 tokens of plain  3.1 again, to try anew;
+            of a draft, so plain decoding     decoding follow     128 tokens the next time, ...
+
+So the next round may lose what is left of the slack, and gains fill it again, up to where it was.
+The wait until the next try doubles each time that drafting gained nothing, and is 64 again once it
+does. A round that can lose half a percent of a token at most is free: it needs no slack. Such are
+the rounds of an edge that drafts while the steps of others run anyway. Once drafting has proven
+faster beyond chance (three standard errors above 1.25 times), losses are not counted any more,
+until it is not expected to be faster.
+
+Knows no clock and no edge: rounds are told to it.
+"""
+
+import math
+
+from runtime.server.policy.estimators import Mean
+
+WINDOW_TOKENS, MOST_PATIENCE_TOKENS = 64, 1024
+SLACK_TOKENS = 3.1  # just under 5 % of a window: free rounds lose a little too
+FREE_TOKENS = 0.005  # what a round may lose without slack
+SURE, UNSURE = 1.25, 1.1  # times as fast as plain decoding, to stop counting and to count again
+
+
+class Trial:
+    """Times are in tokens: that of one round divided by that of one token of plain decoding."""
+
+    def __init__(self) -> None:
+        self.slack_tokens = SLACK_TOKENS
+        self._sure = False
+        self._speedup = Mean(gain=1 / 32)
+        self._plain_tokens = 0
+        self._patience_tokens = WINDOW_TOKENS
+
+    def plain(self) -> None:
+        """A token came by plain decoding."""
+        self._plain_tokens += 1
+        if self._plain_tokens >= self._patience_tokens:
+            self.slack_tokens, self._plain_tokens = SLACK_TOKENS, 0
+            self._patience_tokens = min(2 * self._patience_tokens, MOST_PATIENCE_TOKENS)
+
+    def drafted(self, tokens: int, round_tokens: float) -> None:
+        """A round with a draft gave `tokens` in the time of `round_tokens`."""
+        self._speedup.observe(tokens / round_tokens)
+        self._plain_tokens = 0
+        left = self.slack_tokens + tokens - round_tokens
+        self.slack_tokens = min(max(left, 0.0), SLACK_TOKENS)
+        if left >= SLACK_TOKENS:
+            self._patience_tokens = WINDOW_TOKENS
+
+    def expect(self, speedup: float) -> None:
+        """The next round with a draft is expected to be so many times as fast."""
+        if self._sure and speedup < UNSURE:
+            self._sure, self.slack_tokens = False, 0.0
+        elif speedup >= UNSURE and self._speedup.at_least() >= SURE:
+            self._sure = True
+
+    @property
+    def most_tokens(self) -> float:
+        """What a round may take; it gives one token at least."""
+        return math.inf if self._sure else 1 + max(self.slack_tokens, FREE_TOKENS)

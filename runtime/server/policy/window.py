@@ -1,0 +1,122 @@
+"""Which places in the steps to come have been given away: the credits that are out.
+
+A credit is permission to send one tree, and stands for one place in one step. Say a step holds four
+trees, step 7 is running, and a tree that is drafted now can be in step 9 at the soonest. Two steps,
+8 and 9, begin until then, so there are eight places before the tree needs its own. It may be sent
+if fewer than four credits are out for step 9, and fewer than eight for steps 8 and 9 together (a
+tree that is late for step 8 will want a place in step 9). So trees on the way or in the queue never
+outnumber the places that wait for them, and none is ever dropped.
+
+Knows nothing of users and clocks; the time is an argument.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from runtime.server.request import Credit, Request
+
+HOLD_S = 0.12  # a credit is taken back when the tree is so much later than it was expected
+
+
+@dataclass(frozen=True)
+class Place:
+    """In the first step that a tree can be in: steps have numbers, and `batch` places each.
+
+    `steps` of them begin from now until that one has begun, itself included: in the example above
+    Place(step=9, steps=2, batch=4).
+    """
+
+    step: int
+    steps: int
+    batch: int
+
+    @property
+    def places(self) -> int:
+        """Of all these steps."""
+        return self.steps * self.batch
+
+
+@dataclass
+class Window:
+    """Credits that are out, each for a step and until a time: at most `size` after any `take`.
+
+    With an infinite `size` there are places for all. A tree that comes after its credit was
+    taken back takes a place again, and may overfill the next step; then none is given for it.
+    """
+
+    size: float = 0  # the most places that there were until any tree's step
+    given: int = 0  # credits, since the start
+    expired: int = 0  # of these, taken back because the tree did not come
+    holders: set[Request] = field(default_factory=set)  # of a credit that is out
+    _of_step: Counter[int] = field(default_factory=Counter)  # credits out for each step
+    _none_before_s: float = math.inf  # until then no credit is overdue
+
+    def __len__(self) -> int:
+        return len(self.holders)
+
+    def has(self, place: Place) -> bool:
+        """Whether one more credit may go out for this place."""
+        if math.isinf(self.size):
+            return True
+        later = sum(count for step, count in self._of_step.items() if step > place.step)
+        return (
+            self._of_step[place.step] < place.batch
+            and len(self) - later < place.places
+            and len(self) < max(self.size, place.places)
+        )
+
+    def take(self, request: Request, place: Place) -> None:
+        """Give a credit, for as long as `hold` then says."""
+        assert self.has(place), f"step {place.step} has no place: {len(self)} credits are out"
+        assert request.credit is None, f"{request.key} has a credit already"
+        request.credit = Credit(place.step, math.inf)
+        self.holders.add(request)
+        self._of_step[place.step] += 1
+        self.size = max(self.size, place.places)
+        self.given += 1
+
+    def hold(self, request: Request, until_s: float) -> None:
+        """A credit that is out lasts until then; one that is not out comes back."""
+        if request.credit is None:
+            request.credit = Credit(None, until_s)
+            self.holders.add(request)
+        else:
+            request.credit.until_s = until_s
+        self._none_before_s = min(self._none_before_s, until_s)
+
+    def release(self, request: Request) -> None:
+        """The tree was taken into a batch, or the request has ended; it may have no credit."""
+        if request.credit is None:
+            return
+        self.holders.remove(request)
+        if (step := request.credit.step) is not None:
+            self._of_step[step] -= 1
+            if not self._of_step[step]:
+                del self._of_step[step]
+        request.credit = None
+
+    @property
+    def expires_s(self) -> float:
+        """When the next credit is overdue; infinite if none can be."""
+        return min((credit.until_s for credit in self._credits()), default=math.inf)
+
+    def expire(self, now_s: float) -> None:
+        """Take back credits that are overdue."""
+        if now_s <= self._none_before_s:
+            return
+        overdue = [r for r in self.holders if r.credit is not None and r.credit.until_s < now_s]
+        for request in overdue:
+            self.release(request)
+        self.expired += len(overdue)
+        self._none_before_s = self.expires_s
+
+    def check(self) -> None:
+        """Recount the credits by step."""
+        steps = Counter(c.step for c in self._credits() if c.step is not None)
+        assert steps == self._of_step, f"credits of steps {self._of_step}, counted {steps}"
+
+    def _credits(self) -> list[Credit]:
+        credits = [request.credit for request in self.holders]
+        assert None not in credits, "a holder of a credit has none"
+        return [credit for credit in credits if credit is not None]

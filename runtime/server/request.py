@@ -1,0 +1,220 @@
+"""One request on the server: everything that is known of it, in one record.
+
+The independent facts are stored and the rest is derived, its phase among them; scheduler, pipeline
+and credits are policies over these records, and keep nothing about a request but its place in a
+line. Facts change in the named methods below, each of which checks what must hold before it.
+
+The `context` is the accepted text, prompt included. Its last token is the **root**: the only
+accepted token whose KV the cache does not have once the prompt is done. So a prompt, a plain
+decoding step and a tree are one case:
+
+    tokens   [0, cached)               in the KV cache; full pages of it may be shared
+             [cached, len(context)-1)  to be prefilled, in chunks
+             len(context)-1            the root, verified together with the draft
+
+Knows nothing of models, sockets or clocks.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from runtime.server.policy.edge_profile import EdgeProfile
+from runtime.server.schedule.prefix_cache import Key
+from runtime.tree import Tree
+from runtime.wire.messages import Draft, Finish, Open, Turn
+
+NO_NODES = Tree()
+
+
+class Phase(Enum):
+    """What a request waits for; of two things, what it waits for first."""
+
+    READING = "the rest of its prompt"
+    NEEDS_PAGES = "pages to be admitted, or admitted again"
+    PREFILLING = "steps that put its text into the cache"
+    DRAFTING = "its edge, whose turn it is"
+    NEEDS_CREDIT = "a credit for its edge"
+    QUEUED = "a step for its draft"
+    IN_STEP = "the running step"
+    ENDED = "nothing"
+
+
+class RejectedDraft(ValueError):
+    """A draft that does not fit the request; the message is sent to the edge."""
+
+
+@dataclass
+class Credit:
+    """A credit that is out: for a tree in this step, until a time at which it is taken back.
+
+    One whose tree came after the credit had been taken back is for no certain `step`.
+    """
+
+    step: int | None
+    until_s: float
+
+
+@dataclass(eq=False)
+class Request:
+    """State of one request. `key` names it among all; only those of one `user` share pages.
+
+    Two requests are equal only if they are the same.
+    """
+
+    key: Any  # its peer and its number there, on a server
+    params: Open
+    limit: int  # the context may grow to this many tokens
+    context: list[int]
+    user: Hashable = ""
+    target_stop_ids: frozenset[int] = frozenset()  # that end it beside the request's own
+    # its pages, while it is admitted
+    admitted: bool = False
+    pages: list[int] = field(default_factory=list)
+    page_keys: list[Key] = field(default_factory=list)  # of the context's full pages, so far known
+    published: int = 0  # leading pages that others may find
+    cached: int = 0
+    admission: int = 0  # of all admissions, which one was its last
+    preemptions: int = 0
+    # its rounds
+    round: int = 0  # the verdict that is owed next; 0 follows the prompt
+    turn: Turn | None = None  # who moves next, as its edge was told; None before the first verdict
+    draft: Tree | None = NO_NODES  # what is ready to be verified; the prompt alone at first
+    ready_s: float = 0.0  # when the draft arrived
+    verdict_s: float | None = None  # when the last verdict left
+    finish: Finish = Finish.NONE
+    ended: bool = False
+    # its part in the running step
+    chunk: int = 0  # tokens that it prefills
+    verifying: bool = False  # until the edge is told what follows
+    # its edge
+    edge: EdgeProfile = field(default_factory=EdgeProfile)
+    credit: Credit | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """What it waits for."""
+        if self.ended:
+            return Phase.ENDED
+        if self.chunk or self.verifying:
+            return Phase.IN_STEP
+        if not self.admitted:
+            is_read = len(self.context) >= self.params.prompt_tokens
+            return Phase.NEEDS_PAGES if is_read else Phase.READING
+        if self.uncached:
+            return Phase.PREFILLING
+        if self.draft is not None:
+            return Phase.QUEUED
+        return Phase.DRAFTING if self.turn is Turn.EDGE else Phase.NEEDS_CREDIT
+
+    @property
+    def root(self) -> int:
+        """Index of the root in the context."""
+        return len(self.context) - 1
+
+    @property
+    def uncached(self) -> int:
+        """Tokens before the root that still have to be prefilled."""
+        return len(self.context) - 1 - self.cached
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be produced."""
+        return self.limit - len(self.context)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it decodes plainly: then it can be in every step. A prompt does not yet."""
+        return self.turn is Turn.SERVER
+
+    @property
+    def is_drafting(self) -> bool:
+        """Whether its edge may send a tree, or has one on the way."""
+        return self.turn is Turn.EDGE and self.draft is None and not self.verifying
+
+    def read(self, tokens: tuple[int, ...]) -> bool:
+        """More of the prompt has come; whether that was the last of it."""
+        assert self.phase is Phase.READING, f"{self.key} reads a prompt while {self.phase}"
+        self.context.extend(tokens)
+        return len(self.context) == self.params.prompt_tokens
+
+    def admit(self, pages: list[int], cached: int, admission: int) -> None:
+        """It has pages, of which the first ones hold `cached` tokens of its text already."""
+        assert self.phase is Phase.NEEDS_PAGES, f"{self.key} is admitted while {self.phase}"
+        self.admitted, self.pages, self.admission = True, pages, admission
+        self.cached = cached
+
+    def lose_pages(self) -> list[int]:
+        """It has no pages any more: those that it had. Its text and its draft stay."""
+        assert self.admitted, f"{self.key} has no pages to lose"
+        assert self.ended or self.phase is not Phase.IN_STEP, f"{self.key} is in a step"
+        pages, self.pages, self.admitted, self.cached = self.pages, [], False, 0
+        return pages
+
+    def accept_draft(self, message: Draft, now_s: float) -> None:
+        """Make a draft ready to be verified. Raises RejectedDraft."""
+        if message.base != len(self.context):
+            raise RejectedDraft(
+                f"round {message.round} drafts after {message.base} tokens, but the accepted text "
+                f"has {len(self.context)}"
+            )
+        draft = Tree(message.tokens, message.parents)
+        deepest = max(draft.depths(), default=0)
+        if deepest >= self.remaining:
+            raise RejectedDraft(
+                f"the tree is {deepest} tokens deep, but only {self.remaining} tokens are left; "
+                f"draft at most {self.remaining - 1} deep"
+            )
+        self.line_up(draft, now_s)
+
+    def line_up(self, draft: Tree, now_s: float) -> None:
+        """A draft, that of no nodes included, is ready to be verified."""
+        assert self.draft is None, f"{self.key} has a draft already"
+        self.draft, self.ready_s = draft, now_s
+
+    def enter_step(self, chunk: int, verifying: bool) -> None:
+        """The running step prefills so many of its tokens, then verifies its draft if it says."""
+        assert self.phase in (Phase.PREFILLING, Phase.QUEUED), (
+            f"{self.key} steps while {self.phase}"
+        )
+        assert chunk <= self.uncached, f"{chunk} tokens of {self.uncached}"
+        assert not verifying or (self.draft is not None and chunk == self.uncached)
+        self.chunk, self.verifying = chunk, verifying
+
+    def leave_step(self) -> None:
+        """That step is over, and its chunk is in the cache; a verdict may follow."""
+        assert self.chunk or self.verifying, f"{self.key} is in no step"
+        self.cached += self.chunk
+        self.chunk = 0
+
+    def advance(self, accepted: list[int], bonus: int) -> tuple[int, Finish]:
+        """Commit the accepted tokens and the bonus, cut at a stop token or at the limit.
+
+        Returns how many accepted tokens precede the last token kept, and why it ends, if it does.
+        """
+        assert self.draft is not None, f"{self.key} waits for no verdict"
+        new = [*accepted, bonus]
+        for count, token in enumerate(new):
+            if token in self.target_stop_ids or token in self.params.stop_ids:
+                self.finish = Finish.STOP
+            elif count + 1 == self.remaining:
+                self.finish = Finish.LENGTH
+            if self.finish is not Finish.NONE:
+                new = new[: count + 1]
+                break
+        self.context += new
+        self.cached = self.root
+        self.round += 1
+        self.draft = None
+        return len(new) - 1, self.finish
+
+    def told(self, turn: Turn) -> None:
+        """Its edge is told who moves next."""
+        assert self.draft is None, f"{self.key} has a draft: it is the server's turn"
+        self.turn, self.verifying = turn, False
+
+    def end(self) -> None:
+        """Nothing more will be said of it."""
+        assert not self.ended, f"{self.key} ends twice"
+        self.ended = True

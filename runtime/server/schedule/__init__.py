@@ -1,0 +1,1 @@
+"""Which requests the next step verifies, and which pages they hold."""

@@ -1,0 +1,103 @@
+"""Which rows the next verification step holds: trees of many requests, and chunks of prompts.
+
+A step holds at most `max_batch` trees of at most `max_step_nodes` rows together and, besides, up to
+`chunk_tokens` rows of prompts: neither can crowd out the other, and both bound the step's time.
+Pure policy: no clock, no model, and no pages.
+Source: chunked prefill after Sarathi (2308.16369).
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from runtime.server.request import Request
+from runtime.server.schedule.step import Work
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Capacity of the server; nodes and chunks are counted in rows of the forward pass."""
+
+    max_sessions: int
+    max_waiting: int
+    max_batch: int
+    max_step_nodes: int
+    max_nodes: int
+    chunk_tokens: int
+    page_size: int
+    n_pages: int
+
+    def pages_for(self, n_tokens: int) -> int:
+        """Pages that n_tokens tokens need."""
+        return -(-n_tokens // self.page_size)
+
+
+class Line:
+    """Requests whose tree can be verified, oldest draft first, then oldest admission.
+
+    Kept in order, so that a step looks at those that it takes and not at all the others.
+    """
+
+    def __init__(self) -> None:
+        self._order: list[tuple[float, int, Request]] = []
+        self._places: dict[Request, tuple[float, int, Request]] = {}
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for _, _, request in self._order)
+
+    def add(self, request: Request) -> None:
+        """Line up; the request's draft stays as it is until it leaves."""
+        assert request not in self._places, f"{request.key} is in line twice"
+        place = request.ready_s, request.admission, request
+        self._places[request] = place
+        insort(self._order, place)
+
+    def discard(self, request: Request) -> None:
+        """Leave the line, if it is in it."""
+        place = self._places.pop(request, None)
+        if place is not None:
+            del self._order[bisect_left(self._order, place)]
+
+
+def choose(ready: Iterable[Request], prompts: Sequence[Request], limits: Limits) -> list[Work]:
+    """Trees first: they are one step away from giving text. Then prompts.
+
+    `ready` comes oldest draft first, `prompts` oldest admission first. A tree that does not fit is
+    verified in a later step, when those before it are done and all others are younger.
+    """
+    trees, rows = limits.max_batch, limits.max_step_nodes
+    batch = []
+    for request in ready:
+        if not trees or not rows:
+            break
+        nodes = 1 + len(request.draft or ())
+        if nodes <= rows:
+            trees, rows = trees - 1, rows - nodes
+            batch.append(Work(request, 0, verify=True))
+    for request, chunk in _chunks(prompts, limits.chunk_tokens):
+        nodes = 1 + len(request.draft or ())
+        complete = request.draft is not None and chunk == request.uncached
+        verify = complete and trees > 0 and nodes <= rows
+        if verify:
+            trees, rows = trees - 1, rows - nodes
+        if chunk or verify:
+            batch.append(Work(request, chunk, verify))
+    return batch
+
+
+def _chunks(prompts: Sequence[Request], rows: int) -> list[tuple[Request, int]]:
+    """Tokens of each prompt for one step: half to the oldest, the rest to the shortest first.
+
+    So a long prompt delays short ones little, and no number of short ones stops it. A preempted
+    request is a prompt too, whether its edge has sent a draft or not.
+    """
+    if not prompts:
+        return []
+    oldest, *others = prompts
+    half = min(oldest.uncached, -(-rows // 2))
+    rest = rows - half
+    chunks = []
+    for request in sorted(others, key=lambda request: request.uncached):
+        chunks.append((request, min(request.uncached, rest)))
+        rest -= chunks[-1][1]
+    return [(oldest, min(oldest.uncached, half + rest)), *chunks]

@@ -1,0 +1,247 @@
+"""Which requests run, which wait, and which have the pages for the next verification step.
+
+A request is admitted when its context finds pages and a watermark stays free beside it; later it
+takes pages as its trees need them. When none are left, the request admitted last is preempted: it
+loses its pages and waits, ahead of all who have never run, to compute its KV anew. Its text is a
+function of context and noise, so it stays the same. Whoever runs was thus admitted before whoever
+waits, pages move from younger requests to older ones alone, and the oldest always ends.
+
+Pure policy: no clock, no model, no sockets, so every decision can be tested and simulated. Which
+rows a step holds is decided in `choose.py`, which pages are shared in `prefix_cache.py`.
+
+Source: continuous batching after Orca (OSDI 2022); preemption by recomputation after PagedAttention
+(2309.06180, section 4.5).
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from runtime.server.request import Phase, Request
+from runtime.server.schedule.choose import Limits, Line, choose
+from runtime.server.schedule.prefix_cache import PrefixCache, extend_keys
+from runtime.server.schedule.step import Work
+
+__all__ = ["Limits", "Refused", "Scheduler", "Work"]
+
+
+class Refused(ValueError):
+    """A request that cannot be admitted; `busy` tells whether it is worth trying again later."""
+
+    def __init__(self, sentence: str, busy: bool):
+        super().__init__(sentence)
+        self.busy = busy
+
+
+class Scheduler:
+    """Requests from `submit` to `remove`; `allocate` and `free` move pages of the KV pool.
+
+    The four containers are lines: they say who is before whom, and nothing else about a request.
+    Who is admitted and in neither of the last two waits for its edge, or is in the running step.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        allocate: Callable[[int], list[int]],
+        free: Callable[[list[int]], None],
+    ):
+        self.limits = limits
+        self.waiting: deque[Request] = deque()  # for pages: the preempted first, oldest first
+        self.running: dict[Request, None] = {}  # admitted, oldest admission first
+        self._unready: dict[Request, None] = {}  # to be prefilled, or to find pages for a draft
+        self._ready = Line()  # to be verified
+        self.cache = PrefixCache(limits.n_pages, allocate, free)
+        self.sought_tokens = 0  # tokens before the root, of every admission
+        self.hit_tokens = 0  # of these, found in the cache
+        self.preemptions = 0
+        self._admissions = 0
+        self._step: Sequence[Work] = ()
+
+    def pages_for(self, request: Request) -> int:
+        """Pages that hold the longest text of the request and one tree of the largest size."""
+        return self.limits.pages_for(request.limit + self.limits.max_nodes)
+
+    def submit(self, request: Request) -> None:
+        """Admit a request, or let it wait for pages. Raises Refused."""
+        needed = self.pages_for(request)
+        if needed > self.limits.n_pages:
+            raise Refused(
+                f"the request needs KV for {needed * self.limits.page_size} tokens (prompt, output "
+                f"and one tree); this server holds {self.limits.n_pages * self.limits.page_size}",
+                busy=False,
+            )
+        self.waiting.append(request)
+        self._admit()
+        if len(self.waiting) > self.limits.max_waiting:
+            self.waiting.pop()
+            raise Refused("the server is full; try again in a few seconds", busy=True)
+
+    def remove(self, request: Request) -> None:
+        """Forget a request and free its pages, whatever phase it is in; it is ended.
+
+        The model may be writing to the pages of a request in the running step: they stay until
+        the step is over.
+        """
+        request.end()
+        if request in self.running:
+            self._stop(request)
+            if all(work.request is not request for work in self._step):
+                self.cache.release(request.lose_pages())
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        self._admit()
+
+    def drafted(self, request: Request) -> None:
+        """A draft has come, or one of no nodes has been put for it."""
+        if request in self.running:
+            self._unready[request] = None
+
+    def next_batch(self) -> Sequence[Work]:
+        """The next step's work, every request with the pages for it; empty when nothing is ready.
+
+        The step before must be over, and its verdicts applied.
+        """
+        assert not self._step, "a step is running"
+        # oldest first; an older request may preempt a younger one before its turn comes
+        for request in self._oldest_first():
+            if request in self._unready and self._supply(request):
+                self._line_up(request)
+        self._admit()
+        prompts = [r for r in self._oldest_first() if r.uncached and self._pages_missing(r) <= 0]
+        self._step = choose(self._ready, prompts, self.limits)
+        for work in self._step:
+            self._unready.pop(work.request, None)
+            self._ready.discard(work.request)
+            work.request.enter_step(work.chunk, work.verify)
+        return self._step
+
+    def step_ended(self) -> None:
+        """The running step is over; its verdicts are applied next, each with `verified`."""
+        for work in self._step:
+            request = work.request
+            request.leave_step()
+            if request.ended:
+                self.cache.release(request.lose_pages())
+            elif not work.verify and (request.uncached or request.draft is not None):
+                self._unready[request] = None
+        self._step = ()
+
+    def verified(self, request: Request) -> None:
+        """A verdict has been applied: others may find the full pages of the text that is cached.
+
+        Only what a verdict has been drawn from is shared, so that a fault in the numbers of one
+        request, which ends it, cannot spread to others through the cache.
+        """
+        size = self.limits.page_size
+        extend_keys(request.page_keys, request.user, request.context, size)
+        full = request.cached // size
+        for index in range(request.published, full):
+            self.cache.publish(request.page_keys[index], request.pages[index])
+        request.published = full
+
+    def check(self) -> None:
+        """Recount pages and lines; our own bookkeeping must never drift."""
+        leaving = [work.request for work in self._step if work.request not in self.running]
+        holders = [*self.running, *leaving]
+        self.cache.check(page for request in holders for page in request.pages)
+        for request in holders:
+            held = len(request.pages) * self.limits.page_size
+            assert request.cached <= held, f"{request.cached} tokens cached in pages of {held}"
+        for request in self.waiting:
+            assert request.phase is Phase.NEEDS_PAGES, f"{request.key} waits for {request.phase}"
+            assert not request.pages, f"{request.key} waits for pages and has some"
+        ages = [request.admission for request in self.running]
+        assert ages == sorted(ages), f"admissions {ages} are not in order"
+        due = {r for r in self.running if r.phase in (Phase.PREFILLING, Phase.QUEUED)}
+        ready, unready = [*self._ready], {r for r in self._unready if r.phase is not Phase.IN_STEP}
+        assert unready.isdisjoint(ready), "a request is both ready and not"
+        assert unready.union(ready) == due, "the lines differ from those who should be in them"
+        assert ready == sorted(ready, key=lambda r: (r.ready_s, r.admission)), "out of order"
+        supplied = all(not r.uncached and self._pages_missing(r) <= 0 for r in ready)
+        assert supplied, "who is ready lacks pages or text in them"
+
+    def _oldest_first(self) -> list[Request]:
+        return sorted(self._unready, key=lambda request: request.admission)
+
+    def _admit(self) -> None:
+        """Start waiting requests, in order, while slots and pages last."""
+        while self.waiting and len(self.running) < self.limits.max_sessions:
+            request = self._next_waiting()
+            if not self._start(request):
+                return
+            self.waiting.remove(request)
+
+    def _next_waiting(self) -> Request:
+        """The first preempted request, else the first one of the user who runs the fewest."""
+        if self.waiting[0].preemptions:
+            return self.waiting[0]
+        running = Counter(request.user for request in self.running)
+        return min(self.waiting, key=lambda request: running[request.user])
+
+    def _start(self, request: Request) -> bool:
+        """Admit a request with pages for its context and draft, if they are there.
+
+        A watermark stays free for the trees of the others. It doubles with each preemption, so a
+        request is preempted a number of times that is logarithmic in the size of the pool.
+        """
+        size = self.limits.page_size
+        extend_keys(request.page_keys, request.user, request.context, size)
+        # the root is always computed, because a step must have its logits
+        shared = self.cache.find(request.page_keys[: request.root // size])
+        fresh = self._pages_with_draft(request) - len(shared)
+        watermark = self.limits.pages_for(1 + self.limits.max_nodes) << request.preemptions
+        if fresh + (watermark if self.running else 0) > self.cache.room(beside=shared):
+            return False
+        self.cache.hold(shared)
+        self._admissions += 1
+        request.admit(shared + self.cache.lend(fresh), len(shared) * size, self._admissions)
+        request.published = len(shared)
+        self.sought_tokens += request.root
+        self.hit_tokens += request.cached
+        self.running[request] = None
+        self._line_up(request)
+        return True
+
+    def _line_up(self, request: Request) -> None:
+        """Let a running request that has the pages for its draft wait for a step."""
+        if request.uncached:
+            self._unready[request] = None
+        else:
+            self._unready.pop(request, None)
+            if request.draft is not None:
+                self._ready.add(request)
+
+    def _stop(self, request: Request) -> None:
+        del self.running[request]
+        self._unready.pop(request, None)
+        self._ready.discard(request)
+
+    def _supply(self, request: Request) -> bool:
+        """Give a running request the pages for its draft, from younger requests if need be.
+
+        False if older ones hold too many: then it sits out.
+        """
+        missing = self._pages_missing(request)
+        if missing <= 0:
+            return True
+        while missing > self.cache.room():
+            youngest = next(reversed(self.running))
+            if youngest is request:
+                return False
+            self._preempt(youngest)
+        request.pages += self.cache.lend(missing)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """Take all pages of the request admitted last; its context and its draft stay."""
+        self._stop(request)
+        self.cache.release(request.lose_pages())
+        request.preemptions += 1
+        self.preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _pages_with_draft(self, request: Request) -> int:
+        return self.limits.pages_for(len(request.context) + len(request.draft or ()))
+
+    def _pages_missing(self, request: Request) -> int:
+        return self._pages_with_draft(request) - len(request.pages)

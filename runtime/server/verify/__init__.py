@@ -1,0 +1,1 @@
+"""One verification step on the model: rows in, outcomes out."""

@@ -1,0 +1,83 @@
+"""The price of finding out: at most 5 % of any 64 tokens unless drafting has proven itself."""
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from runtime.server.policy.trial import SLACK_TOKENS, WINDOW_TOKENS, Trial
+
+
+def rounds(seed: int, quality: float, overhead: float, tokens: int) -> list[tuple[int, float]]:
+    """(tokens, time in plain tokens) of every verdict, with a trial deciding each."""
+    rng = random.Random(seed)
+    trial, taken, done = Trial(), [], 0
+    expected = 1 + sum(quality**depth for depth in range(1, 5))
+    while done < tokens:
+        trial.expect(expected / (1 + overhead))
+        if 1 + overhead <= trial.most_tokens:
+            count = 1 + next((i for i in range(4) if rng.random() >= quality), 4)
+            trial.drafted(count, 1 + overhead)
+            taken.append((count, 1 + overhead))
+        else:
+            trial.plain()
+            taken.append((1, 1.0))
+        done += taken[-1][0]
+    return taken
+
+
+def worst_window(taken: list[tuple[int, float]]) -> float:
+    worst = 0.0
+    for start in range(len(taken)):
+        tokens, time = 0, 0.0
+        for count, round_time in taken[start:]:
+            tokens, time = tokens + count, time + round_time
+            if tokens >= WINDOW_TOKENS:
+                worst = max(worst, time / tokens)
+                break
+    return worst
+
+
+@pytest.mark.parametrize("overhead", [0.1, 0.8, 1.5, 3.0, 9.0])
+@pytest.mark.parametrize("quality", [0.0, 0.2, 0.4])
+def test_no_64_tokens_are_more_than_5_percent_slower(quality: float, overhead: float) -> None:
+    # none of these gains a quarter over plain decoding, save the cheapest round
+    for seed in range(8):
+        assert worst_window(rounds(seed, quality, overhead, 1500)) <= 1.05 + 1e-9
+
+
+def test_a_good_edge_goes_on_and_gains() -> None:
+    for seed in range(8):
+        taken = rounds(seed, quality=0.8, overhead=1.0, tokens=1500)
+        plain = sum(count == 1 and time == 1.0 for count, time in taken)
+        assert plain < 200
+        assert sum(time for _, time in taken) < 0.75 * 1500
+
+
+def test_a_hopeless_edge_is_tried_ever_more_rarely() -> None:
+    taken = rounds(0, quality=0.0, overhead=1.0, tokens=6000)
+    tried = [index for index, (_, time) in enumerate(taken) if time > 1.0]
+    assert len(tried) <= 3 * 12
+    gaps = [b - a for a, b in pairwise(tried) if b - a > 1]
+    assert gaps == sorted(gaps)
+    assert min(gaps) >= WINDOW_TOKENS
+
+
+def test_a_collapse_ends_drafting() -> None:
+    trial = Trial()
+    for _ in range(50):
+        trial.expect(3.0)
+        assert trial.most_tokens >= 1 + SLACK_TOKENS
+        trial.drafted(4, 1.5)
+    assert trial.most_tokens == float("inf")
+    assert trial.slack_tokens == SLACK_TOKENS
+    trial.expect(0.7)
+    assert trial.most_tokens < 1.01
+    assert trial.slack_tokens == 0.0
+
+
+def test_a_round_may_take_what_is_left_of_the_slack() -> None:
+    trial = Trial()
+    assert trial.most_tokens == 1 + SLACK_TOKENS
+    trial.drafted(1, 2.5)
+    assert trial.most_tokens == pytest.approx(SLACK_TOKENS - 0.5)

@@ -1,0 +1,56 @@
+"""A model without numbers: the KV of a token is its user and all the text up to it.
+
+Reading a place that holds another text is what sharing, preempting or freeing a page wrongly
+would come to.
+"""
+
+import random
+from collections.abc import Sequence
+
+from runtime.server.request import Request
+from runtime.server.schedule.step import Work
+from runtime.tree import Tree
+
+
+class FakeModel:
+    """Writes and checks KV like the engine, and walks trees at random."""
+
+    def __init__(self, page_size: int, dice: random.Random):
+        self._page_size, self._dice = page_size, dice
+        self._kv: dict[int, object] = {}
+
+    def step(self, batch: Sequence[Work]) -> list[list[int]]:
+        """Run a batch; the accepted path of every work, empty where nothing was verified."""
+        for work in batch:
+            request = work.request
+            self.check(request)
+            for index in range(request.cached, request.cached + work.chunk):
+                self._write(request, index, request.context[: index + 1])
+        return [self._verify(work.request) if work.verify else [] for work in batch]
+
+    def check(self, request: Request) -> None:
+        """What counts as cached must be the KV of the request's own text."""
+        for index in range(request.cached):
+            kv = self._kv.get(self._place(request, index))
+            assert kv == (request.user, request.context[: index + 1]), (
+                f"request {request.key} reads {kv} at {index}"
+            )
+
+    def _verify(self, request: Request) -> list[int]:
+        draft = request.draft or Tree()
+        for node in range(1 + len(draft)):
+            path = [draft.tokens[n - 1] for n in draft.path(node)]
+            self._write(request, request.root + node, request.context + path)
+        node = self._dice.randint(0, len(draft))
+        accepted = [0, *draft.path(node)]
+        for index, node in enumerate(accepted):
+            kept = self._kv[self._place(request, request.root + node)]
+            self._kv[self._place(request, request.root + index)] = kept
+        return accepted
+
+    def _write(self, request: Request, index: int, text: list[int]) -> None:
+        self._kv[self._place(request, index)] = (request.user, text)
+
+    def _place(self, request: Request, index: int) -> int:
+        page = request.pages[index // self._page_size]
+        return page * self._page_size + index % self._page_size

@@ -1,0 +1,136 @@
+"""The rows of a step: every limit is kept, and neither trees nor prompts crowd out the others."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from runtime.server.request import Request
+from runtime.server.schedule.choose import Limits, Line
+from runtime.server.schedule.choose import choose as choose_in_order
+from runtime.server.schedule.step import Work
+from runtime.tree import Tree
+from runtime.wire.messages import Open
+
+LIMITS = Limits(
+    max_sessions=64,
+    max_waiting=3,
+    max_batch=3,
+    max_step_nodes=20,
+    max_nodes=12,
+    chunk_tokens=8,
+    page_size=4,
+    n_pages=40,
+)
+
+
+def request(key: int, uncached: int, nodes: int | None = 0, ready_s: float = 0.0) -> Request:
+    """A running request with `uncached` tokens to prefill and a chain of nodes, if any."""
+    params = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 30, ())
+    state = Request(key, params, limit=90, context=[0] * 40, cached=39 - uncached, ready_s=ready_s)
+    state.draft = None if nodes is None else Tree(tuple(range(nodes)), tuple(range(nodes)))
+    return state
+
+
+def choose(running: list[Request], limits: Limits) -> list[Work]:
+    """Sort the requests, which come oldest first, by what they wait for."""
+    ready = [s for s in running if s.draft is not None and not s.uncached]
+    ready.sort(key=lambda s: s.ready_s)
+    return choose_in_order(ready, [s for s in running if s.uncached], limits)
+
+
+def summary(batch: list[Work]) -> list[tuple[object, int, bool]]:
+    return [(work.request.key, work.chunk, work.verify) for work in batch]
+
+
+def test_oldest_drafts_first_and_prompts_besides() -> None:
+    running = [request(1, 0, 8, 3.0), request(2, 0, 8, 1.0), request(3, 0, 8, 2.0), request(4, 30)]
+    assert summary(choose(running, LIMITS)) == [(2, 0, True), (3, 0, True), (4, 8, False)], (
+        "9 + 9 rows fit, the third tree does not"
+    )
+
+
+def test_the_largest_tree_is_not_starved_by_small_ones() -> None:
+    running = [request(1, 0, 12, 0.0), request(2, 0, 7, 1.0), request(3, 0, 7, 1.0)]
+    assert summary(choose(running, LIMITS)) == [(1, 0, True)]
+
+
+def test_a_request_without_a_draft_is_prefilled_but_not_verified() -> None:
+    """Preempted while its edge drafts: the KV is there again when the draft comes."""
+    assert summary(choose([request(1, 5, None)], LIMITS)) == [(1, 5, False)]
+    assert choose([request(1, 0, None)], LIMITS) == []
+
+
+@pytest.mark.parametrize(
+    ("uncached", "chunks"),
+    [
+        ([30], [8]),
+        ([30, 30], [4, 4]),
+        ([30, 9, 3], [4, 1, 3]),
+        ([3, 30], [3, 5]),
+        ([30, 1], [7, 1]),
+        ([30, 2, 2, 2], [4, 2, 2, 0]),
+        ([2, 2, 2], [2, 2, 2]),
+    ],
+)
+def test_half_to_the_oldest_prompt_and_the_rest_to_the_shortest(
+    uncached: list[int], chunks: list[int]
+) -> None:
+    running = [request(key, tokens) for key, tokens in enumerate(uncached)]
+    got = {work.request.key: work.chunk for work in choose(running, LIMITS)}
+    assert [got.get(key, 0) for key in range(len(uncached))] == chunks
+
+
+def test_a_single_prompt_row_goes_to_the_oldest() -> None:
+    running = [request(1, 30), request(2, 1)]
+    assert summary(choose(running, replace(LIMITS, chunk_tokens=1))) == [(1, 1, False)]
+
+
+def test_a_prompt_that_ends_is_verified_at_once_if_there_are_rows() -> None:
+    trees = [request(key, 0, 12 if key else 6) for key in range(2)]
+    assert summary(choose([*trees, request(5, 4)], LIMITS))[-1] == (5, 4, False), "7 + 13 rows"
+    assert summary(choose([trees[0], request(5, 4)], LIMITS))[-1] == (5, 4, True)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_limits_and_ages_of_random_steps(seed: int) -> None:
+    """Against the limits themselves; and whoever is left out, an older one was in its way."""
+    dice = random.Random(seed)
+    running = [
+        request(key, dice.choice([0, 0, dice.randrange(30)]), dice.choice([None, 0, 5, 12]), key)
+        for key in range(dice.randrange(12))
+    ]
+    dice.shuffle(running)
+    batch = choose(running, LIMITS)
+    trees = [work.request for work in batch if work.verify]
+    rows = sum(1 + len(state.draft or ()) for state in trees)
+    assert len(trees) <= LIMITS.max_batch
+    assert rows <= LIMITS.max_step_nodes
+    wanted = sum(state.uncached for state in running)
+    assert sum(work.chunk for work in batch) == min(wanted, LIMITS.chunk_tokens)
+    assert len({work.request.key for work in batch}) == len(batch)
+    for work in batch:
+        assert work.chunk or work.verify
+        assert not work.verify or work.chunk == work.request.uncached
+    ready = [s for s in running if s.draft is not None and not s.uncached]
+    for left_out in [s for s in ready if s not in trees]:
+        older = [s for s in trees if s.ready_s < left_out.ready_s]
+        room = LIMITS.max_step_nodes - sum(1 + len(s.draft or ()) for s in older)
+        assert len(older) == LIMITS.max_batch or 1 + len(left_out.draft or ()) > room
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_line_stays_in_order_whoever_comes_and_goes(seed: int) -> None:
+    """Against sorting everybody; drafts come late and at the same time, too."""
+    dice, line, waiting = random.Random(seed), Line(), set()
+    for admission in range(60):
+        state = request(admission, 0, ready_s=dice.randrange(5))
+        state.admission = admission
+        line.add(state)
+        waiting.add(state)
+        for gone in [s for s in waiting if dice.random() < 0.2]:
+            line.discard(gone)
+            gone.ready_s = -1.0  # outside the line it may change
+            waiting.remove(gone)
+        line.discard(request(99, 0))
+        assert list(line) == sorted(waiting, key=lambda s: (s.ready_s, s.admission))

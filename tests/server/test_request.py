@@ -1,0 +1,81 @@
+"""A request: which drafts it takes and how a verdict is cut at stop tokens and at the limit."""
+
+import random
+
+import pytest
+
+from runtime.server.request import RejectedDraft, Request
+from runtime.wire.messages import Draft, Finish, Open
+
+
+def request(context: int, limit: int, stop_ids: tuple[int, ...] = ()) -> Request:
+    params = Open(
+        session=1,
+        seed=0,
+        temperature=0.0,
+        top_p=1.0,
+        min_p=0.0,
+        top_k=0,
+        max_tokens=1,
+        prompt_tokens=context,
+        stop_ids=stop_ids,
+    )
+    return Request(key=1, params=params, limit=limit, context=list(range(100, 100 + context)))
+
+
+def draft(base: int, parents: tuple[int, ...]) -> Draft:
+    return Draft(1, 1, base, tuple(range(len(parents))), parents)
+
+
+def test_a_draft_must_start_where_the_text_ends() -> None:
+    with pytest.raises(RejectedDraft, match="after 4 tokens, but the accepted text has 5"):
+        request(5, 20).accept_draft(draft(4, (0,)), now_s=0)
+
+
+def test_a_request_has_one_draft_at_a_time() -> None:
+    state = request(5, 20)
+    state.draft = None
+    state.accept_draft(draft(5, (0,)), now_s=0)
+    with pytest.raises(AssertionError, match="has a draft already"):
+        state.accept_draft(draft(5, (0,)), now_s=0)
+
+
+def test_a_draft_may_not_reach_beyond_the_last_token() -> None:
+    """With 3 tokens left, 2 may be drafted in a row: the third is the target's own."""
+    state = request(5, 8)
+    state.draft = None
+    state.accept_draft(draft(5, (0, 1, 0)), now_s=2.5)
+    assert state.draft is not None
+    assert len(state.draft) == 3
+    assert state.ready_s == 2.5
+    with pytest.raises(RejectedDraft, match="3 tokens deep, but only 3 tokens are left"):
+        state.accept_draft(draft(5, (0, 1, 2)), now_s=0)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_advance_equals_appending_token_by_token(seed: int) -> None:
+    rng = random.Random(seed)
+    state = request(4, limit=4 + rng.randint(1, 8), stop_ids=(7,))
+    state.target_stop_ids = frozenset({8} if seed % 2 else ())
+    accepted = [rng.randint(0, 9) for _ in range(rng.randint(0, min(6, state.remaining - 1)))]
+    bonus = rng.randint(0, 9)
+
+    expected, finish = list(state.context), Finish.NONE
+    for token in [*accepted, bonus]:
+        expected.append(token)
+        if token == 7 or token in state.target_stop_ids:
+            finish = Finish.STOP
+        elif len(expected) == state.limit:
+            finish = Finish.LENGTH
+        if finish is not Finish.NONE:
+            break
+
+    before = len(state.context)
+    count, got = state.advance(accepted, bonus)
+    assert state.context == expected
+    assert got is finish
+    assert state.finish is finish
+    assert before + count + 1 == len(expected)
+    assert state.cached == len(expected) - 1
+    assert state.round == 1
+    assert state.draft is None
