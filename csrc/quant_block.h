@@ -9,8 +9,13 @@
 namespace specedge {
 namespace {
 
-// Panels side by side: as many outputs as a vector has lanes, but at least one panel's.
+// Panels side by side: as many outputs as a vector has lanes, but at least one panel's. Where a
+// product is one instruction, twice as many: activations are loaded once for both vectors.
+#if defined(__AVX512VNNI__)
+constexpr int kPanels = 4;
+#else
 constexpr int kPanels = kLanes > kColumns ? kLanes / kColumns : 1;
+#endif
 constexpr int kTile = kPanels * kColumns, kVecs = kTile / kLanes;
 
 // Where the same part of each panel lies.
@@ -27,8 +32,11 @@ struct Place {
 // The float16 numbers at a place, one per output.
 inline void load_halves(Place place, vec (&out)[kVecs]) {
 #if defined(__AVX512F__)
-  const __m256i low = _mm256_castsi128_si256(load_as<__m128i>(place.panels[0]));
-  out[0] = (vec)_mm512_cvtph_ps(_mm256_inserti128_si256(low, load_as<__m128i>(place.panels[1]), 1));
+  for (int i = 0; i < kVecs; ++i) {
+    const uint8_t* const* panels = place.panels + 2 * i;
+    const __m256i low = _mm256_castsi128_si256(load_as<__m128i>(panels[0]));
+    out[i] = (vec)_mm512_cvtph_ps(_mm256_inserti128_si256(low, load_as<__m128i>(panels[1]), 1));
+  }
 #else
   for (int i = 0; i < kVecs; ++i) {
     out[i] = load_vec(reinterpret_cast<const f16*>(place.panels[0]) + i * kLanes);
@@ -39,9 +47,11 @@ inline void load_halves(Place place, vec (&out)[kVecs]) {
 // The bytes at a place as signed integers, one per output.
 inline void load_bytes(Place place, ivec (&out)[kVecs]) {
 #if defined(__AVX512F__)
-  out[0] = (ivec)_mm512_cvtepi8_epi32(
-      _mm_unpacklo_epi64(_mm_cvtsi64_si128(load_as<int64_t>(place.panels[0])),
-                         _mm_cvtsi64_si128(load_as<int64_t>(place.panels[1]))));
+  for (int i = 0; i < kVecs; ++i) {
+    out[i] = (ivec)_mm512_cvtepi8_epi32(
+        _mm_unpacklo_epi64(_mm_cvtsi64_si128(load_as<int64_t>(place.panels[2 * i])),
+                           _mm_cvtsi64_si128(load_as<int64_t>(place.panels[2 * i + 1]))));
+  }
 #elif defined(__AVX2__)
   out[0] = (ivec)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(load_as<int64_t>(place.panels[0])));
 #else

@@ -10,9 +10,10 @@ typedef uint8_t bytes __attribute__((vector_size(4 * kLanes)));
 typedef int16_t words __attribute__((vector_size(4 * kLanes)));
 
 #if defined(__AVX512F__)
-inline bytes load_codes(Place place, int64_t offset) {
-  const __m512i low = _mm512_castsi256_si512(load_as<__m256i>(place.panels[0] + offset));
-  return (bytes)_mm512_inserti64x4(low, load_as<__m256i>(place.panels[1] + offset), 1);
+inline bytes load_codes(Place place, int i, int64_t offset) {
+  const uint8_t* const* panels = place.panels + 2 * i;
+  const __m512i low = _mm512_castsi256_si512(load_as<__m256i>(panels[0] + offset));
+  return (bytes)_mm512_inserti64x4(low, load_as<__m256i>(panels[1] + offset), 1);
 }
 inline bytes look_up(const int8_t* table, bytes codes) {
   const __m512i wide = _mm512_broadcast_i32x4(load_as<__m128i>(table));
@@ -35,7 +36,7 @@ inline bytes with_sign(bytes b, bytes a) {
   return (bytes)_mm512_mask_sub_epi8((__m512i)b, negative, _mm512_setzero_si512(), (__m512i)b);
 }
 #else
-inline bytes load_codes(Place place, int64_t offset) {
+inline bytes load_codes(Place place, int, int64_t offset) {
   return load_as<bytes>(place.panels[0] + offset);
 }
 inline bytes look_up(const int8_t* table, bytes codes) {
@@ -68,79 +69,97 @@ inline bytes bits_at_4(bytes plane, int first, int n) {
   return (bytes)moved & uint8_t(((1 << n) - 1) << 4);
 }
 
+// 4 inputs of as many outputs as a vector has lanes, 8 times -> as bytes
+template <Quant Q>
+inline void load_weights(Place place, int i, bytes (&codes)[8]) {
+  constexpr Form form = form_of(Q);
+  if constexpr (form.bits == 8) {
+    for (int g = 0; g < 8; ++g) codes[g] = load_codes(place, i, 32 * g);
+  } else {
+    for (int g = 0; g < 4; ++g) {
+      const bytes pairs = load_codes(place, i, 32 * g);
+      codes[g] = pairs & 15;
+      codes[4 + g] = (bytes)((words)pairs >> 4) & 15;
+    }
+  }
+  if constexpr (form.bits == 5) {
+    const bytes plane = load_codes(place, i, 128);
+    for (int g = 0; g < 8; ++g) codes[g] |= bits_at_4(plane, g, 1);
+  }
+  if constexpr (form.bits == 6) {
+    for (int half = 0; half < 2; ++half) {
+      const bytes plane = load_codes(place, i, 128 + 32 * half);
+      for (int g = 0; g < 4; ++g) codes[4 * half + g] |= bits_at_4(plane, 2 * g, 2);
+    }
+  }
+  if constexpr (form.codes != Codes::plain) {
+    for (bytes& group : codes) group = look_up(table_of(form.codes), group);
+  }
+}
+
 template <Quant Q>
 struct Weights {
   static constexpr Form form = form_of(Q);
-  bytes codes[8];
+  bytes codes[kVecs][8];
 
   explicit Weights(Place place) {
-    if constexpr (form.bits == 8) {
-      for (int g = 0; g < 8; ++g) codes[g] = load_codes(place, 32 * g);
-    } else {
-      for (int g = 0; g < 4; ++g) {
-        const bytes pairs = load_codes(place, 32 * g);
-        codes[g] = pairs & 15;
-        codes[4 + g] = (bytes)((words)pairs >> 4) & 15;
-      }
-    }
-    if constexpr (form.bits == 5) {
-      const bytes plane = load_codes(place, 128);
-      for (int g = 0; g < 8; ++g) codes[g] |= bits_at_4(plane, g, 1);
-    }
-    if constexpr (form.bits == 6) {
-      for (int half = 0; half < 2; ++half) {
-        const bytes plane = load_codes(place, 128 + 32 * half);
-        for (int g = 0; g < 4; ++g) codes[4 * half + g] |= bits_at_4(plane, 2 * g, 2);
-      }
-    }
-    if constexpr (form.codes != Codes::plain) {
-      for (bytes& group : codes) group = look_up(table_of(form.codes), group);
-    }
+    for (int i = 0; i < kVecs; ++i) {
+      load_weights<Q>(place, i, codes[i]);
 #if defined(__AVX512VNNI__)
-    if constexpr (form.is_signed) {
-      for (bytes& group : codes) group ^= 0x80;
-    }
+      if constexpr (form.is_signed) {
+        for (bytes& group : codes[i]) group ^= 0x80;
+      }
 #endif
+    }
   }
 
   // The integer of one input, of each output.
   void value(int input, ivec (&out)[kVecs]) const {
-    const ivec moved = (ivec)codes[input / 4] << (24 - input % 4 * 8);
-    out[0] = form.is_signed && !kOffset ? moved >> 24 : (ivec)((bits_vec)moved >> 24) - kOffset;
+    for (int i = 0; i < kVecs; ++i) {
+      const ivec moved = (ivec)codes[i][input / 4] << (24 - input % 4 * 8);
+      out[i] = form.is_signed && !kOffset ? moved >> 24 : (ivec)((bits_vec)moved >> 24) - kOffset;
+    }
   }
 
 #if defined(__AVX512VNNI__)
   // The processor multiplies unsigned by signed bytes.
   static constexpr int kOffset = form.is_signed ? 128 : form.offset;
 
-  static ivec add_products(ivec sum, bytes a, bytes b) {
-    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+  // Inputs 4 first .. 4 (first + n) - 1, of each output, added to sums.
+  void add_products(int first, int n, const Rounded& x, ivec (&sums)[kVecs]) const {
+    for (int g = first; g < first + n; ++g) {
+      const __m512i activations = (__m512i)broadcast(x.q + 4 * g);
+      for (int i = 0; i < kVecs; ++i) {
+        sums[i] = (ivec)_mm512_dpbusd_epi32((__m512i)sums[i], (__m512i)codes[i][g], activations);
+      }
+    }
   }
 
   // Sum of value times activation over the block, of each output.
   void dot(const Scales& scales, const Rounded& x, vec (&out)[kVecs]) const {
-    const words sums = (words)broadcast(x.sums);
-    if constexpr (form.has_two_scales()) {
-      vec total = {};
-      for (int half = 0; half < 2; ++half) {
-        const ivec offsets = ivec{} + (half ? -kOffset << 16 : -kOffset & 0xffff);
-        ivec sum = multiply_pairs((words)offsets, sums);
-        for (int g = 4 * half; g < 4 * half + 4; ++g) {
-          sum = add_products(sum, codes[g], broadcast(x.q + 4 * g));
-        }
-        // Whole numbers below 2^24, so nothing is rounded.
-        total = fma(floats_of(sum), floats_of(scales.halves[half][0]), total);
+    constexpr int kParts = form.has_two_scales() ? 2 : 1, kGroups = 8 / kParts;
+    const words x_sums = (words)broadcast(x.sums);
+    for (int part = 0; part < kParts; ++part) {
+      ivec start = {};
+      if constexpr (kOffset != 0) {
+        const int both = -kOffset & 0xffff;
+        const int factors = kParts == 1 ? both << 16 | both : part ? -kOffset << 16 : both;
+        start = multiply_pairs((words)(ivec{} + factors), x_sums);
       }
-      out[0] = total;
-      return;
+      ivec sums[kVecs];
+      for (ivec& sum : sums) sum = start;
+      add_products(part * kGroups, kGroups, x, sums);
+      for (int i = 0; i < kVecs; ++i) {
+        const vec sum = floats_of(sums[i]);
+        if constexpr (kParts == 1) {
+          out[i] = sum;
+        } else {
+          // Whole numbers below 2^24, so nothing is rounded.
+          const vec scale = floats_of(scales.halves[part][i]);
+          out[i] = part ? fma(sum, scale, out[i]) : sum * scale;
+        }
+      }
     }
-    // Two chains, because a sum takes longer than a product to start.
-    ivec sum[2] = {};
-    if constexpr (kOffset != 0) sum[0] = multiply_pairs(splat_word(-kOffset), sums);
-    for (int g = 0; g < 8; ++g) {
-      sum[g % 2] = add_products(sum[g % 2], codes[g], broadcast(x.q + 4 * g));
-    }
-    out[0] = floats_of(sum[0] + sum[1]);
   }
 #else
   static constexpr int kOffset = form.offset;
@@ -152,8 +171,8 @@ struct Weights {
 
   words pairs(int g, const Rounded& x) const {
     const bytes activations = broadcast(x.q + 4 * g);
-    if constexpr (!form.is_signed) return multiply_pairs(codes[g], activations);
-    return multiply_pairs(magnitude(codes[g]), with_sign(activations, codes[g]));
+    if constexpr (!form.is_signed) return multiply_pairs(codes[0][g], activations);
+    return multiply_pairs(magnitude(codes[0][g]), with_sign(activations, codes[0][g]));
   }
 
   // Sum of value times activation over the block, of each output.
