@@ -20,8 +20,8 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from bench.harness import report
-from runtime.edge.draft.drafter import Drafter, Pass
-from runtime.edge.draft.speculation import Noise, Proactive, Speculation, Step, TreeShape
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, Step, TreeShape
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer

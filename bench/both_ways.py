@@ -24,7 +24,7 @@ from runtime.edge.draft.drafter import Drafter
 from runtime.edge.loop import Drafting
 from runtime.edge.net.link import Sampling
 from runtime.edge.net.uplink import Uplink
-from runtime.edge.resume import Answer, resuming
+from runtime.edge.resume import Transcript, resuming
 from runtime.edge.statistics import Statistics
 from runtime.model.engine import Engine, TreeRequest
 from runtime.wire import messages as wire
@@ -113,14 +113,14 @@ class Edges:
 
         Raises ServerError.
         """
-        answers = [Answer(*question) for question in questions]
+        answers = [Transcript(*question) for question in questions]
         waiting = deque(random.Random(0).sample(answers, len(answers)))
         batcher = Batcher(self.drafter)
         await asyncio.gather(*(self._edge(batcher, waiting) for _ in range(edges)))
         await batcher.close()
         return [answer.accepted for answer in answers]
 
-    async def _edge(self, batcher: Batcher, waiting: deque[Answer]) -> None:
+    async def _edge(self, batcher: Batcher, waiting: deque[Transcript]) -> None:
         """One question after the other over a link of its own."""
         uplink = Uplink(*self.address, self.hello)
         while waiting:

@@ -175,6 +175,7 @@ class EdgeConfig(Options):
     temperature: float = option(
         0.0, "0 is greedy; above it tokens are sampled", minimum=0, maximum=100
     )
+    timeout_s: float = option(0.0, "seconds that an answer may take; 0: any", minimum=0)
     top_k: int = option(0, "sample among the k likeliest tokens; 0 = all", minimum=0)
     top_p: float = option(1.0, "sample among the likeliest tokens of this total probability")
     min_p: float = option(0.0, "drop tokens below this share of the likeliest one's probability")
@@ -230,6 +231,12 @@ class EdgeConfig(Options):
 
 def parse_address(address: str, name: str = "--server", least_port: int = 1) -> tuple[str, int]:
     """host:port (an IPv6 host in brackets) as its two parts; ConfigError says what is wrong."""
+    scheme, is_url, rest = address.partition("://")
+    if is_url:
+        raise ConfigError(
+            f"{name} is {address!r}; leave {scheme}:// out: expected host:port, such as "
+            f"{rest.partition('/')[0] or '127.0.0.1:8400'}"
+        )
     host, colon, port = address.rpartition(":")
     is_port = port.isdecimal() and len(port) <= 5 and least_port <= int(port) < 65536
     if not colon or not host or not is_port:

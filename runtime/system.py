@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +36,12 @@ def others_may_read(status: os.stat_result) -> bool:
 
 
 def on_stop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    """Run this in the event loop at each SIGTERM, SIGINT or, on Windows, Ctrl-Break."""
+    """Run this in the event loop at each SIGTERM, SIGINT or, on Windows, Ctrl-Break.
+
+    Signals belong to the main thread: a loop in another one hears none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
     if sys.platform == "win32":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK):
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(callback))

@@ -10,8 +10,8 @@ import os
 import sys
 from collections.abc import Callable
 from errno import ENOSPC
-from signal import SIGINT
-from typing import TextIO
+from signal import SIGINT, SIGTERM, signal
+from typing import NoReturn, TextIO
 
 from runtime.system import BROKEN_PIPE_STATUS
 
@@ -37,6 +37,27 @@ def fail(program: str, error: object) -> int:
     return 2
 
 
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def end_on_sigterm() -> None:
+    """From now on SIGTERM raises Terminated: as process 1 a program would not hear it otherwise."""
+
+    def on_signal(number: int, frame: object) -> None:
+        raise Terminated
+
+    signal(SIGTERM, on_signal)
+
+
+def leave(status: int) -> NoReturn:
+    """End the program without waiting for its threads, nor for the interpreter to be taken down."""
+    for output in (sys.stdout, sys.stderr):
+        if output is not None:
+            output.flush()
+    os._exit(status)
+
+
 def run(program: str, main: Callable[[], int]) -> int:
     """Exit status of a program in a terminal, whoever interrupts it or stops reading from it.
 
@@ -54,6 +75,8 @@ def run(program: str, main: Callable[[], int]) -> int:
                 sys.stdout.flush()
     except KeyboardInterrupt:
         return 128 + SIGINT
+    except Terminated:
+        return 128 + SIGTERM
     except BrokenPipeError:
         _drop(sys.stdout, sys.stderr)
         return BROKEN_PIPE_STATUS

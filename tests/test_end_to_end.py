@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,47 +79,47 @@ def test_chat_remembers_forgets_and_ends(tiny_pair: tuple[Path, Path], tiny_serv
 
 
 def test_the_library_streams_the_same_text(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
-    from runtime.config import EdgeConfig
-    from runtime.edge import Edge, generate
+    from runtime import Edge, EdgeConfig
 
-    options = {"server": tiny_server, "draft": str(tiny_pair[1]), "max_tokens": 30}
-    text = "".join(generate("library", **options))
-    with Edge(EdgeConfig(**options)) as edge:
-        pieces = list(edge.generate("library"))
-        assert "".join(piece.text for piece in pieces) == text
-        assert edge.statistics.tokens == 30
-        stream = edge.generate("left early")
-        next(stream)
-        stream.close()
-        assert "".join(piece.text for piece in edge.generate("library")) == text
+    with Edge(EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), max_tokens=30)) as edge:
+        answer = edge.generate("library")
+        text = "".join(answer)
+        assert text == answer.text
+        assert answer.statistics.tokens == len(answer.tokens) == 30
+        assert answer.finish_reason == "length"
+        for _ in edge.generate("left early"):
+            break
+        assert edge.generate("library").text == text
         conversation = [{"role": "user", "content": "library"}]
-        assert "".join(piece.text for piece in edge.generate(conversation)) == text
-        plain = "".join(piece.text for piece in edge.generate("library", max_budget=0))
-        assert plain == text
-        assert edge.statistics.tokens_per_verification == 1.0
+        assert edge.generate(conversation).text == text
+        plain = edge.generate("library", max_budget=0)
+        assert plain.text == text
+        assert plain.statistics.tokens_per_verification == 1.0
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_edge(
     tiny_pair: tuple[Path, Path], tiny_server: str
 ) -> None:
-    """The interrupt strikes inside the event loop, while a round is under way."""
-    from runtime.config import EdgeConfig
-    from runtime.edge import Edge
+    """The interrupt strikes while the program waits for a round."""
+    import _thread
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+    from runtime import Edge, EdgeConfig
 
-    options = {"server": tiny_server, "draft": str(tiny_pair[1]), "max_tokens": 30}
-    with Edge(EdgeConfig(**options)) as edge:
-        whole = "".join(piece.text for piece in edge.generate("again"))
-        for _ in range(10):  # ten sessions left open would fill the server
-            stream = edge.generate("again" * 80, max_tokens=400)
+    with Edge(EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), max_tokens=30)) as edge:
+        whole = edge.generate("again").text
+        for _ in range(10):  # ten requests left open would fill the server
+            answer = edge.generate("again" * 80, max_tokens=400)
+            stream = iter(answer)
             next(stream)
-            edge._loop.call_soon(interrupt)
+            edge._background.run(later(_thread.interrupt_main))
             with pytest.raises(KeyboardInterrupt):
-                for _ in stream:
-                    pass
-        assert "".join(piece.text for piece in edge.generate("again")) == whole
+                list(stream)
+            assert answer.finish_reason == "cancelled"
+        assert edge.generate("again").text == whole
+
+
+async def later(call: Callable[[], None]) -> None:
+    call()
 
 
 def test_a_demo_without_a_server_says_so() -> None:

@@ -36,6 +36,9 @@ FORBIDDEN = {
     "runtime/edge/net/watchdog.py": HEAVY | {"socket", "time", "runtime"},
     "runtime/conform": {"torch", "numpy", "runtime.edge", "runtime.server"},
     "runtime/edge/draft/drafter.py": {"asyncio", "socket", "runtime.wire"},
+    "runtime/background.py": {"torch", "socket", "runtime"},
+    "runtime/edge/answer.py": {"torch", "socket", "time", "runtime.model", "runtime.wire"},
+    "runtime/edge/draft/lookup.py": HEAVY | {"runtime"},
     "runtime/edge/draft/pace.py": HEAVY | {"time", "runtime"},
     "runtime/edge/draft/speculation.py": {
         "torch",
@@ -53,7 +56,10 @@ FORBIDDEN = {
 LAZY = {
     "runtime/system.py": HEAVY | {"fcntl", "termios", "resource"},
     "runtime/model": {"transformers", "gguf", "safetensors", "huggingface_hub", "tokenizers"},
-    "runtime/edge/__init__.py": {"torch", "runtime.edge.client"},
+    "runtime/__init__.py": HEAVY | {"rich", "runtime"},
+    "runtime/serve.py": {"torch", "rich", "runtime.server"},
+    **{f"runtime/edge/{name}.py": {"torch"} for name in ("client", "worker", "prompts", "loading")},
+    "runtime/edge/net": {"torch"},
     "runtime/edge/__main__.py": HEAVY | {"rich", "runtime.edge.client", "runtime.edge.chat"},
     "runtime/conform/__main__.py": {"torch", "transformers", "runtime.model"},
     "runtime/server/__main__.py": HEAVY | {"rich", "runtime.server.start"},

@@ -17,7 +17,7 @@ from runtime.demo import running_server
 from runtime.edge.__main__ import main
 from runtime.edge.client import Edge
 from runtime.edge.net.link import Sampling, ServerError
-from runtime.edge.resume import Answer
+from runtime.edge.resume import Transcript
 from runtime.edge.resume_file import save
 from runtime.model.tokenizer import Tokenizer
 from runtime.wire import messages as wire
@@ -112,12 +112,12 @@ def test_the_text_is_plain_where_the_models_have_different_rows(
     beyond, per_verification = 0, []
     with joined(servers[target], folders.drafts[draft], **SAMPLED) as edge:
         for seed in range(6):
-            for _ in edge.generate(f"seed {seed}", seed=seed):
-                pass
+            answer = edge.generate(f"seed {seed}", seed=seed)
+            assert answer.text
             sampling = Sampling(60, temperature=1.5, seed=seed, stop_ids=own_stops)
-            assert edge.last_ids == plain_decoding(engine, edge.encode(f"seed {seed}"), sampling)
-            beyond += max(edge.last_ids) >= NARROW
-            per_verification.append(edge.statistics.tokens_per_verification)
+            assert answer.tokens == plain_decoding(engine, edge.encode(f"seed {seed}"), sampling)
+            beyond += max(answer.tokens) >= NARROW
+            per_verification.append(answer.statistics.tokens_per_verification)
     if target is WIDE:
         assert beyond > 2, "no text has a token that the draft lacks: no test"
     assert max(per_verification) > 1.1, "nothing is accepted"
@@ -135,8 +135,9 @@ def test_a_draft_in_a_gguf_file_goes_with_a_target_in_a_folder(
         answers = []
         for draft in (file, folders.drafts[WIDE]):
             with joined(server, draft, raw=True, max_tokens=12) as edge:
-                assert list(edge.generate("Grüße, 🙂 the end"))
-                answers.append(edge.last_ids)
+                answer = edge.generate("Grüße, 🙂 the end")
+                assert answer.text
+                answers.append(answer.tokens)
         assert answers[0] == answers[1], rows
 
 
@@ -157,11 +158,12 @@ def test_a_prompt_that_the_draft_cannot_read_is_answered_plainly(
     with joined(servers[WIDE], folders.drafts[NARROW], raw=True, max_tokens=12) as edge:
         text = "[PAD] and more"
         assert PAD in edge.encode(text)
-        drafted = "".join(piece.text for piece in edge.generate(text))
-        assert edge.statistics.tokens_per_verification == 1
-        assert drafted == "".join(piece.text for piece in edge.generate(text, max_budget=0))
+        answer = edge.generate(text)
+        drafted = answer.text
+        assert answer.statistics.tokens_per_verification == 1
+        assert drafted == edge.generate(text, max_budget=0).text
     with joined(servers[WIDE], folders.drafts[WIDE], raw=True, max_tokens=12) as edge:
-        assert "".join(piece.text for piece in edge.generate(text)) == drafted
+        assert edge.generate(text).text == drafted
 
 
 def test_a_prompt_that_the_target_cannot_read_is_refused_before_it_is_sent(
@@ -173,17 +175,19 @@ def test_a_prompt_that_the_target_cannot_read_is_refused_before_it_is_sent(
 ) -> None:
     draft, server = folders.drafts[WIDE], servers[NARROW]
     with joined(server, draft, raw=True, max_tokens=5) as edge:
-        sent = edge._uplink.bytes_sent
+        uplink = edge._worker.uplink
+        sent = uplink.bytes_sent
         with pytest.raises(ConfigError, match=r"'\[PAD\]' \(id 269\).* below 264"):
             edge.generate("say [PAD]")
-        assert edge._uplink.bytes_sent == sent
-        assert list(edge.generate("say"))
-        link = edge._loop.run_until_complete(edge._uplink.link())
+        assert uplink.bytes_sent == sent
+        answer = edge.generate("say")
+        assert answer.text
+        link = edge._background.run(uplink.link()).result()
         for prompt, stops in (((1, PAD), ()), ((1, -1), ()), ((1,), (-1,))):
             with pytest.raises(ServerError, match="outside the vocabulary") as caught:
                 link.request(prompt, Sampling(3, stop_ids=stops))
             assert caught.value.code is wire.ErrorCode.LIMIT
-        assert edge._uplink.bytes_sent == sent + edge.statistics.bytes_sent
+        assert uplink.bytes_sent == sent + answer.statistics.bytes_sent
         assert list(edge.generate("say"))
     template = tmp_path / "template"
     template.write_text("{{ messages[0].content }}")
@@ -199,7 +203,7 @@ def test_an_answer_that_this_target_cannot_go_on_with_is_a_sentence(
 ) -> None:
     """It was begun with a server whose model has more rows."""
     draft, file = folders.drafts[WIDE], tmp_path / "answer"
-    save(file, Answer([1, 2], Sampling(5), [PAD]), Tokenizer.load(draft).vocabulary_hash())
+    save(file, Transcript([1, 2], Sampling(5), [PAD]), Tokenizer.load(draft).vocabulary_hash())
     told = pytest.raises(ConfigError, match=r"'\[PAD\]' \(id 269\)")
     with joined(servers[NARROW], draft, resume_file=str(file)) as edge, told:
         edge.resume()
@@ -215,12 +219,13 @@ def test_a_stop_id_that_this_target_lacks_does_not_keep_an_answer_from_going_on(
     digest = Tokenizer.load(draft).vocabulary_hash()
     with joined(servers[NARROW], draft, resume_file=str(file)) as edge:
         for stops in ((), (PAD,)):
-            save(file, Answer([1, 2], Sampling(12, stop_ids=stops), [3]), digest)
-            assert list(edge.resume())
+            save(file, Transcript([1, 2], Sampling(12, stop_ids=stops), [3]), digest)
+            answer = edge.resume()
+            assert answer.text
             assert not file.exists()
             if not stops:
-                want = edge.last_ids
-        assert edge.last_ids == want
+                want = answer.tokens
+        assert answer.tokens == want
         assert len(want) > 1
 
 
@@ -229,14 +234,14 @@ def test_ids_that_an_edge_sends_all_the_same_are_refused(
 ) -> None:
     """Past our own checks: the server says LIMIT, and serves on."""
     with joined(servers[NARROW], folders.drafts[WIDE], raw=True, max_tokens=5) as edge:
-        link = edge._loop.run_until_complete(edge._uplink.link())
+        link = edge._background.run(edge._worker.uplink.link()).result()
         welcome = link._peer.connection.welcome
         link.welcome = link._peer.connection.welcome = wire.Welcome(
             1, WIDE, welcome.vocabulary_hash, 8, 1000, 4, "it says it has more"
         )
         request = link.request((1, PAD), Sampling(3))
         with pytest.raises(ServerError, match="269 is outside the vocabulary") as caught:
-            edge._loop.run_until_complete(request.verdict())
+            edge._background.run(request.verdict()).result()
         assert caught.value.code is wire.ErrorCode.LIMIT
         assert list(edge.generate("again"))
 
@@ -259,7 +264,7 @@ def test_the_targets_template_makes_the_prompt(
     with joined(servers[WIDE], folders.drafts[draft]) as edge:
         assert edge.encode(messages) == expected
     with joined(servers[WIDE], folders.targets[WIDE]) as edge:
-        assert edge._uplink.template is None, "it is sent to who has it"
+        assert edge._worker.uplink.template is None, "it is sent to who has it"
         assert edge.encode(messages) == expected
     file = tmp_path / "mine"
     file.write_text("mine: {{ messages[0].content }}", encoding="utf-8")
@@ -333,5 +338,5 @@ def test_more_stop_ids_than_a_request_carries_are_a_sentence(
         edge.generate("hi")
     config.write_text(json.dumps({"eos_token_id": [-1, 5, *range(300, 4000)]}))
     with joined(servers[NARROW], tmp_path, raw=True, max_tokens=5) as edge:
-        assert edge._stop_ids(()) == (5, 257)
+        assert edge._prompts.stop_ids(edge.config) == (5, 257)
         assert list(edge.generate("hi"))

@@ -75,11 +75,12 @@ def ask_ours(edge: Edge, text: str, served: dict[str, Served], counts: bool) -> 
     """One question to our server, without drafts and with them."""
     plain: list[int] = []
     for name, options in ((SPECEDGE, {"max_budget": 0}), (f"{SPECEDGE}, draft", {})):
-        for _ in edge.generate(text, **options):
+        answer = edge.generate(text, **options)
+        for _ in answer:
             pass
-        stats, one = edge.statistics, served[name]
-        plain = plain or edge.last_ids
-        one.different += edge.last_ids != plain
+        stats, one = answer.statistics, served[name]
+        plain = plain or answer.tokens
+        one.different += answer.tokens != plain
         if counts:
             one.tokens_per_s.append((stats.tokens - 1) / (stats.seconds - stats.first_token_s))
             one.tokens_per_verification.append(stats.tokens_per_verification)

@@ -13,33 +13,34 @@ from typing import Any
 from runtime.bench.device import paced_engines
 from runtime.bench.records import Answer, Span
 from runtime.config import EdgeConfig
-from runtime.edge import client
+from runtime.edge.client import Edge
+from runtime.model import open as models
 
 
 def main() -> None:
     """The first line is {"config": fields of EdgeConfig, "draft_pass_s": seconds}."""
     setup = json.loads(sys.stdin.readline())
-    with paced_engines(client, setup["draft_pass_s"]) as spans:
-        edge = client.Edge(EdgeConfig(**setup["config"]))
-    (passes,) = spans
-    with edge:
+    edge = Edge(EdgeConfig(**setup["config"]))
+    with paced_engines(models, setup["draft_pass_s"]) as spans, edge:
+        (passes,) = spans
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:
             print(json.dumps(dataclasses.asdict(ask(edge, passes, json.loads(line)))), flush=True)
 
 
-def ask(edge: client.Edge, passes: list[Span], question: Mapping[str, Any]) -> Answer:
+def ask(edge: Edge, passes: list[Span], question: Mapping[str, Any]) -> Answer:
     """One answer. `question`: the prompt's number and text, fields that override the config's."""
     passes.clear()
     asked_s = time.monotonic()
     arrivals: list[tuple[float, int]] = []
-    for _ in edge.generate(question["text"], **question.get("options", {})):
-        note_arrival(arrivals, edge.statistics.tokens)
-    note_arrival(arrivals, edge.statistics.tokens)  # a last token may have no text
-    stats = edge.statistics
+    answer = edge.generate(question["text"], **question.get("options", {}))
+    for _ in answer:
+        note_arrival(arrivals, len(answer.tokens))
+    note_arrival(arrivals, len(answer.tokens))  # a last token may have no text
+    stats = answer.statistics
     return Answer(
         prompt=question["prompt"],
-        ids=tuple(edge.last_ids),
+        ids=tuple(answer.tokens),
         asked_s=asked_s,
         arrivals=tuple(arrivals),
         verifications=stats.verifications,

@@ -14,8 +14,8 @@ from typing import Any
 
 from runtime.bench.device import pace
 from runtime.bench.records import Answer
-from runtime.edge.draft.drafter import Drafter, Pass
-from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer

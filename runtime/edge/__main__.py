@@ -6,7 +6,7 @@ import sys
 
 from runtime.config import ConfigError, EdgeConfig, parse, prepare_threads
 from runtime.logs import configure
-from runtime.terminal import fail, run
+from runtime.terminal import end_on_sigterm, fail, leave, run
 
 
 def main() -> int:
@@ -19,6 +19,7 @@ def main() -> int:
         return fail("runtime.edge", error)
     configure(config.log_level, config.log_format)
     prepare_threads(config, os.environ)
+    end_on_sigterm()
     return _run(config)
 
 
@@ -26,10 +27,9 @@ def _run(config: EdgeConfig) -> int:
     # What is imported stays: to look through it again and again would be a tenth of the start.
     gc.disable()
     from runtime.console import Terminal
-    from runtime.edge.chat import chat, print_statistics, stream_answer, stream_pieces
+    from runtime.edge.chat import chat, print_statistics, stream_answer
     from runtime.edge.client import Edge
     from runtime.edge.net.link import ServerError
-    from runtime.model.weights import ModelError
 
     gc.freeze()
     gc.enable()
@@ -40,16 +40,19 @@ def _run(config: EdgeConfig) -> int:
             if config.chat:
                 chat(edge, console)
             else:
-                if config.prompt is None:
-                    stream_pieces(edge.resume(), console)
-                else:
-                    stream_answer(edge, config.prompt, console)
+                answer = edge.resume() if config.prompt is None else edge.generate(config.prompt)
+                stream_answer(answer, console)
                 if config.stats:
-                    print_statistics(edge.statistics, errors)
-    except (ConfigError, ModelError, ServerError) as error:
-        return fail("runtime.edge", error)
+                    print_statistics(answer.statistics, errors)
+    except Exception as error:
+        from runtime.model.config import ModelError  # with torch, which not every end has to await
+
+        if isinstance(error, ConfigError | ModelError | ServerError | TimeoutError):
+            return fail("runtime.edge", error)
+        raise
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run("runtime.edge", main))
+    # at once: a thread that is still loading a model is not waited for
+    leave(run("runtime.edge", main))

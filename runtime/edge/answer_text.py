@@ -4,19 +4,22 @@ Knows tokens and text, no model, no connection and no terminal.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
 from runtime.model.text_stream import Spelled, TextStream
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A bit of the answer; `drafted` tells that the edge had predicted it."""
+class Piece(str):
+    """A bit of the answer: a text that also knows whether the edge had `drafted` it."""
 
-    text: str
+    __slots__ = ("drafted",)
     drafted: bool
+
+    def __new__(cls, text: str, drafted: bool) -> "Piece":
+        piece = super().__new__(cls, text)
+        piece.drafted = drafted
+        return piece
 
 
 class AnswerText:

@@ -1,13 +1,13 @@
 """The terminal: a streamed answer with the drafted tokens coloured, a conversation, statistics."""
 
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable
 
 from rich.style import Style
 
 from runtime.config import ConfigError
 from runtime.console import Terminal
-from runtime.edge.client import Edge, Piece, Prompt
+from runtime.edge.answer import Answer
+from runtime.edge.client import Edge
 from runtime.edge.net.link import ServerError
 from runtime.edge.statistics import Statistics
 
@@ -15,26 +15,17 @@ DRAFTED = Style(color="green")
 HELP = "/reset forgets the conversation, /stats shows the last answer's figures, /quit leaves"
 
 
-def stream_answer(edge: Edge, prompt: Prompt, console: Terminal) -> str:
-    """Print the answer to a prompt, as `stream_pieces` does."""
-    return stream_pieces(edge.generate(prompt), console)
-
-
-def stream_pieces(pieces: Generator[Piece, None, None], console: Terminal) -> str:
-    """Print an answer as it arrives and return it whole. Ctrl-C ends the answer, not the edge."""
-    answer = ""
-    with closing(pieces):
-        try:
-            for piece in pieces:
-                answer += piece.text
-                console.stream(piece.text, DRAFTED if piece.drafted else None)
-        except KeyboardInterrupt:
-            console.stream(" [stopped]", Style(dim=True))
-        except (ServerError, ConfigError):
-            console.print()  # its sentence begins a new line
-            raise
+def stream_answer(answer: Answer, console: Terminal) -> None:
+    """Print an answer as it arrives. Ctrl-C ends the answer, not the edge."""
+    try:
+        for piece in answer:
+            console.stream(piece, DRAFTED if piece.drafted else None)
+    except KeyboardInterrupt:
+        console.stream(" [stopped]", Style(dim=True))
+    except (ServerError, ConfigError):
+        console.print()  # its sentence begins a new line
+        raise
     console.print()
-    return answer
 
 
 def chat(edge: Edge, console: Terminal, read_line: Callable[[str], str] = input) -> None:
@@ -45,6 +36,7 @@ def chat(edge: Edge, console: Terminal, read_line: Callable[[str], str] = input)
     # a template that refuses whatever is said is told before anything is typed
     edge.encode("Hello")
     messages: list[dict[str, str]] = []
+    last = Statistics()
     console.print(HELP, style="dim", soft_wrap=True)
     while True:
         try:
@@ -60,26 +52,29 @@ def chat(edge: Edge, console: Terminal, read_line: Callable[[str], str] = input)
             case "/reset":
                 messages = []
             case "/stats":
-                print_statistics(edge.statistics, console)
+                print_statistics(last, console)
             case _ if line.startswith("/"):
                 console.print(HELP, style="dim", soft_wrap=True)
             case _:
-                messages.append({"role": "user", "content": line})
-                messages = _answer(edge, messages, console)
+                said = [*messages, {"role": "user", "content": line}]
+                if (answer := _answer(edge, said, console)) is not None:
+                    messages = [*said, {"role": "assistant", "content": answer.text}]
+                    last = answer.statistics
 
 
-def _answer(edge: Edge, messages: list[dict[str, str]], console: Terminal) -> list[dict[str, str]]:
-    """The conversation with the answer to its last message, or without it if it was refused."""
+def _answer(edge: Edge, messages: list[dict[str, str]], console: Terminal) -> Answer | None:
+    """The printed answer to the last message, None if it was refused."""
     try:
-        answer = stream_answer(edge, messages, console)
+        answer = edge.generate(messages)
+        stream_answer(answer, console)
     except (ServerError, ConfigError) as error:
         if not edge.connected:
             raise
         console.print(f"{error}", style="red", soft_wrap=True)
-        return messages[:-1]
+        return None
     if edge.config.stats:
-        print_statistics(edge.statistics, console)
-    return [*messages, {"role": "assistant", "content": answer}]
+        print_statistics(answer.statistics, console)
+    return answer
 
 
 def print_statistics(stats: Statistics, console: Terminal) -> None:

@@ -8,21 +8,25 @@ Nothing has to be fenced: the old request has died with its link. See docs/proto
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.loop import Drafting, Round, generate
 from runtime.edge.net.link import Sampling, ServerError
 from runtime.edge.net.uplink import PASSING, Retries, Uplink
 
+FinishReason = Literal["stop", "length", "cancelled"]
+
 
 @dataclass
-class Answer:
+class Transcript:
     """A prompt and what has come of its answer: all that it takes to go on."""
 
     prompt: list[int]
     sampling: Sampling
     accepted: list[int] = field(default_factory=list)
     stop: tuple[str, ...] = ()  # the text ends before the first of these; the server has no text
+    finish: FinishReason | None = None  # once it has ended; of a stop token, `accepted` is without
 
     @property
     def rest(self) -> tuple[list[int], Sampling]:
@@ -34,12 +38,12 @@ class Answer:
 async def resuming(
     uplink: Uplink,
     batcher: Batcher,
-    answer: Answer,
+    transcript: Transcript,
     drafting: Drafting,
     reconnect_s: float,
     tell: Callable[[ServerError], None] = lambda error: None,
 ) -> AsyncGenerator[Round, None]:
-    """`loop.generate` until the text ends, adding to `answer.accepted` as it goes.
+    """`loop.generate` until the text ends, adding to `transcript.accepted` as it goes.
 
     When the link breaks, or a server refuses the rest for a reason that will pass, it tries again
     for `reconnect_s` seconds; `tell` hears when that begins. Raises ServerError.
@@ -48,14 +52,14 @@ async def resuming(
     while True:
         try:
             link = await uplink.link()
-            async with aclosing(generate(link, batcher, *answer.rest, drafting)) as rounds:
+            async with aclosing(generate(link, batcher, *transcript.rest, drafting)) as rounds:
                 async for turn in rounds:
-                    answer.accepted += turn.tokens
+                    transcript.accepted += turn.tokens
                     retries.succeeded()
                     yield turn
             return
         except ServerError as error:
-            resumed = retries.begun or bool(answer.accepted)
+            resumed = retries.begun or bool(transcript.accepted)
             if error.code is not None and not (resumed and error.code in PASSING):
                 raise
             if reconnect_s and not retries.begun:

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TextIO
@@ -51,7 +50,7 @@ def start(config: ServerConfig) -> None:
             asyncio.run(_redirect(config, console))
         else:
             with _trace(config) as trace:
-                asyncio.run(_serve(config, console, trace))
+                asyncio.run(serve(config, console, trace))
     except BrokenPipeError:
         raise  # of standard output, where nobody reads on
     except (ConfigError, ModelError, ConnectionError, TLSError) as error:
@@ -89,7 +88,16 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
     listener.close()
 
 
-async def _serve(config: ServerConfig, console: Terminal, trace: TextIO | None) -> None:
+async def serve(
+    config: ServerConfig,
+    console: Terminal,
+    trace: TextIO | None = None,
+    opened: Callable[[str, int], None] = lambda host, port: None,
+) -> None:
+    """Load, listen and serve until a signal, or until it is cancelled.
+
+    `opened` is told the address. Raises ConfigError, ModelError, TLSError or ConnectionError.
+    """
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
     # opened last, so that nobody reaches a server that cannot answer.
     certificate = _certificate(config)
@@ -121,7 +129,12 @@ async def _serve(config: ServerConfig, console: Terminal, trace: TextIO | None) 
             f"layers, {config.dtype}, KV for {kv.n_pages * kv.page_size} tokens "
             f"({kv.n_pages * kv.bytes_per_page / 2**20:.0f} MiB)"
         )
-        await server.run(listener, partial(_announce, config, console, certificate))
+
+        def announce(host: str, port: int) -> None:
+            _announce(config, console, certificate, host, port)
+            opened(host, port)
+
+        await server.run(listener, announce)
     totals = server.totals
     console.print(
         f"stopped after {totals.steps} steps: {totals.tokens} tokens in {totals.verdicts} "

@@ -231,15 +231,16 @@ async def connect(
     Raises ConnectionError with a sentence if nobody answers there within timeout_s.
     """
     protocol = FramedProtocol(Role.EDGE, on_message, on_closed, timeout_s)
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     loop = asyncio.get_running_loop()
     connecting = loop.create_connection(lambda: protocol, host, port, ssl=tls)
     try:
         await asyncio.wait_for(connecting, timeout_s)
     except asyncio.TimeoutError as error:
-        sentence = f"cannot connect to {host}:{port}: no answer within {timeout_s:g} s"
+        sentence = f"cannot connect to {where}: no answer within {timeout_s:g} s"
         raise ConnectionError(sentence) from error
     except (OSError, UnicodeError) as error:
-        raise ConnectionError(f"cannot connect to {host}:{port}: {_sentence(error)}") from error
+        raise ConnectionError(f"cannot connect to {where}: {_sentence(error)}") from error
     return protocol
 
 

@@ -2,8 +2,8 @@
 
 import random
 
-from runtime.edge.draft.drafter import Drafter, Pass
-from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.tree import ROOT, OrderedTree
 
 PROMPT = [72, 101, 33, 108, 33, 72, 101, 33]

@@ -25,7 +25,7 @@ def shown_by(answer: AnswerText, tokens: list[int]) -> tuple[str, int]:
     """What is shown before the finish, and how many tokens it took to end."""
     shown = ""
     for count, token in enumerate(tokens, 1):
-        shown += "".join(piece.text for piece in answer.push(token, drafted=False))
+        shown += "".join(answer.push(token, drafted=False))
         if answer.ended:
             return shown, count
     return shown, len(tokens)
@@ -40,7 +40,7 @@ def test_the_text_ends_at_the_leftmost_stop_string(text: str, stop: list[str]) -
     answer = AnswerText(TOKENIZER, stop)
     shown, _ = shown_by(answer, tokens_of(text))
     assert cut(text, stop).startswith(shown), "a part of a stop string was shown"
-    assert shown + "".join(piece.text for piece in answer.finish()) == cut(text, stop)
+    assert shown + "".join(answer.finish()) == cut(text, stop)
     assert answer.finish() == []
     assert answer.ended == (cut(text, stop) != text)
 
@@ -87,7 +87,7 @@ def test_each_character_keeps_its_colour(data: st.DataObject) -> None:
         if not answer.ended:
             pieces += answer.push(token, predicted)
     pieces += answer.finish()
-    colours = [piece.drafted for piece in pieces for _ in piece.text]
+    colours = [piece.drafted for piece in pieces for _ in piece]
     assert colours == drafted[: len(cut(text, stop))]
 
 

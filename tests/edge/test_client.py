@@ -9,9 +9,14 @@ import pytest
 
 from runtime.config import ConfigError, EdgeConfig
 from runtime.console import Terminal
-from runtime.edge.chat import chat, stream_pieces
-from runtime.edge.client import Edge, generate
+from runtime.edge.answer import Answer
+from runtime.edge.chat import chat, stream_answer
+from runtime.edge.client import Edge
+from runtime.edge.net.uplink import Uplink
+from runtime.edge.prompts import Prompts
+from runtime.model.tokenizer import Tokenizer
 from runtime.terminal import inert
+from runtime.wire import messages as wire
 from tests.conftest import CHAT_TEMPLATE
 from tests.server.process import Process, server_process
 
@@ -50,30 +55,35 @@ def options(pair: tuple[Path, Path], server: Process) -> dict[str, object]:
     return {"server": f"{host}:{port}", "draft": str(pair[1]), "max_tokens": 40}
 
 
+def answer_of(edge: Edge, **asked: object) -> Answer:
+    """Read to its end."""
+    answer = edge.generate("stop", **asked)
+    assert answer.text == "".join(answer), "it may be read again"
+    return answer
+
+
 def text_of(edge: Edge, **asked: object) -> str:
-    return "".join(piece.text for piece in edge.generate("stop", **asked))
+    return answer_of(edge, **asked).text
 
 
 def test_an_answer_ends_before_its_stop_string(options: dict[str, object], eager: None) -> None:
     with Edge(EdgeConfig(**options)) as edge:
-        whole, ids = text_of(edge), list(edge.last_ids)
+        whole, ids = text_of(edge), answer_of(edge).tokens
         assert len(whole) > 20
         for start, length in ((0, 1), (5, 1), (6, 4), (11, 9), (len(whole) - 2, 2)):
             stop = whole[start : start + length]
             ends = []
             for budget in (0, 32):
-                answer = text_of(edge, stop=[stop, "never"], max_budget=budget)
-                assert answer == whole[: whole.find(stop)]
-                assert ids[: len(edge.last_ids)] == edge.last_ids
-                assert edge.statistics.tokens == len(edge.last_ids)
-                ends.append(len(edge.last_ids))
+                answer = answer_of(edge, stop=[stop, "never"], max_budget=budget)
+                assert answer.text == whole[: whole.find(stop)]
+                assert answer.finish_reason == "stop"
+                assert ids[: len(answer.tokens)] == answer.tokens
+                assert answer.statistics.tokens == len(answer.tokens)
+                ends.append(len(answer.tokens))
             assert ends[0] == ends[1], "drafted or not, it ends with the same token"
         assert text_of(edge, stop="never") == whole
         # what may be the beginning of a stop string is held, and given when nothing more comes
         assert text_of(edge, stop=[whole[-3:] + "x"]) == whole
-    assert (
-        "".join(generate("stop", **options, stop=[whole[6:10]])) == whole[: whole.find(whole[6:10])]
-    )
 
 
 def test_the_server_hears_at_once_that_it_is_enough(
@@ -82,8 +92,7 @@ def test_the_server_hears_at_once_that_it_is_enough(
     with Edge(EdgeConfig(**options)) as edge:
         stop = text_of(edge)[4:6]
         ended = server.samples()["request_success_total", "length"]
-        text_of(edge, stop=stop, max_tokens=900)
-        assert edge.statistics.tokens < 40
+        assert answer_of(edge, stop=stop, max_tokens=900).statistics.tokens < 40
         now = server.samples_once(lambda samples: samples["num_requests_running",] == 0)
         assert now["num_requests_running",] == 0
         assert now["request_success_total", "length"] == ended
@@ -97,13 +106,13 @@ def test_stop_strings_survive_the_edge(options: dict[str, object], tmp_path: Pat
     stop = whole[20:24]
     asked = EdgeConfig(**options, resume_file=str(path), max_budget=0, stop=[stop])
     with Edge(asked) as edge:
-        stream = edge.generate("stop")
-        shown = "".join(next(stream).text for _ in range(8))
+        stream = iter(edge.generate("stop"))
+        shown = "".join(next(stream) for _ in range(8))
         stream.close()
     assert path.exists()
     assert whole.startswith(shown)
     with Edge(EdgeConfig(**options, resume_file=str(path))) as edge:
-        assert "".join(piece.text for piece in edge.resume()) == whole[: whole.find(stop)]
+        assert edge.resume().text == whole[: whole.find(stop)]
     assert not path.exists()
 
 
@@ -124,10 +133,10 @@ def test_a_chat_drops_a_turn_that_is_refused_and_goes_on(options: dict[str, obje
     with Edge(EdgeConfig(**options, stats=False)) as edge:
         chat(edge, console, typing("one", "boom", "caf\udce9", "two"))
         said = console.file.getvalue().split("\n", 1)[1]  # behind the help
-        first = "".join(piece.text for piece in edge.generate("one"))
+        first = edge.generate("one").text
         turns = [("user", "one"), ("assistant", first), ("user", "two")]
         messages = [{"role": role, "content": text} for role, text in turns]
-        second = "".join(piece.text for piece in edge.generate(messages))
+        second = edge.generate(messages).text
     refusals = [
         "the chat template refuses this conversation: integer division or modulo by zero",
         "the text is not valid Unicode: it has a lone surrogate",
@@ -156,18 +165,23 @@ def test_a_terminal_sees_text_and_a_program_the_bytes(options: dict[str, object]
     console = Terminal(file=io.StringIO(), force_terminal=False)
     with Edge(EdgeConfig(**options)) as edge:
         asked = {"max_tokens": 400, "temperature": 2.0, "seed": 9}
-        raw = "".join(piece.text for piece in edge.generate("x", **asked))
-        assert stream_pieces(edge.generate("x", **asked), console) == raw
+        raw = edge.generate("x", **asked).text
+        stream_answer(edge.generate("x", **asked), console)
     assert "\x1b" in raw
     assert console.file.getvalue() == inert(raw) + "\n"
 
 
+def prompts(config: EdgeConfig) -> Prompts:
+    """Of an edge that has not heard of a target."""
+    hello = wire.Hello(wire.VERSION, 260, bytes(16), "x")
+    return Prompts(Tokenizer.load(config.draft), Uplink("nowhere", 1, hello))
+
+
 @pytest.mark.parametrize("prompt", [None, 3])
 def test_a_prompt_that_is_no_text_is_refused(pair: tuple[Path, Path], prompt: object) -> None:
-    edge = Edge(EdgeConfig(draft=str(pair[1])))
+    config = EdgeConfig(draft=str(pair[1]))
     with pytest.raises(ConfigError, match="expected a text, or a list of messages"):
-        edge.encode(prompt)
-    edge.close()
+        prompts(config).encode(prompt, config)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +195,10 @@ def test_a_prompt_that_is_no_text_is_refused(pair: tuple[Path, Path], prompt: ob
 def test_a_draft_without_a_template_is_asked_raw(
     tiny_pair: tuple[Path, Path], template: str | dict[str, str] | None, sentence: str
 ) -> None:
-    edge = Edge(EdgeConfig(draft=str(tiny_pair[1]), raw=True))
-    edge.tokenizer._tokenizer.chat_template = template
-    assert edge.encode("x") == edge.tokenizer.encode("x")
+    config = EdgeConfig(draft=str(tiny_pair[1]), raw=True)
+    asked = prompts(config)
+    asked.tokenizer._tokenizer.chat_template = template
+    assert asked.encode("x", config) == asked.tokenizer.encode("x")
     for prompt in ("x", [{"role": "user", "content": "x"}]):
         with pytest.raises(ConfigError, match=sentence):
-            edge.generate(prompt, raw=False)
-    edge.close()
+            asked.encode(prompt, EdgeConfig(draft=config.draft))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from runtime.edge.draft.batcher import Batcher
-from runtime.edge.draft.drafter import Drafter, Pass
-from runtime.edge.draft.speculation import Proactive, TreeShape
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import Pass, Proactive, TreeShape
 from runtime.edge.loop import Drafting, Round, generate
 from runtime.edge.net.link import Sampling, ServerError
 from runtime.model.engine import Engine, TreeRequest

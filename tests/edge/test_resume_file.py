@@ -10,17 +10,17 @@ from runtime.config import ConfigError, EdgeConfig
 from runtime.edge import resume_file
 from runtime.edge.client import Edge
 from runtime.edge.net.link import Sampling
-from runtime.edge.resume import Answer
+from runtime.edge.resume import Transcript
 
 VOCABULARY = bytes(range(16))
 
 
-def answer(seed: int = 0, accepted: int = 5) -> Answer:
+def answer(seed: int = 0, accepted: int = 5) -> Transcript:
     rng = random.Random(seed)
     draws = {"temperature": rng.random(), "top_p": rng.random(), "seed": rng.getrandbits(63)}
     sampling = Sampling(100, **draws, top_k=rng.randrange(50), stop_ids=(2, 7))
     ids = [rng.randrange(2**18) for _ in range(20 + accepted)]
-    return Answer(ids[:20], sampling, ids[20:], stop=("\n\n", "é"))
+    return Transcript(ids[:20], sampling, ids[20:], stop=("\n\n", "é"))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -66,7 +66,7 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format": 2}, "another version"),
+        ({"format": 1}, "another version"),
         ({"vocabulary": "00" * 16}, "another draft model"),
         ({"prompt": []}, "prompt"),
         ({"prompt": "hello"}, "list of numbers"),
@@ -79,13 +79,14 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
         ({"sampling": {"max_tokens": 9, "stop_ids": [], "temperature": -1}}, "temperature is -1"),
         ({"sampling": {"max_tokens": 9, "stop_ids": [], "top": 1}}, "top"),
         ({"sampling": []}, "no answer"),
+        ({"finish": "never"}, "does not end with 'never'"),
     ],
 )
 def test_a_file_that_is_not_right_says_why(
     tmp_path: Path, change: dict[str, object], sentence: str
 ) -> None:
     path = tmp_path / "answer"
-    resume_file.save(path, Answer([1], Sampling(100)), VOCABULARY)
+    resume_file.save(path, Transcript([1], Sampling(100)), VOCABULARY)
     table = json.loads(path.read_text()) | change
     if change == {"prompt": []}:
         table["accepted"] = []
@@ -111,16 +112,17 @@ def test_a_file_that_is_no_file_says_why(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_has_not_ended_is_not_written_over(
-    tiny_pair: tuple[Path, Path], tmp_path: Path
+    tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "answer"
-    edge = Edge(EdgeConfig(draft=str(tiny_pair[1]), resume_file=str(path)))
-    with pytest.raises(ConfigError, match="cannot read"):
-        edge.resume()
-    resume_file.save(path, answer(), edge.tokenizer.vocabulary_hash())
-    with pytest.raises(ConfigError, match="without --prompt to go on"):
-        edge.generate("x")
-    assert resume_file.load(path, edge.tokenizer.vocabulary_hash()) == answer()
-    edge.close()
+    config = EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), resume_file=str(path))
+    with Edge(config) as edge:
+        digest = edge.tokenizer.vocabulary_hash()
+        with pytest.raises(ConfigError, match="cannot read"):
+            edge.resume()
+        resume_file.save(path, answer(), digest)
+        with pytest.raises(ConfigError, match="without --prompt to go on"):
+            edge.generate("x")
+        assert resume_file.load(path, digest) == answer()
     with pytest.raises(ConfigError, match="does not go with --chat"):
         EdgeConfig(chat=True, resume_file=str(path))

@@ -19,8 +19,8 @@ from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting
 from runtime.edge.net.link import Sampling, ServerError
 from runtime.edge.net.uplink import Uplink
-from runtime.edge.resume import Answer, resuming
-from runtime.edge.resume_file import load, save
+from runtime.edge.resume import Transcript, resuming
+from runtime.edge.resume_file import ResumeFile, load
 from runtime.server.policy.window import Place
 from tests.faults.moments import Moment
 from tests.faults.proxy import Fault, Kind, Proxy, Shape
@@ -81,26 +81,27 @@ class Edge:
         self.uplink = Uplink(*self.address, self.rig.hello)
         self.batcher = Batcher(self.drafter)
 
-    async def ask(self, answer: Answer, see: "Seer") -> list[int]:
+    async def ask(self, answer: Transcript, see: "Seer") -> list[int]:
         """The whole answer, `answer.accepted` included. Each round is checked and kept."""
         told = list(answer.accepted)
+        file = ResumeFile(self.file, self.rig.hello.vocabulary_hash)
         rounds = resuming(self.uplink, self.batcher, answer, DRAFTING, reconnect_s=30.0)
         async with aclosing(rounds):
             async for turn in rounds:
                 told += turn.tokens
                 assert told == answer.accepted, "a token was lost or doubled"
                 if turn.verdict.finish:
-                    self.file.unlink(missing_ok=True)
+                    file.remove()
                 else:
-                    save(self.file, answer, self.rig.hello.vocabulary_hash)
+                    file.keep(answer, turn.tokens)
                 see(Moment.HIT if turn.step.hit else Moment.MISS)
         return told
 
-    def saved(self, sampling: Sampling) -> Answer:
+    def saved(self, sampling: Sampling) -> Transcript:
         """What a new process begins with."""
         if self.file.exists():
             return load(self.file, self.rig.hello.vocabulary_hash)
-        return Answer(list(PROMPT), sampling)
+        return Transcript(list(PROMPT), sampling)
 
     async def close(self) -> None:
         await self.uplink.close()
@@ -186,7 +187,7 @@ class Play:
 
         async def ask_for_ever() -> None:
             while True:
-                await edge.ask(Answer([9, 8, 7], Sampling(800)), see)
+                await edge.ask(Transcript([9, 8, 7], Sampling(800)), see)
 
         asking = asyncio.ensure_future(ask_for_ever())
         try:

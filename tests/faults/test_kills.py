@@ -14,7 +14,7 @@ from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.net.link import Sampling
 from runtime.edge.net.uplink import Uplink
-from runtime.edge.resume import Answer, resuming
+from runtime.edge.resume import Transcript, resuming
 from runtime.model.open import open_engine
 from tests.faults.amounts import amount
 from tests.faults.processes import Child
@@ -77,7 +77,7 @@ async def ask_a_server_that_dies(
     resumed_s: list[float] = []  # when rounds came after the strike
     async with Proxy([fault], on_fault=strike).before("127.0.0.1", port) as proxy:
         uplink, batcher = Uplink(*proxy.address, Rig(model).hello), Batcher(drafter)
-        answer = Answer(list(PROMPT), SAMPLING)
+        answer = Transcript(list(PROMPT), SAMPLING)
         async with aclosing(resuming(uplink, batcher, answer, DRAFTING, 120.0)) as rounds:
             async for turn in rounds:
                 told += turn.tokens

@@ -20,7 +20,7 @@ from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting
 from runtime.edge.net.link import NO_CREDENTIALS, Credentials, Sampling, ServerError
 from runtime.edge.net.uplink import Uplink
-from runtime.edge.resume import Answer, resuming
+from runtime.edge.resume import Transcript, resuming
 from runtime.model.open import open_engine
 from runtime.terminal import inert
 from runtime.wire.tls import load_certificate, trust
@@ -55,7 +55,7 @@ def ask(tiny_pair: tuple[Path, Path]) -> Ask:
     ) -> tuple[list[int], int]:
         where = address or ("127.0.0.1", rig.port)
         uplink, batcher = Uplink(*where, rig.hello, credentials), Batcher(drafter)
-        answer = Answer(list(PROMPT), sampling)
+        answer = Transcript(list(PROMPT), sampling)
         told: list[int] = []
         try:
             turns = resuming(uplink, batcher, answer, DRAFTING, reconnect_s)
@@ -303,6 +303,9 @@ def test_an_edge_gives_up_in_time(
     asyncio.run(attempt())
 
 
+NEVER = Fault(Kind.RESET, True, 10**9)
+
+
 def test_processes_killed_for_real(
     tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
 ) -> None:
@@ -324,7 +327,8 @@ def test_processes_killed_for_real(
             if fault.kind is Kind.TELL:
                 os.kill(victim.pid, signal.SIGKILL)
 
-        faults = [Fault(Kind.RESET, True, 700), Fault(Kind.TELL, False, 300)]
+        # an edge comes once to see whether anybody listens, and once to stay
+        faults = [NEVER, Fault(Kind.RESET, True, 700), Fault(Kind.TELL, False, 300)]
         async with Proxy(faults, on_fault=kill).before(*parse_address(tiny_server)) as proxy:
             victim = edge(proxy.address[1], "--prompt", "Once upon a time")
             _, told = await asyncio.to_thread(victim.communicate)
@@ -337,6 +341,6 @@ def test_processes_killed_for_real(
     told, text = asyncio.run(attempt())
     assert "reconnecting…" in told
     with Edge(EdgeConfig(server=tiny_server, **options)) as whole:
-        plain = "".join(piece.text for piece in whole.generate("Once upon a time", max_budget=0))
+        plain = whole.generate("Once upon a time", max_budget=0).text
     assert text == inert(plain) + "\n"
     assert not file.exists()

@@ -7,16 +7,19 @@ wants is the business of `loop.py`.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-from runtime.edge.draft.drafter import Drafter, Pass
 from runtime.edge.draft.pace import Pace
-from runtime.edge.draft.speculation import Speculation
+from runtime.edge.draft.speculation import Pass, Speculation
+
+if TYPE_CHECKING:
+    from runtime.edge.draft.drafter import Drafter
 
 
 class Batcher:
     """Awaitable calls of a drafter. Calls take effect in order."""
 
-    def __init__(self, drafter: Drafter):
+    def __init__(self, drafter: "Drafter"):
         self.pace = Pace()
         self._drafter = drafter
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draft")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.edge.draft.lookup import mix
-from runtime.edge.draft.speculation import Speculation
+from runtime.edge.draft.mixture import mix
+from runtime.edge.draft.speculation import Pass, Speculation
 from runtime.model.engine import Engine, KeptPath, TreeRequest
 from runtime.tree import ROOT
 from specedge_kernels import draft_topk
@@ -24,25 +24,6 @@ from specedge_kernels import draft_topk
 PREFILL_CHUNK_TOKENS = 512
 # Of passes that a GPU has recorded: a few requests' frontiers, and the trees that they belong to.
 RECORDED_ROWS, RECORDED_REQUESTS, RECORDED_NODES = 64, 8, 448
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one request wants of the next pass: expand these nodes, or run text for `ROOT`."""
-
-    speculation: Speculation
-    frontier: Sequence[int]
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens in the cache after the pass; for text, after its last one."""
-        speculation = self.speculation
-        nodes = 0 if self.is_text else len(speculation.tree.expanded) + len(self.frontier)
-        return len(speculation.context) + nodes
-
-    @property
-    def is_text(self) -> bool:
-        return self.frontier[0] == ROOT
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ many outcomes at once as in Saguaro (arXiv:2603.03251), here over trees.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -216,3 +216,22 @@ class Speculation:
             self.moved_from, self.places = self.cached, list(range(len(self.tree.expanded)))
         text = self.cached - self.moved_from
         self.places = self.places[:text] + [self.places[text + slot] for slot in slots]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one request wants of the next pass: expand these nodes, or run text for `ROOT`."""
+
+    speculation: Speculation
+    frontier: Sequence[int]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the cache after the pass; for text, after its last one."""
+        speculation = self.speculation
+        nodes = 0 if self.is_text else len(speculation.tree.expanded) + len(self.frontier)
+        return len(speculation.context) + nodes
+
+    @property
+    def is_text(self) -> bool:
+        return self.frontier[0] == ROOT

@@ -83,6 +83,21 @@ class Credentials:
 NO_CREDENTIALS = Credentials()
 
 
+async def reach(host: str, port: int, trust: Trust | None = None) -> None:
+    """Whether anybody listens there, before there is anything to greet with. ServerError."""
+    try:
+        peer = await connect(
+            host,
+            port,
+            on_message=lambda peer, message: None,
+            on_closed=lambda peer, reason: None,
+            tls=trust.context if trust else None,
+        )
+    except ConnectionError as error:
+        raise ServerError(str(error)) from error
+    peer.close()
+
+
 class Link:
     """A connection to the server, greeted and ready for requests.
 
@@ -90,10 +105,10 @@ class Link:
     """
 
     def __init__(self, hello: wire.Hello, credentials: Credentials) -> None:
-        self.welcome: wire.Welcome | None = None
+        self.welcome: wire.Welcome  # there once `open` has returned, and the peer once it connected
         self.template: wire.Template | None = None
         self._hello, self._credentials = hello, credentials
-        self._peer: FramedProtocol | None = None
+        self._peer: FramedProtocol
         self._greeted: asyncio.Future[wire.Welcome | wire.Redirect] = (
             asyncio.get_running_loop().create_future()
         )
@@ -171,7 +186,7 @@ class Link:
         trust = self._credentials.trust
         try:
             self._peer = await connect(
-                host, port, self._on_message, self._on_closed, tls=trust and trust.context
+                host, port, self._on_message, self._on_closed, tls=trust.context if trust else None
             )
         except ConnectionError as error:
             raise ServerError(str(error)) from error

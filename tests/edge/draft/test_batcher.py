@@ -5,8 +5,7 @@ import threading
 from collections.abc import Sequence
 
 from runtime.edge.draft.batcher import Batcher
-from runtime.edge.draft.drafter import Pass
-from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 
 
 class Recorder:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.edge.draft.drafter import Drafter, Pass
+from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.lookup import WEIGHTS, SuffixIndex
-from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.tree import ROOT, DraftTree, OrderedTree

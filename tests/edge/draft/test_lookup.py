@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from runtime.edge.draft.lookup import WEIGHTS, SuffixIndex, mix
+from runtime.edge.draft.lookup import WEIGHTS, SuffixIndex
+from runtime.edge.draft.mixture import mix
 
 
 def brute_force(text: list[int], path: list[int]) -> dict[int, float]:

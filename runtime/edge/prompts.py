@@ -1,0 +1,137 @@
+"""From what a caller asks to what is sent: ids of the prompt, and how the answer is drawn.
+
+Checks all that the server would refuse, so that it is told before anything is sent.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from runtime.config import ConfigError, EdgeConfig
+from runtime.edge.net.link import Sampling
+from runtime.edge.net.uplink import Uplink
+from runtime.edge.resume import Transcript
+from runtime.wire import messages as wire
+
+if TYPE_CHECKING:
+    from runtime.model.tokenizer import Tokenizer
+
+MAX_TEMPLATE_FILE_BYTES = 2**20
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+class Prompts:
+    """Turns prompts into ids, for any thread; what the target knows is the uplink's welcome."""
+
+    def __init__(self, tokenizer: "Tokenizer", uplink: Uplink):
+        self.tokenizer, self._uplink = tokenizer, uplink
+        self._encoding = Lock()  # a tokenizer that pads or truncates is one thread's at a time
+
+    def transcript(self, prompt: Prompt, config: EdgeConfig) -> Transcript:
+        """The beginning of an answer. Raises ConfigError for what cannot be asked."""
+        return Transcript(self.encode(prompt, config), self.sampling(config), stop=config.stop)
+
+    def encode(self, prompt: Prompt, config: EdgeConfig) -> list[int]:
+        """Token ids of a prompt, in the chat template unless `raw` was asked for.
+
+        Raises ConfigError where the prompt is empty or no text, the template refuses it, or the
+        target does not have one of its tokens.
+        """
+        try:
+            with self._encoding:
+                ids = self._ids(prompt, config)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if not ids:
+            raise ConfigError("the prompt is empty; give at least one character")
+        self.check_ids(ids)
+        return ids
+
+    def _ids(self, prompt: Prompt, config: EdgeConfig) -> list[int]:
+        if config.raw and isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        return self.tokenizer.chat_prompt(
+            _conversation(prompt, config.system),
+            template=self._template(config),
+            enable_thinking=config.enable_thinking,
+        )
+
+    def sampling(self, config: EdgeConfig) -> Sampling:
+        """How the answer is drawn. Raises ConfigError."""
+        return Sampling(
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+            seed=config.seed,
+            stop_ids=self.stop_ids(config),
+        )
+
+    def stop_ids(self, config: EdgeConfig) -> tuple[int, ...]:
+        """The draft's own and control tokens that `stop` spells; the server adds the target's.
+
+        Raises ConfigError.
+        """
+        # a control token has no text, but may be what somebody wants to stop at
+        wanted = self.tokenizer.stop_ids | self.tokenizer.control_ids(config.stop)
+        ids = sorted(index for index in wanted if 0 <= index < self._target_rows)
+        if len(ids) > wire.MAX_STOP_IDS:
+            raise ConfigError(
+                f"{config.draft} and --stop name {len(ids)} stop ids; "
+                f"a request carries at most {wire.MAX_STOP_IDS}"
+            )
+        return tuple(ids)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises ConfigError where the target does not have one of them."""
+        rows = self._target_rows
+        for index in ids:
+            if index >= rows:
+                raise ConfigError(
+                    f"the prompt has the token {self.tokenizer.token(index)!r} (id {index}), "
+                    f"and the target knows only ids below {rows}; leave it out"
+                )
+
+    def _template(self, config: EdgeConfig) -> str | None:
+        """The chat template to use, None for the draft's own. Raises ConfigError."""
+        if config.chat_template:
+            return read_template(config.chat_template)
+        targets = self._uplink.template
+        if targets is None:  # it has the same, or none
+            return None
+        if not targets.source:
+            raise ConfigError(
+                "the chat template of the target is too long to be sent; "
+                "give --chat-template FILE, or --chat-template draft"
+            )
+        return targets.source
+
+    @property
+    def _target_rows(self) -> int:
+        welcome = self._uplink.welcome
+        return welcome.vocabulary_size if welcome else wire.MAX_VOCABULARY
+
+
+def _conversation(prompt: Prompt, system: str | None) -> list[Mapping[str, Any]]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(messages, Iterable):
+        raise ValueError(f"the prompt is {prompt!r}; expected a text, or a list of messages")
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, *messages]
+
+
+def read_template(option: str) -> str | None:
+    """The text of a chat template's file; None where the option names no file. ConfigError."""
+    if option in ("", "draft"):
+        return None
+    try:
+        with open(option, encoding="utf-8") as file:
+            template = file.read(MAX_TEMPLATE_FILE_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read --chat-template {option}: {reason}") from error
+    if len(template) > MAX_TEMPLATE_FILE_BYTES:
+        raise ConfigError(f"--chat-template {option} is longer than any template: it is not one")
+    return template

@@ -1,0 +1,146 @@
+"""The edge on its event loop: loads, connects, and writes answers, several at a time.
+
+To be called on that loop alone; the fronts for other threads are in `client.py`.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+
+from runtime.config import ConfigError, EdgeConfig, parse_address, read_secret
+from runtime.edge.answer import Stream
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.speculation import Proactive, TreeShape
+from runtime.edge.loading import Loading, Vocabulary
+from runtime.edge.loop import Drafting
+from runtime.edge.net.link import Credentials, ServerError, reach
+from runtime.edge.net.uplink import Uplink
+from runtime.edge.prompts import Prompts
+from runtime.edge.resume import FinishReason, Transcript, resuming
+from runtime.edge.resume_file import ResumeFile
+from runtime.edge.writer import Writer
+from runtime.terminal import inert
+from runtime.wire import messages as wire
+from runtime.wire.tls import TLSError, Trust, trust
+
+
+class Worker:
+    """One edge. `on_lost` hears when a lost server begins to be looked for."""
+
+    def __init__(self, config: EdgeConfig, on_lost: Callable[[ServerError], None]) -> None:
+        self.uplink: Uplink | None = None
+        self.prompts: Prompts | None = None
+        self._config, self._on_lost = config, on_lost
+        self._loading: Loading | None = None
+        self._batcher: Batcher | None = None
+        self._writing: set[asyncio.Task[object]] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server is there, as far as is known, and answers can be asked for."""
+        return self._batcher is not None and self.uplink is not None and self.uplink.alive
+
+    async def connect(self) -> None:
+        """Greet the server while the draft model is being loaded; what was loaded is kept.
+
+        That nobody listens there is told first, then what the greeting may be refused for, and
+        only then is the model waited for. Raises ConfigError, ModelError or ServerError.
+        """
+        address, token, known = parse_address(self._config.server), self._token(), self._trust()
+        if self._loading is None:
+            self._loading = Loading(self._config)
+        if self.uplink is None:
+            await reach(*address, known)
+            vocabulary = await asyncio.wrap_future(self._loading.vocabulary)
+            credentials = Credentials(token, known, vocabulary.tokenizer.vocabulary_hash)
+            self.uplink = Uplink(*address, self._hello(vocabulary), credentials)
+        await self.uplink.link()
+        if self._batcher is None:
+            drafter = await asyncio.wrap_future(self._loading.drafter)
+            self._batcher = Batcher(drafter)
+            self.prompts = Prompts(self._loading.vocabulary.result().tokenizer, self.uplink)
+
+    def _hello(self, vocabulary: Vocabulary) -> wire.Hello:
+        tokenizer, rows = vocabulary.tokenizer, vocabulary.rows
+        try:
+            return wire.Hello(
+                wire.VERSION,
+                rows,
+                tokenizer.vocabulary_hash(rows),
+                inert(Path(self._config.draft).name),  # not the path: it is nobody's business
+                self._config.user,
+                template_hash=wire.template_hash(tokenizer.portable_template),
+            )
+        except ValueError as error:
+            raise ConfigError(f"the server cannot be greeted so: {error}") from error
+
+    def _token(self) -> bytes:
+        file = self._config.token_file
+        return read_secret(Path(file)).strip().encode() if file else b""
+
+    def _trust(self) -> Trust | None:
+        try:
+            return trust(self._config.tls)
+        except TLSError as error:
+            raise ConfigError(str(error)) from error
+
+    async def write(
+        self,
+        transcript: Transcript,
+        config: EdgeConfig,
+        stream: Stream,
+        file: ResumeFile | None = None,
+    ) -> FinishReason:
+        """Write an answer into a stream, within `timeout_s`. Raises ServerError, TimeoutError."""
+        task = asyncio.current_task()
+        assert task is not None, "not on the event loop"
+        self._writing.add(task)
+        try:
+            return await asyncio.wait_for(
+                self._write(transcript, config, stream, file), config.timeout_s or None
+            )
+        except asyncio.TimeoutError:
+            tokens = f"{len(stream.tokens)} of at most {config.max_tokens} tokens"
+            raise TimeoutError(
+                f"the answer has {tokens} after {config.timeout_s:g} s, the time it was given"
+            ) from None
+        finally:
+            self._writing.discard(task)
+
+    async def _write(
+        self, transcript: Transcript, config: EdgeConfig, stream: Stream, file: ResumeFile | None
+    ) -> FinishReason:
+        assert self.uplink is not None, "not connected"
+        assert self._batcher is not None, "not connected"
+        assert self.prompts is not None, "not connected"
+        rounds = resuming(
+            self.uplink,
+            self._batcher,
+            transcript,
+            _drafting(config),
+            config.reconnect_s,
+            self._on_lost,
+        )
+        # leaving it ends the request on the server, if it is still running
+        async with aclosing(rounds):
+            tokenizer = self.prompts.tokenizer
+            writer = Writer(transcript, stream, tokenizer, self.uplink, file)
+            return await writer.write(rounds)
+
+    async def close(self) -> None:
+        """Cancel all answers, hang up, and stop drafting."""
+        for task in self._writing:
+            task.cancel()
+        await asyncio.gather(*self._writing, return_exceptions=True)
+        if self.uplink is not None:
+            await self.uplink.close()
+        if self._batcher is not None:
+            await self._batcher.close()
+
+
+def _drafting(config: EdgeConfig) -> Drafting:
+    shape = TreeShape(
+        config.max_budget, config.max_n_beams, config.max_beam_len, config.max_branch_width
+    )
+    return Drafting(shape, config.coupling, Proactive(config.proactive))

@@ -1,0 +1,85 @@
+"""One answer as it is written: rounds come in, text, ids and statistics go out."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from runtime.edge.answer import Stream
+from runtime.edge.answer_text import AnswerText, Piece
+from runtime.edge.loop import Round
+from runtime.edge.net.uplink import Uplink
+from runtime.edge.resume import FinishReason, Transcript
+from runtime.edge.resume_file import ResumeFile
+from runtime.model.text_stream import Spelled
+from runtime.wire import messages as wire
+
+REASONS: dict[wire.Finish, FinishReason] = {wire.Finish.STOP: "stop", wire.Finish.LENGTH: "length"}
+
+
+class Writer:
+    """Reads rounds of a transcript until its text ends."""
+
+    def __init__(
+        self,
+        transcript: Transcript,
+        stream: Stream,
+        tokenizer: Spelled,
+        uplink: Uplink,
+        file: ResumeFile | None = None,
+    ) -> None:
+        self._transcript, self._stream = transcript, stream
+        self._uplink, self._file = uplink, file
+        self._text = AnswerText(tokenizer, transcript.stop)
+        self._started_s = time.monotonic()
+        self._before = uplink.bytes_sent, uplink.bytes_received, uplink.opened
+
+    async def write(self, rounds: AsyncIterator[Round]) -> FinishReason:
+        """Why the text ended: by its verdicts or by a stop string, whichever comes first."""
+        transcript, accepted = self._transcript, list(self._transcript.accepted)
+        pieces = [piece for token in accepted for piece in self._text.push(token, drafted=False)]
+        reason = "stop" if self._text.ended else transcript.finish
+        self._stream.add(pieces, accepted)
+        while reason is None:
+            turn = self._until_stop_string(await anext(rounds), pieces := [])
+            reason = "stop" if self._text.ended else REASONS.get(turn.verdict.finish)
+            self._count(turn)
+            # before anybody sees the new tokens
+            await self._keep(turn, reason)
+            self._stream.add(pieces, turn.tokens)
+        self._stream.add(self._text.finish(), ())
+        return reason
+
+    def _until_stop_string(self, turn: Round, pieces: list[Piece]) -> Round:
+        """Append the text of a round: the drafted tokens, then the target's own.
+
+        Returns the round without what comes behind a stop string: it was not asked for, and is not
+        counted. A stop token has no text.
+        """
+        shown = len(turn.tokens) - (turn.verdict.finish is wire.Finish.STOP)
+        for place, token in enumerate(turn.tokens[:shown]):
+            pieces += self._text.push(token, drafted=place < len(turn.tokens) - 1)
+            if self._text.ended:
+                kept = turn.tokens[: place + 1]
+                return replace(turn, step=replace(turn.step, tokens=kept))
+        return turn
+
+    async def _keep(self, turn: Round, reason: FinishReason | None) -> None:
+        """Bring transcript and file up to date with a round that has been read."""
+        transcript, tokens = self._transcript, turn.tokens
+        if not self._text.ended and turn.verdict.finish is wire.Finish.STOP:
+            tokens = tokens[:-1]
+        del transcript.accepted[len(self._stream.tokens) + len(tokens) :]
+        transcript.finish = reason
+        if self._file is not None:
+            await asyncio.to_thread(self._file.keep, transcript, tokens)
+
+    def _count(self, turn: Round) -> None:
+        stats, uplink = self._stream.statistics, self._uplink
+        sent, received, opened = self._before
+        stats.seconds = time.monotonic() - self._started_s
+        stats.first_token_s = stats.first_token_s or stats.seconds
+        stats.bytes_sent = uplink.bytes_sent - sent
+        stats.bytes_received = uplink.bytes_received - received
+        stats.reconnects = uplink.opened - opened
+        stats.count(turn)
