@@ -221,6 +221,21 @@ def test_addresses() -> None:
             parse_address(wrong)
 
 
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("http://host:80", "host:80"),
+        ("https://[::1]:8400/v1", "[::1]:8400"),
+        ("tcp://", "127.0.0.1:8400"),
+    ],
+)
+def test_a_url_is_no_address(url: str, meant: str) -> None:
+    scheme = url.partition("://")[0]
+    with pytest.raises(ConfigError) as told:
+        EdgeConfig(server=url)
+    assert f"leave {scheme}:// out: expected host:port, such as {meant}" in str(told.value)
+
+
 def test_threads_are_set_before_torch_and_do_not_spin() -> None:
     env = {"OMP_NUM_THREADS": "9"}
     prepare_threads(EdgeConfig(threads=2), env)

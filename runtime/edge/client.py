@@ -49,6 +49,7 @@ class _Front:
         self._worker = Worker(self.config, on_lost)
         self._background = Background()
         self._closed = False
+        self._kept: Future[FinishReason] | None = None  # the last answer that has a resume file
 
     @property
     def connected(self) -> bool:
@@ -88,6 +89,7 @@ class _Front:
     def _ask(self, prompt: Prompt, options: Mapping[str, Any]) -> _Written:
         config = of_request(self.config, options)
         transcript = self._prompts.transcript(prompt, config)
+        self._check_unkept()
         if self._resume_path and self._resume_path.exists():
             raise ConfigError(
                 f"{self._resume_path} holds an answer that has not ended; give --resume-file "
@@ -99,6 +101,7 @@ class _Front:
         prompts = self._prompts
         if self._resume_path is None:
             raise ConfigError("there is no answer to go on with; give --resume-file FILE")
+        self._check_unkept()
         transcript = load(self._resume_path, prompts.tokenizer.vocabulary_hash())
         prompts.check_ids(transcript.rest[0])
         return self._write(transcript, self.config)
@@ -108,7 +111,15 @@ class _Front:
         digest = self._prompts.tokenizer.vocabulary_hash
         file = ResumeFile(path, digest()) if path else None
         writing = self._background.run(self._worker.write(transcript, config, stream, file))
+        self._kept = writing if file else None
         return stream, writing, file.remove if file else lambda: None
+
+    def _check_unkept(self) -> None:
+        if self._kept is not None and not self._kept.done():
+            raise ConfigError(
+                f"{self._resume_path} keeps one answer, and another one is being written; "
+                "wait for it, or leave --resume-file out"
+            )
 
     def _connecting(self) -> Future[None]:
         self._check_open()

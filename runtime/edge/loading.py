@@ -41,6 +41,12 @@ class Loading:
         # a daemon: nobody waits for it who has given up
         Thread(target=self._load, args=(config,), name="loading", daemon=True).start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended without a model."""
+        futures = (self.vocabulary, self.drafter)
+        return any(future.done() and future.exception() is not None for future in futures)
+
     def _load(self, config: EdgeConfig) -> None:
         _settle(self.vocabulary, lambda: read_vocabulary(config))
         if self.vocabulary.exception() is None:

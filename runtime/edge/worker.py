@@ -44,20 +44,21 @@ class Worker:
     async def connect(self) -> None:
         """Greet the server while the draft model is being loaded; what was loaded is kept.
 
-        That nobody listens there is told first, then what the greeting may be refused for, and
-        only then is the model waited for. Raises ConfigError, ModelError or ServerError.
+        Where nobody listens nothing is loaded, and what a greeting may be refused for is told
+        before the model is waited for. Raises ConfigError, ModelError or ServerError.
         """
         address, token, known = parse_address(self._config.server), self._token(), self._trust()
-        if self._loading is None:
+        if self._loading is None or self._loading.failed:
+            await reach(*address, known)
             self._loading = Loading(self._config)
         if self.uplink is None:
-            await reach(*address, known)
-            vocabulary = await asyncio.wrap_future(self._loading.vocabulary)
+            # shielded: who gives up does not end what others may wait for
+            vocabulary = await asyncio.shield(asyncio.wrap_future(self._loading.vocabulary))
             credentials = Credentials(token, known, vocabulary.tokenizer.vocabulary_hash)
             self.uplink = Uplink(*address, self._hello(vocabulary), credentials)
         await self.uplink.link()
         if self._batcher is None:
-            drafter = await asyncio.wrap_future(self._loading.drafter)
+            drafter = await asyncio.shield(asyncio.wrap_future(self._loading.drafter))
             self._batcher = Batcher(drafter)
             self.prompts = Prompts(self._loading.vocabulary.result().tokenizer, self.uplink)
 

@@ -1,5 +1,6 @@
 """The file of the running answer: whole at every moment, private, and checked when it is read."""
 
+import errno
 import json
 import random
 from pathlib import Path
@@ -53,6 +54,75 @@ def test_an_edge_killed_while_it_writes_leaves_the_old_answer(
     monkeypatch.undo()
     resume_file.save(path, answer(3), VOCABULARY)
     assert resume_file.load(path, VOCABULARY) == answer(3)
+
+
+def test_rounds_are_appended_and_one_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    path, told = tmp_path / "answer", answer(4)
+    file, sizes = resume_file.ResumeFile(path, VOCABULARY), []
+    for tokens in ((), (1,), (2**17, 3), (), (4, 5, 6)):
+        told.accepted += tokens
+        file.keep(told, tokens)
+        assert resume_file.load(path, VOCABULARY) == told
+        sizes.append(path.stat().st_size)
+    told.finish = "length"
+    file.keep(told, ())
+    assert resume_file.load(path, VOCABULARY) == told
+    whole = path.read_bytes()
+    assert sizes[-1] - sizes[0] < 100, "a round costs what it brought, not what was there before"
+    for size in range(sizes[0], len(whole)):
+        path.write_bytes(whole[:size])
+        kept = resume_file.load(path, VOCABULARY)
+        assert kept.accepted == told.accepted[: len(kept.accepted)]
+        assert kept.finish is None
+        assert len(kept.accepted) >= 5
+    file.remove()
+    file.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_full_disk_is_told_once_and_the_answer_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rounds: int
+) -> None:
+    path, told = tmp_path / "answer", answer()
+    file = resume_file.ResumeFile(path, VOCABULARY)
+    for _ in range(rounds):
+        file.keep(told, ())
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(resume_file.os, "fsync" if rounds == 0 else "open", full)
+    for _ in range(3):
+        file.keep(told, (1,))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert [child.name for child in tmp_path.iterdir()] == ["answer"] * rounds
+
+
+def test_an_answer_that_ended_unread_is_read_by_the_next_edge(
+    tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "answer"
+    config = EdgeConfig(
+        server=tiny_server, draft=str(tiny_pair[1]), resume_file=str(path), max_tokens=40
+    )
+    for is_stopped in (False, True):
+        with Edge(config) as edge:
+            plain = edge.generate("x").text
+            stops = [plain[20:24]] if is_stopped else []
+            written = edge.generate("x", stop=stops)
+            with pytest.raises(ConfigError, match=r"answer that has not ended|keeps one answer"):
+                edge.generate("y")
+            written._writing.result()
+        assert path.exists()
+        with Edge(config) as edge:
+            sent = edge._worker.uplink.bytes_sent
+            answer = edge.resume()
+            assert answer.text == (plain.partition(stops[0])[0] if stops else plain)
+            assert answer.finish_reason == ("stop" if stops else "length")
+            assert answer.tokens == written.tokens
+            assert edge._worker.uplink.bytes_sent == sent
+        assert not path.exists()
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
