@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from bench.harness import report
+from runtime.config import WEIGHTS
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, Step, TreeShape
 from runtime.model.engine import Engine
@@ -152,9 +153,9 @@ def verify(engine: Engine, request: Request) -> Verified:
 
 def main() -> None:
     options = parse_options()
-    engine = open_engine(options.model, options.dtype, "cpu", lambda _: CONTEXT_TOKENS, 16)
+    engine = open_engine(options.model, options.weights, "cpu", lambda _: CONTEXT_TOKENS, 16)
     drafter = Drafter(
-        open_engine(options.draft, options.dtype, "cpu", lambda _: CONTEXT_TOKENS, 16)
+        open_engine(options.draft, options.weights, "cpu", lambda _: CONTEXT_TOKENS, 16)
     )
     tokenizer = Tokenizer.load(options.model)
     shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)
@@ -180,7 +181,7 @@ def main() -> None:
             count.different += tokens != plain
     everything = counts.pop("all")
     report(
-        f"tokens per verification: {options.draft} for {options.model}, {options.dtype}, "
+        f"tokens per verification: {options.draft} for {options.model}, {options.weights}, "
         f"T = {options.temperature:g}, {options.max_budget} nodes"
         + ("" if options.coupling else ", not coupled")
         + (
@@ -224,7 +225,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--per-task", type=int, default=8, help="prompts of each task")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--draft", default="smollm2-draft")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--weights", default="stored", choices=WEIGHTS)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--max-budget", type=int, default=32)

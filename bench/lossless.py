@@ -35,6 +35,7 @@ from bench.both_ways import (
     serving,
 )
 from bench.harness import report
+from runtime.config import WEIGHTS
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import MAX_EXPANDED, TreeShape
 from runtime.edge.loop import Drafting
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [(f"{one.temperature:g}", one.numbers()) for one in comparisons]
     report(
         f"answers of up to {options.max_tokens} tokens, plainly and with everything on: "
-        f"{options.draft} for {options.model}, {options.dtype}, {options.max_budget} nodes",
+        f"{options.draft} for {options.model}, {options.weights}, {options.max_budget} nodes",
         ("T", *FORMATS),
         [(t, *(format(row[name], FORMATS[name]) for name in FORMATS)) for t, row in rows],
         {f"T = {t}: {name}": number for t, row in rows for name, number in row.items()},
@@ -240,7 +241,7 @@ def open_for(
     (questions, *_) = asked.values()
     longest = max(len(prompt) for prompt, _ in questions) + options.max_tokens
     kv_tokens = requests * (longest + MAX_EXPANDED + PAGE_TOKENS)
-    return open_engine(model, options.dtype, options.device, lambda _: kv_tokens, PAGE_TOKENS)
+    return open_engine(model, options.weights, options.device, lambda _: kv_tokens, PAGE_TOKENS)
 
 
 def server_options(options: argparse.Namespace, asked: Mapping[float, Questions]) -> list[str]:
@@ -248,7 +249,7 @@ def server_options(options: argparse.Namespace, asked: Mapping[float, Questions]
     (questions, *_) = asked.values()
     kv_tokens = scarce_tokens(questions, options.edges, options.max_budget)
     return [
-        *("--model", options.model, "--dtype", options.dtype, "--device", options.device),
+        *("--model", options.model, "--weights", options.weights, "--device", options.device),
         *("--max-nodes", str(options.max_budget), "--max-batch", str(max(options.edges // 2, 1))),
         *("--kv-tokens", str(kv_tokens), "--page-size", str(PAGE_TOKENS), *options.more),
     ]
@@ -269,7 +270,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--draft", default="smollm2-draft")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--weights", default="stored", choices=WEIGHTS)
     parser.add_argument("--device", default="auto", help="of both models: auto, cpu or cuda")
     parser.add_argument("--plain-batch", type=int, default=16, help="plain answers at a time")
     parser.add_argument("--edges", type=int, default=8, help="that ask at the same time")

@@ -7,7 +7,7 @@ products, and a step whose products have no inputs, after the products have empt
 row is printed only if the root's logits are those of a step that verifies the root alone; on a CPU,
 to the last bit.
 
-    python -m bench.verify_cost [--model NAME] [--dtype bfloat16] [--json]
+    python -m bench.verify_cost [--model NAME] [--weights bfloat16] [--json]
 """
 
 import argparse
@@ -19,6 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import torch
 
 from bench.harness import Timing, measure, measure_in_turns, report
+from runtime.config import WEIGHTS
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.model.transformer import Linear
@@ -34,7 +35,7 @@ TURNS = 25
 def main() -> None:
     options = parse_options()
     largest = options.requests[-1] * (options.contexts[-1] + options.nodes[-1] + 16)
-    engine = open_engine(options.model, options.dtype, options.device, lambda model: largest, 16)
+    engine = open_engine(options.model, options.weights, options.device, lambda model: largest, 16)
     bandwidth, rate = copy_bandwidth(engine), product_rate(engine)
     rows: list[tuple[object, ...]] = []
     numbers: dict[str, float] = {"copy_gbytes_per_s": bandwidth / 1e9, "gflops": rate / 1e9}
@@ -68,7 +69,7 @@ def main() -> None:
                     numbers[f"{name}_rest_ms"] = round(rest, 3)
                     numbers[f"{name}_products_share"] = round(share, 4)
     title = (
-        f"verification step of {options.model}, {options.dtype} on {engine.model.device}, "
+        f"verification step of {options.model}, {options.weights} on {engine.model.device}, "
         f"{torch.get_num_threads()} threads; copy {bandwidth / 1e9:.1f} GB/s, "
         f"products {rate / 1e9:.0f} GFLOP/s"
     )
@@ -216,7 +217,7 @@ def parse_options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--weights", default="stored", choices=WEIGHTS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4])

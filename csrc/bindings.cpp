@@ -53,7 +53,13 @@ PYBIND11_MODULE(_cpu, m) {
 
   py::class_<Linear>(m, "Linear")
       .def(py::init([](Address panels, Dtype dtype, int64_t inputs, int64_t outputs, Address bias) {
-        return Linear{at<void>(panels), dtype, inputs, outputs, at<float>(bias)};
+        return Linear{Panels{at<void>(panels), dtype}, inputs, outputs, at<float>(bias)};
+      }))
+      .def(py::init([](Address packed, std::vector<Quant> quants, std::vector<int64_t> sizes,
+                       bool exact, int64_t inputs, int64_t outputs, Address bias) {
+        return Linear{
+            QuantizedParts{at<uint8_t>(packed), std::move(quants), std::move(sizes), exact}, inputs,
+            outputs, at<float>(bias)};
       }));
 
   py::class_<LayeredCache>(m, "LayeredCache")
@@ -64,8 +70,9 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<Decoder>(m, "Decoder")
       .def(py::init([](int64_t hidden, int64_t inner, int64_t query_heads, int64_t heads,
                        int64_t head_dim, float eps, float scale, Address cos, Address sin,
-                       int64_t n_positions, Address embedding, Dtype embedding_dtype,
-                       int64_t vocabulary, Address norm, const Linear& head) {
+                       int64_t n_positions, Address embedding,
+                       std::variant<Dtype, Quant> embedding_type, int64_t vocabulary, Address norm,
+                       const Linear& head) {
         return Decoder{hidden,
                        inner,
                        query_heads,
@@ -77,7 +84,7 @@ PYBIND11_MODULE(_cpu, m) {
                        at<float>(sin),
                        n_positions,
                        at<void>(embedding),
-                       embedding_dtype,
+                       embedding_type,
                        vocabulary,
                        at<float>(norm),
                        head,
@@ -240,13 +247,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("dequantize", [](Address stored, Quant quant, int64_t rows, int64_t inputs, Address out) {
     py::gil_scoped_release release;
     dequantize(at<uint8_t>(stored), quant, rows, inputs, at<float>(out));
-  });
-
-  m.def("quantized_linear", [](Address x, Address packed, const std::vector<Quant>& quants,
-                               const std::vector<int64_t>& outputs, int64_t rows, int64_t inputs,
-                               bool exact, Address out) {
-    py::gil_scoped_release release;
-    quantized_linear(at<float>(x), at<uint8_t>(packed), quants.data(), outputs.data(),
-                     int64_t(quants.size()), rows, inputs, exact, at<float>(out));
   });
 }

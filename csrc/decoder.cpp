@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "checks.h"
+#include "quant_form.h"
 #include "stored.h"
 
 namespace specedge {
@@ -21,6 +22,19 @@ Cache part(const LayeredCache& kv, int64_t layer, int64_t half) {
   const int64_t elements = layer * kv.layer_stride + half * kv.half_stride;
   cache.data = static_cast<char*>(cache.data) + elements * item_bytes(cache.dtype);
   return cache;
+}
+
+// Row `index` of a table [V, width] -> to [width]
+void table_row(const void* table, std::variant<Dtype, Quant> type, int64_t width, int64_t index,
+               float* to) {
+  if (const Quant* quant = std::get_if<Quant>(&type)) {
+    const int64_t offset = index * form_of(*quant).row_bytes(width);
+    dequantize(static_cast<const uint8_t*>(table) + offset, *quant, 1, width, to);
+    return;
+  }
+  with_type(std::get<Dtype>(type), [&]<typename T>() {
+    convert(static_cast<const T*>(table) + index * width, to, width, 1);
+  });
 }
 
 // rows[i] of from [*, width] -> to [n, width]
@@ -92,14 +106,12 @@ class Step {
     x_ = embedded_.get();
     for (int64_t row = 0; row < n_; ++row) {
       float* to = x_ + row * decoder_.hidden;
-      if (!decoder_.embedding) {
+      if (decoder_.embedding) {
+        table_row(decoder_.embedding, decoder_.embedding_type, decoder_.hidden, pass_.tokens[row],
+                  to);
+      } else {
         weight_row(decoder_.head, pass_.tokens[row], to);
-        continue;
       }
-      with_type(decoder_.embedding_dtype, [&]<typename T>() {
-        const T* table = static_cast<const T*>(decoder_.embedding);
-        convert(table + pass_.tokens[row] * decoder_.hidden, to, decoder_.hidden, 1);
-      });
     }
   }
 

@@ -24,8 +24,9 @@ struct Decoder {
   float eps, scale;
   const float *cos, *sin;  // [C, D]
   int64_t n_positions;     // C
-  const void* embedding;   // [V, H], or null where it is the weights of the head
-  Dtype embedding_dtype;
+  // [V, H], quantised as in a GGUF file or not; null where it is the weights of the head
+  const void* embedding;
+  std::variant<Dtype, Quant> embedding_type;
   int64_t vocabulary;  // V
   const float* norm;   // [H]
   Linear head;         // H -> V or fewer

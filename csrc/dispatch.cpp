@@ -1,8 +1,7 @@
 // The ops that are compiled once per instruction set: check values, then call the chosen one.
 #include <algorithm>
 #include <bit>
-#include <numeric>
-#include <vector>
+#include <memory>
 
 #include "checks.h"
 #include "isa.h"
@@ -62,17 +61,61 @@ void check_request(const Trees& trees, const Cache& cache, int64_t b, int64_t wi
   }
 }
 
-}  // namespace
-
-void weight_row(const Linear& linear, int64_t m, float* out) {
-  with_type(linear.dtype, [&]<typename T>() {
-    const T* weight = static_cast<const T*>(linear.panels) + m / 64 * linear.inputs * 64 + m % 64;
-    for (int64_t k = 0; k < linear.inputs; ++k) out[k] = load(weight + k * 64);
+void panel_row(const Panels& panels, int64_t m, int64_t inputs, float* out) {
+  with_type(panels.dtype, [&]<typename T>() {
+    const T* weight = static_cast<const T*>(panels.data) + m / 64 * inputs * 64 + m % 64;
+    for (int64_t k = 0; k < inputs; ++k) out[k] = load(weight + k * 64);
   });
 }
 
+void part_row(const QuantizedParts& parts, int64_t m, int64_t inputs, float* out) {
+  const uint8_t* packed = parts.packed;
+  size_t part = 0;
+  for (; m >= parts.outputs[part]; m -= parts.outputs[part++]) {
+    packed += form_of(parts.quants[part]).packed_bytes(parts.outputs[part], inputs);
+  }
+  packed_row(packed, parts.quants[part], m, inputs, out);
+}
+
+// Each part's outputs stand beside those of the others in `out`.
+void multiply_parts(const QuantizedParts& parts, const float* x, int64_t rows, const Linear& linear,
+                    float* out) {
+  const int64_t inputs = linear.inputs, stride = linear.outputs;
+  std::unique_ptr<Rounded[]> rounded;
+  if (!parts.exact) {
+    rounded = std::make_unique_for_overwrite<Rounded[]>(rows * (inputs / kBlock));
+    isa().round_activations(x, rows, inputs, rounded.get());
+  }
+  const uint8_t* packed = parts.packed;
+  for (size_t part = 0; part < parts.quants.size(); ++part) {
+    const Quant quant = parts.quants[part];
+    const int64_t outputs = parts.outputs[part];
+    if (parts.exact) {
+      isa().multiply_exact(x, packed, quant, rows, inputs, outputs, out, stride);
+    } else {
+      isa().multiply_rounded(rounded.get(), packed, quant, rows, inputs, outputs, out, stride);
+    }
+    packed += form_of(quant).packed_bytes(outputs, inputs);
+    out += outputs;
+  }
+}
+
+}  // namespace
+
+void weight_row(const Linear& linear, int64_t m, float* out) {
+  if (const Panels* panels = std::get_if<Panels>(&linear.weights)) {
+    panel_row(*panels, m, linear.inputs, out);
+  } else {
+    part_row(std::get<QuantizedParts>(linear.weights), m, linear.inputs, out);
+  }
+}
+
 void multiply(const Linear& linear, const float* x, int64_t rows, float* out) {
-  isa().linear(x, linear.panels, linear.dtype, rows, linear.inputs, linear.outputs, out);
+  if (const Panels* panels = std::get_if<Panels>(&linear.weights)) {
+    isa().linear(x, panels->data, panels->dtype, rows, linear.inputs, linear.outputs, out);
+  } else {
+    multiply_parts(std::get<QuantizedParts>(linear.weights), x, rows, linear, out);
+  }
   if (!linear.bias) return;
   for (int64_t row = 0; row < rows; ++row, out += linear.outputs) {
     for (int64_t m = 0; m < linear.outputs; ++m) out[m] += linear.bias[m];
@@ -97,28 +140,6 @@ void unchecked::tree_attention(const void* q, Dtype dtype, int64_t query_heads,
                                const Cache& k_cache, const Cache& v_cache, const Trees& trees,
                                const Scoring& scoring, void* out, float* lse) {
   isa().tree_attention(q, dtype, query_heads, k_cache, v_cache, trees, scoring, out, lse);
-}
-
-void quantized_linear(const float* x, const uint8_t* packed, const Quant* quants,
-                      const int64_t* outputs, int64_t parts, int64_t rows, int64_t inputs,
-                      bool exact, float* out) {
-  std::vector<Rounded> rounded;
-  if (!exact) {
-    rounded.resize(rows * (inputs / kBlock));
-    isa().round_activations(x, rows, inputs, rounded.data());
-  }
-  const int64_t stride = std::accumulate(outputs, outputs + parts, int64_t(0));
-  for (int64_t part = 0; part < parts; ++part) {
-    if (exact) {
-      isa().multiply_exact(x, packed, quants[part], rows, inputs, outputs[part], out, stride);
-    } else {
-      isa().multiply_rounded(rounded.data(), packed, quants[part], rows, inputs, outputs[part], out,
-                             stride);
-    }
-    const Form form = form_of(quants[part]);
-    packed += (outputs[part] + kColumns - 1) / kColumns * form.groups(inputs) * form.group_bytes();
-    out += outputs[part];
-  }
 }
 
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,

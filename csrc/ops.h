@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <variant>
+#include <vector>
 
 namespace specedge {
 
@@ -69,10 +71,24 @@ struct HeadNorms {
   float eps;
 };
 
+// Weights [M, K] as floats.
+struct Panels {
+  const void* data;  // [ceil(M / 64), K, 64]
+  Dtype dtype;
+};
+
+// Weights [M, K] from pack_quantized, parts of one format each one after the other. Unless `exact`,
+// activations are rounded to 8 bits.
+struct QuantizedParts {
+  const uint8_t* packed;
+  std::vector<Quant> quants;
+  std::vector<int64_t> outputs;
+  bool exact;
+};
+
 // A product x [N, K] -> [N, M]: packed weights and what is added to each output.
 struct Linear {
-  const void* panels;  // [ceil(M / 64), K, 64]
-  Dtype dtype;
+  std::variant<Panels, QuantizedParts> weights;
   int64_t inputs, outputs;
   const float* bias;  // [M] or null
 };
@@ -140,11 +156,8 @@ void pack_quantized(const uint8_t* stored, Quant quant, int64_t outputs, int64_t
 // stored [N, bytes of K inputs] -> out [N, K]
 void dequantize(const uint8_t* stored, Quant quant, int64_t rows, int64_t inputs, float* out);
 
-// x [N, K] times parts of packed weights, one after the other, each with its format and its outputs
-// -> out [N, sum of outputs]. Activations are rounded to 8 bits, or with `exact` not.
-void quantized_linear(const float* x, const uint8_t* packed, const Quant* quants,
-                      const int64_t* outputs, int64_t parts, int64_t rows, int64_t inputs,
-                      bool exact, float* out);
+// Row m of weights that pack_quantized packed -> out [K]
+void packed_row(const uint8_t* packed, Quant quant, int64_t m, int64_t inputs, float* out);
 
 // q [N, Hq, D] -> out, the same shape and type; lse [N, Hq] or null
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,

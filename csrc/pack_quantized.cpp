@@ -204,6 +204,37 @@ void pack(const uint8_t* stored, int64_t outputs, int64_t inputs, uint8_t* packe
   }
 }
 
+// What place_codes wrote of one output.
+void read_codes(const uint8_t* packed, int bits, int64_t column, uint8_t* codes) {
+  constexpr int kWord = 4, kStride = kColumns * kWord;
+  const uint8_t* const from = packed + kWord * column;
+  for (int i = 0; i < kBlock; ++i) {
+    const int g = i / kWord, j = i % kWord;
+    if (bits == 8) {
+      codes[i] = from[kStride * g + j];
+      continue;
+    }
+    codes[i] = from[kStride * (g % 4) + j] >> g / 4 * 4 & 15;
+    const uint8_t* const high = from + kStride * 4 + j;
+    if (bits == 5) codes[i] |= (high[0] >> g & 1) << 4;
+    if (bits == 6) codes[i] |= (high[kStride * (g / 4)] >> g % 4 * 2 & 3) << 4;
+  }
+}
+
+// Block j of one output of a packed group.
+template <Quant Q>
+Block read_packed(const uint8_t* group, int64_t j, int64_t column) {
+  constexpr Form form = form_of(Q);
+  Block block{};
+  for (int64_t h = 0; h < form.halves; ++h) {
+    std::memcpy(block.halves + h, group + 2 * (kColumns * h + column), 2);
+  }
+  const uint8_t* bytes = group + form.head_bytes() + j * form.block_bytes();
+  for (int64_t i = 0; i < form.bytes; ++i) block.bytes[i] = bytes[kColumns * i + column];
+  read_codes(bytes + kColumns * form.bytes, form.bits, column, block.codes);
+  return block;
+}
+
 template <Quant Q>
 void decode(const uint8_t* stored, int64_t rows, int64_t inputs, float* out) {
   constexpr Form form = form_of(Q);
@@ -220,6 +251,17 @@ void decode(const uint8_t* stored, int64_t rows, int64_t inputs, float* out) {
 void pack_quantized(const uint8_t* stored, Quant quant, int64_t outputs, int64_t inputs,
                     uint8_t* packed) {
   with_quant(quant, [&]<Quant Q>() { pack<Q>(stored, outputs, inputs, packed); });
+}
+
+void packed_row(const uint8_t* packed, Quant quant, int64_t m, int64_t inputs, float* out) {
+  with_quant(quant, [&]<Quant Q>() {
+    constexpr Form form = form_of(Q);
+    const uint8_t* panel = packed + m / kColumns * form.panel_bytes(inputs);
+    for (int64_t block = 0; block < inputs / kBlock; ++block) {
+      const uint8_t* group = panel + block / form.group * form.group_bytes();
+      values_of<Q>(read_packed<Q>(group, block % form.group, m % kColumns), out + block * kBlock);
+    }
+  });
 }
 
 void dequantize(const uint8_t* stored, Quant quant, int64_t rows, int64_t inputs, float* out) {

@@ -40,6 +40,11 @@ struct Form {
   constexpr int64_t head_bytes() const { return kColumns * 2 * halves; }
   constexpr int64_t group_bytes() const { return head_bytes() + group * block_bytes(); }
   constexpr int64_t groups(int64_t inputs) const { return inputs / (kBlock * group); }
+  constexpr int64_t row_bytes(int64_t inputs) const { return groups(inputs) * stored_bytes; }
+  constexpr int64_t panel_bytes(int64_t inputs) const { return groups(inputs) * group_bytes(); }
+  constexpr int64_t packed_bytes(int64_t outputs, int64_t inputs) const {
+    return (outputs + kColumns - 1) / kColumns * panel_bytes(inputs);
+  }
 };
 
 // ggml's definitions of these formats: ggml-common.h and gguf-py's quants.py.

@@ -28,6 +28,8 @@ class ConfigError(ValueError):
     """An option that cannot be used; the message is a sentence for the person who set it."""
 
 
+FLOATS = ("float32", "bfloat16", "float16")
+WEIGHTS = ("stored", *FLOATS, "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 # Of a service named specedge, Kubernetes tells every pod as SPECEDGE_PORT=tcp://10.0.0.1:8400.
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
@@ -62,9 +64,20 @@ class Options:
         minimum=0,
         maximum=1024,
     )
-    dtype: str = option("float32", "type of weights and KV", choices=("float32", "bfloat16"))
+    weights: str = option(
+        "stored",
+        "how weights run: as they are stored, or all as one type or, on a CPU, format",
+        choices=WEIGHTS,
+    )
+    activations: str = option(
+        "rounded",
+        "inputs of products with quantised weights: rounded to 8 bits, or exact",
+        choices=("rounded", "exact"),
+    )
     kv_dtype: str = option(
-        "same", "type of keys and values", choices=("same", "float32", "bfloat16", "float8_e4m3")
+        "same",
+        "type of keys and values; same as what the model computes in: float32 on a CPU",
+        choices=("same", *FLOATS, "float8_e4m3"),
     )
     device: str = option("auto", "where the model runs: auto, cpu or cuda")
     log_level: str = option("warning", "log verbosity", choices=("debug", "info", "warning"))

@@ -37,13 +37,14 @@ from specedge_kernels.ops import (
     tree_attention,
     verify,
 )
-from specedge_kernels.quantized import QuantizedWeight
+from specedge_kernels.quantized import QuantizedWeight, StoredWeight
 
 __all__ = [
     "Decoder",
     "DecoderLayer",
     "PackedLinear",
     "QuantizedWeight",
+    "StoredWeight",
     "append_kv",
     "build_tree",
     "compact_kv",

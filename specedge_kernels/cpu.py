@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specedge_kernels import _cpu, reference
-from specedge_kernels.quantized import FORMS
+from specedge_kernels.quantized import FORMS, QuantizedWeight
 
 DTYPES = {
     torch.float32: _cpu.Dtype.float32,
@@ -353,17 +353,24 @@ def quantized_linear(
 ) -> Tensor:
     rows, inputs = x.shape
     out = x.new_empty(rows, sum(sizes))
-    _cpu.quantized_linear(
-        x.data_ptr(),
-        packed.data_ptr(),
-        [_cpu.Quant(kind) for kind in kinds],
-        sizes,
-        rows,
-        inputs,
-        exact,
-        out.data_ptr(),
-    )
+    weight = QuantizedWeight(packed, tuple(kinds), tuple(sizes), inputs)
+    _cpu.multiply(quantized_of(weight, exact), x.data_ptr(), rows, out.data_ptr())
     return out
+
+
+def quantized_of(
+    weight: QuantizedWeight, exact: bool = False, bias: Tensor | None = None
+) -> _cpu.Linear:
+    """A packed weight and a bias [M] f32 as C++ sees them."""
+    return _cpu.Linear(
+        weight.packed.data_ptr(),
+        [_cpu.Quant(kind) for kind in weight.kinds],
+        list(weight.sizes),
+        exact,
+        weight.in_features,
+        weight.out_features,
+        0 if bias is None else bias.data_ptr(),
+    )
 
 
 def _stored_shape(stored: Tensor, kind: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specedge_kernels import _cpu
-from specedge_kernels.cpu import DTYPES, cache_of, linear_of
+from specedge_kernels.cpu import DTYPES, cache_of, linear_of, quantized_of
 from specedge_kernels.ops import (
     CACHED,
     FLOATS,
@@ -20,18 +20,31 @@ from specedge_kernels.ops import (
     _check,
     _check_count,
     _check_eps,
+    _check_quantized,
+    _check_stored,
     _check_tensors,
     _expect,
 )
+from specedge_kernels.quantized import QuantizedWeight, StoredWeight
 
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """panels [ceil(M / 64), K, 64] from `pack_linear`, M, and bias [M] float32 or None."""
+    """Panels [ceil(M / 64), K, 64] from `pack_linear` or a packed quantised weight; M; its bias.
 
-    panels: Tensor
+    bias [M] float32; exact as for `quantized_linear`.
+    """
+
+    weight: Tensor | QuantizedWeight
     out_features: int
     bias: Tensor | None = None
+    exact: bool = False
+
+    @property
+    def in_features(self) -> int:
+        if isinstance(self.weight, QuantizedWeight):
+            return self.weight.in_features
+        return self.weight.shape[1]
 
 
 @dataclass(frozen=True)
@@ -51,15 +64,16 @@ class DecoderLayer:
 class Decoder:
     """L >= 1 layers with Hq query heads and Hk key/value heads of size D, between two ends.
 
-    embedding [V, H] float32, bfloat16 or float16, None where it is the head's weights; norm [H]
-    float32, before the head H -> V or fewer. cos, sin [C, D] float32 as for `rope_append_kv`, eps
-    of all norms. Attention is scaled by 1 / sqrt(D). Raises ValueError for tensors of another
-    shape, type or device than a CPU's, and for those that gradients are wanted for: it has none.
+    embedding [V, H] float32, bfloat16, float16 or a StoredWeight, None where it is the head's
+    weights; norm [H] float32, before the head H -> V or fewer. cos, sin [C, D] float32 as for
+    `rope_append_kv`, eps of all norms. Attention is scaled by 1 / sqrt(D). Raises ValueError for
+    tensors of another shape, type or device than a CPU's, and for those that gradients are wanted
+    for: it has none.
     """
 
     def __init__(
         self,
-        embedding: Tensor | None,
+        embedding: Tensor | StoredWeight | None,
         layers: Sequence[DecoderLayer],
         norm: Tensor,
         head: PackedLinear,
@@ -69,8 +83,7 @@ class Decoder:
         sin: Tensor,
         eps: float,
     ):
-        table = () if embedding is None else (embedding,)
-        _expect_cpu(cos, sin, norm, *table)
+        _expect_cpu(cos, sin, norm)
         _check_eps(eps)
         _check("cos", cos, torch.float32, (None, None))
         _check("sin", sin, torch.float32, tuple(cos.shape))
@@ -79,9 +92,7 @@ class Decoder:
         _expect(n_heads % n_kv_heads == 0, "n_heads", f"a multiple of {n_kv_heads}", n_heads)
         _expect(cos.shape[1] % 2 == 0, "cos", "an even D", cos.shape[1])
         _check("norm", norm, torch.float32, (None,))
-        hidden, inner, dim = norm.shape[0], layers[0].down.panels.shape[1], cos.shape[1]
-        if embedding is not None:
-            _check("embedding", embedding, FLOATS, (None, hidden))
+        hidden, inner, dim = norm.shape[0], layers[0].down.in_features, cos.shape[1]
         # C++ holds their addresses.
         self._tensors = embedding, layers, norm, head, cos, sin
         self._shape = len(layers), n_kv_heads, dim  # L, Hk, D
@@ -89,9 +100,7 @@ class Decoder:
         self._decoder = _cpu.Decoder(
             *(hidden, inner, n_heads, n_kv_heads, dim, eps, dim**-0.5),
             *(cos.data_ptr(), sin.data_ptr(), len(cos)),
-            0 if embedding is None else embedding.data_ptr(),
-            DTYPES[torch.float32 if embedding is None else embedding.dtype],
-            head.out_features if embedding is None else len(embedding),
+            *_table(embedding, hidden, head.out_features),
             norm.data_ptr(),
             _linear("head", head, hidden, head.out_features),
         )
@@ -205,10 +214,34 @@ def _expect_cpu(*tensors: Tensor) -> None:
         _expect(tensor.device.type == "cpu", "decoder", "tensors on cpu", tensor.device)
 
 
+def _table(
+    embedding: Tensor | StoredWeight | None, hidden: int, outputs: int
+) -> tuple[int, _cpu.Dtype | _cpu.Quant, int]:
+    """The embedding as C++ sees it: its address, type and rows, which may be those of the head."""
+    if embedding is None:
+        return 0, _cpu.Dtype.float32, outputs
+    if isinstance(embedding, StoredWeight):
+        _expect_cpu(embedding.rows)
+        inputs = _check_stored(embedding.rows, embedding.kind)
+        _expect(inputs == hidden, "embedding", f"rows of {hidden}", inputs)
+        return embedding.rows.data_ptr(), _cpu.Quant(embedding.kind), len(embedding.rows)
+    _expect_cpu(embedding)
+    _check("embedding", embedding, FLOATS, (None, hidden))
+    return embedding.data_ptr(), DTYPES[embedding.dtype], len(embedding)
+
+
 def _linear(name: str, linear: PackedLinear, inputs: int, outputs: int) -> _cpu.Linear:
-    _expect_cpu(linear.panels, *(() if linear.bias is None else (linear.bias,)))
     _expect(linear.out_features == outputs, name, f"{outputs} outputs", linear.out_features)
-    _check(name, linear.panels, FLOATS, (-(-outputs // PANEL), inputs, PANEL))
     if linear.bias is not None:
+        _expect_cpu(linear.bias)
         _check(f"bias of {name}", linear.bias, torch.float32, (outputs,))
-    return linear_of(linear.panels, outputs, linear.bias)
+    weight = linear.weight
+    if isinstance(weight, QuantizedWeight):
+        _expect_cpu(weight.packed)
+        _check_quantized(weight)
+        got = weight.in_features, weight.out_features
+        _expect(got == (inputs, outputs), name, f"{inputs} inputs, {outputs} outputs", got)
+        return quantized_of(weight, linear.exact, linear.bias)
+    _expect_cpu(weight)
+    _check(name, weight, FLOATS, (-(-outputs // PANEL), inputs, PANEL))
+    return linear_of(weight, outputs, linear.bias)

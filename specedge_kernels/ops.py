@@ -438,16 +438,7 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, *, exact: bool = False)
     _expect(packed, "weight", "what pack_quantized returns", type(weight).__name__)
     _check_device("quantized_linear", x, weight.packed)
     _check("x", x, torch.float32, (None, weight.in_features))
-    parts = len(weight.kinds), len(weight.sizes)
-    _expect(parts[0] == parts[1], "kinds and sizes", "one of each a part", parts)
-    n_bytes = 0
-    for kind, size in zip(weight.kinds, weight.sizes, strict=True):
-        form = _form(kind)
-        _check_count("sizes", size, 0)
-        whole = weight.in_features % form.inputs == 0
-        _expect(whole, "in_features", f"a multiple of {form.inputs}", weight.in_features)
-        n_bytes += form.packed_bytes(size, weight.in_features)
-    _check("packed", weight.packed, torch.uint8, (n_bytes,))
+    _check_quantized(weight)
     return _ops.quantized_linear.default(x, weight.packed, weight.kinds, weight.sizes, exact)
 
 
@@ -542,6 +533,19 @@ def _check_stored(stored: Tensor, kind: int) -> int:
     whole = n_bytes % form.stored_bytes == 0
     _expect(whole, "stored", f"rows of a multiple of {form.stored_bytes} bytes", n_bytes)
     return n_bytes // form.stored_bytes * form.inputs
+
+
+def _check_quantized(weight: QuantizedWeight) -> None:
+    parts = len(weight.kinds), len(weight.sizes)
+    _expect(parts[0] == parts[1], "kinds and sizes", "one of each a part", parts)
+    n_bytes = 0
+    for kind, size in zip(weight.kinds, weight.sizes, strict=True):
+        form = _form(kind)
+        _check_count("sizes", size, 0)
+        whole = weight.in_features % form.inputs == 0
+        _expect(whole, "in_features", f"a multiple of {form.inputs}", weight.in_features)
+        n_bytes += form.packed_bytes(size, weight.in_features)
+    _check("packed", weight.packed, torch.uint8, (n_bytes,))
 
 
 def _form(kind: int) -> Form:

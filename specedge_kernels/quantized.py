@@ -69,6 +69,17 @@ FORMS = {
 
 
 @dataclass(frozen=True)
+class StoredWeight:
+    """A weight [M, K] as a GGUF file has it: rows [M, bytes] uint8, and the format's number.
+
+    Its rows can be looked up; a product needs them packed.
+    """
+
+    rows: Tensor
+    kind: int
+
+
+@dataclass(frozen=True)
 class QuantizedWeight:
     """A weight [M, K] packed for `quantized_linear`: parts of one format each, one after the other.
 

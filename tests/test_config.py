@@ -55,7 +55,7 @@ def test_switches() -> None:
         (["--seed", str(1 << 63)], {}, "it must be below 2^63"),
         ([], {"SPECEDGE_TOP_K": "x"}, "SPECEDGE_TOP_K is 'x'; expected int"),
         ([], {"SPECEDGE_CHAT": "maybe"}, "SPECEDGE_CHAT is 'maybe'; expected true or false"),
-        ([], {"SPECEDGE_DTYPE": "int4"}, "--dtype is 'int4'; it takes one of float32, bfloat16"),
+        ([], {"SPECEDGE_WEIGHTS": "int4"}, "--weights is 'int4'; it takes one of stored, float32"),
         (["--config", "nowhere.toml"], {}, "cannot read --config nowhere.toml: No such file"),
     ],
 )

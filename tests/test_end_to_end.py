@@ -124,10 +124,10 @@ async def later(call: Callable[[], None]) -> None:
 
 def test_a_demo_without_a_server_says_so() -> None:
     command = [sys.executable, "-m", "runtime.demo"]
-    environment = {**os.environ, "SPECEDGE_DTYPE": "int4"}
+    environment = {**os.environ, "SPECEDGE_WEIGHTS": "int4"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
-    assert "--dtype is 'int4'" in done.stderr
+    assert "--weights is 'int4'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -170,10 +170,10 @@ class Pair:
         target: str,
         draft: str,
         kv_tokens: int = 1024,
-        dtype: str = "float32",
+        weights: str = "stored",
         kv_dtype: str = "same",
     ):
-        self._draft, self._kv_tokens, self._dtype = draft, kv_tokens, dtype
+        self._draft, self._kv_tokens, self._weights = draft, kv_tokens, weights
         self._kv_dtype = kv_dtype
         self.target = self._engine(target)
         self.tokenizer = Tokenizer.load(target)
@@ -191,7 +191,7 @@ class Pair:
 
     def _engine(self, name: str) -> Engine:
         return open_engine(
-            name, self._dtype, "cpu", lambda model: self._kv_tokens, 16, kv_dtype=self._kv_dtype
+            name, self._weights, "cpu", lambda model: self._kv_tokens, 16, kv_dtype=self._kv_dtype
         )
 
 
@@ -339,9 +339,9 @@ def test_a_coarser_cache_changes_the_text_but_not_the_equality(
         assert expected != tiny.plain_text(prompt, SAMPLINGS["T1"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("weights", ["stored", "bfloat16"])
 @pytest.mark.parametrize("length", [20, pytest.param(60, marks=pytest.mark.long)])
-def test_real_text_of_the_embedded_pair(dtype: str, length: int) -> None:
+def test_real_text_of_the_embedded_pair(weights: str, length: int) -> None:
     """SmolLM2 and its draft; in bfloat16 too the equality is exact, by the order of summation."""
     from runtime.demo import running_server
     from runtime.embedded import target_path
@@ -350,7 +350,7 @@ def test_real_text_of_the_embedded_pair(dtype: str, length: int) -> None:
         target_path()
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    pair = Pair("smollm2", "smollm2-draft", kv_tokens=512, dtype=dtype)
+    pair = Pair("smollm2", "smollm2-draft", kv_tokens=512, weights=weights)
     cases = [
         ("Why is the sky blue?", Sampling(length)),
         ("Écris un haïku sur la mer. 海 🌊", Sampling(length, temperature=1.0, seed=1)),
@@ -362,7 +362,7 @@ def test_real_text_of_the_embedded_pair(dtype: str, length: int) -> None:
         expected.append(pair.plain_text(prompt, sampling))
         jobs.append((pair.drafter(), prompt, sampling, drafting(32)))
     # without the pipeline the turn is always the edges', however slow this machine is today
-    options = ["--model", "smollm2", "--port", "0", "--dtype", dtype, "--no-pipeline"]
+    options = ["--model", "smollm2", "--port", "0", "--weights", weights, "--no-pipeline"]
     with running_server(*options) as address:
         rounds = asyncio.run(all_rounds(address, pair.hello, jobs))
     assert [[t for turn in answer for t in turn.tokens] for answer in rounds] == expected

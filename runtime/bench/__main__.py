@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from runtime.bench.modes import MODES, SERVER_ONLY
+from runtime.config import WEIGHTS
 from runtime.terminal import fail, run
 
 NAMES = (SERVER_ONLY, *MODES)
@@ -47,7 +48,7 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="shorter answers, fewer repeats, a smaller search")
     add("--model", default="smollm2", help="target")
     add("--draft", default="smollm2-draft", help="draft")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"))
+    add("--weights", default="stored", choices=WEIGHTS)
     add("--max-tokens", type=int, default=64, help="longest answer")
     add("--temperature", type=float, default=0.0)
     add("--seed", type=int, default=1)

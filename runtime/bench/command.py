@@ -62,7 +62,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
         questions=tuple(question.text for question in questions),
         model=options.model,
         draft=options.draft,
-        dtype=options.dtype,
+        weights=options.weights,
         max_tokens=min(options.max_tokens, QUICK_TOKENS) if options.quick else options.max_tokens,
         temperature=options.temperature,
         seed=options.seed,

@@ -121,7 +121,7 @@ def main() -> None:
     setup = json.loads(sys.stdin.readline())
     tokenizer, targets = Tokenizer.load(setup["draft"]), Tokenizer.load(setup["model"])
     engine = open_engine(
-        setup["draft"], setup["dtype"], "auto", lambda _: CONTEXT_TOKENS, PAGE_TOKENS
+        setup["draft"], setup["weights"], "auto", lambda _: CONTEXT_TOKENS, PAGE_TOKENS
     )
     sampling = Sampling(**setup["sampling"], stop_ids=tuple(sorted(tokenizer.stop_ids)))
     noise = Noise(sampling.seed, sampling.temperature)

@@ -47,7 +47,7 @@ def _processor() -> str:
 def described(setup: Setup, shape: Shape, prices: Prices) -> str:
     """The conditions that every figure of a run hangs on, in one line."""
     return (
-        f"{setup.draft} for {setup.model}, {setup.dtype}, T = {setup.temperature:g}; "
+        f"{setup.draft} for {setup.model}, {setup.weights}, T = {setup.temperature:g}; "
         f"{len(setup.questions)} prompts, at most {setup.max_tokens} tokens each; "
         f"{setup.batch} tree(s) a step, {setup.edges} edges, at most {shape.max_budget} nodes; "
         f"{paced(setup)}; baseline drafts {shape.max_beam_len} passes; priced as "

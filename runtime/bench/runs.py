@@ -34,7 +34,7 @@ class Setup:
     questions: tuple[str, ...]
     model: str = "smollm2"
     draft: str = "smollm2-draft"
-    dtype: str = "float32"
+    weights: str = "stored"
     max_tokens: int = 64
     temperature: float = 0.0
     seed: int = 1
@@ -74,7 +74,7 @@ def run_edges(name: str, mode: Mode, setup: Setup) -> Run:
 def serving(setup: Setup, *options: str) -> Iterator[tuple[str, Path]]:
     """A server behind the emulated link: the address for edges, and the trace it writes."""
     cores = setup.cores.server
-    models = ("--model", setup.model, "--dtype", setup.dtype, "--threads", str(len(cores)))
+    models = ("--model", setup.model, "--weights", setup.weights, "--threads", str(len(cores)))
     options = (str(setup.verify_step_s), *models, "--port", "0", *options)
     with ExitStack() as stack:
         trace = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "trace.jsonl"
@@ -91,7 +91,7 @@ def serving(setup: Setup, *options: str) -> Iterator[tuple[str, Path]]:
 @contextmanager
 def edge_workers(address: str, mode: Mode, setup: Setup) -> Iterator[list[Worker]]:
     """Edges that have loaded their models and answered one question."""
-    shape = asdict(setup.shape) | {"draft": setup.draft, "dtype": setup.dtype}
+    shape = asdict(setup.shape) | {"draft": setup.draft, "weights": setup.weights}
     config = {"server": address, **setup.sampling, **shape, **mode.edge}
     job = {"config": config, "draft_pass_s": setup.draft_pass_s}
     with ExitStack() as stack:
@@ -118,7 +118,7 @@ def asker(client: int, worker: Worker, questions: Sequence[str]) -> Callable[[in
 @contextmanager
 def baseline_worker(setup: Setup) -> Iterator[Worker]:
     """A server-only process on the server's cores."""
-    names = ("model", "draft", "dtype", "draft_pass_s", "verify_step_s")
+    names = ("model", "draft", "weights", "draft_pass_s", "verify_step_s")
     job = {name: getattr(setup, name) for name in names}
     job |= {"sampling": setup.sampling, "clients": max(setup.batch, setup.edges)}
     with Worker("runtime.bench.server_only", setup.cores.server, job) as worker:
@@ -149,7 +149,7 @@ def replay_worker(setup: Setup, plain: Run) -> Iterator[Worker]:
     job = {
         "model": setup.model,
         "draft": setup.draft,
-        "dtype": setup.dtype,
+        "weights": setup.weights,
         "sampling": setup.sampling,
         "shape": asdict(setup.shape),
         "questions": setup.questions,

@@ -186,7 +186,7 @@ def main() -> None:
     setup = json.loads(sys.stdin.readline())
     kv_tokens = setup["clients"] * MAX_CONTEXT_TOKENS
     target, draft = (
-        open_engine(setup[name], setup["dtype"], "auto", lambda _: kv_tokens, PAGE_TOKENS)
+        open_engine(setup[name], setup["weights"], "auto", lambda _: kv_tokens, PAGE_TOKENS)
         for name in ("model", "draft")
     )
     pace(target, setup["verify_step_s"])

@@ -69,11 +69,12 @@ def open_drafter(config: EdgeConfig) -> Drafter:
 
     engine = models.open_engine(
         config.draft,
-        config.dtype,
+        config.weights,
         config.device,
         lambda model: min(model.config.max_context, CONTEXT_TOKENS),
         PAGE_TOKENS,
         kv_dtype=config.kv_dtype,
+        activations=config.activations,
     )
     return Drafter(engine)
 

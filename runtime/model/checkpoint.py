@@ -23,6 +23,8 @@ from runtime.model.folder import (
 )
 from runtime.model.gguf import GgufFile
 from runtime.model.locate import DRAFT, TARGET, locate
+from specedge_kernels import StoredWeight
+from specedge_kernels.quantized import BLOCK
 
 
 class Checkpoint(Protocol):
@@ -40,8 +42,12 @@ class Checkpoint(Protocol):
         """Bytes of one tensor on disk."""
         ...
 
-    def read(self, name: str) -> Tensor:
-        """One tensor in its own, or a dequantised, dtype, on the CPU."""
+    def stored(self, name: str) -> Tensor | StoredWeight:
+        """One tensor as it is stored, on the CPU."""
+        ...
+
+    def mapped(self, name: str) -> Tensor | StoredWeight:
+        """The same; what nobody looks at may stay on disk."""
         ...
 
 
@@ -72,10 +78,23 @@ class EmbeddedDraft:
     def n_bytes(self, name: str) -> int:
         return self._target.n_bytes(name) if name == EMBEDDING else n_bytes(self._file, name)
 
-    def read(self, name: str) -> Tensor:
+    def stored(self, name: str) -> Tensor | StoredWeight:
         if name == EMBEDDING:
-            return self._target.read(name)
+            return self._target.stored(name)
         tensor: Tensor = self._file.get_tensor(name)
-        if tensor.dtype == torch.int8:
-            tensor = tensor.float() * self._file.get_tensor(f"{name}.scale")[:, None]
-        return tensor
+        if tensor.dtype != torch.int8:
+            return tensor
+        scales = self._file.get_tensor(f"{name}.scale")
+        whole = tensor.shape[1] % BLOCK == 0
+        return _q8_0(tensor, scales) if whole else tensor.float() * scales[:, None]
+
+    def mapped(self, name: str) -> Tensor | StoredWeight:
+        return self._target.mapped(name) if name == EMBEDDING else self.stored(name)
+
+
+def _q8_0(codes: Tensor, scales: Tensor) -> StoredWeight:
+    """Codes [M, K] int8 with a scale [M] each as blocks of Q8_0: all of a row have its scale."""
+    blocks = codes.unflatten(1, (-1, BLOCK))
+    halves = scales.half()[:, None, None].expand(*blocks.shape[:2], 1).contiguous()
+    rows = torch.cat((halves.view(torch.uint8), blocks.view(torch.uint8)), -1)
+    return StoredWeight(rows.flatten(1), 8)

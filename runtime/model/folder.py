@@ -93,10 +93,13 @@ class SafetensorsFolder:
         stored = self._stored[name]
         return n_bytes(self._files[stored], stored)
 
-    def read(self, name: str) -> Tensor:
+    def stored(self, name: str) -> Tensor:
         stored = self._stored[name]
         tensor: Tensor = self._file(stored).get_tensor(stored)
         return tensor
+
+    def mapped(self, name: str) -> Tensor:
+        return self.stored(name)
 
 
 def _full_name(name: str, every: Collection[str]) -> str:

@@ -1,4 +1,4 @@
-"""GGUF files as checkpoints: tensors found in one file or many parts, dequantised and renamed.
+"""GGUF files as checkpoints: tensors found in one file or many parts, and renamed.
 
 Knows nothing of tokenizers or of the transformer.
 """
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from runtime.model.config import ModelError
+from runtime.model.formats import floats
 from runtime.model.gguf_config import ROPE_DIVISORS, Metadata, config_from
 from runtime.model.gguf_header import Header, TensorInfo
 from runtime.model.gguf_split import parts_of
+from specedge_kernels import StoredWeight
 
 __all__ = ["GgufFile", "Metadata"]
 
@@ -25,6 +27,7 @@ _NAMES = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -61,7 +64,7 @@ class GgufFile:
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         try:
             self.config = config_from(
-                metadata, self.shapes, None if divisors is None else divisors.decoded()
+                metadata, self.shapes, None if divisors is None else _vector(divisors)
             )
         except ValueError as error:
             raise ModelError(f"{path}: {error}") from None
@@ -70,49 +73,67 @@ class GgufFile:
                 raise ModelError(f"{path}: tensor {name} is not part of this model")
 
     def n_bytes(self, name: str) -> int:
-        return self._tensors[name].data.nbytes
+        return math.prod(self._tensors[name].stored_shape)
+
+    def stored(self, name: str) -> Tensor | StoredWeight:
+        rows = self._tensors[name].read()
+        if self._architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj"):
+            if isinstance(rows, StoredWeight):
+                return StoredWeight(unpermuted(rows.rows, self.config.head_dim), rows.kind)
+            return unpermuted(rows, self.config.head_dim)
+        return rows
+
+    def mapped(self, name: str) -> Tensor | StoredWeight:
+        return self._tensors[name].mapped()
 
     def read(self, name: str) -> Tensor:
-        weight = self._tensors[name].decoded()
-        if self._architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj"):
-            return unpermuted(weight, self.config.head_dim)
-        return weight
+        return floats(self.stored(name), torch.float32)
 
 
 @dataclass(frozen=True)
 class _StoredTensor:
-    """One tensor and its bytes in the mapped file, blocks along the last dimension."""
+    """One tensor in a file, blocks along the last dimension."""
 
     name: str
     shape: tuple[int, ...]
     ggml_type: Any
-    data: np.ndarray  # uint8
+    stored_shape: tuple[int, ...]  # in bytes
+    path: Path
+    offset: int
 
-    def decoded(self) -> Tensor:
-        """float32 values."""
-        from gguf.quants import dequantize
+    def read(self) -> Tensor | StoredWeight:
+        data = np.fromfile(self.path, np.uint8, math.prod(self.stored_shape), offset=self.offset)
+        if data.size != math.prod(self.stored_shape):
+            raise ModelError(f"{self.path} was cut short in tensor {self.name} meanwhile")
+        return self._typed(torch.from_numpy(data))
 
-        try:
-            values = dequantize(self.data, self.ggml_type)
-        except NotImplementedError:
-            raise ModelError(f"tensor {self.name} has a type that cannot be decoded") from None
-        # a float32 tensor is still a part of the mapped file, which must not be written to
-        return torch.from_numpy(values if values.flags.writeable else values.copy())
+    def mapped(self) -> Tensor | StoredWeight:
+        """In the file; what is written to it stays in memory."""
+        data = np.memmap(self.path, np.uint8, "c", self.offset, self.stored_shape)
+        return self._typed(torch.from_numpy(data.view(np.ndarray).reshape(-1)))
+
+    def _typed(self, data: Tensor) -> Tensor | StoredWeight:
+        if self.ggml_type.name in _FLOATS:
+            return data.view(_FLOATS[self.ggml_type.name]).view(self.shape)
+        return StoredWeight(data.view(self.stored_shape), int(self.ggml_type))
+
+
+def _vector(tensor: _StoredTensor) -> Tensor:
+    return floats(tensor.read(), torch.float32)
 
 
 def _stored_tensors(path: Path, header: Header) -> Iterator[_StoredTensor]:
     """The tensors of a file: each lies in it, in bytes of its own, so it is no larger than that."""
-    data, end = np.memmap(path, mode="r"), header.data_start
+    size, end = path.stat().st_size, header.data_start
     for info in sorted(header.tensors, key=lambda info: info.offset):
         shape = _stored_shape(info)
-        first, n_bytes = header.data_start + info.offset, math.prod(shape)
+        first = header.data_start + info.offset
         if first < end:
             raise ModelError(f"{path}: tensor {info.name} overlaps another one")
-        end = first + n_bytes
-        if end > data.size:
+        end = first + math.prod(shape)
+        if end > size:
             raise ModelError(f"{path} is cut short in tensor {info.name}")
-        stored = data[first:end].view(np.ndarray).reshape(shape)
-        yield _StoredTensor(info.name, info.shape, _ggml_type(info), stored)
+        yield _StoredTensor(info.name, info.shape, _ggml_type(info), shape, path, first)
 
 
 def _stored_shape(info: TensorInfo) -> tuple[int, ...]:

@@ -1,37 +1,38 @@
-"""From the options a person gives to a ready engine: device, dtype, weights, paged KV."""
+"""From the options a person gives to a ready engine: device, weights, paged KV."""
 
 from collections.abc import Callable
 
 import torch
 
 from runtime.model.engine import Engine
+from runtime.model.formats import FLOATS
 from runtime.model.kv_cache import PagedKV, bytes_per_token
 from runtime.model.transformer import Transformer
 from runtime.model.weights import ModelError, Progress, load
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU_KV_TOKENS = 32768  # whose memory is taken as it is written
 GPU_SHARE = 0.85  # the rest is for a pass's own tensors and recorded passes
-KV_DTYPES = {**DTYPES, "float8_e4m3": torch.float8_e4m3fn}
+KV_DTYPES = {**FLOATS, "float8_e4m3": torch.float8_e4m3fn}
 
 
 def open_engine(
     name: str,
-    dtype: str,
+    weights: str,
     device: str,
     kv_tokens: Callable[[Transformer], int],
     page_size: int,
     progress: Progress = lambda done_bytes, total_bytes: None,
     kv_dtype: str = "same",
+    activations: str = "rounded",
 ) -> Engine:
     """Load a model and give it a KV pool of `kv_tokens(model)` tokens, as many as fit if that is 0.
 
-    dtype is that of the weights, and of the KV where kv_dtype is "same"; device is auto, cpu, cuda
-    or cuda:N. Raises ModelError with a sentence when the model, the device or the memory cannot be
-    had.
+    weights and activations as for `weights.load`; kv_dtype "same" is the type that the model
+    computes in; device is auto, cpu, cuda or cuda:N. Raises ModelError with a sentence when the
+    model, the device or the memory cannot be had.
     """
-    model = load(name, DTYPES[dtype], _device(device), progress)
-    stored = KV_DTYPES[dtype if kv_dtype == "same" else kv_dtype]
+    model = load(name, weights, _device(device), progress, activations)
+    stored = model.dtype if kv_dtype == "same" else KV_DTYPES[kv_dtype]
     n_pages = -(-(kv_tokens(model) or _tokens_that_fit(model, stored)) // page_size)
     try:
         kv = PagedKV(model.config, n_pages, page_size, stored, model.device)

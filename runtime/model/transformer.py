@@ -4,7 +4,7 @@ Runs rows of tokens against a paged KV cache. Knows nothing of requests, pages o
 
 On the CPU every row's result is the same to the last bit however many rows share the pass, and
 that is what makes speculation lossless there: all ops come from specedge_kernels, which sum in a
-fixed order, and activations stay float32 whatever the dtype of the weights. The layers run as one
+fixed order, and activations are float32 whatever the type of the weights. The layers run as one
 call there, with the bits of the ops one by one. On a CUDA device activations have the model's
 dtype.
 """
@@ -22,36 +22,55 @@ from specedge_kernels import (
     Decoder,
     DecoderLayer,
     PackedLinear,
+    QuantizedWeight,
+    StoredWeight,
+    dequantize,
     linear,
     pack_linear,
+    quantized_linear,
     rms_norm,
     rope_append_kv,
     silu_mul,
     tree_attention,
 )
+from specedge_kernels.reference import unpack_quantized
 
 
 class Linear:
-    """x [N, K] -> [N, M]. On the CPU the weights are repacked into the kernels' panels at once."""
+    """x [N, K] -> [N, M]. On the CPU the weights are repacked into the kernels' panels at once.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        self.out_features = weight.shape[0]
-        self.packed = weight.device.type == "cpu"
-        self.weight = pack_linear(weight) if self.packed else weight
-        self.bias = bias
+    exact: the inputs of quantised weights, which only a CPU runs, are not rounded to 8 bits.
+    """
+
+    def __init__(
+        self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, exact: bool = False
+    ):
+        self.bias, self.exact = bias, exact
+        self.weight: Tensor | QuantizedWeight
+        if isinstance(weight, QuantizedWeight):
+            self.packed, self.out_features = True, weight.out_features
+            self.weight = weight
+        else:
+            self.packed, self.out_features = weight.device.type == "cpu", weight.shape[0]
+            self.weight = pack_linear(weight) if self.packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.packed:
+        if isinstance(self.weight, QuantizedWeight):
+            out = quantized_linear(x, self.weight, exact=self.exact)
+        elif self.packed:
+            out = linear(x, self.weight, self.out_features)
+        else:
             return F.linear(x, self.weight, self.bias)
-        out = linear(x, self.weight, self.out_features)
         return out if self.bias is None else out.add_(self.bias)
 
     def as_packed(self) -> PackedLinear:
         """The same on a CPU, as `Decoder` takes it."""
-        return PackedLinear(self.weight, self.out_features, self.bias)
+        return PackedLinear(self.weight, self.out_features, self.bias, self.exact)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight, [len(ids), K]: a tied embedding needs no copy of its own."""
+        if isinstance(self.weight, QuantizedWeight):
+            return unpack_quantized(self.weight)[ids]
         if not self.packed:
             return self.weight[ids]
         width = self.weight.shape[2]
@@ -74,13 +93,15 @@ class Layer:
 class Transformer:
     """Embedding, layers and output head. `embedding` is None where it is tied to the head.
 
+    On a CPU it may be quantised; rows are decoded as they are looked up.
+
     head_ids [head_size] i64 names the token of each logit, None where column t is token t.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        embedding: Tensor | None,
+        embedding: Tensor | StoredWeight | None,
         layers: Sequence[Layer],
         norm: Tensor,
         head: Linear,
@@ -116,8 +137,11 @@ class Transformer:
         return self.head(self._rms_norm(hidden, self.norm)).float()
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        rows = self.head.rows(tokens) if self.embedding is None else self.embedding[tokens]
-        return rows.to(self.dtype)
+        if self.embedding is None:
+            return self.head.rows(tokens).to(self.dtype)
+        if isinstance(self.embedding, StoredWeight):
+            return dequantize(self.embedding.rows[tokens], self.embedding.kind)
+        return self.embedding[tokens].to(self.dtype)
 
     def _op_by_op(self, batch: TreeBatch, kv: Tensor) -> Tensor:
         x, last = self._embed(batch.tokens), len(self.layers) - 1  # x [N, H]

@@ -1,9 +1,13 @@
 """From a checkpoint to a Transformer: every tensor is checked by name and shape, then moved in.
 
-Reads one tensor at a time, so that at most one layer exists twice. Knows nothing of file formats.
+On a CPU weights run as they are stored, or as was asked for; a GPU has floats of one type. Reads
+one product's tensors at a time, so that at most these exist twice. Knows nothing of file formats.
 """
 
-from collections.abc import Callable
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,30 +16,57 @@ from torch import Tensor
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
 from runtime.model.config import ModelConfig, ModelError
 from runtime.model.folder import EMBEDDING, HEAD
+from runtime.model.formats import (
+    FLOATS,
+    KINDS,
+    Weight,
+    floats,
+    n_bytes,
+    name_of,
+    quantised,
+    runnable,
+)
 from runtime.model.transformer import Layer, Linear, Transformer
+from specedge_kernels import QuantizedWeight, StoredWeight, pack_quantized
 
 __all__ = ["ModelError", "expected_shapes", "load"]
 
 Progress = Callable[[int, int], None]  # (done_bytes, total_bytes)
 
 HEAD_IDS, NORM = "head_ids", "model.norm.weight"
+STORED = "stored"
+
+_LISTED = ", ".join((*FLOATS, *KINDS))
+log = logging.getLogger(__name__)
 
 
 def load(
     name: str | Path,
-    dtype: torch.dtype = torch.float32,
+    weights: str = STORED,
     device: torch.device | str = "cpu",
     progress: Progress = lambda done_bytes, total_bytes: None,
+    activations: str = "rounded",
 ) -> Transformer:
     """The model in a Hugging Face folder, a .gguf file, on the hub, or embedded.
 
-    dtype (float32, bfloat16 or float16) is that of the weights. Raises ModelError with a sentence
-    for a person: nothing there, a wrong format, an unsupported model, a missing or extra or
-    misshaped tensor.
+    weights: "stored", or the type or format that all are converted to, one of `formats.FLOATS` and,
+    on a CPU, `formats.KINDS`; activations: "rounded" to 8 bits before a product with quantised
+    weights, or "exact". Raises ModelError with a sentence for a person: nothing there, a wrong
+    format, an unsupported model, a missing or extra or misshaped tensor.
     """
+    device = torch.device(device)
+    if weights not in (STORED, *FLOATS, *KINDS):
+        raise ValueError(f"weights: expected one of {STORED}, {_LISTED}, got {weights!r}")
+    if activations not in ("rounded", "exact"):
+        raise ValueError(f"activations: expected rounded or exact, got {activations!r}")
+    if weights in KINDS and device.type != "cpu":
+        raise ModelError(
+            f"quantised weights ({weights}) run on a CPU; on {device} take one of "
+            f"{', '.join((STORED, *FLOATS))}"
+        )
     checkpoint = open_checkpoint(name)
     check_shapes(checkpoint)
-    return _Loader(checkpoint, dtype, torch.device(device), progress).transformer()
+    return _Loader(checkpoint, weights, device, progress, activations == "exact").transformer()
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -96,30 +127,42 @@ class _Loader:
     """Reads tensors in order, counts their bytes, and puts them together."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress
+        self,
+        checkpoint: Checkpoint,
+        weights: str,
+        device: torch.device,
+        progress: Progress,
+        exact: bool,
     ):
         self.checkpoint, self.config = checkpoint, checkpoint.config
-        self.dtype, self.device, self.progress = dtype, device, progress
+        self.weights, self.device, self.progress, self.exact = weights, device, progress, exact
+        self.on_cpu = device.type == "cpu"
         # what the transformer computes in: see transformer.py
-        self.activation_dtype = torch.float32 if device.type == "cpu" else dtype
+        self.dtype = torch.float32 if self.on_cpu else self._gpu_dtype()
+        self.converted: Counter[tuple[str, str]] = Counter()
+        self.converted_bytes = 0
         self.names = expected_shapes(self.config).keys()
         self.done_bytes, self.total_bytes = 0, sum(map(checkpoint.n_bytes, self.names))
 
     def transformer(self) -> Transformer:
         config = self.config
-        layers = [self._layer(f"model.layers.{index}") for index in range(config.n_layers)]
         tied = config.tied_embedding
+        # first, as it is the largest: while it is packed, little else is there
+        head = Linear(self._matrix(EMBEDDING if tied else HEAD), None, self.exact)
+        layers = [self._layer(f"model.layers.{index}") for index in range(config.n_layers)]
         head_ids = None
         if config.head_size != config.vocab_size:
-            head_ids = self._read(HEAD_IDS).to(self.device, torch.int64)
-        return Transformer(
+            head_ids = floats(self._read(HEAD_IDS), torch.int64).to(self.device)
+        model = Transformer(
             config,
-            embedding=None if tied else self._weight(EMBEDDING),
+            embedding=None if tied else self._embedding(),
             layers=layers,
             norm=self._vector(NORM),
-            head=Linear(self._weight(EMBEDDING if tied else HEAD)),
+            head=head,
             head_ids=head_ids,
         )
+        self._tell()
+        return model
 
     def _layer(self, name: str) -> Layer:
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
@@ -138,20 +181,75 @@ class _Loader:
         bias = None
         if f"{names[0]}.bias" in self.names:
             bias = torch.cat([self._vector(f"{name}.bias") for name in names])
-        return Linear(torch.cat([self._weight(f"{name}.weight") for name in names]), bias)
+        return Linear(self._matrix(*(f"{name}.weight" for name in names)), bias, self.exact)
 
     def _qk_norm(self, attention: str) -> Tensor:
         q, k = (self._vector(f"{attention}.{part}_norm.weight") for part in "qk")
         return torch.cat((q.expand(self.config.n_heads, -1), k.expand(self.config.n_kv_heads, -1)))
 
-    def _weight(self, name: str) -> Tensor:
-        return self._read(name).to(self.device, self.dtype)
+    def _matrix(self, *names: str) -> Tensor | QuantizedWeight:
+        """Matrices one below the other. Of several formats, all are floats if one is."""
+        stored = [self._read(name) for name in names]
+        parts = [self._weight(weight) for weight in stored]
+        if all(isinstance(part, StoredWeight) for part in parts):
+            self._note(stored, parts)
+            packed = [pack_quantized(part.rows, part.kind) for part in parts]
+            return packed[0] if len(packed) == 1 else QuantizedWeight.concatenated(packed)
+        tensors = _alike(parts)
+        self._note(stored, tensors)
+        return torch.cat(tensors).to(self.device)
+
+    def _embedding(self) -> Tensor | StoredWeight:
+        """Only rows of it are ever looked at, so it may stay in the file."""
+        stored = self._read(EMBEDDING, self.checkpoint.mapped)
+        weight = self._weight(stored)
+        self._note([stored], [weight])
+        return weight if isinstance(weight, StoredWeight) else weight.to(self.device)
+
+    def _weight(self, stored: Weight) -> Weight:
+        """A matrix in the type or format that it runs in."""
+        if not self.on_cpu:
+            return floats(stored, self.dtype)
+        if self.weights in FLOATS:
+            return floats(stored, FLOATS[self.weights])
+        return quantised(stored, KINDS[self.weights]) if self.weights in KINDS else runnable(stored)
+
+    def _gpu_dtype(self) -> torch.dtype:
+        """Of all weights: as was asked for, else that of the embedding, bfloat16 if quantised."""
+        if self.weights in FLOATS:
+            return FLOATS[self.weights]
+        stored = self.checkpoint.mapped(EMBEDDING)
+        is_known = isinstance(stored, Tensor) and stored.dtype in FLOATS.values()
+        return stored.dtype if is_known else torch.bfloat16
+
+    def _note(self, stored: Sequence[Weight], weights: Sequence[Weight]) -> None:
+        """Remember what nobody asked for: quantised weights that run as something else."""
+        for before, after in zip(stored, weights, strict=True):
+            asked = not self.on_cpu or self.weights != STORED or isinstance(before, Tensor)
+            if not asked and name_of(before) != name_of(after):
+                self.converted[name_of(before), name_of(after)] += 1
+                self.converted_bytes += n_bytes(after)
+
+    def _tell(self) -> None:
+        if self.converted:
+            kinds = [f"{n} of {old} as {new}" for (old, new), n in self.converted.items()]
+            log.warning(
+                "tensors in formats that do not run here were converted: %s, %.1f MiB in all",
+                ", ".join(kinds),
+                self.converted_bytes / 2**20,
+            )
 
     def _vector(self, name: str) -> Tensor:
-        return self._read(name).to(self.device, self.activation_dtype)
+        return floats(self._read(name), self.dtype).to(self.device)
 
-    def _read(self, name: str) -> Tensor:
-        tensor = self.checkpoint.read(name)
+    def _read(self, name: str, how: Callable[[str], Weight] | None = None) -> Weight:
+        weight = (how or self.checkpoint.stored)(name)
         self.done_bytes += self.checkpoint.n_bytes(name)
         self.progress(self.done_bytes, self.total_bytes)
-        return tensor
+        return weight
+
+
+def _alike(parts: Sequence[Weight]) -> list[Tensor]:
+    """All of one type that holds them; quantised ones need no more than float16."""
+    dtypes = [part.dtype if isinstance(part, Tensor) else torch.float16 for part in parts]
+    return [floats(part, functools.reduce(torch.promote_types, dtypes)) for part in parts]

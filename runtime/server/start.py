@@ -126,7 +126,7 @@ async def serve(
         kv = engine.kv
         console.print(
             f"{config.model} ready on {engine.model.device}: {engine.model.config.n_layers} "
-            f"layers, {config.dtype}, KV for {kv.n_pages * kv.page_size} tokens "
+            f"layers, {config.weights} weights, KV for {kv.n_pages * kv.page_size} tokens "
             f"({kv.n_pages * kv.bytes_per_page / 2**20:.0f} MiB)"
         )
 
@@ -213,12 +213,13 @@ def _load(config: ServerConfig, console: Terminal) -> Engine:
         task = bar.add_task(inert(f"loading {config.model}"), total=None)
         return open_engine(
             config.model,
-            config.dtype,
+            config.weights,
             config.device,
             lambda model: config.kv_tokens,
             config.page_size,
             lambda done, total: bar.update(task, completed=done, total=total),
             kv_dtype=config.kv_dtype,
+            activations=config.activations,
         )
 
 

@@ -39,13 +39,13 @@ def drafter(tiny_pair: tuple[Path, Path]) -> Drafter:
 
 def server(model: Path, port: int) -> Child:
     options = ["--model", str(model), "--port", str(port), "--http", "", "--threads", "1"]
-    options += ["--kv-tokens", "2048", "--no-pipeline", "--credits", "open", "--dtype", "float32"]
+    options += ["--kv-tokens", "2048", "--no-pipeline", "--credits", "open", "--weights", "float32"]
     return Child("runtime.server", *options)
 
 
 def edge(draft: Path, port: int, file: Path, *more: str) -> Child:
     options = ["--draft", str(draft), "--temperature", "1", "--seed", "5", "--max-tokens", "120"]
-    options += ["--server", f"127.0.0.1:{port}", "--resume-file", str(file), "--dtype", "float32"]
+    options += ["--server", f"127.0.0.1:{port}", "--resume-file", str(file), "--weights", "float32"]
     return Child("runtime.edge", *options, *more)
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 def engines(tmp_path) -> list[Engine]:
     """One that records its passes and one that does not."""
     folder = tiny.save(tiny.huggingface_model("llama"), tmp_path)
-    model = weights.load(folder, torch.float32, torch.device("cuda"))
+    model = weights.load(folder, "float32", torch.device("cuda"))
     caches = [PagedKV(model.config, 64, 16, torch.float32, "cuda") for _ in range(2)]
     engines = [Engine(model, cache) for cache in caches]
     engines[0].record(rows=64, requests=4)

@@ -287,7 +287,7 @@ def test_wrong_arguments_are_named():
     for other in wrong:
         with pytest.raises(ValueError, match="packed: expected a contiguous uint8"):
             kernels.quantized_linear(x, other)
-    with pytest.raises(ValueError, match="sizes: expected 0 or more outputs, got -8"):
+    with pytest.raises(ValueError, match="sizes: expected 0 or more, got -8"):
         kernels.quantized_linear(x, QuantizedWeight(weight.packed, (2, 2), (16, -8), 64))
     with pytest.raises(ValueError, match="in_features: expected a multiple of 256, got 64"):
         kernels.quantized_linear(x, QuantizedWeight(weight.packed, (12,), (8,), 64))

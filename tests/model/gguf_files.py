@@ -35,6 +35,7 @@ class Case:
     fields: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     kinds: dict[str, Kind] = field(default_factory=dict)
+    blocks: dict[str, np.ndarray] = field(default_factory=dict)  # in place of a tensor's numbers
     split_tensors: int = 0  # of a part; 0 for one file
     patch: Callable[[bytes], bytes] = lambda content: content
 
@@ -103,7 +104,10 @@ def write(case: Case, path: Path) -> Path:
             writer.data_alignment = value
     for name, values in case.tensors.items():
         kind = case.kinds.get(name)
-        stored = values if kind is None else stored_as(kind, values, case.random)
+        if name in case.blocks:
+            stored = case.blocks[name]
+        else:
+            stored = values if kind is None else stored_as(kind, values, case.random)
         writer.add_tensor(name, np.ascontiguousarray(stored), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -14,10 +14,10 @@ from tests.model.tiny import chain, random_tokens
 FAMILIES = ["llama-tied", "mistral-window", "qwen2", "qwen2-window", "qwen3-yarn"]
 E4M3 = torch.float8_e4m3fn
 DTYPES = [
-    (torch.float32, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float32),
-    (torch.float32, E4M3),
+    ("float32", torch.float32),
+    ("bfloat16", torch.bfloat16),
+    ("float16", torch.float32),
+    ("float32", E4M3),
 ]
 
 

@@ -10,6 +10,7 @@ import torch
 
 from runtime.model import weights
 from runtime.model.engine import TreeRequest
+from runtime.model.formats import name_of
 from runtime.model.open import open_engine
 from tests.model import tiny
 from tests.model.tiny import chain, random_tokens
@@ -42,7 +43,9 @@ def decoded(engine, tokens, n_prompt):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tree_among_strangers_equals_plain_decoding(folder, dtype, threads, generator):
-    engine = tiny.engine_of(weights.load(folder, dtype), n_pages=128, dtype=dtype)
+    engine = tiny.engine_of(
+        weights.load(folder, name_of(torch.empty(0, dtype=dtype))), n_pages=128, dtype=dtype
+    )
     prompt, tree = random_tokens(13, generator), random_tokens(24, generator)
     parents = tiny.random_tree(len(tree), generator)
     deepest = max(range(len(tree)), key=lambda node: len(tiny.path_to(parents, node)))
@@ -61,7 +64,7 @@ def test_tree_among_strangers_equals_plain_decoding(folder, dtype, threads, gene
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prompt_in_one_piece_equals_any_pieces(folder, dtype, threads, generator):
-    engine = tiny.engine_of(weights.load(folder, dtype), dtype=dtype)
+    engine = tiny.engine_of(weights.load(folder, name_of(torch.empty(0, dtype=dtype))), dtype=dtype)
     tokens = random_tokens(40, generator)
     pages = engine.kv.allocate(20)
     whole = engine.forward([chain(tokens, 0, pages)])

@@ -267,7 +267,7 @@ class TinyTarget:
     def n_bytes(self, name):
         return self.embedding.nbytes
 
-    def read(self, name):
+    def mapped(self, name):
         return self.embedding
 
 
@@ -279,7 +279,7 @@ def draft(pairs, tmp_path, monkeypatch):
     for name, tensor in state.items():
         packed[name] = tensor
         if tensor.dim() == 2 and name != EMBEDDING:
-            scale = tensor.abs().amax(1) / 127
+            scale = (tensor.abs().amax(1) / 127).half().float()  # as it runs
             packed[name] = (tensor / scale[:, None]).round().to(torch.int8)
             packed[f"{name}.scale"] = scale
             tensor.copy_(packed[name] * scale[:, None])
@@ -298,7 +298,7 @@ def draft(pairs, tmp_path, monkeypatch):
 
 
 def test_embedded_draft_runs_with_its_cut_head(draft):
-    model = weights.load("smollm2-draft")
+    model = weights.load("smollm2-draft", activations="exact")
     assert model.head_ids.dtype == torch.int64
     assert model.head_ids.tolist() == HEAD_IDS
     assert_close(logits(model), judge(draft, TOKENS)[:, HEAD_IDS])

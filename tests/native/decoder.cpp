@@ -2,17 +2,24 @@
 
 #include <deque>
 
-#include "native.h"
+#include "stored_weights.h"
 
 namespace specedge::native {
 namespace {
 
 constexpr int64_t kPositions = 90;  // of the rotary tables
 
+// A format whose blocks are of 32 weights.
+Quant small_quant(Random& random) {
+  return random.pick({Quant::q4_0, Quant::q4_1, Quant::q5_0, Quant::q5_1, Quant::q8_0,
+                      Quant::iq4_nl, Quant::mxfp4});
+}
+
 // A small transformer; what its pointers point to is kept in `numbers`.
 struct Model {
   Decoder decoder;
   std::deque<Numbers> numbers;
+  std::deque<std::vector<uint8_t>> bytes;
 
   const float* vector(int64_t n, Random& random) {
     return static_cast<const float*>(tensor(Dtype::f32, n, random));
@@ -23,17 +30,38 @@ struct Model {
   }
 
   Linear linear(int64_t inputs, int64_t outputs, Random& random) {
+    const float* bias = random.chance(30) ? vector(outputs, random) : nullptr;
+    if (inputs % kBlock == 0 && random.chance(50)) {
+      return {parts(inputs, outputs, random), inputs, outputs, bias};
+    }
     const Dtype type = random.pick({Dtype::f32, Dtype::bf16, Dtype::f16});
     const void* panels = tensor(type, (outputs + 63) / 64 * inputs * 64, random);
-    return {panels, type, inputs, outputs, random.chance(30) ? vector(outputs, random) : nullptr};
+    return {Panels{panels, type}, inputs, outputs, bias};
+  }
+
+  QuantizedParts parts(int64_t inputs, int64_t outputs, Random& random) {
+    std::vector<uint8_t>& packed = bytes.emplace_back();
+    QuantizedParts parts{nullptr, {}, {}, random.chance(50)};
+    for (int64_t rest = outputs; rest > 0; rest -= parts.outputs.back()) {
+      const Quant quant = small_quant(random);
+      parts.quants.push_back(quant);
+      parts.outputs.push_back(random.between(1, rest));
+      const std::vector<uint8_t> panels =
+          packed_of(make_stored(quant, parts.outputs.back(), inputs, random), quant,
+                    parts.outputs.back(), inputs);
+      packed.insert(packed.end(), panels.begin(), panels.end());
+    }
+    packed.shrink_to_fit();
+    parts.packed = packed.data();
+    return parts;
   }
 };
 
 Model make_model(Random& random) {
   Model model;
   Decoder& d = model.decoder;
-  d.hidden = random.pick({1, 6, 20});
-  d.inner = random.pick({1, 7, 33});
+  d.hidden = random.pick({1, 6, 20, 32, 64});
+  d.inner = random.pick({1, 7, 33, 32});
   d.heads = random.between(1, 2);
   d.query_heads = d.heads * random.between(1, 3);
   d.head_dim = random.pick({2, 6, 16});
@@ -46,9 +74,15 @@ Model make_model(Random& random) {
   d.head = model.linear(d.hidden, random.between(1, 70), random);
   d.vocabulary = d.head.outputs;
   d.embedding = nullptr;
-  if (random.chance(50)) {
-    d.embedding_dtype = random.pick({Dtype::f32, Dtype::bf16, Dtype::f16});
-    d.embedding = model.tensor(d.embedding_dtype, d.vocabulary * d.hidden, random);
+  if (d.hidden % kBlock == 0 && random.chance(30)) {
+    const Quant quant = small_quant(random);
+    d.embedding_type = quant;
+    d.embedding =
+        model.bytes.emplace_back(make_stored(quant, d.vocabulary, d.hidden, random)).data();
+  } else if (random.chance(50)) {
+    const Dtype type = random.pick({Dtype::f32, Dtype::bf16, Dtype::f16});
+    d.embedding_type = type;
+    d.embedding = model.tensor(type, d.vocabulary * d.hidden, random);
   }
   const int64_t turning = d.query_heads + d.heads, layers = random.between(1, 3);
   for (int64_t i = 0; i < layers; ++i) {
@@ -139,6 +173,19 @@ Cache plane(const LayeredCache& kv, Numbers& numbers, int64_t index) {
   return cache;
 }
 
+// The embedding of a token; rows of the head are compared with what was packed elsewhere.
+void look_up(const Decoder& d, int64_t token, float* out) {
+  if (!d.embedding) return weight_row(d.head, token, out);
+  if (const Quant* quant = std::get_if<Quant>(&d.embedding_type)) {
+    const int64_t offset = token * form_of(*quant).row_bytes(d.hidden);
+    return dequantize(static_cast<const uint8_t*>(d.embedding) + offset, *quant, 1, d.hidden, out);
+  }
+  with_type(std::get<Dtype>(d.embedding_type), [&]<typename T>() {
+    const T* row = static_cast<const T*>(d.embedding) + token * d.hidden;
+    for (int64_t k = 0; k < d.hidden; ++k) out[k] = load(row + k);
+  });
+}
+
 // The same by the public ops, one after another; all rows to the end.
 std::vector<float> one_by_one(const Decoder& d, const LayeredCache& kv, Numbers& numbers,
                               const Pass& pass) {
@@ -147,13 +194,8 @@ std::vector<float> one_by_one(const Decoder& d, const LayeredCache& kv, Numbers&
   std::vector<float> x(rows * d.hidden), delta(rows * d.hidden), normed(rows * d.hidden);
   std::vector<float> qkv(rows * stride + 1), q(rows * d.query_heads * dim), mixed(q.size());
   std::vector<float> gate_up(rows * 2 * d.inner), inner(rows * d.inner);
-  for (int64_t i = 0; i < rows * d.hidden; ++i) {
-    const int64_t token = pass.tokens[i / d.hidden], k = i % d.hidden;
-    const int64_t place =
-        d.embedding ? token * d.hidden + k : (token / 64 * d.hidden + k) * 64 + token % 64;
-    with_type(d.embedding ? d.embedding_dtype : d.head.dtype, [&]<typename T>() {
-      x[i] = load(static_cast<const T*>(d.embedding ? d.embedding : d.head.panels) + place);
-    });
+  for (int64_t row = 0; row < rows; ++row) {
+    look_up(d, pass.tokens[row], x.data() + row * d.hidden);
   }
   for (int64_t index = 0; index < int64_t(d.layers.size()); ++index) {
     const DecoderLayer& layer = d.layers[index];

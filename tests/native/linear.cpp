@@ -10,11 +10,18 @@ void check_linear(Random& random) {
   Numbers weights(random.pick({Dtype::f32, Dtype::bf16, Dtype::f16}), panels * inputs * 64, random);
   Numbers bias(Dtype::f32, outputs, random);
   const bool biased = random.chance(30);
-  const Linear linear{weights.data(), weights.type(), inputs, outputs,
+  const Linear linear{Panels{weights.data(), weights.type()}, inputs, outputs,
                       biased ? reinterpret_cast<const float*>(bias.data()) : nullptr};
   multiply(linear, reinterpret_cast<const float*>(x.data()), rows,
            reinterpret_cast<float*>(out.data()));
   const std::vector<float> left = x.floats(), right = weights.floats();
+  std::vector<float> weight(inputs);
+  for (int64_t m = 0; m < outputs; ++m) {
+    weight_row(linear, m, weight.data());
+    for (int64_t k = 0; k < inputs; ++k) {
+      expect(weight[k] == right[(m / 64 * inputs + k) * 64 + m % 64], "other weight of output ", m);
+    }
+  }
   for (int64_t i = 0; i < rows * outputs; ++i) {
     const int64_t row = i / outputs, m = i % outputs;
     double want = biased ? bias.get(m) : 0;

@@ -1,28 +1,7 @@
-#include "native.h"
-#include "quant_form.h"
+#include "stored_weights.h"
 
 namespace specedge::native {
 namespace {
-
-const auto kQuants = {Quant::q4_0,   Quant::q4_1,   Quant::q5_0, Quant::q5_1,
-                      Quant::q8_0,   Quant::q4_k,   Quant::q5_k, Quant::q6_k,
-                      Quant::iq4_nl, Quant::iq4_xs, Quant::mxfp4};
-
-// Random rows as in a file; all but some of the float16 numbers are small.
-std::vector<uint8_t> make_stored(Quant quant, int64_t rows, int64_t groups, Random& random) {
-  const Form form = form_of(quant);
-  std::vector<uint8_t> stored(rows * groups * form.stored_bytes);
-  for (uint8_t& byte : stored) byte = uint8_t(random.fill());
-  const int64_t first = quant == Quant::q6_k ? 208 : 0;
-  for (int64_t group = 0; group < rows * groups; ++group) {
-    uint8_t* bytes = stored.data() + group * form.stored_bytes;
-    if (form.halves == 0) bytes[0] = uint8_t(110 + bytes[0] % 20);
-    for (int64_t i = 0; i < form.halves; ++i) {
-      if (random.fill() % 1000) bytes[first + 2 * i + 1] &= 0xbb;
-    }
-  }
-  return stored;
-}
 
 // The values of activations that are rounded in blocks of 32.
 std::vector<float> rounded(const std::vector<float>& x) {
@@ -51,13 +30,9 @@ void check_quantized_linear(Random& random) {
   for (int64_t part = 0; part < n_parts; ++part) {
     quants.push_back(random.pick(kQuants));
     outputs.push_back(random.pick({0, 1, 7, 8, 9, 16, 70}));
-    const Form form = form_of(quants[part]);
-    const std::vector<uint8_t> stored =
-        make_stored(quants[part], outputs[part], form.groups(inputs), random);
-    std::vector<uint8_t> panels((outputs[part] + 7) / 8 * form.groups(inputs) * form.group_bytes(),
-                                0x7f);
+    const std::vector<uint8_t> stored = make_stored(quants[part], outputs[part], inputs, random);
+    const std::vector<uint8_t> panels = packed_of(stored, quants[part], outputs[part], inputs);
     std::vector<float> values(outputs[part] * inputs);
-    pack_quantized(stored.data(), quants[part], outputs[part], inputs, panels.data());
     dequantize(stored.data(), quants[part], outputs[part], inputs, values.data());
     packed.insert(packed.end(), panels.begin(), panels.end());
     weights.insert(weights.end(), values.begin(), values.end());
@@ -68,8 +43,15 @@ void check_quantized_linear(Random& random) {
   for (float& value : x) value = random.number();
   const int64_t columns = std::accumulate(outputs.begin(), outputs.end(), int64_t(0));
   std::vector<float> out(rows * columns, kInfinity);
-  quantized_linear(x.data(), packed.data(), quants.data(), outputs.data(), n_parts, rows, inputs,
-                   exact, out.data());
+  const Linear linear{QuantizedParts{packed.data(), quants, outputs, exact}, inputs, columns,
+                      nullptr};
+  multiply(linear, x.data(), rows, out.data());
+  for (int64_t m = 0; m < columns; ++m) {
+    std::vector<float> row(inputs);
+    weight_row(linear, m, row.data());
+    expect(inputs == 0 || std::memcmp(row.data(), &weights[m * inputs], 4 * inputs) == 0,
+           "other weights of output ", m);
+  }
   const std::vector<float> left = exact ? x : rounded(x);
   for (int64_t i = 0; i < rows * columns; ++i) {
     double want = 0, size = 0;

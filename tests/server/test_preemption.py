@@ -125,13 +125,13 @@ def opened(key: int, params: Open, text: list[int]) -> Request:
     return Request(key, params, limit=len(prompt) + params.max_tokens, context=prompt)
 
 
-@pytest.mark.parametrize(("dtype", "seed"), [("float32", 0), ("float32", 1), ("bfloat16", 3)])
+@pytest.mark.parametrize(("weights", "seed"), [("float32", 0), ("float32", 1), ("bfloat16", 3)])
 def test_every_text_is_plain(
-    tiny_pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, dtype: str, seed: int
+    tiny_pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, weights: str, seed: int
 ) -> None:
     work = requests(random.Random(seed), 16)
     demand = sum(len(prompt) + OUTPUT_TOKENS + MAX_NODES for _, prompt in work)
-    engine = open_engine(str(tiny_pair[0]), dtype, "cpu", lambda model: demand // 4, PAGE_TOKENS)
+    engine = open_engine(str(tiny_pair[0]), weights, "cpu", lambda model: demand // 4, PAGE_TOKENS)
     texts = [plain(engine, params, prompt) for params, prompt in work]
     limits = Limits(
         max_sessions=16,
