@@ -53,7 +53,7 @@ class SpecEdge:
 
         torch.set_num_threads(threads)
         self._engine = open_engine(
-            str(path), "float32", "cpu", lambda model: CONTEXT_TOKENS, PAGE_TOKENS
+            str(path), "stored", "cpu", lambda model: CONTEXT_TOKENS, PAGE_TOKENS
         )
         self._pages = self._engine.kv.allocate(CONTEXT_TOKENS // PAGE_TOKENS)
         self._length = 0
