@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 
 # What a process would spend its first seconds on; with them it is forked.
 IMPORTS = ["tests.faults.processes", "runtime.server.start", "runtime.server.http", "uvicorn"]
-IMPORTS += ["runtime.edge.client", "runtime.edge.chat", "transformers.models.llama.modeling_llama"]
+IMPORTS += ["runtime.edge.client", "runtime.edge.chat", "runtime.edge.draft.drafter"]
+IMPORTS += ["transformers.models.llama.modeling_llama"]
 
 
 def _main(module: str, options: list[str], output: Connection) -> None:

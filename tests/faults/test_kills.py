@@ -128,7 +128,8 @@ async def ask_by_an_edge_that_dies(
         first.kill()
 
     freed_s = 0.0
-    async with Proxy([fault], on_fault=strike).before("127.0.0.1", rig.port) as proxy:
+    # an edge comes once to see whether anybody listens, and once to stay
+    async with Proxy([None, fault], on_fault=strike).before("127.0.0.1", rig.port) as proxy:
         first = edge(draft, proxy.address[1], file, *prompt)
         text, status = await first.end()
         assert status == (0 if fault is None else -signal.SIGKILL)

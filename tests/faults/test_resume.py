@@ -303,9 +303,6 @@ def test_an_edge_gives_up_in_time(
     asyncio.run(attempt())
 
 
-NEVER = Fault(Kind.RESET, True, 10**9)
-
-
 def test_processes_killed_for_real(
     tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
 ) -> None:
@@ -328,7 +325,7 @@ def test_processes_killed_for_real(
                 os.kill(victim.pid, signal.SIGKILL)
 
         # an edge comes once to see whether anybody listens, and once to stay
-        faults = [NEVER, Fault(Kind.RESET, True, 700), Fault(Kind.TELL, False, 300)]
+        faults = [None, Fault(Kind.RESET, True, 700), Fault(Kind.TELL, False, 300)]
         async with Proxy(faults, on_fault=kill).before(*parse_address(tiny_server)) as proxy:
             victim = edge(proxy.address[1], "--prompt", "Once upon a time")
             _, told = await asyncio.to_thread(victim.communicate)
