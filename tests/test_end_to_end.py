@@ -131,6 +131,31 @@ def test_a_demo_without_a_server_says_so() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_demo_compares_answers_in_turns(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
+    from runtime.config import EdgeConfig
+    from runtime.demo import _in_turns
+    from runtime.edge.client import Edge
+
+    config = EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), max_tokens=40)
+    with Edge(config) as edge:
+        drafted, plain = _in_turns(edge, "again", rounds=2)
+    assert len({tuple(answer.ids) for answer in (*drafted, *plain)}) == 1
+    assert [answer.tokens_per_verification for answer in plain] == [1.0, 1.0]
+    for with_, without in zip(drafted, plain, strict=True):
+        assert with_.tokens_per_verification > 1
+        assert with_.bytes_per_round > without.bytes_per_round
+
+
+def test_the_demo_says_what_drafting_is_worth_here() -> None:
+    from runtime.demo import verdict
+
+    assert "Drafting pays" in verdict(1.5)
+    assert "1.50 times" in verdict(1.5)
+    for gain in (0.98, 1.0, 1.02):
+        assert "nothing is lost" in verdict(gain)
+    assert "8% slower" in verdict(0.92)
+
+
 def test_a_server_that_cannot_start_says_why(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
