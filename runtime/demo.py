@@ -120,7 +120,7 @@ def _show(address: str, arguments: argparse.Namespace, proactive: str) -> bool:
         console.print(Text.assemble(asked, "   (", ("green", "green"), " was drafted)\n"))
         streamed = edge.generate(arguments.prompt)
         stream_answer(streamed, console)
-        drafted, plain = _in_turns(edge, arguments.prompt, arguments.rounds)
+        drafted, plain = in_turns(edge, arguments.prompt, arguments.rounds)
     _print_table(console, drafted, plain)
     identical = all(answer.tokens == streamed.tokens for answer in (*drafted, *plain))
     console.print(f"identical to plain decoding: {'yes' if identical else 'NO'}")
@@ -130,7 +130,7 @@ def _show(address: str, arguments: argparse.Namespace, proactive: str) -> bool:
     return identical
 
 
-def _in_turns(edge: "Edge", prompt: str, rounds: int) -> tuple[list[Timed], list[Timed]]:
+def in_turns(edge: "Edge", prompt: str, rounds: int) -> tuple[list[Timed], list[Timed]]:
     """Answers with drafts and without, in pairs; what else the machine does falls on both."""
     drafted: list[Timed] = []
     plain: list[Timed] = []

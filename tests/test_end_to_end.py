@@ -131,15 +131,15 @@ def test_a_demo_without_a_server_says_so() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_demo_compares_answers_in_turns(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
+def test_the_demo_compares_answersin_turns(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
     from runtime.config import EdgeConfig
-    from runtime.demo import _in_turns
+    from runtime.demo import in_turns
     from runtime.edge.client import Edge
 
     config = EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), max_tokens=40)
     with Edge(config) as edge:
-        drafted, plain = _in_turns(edge, "again", rounds=2)
-    assert len({tuple(answer.ids) for answer in (*drafted, *plain)}) == 1
+        drafted, plain = in_turns(edge, "again", rounds=2)
+    assert len({tuple(answer.tokens) for answer in (*drafted, *plain)}) == 1
     assert [answer.tokens_per_verification for answer in plain] == [1.0, 1.0]
     for with_, without in zip(drafted, plain, strict=True):
         assert with_.tokens_per_verification > 1
