@@ -9,10 +9,12 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quant_shape_to_byte_shape, quantize
 
 from bench.llama_cpp import Library
+from runtime.model.formats import floats
 
 # Rows of a length that is no multiple of a format's block get what llama.cpp's own tool gives them.
 NARROWER = {
@@ -92,13 +94,13 @@ def _llama_tensors(checkpoint) -> Iterator[tuple[str, np.ndarray]]:
     for name in checkpoint.shapes:
         if name == "head_ids":
             continue
-        values = checkpoint.read(name).float().numpy()
+        values = floats(checkpoint.stored(name), torch.float32).numpy()
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             halves = values.reshape(-1, 2, config.head_dim // 2, values.shape[1])
             values = halves.swapaxes(1, 2).reshape(values.shape)
         if name == "lm_head.weight" and len(values) != config.vocab_size:
             head = np.zeros((config.vocab_size, values.shape[1]), np.float32)
-            head[checkpoint.read("head_ids").numpy()] = values
+            head[checkpoint.stored("head_ids").numpy()] = values
             values = head
         stem, suffix = name.rsplit(".", 1)
         yield f"{names.get_name(stem)}.{suffix}", np.ascontiguousarray(values)

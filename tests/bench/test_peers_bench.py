@@ -86,7 +86,7 @@ class SmallDraft:
         self._tensors = {n: torch.randn(s, generator=random) for n, s in self.shapes.items()}
         self._tensors["head_ids"] = torch.arange(9) * 5
 
-    def read(self, name: str) -> torch.Tensor:
+    def stored(self, name: str) -> torch.Tensor:
         return self._tensors[name]
 
 
@@ -99,7 +99,7 @@ def test_a_draft_as_gguf_is_the_draft(tmp_path, source) -> None:
     config = replace(draft.config, head_size=VOCAB)
     assert written.config == config
     for name in written.shapes:
-        ours, theirs = written.read(name), draft.read(name)
+        ours, theirs = written.read(name), draft.stored(name)
         if name == "lm_head.weight":
             assert not ours[[token for token in range(VOCAB) if token % 5 or token > 40]].any()
             ours = ours[::5][:9]
