@@ -9,6 +9,8 @@ import sys
 from bench.peers.models import CONTEXT_TOKENS
 from bench.peers.worker import resident_bytes
 
+ERRORS = 1  # are all that it logs
+
 
 def main() -> None:
     """The first line is {"path": GGUF file, "threads": number, "draft": GGUF file or null}."""
@@ -25,6 +27,7 @@ def start(path: str, threads: int, draft: str | None):
 
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.port = path, CONTEXT_TOKENS, 1, 0
+    params.verbosity = ERRORS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     if draft is not None:
         params.speculative.types = [
