@@ -22,9 +22,17 @@ from bench.harness import Timing, measure, measure_in_turns, report
 from runtime.config import WEIGHTS
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
-from runtime.model.transformer import Linear
-from specedge_kernels import _cpu, linear, pack_linear
-from specedge_kernels.cpu import linear_of
+from runtime.model.transformer import Linear, Transformer
+from specedge_kernels import (
+    QuantizedWeight,
+    _cpu,
+    linear,
+    pack_linear,
+    pack_quantized,
+    quantized_linear,
+)
+from specedge_kernels.cpu import linear_of, quantized_of
+from specedge_kernels.quantized import FORMS
 
 COLUMNS = ("context", "requests", "nodes", "step", "of one node", "floor", "share of floor")
 SPLIT_COLUMNS = ("products", "rest", "share of products")
@@ -118,15 +126,13 @@ def split(engine: Engine, context: int, n_requests: int, nodes: int) -> list[Tim
     """Times of a step's matrix products, and of all the rest of it."""
     batch, rest = requests(engine, context, n_requests, nodes, context), without_products(engine)
     rows, model = n_requests * nodes, engine.model
-    parts = [part for x in model.layers for part in (x.qkv, x.output, x.gate_up, x.down)]
-    parts.append(model.head)
     work = [
         (
-            linear_of(part.weight, part.out_features),
-            torch.ones(rows, part.weight.shape[1]),
+            native(part),
+            torch.ones(rows, part.as_packed().in_features),
             torch.empty(rows, part.out_features),
         )
-        for part in parts
+        for part in products_of(model)
     ]
 
     def products() -> None:
@@ -134,6 +140,21 @@ def split(engine: Engine, context: int, n_requests: int, nodes: int) -> list[Tim
             _cpu.multiply(weights, x.data_ptr(), rows, out.data_ptr())
 
     return measure_in_turns([products, lambda: rest.forward(batch)], TURNS)
+
+
+def products_of(model: Transformer) -> list[Linear]:
+    parts = [part for x in model.layers for part in (x.qkv, x.output, x.gate_up, x.down)]
+    return [*parts, model.head]
+
+
+def native(part: Linear) -> _cpu.Linear:
+    if isinstance(part.weight, QuantizedWeight):
+        return quantized_of(part.weight, part.exact)
+    return linear_of(part.weight, part.out_features)
+
+
+def n_bytes_of(part: Linear) -> int:
+    return (part.weight.packed if isinstance(part.weight, QuantizedWeight) else part.weight).nbytes
 
 
 def without_products(engine: Engine) -> Engine:
@@ -178,7 +199,8 @@ def floor(
     per_layer += 3 * config.hidden_size * config.intermediate_size
     weights = config.n_layers * per_layer + config.head_size * config.hidden_size
     token_bytes = kv.bytes_per_page / kv.page_size
-    n_bytes = weights * kv.kv.element_size() + n_requests * (context + nodes) * token_bytes
+    n_bytes = sum(map(n_bytes_of, products_of(engine.model)))
+    n_bytes += n_requests * (context + nodes) * token_bytes
     attention = 4 * config.n_layers * config.n_heads * config.head_dim * (context + nodes)
     flops = n_requests * nodes * (2 * weights + attention)
     return max(n_bytes / bandwidth, flops / rate)
@@ -194,7 +216,7 @@ def copy_bandwidth(engine: Engine) -> float:
 
 def product_rate(engine: Engine) -> float:
     """FLOP per second of the fastest large product at hand, torch's or ours."""
-    device, dtype = engine.model.device, engine.kv.kv.dtype
+    device, dtype, head = engine.model.device, engine.model.dtype, engine.model.head
     x = torch.randn(1024, 1024, device=device)
     weight = torch.randn(1024, 1024, device=device, dtype=dtype)
     cast = x.to(dtype)
@@ -202,6 +224,11 @@ def product_rate(engine: Engine) -> float:
     if device.type == "cpu":
         panels = pack_linear(weight)
         ways.append(lambda: linear(x, panels, 1024))
+    if isinstance(head.weight, QuantizedWeight):
+        kind = head.weight.kinds[0]
+        stored = torch.zeros(1024, 1024 // FORMS[kind].inputs * FORMS[kind].stored_bytes)
+        packed = pack_quantized(stored.byte(), kind)
+        ways.append(lambda: quantized_linear(x, packed, exact=head.exact))
     best_s = min(measure(way, SAMPLES, SAMPLE_S, synchronize(engine)).median_s for way in ways)
     return 2 * 1024**3 / best_s
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import specedge_kernels as kernels
-from specedge_kernels import Decoder, DecoderLayer, PackedLinear
+from specedge_kernels import Decoder, DecoderLayer, PackedLinear, QuantizedWeight, StoredWeight
 from tests.kernels.cases import int32
+from tests.kernels.quantized_cases import random_stored
 
 H, INNER, HQ, HK, D = 12, 20, 4, 2, 6
 COS, SIN = torch.ones(40, D), torch.zeros(40, D)
@@ -199,3 +200,41 @@ def test_a_tied_embedding_is_the_weights_of_the_head(dtype):
         for table in (None, weight)
     ]
     assert torch.equal(*rows)
+
+
+def quantized(inputs, outputs):
+    return PackedLinear(kernels.pack_quantized(random_stored(8, outputs, inputs), 8), outputs)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (quantized(32, 30), r"head: expected 12 inputs, 30 outputs, got \(32, 30\)"),
+        (dataclasses.replace(quantized(32, 30), out_features=31), r"head: expected 12 inputs, 31"),
+        (
+            PackedLinear(QuantizedWeight(torch.zeros(1).byte(), (8,), (30,), 32), 30),
+            "packed: expected a contiguous uint8",
+        ),
+        (
+            PackedLinear(QuantizedWeight(torch.zeros(1).byte(), (99,), (30,), 32), 30),
+            "kind: expected one of",
+        ),
+    ],
+)
+def test_misshaped_quantised_weights_are_named(head, message):
+    with pytest.raises(ValueError, match=message):
+        Decoder(EMBEDDING, [layer()], NORM, head, HQ, HK, COS, SIN, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (StoredWeight(torch.zeros(30, 34).byte(), 8), "embedding: expected rows of 12, got 32"),
+        (StoredWeight(torch.zeros(30, 33).byte(), 8), "rows of a multiple of 34 bytes, got 33"),
+        (StoredWeight(torch.zeros(30, 34), 8), "stored: expected a contiguous uint8"),
+        (StoredWeight(torch.zeros(30, 34).byte(), 10), r"kind: expected one of .*, got 10"),
+    ],
+)
+def test_a_misshaped_quantised_embedding_is_named(table, message):
+    with pytest.raises(ValueError, match=message):
+        decoder(embedding=table)

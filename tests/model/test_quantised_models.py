@@ -14,8 +14,11 @@ from gguf import GGMLQuantizationType as Kind
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from runtime import embedded
+from runtime.config import WEIGHTS
 from runtime.model import weights
 from runtime.model.engine import TreeRequest
+from runtime.model.formats import FLOATS
+from runtime.model.formats import KINDS as KINDS_AT_LOAD
 from runtime.model.weights import ModelError
 from specedge_kernels import QuantizedWeight, StoredWeight
 from specedge_kernels.quantized import FORMS
@@ -220,6 +223,10 @@ def test_what_is_quantised_can_be_quantised_again(tmp_path):
     again, same = weights.load(path, "q4_0"), weights.load(path, "q8_0")
     assert again.head.weight.kinds == (2,)
     assert torch.equal(logits(same), logits(weights.load(path)))
+
+
+def test_the_options_are_what_can_be_loaded():
+    assert (weights.STORED, *FLOATS, *KINDS_AT_LOAD) == WEIGHTS
 
 
 def test_wrong_choices_are_named(pairs):
