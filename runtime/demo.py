@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runtime.system import cpu_quota
+from runtime.system import whole_cores
 from runtime.terminal import fail, inert, run
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error(f"--rounds is {arguments.rounds}; expected 1 or more")
-    cores = available_cores()
+    cores = whole_cores()
     apart = cores >= CORES_FOR_BOTH
     threads = cores // 2 if apart else cores
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -49,14 +49,6 @@ def main() -> int:
             return 0 if _show(address, arguments, "multi" if apart else "off") else 1
     except (ValueError, ConnectionError) as error:  # a sentence about options, models or the server
         return fail("runtime.demo", error)
-
-
-def available_cores() -> int:
-    """Whole cores that this process may use in the long run, at least one."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    return max(1, int(min(cores, cpu_quota() or cores)))
 
 
 @contextmanager

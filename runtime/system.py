@@ -71,6 +71,14 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     return min(quotas, default=None)
 
 
+def whole_cores() -> int:
+    """Whole cores that this process may use in the long run, at least one."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    return max(1, int(min(cores, cpu_quota() or cores)))
+
+
 def _quotas_v2(root: Path) -> list[float]:
     quotas = []
     for group in _groups(root, ""):

@@ -14,7 +14,7 @@ import pytest
 
 from runtime import config, system
 from runtime.config import EdgeConfig, prepare_threads
-from runtime.system import cpu_quota, raise_descriptor_limit, unacknowledged_bytes
+from runtime.system import cpu_quota, raise_descriptor_limit, unacknowledged_bytes, whole_cores
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -132,3 +132,10 @@ def test_what_a_peer_does_not_read_is_unacknowledged() -> None:
                     sent += sender.send(bytes(65536))
             assert 0 < unacknowledged_bytes(sender.fileno()) <= sent
     assert unacknowledged_bytes(sender.fileno()) == 0, "it is closed"
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(None, 6), (2.7, 2), (0.4, 1), (9.0, 6)])
+def test_cores_are_those_it_may_run_on_and_no_more_than_its_quota(monkeypatch, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setattr(system, "cpu_quota", lambda: quota)
+    assert whole_cores() == cores
