@@ -13,7 +13,7 @@ from runtime import embedded
 # each takes a good part of a second, and none is needed for a GGUF file
 NEEDLESS = {"transformers", "huggingface_hub", "triton", "sympy", "scipy", "sklearn", "PIL"}
 NEEDLESS |= {"torch._dynamo", "torch._inductor", "pandas", "matplotlib"}
-MOST_RESIDENT_BYTES = 1.2e9  # of the server, whose pool of keys and values alone has 1.5e9
+MOST_RESIDENT_BYTES = 0.6e9  # of the server, whose pool of keys and values alone has 1.5e9
 
 
 def command(*options: str) -> list[str]:
