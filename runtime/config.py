@@ -31,6 +31,7 @@ class ConfigError(ValueError):
 FLOATS = ("float32", "bfloat16", "float16")
 WEIGHTS = ("stored", *FLOATS, "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
+MIN_TOKEN_CHARACTERS = 32  # of a user's secret
 # Of a service named specedge, Kubernetes tells every pod as SPECEDGE_PORT=tcp://10.0.0.1:8400.
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 
@@ -258,7 +259,13 @@ def parse_address(address: str, name: str = "--server", least_port: int = 1) -> 
 
 
 def parse(cls: type[Config], argv: Sequence[str], env: Mapping[str, str], program: str) -> Config:
-    """Build a config from arguments, environment and file. Raises ConfigError; --help exits 0."""
+    """Build a config from arguments, environment and file. Raises ConfigError.
+
+    --help and --version print and exit with 0.
+    """
+    if "--version" in argv:
+        print(f"specedge {version()}")
+        raise SystemExit(0)
     parser = _parser(cls, program)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -269,6 +276,16 @@ def parse(cls: type[Config], argv: Sequence[str], env: Mapping[str, str], progra
     given = _from_environment(cls, env, without=given) | given
     values = _from_file(cls, Path(path), without=given) if path else {}
     return cls(**(values | given))
+
+
+def version() -> str:
+    """Of the package that is installed here."""
+    from importlib import metadata  # not where nobody asks: it takes long to import
+
+    try:
+        return metadata.version("specedge")
+    except metadata.PackageNotFoundError:
+        return "of a folder that is not installed"
 
 
 def prepare_threads(config: Options, env: MutableMapping[str, str]) -> None:
@@ -310,6 +327,21 @@ def read_secret(path: Path) -> str:
     return text
 
 
+def read_token(path: Path) -> str:
+    """A user's token in a file of its own. Raises ConfigError.
+
+    What cannot be one is refused here: the server would count it as an attempt to guess.
+    """
+    token = read_secret(path).strip()
+    if len(lines := token.splitlines()) > 1:
+        raise ConfigError(f"{path} holds {len(lines)} lines; expected a token and nothing else")
+    if len(token) < MIN_TOKEN_CHARACTERS:
+        raise ConfigError(
+            f"{path} holds {len(token)} characters; a token has {MIN_TOKEN_CHARACTERS} or more"
+        )
+    return token
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address to listen on; a name counts as others'."""
     try:
@@ -338,6 +370,7 @@ def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
         epilog="Every option may also be set as SPECEDGE_<OPTION> or in a TOML file (--config).",
     )
     kinds = _readers(cls)
+    parser.add_argument("--version", action="store_true", default=None, help="print it, and end")
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
     for item in fields(cls):
         default = "" if item.default in (None, (), MISSING) else f" (default: {item.default})"

@@ -11,12 +11,14 @@ them.
 import json
 import logging
 import re
+import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from runtime.terminal import inert
 
+SILENCE_S = 60.0  # between two lines about the same trouble
 PLAIN = re.compile(r"[\w.:@/+-]+")
 
 
@@ -35,6 +37,26 @@ def configure(level: str, form: str) -> None:
     logging.setLogRecordFactory(InertRecord)
     logging.captureWarnings(True)
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class Seldom:
+    """A trouble that may come a thousand times a minute, and is told once, with how often it came.
+
+    `failures` counts those since the last line, which are told with the next one.
+    """
+
+    def __init__(self, log: logging.Logger, event: str) -> None:
+        self._log, self._event = log, event
+        self._failures = 0
+        self._told_s = float("-inf")
+
+    def __call__(self, reason: str) -> None:
+        """It came once more."""
+        self._failures += 1
+        now_s = time.monotonic()
+        if now_s - self._told_s >= SILENCE_S:
+            self._log.warning(self._event, extra=fields(reason=reason, failures=self._failures))
+            self._failures, self._told_s = 0, now_s
 
 
 class InertRecord(logging.LogRecord):

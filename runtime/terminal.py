@@ -15,6 +15,8 @@ from typing import NoReturn, TextIO
 
 from runtime.system import BROKEN_PIPE_STATUS
 
+# As in sysexits.h: nothing is to be mended, but not now.
+TRY_AGAIN_STATUS = 75
 # C0 and DEL have pictures in Unicode, C1 has none.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
 _VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)

@@ -1,6 +1,7 @@
 """What is in deploy/ and docs/ agrees with the code: options, metrics, files, and the drain."""
 
 import configparser
+import http.server
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import fields
 from pathlib import Path
 
@@ -68,6 +70,7 @@ def test_the_unit_starts_a_server_and_outlives_its_drain() -> None:
     assert int(service["TimeoutStopSec"]) > config.drain_s
     assert service["Restart"] == "on-failure"
     assert service["RestartPreventExitStatus"] == "2"
+    assert "StartLimitIntervalSec=0\n" in UNIT.read_text(), "what passes is tried until it has"
     for hardening in ("DynamicUser", "NoNewPrivileges", "PrivateTmp", "ProtectHome"):
         assert service[hardening] == "yes"
 
@@ -115,10 +118,35 @@ def test_the_image_starts_a_server_and_asks_whether_it_is_ready() -> None:
     assert f"http://{config.http}/ready" in lines["HEALTHCHECK"]
     probe = json.loads(lines["HEALTHCHECK"].split("CMD ")[1])
     with reserved_port() as port:
-        nobody = probe[-1].replace(config.http, f"127.0.0.1:{port}")
-        command = [sys.executable, *probe[1:-1], nobody]
-        assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode != 0
+        assert asked(probe, config.http, port).returncode != 0
+        with http.server.HTTPServer(("127.0.0.1", 0), Ready) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            # a proxy at which nobody listens is not asked
+            done = asked(probe, config.http, server.server_port, f"http://127.0.0.1:{port}")
+            server.shutdown()
+        assert done.returncode == 0, done.stderr
     assert lines["STOPSIGNAL"] == "SIGTERM"
+
+
+class Ready(http.server.BaseHTTPRequestHandler):
+    """Answers 200 to /ready alone."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/ready" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def asked(
+    probe: list[str], address: str, port: int, proxy: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    """The health check, at another port."""
+    code = probe[-1].replace(address, f"127.0.0.1:{port}")
+    environment = {**os.environ, "http_proxy": proxy, "no_proxy": ""}
+    command = [sys.executable, *probe[1:-1], code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def test_every_expression_of_the_dashboard_names_a_metric(metrics: Metrics) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
-from runtime.config import ConfigError, EdgeConfig, parse_address, read_secret
+from runtime.config import ConfigError, EdgeConfig, parse_address, read_token
 from runtime.edge.answer import Stream
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
@@ -78,7 +78,7 @@ class Worker:
 
     def _token(self) -> bytes:
         file = self._config.token_file
-        return read_secret(Path(file)).strip().encode() if file else b""
+        return read_token(Path(file)).encode() if file else b""
 
     def _trust(self) -> Trust | None:
         try:

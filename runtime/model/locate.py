@@ -18,6 +18,10 @@ _HUB_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja")
 _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
+class HubAway(ModelError):
+    """A model that could not be fetched now, and may be in a while."""
+
+
 def locate(name: str | Path) -> Path:
     """The folder or GGUF file that a model's name stands for; hub ids are downloaded.
 
@@ -83,13 +87,28 @@ def _download(hub_id: str) -> Path:
     # the hub's client raises its own, its HTTP library's and the socket's errors
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(
+        raise (HubAway if _passes(error) else ModelError)(
             f"{hub_id} is no folder here and could not be fetched from the Hugging Face hub: "
             f"{type(error).__name__}: {reason}"
         ) from None
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
         return _in_folder(folder)
     raise ModelError(f"{hub_id} has no safetensors to fetch{_instead(hub_id)}")
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the hub was not reached, or not well, although it may be asked."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if HF_HUB_OFFLINE:
+        return False
+    if isinstance(error, LocalEntryNotFoundError):  # its way to say that there was no answer
+        return True
+    if isinstance(error, HfHubHTTPError):
+        return error.response is None or error.response.status_code in (429, 500, 502, 503, 504)
+    # what is left are errors of the connection, of the name and of the disk
+    return not isinstance(error, ValueError) and getattr(error, "errno", None) is None
 
 
 def _instead(hub_id: str) -> str:

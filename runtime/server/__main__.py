@@ -6,11 +6,14 @@ import sys
 
 from runtime.config import ConfigError, ServerConfig, parse, prepare_threads
 from runtime.logs import configure
-from runtime.terminal import fail, run
+from runtime.terminal import TRY_AGAIN_STATUS, fail, run
 
 
 def main() -> int:
-    """Exit status: 0 after a drain, 2 when the options or the model cannot be used."""
+    """Exit status: 0 after a drain, 2 when the options or the model cannot be used.
+
+    75 when they may be usable in a while: the hub is not reached, an address is not there yet.
+    """
     try:
         config = parse(ServerConfig, sys.argv[1:], os.environ, "python -m runtime.server")
     except ConfigError as error:
@@ -26,7 +29,8 @@ def main() -> int:
     try:
         start(config)
     except StartError as error:
-        return fail("runtime.server", error)
+        status = fail("runtime.server", error)
+        return TRY_AGAIN_STATUS if error.passes else status
     return 0
 
 

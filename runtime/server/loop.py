@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TextIO
 
 from runtime.config import ServerConfig
 from runtime.logs import fields
@@ -26,10 +25,11 @@ from runtime.server.policy.pipeline import Grant, Pipeline
 from runtime.server.request import NO_NODES, Phase, RejectedDraft, Request
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler
 from runtime.server.schedule.step import Step
+from runtime.server.trace_file import TraceFile
 from runtime.server.verify.verifier import Failed, Outcome, Verified, verify_batch
 from runtime.system import on_stop
 from runtime.wire import messages as wire
-from runtime.wire.tcp import FramedProtocol
+from runtime.wire.tcp import CLOSE_TIMEOUT_S, FramedProtocol
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Server:
     config: ServerConfig
     engine: Engine
     door: Door
-    trace: TextIO | None = None  # gets a line for every step
+    trace: TraceFile | None = None  # gets a line for every step
     metrics: Metrics = field(default_factory=Metrics)
     totals: Totals = field(default_factory=Totals)
     unready: str = "the port is not open yet"  # why no requests are taken; empty if they are
@@ -88,7 +88,7 @@ class Server:
 
         `listener` makes its protocols with `new_peer`.
         """
-        stop = self._stop_on_signals()
+        stop, left_s = self._stop_on_signals(), CLOSE_TIMEOUT_S
         await listener.start_serving()
         self.unready = ""
         announce(*listener.sockets[0].getsockname()[:2])
@@ -96,12 +96,12 @@ class Server:
         try:
             await asyncio.wait({verifying, stop}, return_when=asyncio.FIRST_COMPLETED)
             if stop.done():
-                await self._drain()
+                left_s = await self._drain()
         finally:
             listener.close()
             verifying.cancel()
-            for peer in self.door.peers():
-                peer.close()
+            # an edge may be slow to take the last of its answer
+            await asyncio.gather(*(peer.hang_up(left_s) for peer in self.door.peers()))
             self._model_thread.shutdown()
         if verifying.done() and not verifying.cancelled():
             verifying.result()
@@ -132,7 +132,8 @@ class Server:
 
     def on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
         """Free everything that a gone edge held."""
-        level = logging.INFO if peer.ended_with is None else logging.WARNING
+        is_fine = peer.ended_with is None and not peer.cut_bytes
+        level = logging.INFO if is_fine else logging.WARNING
         log.log(level, "edge left", extra=self._who(peer, code=peer.ended_with, reason=reason))
         self.metrics.edge_left(peer)
         self.door.left(peer)
@@ -287,7 +288,7 @@ class Server:
         self.totals.steps += 1
         self.totals.busy_s += step.seconds
         if self.trace is not None:
-            print(step.line(), file=self.trace)
+            self.trace.write(step.line())
 
     def _deliver(self, outcome: Outcome, step: Step) -> None:
         """Apply an outcome to its request, unless that has ended meanwhile."""
@@ -362,9 +363,15 @@ class Server:
     def _stop_now(self) -> None:
         for request in [*self.requests.values()]:
             self._end(request)
+        for peer in self.door.peers():
+            peer.abort()
 
-    async def _drain(self) -> None:
-        """Let running requests end, at most `drain_s` seconds; admit no new ones."""
+    async def _drain(self) -> float:
+        """Let running requests end, at most `drain_s` seconds; admit no new ones.
+
+        Returns the seconds that are left for edges to take what was sent.
+        """
+        until_s = time.monotonic() + self.config.drain_s
         self.unready = "the server is stopping"
         log.info("draining", extra=fields(requests=len(self.requests), drain_s=self.config.drain_s))
         notice = wire.Error(0, wire.ErrorCode.DRAINING, fatal=False, sentence=self.unready)
@@ -374,3 +381,4 @@ class Server:
             self._idle.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self.config.drain_s)
+        return max(until_s - time.monotonic(), CLOSE_TIMEOUT_S)

@@ -5,37 +5,46 @@ import logging
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TextIO
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from runtime.config import ConfigError, ServerConfig, is_loopback
 from runtime.console import Terminal
-from runtime.logs import fields
+from runtime.logs import Seldom, fields
 from runtime.model.engine import Engine
+from runtime.model.locate import HubAway
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
+from runtime.server.descriptors import check_descriptors, tell_accept_failures
 from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
+from runtime.server.trace_file import TraceFile
 from runtime.server.users import add_user, load_users
 from runtime.server.verify.warm_up import warm_up
 from runtime.system import on_stop
 from runtime.terminal import inert
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE
-from runtime.wire.tcp import FramedProtocol, listen
+from runtime.wire.tcp import AddressAway, FramedProtocol, listen
 from runtime.wire.tls import Certificate, TLSError, load_certificate
 
 log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
-    """The server cannot start; the message says what to mend."""
+    """The server cannot start; the message says what to mend.
+
+    `passes` says that it may start in a while with nothing mended.
+    """
+
+    def __init__(self, sentence: str, passes: bool = False) -> None:
+        super().__init__(sentence)
+        self.passes = passes
 
 
 def start(config: ServerConfig) -> None:
@@ -44,9 +53,13 @@ def start(config: ServerConfig) -> None:
     try:
         if config.add_user:
             token = add_user(Path(config.users), config.add_user)
-            console.print(f"added {config.add_user} to {config.users}; the token, shown only now:")
+            # not to standard output, which has the token and nothing else
+            heading = f"added {config.add_user} to {config.users}; the token, shown only now:"
+            Terminal(stderr=True).print(heading, soft_wrap=True)
             console.print(token, soft_wrap=True)
-        elif config.replicas:
+            return
+        check_descriptors(config)
+        if config.replicas:
             asyncio.run(_redirect(config, console))
         else:
             with _trace(config) as trace:
@@ -54,11 +67,13 @@ def start(config: ServerConfig) -> None:
     except BrokenPipeError:
         raise  # of standard output, where nobody reads on
     except (ConfigError, ModelError, ConnectionError, TLSError) as error:
-        raise StartError(str(error)) from error
+        passes = isinstance(error, AddressAway | HubAway)
+        raise StartError(str(error), passes) from error
 
 
 async def _redirect(config: ServerConfig, console: Terminal) -> None:
     """Send everyone on to the replicas until a signal."""
+    tell_accept_failures(asyncio.get_running_loop())
     certificate = _certificate(config)
     users = load_users(Path(config.users)) if config.users else None
     door = _door(config, users, certificate, identity=None)
@@ -91,7 +106,7 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
 async def serve(
     config: ServerConfig,
     console: Terminal,
-    trace: TextIO | None = None,
+    trace: TraceFile | None = None,
     opened: Callable[[str, int], None] = lambda host, port: None,
 ) -> None:
     """Load, listen and serve until a signal, or until it is cancelled.
@@ -100,6 +115,7 @@ async def serve(
     """
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
     # opened last, so that nobody reaches a server that cannot answer.
+    tell_accept_failures(asyncio.get_running_loop())
     certificate = _certificate(config)
     listener = await listen(
         config.host,
@@ -171,31 +187,39 @@ def _announce(
         )
     if ip_address(host).is_unspecified:
         host = platform.node()
+    if not config.replicas and config.model != ServerConfig.model:
+        sentence = f"DRAFT below: a small model with the vocabulary of {config.model}"
+        console.print(sentence, soft_wrap=True)
     command = ["python -m runtime.edge", "--server"]
     command += [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     command += [f"--tls {certificate.pin}"] if certificate else []
     command += ["--user NAME --token-file FILE"] if config.users else []
+    if not config.replicas and config.model != ServerConfig.model:
+        command.append("--draft DRAFT")
     console.print(" ".join([*command, "--chat"]), soft_wrap=True)
 
 
 @contextmanager
-def _trace(config: ServerConfig) -> Iterator[TextIO | None]:
-    """The file of the trace, written line by line so that it can be read meanwhile."""
+def _trace(config: ServerConfig) -> Iterator[TraceFile | None]:
     if not config.trace:
         yield None
         return
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(config.trace, "w", buffering=1, encoding="utf-8"))
-        except OSError as error:
-            raise StartError(f"cannot write --trace {config.trace}: {error.strerror}") from error
-        yield file
+    try:
+        trace = TraceFile(Path(config.trace))
+    except OSError as error:
+        raise StartError(f"cannot write --trace {config.trace}: {error.strerror}") from error
+    with closing(trace):
+        yield trace
 
 
 def _certificate(config: ServerConfig) -> Certificate | None:
     if not config.tls_certificate:
         return None
-    return load_certificate(Path(config.tls_certificate), Path(config.tls_key))
+    return load_certificate(
+        Path(config.tls_certificate),
+        Path(config.tls_key),
+        Seldom(log, "no TLS with an edge"),
+    )
 
 
 def _door(

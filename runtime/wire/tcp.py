@@ -8,28 +8,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
+import re
 import socket
 import ssl
+import time
 from collections.abc import Callable
+from typing import Any
 
+from runtime.system import unacknowledged_bytes
 from runtime.wire.auth import NO_CERTIFICATE, certificate_hash
 from runtime.wire.connection import Connection, Role, State
 from runtime.wire.messages import Error, ErrorCode, Message, ProtocolError, Redirect
+from runtime.wire.tls import handshake_failure
 
 HANDSHAKE_TIMEOUT_S = 5.0
 # A peer that reads nothing may keep a closing connection no longer than this.
 CLOSE_TIMEOUT_S = 1.0
+# How often is looked whether a slow peer has taken everything: nobody tells.
+FLUSH_LOOK_S = 0.01
 # A server hoards nothing for a slow edge; what an edge queues are its own prompts.
 MAX_WRITE_BUFFER_BYTES = {Role.SERVER: 64 * 1024, Role.EDGE: 4 * 1024 * 1024}
-# A dead link is noticed after about 3 s; not every system has every option.
+# A dead link is noticed after about 20 s, for on a slow one a segment may be under way for long; an
+# edge that waits looks sooner. Not every system has every option.
 SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
-    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 3000),
+    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 20_000),
     (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 1),
-    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 5),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
     (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
 )
+
+
+# Before another address of the same name is tried beside the first (RFC 8305).
+NEXT_ADDRESS_S = 0.25
+# To see, after the time for connecting is over, whether at least the name is known.
+NAME_LOOK_S = 0.5
+ERRNO = re.compile(r"\[Errno (\d+)\]")
+MTU_HINT = "if a tunnel is on the way, its MTU may be too large"
+# Where a frame has its length: longer than any frame of a handshake.
+TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
+
+
+class AddressAway(ConnectionError):
+    """An address of no interface that is up: it may come with one, at boot or with a tunnel."""
 
 
 class FramedProtocol(asyncio.Protocol):
@@ -41,6 +65,7 @@ class FramedProtocol(asyncio.Protocol):
     connection stands, TLS included; a sentence that it returns is told to the peer as a refusal.
 
     ended_with  the code of the fatal Error that ended the connection, whoever sent it
+    cut_bytes   what was sent and had to be dropped, because the peer did not take it in time
     """
 
     def __init__(
@@ -57,6 +82,8 @@ class FramedProtocol(asyncio.Protocol):
         self.bytes_sent = 0
         self.bytes_received = 0
         self.ended_with: ErrorCode | None = None
+        self.cut_bytes = 0
+        self._is_silent = False
         self._on_message = on_message
         self._on_closed = on_closed
         self._handshake_timeout_s = handshake_timeout_s
@@ -64,6 +91,7 @@ class FramedProtocol(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._reason: str | None = None
         self._on_connected = on_connected
+        self._gone = asyncio.Event()
 
     @property
     def frames_sent(self) -> int:
@@ -84,7 +112,7 @@ class FramedProtocol(asyncio.Protocol):
     @property
     def is_closing(self) -> bool:
         """Whether the connection has ended or is about to: nothing can be sent any more."""
-        return self._transport is None or self._transport.is_closing()
+        return self._transport is None or self._is_silent or self._transport.is_closing()
 
     def send(self, message: Message) -> None:
         """Write a message; nothing happens if the connection is closing (on_closed will tell).
@@ -110,19 +138,70 @@ class FramedProtocol(asyncio.Protocol):
         """Close when what has been sent is written."""
         self._close(None)
 
+    def abort(self) -> None:
+        """Close at once, whatever is still to be written."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def hang_up(self, within_s: float) -> None:
+        """Close once the other machine has all that was sent, or cut it after `within_s` seconds.
+
+        Returns when the connection has gone; until then the peer may go on sending, unheard.
+        """
+        until_s = time.monotonic() + within_s
+        while not self.is_closing and self._unsent_bytes and time.monotonic() < until_s:
+            await asyncio.sleep(FLUSH_LOOK_S)
+        if self._transport is not None and not self._transport.is_closing():
+            if waiting_bytes := self._unsent_bytes:
+                sentence = f"the peer did not take the last {waiting_bytes} bytes"
+                self._cut(waiting_bytes, f"{sentence} within {within_s:.3g} s")
+            else:
+                self._say_end(self._transport)
+        await self._gone.wait()
+
+    def _say_end(self, transport: asyncio.Transport) -> None:
+        """Send nothing more, and let the peer hang up: closed before, what it sends now would be
+        answered by a reset, at which it might drop what it has not read yet."""
+        if transport.can_write_eof():
+            transport.write_eof()
+            self._is_silent = True
+            self._start_timer(CLOSE_TIMEOUT_S, transport.abort)
+        else:  # TLS waits for the peer's farewell by itself
+            self._close(None)
+
+    @property
+    def taken_bytes(self) -> int:
+        """Of what was sent, what the other machine has as far as this system knows."""
+        return self.bytes_sent - self._unsent_bytes
+
+    @property
+    def _unsent_bytes(self) -> int:
+        """What waits here, and what the other machine has not confirmed."""
+        if self._transport is None:
+            return 0
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return _buffered_bytes(self._transport) + unacknowledged_bytes(descriptor)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport), "only stream transports carry frames"
         self._transport = transport
         address = transport.get_extra_info("peername")
-        self.peer_name, self.host = _address(address), str(address and address[0])
+        self.peer_name, self.host = _address(address), _host(address or ("nowhere",))
         _set_options(transport.get_extra_info("socket"))
         self._start_timer(self._handshake_timeout_s, self._give_up_handshake)
         if (sentence := self._on_connected(self)) is not None:
             self.refuse(ErrorCode.BUSY, sentence)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_silent:
+            return
+        if not self.bytes_received and data[:2] in TLS_RECORDS:
+            self._meet_tls()
         self.bytes_received += len(data)
         self.connection.feed(data)
+        if self.connection.state is State.TEMPLATE_DUE and self.connection.role is Role.EDGE:
+            # a template is long: as long as some of it comes, the server is there
+            self._start_timer(self._handshake_timeout_s, self._give_up_handshake)
         # One by one, so that each is handled in the very state that it brought about.
         while not self.is_closing and (message := self._next_message()) is not None:
             match message:
@@ -132,6 +211,13 @@ class FramedProtocol(asyncio.Protocol):
                 case Redirect():  # without waiting for the peer to hang up: it may never
                     self._close(f"redirected to {message.host}:{message.port}")
             self._on_message(self, message)
+
+    def _meet_tls(self) -> None:
+        if self.connection.role is Role.SERVER:
+            sentence = "the edge speaks TLS, and this server has no --tls-certificate"
+            self.refuse(ErrorCode.PROTOCOL, sentence)
+        else:
+            self._close("the server speaks TLS: give --tls")
 
     def _next_message(self) -> Message | None:
         try:
@@ -146,6 +232,9 @@ class FramedProtocol(asyncio.Protocol):
         return message
 
     def eof_received(self) -> bool:
+        if self.connection.role is Role.EDGE and not self.bytes_received:
+            self._close("the server hung up without a word; if it has a certificate, give --tls")
+            return False
         where = " in the middle of a frame" if self.connection.buffered_bytes else ""
         self._close(f"the peer closed the connection{where}")
         return False
@@ -154,25 +243,31 @@ class FramedProtocol(asyncio.Protocol):
         self._stop_timer()
         if error is not None and self._reason is None:
             self._reason = f"the connection is lost: {error}"
+        self._gone.set()
         self._on_closed(self, self._reason)
 
     def _write(self, data: bytes) -> None:
-        if not data or self._transport is None or self._transport.is_closing():
+        if not data or self._transport is None or self.is_closing:
             return
         self.bytes_sent += len(data)
         self._transport.write(data)
         self._end_handshake()
-        waiting_bytes = self._transport.get_write_buffer_size()
+        waiting_bytes = _buffered_bytes(self._transport)
         if waiting_bytes > MAX_WRITE_BUFFER_BYTES[self.connection.role]:
-            self._reason = f"the peer reads too slowly: {waiting_bytes} bytes wait for it"
-            self._transport.abort()
+            sentence = f"the peer reads too slowly: {waiting_bytes} bytes wait for it"
+            self._cut(waiting_bytes, sentence)
+
+    def _cut(self, waiting_bytes: int, reason: str) -> None:
+        self.cut_bytes, self._reason = waiting_bytes, reason
+        self.abort()
 
     def _end_handshake(self) -> None:
         if self.connection.state is State.OPEN:
             self._stop_timer()
 
     def _give_up_handshake(self) -> None:
-        self.refuse(ErrorCode.TIMEOUT, f"no handshake within {self._handshake_timeout_s:g} s")
+        hint = f"; {MTU_HINT}" if self.connection.role is Role.EDGE else ""
+        self.refuse(ErrorCode.TIMEOUT, f"no handshake within {self._handshake_timeout_s:g} s{hint}")
 
     def _close(self, reason: str | None) -> None:
         if self._transport is None or self._transport.is_closing():
@@ -201,21 +296,38 @@ async def listen(
     """Accept connections on host:port, one protocol each; port 0 picks a free one.
 
     Without `start` the port is only reserved, until start_serving is called on the result.
-    Raises ConnectionError with a sentence if the address cannot be had.
+    The host :: takes IPv4 as well. Raises ConnectionError with a sentence if the address cannot be
+    had, AddressAway if this machine does not have it now.
     """
     loop = asyncio.get_running_loop()
     timeout_s = HANDSHAKE_TIMEOUT_S if tls else None
+    options: dict[str, Any] = {"start_serving": start, "ssl": tls}
+    options["ssl_handshake_timeout"] = timeout_s
     try:
-        return await loop.create_server(
-            make_protocol,
-            host,
-            port,
-            start_serving=start,
-            ssl=tls,
-            ssl_handshake_timeout=timeout_s,
-        )
+        if host == "::" and socket.has_dualstack_ipv6():
+            options["sock"] = _both_families(port)
+            return await loop.create_server(make_protocol, **options)
+        return await loop.create_server(make_protocol, host, port, **options)
     except (OSError, UnicodeError) as error:
-        raise ConnectionError(f"cannot listen on {host}:{port}: {_sentence(error)}") from error
+        is_away = isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
+        kind = AddressAway if is_away else ConnectionError
+        # asyncio writes the address into its own error once more
+        reason = "this machine does not have this address" if is_away else _sentence(error)
+        raise kind(f"cannot listen on {_address((host, port))}: {reason}") from error
+
+
+def _both_families(port: int) -> socket.socket:
+    """A port of all addresses, those of IPv4 too: asyncio's own sockets for :: take IPv6 alone."""
+    link = socket.socket(socket.AF_INET6)
+    try:
+        if os.name == "posix":  # elsewhere it would share a port in use
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        link.bind(("::", port))
+    except OSError:
+        link.close()
+        raise
+    return link
 
 
 async def connect(
@@ -231,33 +343,82 @@ async def connect(
     Raises ConnectionError with a sentence if nobody answers there within timeout_s.
     """
     protocol = FramedProtocol(Role.EDGE, on_message, on_closed, timeout_s)
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    loop = asyncio.get_running_loop()
-    connecting = loop.create_connection(lambda: protocol, host, port, ssl=tls)
     try:
-        await asyncio.wait_for(connecting, timeout_s)
-    except asyncio.TimeoutError as error:
-        sentence = f"cannot connect to {where}: no answer within {timeout_s:g} s"
-        raise ConnectionError(sentence) from error
+        transport = await _reach(host, port, asyncio.Protocol() if tls else protocol, timeout_s)
+        if tls:
+            await _encrypt(transport, protocol, tls, host, timeout_s)
     except (OSError, UnicodeError) as error:
+        where = _address((host, port))
         raise ConnectionError(f"cannot connect to {where}: {_sentence(error)}") from error
     return protocol
 
 
+async def _reach(
+    host: str, port: int, protocol: asyncio.BaseProtocol, timeout_s: float
+) -> asyncio.Transport:
+    """A TCP connection to whichever address of the host answers first."""
+    loop = asyncio.get_running_loop()
+    connecting = loop.create_connection(
+        lambda: protocol, host, port, happy_eyeballs_delay=NEXT_ADDRESS_S
+    )
+    try:
+        transport, _ = await asyncio.wait_for(connecting, timeout_s)
+        return transport
+    except asyncio.TimeoutError:
+        pass
+    try:
+        await asyncio.wait_for(loop.getaddrinfo(host, port), NAME_LOOK_S)
+    except asyncio.TimeoutError:
+        raise ConnectionError(f"no name server knew the host within {timeout_s:g} s") from None
+    raise ConnectionError(f"no answer within {timeout_s:g} s")
+
+
+async def _encrypt(
+    transport: asyncio.Transport,
+    protocol: FramedProtocol,
+    tls: ssl.SSLContext,
+    host: str,
+    timeout_s: float,
+) -> None:
+    """Hand a connection over to the protocol, under TLS."""
+    encrypted = await asyncio.get_running_loop().start_tls(
+        transport, protocol, tls, server_hostname=host, ssl_handshake_timeout=timeout_s
+    )
+    if encrypted is None:  # it was closed in between
+        raise ConnectionError("the server hung up without a word; it may have no certificate")
+    protocol.connection_made(encrypted)
+
+
 def _sentence(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return f"no TLS connection: {error.reason or error}"
-    if isinstance(error, ConnectionRefusedError):
+        return handshake_failure(error, Role.EDGE)
+    if isinstance(error, ConnectionAbortedError):
+        return f"no TLS handshake in time; {MTU_HINT}"
+    # asyncio puts the errors of several addresses into one text
+    if {errno.ECONNREFUSED} == {int(number) for number in ERRNO.findall(str(error))}:
         return "nothing listens there"
     if isinstance(error, UnicodeError):
         return "this is not the name of a host"
     return getattr(error, "strerror", None) or str(error)
 
 
+def _buffered_bytes(transport: asyncio.Transport) -> int:
+    """What was not given to the system yet: under TLS asyncio itself counts only what is not
+    encrypted yet, and the rest waits in the transport below."""
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return transport.get_write_buffer_size() + (below.get_write_buffer_size() if below else 0)
+
+
 def _address(name: tuple[object, ...] | str | None) -> str:
-    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+    if not isinstance(name, tuple):
+        return str(name)
+    host = _host(name)
+    return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
+
+
+def _host(name: tuple[object, ...]) -> str:
+    """An address without its port; an IPv4 one on a socket of both families is one of IPv4."""
+    return str(name[0]).removeprefix("::ffff:")
 
 
 def _set_options(link: socket.socket) -> None:

@@ -10,11 +10,16 @@ from __future__ import annotations
 import hmac
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.wire.auth import certificate_hash
+from runtime.wire.states import Role
 
+# what OpenSSL makes of bytes that are no TLS
+NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"}
+NO_TLS |= {"PACKET_LENGTH_TOO_LONG", "BAD_RECORD_TYPE", "UNEXPECTED_MESSAGE"}
 PIN = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -47,9 +52,12 @@ class Trust:
         return not self.pin or hmac.compare_digest(self.pin, certificate)
 
 
-def load_certificate(certificate: Path, key: Path) -> Certificate:
-    """Read PEM files. Raises TLSError."""
+def load_certificate(
+    certificate: Path, key: Path, on_failure: Callable[[str], None] = lambda reason: None
+) -> Certificate:
+    """Read PEM files. Raises TLSError. on_failure(reason) hears of each handshake that fails."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _telling(on_failure)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         context.load_cert_chain(certificate, key)
@@ -60,6 +68,34 @@ def load_certificate(certificate: Path, key: Path) -> Certificate:
     end = "-----END CERTIFICATE-----"
     first = text[text.index("-----BEGIN CERTIFICATE-----") : text.index(end) + len(end)]
     return Certificate(context, certificate_hash(ssl.PEM_cert_to_DER_cert(first)))
+
+
+def _telling(on_failure: Callable[[str], None]) -> type[ssl.SSLObject]:
+    """asyncio tells nobody of a connection that never came to be."""
+
+    class Handshake(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                on_failure(handshake_failure(error, Role.SERVER))
+                raise
+
+    return Handshake
+
+
+def handshake_failure(error: ssl.SSLError, role: Role) -> str:
+    """Why there is no TLS, and what to do about it, as this end sees it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    reason = error.reason or str(error)
+    if reason not in NO_TLS:
+        return f"no TLS connection: {reason}"
+    if role is Role.EDGE:
+        return "the server speaks no TLS: leave --tls out, or ask its operator for a certificate"
+    return "the edge speaks no TLS: it needs --tls"
 
 
 def trust(option: str) -> Trust | None:

@@ -17,6 +17,8 @@ class ScriptedServer:
     Stands where the socket of a `Link` does. `later` decides when an answer goes out.
     """
 
+    bytes_sent = 0  # nobody looks after this link
+
     def __init__(self, truth: Sequence[int], rng: random.Random, later: LATER | None = None):
         self.truth, self.drafts = list(truth), list[wire.Draft]()
         self.turns = [wire.Turn.SERVER, wire.Turn.EDGE, wire.Turn.EDGE, wire.Turn.WAIT]

@@ -41,6 +41,15 @@ class Child:
         self._output = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
         reader.close()
 
+    @property
+    def pid(self) -> int:
+        """The number by which it can be signalled."""
+        return self._process.pid
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._process.join()
+
     def kill(self) -> None:
         """At once, and without a word."""
         os.kill(self._process.pid, signal.SIGKILL)

@@ -175,7 +175,7 @@ class Link:
         self._peer.send(opening)
         for start in range(0, len(prompt), PROMPT_FRAME_TOKENS):
             self._peer.send(wire.Prompt(number, tuple(prompt[start : start + PROMPT_FRAME_TOKENS])))
-        return Request(self, number)
+        return Request(self, number, self.bytes_sent)
 
     async def close(self) -> None:
         """Hang up, when everything sent is written."""
@@ -252,8 +252,10 @@ class Link:
         self._peer.send(message)
 
     async def _receive(self, number: int) -> Mail:
-        self._check_alive()
-        mail = await self._inboxes[number].get()
+        inbox = self._inboxes[number]
+        if inbox.empty():  # what came before the link was lost is as good as ever
+            self._check_alive()
+        mail = await inbox.get()
         if mail is None:
             raise self._why_lost()
         return mail
@@ -274,7 +276,8 @@ class Link:
         assert self._lost is not None, "the link is not lost"
         return ServerError(str(self._lost), self._lost.code)  # anew: it collects a traceback
 
-    def _saw_round(self, round_s: float, verdict: wire.Verdict) -> None:
+    def _saw_round(self, round_s: float, verdict: wire.Verdict, sent_bytes: int) -> None:
+        self._watchdog.saw_arrival(sent_bytes)
         self._watchdog.saw_round(round_s, verdict.verify_ms * 1e-3)
         if self._timer is not None and self._lost is None:
             self._timer.cancel()
@@ -282,7 +285,8 @@ class Link:
 
     def _watch(self) -> None:
         """Look after the link, now and whenever it has been silent for long, until it is lost."""
-        sign = self._watchdog.look(self.bytes_received, waiting=bool(self._inboxes))
+        heard_bytes = self.bytes_received + self._peer.taken_bytes
+        sign = self._watchdog.look(heard_bytes, self.bytes_sent, waiting=bool(self._inboxes))
         if sign is Sign.DEAD:
             self._lose("the server is silent, and does not answer a Ping")
             self._peer.close()
@@ -336,6 +340,7 @@ class Request:
 
     link: Link
     number: int
+    sent_bytes: int  # of the link, up to the last frame that was sent for it
     round: int = -1  # of the last verdict
     arrived_s: float = 0.0  # when the last message came, by time.monotonic()
     asked_s: float = field(default_factory=time.monotonic)  # since when a verdict is due
@@ -348,6 +353,7 @@ class Request:
         self.link._send(
             wire.Draft(self.number, self.round + 1, base, tree.tokens, tree.parents, draft_ms)
         )
+        self.sent_bytes = self.link.bytes_sent
 
     @property
     def has_mail(self) -> bool:
@@ -357,7 +363,7 @@ class Request:
     async def verdict(self) -> wire.Verdict:
         """The next verdict. Raises ServerError."""
         verdict = await self._receive(wire.Verdict)
-        self.link._saw_round(self.arrived_s - self.asked_s, verdict)
+        self.link._saw_round(self.arrived_s - self.asked_s, verdict, self.sent_bytes)
         self.round, self.asked_s = verdict.round, self.arrived_s
         self.finished = verdict.finish is not wire.Finish.NONE
         return verdict

@@ -14,29 +14,48 @@ from tests.faults.rig import Rig, until
 
 def test_silence_is_asked_about_and_then_death() -> None:
     dog = Watchdog()
-    signs = [dog.look(heard_bytes=100, waiting=True) for _ in range(3)]
+    signs = [dog.look(heard_bytes=100, sent_bytes=0, waiting=True) for _ in range(3)]
     assert signs == [Sign.FINE, Sign.ASK, Sign.DEAD]
 
 
 def test_a_pong_puts_death_off() -> None:
     dog = Watchdog()
-    dog.look(100, waiting=True)
+    dog.look(100, 0, waiting=True)
     for heard in range(100, 1000, 16):
-        assert dog.look(heard, waiting=True) is Sign.ASK
+        assert dog.look(heard, 0, waiting=True) is Sign.ASK
         dog.saw_pong()
-        assert dog.look(heard + 16, waiting=True) is Sign.FINE, "the Pong's own bytes"
+        assert dog.look(heard + 16, 0, waiting=True) is Sign.FINE, "the Pong's own bytes"
 
 
 def test_other_bytes_do_not_count_as_the_pong() -> None:
     """A second Ping before the first Pong would break the protocol."""
     dog = Watchdog()
-    signs = [dog.look(heard, waiting=True) for heard in (10, 10, 30, 50, 50)]
+    signs = [dog.look(heard, 0, waiting=True) for heard in (10, 10, 30, 50, 50)]
     assert signs == [Sign.FINE, Sign.ASK, Sign.FINE, Sign.FINE, Sign.DEAD]
+
+
+def test_an_upload_has_the_time_of_a_slow_link() -> None:
+    """20 kB that nobody has answered take 40 s at 500 bytes a second."""
+    dog = Watchdog(patience_s=5.0)
+    dog.look(100, 20_000, waiting=True)
+    signs = [dog.look(100, 20_000, waiting=True) for _ in range(9)]
+    assert signs == [Sign.ASK, *[Sign.FINE] * 7, Sign.DEAD]
+
+
+def test_what_was_answered_has_been_uploaded() -> None:
+    dog = Watchdog(patience_s=5.0)
+    dog.saw_arrival(19_500)
+    signs = [dog.look(100, 20_000, waiting=True) for _ in range(3)]
+    assert signs == [Sign.FINE, Sign.ASK, Sign.DEAD]
+    dog.saw_pong()
+    dog.saw_arrival(7)  # of an older request
+    signs = [dog.look(100, 20_000, waiting=True) for _ in range(2)]
+    assert signs == [Sign.ASK, Sign.DEAD]
 
 
 def test_nobody_waits_nobody_asks() -> None:
     dog = Watchdog()
-    assert {dog.look(0, waiting=False) for _ in range(9)} == {Sign.FINE}
+    assert {dog.look(0, 0, waiting=False) for _ in range(9)} == {Sign.FINE}
 
 
 @pytest.mark.parametrize(
@@ -61,8 +80,8 @@ def test_a_busy_server_is_not_given_up(tiny_pair: tuple[Path, Path]) -> None:
     """Its model thread is stuck; its event loop answers Pings. The test says when time is over."""
 
     class Noting(Watchdog):
-        def look(self, heard_bytes: int, waiting: bool) -> Sign:
-            signs.append(super().look(heard_bytes, waiting))
+        def look(self, heard_bytes: int, sent_bytes: int, waiting: bool) -> Sign:
+            signs.append(super().look(heard_bytes, sent_bytes, waiting))
             return signs[-1]
 
     signs: list[Sign] = []
