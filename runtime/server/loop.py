@@ -128,7 +128,7 @@ class Server:
             case wire.Close():
                 log.info("request cancelled", extra=self._who(peer, message.session))
                 if request := self.requests.get((peer, message.session)):
-                    self._end(request)
+                    self._cancel(request)
 
     def on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
         """Free everything that a gone edge held."""
@@ -139,13 +139,14 @@ class Server:
         self.door.left(peer)
         self._rtt_s.pop(peer, None)
         for request in [r for r in self.requests.values() if r.key[0] is peer]:
-            self._end(request)
+            self._cancel(request)
 
     def new_peer(self) -> FramedProtocol:
         """A protocol for one more connection."""
         return self.door.new_peer(self.on_message, self.on_closed)
 
     def _open(self, peer: FramedProtocol, message: wire.Open) -> None:
+        self.metrics.opened()
         identity, user = self.door.identity, self.door.admitted[peer]
         room = identity.max_context - message.prompt_tokens
         of_user = self._requests_of[user]
@@ -173,6 +174,7 @@ class Server:
             context=[],
             user=user,
             target_stop_ids=identity.stop_ids,
+            opened_s=time.monotonic(),
             edge=EdgeProfile(max_nodes=min(message.max_nodes, self.config.max_nodes)),
         )
         self._requests_of[user] += 1
@@ -215,6 +217,11 @@ class Server:
         peer.send(wire.Error(number, code, fatal=False, sentence=sentence))
         if request := self.requests.get((peer, number)):
             self._end(request)
+
+    def _cancel(self, request: Request) -> None:
+        """End a request that nobody asks for any more."""
+        self.metrics.cancelled()
+        self._end(request)
 
     def _end(self, request: Request) -> None:
         """Forget a request, in whatever phase it is."""
@@ -285,6 +292,9 @@ class Server:
             len(step.drafted), step.rows, step.chunk_rows, step.tokens, step.seconds, step.end_s
         )
         self.metrics.step_ended(len(step.drafted), step.seconds)
+        for request in [work.request for work in step.work if not work.request.stepped]:
+            request.stepped = True
+            self.metrics.first_step(request, step.start_s)
         self.totals.steps += 1
         self.totals.busy_s += step.seconds
         if self.trace is not None:
@@ -362,7 +372,7 @@ class Server:
 
     def _stop_now(self) -> None:
         for request in [*self.requests.values()]:
-            self._end(request)
+            self._cancel(request)
         for peer in self.door.peers():
             peer.abort()
 

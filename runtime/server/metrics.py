@@ -23,6 +23,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from runtime.config import version
 from runtime.server.door import Door
 from runtime.server.policy.pipeline import Pipeline
 from runtime.server.request import Request
@@ -31,7 +32,11 @@ from runtime.wire.messages import ErrorCode, Finish
 from runtime.wire.tcp import FramedProtocol
 
 PREFIX = "specedge:"
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, math.inf)
+# Close to each other where the steps of large models lie.
+SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25),
+    *(0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, math.inf),
+)
 TREES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, math.inf)
 
 
@@ -42,6 +47,14 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._gone_bytes: Count[str] = Count()  # by direction, of connections that have ended
         ProcessCollector(registry=self.registry)
+        self.registry.register(_Build())
+        self._opened = self._counter(
+            "requests",
+            "Requests that edges opened; each ends as a success, an error or a cancellation",
+        )
+        self._cancelled = self._counter(
+            "requests_cancelled", "Requests that their edge gave up, or left, before the end"
+        )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts that were admitted")
         self._verdicts = _Verdicts()
         self.registry.register(self._verdicts)
@@ -56,6 +69,14 @@ class Metrics:
         )
         self._first_token_s = self._histogram(
             "time_to_first_token_seconds", "From the whole prompt to the first verdict", SECONDS
+        )
+        self._queue_s = self._histogram(
+            "request_queue_time_seconds", "From the whole prompt to its first step", SECONDS
+        )
+        self._whole_s = self._histogram(
+            "e2e_request_latency_seconds",
+            "From a request's opening to the end of its text, of those that came to it",
+            SECONDS,
         )
         self._rtt_s = self._histogram(
             "edge_rtt_seconds", "Round trip to an edge, measured when it is admitted", SECONDS
@@ -72,6 +93,7 @@ class Metrics:
     ) -> None:
         """Read how these stand at every scrape; a redirecting front has a door alone."""
         self.registry.register(_AtTheDoor(door, self._gone_bytes))
+        self.registry.register(_Limits(door, scheduler))
         if scheduler is not None and pipeline is not None:
             self.registry.register(_AtWork(scheduler, pipeline))
 
@@ -85,6 +107,18 @@ class Metrics:
         self._gone_bytes["sent"] += peer.bytes_sent
         if peer.ended_with is not None:
             self._connection_errors.labels(label(peer.ended_with)).inc()
+
+    def opened(self) -> None:
+        """An edge has opened a request, which may still be refused."""
+        self._opened.inc()
+
+    def cancelled(self) -> None:
+        """A request has ended before its text, and not by an Error of the server."""
+        self._cancelled.inc()
+
+    def first_step(self, request: Request, start_s: float) -> None:
+        """A request is in a step for the first time; `request.ready_s` is still its prompt's."""
+        self._queue_s.observe(start_s - request.ready_s)
 
     def prompted(self, tokens: int) -> None:
         """A request was admitted, or waits to be."""
@@ -115,6 +149,7 @@ class Metrics:
             self._verdicts.inter_token_s.observe((now_s - request.verdict_s) / tokens, tokens)
         if request.finish:
             self._success.labels(label(request.finish)).inc()
+            self._whole_s.observe(now_s - request.opened_s)
 
     def _counter(
         self, name: str, help: str, label_name: str = "", values: type[IntEnum] | None = None
@@ -206,6 +241,40 @@ class _AtTheDoor(Collector):
         sent = sum(peer.bytes_sent for peer in peers)
         family.add_metric(["received"], self.gone_bytes["received"] + received)
         family.add_metric(["sent"], self.gone_bytes["sent"] + sent)
+        yield family
+
+
+class _Build(Collector):
+    """Which build this is."""
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            PREFIX + "build_info", "1, for the version that runs", labels=["version"]
+        )
+        family.add_metric([version()], 1)
+        yield family
+
+
+@dataclass(eq=False)
+class _Limits(Collector):
+    """What saturation is measured against."""
+
+    door: Door
+    scheduler: Scheduler | None
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            PREFIX + "limit", "Most of a kind that may be, as the options say", labels=["of"]
+        )
+        config = self.door.config
+        limits = {"edges_connecting": config.max_strangers}
+        if self.scheduler is not None:
+            of = self.scheduler.limits
+            limits |= {"requests_running": of.max_sessions, "requests_waiting": of.max_waiting}
+            limits |= {"requests_of_a_user": config.max_user_sessions, "batch_size": of.max_batch}
+            limits |= {"step_nodes": of.max_step_nodes, "kv_tokens": of.n_pages * of.page_size}
+        for name, value in limits.items():
+            family.add_metric([name], value)
         yield family
 
 

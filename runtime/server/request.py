@@ -77,6 +77,8 @@ class Request:
     cached: int = 0
     admission: int = 0  # of all admissions, which one was its last
     preemptions: int = 0
+    opened_s: float = 0.0
+    stepped: bool = False  # whether it has been in a step
     # its rounds
     round: int = 0  # the verdict that is owed next; 0 follows the prompt
     turn: Turn | None = None  # who moves next, as its edge was told; None before the first verdict

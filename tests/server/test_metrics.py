@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
+from runtime.config import ServerConfig, version
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import TreeShape
@@ -258,6 +259,57 @@ def test_refused_requests_by_code(
     now = gained(server.samples(), before)
     codes = {code.name.lower(): now["session_errors_total", code.name.lower()] for code in CODES}
     assert codes == dict.fromkeys(codes, 0) | {"limit": 2, "protocol": 1, "busy": 1}
+
+
+def test_every_request_that_was_opened_ends_in_one_way(
+    server: Process, hello: wire.Hello, credentials: Credentials
+) -> None:
+    """By itself, refused, closed by its edge, left by its edge while it runs or half sent."""
+
+    async def scenario() -> float:
+        began_s = time.monotonic()
+        link = await Link.open(*server.address, hello, credentials)
+        await ended(link.request([1, 2], Sampling(3), max_nodes=0))
+        seconds = time.monotonic() - began_s
+        await refusal(link.request([1] * 600, Sampling(1)))
+        closed = link.request([1, 2], Sampling(9), max_nodes=4)
+        await closed.verdict()
+        closed.close()
+        left = link.request([1, 2], Sampling(9), max_nodes=4)
+        await left.verdict()
+        link._peer.send(Sampling(9).opening(77, 50, 0))
+        await link.close()
+        return seconds
+
+    before = server.samples_once(nobody_is_there)
+    seconds = asyncio.run(asyncio.wait_for(scenario(), 120))
+    now = gained(server.samples_once(nobody_is_there), before)
+    assert now["requests_total",] == 5
+    assert now["request_success_total", "length"] == 1
+    assert now["session_errors_total", "limit"] == 1
+    assert now["requests_cancelled_total",] == 3
+    assert now["request_queue_time_seconds_count",] == 3
+    assert now["e2e_request_latency_seconds_count",] == 1
+    assert 0 < now["e2e_request_latency_seconds_sum",] < seconds
+    assert now["request_queue_time_seconds_sum",] < seconds
+
+
+def test_what_a_server_may_hold_and_which_version_it_is(server: Process) -> None:
+    now = server.samples()
+    limits = {name[1]: value for name, value in now.items() if name[0] == "limit"}
+    assert limits["kv_tokens"] == 32 * PAGE_TOKENS
+    assert limits["requests_of_a_user"] == 3
+    defaults = ServerConfig()
+    assert limits["requests_running"] == defaults.max_sessions
+    assert limits["requests_waiting"] == defaults.max_waiting
+    assert limits["edges_connecting"] == defaults.max_strangers
+    assert limits["batch_size"] == defaults.max_batch
+    assert limits["step_nodes"] == defaults.max_step_nodes
+    assert now["build_info", version()] == 1
+
+
+def test_steps_of_large_models_are_told_apart() -> None:
+    assert sum(0.1 < bound < 0.25 for bound in SECONDS) >= 4
 
 
 CODES = list(wire.ErrorCode)
