@@ -98,6 +98,17 @@ def test_the_server_hears_at_once_that_it_is_enough(
         assert now["request_success_total", "length"] == ended
 
 
+def test_the_server_hears_at_once_that_nobody_reads_on(
+    options: dict[str, object], server: Process
+) -> None:
+    with Edge(EdgeConfig(**options)) as edge:
+        for leave in (lambda answer: next(iter(answer)), lambda answer: answer.cancel()):
+            leave(answer := edge.generate("for ever", max_tokens=900))
+            now = server.samples_once(lambda samples: samples["num_requests_running",] == 0)
+            assert now["num_requests_running",] == 0
+            assert answer.finish_reason == "cancelled"
+
+
 def test_stop_strings_survive_the_edge(options: dict[str, object], tmp_path: Path) -> None:
     """An edge that goes on with the answer of another ends where that one would have ended."""
     path = tmp_path / "answer"

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -121,6 +122,35 @@ def test_what_was_loaded_is_kept_for_the_next_try(
     assert edge.generate("x").text
     assert len(loads) == 1
     edge.close()
+
+
+def test_who_gives_up_connecting_may_try_again(
+    tiny_pair: tuple[Path, Path], tiny_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was cancelled while the vocabulary was being read."""
+    reading, go_on = threading.Event(), threading.Event()
+    load = Tokenizer.load
+
+    def slowly(name: str) -> Tokenizer:
+        reading.set()
+        assert go_on.wait(60)
+        return load(name)
+
+    monkeypatch.setattr(Tokenizer, "load", slowly)
+
+    async def scenario() -> None:
+        edge = AsyncEdge(EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), max_tokens=5))
+        connecting = asyncio.ensure_future(edge.connect())
+        await asyncio.to_thread(reading.wait, 60)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        go_on.set()
+        await edge.connect()
+        assert await edge.generate("x").text
+        await edge.close()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
