@@ -83,6 +83,8 @@ def _append(path: Path, tokens: list[int], finish: FinishReason | None) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: Path, vocabulary_hash: bytes) -> Transcript:

@@ -48,12 +48,13 @@ def application(unready: Callable[[], str], registry: CollectorRegistry) -> Star
 async def serving(address: str, app: Starlette) -> AsyncIterator[str]:
     """Serve the pages at host:port while the context lasts; gives their URL.
 
-    Port 0 picks a free one. Raises ConnectionError with a sentence if the address cannot be had.
+    Port 0 picks a free one. Raises what `listen` raises if the address cannot be had.
     """
     try:
         reserved = await listen(*parse_address(address, "--http", 0), asyncio.Protocol, start=False)
     except ConnectionError as error:
-        raise ConnectionError(f'{error}; give --http another address, or "" for none') from error
+        sentence = f'{error}; give --http another address, or "" for none'
+        raise type(error)(sentence) from error
     sockets = [socket.dup() for socket in reserved.sockets]
     for socket in sockets:
         socket.listen()  # whoever reads the URL may connect, even before the first turn below

@@ -79,6 +79,8 @@ def test_an_address_that_is_not_up_yet_has_a_status_that_systemd_restarts(
     monkeypatch.setattr(sys, "argv", ["server", *options])
     assert main() == 75
     assert "this machine does not have this address" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["server", "--port", "0", "--http", "192.0.2.1:0"])
+    assert main() == 75
     monkeypatch.setattr(sys, "argv", ["server", *options, "--host", "no such host"])
     assert main() == 2
 
