@@ -14,7 +14,8 @@ constexpr int kFewRows = 4;  // whose sums are kept in registers
 constexpr int kFewRows = 1;
 #endif
 constexpr int64_t kAhead = 2048;  // bytes that are fetched before they are read
-constexpr int64_t kTask = 64;     // outputs of one task of a thread
+constexpr int64_t kTask = 32;  // outputs of one task of a thread, so that 576 of them can be halved
+constexpr int64_t kWide = 64;  // outputs of one of exact activations
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -115,7 +116,7 @@ void multiply(const Rounded* x, const uint8_t* panels, int64_t rows, int64_t inp
   }
 }
 
-// Block b of a tile of panels as float32 -> out [kBlock, kTask]
+// Block b of a tile of panels as float32 -> out [kBlock, kWide]
 template <Quant Q>
 void dequantize_tile(Place panels, int64_t b, float* out) {
   constexpr Form form = form_of(Q);
@@ -133,27 +134,27 @@ void dequantize_tile(Place panels, int64_t b, float* out) {
       if constexpr (form.has_two_scales()) scale *= floats_of(scales.halves[input / 16][i]);
       vec value = scale * floats_of(codes[i]);
       if constexpr (form.has_minimum()) value += scales.minimum[i];
-      store_vec(out + input * kTask + i * kLanes, value);
+      store_vec(out + input * kWide + i * kLanes, value);
     }
   }
 }
 
-// x [rows, K] times kTask outputs of `n_panels` panels from `first` on -> sums [rows, kTask]
+// x [rows, K] times kWide outputs of `n_panels` panels from `first` on -> sums [rows, kWide]
 template <Quant Q>
 void multiply_dequantized(const float* x, const uint8_t* panels, int64_t first, int64_t n_panels,
                           int64_t rows, int64_t inputs, float* sums) {
   constexpr Form form = form_of(Q);
   const int64_t panel_bytes = form.groups(inputs) * form.group_bytes();
-  const int64_t n_tiles = (smaller(kTask / kColumns, n_panels - first) + kPanels - 1) / kPanels;
-  std::memset(sums, 0, rows * kTask * sizeof(float));
-  alignas(64) float weights[kBlock * kTask];
+  const int64_t n_tiles = (smaller(kWide / kColumns, n_panels - first) + kPanels - 1) / kPanels;
+  std::memset(sums, 0, rows * kWide * sizeof(float));
+  alignas(64) float weights[kBlock * kWide];
   for (int64_t b = 0; b < inputs / kBlock; ++b) {
     for (int64_t tile = 0; tile < n_tiles; ++tile) {
       dequantize_tile<Q>(place_at(panels, panel_bytes, first + tile * kPanels, n_panels), b,
                          weights + tile * kTile);
     }
-    multiply_add(x + b * kBlock, inputs, rows, Strided<float>{weights, kTask}, kBlock,
-                 n_tiles * kTile, sums, kTask);
+    multiply_add(x + b * kBlock, inputs, rows, Strided<float>{weights, kWide}, kBlock,
+                 n_tiles * kTile, sums, kWide);
   }
 }
 
@@ -163,14 +164,14 @@ void multiply_all(const float* x, const uint8_t* panels, int64_t rows, int64_t i
   const int64_t n_panels = (outputs + kColumns - 1) / kColumns;
   const int64_t n_chunks = (rows + kMostRows - 1) / kMostRows;
 #pragma omp parallel for collapse(2) schedule(dynamic) if (rows * inputs * outputs > 1 << 18)
-  for (int64_t task = 0; task < outputs; task += kTask) {
+  for (int64_t task = 0; task < outputs; task += kWide) {
     for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
       const int64_t row = rows * chunk / n_chunks, n = rows * (chunk + 1) / n_chunks - row;
-      alignas(64) float sums[kMostRows * kTask];
+      alignas(64) float sums[kMostRows * kWide];
       multiply_dequantized<Q>(x + row * inputs, panels, task / kColumns, n_panels, n, inputs, sums);
       for (int64_t r = 0; r < n; ++r) {
-        std::memcpy(out + (row + r) * stride + task, sums + r * kTask,
-                    smaller(kTask, outputs - task) * sizeof(float));
+        std::memcpy(out + (row + r) * stride + task, sums + r * kWide,
+                    smaller(kWide, outputs - task) * sizeof(float));
       }
     }
   }
