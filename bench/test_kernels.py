@@ -23,8 +23,9 @@ STEP = ops.Step(2, 8, 4096, 2, 3, 64, DTYPE)
 
 
 def ours() -> list[Case]:
-    attend = next(attention.cases_of(attention.smollm2(2, 128, 8, DTYPE), DEVICE))
-    found = [attend, *(case for case in ops.cases_of(STEP, DEVICE) if case.way == "ours")]
+    shapes = attention.smollm2(2, 128, 8, DTYPE), attention.smollm2(1, 0, 512, DTYPE)
+    attend = [next(attention.cases_of(shape, DEVICE)) for shape in shapes]
+    found = [*attend, *(case for case in ops.cases_of(STEP, DEVICE) if case.way == "ours")]
     if DEVICE.type == "cuda":
         return found
     return [

@@ -36,6 +36,11 @@ class Shape:
         return f"{self.model} {names} B{self.batch} L{self.prefix} T{self.nodes}"
 
     @property
+    def is_prompt(self) -> bool:
+        """Without a prefix: then the nodes are a chain."""
+        return self.prefix == 0
+
+    @property
     def n_bytes(self) -> int:
         """Keys and values once, queries and outputs once."""
         tokens = self.batch * (self.prefix + self.nodes) * 2 * self.heads * self.cached.itemsize
@@ -44,8 +49,10 @@ class Shape:
 
     @property
     def flops(self) -> int:
-        keys = self.prefix + self.nodes
-        return 4 * self.batch * keys * self.nodes * self.query_heads * self.dim
+        pairs = self.nodes * (self.prefix + self.nodes)  # of a node and a key
+        if self.is_prompt:
+            pairs = self.nodes * (self.nodes + 1) // 2
+        return 4 * self.batch * pairs * self.query_heads * self.dim
 
 
 def qwen3_14b(batch: int, prefix: int, nodes: int, cached: torch.dtype = torch.bfloat16) -> Shape:
@@ -59,7 +66,10 @@ def smollm2(batch: int, prefix: int, nodes: int, dtype: torch.dtype = torch.bflo
 def shapes(device: torch.device, quick: bool) -> list[Shape]:
     if device.type == "cpu":
         some = [smollm2(1, 512, 16, dtype) for dtype in (torch.float32, torch.bfloat16)]
-        return some[:1] if quick else [*some, smollm2(1, 512, 64), smollm2(4, 256, 16)]
+        if quick:
+            return some[:1]
+        prompt = smollm2(1, 0, 512, torch.float32)
+        return [*some, smollm2(1, 512, 64), smollm2(4, 256, 16), prompt]
     some = [qwen3_14b(1, 4096, 32), qwen3_14b(16, 4096, 32)]
     if quick:
         return some
@@ -103,7 +113,7 @@ def make_batch(shape: Shape, device: torch.device, seed: int) -> Batch:
     cache = (2, shape.batch * width, PAGE_TOKENS, shape.heads, shape.dim)
     k_cache, v_cache = torch.randn(*cache, **like).to(shape.cached)
     q = torch.randn(shape.batch * shape.nodes, shape.query_heads, shape.dim, **like)
-    trees = make_trees(shape.batch, shape.nodes, seed)
+    trees = make_trees(shape.batch, shape.nodes, seed, shape.is_prompt)
     tables = (
         pages.view(shape.batch, width).int(),
         torch.full((shape.batch,), shape.prefix, dtype=torch.int32),

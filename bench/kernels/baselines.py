@@ -1,7 +1,8 @@
 """Other ways to compute tree attention, each bound to one batch and called again and again.
 
 Whatever a way needs beforehand is not timed: contiguous keys and values gathered from the pages,
-dense masks, block masks, plans. That favours them all. Trees are of one size, 64 nodes at most.
+dense masks, block masks, plans. That favours them all. Trees are of one size, of 64 nodes at
+most on a GPU.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def dense_mask(batch: Batch) -> Tensor:
     """[B, T, prefix + T] bool: which keys a node sees."""
     _, prefix_lens, n_nodes, _, ancestors, _ = batch.tables
     nodes = int(n_nodes[0])
-    words = ancestors.view(-1, nodes, ancestors.shape[1])[..., :1]
-    tree = (words >> torch.arange(nodes, device=words.device)) & 1
+    bits = torch.arange(nodes, device=ancestors.device)
+    words = ancestors.view(-1, nodes, ancestors.shape[1])[..., bits // 64]
+    tree = (words >> bits % 64) & 1
     prefix = tree.new_ones(*tree.shape[:2], int(prefix_lens[0]))
     return torch.cat([prefix, tree], 2).bool()
 

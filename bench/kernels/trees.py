@@ -1,4 +1,4 @@
-"""Random trees of one size for every request of a batch."""
+"""Random trees of one size, or chains, for every request of a batch."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,12 @@ class Trees:
     depth: Tensor  # [N] int32
 
 
-def make_trees(batch: int, nodes: int, seed: int) -> Trees:
-    """Node 0 is the root; any other hangs under a random earlier one."""
+def make_trees(batch: int, nodes: int, seed: int, chain: bool = False) -> Trees:
+    """Node 0 is the root; any other hangs under a random earlier one, or under the last."""
     draws = torch.rand(batch, nodes, generator=torch.manual_seed(seed))
     parents = (draws * torch.arange(nodes)).int()
+    if chain:
+        parents[:] = torch.arange(-1, nodes - 1)
     parents[:, 0] = -1
     parents = parents.flatten()
     offsets = torch.arange(batch + 1, dtype=torch.int32) * nodes

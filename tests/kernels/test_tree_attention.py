@@ -101,6 +101,20 @@ def test_windows_count_the_path_not_the_slots(window, softcap):
     assert_close(attend(q, *caches, batch, **options), expect(q, *caches, batch, **options))
 
 
+@pytest.mark.parametrize("scale", [-0.2, 0.0])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_hidden_positions_stay_hidden_at_any_scale(scale, softcap):
+    """Minus infinity is put in their place after scaling and capping, not before."""
+    generator = torch.Generator().manual_seed(3)
+    batch = make_batch([parents_of("random", 40, generator)], [75], 16, generator)
+    caches = make_caches(batch, 1, 32, torch.float32, generator)
+    q = queries(batch, 3, 32, generator) * 5
+    options = {"window": 30, "softcap": softcap, "scale": scale}
+    got = kernels.tree_attention(q, *caches, *batch.tables, **options)
+    want = reference.tree_attention(q.double(), *caches, *batch.tables, **options)
+    assert_close(got, want)
+
+
 def test_a_window_of_nothing_gives_zeros_of_no_weight():
     generator = torch.Generator().manual_seed(0)
     batch = make_batch([[-1, 0]], [10], 16, generator)
