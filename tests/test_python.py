@@ -154,7 +154,7 @@ def test_what_cannot_be_is_a_sentence(config: EdgeConfig) -> None:
             late()
     with Edge(config) as edge:
         edge.connect()
-        for name in ("server", "draft", "resume_file", "dtype"):
+        for name in ("server", "draft", "resume_file", "device"):
             with pytest.raises(ConfigError, match=f"{name}= is the same for all answers"):
                 edge.generate("x", **{name: "other"})
         with pytest.raises(ConfigError, match=r"no option max_token=; did you mean max_tokens=\?"):
