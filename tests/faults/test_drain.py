@@ -1,16 +1,22 @@
-"""SIGTERM while an edge is behind with reading: it gets the whole answer."""
+"""SIGTERM while an edge is behind with reading: it gets all, or it is said what it did not."""
 
 import asyncio
+import logging
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge
+from runtime.edge.net.link import Sampling
+from runtime.wire.connection import Connection, Role
+from runtime.wire.messages import Prompt, Welcome
 from tests.certificates import self_signed
 from tests.faults.processes import Child
+from tests.faults.rig import Rig, until
 
 TOKENS = 450
 
@@ -49,3 +55,32 @@ def test_an_edge_that_reads_only_after_the_server_has_ended_gets_the_whole_answe
             pass
         assert len(answer.tokens) == TOKENS
     assert asyncio.run(victim.end())[1] == 0
+
+
+def test_what_an_edge_does_not_take_in_time_is_cut_and_said(
+    tiny_pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        rig, edge = Rig(tiny_pair[0], drain_s=0.0), Connection(Role.EDGE)
+        await rig.start()
+        with socket.socket() as link:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            link.connect(("127.0.0.1", rig.port))
+            link.sendall(edge.send(rig.hello))
+            (welcome,) = edge.receive(await asyncio.to_thread(link.recv, 4096))
+            assert isinstance(welcome, Welcome)
+            (peer,) = rig.server.door.peers()
+            sender = peer._transport.get_extra_info("socket")
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            link.sendall(edge.send(Sampling(900).opening(1, 3, 0)))
+            link.sendall(edge.send(Prompt(1, (1, 2, 3))))
+            await until(lambda: peer.bytes_sent > 24_000)
+            await until(rig.holds_nothing)
+            await rig.drain()
+        assert peer.cut_bytes > 4096
+        told = f"the peer did not take the last {peer.cut_bytes} bytes within 1 s"
+        (record,) = [record for record in caplog.records if record.getMessage() == "edge left"]
+        assert record.levelno == logging.WARNING
+        assert record.fields["reason"] == told
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
