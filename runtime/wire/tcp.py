@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -310,6 +311,8 @@ async def listen(
         return await loop.create_server(make_protocol, host, port, **options)
     except (OSError, UnicodeError) as error:
         is_away = isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
+        # as Python 3.13 says it, which passes over the addresses that are not there
+        is_away = is_away or "could not bind on any address" in str(error)
         kind = AddressAway if is_away else ConnectionError
         # asyncio writes the address into its own error once more
         reason = "this machine does not have this address" if is_away else _sentence(error)
@@ -403,10 +406,16 @@ def _sentence(error: Exception) -> str:
 
 
 def _buffered_bytes(transport: asyncio.Transport) -> int:
-    """What was not given to the system yet: under TLS asyncio itself counts only what is not
-    encrypted yet, and the rest waits in the transport below."""
+    """What was not given to the system yet.
+
+    Under TLS asyncio itself counts, from Python 3.11 on, only what is not encrypted yet; the rest
+    waits in the transport below.
+    """
+    waiting_bytes = transport.get_write_buffer_size()
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-    return transport.get_write_buffer_size() + (below.get_write_buffer_size() if below else 0)
+    if below is not None and sys.version_info >= (3, 11):
+        waiting_bytes += below.get_write_buffer_size()
+    return waiting_bytes
 
 
 def _address(name: tuple[object, ...] | str | None) -> str:
