@@ -166,7 +166,7 @@ def main() -> None:
         if len(prompt) + options.max_tokens + 256 > CONTEXT_TOKENS:
             continue
         params = Open(
-            session=1, seed=1, temperature=options.temperature, top_p=1.0, min_p=0.0, top_k=0,
+            request=1, seed=1, temperature=options.temperature, top_p=1.0, min_p=0.0, top_k=0,
             max_tokens=options.max_tokens, prompt_tokens=len(prompt),
             stop_ids=tuple(tokenizer.stop_ids),
         )  # fmt: skip

@@ -99,7 +99,7 @@ class Edge:
         self.trip.received_s = request.arrived_s
         granted = await request.credit() if verdict.turn is Turn.WAIT else verdict
         late_s = math.inf if granted.late_ms == NO_LIMIT_MS else granted.late_ms * 1e-3
-        grant = Grant(Turn.EDGE, granted.max_nodes, granted.draft_ms * 1e-3, late_s)
+        grant = Grant(Turn.EDGE, granted.max_nodes, granted.free_ms * 1e-3, late_s)
         self.trip.draft(grant, request.arrived_s)
         await _sleep_until(self.trip.sent_s)
 
@@ -157,8 +157,8 @@ class Real(Setting):
             "--credits": self.policy,
             "--max-batch": accelerator.max_batch,
             "--max-step-nodes": accelerator.max_step_nodes,
-            "--max-sessions": len(devices),
-            "--max-user-sessions": len(devices),
+            "--max-requests": len(devices),
+            "--max-user-requests": len(devices),
             "--kv-tokens": 2**20,
             "--users": users,
             "--trace": folder / "trace",
@@ -202,7 +202,7 @@ async def _connect(
             host, port = relay.sockets[0].getsockname()
             link = await Link.open(host, port, hello, credentials)
     stack.push_async_callback(link.close)
-    link._last_session = edge.number
+    link._last_request = edge.number
     return link
 
 
@@ -211,13 +211,13 @@ def verified(edges: Sequence[Edge], trace: Sequence[Mapping[str, Any]]) -> Itera
     rounds = [iter(edge.rounds) for edge in edges]
     for step in trace:
         start_s, end_s = step["start_s"], step["end_s"]
-        for _, session, nodes, accepted in step["sessions"]:
+        for _, request, nodes, accepted in step["requests"]:
             # One that decodes plainly may be verified once more before it is known to have left.
-            if (known := next(rounds[session - 1], None)) is not None:
+            if (known := next(rounds[request - 1], None)) is not None:
                 sent_s, queued_s = known
-                assert (sent_s is None) == (nodes == 0), f"who drafted for edge {session - 1}?"
+                assert (sent_s is None) == (nodes == 0), f"who drafted for edge {request - 1}?"
                 came_s = start_s - max(queued_s - HALF_MS, 0.0)
-                yield Verified(session - 1, accepted, sent_s, came_s, start_s, end_s)
+                yield Verified(request - 1, accepted, sent_s, came_s, start_s, end_s)
 
 
 def recorded(

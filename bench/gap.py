@@ -90,8 +90,8 @@ async def _measure(requests: int, drafted: bool, options: argparse.Namespace) ->
     """The gaps between full steps, in ms."""
     edges = 2 * requests if drafted else requests
     config = ServerConfig(
-        max_sessions=edges,
-        max_user_sessions=edges,
+        max_requests=edges,
+        max_user_requests=edges,
         max_strangers=edges,
         max_batch=requests,
         max_step_nodes=max(requests * (1 + NODES), 256),

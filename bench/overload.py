@@ -21,7 +21,7 @@ from runtime.edge.net.link import Link, ServerError
 from runtime.wire.messages import ErrorCode
 
 STEP_S = 0.05
-RUNNING, WAITING = 8, 8  # sessions that the server takes
+RUNNING, WAITING = 8, 8  # requests that the server takes
 TOKENS = 20  # of an answer, one a round: the edges draft nothing
 CAPACITY_PER_S = RUNNING / (TOKENS * STEP_S)
 LINKS = 40
@@ -55,8 +55,8 @@ class Seen:
 def main() -> None:
     """Print the report."""
     options = _options()
-    limits = ["--max-sessions", str(RUNNING), "--max-waiting", str(WAITING)]
-    with stub_server(STEP_S, *limits, "--max-user-sessions", "60000") as server:
+    limits = ["--max-requests", str(RUNNING), "--max-waiting", str(WAITING)]
+    with stub_server(STEP_S, *limits, "--max-user-requests", "60000") as server:
         unloaded, loaded = asyncio.run(_both(server, options.seconds, options.times))
     figures = _figures(unloaded, loaded)
     rows = [[name, f"{value:,.2f}"] for name, value in figures.items()]

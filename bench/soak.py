@@ -5,7 +5,7 @@ their connection, some stop in the middle of the prompt. The server is the real 
 model. What is left at the end is counted; the slope of its memory is a least-squares line through
 the samples after the first third, in which caches fill.
 
-    python -m bench.soak [--sessions 10000 | --quick] [--edges 24] [--json]
+    python -m bench.soak [--requests 10000 | --quick] [--edges 24] [--json]
 """
 
 import argparse
@@ -23,12 +23,12 @@ from bench.stub_server import VOCABULARY
 from runtime.edge.net.link import Link, Sampling
 from runtime.wire import messages as wire
 
-QUICK_SESSIONS = 500
+QUICK_REQUESTS = 500
 STEP_S = 0.001
 SAMPLE_S = 0.5
 LEFT_S = 10.0  # at most, until what the last connections held is free
 GOAL_MB_PER_MIN = 0.1
-MOST_SESSIONS_A_LINK, MOST_TOKENS, NODES = 12, 24, 8
+MOST_REQUESTS_A_LINK, MOST_TOKENS, NODES = 12, 24, 8
 FATES = {"ends": 5, "is cancelled": 2, "stops in its prompt": 1, "loses its link": 1}  # weights
 BEGINNINGS, BEGINNING_TOKENS, TAIL_TOKENS = 16, 192, 64
 
@@ -38,9 +38,9 @@ class RoughLink(Link):
 
     def half_prompt(self, prompt: list[int]) -> None:
         """Open a request and send less of its prompt than was said."""
-        self._last_session += 1
-        self._peer.send(Sampling(1).opening(self._last_session, len(prompt), 0))
-        self._peer.send(wire.Prompt(self._last_session, tuple(prompt[:-1])))
+        self._last_request += 1
+        self._peer.send(Sampling(1).opening(self._last_request, len(prompt), 0))
+        self._peer.send(wire.Prompt(self._last_request, tuple(prompt[:-1])))
 
     async def abort(self) -> None:
         """Cut the connection, whatever is still to be written."""
@@ -50,7 +50,7 @@ class RoughLink(Link):
 
 @dataclass
 class Churn:
-    """All edges of the soak: `left` sessions are still to be begun."""
+    """All edges of the soak: `left` requests are still to be begun."""
 
     server: StubServer
     left: int
@@ -61,17 +61,17 @@ class Churn:
         self._beginnings = [self._tokens(BEGINNING_TOKENS) for _ in range(BEGINNINGS)]
 
     async def edge(self) -> None:
-        """One connection after the other, with some sessions each."""
+        """One connection after the other, with some requests each."""
         while self.left > 0:
             link = await RoughLink.open(*self.server.address, HELLO)
-            for _ in range(self.dice.randint(1, MOST_SESSIONS_A_LINK)):
+            for _ in range(self.dice.randint(1, MOST_REQUESTS_A_LINK)):
                 if self.left <= 0 or not link.alive:
                     break
                 self.left -= 1
-                await self._session(link)
+                await self._request(link)
             await link.close()
 
-    async def _session(self, link: RoughLink) -> None:
+    async def _request(self, link: RoughLink) -> None:
         fate = self.dice.choices(list(FATES), list(FATES.values()))[0]
         self.fates[fate] += 1
         if fate == "stops in its prompt":
@@ -99,12 +99,12 @@ class Churn:
 def main() -> None:
     """Print the report."""
     options = _options()
-    sessions = QUICK_SESSIONS if options.quick else options.sessions
+    requests = QUICK_REQUESTS if options.quick else options.requests
     with stub_server(STEP_S) as server:
-        churn = Churn(server, sessions, random.Random(options.seed))
+        churn = Churn(server, requests, random.Random(options.seed))
         figures = asyncio.run(_soak(churn, options.edges))
     rows = [[name, f"{value:,.2f}"] for name, value in figures.items()]
-    title = f"{sessions:,} sessions on {options.edges} connections at a time, stub model"
+    title = f"{requests:,} requests on {options.edges} connections at a time, stub model"
     report(title, ("figure", "value"), rows, figures, options.json)
 
 
@@ -120,9 +120,9 @@ async def _soak(churn: Churn, edges: int) -> dict[str, float]:
     await everyone
     after = await _settled(server)
     warm = np.array(memory[len(memory) // 3 :])  # [samples, 2]
-    assert len(warm) > 1, "too few samples for a slope; take more sessions"
+    assert len(warm) > 1, "too few samples for a slope; take more requests"
     return {
-        **{f"sessions: one that {fate}": count for fate, count in churn.fates.items()},
+        **{f"requests: one that {fate}": count for fate, count in churn.fates.items()},
         "minutes": memory[-1][0],
         "steps": after["verify_batch_size_count"],
         "RSS slope, MB/min": float(np.polyfit(*warm.T, 1)[0]),
@@ -130,7 +130,7 @@ async def _soak(churn: Churn, edges: int) -> dict[str, float]:
         "RSS after a third, MB": float(warm[0, 1]),
         "RSS at the end, MB": float(warm[-1, 1]),
         "descriptors more than before": after["process_open_fds"] - before["process_open_fds"],
-        "sessions left": after["num_requests_running"] + after["num_requests_waiting"],
+        "requests left": after["num_requests_running"] + after["num_requests_waiting"],
         "edges left": after["edges_connected"],
         "share of pages held": after["kv_cache_usage_perc"],
         "credits out": after["credits_outstanding"],
@@ -156,8 +156,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sessions", type=int, default=10_000)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SESSIONS} sessions")
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REQUESTS} requests")
     parser.add_argument("--edges", type=int, default=24, help="connections at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")

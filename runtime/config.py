@@ -107,9 +107,9 @@ class ServerConfig(Options):
     tls_key: str = option("", "PEM file of the certificate's private key")
     http: str = option("127.0.0.1:8402", 'address of /health, /ready and /metrics; "" for none')
     redirect: str = option("", "load no model; send edges to these host:port,host:port in turn")
-    max_sessions: int = option(64, "requests admitted at once, over all edges", minimum=1)
+    max_requests: int = option(64, "requests admitted at once, over all edges", minimum=1)
     max_waiting: int = option(256, "requests that may wait for pages before BUSY", minimum=0)
-    max_user_sessions: int = option(
+    max_user_requests: int = option(
         64, "requests of one user, running or waiting", minimum=1, maximum=65535
     )
     max_strangers: int = option(
@@ -136,8 +136,8 @@ class ServerConfig(Options):
         super().__post_init__()
         if self.port > 65535:
             raise ConfigError(f"--port is {self.port}; a TCP port is at most 65535")
-        if self.max_sessions + self.max_waiting > 65535:
-            raise ConfigError("--max-sessions and --max-waiting together are at most 65535")
+        if self.max_requests + self.max_waiting > 65535:
+            raise ConfigError("--max-requests and --max-waiting together are at most 65535")
         if self.max_nodes > 255:
             raise ConfigError(f"--max-nodes is {self.max_nodes}; a tree has at most 255")
         if self.max_step_nodes <= self.max_nodes:

@@ -23,10 +23,10 @@ def record(message: str, exc_info: object = None, **values: object) -> logging.L
 
 def test_text_is_one_line_that_nobody_can_forge() -> None:
     line = TextFormatter().format(
-        record("request refused", peer="[::1]:5", code="busy", session=7, reason=HOSTILE, user=None)
+        record("request refused", peer="[::1]:5", code="busy", request=7, reason=HOSTILE, user=None)
     )
     assert line.startswith("WARNING request refused peer=")
-    assert "code=busy session=7 reason=" in line
+    assert "code=busy request=7 reason=" in line
     assert "user=None" not in line
     assert len(line.splitlines()) == 1
     assert "\x1b" not in line
@@ -115,7 +115,7 @@ def test_a_whole_run_logs_no_token_and_no_text(
     ours = {event["event"]: event for event in events if event["logger"].startswith("runtime")}
     assert ours["edge admitted"]["user"] == "alice"
     ended = ours["request ended"]
-    assert (ended["user"], ended["session"], ended["tokens"]) == ("alice", 1, 20)
+    assert (ended["user"], ended["request"], ended["tokens"]) == ("alice", 1, 20)
     assert ended["peer"] == ours["edge admitted"]["peer"]
     left = [event for event in events if event["event"] == "edge left"]
     assert [event["level"] for event in left] == ["info", "warning"]

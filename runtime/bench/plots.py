@@ -86,11 +86,11 @@ def throughput_by_depth(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def pipeline(axes: Axes, run: Run) -> None:
-    """A second from the middle of a run: which session's trees the server verifies, who drafts."""
+    """A second from the middle of a run: which request's trees the server verifies, who drafts."""
     begin_s = (run.start_s + run.end_s) / 2
     visible = [s for s in run.steps if begin_s <= s.start_s < begin_s + TIMELINE_S]
-    sessions = sorted({name for step in visible for name in step.nodes})
-    for number, name in enumerate(sessions):
+    requests = sorted({name for step in visible for name in step.nodes})
+    for number, name in enumerate(requests):
         spans = [(step.start_s, step.end_s) for step in visible if name in step.nodes]
         _bars(axes, spans, begin_s, 0, f"C{number}")
     for client in range(run.clients):

@@ -37,12 +37,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the target model, with the draft nodes that each session had in it."""
+    """One step of the target model, with the draft nodes that each request had in it."""
 
     start_s: float
     end_s: float
     chunk_rows: int = 0  # prompt tokens that were read along
-    nodes: Mapping[str, int] = field(default_factory=dict)  # by session; the root is not counted
+    nodes: Mapping[str, int] = field(default_factory=dict)  # by request; the root is not counted
 
     @property
     def verifies_only(self) -> bool:
@@ -72,5 +72,5 @@ def read_trace(path: Path) -> tuple[Step, ...]:
 def read_steps(lines: Iterable[Mapping[str, Any]]) -> Iterable[Step]:
     """One step for each object of a trace."""
     for line in lines:
-        nodes = {f"{peer}/{session}": count for peer, session, count, _ in line["sessions"]}
+        nodes = {f"{peer}/{request}": count for peer, request, count, _ in line["requests"]}
         yield Step(line["start_s"], line["end_s"], line["chunk_rows"], nodes)

@@ -59,7 +59,7 @@ class Baseline:
         self.target, self.drafter = target, Drafter(draft)
         self.sampling = sampling
         limits = Limits(
-            max_sessions=n_clients,
+            max_requests=n_clients,
             max_waiting=0,
             max_batch=n_clients,
             max_step_nodes=n_clients * (MAX_NODES + 1),
@@ -98,7 +98,7 @@ class Baseline:
     def ask(self, question: int, prompt: Sequence[int], shape: TreeShape) -> None:
         """Begin a request. Raises Refused if its prompt is too long."""
         params = Open(
-            session=question + 1,
+            request=question + 1,
             seed=self.sampling["seed"],
             temperature=self.sampling["temperature"],
             top_p=1.0,
@@ -132,7 +132,7 @@ class Baseline:
         grow(self.drafter, [client.speculation for client in clients])
         for client in clients:
             request, tree = client.request, client.speculation.send(MAX_NODES)
-            place = (request.params.session, request.round, len(request.context))
+            place = (request.params.request, request.round, len(request.context))
             request.accept_draft(Draft(*place, tree.tokens, tree.parents), time.monotonic())
             self.scheduler.drafted(request)
 
@@ -144,7 +144,7 @@ class Baseline:
                 "start_s": start_s,
                 "end_s": time.monotonic(),
                 "chunk_rows": sum(work.chunk for work in batch),
-                "sessions": [["here", s.key, len(s.draft), None] for s in trees],
+                "requests": [["here", s.key, len(s.draft), None] for s in trees],
             }
         )
 

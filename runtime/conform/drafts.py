@@ -1,11 +1,11 @@
-"""Cases 401 and on: the turn, and which trees are taken, refused, or end their session."""
+"""Cases 401 and on: the turn, and which trees are taken, refused, or end their request."""
 
 import asyncio
 import struct
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.conform.peer import Failed, Session, Skipped, Visitor
+from runtime.conform.peer import Failed, Request, Skipped, Visitor
 from runtime.wire import messages as wire
 from runtime.wire.messages import ErrorCode
 from runtime.wire.token_bits import pack_tokens, packed_bytes, token_bits
@@ -17,36 +17,36 @@ NO_WAIT = "the server never lets an edge wait for a Credit"
 
 async def a_draft_without_nodes(visitor: Visitor) -> None:
     """§5.3 A Draft may have no nodes; its Verdict has node 0."""
-    session = await _in_turn(visitor)
-    session.draft()
-    if (await session.verdict()).node:
+    request = await _in_turn(visitor)
+    request.draft()
+    if (await request.verdict()).node:
         raise Failed("a node of nothing is accepted")
 
 
 async def as_many_nodes_as_allowed(visitor: Visitor) -> None:
     """§5.3 A Draft may have as many nodes as the turn allows."""
-    session = await _in_turn(visitor, nodes=1)
-    assert session.granted_nodes is not None, "the turn was waited for"
-    nodes = min(session.granted_nodes, session.peer.vocabulary_size)
-    session.draft(range(nodes), [0] * nodes)
-    await session.verdict()
+    request = await _in_turn(visitor, nodes=1)
+    assert request.granted_nodes is not None, "the turn was waited for"
+    nodes = min(request.granted_nodes, request.peer.vocabulary_size)
+    request.draft(range(nodes), [0] * nodes)
+    await request.verdict()
 
 
 async def one_node_too_many(visitor: Visitor) -> None:
     """§5.4 More nodes than the turn allows are a fault, LIMIT."""
-    session = await _in_turn(visitor, max_nodes=8)
-    assert session.granted_nodes is not None, "the turn was waited for"
-    session.draft(range(session.granted_nodes + 1), [0] * (session.granted_nodes + 1))
-    await session.peer.refused(ErrorCode.LIMIT)
+    request = await _in_turn(visitor, max_nodes=8)
+    assert request.granted_nodes is not None, "the turn was waited for"
+    request.draft(range(request.granted_nodes + 1), [0] * (request.granted_nodes + 1))
+    await request.peer.refused(ErrorCode.LIMIT)
 
 
 async def no_turn_allows_more_than_the_open(visitor: Visitor) -> None:
     """§5.3 A turn never allows more nodes than Open and Welcome do."""
     peer = await visitor.admitted()
     for number, most in enumerate((1, 3, 255), start=1):
-        session = peer.open(number, max_nodes=most)
-        await session.rest()  # a Session checks every turn
-        session.needs_turn()
+        request = peer.open(number, max_nodes=most)
+        await request.rest()  # a Request checks every turn
+        request.needs_turn()
 
 
 async def a_draft_after_the_prompt(visitor: Visitor) -> None:
@@ -60,9 +60,9 @@ async def a_draft_after_the_prompt(visitor: Visitor) -> None:
 
 async def two_drafts_at_once(visitor: Visitor) -> None:
     """§5.4 One Draft is under way at a time."""
-    session = await _in_turn(visitor)
-    session.peer.send(session.message(), session.message())
-    await _refused(session)
+    request = await _in_turn(visitor)
+    request.peer.send(request.message(), request.message())
+    await _refused(request)
 
 
 async def a_later_round(visitor: Visitor) -> None:
@@ -72,29 +72,29 @@ async def a_later_round(visitor: Visitor) -> None:
 
 async def an_earlier_round(visitor: Visitor) -> None:
     """§5.4 A Draft of a round that was answered is a fault."""
-    session = await _in_turn(visitor)
-    while len(session.verdicts) < 2:
-        session.draft()
-        await session.turn()
-    session.peer.write(_frame(session, round=-1))
-    await _refused(session)
+    request = await _in_turn(visitor)
+    while len(request.verdicts) < 2:
+        request.draft()
+        await request.turn()
+    request.peer.write(_frame(request, round=-1))
+    await _refused(request)
 
 
 async def round_zero(visitor: Visitor) -> None:
     """§3.5 A Draft's round is 1 or more."""
-    session = await _in_turn(visitor)
-    session.peer.write(_frame(session, round=-len(session.verdicts)))
-    await _refused(session)
+    request = await _in_turn(visitor)
+    request.peer.write(_frame(request, round=-len(request.verdicts)))
+    await _refused(request)
 
 
 async def another_base(visitor: Visitor) -> None:
-    """§5.4 A base that is not the length of the text ends the session with PROTOCOL, no more."""
+    """§5.4 A base that is not the length of the text ends the request with PROTOCOL, no more."""
     for step in (-1, 1):
-        session = await _in_turn(visitor)
-        session.peer.write(_frame(session, base=step))
-        await session.failed(ErrorCode.PROTOCOL)
-        await session.peer.open(2).rest()
-        await session.peer.is_alive()
+        request = await _in_turn(visitor)
+        request.peer.write(_frame(request, base=step))
+        await request.failed(ErrorCode.PROTOCOL)
+        await request.peer.open(2).rest()
+        await request.peer.is_alive()
 
 
 async def a_parent_after_its_node(visitor: Visitor) -> None:
@@ -119,71 +119,71 @@ async def equal_siblings(visitor: Visitor) -> None:
 
 async def equal_cousins(visitor: Visitor) -> None:
     """§3.5 Children of different nodes may have the same token."""
-    session = await _in_turn(visitor, nodes=4)
-    session.draft((1, 2, 3, 3), (0, 0, 1, 2))
-    await session.rest()
+    request = await _in_turn(visitor, nodes=4)
+    request.draft((1, 2, 3, 3), (0, 0, 1, 2))
+    await request.rest()
 
 
 async def a_drafted_id_outside_the_vocabulary(visitor: Visitor) -> None:
     """§2.3 A drafted id outside the vocabulary is a fault, LIMIT."""
-    session = await _in_turn(visitor, nodes=1)
-    size = session.peer.vocabulary_size
+    request = await _in_turn(visitor, nodes=1)
+    size = request.peer.vocabulary_size
     if size == 1 << token_bits(size):
         raise Skipped(f"every id of {token_bits(size)} bits is in a vocabulary of {size}")
     packed = size.to_bytes(packed_bytes(1, size), "little")
-    session.peer.write(_frame(session, packed=packed + b"\0", nodes=1))
-    await session.peer.refused(ErrorCode.LIMIT)
+    request.peer.write(_frame(request, packed=packed + b"\0", nodes=1))
+    await request.peer.refused(ErrorCode.LIMIT)
 
 
 async def a_draft_without_its_parents(visitor: Visitor) -> None:
     """§2.1 A Draft holds a parent for each node."""
-    session = await _in_turn(visitor, nodes=1)
-    packed = bytes(packed_bytes(1, session.peer.vocabulary_size))
-    session.peer.write(_frame(session, packed=packed, nodes=1))
-    await _refused(session)
+    request = await _in_turn(visitor, nodes=1)
+    packed = bytes(packed_bytes(1, request.peer.vocabulary_size))
+    request.peer.write(_frame(request, packed=packed, nodes=1))
+    await _refused(request)
 
 
 async def a_draft_with_more_than_its_nodes(visitor: Visitor) -> None:
     """§2.1 A Draft holds nothing behind its parents."""
-    session = await _in_turn(visitor)
-    session.peer.write(_frame(session, packed=b"\0"))
-    await _refused(session)
+    request = await _in_turn(visitor)
+    request.peer.write(_frame(request, packed=b"\0"))
+    await _refused(request)
 
 
 async def a_tree_that_is_too_deep(visitor: Visitor) -> None:
-    """§5.4 A path that leaves no place for the bonus ends the session with PROTOCOL, no more."""
-    session = await _near_the_end(visitor)
-    session.draft([1] * (TOKENS - len(session.answer)))
-    await session.failed(ErrorCode.PROTOCOL)
-    await session.peer.open(2).rest()
+    """§5.4 A path that leaves no place for the bonus ends the request with PROTOCOL, no more."""
+    request = await _near_the_end(visitor)
+    request.draft([1] * (TOKENS - len(request.answer)))
+    await request.failed(ErrorCode.PROTOCOL)
+    await request.peer.open(2).rest()
 
 
 async def a_tree_of_the_greatest_depth(visitor: Visitor) -> None:
     """§5.4 A path may reach to the last token before the bonus."""
-    session = await _near_the_end(visitor)
-    session.draft([1] * (TOKENS - len(session.answer) - 1))
-    await session.verdict()
+    request = await _near_the_end(visitor)
+    request.draft([1] * (TOKENS - len(request.answer) - 1))
+    await request.verdict()
 
 
 async def a_long_time_of_drafting(visitor: Visitor) -> None:
     """§3.5 draft_ms may have any value."""
-    session = await _in_turn(visitor)
-    session.peer.write(_frame(session, draft_ms=65_535))
-    session.granted_nodes = None
-    await session.verdict()
+    request = await _in_turn(visitor)
+    request.peer.write(_frame(request, draft_ms=65_535))
+    request.granted_nodes = None
+    await request.verdict()
 
 
 async def a_draft_after_the_end(visitor: Visitor) -> None:
-    """§5.7 A Draft that was under way to a session that the server has ended is dropped."""
+    """§5.7 A Draft that was under way to a request that the server has ended is dropped."""
     peer = await visitor.admitted()
-    session = peer.open(max_tokens=1)
-    await session.verdict()
-    session.draft()
-    session.close()
+    request = peer.open(max_tokens=1)
+    await request.verdict()
+    request.draft()
+    request.close()
     await peer.is_alive()
 
 
-async def a_draft_of_a_closed_session(visitor: Visitor) -> None:
+async def a_draft_of_a_closed_request(visitor: Visitor) -> None:
     """§5.1 A Draft for a number that is unused again is a fault."""
     peer = await visitor.admitted()
     await peer.open().cancel()
@@ -195,20 +195,20 @@ async def a_draft_without_its_credit(visitor: Visitor) -> None:
     """§5.4 With turn wait a Draft before its Credit is a fault."""
     reason = NO_WAIT
     for _ in range(5):  # those of earlier times keep their turns: sooner or later one has to wait
-        session = await _waiting(visitor)
-        if session is None:
+        request = await _waiting(visitor)
+        if request is None:
             continue
         reason = "Credits come sooner than they can be ignored"
-        peer, ping = session.peer, wire.Ping(1)
-        peer.send(session.message(), ping)
+        peer, ping = request.peer, wire.Ping(1)
+        peer.send(request.message(), ping)
         answer = await peer.receive()
         if isinstance(answer, wire.Error) and answer.code is ErrorCode.PROTOCOL and answer.fatal:
             await peer.ended()
             return
         # a Credit that was on its way already has made it a right Draft
-        if answer != wire.Pong(ping.nonce) or not peer.has_mail(session.number):
+        if answer != wire.Pong(ping.nonce) or not peer.has_mail(request.number):
             raise Failed(f"it is answered by a {type(answer).__name__}, and no Credit has come")
-        if not isinstance(await peer.receive(session.number), wire.Credit):
+        if not isinstance(await peer.receive(request.number), wire.Credit):
             raise Failed("it is taken without a Credit")
     raise Skipped(reason)
 
@@ -216,59 +216,59 @@ async def a_draft_without_its_credit(visitor: Visitor) -> None:
 async def one_credit_for_each_wait(visitor: Visitor) -> None:
     """§5.6 A Credit comes once after every Verdict with turn wait, and never otherwise."""
     peers = [await visitor.admitted() for _ in range(EDGES)]
-    sessions = [peer.open(max_tokens=TOKENS) for peer in peers]
-    await asyncio.gather(*(session.rest() for session in sessions))  # a Session checks the order
+    requests = [peer.open(max_tokens=TOKENS) for peer in peers]
+    await asyncio.gather(*(request.rest() for request in requests))  # a Request checks the order
     for peer in peers:
         await peer.is_alive()
-    turns = {verdict.turn for session in sessions for verdict in session.verdicts}
+    turns = {verdict.turn for request in requests for verdict in request.verdicts}
     if wire.Turn.WAIT not in turns:
         raise Skipped(NO_WAIT)
 
 
-async def _waiting(visitor: Visitor) -> Session | None:
-    """A session that was just told to wait, among others that keep their turns to themselves."""
-    sessions = [(await visitor.admitted()).open(max_tokens=TOKENS) for _ in range(EDGES)]
-    for session in sessions:
-        while (await session.verdict()).turn is wire.Turn.SERVER and not session.finish:
+async def _waiting(visitor: Visitor) -> Request | None:
+    """A request that was just told to wait, among others that keep their turns to themselves."""
+    requests = [(await visitor.admitted()).open(max_tokens=TOKENS) for _ in range(EDGES)]
+    for request in requests:
+        while (await request.verdict()).turn is wire.Turn.SERVER and not request.finish:
             pass
-        if session.verdicts[-1].turn is wire.Turn.WAIT:
-            return session
+        if request.verdicts[-1].turn is wire.Turn.WAIT:
+            return request
     return None
 
 
-async def _in_turn(visitor: Visitor, nodes: int = 0, **options: Any) -> Session:
-    """A session whose edge may send a draft of `nodes` nodes."""
-    session = (await visitor.admitted()).open(**({"max_tokens": TOKENS} | options))
-    await session.turn(nodes)
-    return session
+async def _in_turn(visitor: Visitor, nodes: int = 0, **options: Any) -> Request:
+    """A request whose edge may send a draft of `nodes` nodes."""
+    request = (await visitor.admitted()).open(**({"max_tokens": TOKENS} | options))
+    await request.turn(nodes)
+    return request
 
 
-async def _near_the_end(visitor: Visitor) -> Session:
-    """A session in whose turn a path may have a node for every token that is left."""
-    session = await _in_turn(visitor)
-    while TOKENS - len(session.answer) > (session.granted_nodes or 0):
-        session.draft()
-        await session.turn()
-    return session
+async def _near_the_end(visitor: Visitor) -> Request:
+    """A request in whose turn a path may have a node for every token that is left."""
+    request = await _in_turn(visitor)
+    while TOKENS - len(request.answer) > (request.granted_nodes or 0):
+        request.draft()
+        await request.turn()
+    return request
 
 
 async def _refused_draft(
     visitor: Visitor, round: int = 0, tokens: Sequence[int] = (), parents: Sequence[int] = ()
 ) -> None:
-    session = await _in_turn(visitor, nodes=len(tokens))
-    packed = pack_tokens(tokens, session.peer.vocabulary_size) + bytes(parents)
-    session.peer.write(_frame(session, round, packed=packed, nodes=len(tokens)))
-    await _refused(session)
+    request = await _in_turn(visitor, nodes=len(tokens))
+    packed = pack_tokens(tokens, request.peer.vocabulary_size) + bytes(parents)
+    request.peer.write(_frame(request, round, packed=packed, nodes=len(tokens)))
+    await _refused(request)
 
 
-async def _refused(session: Session) -> None:
-    error = await session.peer.refused(ErrorCode.PROTOCOL)
-    if error.session:
-        raise Failed("the Error is one of the session")
+async def _refused(request: Request) -> None:
+    error = await request.peer.refused(ErrorCode.PROTOCOL)
+    if error.request:
+        raise Failed("the Error is one of the request")
 
 
 def _frame(
-    session: Session,
+    request: Request,
     round: int = 0,
     base: int = 0,
     draft_ms: int = 0,
@@ -276,6 +276,6 @@ def _frame(
     nodes: int = 0,
 ) -> bytes:
     """A Draft frame; round and base differ from the right ones by what is given."""
-    right = session.message()
+    right = request.message()
     head = struct.pack("<IIHB", right.round + round, right.base + base, draft_ms, nodes)
-    return session.peer.raw(wire.Draft, head + packed, session=session.number)
+    return request.peer.raw(wire.Draft, head + packed, request=request.number)

@@ -1,8 +1,8 @@
-"""Cases 601 and on: cancelling in every phase, sessions side by side, and edges that vanish."""
+"""Cases 601 and on: cancelling in every phase, requests side by side, and edges that vanish."""
 
 import asyncio
 
-from runtime.conform.peer import Failed, Session, Visitor, opening, plain_answer
+from runtime.conform.peer import Failed, Request, Visitor, opening, plain_answer
 from runtime.wire import messages as wire
 from runtime.wire.messages import ErrorCode
 
@@ -30,9 +30,9 @@ async def cancel_while_a_verdict_is_due(visitor: Visitor) -> None:
 async def cancel_in_the_edges_turn(visitor: Visitor) -> None:
     """§5.7 A Close in place of a Draft is answered by a Close."""
     peer = await visitor.admitted()
-    session = peer.open(max_tokens=40)
-    await session.turn()
-    session.close()
+    request = peer.open(max_tokens=40)
+    await request.turn()
+    request.close()
     await peer.expect(wire.Close, 1)
     await peer.is_alive()
 
@@ -40,46 +40,46 @@ async def cancel_in_the_edges_turn(visitor: Visitor) -> None:
 async def cancel_after_a_draft(visitor: Visitor) -> None:
     """§5.7 A Close behind a Draft is answered by the server's last word."""
     peer = await visitor.admitted()
-    session = peer.open(max_tokens=40)
-    await session.turn(nodes=1)
-    session.draft([1])
-    await session.cancel()
+    request = peer.open(max_tokens=40)
+    await request.turn(nodes=1)
+    request.draft([1])
+    await request.cancel()
     await peer.is_alive()
 
 
 async def cancel_while_the_server_decodes(visitor: Visitor) -> None:
     """§5.7 A Close while the server has the turn is answered by its last word."""
     peer = await visitor.admitted()
-    session = peer.open(max_nodes=0, max_tokens=400)
-    await session.verdict()
-    await session.cancel()
+    request = peer.open(max_nodes=0, max_tokens=400)
+    await request.verdict()
+    await request.cancel()
     await peer.is_alive()
 
 
 async def cancel_at_the_end(visitor: Visitor) -> None:
     """§5.7 A Close that crosses the last Verdict is not answered."""
     peer = await visitor.admitted()
-    session = peer.open(max_tokens=1)
-    await session.verdict()
-    session.close()
+    request = peer.open(max_tokens=1)
+    await request.verdict()
+    request.close()
     await peer.is_alive()
 
 
-async def cancel_a_refused_session(visitor: Visitor) -> None:
-    """§5.7 A Close after the session's Error is not answered."""
+async def cancel_a_refused_request(visitor: Visitor) -> None:
+    """§5.7 A Close after the request's Error is not answered."""
     peer = await visitor.admitted()
-    assert peer.welcome is not None, "a session before the Welcome"
+    assert peer.welcome is not None, "a request before the Welcome"
     message = opening(1, peer.welcome.max_context)
     peer.send(message)
-    await Session(peer, message, ()).failed(ErrorCode.LIMIT)
+    await Request(peer, message, ()).failed(ErrorCode.LIMIT)
     await peer.is_alive()
 
 
 async def close_twice(visitor: Visitor) -> None:
     """§5.7 An end says its word once: a second Close is a fault."""
     peer = await visitor.admitted()
-    session = peer.open(max_tokens=1)
-    await session.verdict()
+    request = peer.open(max_tokens=1)
+    await request.verdict()
     peer.send(wire.Close(1), wire.Close(1))
     await peer.refused(ErrorCode.PROTOCOL)
 
@@ -91,22 +91,22 @@ async def a_cancelled_number_again(visitor: Visitor) -> None:
     for _ in range(5):
         await peer.open(3, peer.prompt(30, seed=9), max_nodes=0, max_tokens=300).cancel()
         if await peer.open(3).rest() != truth:
-            raise Failed("the new session's answer is another one")
+            raise Failed("the new request's answer is another one")
 
 
 async def cancel_one_of_two(visitor: Visitor) -> None:
-    """§5.7 Cancelling a session leaves its neighbour alone."""
+    """§5.7 Cancelling a request leaves its neighbour alone."""
     truth = await plain_answer(visitor, max_tokens=24)
     peer = await visitor.admitted()
     kept, given_up = peer.open(1, max_tokens=24), peer.open(2, max_tokens=400)
     await kept.verdict()
     await given_up.cancel()
     if await kept.rest() != truth:
-        raise Failed("the other session's answer changes")
+        raise Failed("the other request's answer changes")
 
 
 async def an_error_in_one_of_two(visitor: Visitor) -> None:
-    """§5.4 A session that ends with an Error leaves its neighbour alone."""
+    """§5.4 A request that ends with an Error leaves its neighbour alone."""
     truth = await plain_answer(visitor, max_tokens=24)
     peer = await visitor.admitted()
     kept, refused = peer.open(1, max_tokens=24), peer.open(2, max_tokens=40)
@@ -115,64 +115,64 @@ async def an_error_in_one_of_two(visitor: Visitor) -> None:
     peer.send(wire.Draft(2, late.round, late.base + 1, (), ()))
     await refused.failed(ErrorCode.PROTOCOL)
     if await kept.rest() != truth:
-        raise Failed("the other session's answer changes")
+        raise Failed("the other request's answer changes")
 
 
-async def two_sessions_in_turns(visitor: Visitor) -> None:
-    """§1 Sessions of a connection go on side by side, each with its own answer."""
+async def two_requests_in_turns(visitor: Visitor) -> None:
+    """§1 Requests of a connection go on side by side, each with its own answer."""
     peer = await visitor.admitted()
     prompts = [peer.prompt(5, seed) for seed in (1, 2)]
     truths = [await plain_answer(visitor, prompt, max_tokens=24) for prompt in prompts]
-    sessions = [peer.open(n, prompt, max_tokens=24) for n, prompt in enumerate(prompts, start=1)]
-    while not all(session.finish for session in sessions):
-        for session in sessions:
-            if session.granted_nodes is not None:
-                session.draft()
-            if not session.finish:
-                await session.advance()
-    if [session.answer for session in sessions] != truths:
-        raise Failed("an answer is not the session's own")
+    requests = [peer.open(n, prompt, max_tokens=24) for n, prompt in enumerate(prompts, start=1)]
+    while not all(request.finish for request in requests):
+        for request in requests:
+            if request.granted_nodes is not None:
+                request.draft()
+            if not request.finish:
+                await request.advance()
+    if [request.answer for request in requests] != truths:
+        raise Failed("an answer is not the request's own")
 
 
-async def eight_sessions_at_once(visitor: Visitor) -> None:
-    """§1 Eight sessions on one connection have the answers that they have alone."""
+async def eight_requests_at_once(visitor: Visitor) -> None:
+    """§1 Eight requests on one connection have the answers that they have alone."""
     peer = await visitor.admitted()
     prompts = [peer.prompt(3 + seed, seed) for seed in range(8)]
     truths = [await peer.open(1, prompt).rest() for prompt in prompts]
-    sessions = [peer.open(n, prompt) for n, prompt in enumerate(prompts, start=1)]
-    if [await session.rest() for session in sessions] != truths:
-        raise Failed("an answer is not the session's own")
+    requests = [peer.open(n, prompt) for n, prompt in enumerate(prompts, start=1)]
+    if [await request.rest() for request in requests] != truths:
+        raise Failed("an answer is not the request's own")
 
 
 async def eight_connections_at_once(visitor: Visitor) -> None:
-    """§5.2 Sessions on eight connections have the answers that they have alone."""
+    """§5.2 Requests on eight connections have the answers that they have alone."""
     peers = [await visitor.admitted() for _ in range(8)]
     prompts = [peer.prompt(3 + seed, seed) for seed, peer in enumerate(peers)]
     truths = [await peers[0].open(1, prompt).rest() for prompt in prompts]
-    sessions = [peer.open(1, prompt) for peer, prompt in zip(peers, prompts, strict=True)]
-    answers = await asyncio.gather(*(session.rest() for session in sessions))
+    requests = [peer.open(1, prompt) for peer, prompt in zip(peers, prompts, strict=True)]
+    answers = await asyncio.gather(*(request.rest() for request in requests))
     if answers != truths:
-        raise Failed("an answer is not the session's own")
+        raise Failed("an answer is not the request's own")
 
 
 async def an_edge_that_vanishes(visitor: Visitor) -> None:
-    """§4.6 An edge may go in any phase of a session; the others are served."""
+    """§4.6 An edge may go in any phase of a request; the others are served."""
     for messages in ((), (wire.Prompt(1, (1, 2)),), (wire.Prompt(1, (1, 2, 3, 4, 5)),)):
         peer = await visitor.admitted()
         peer.send(opening(max_tokens=400), *messages)
         peer.hang_up()
-    session = (await visitor.admitted()).open(max_tokens=40)
-    await session.turn()
-    session.draft()
-    session.peer.hang_up()
+    request = (await visitor.admitted()).open(max_tokens=40)
+    await request.turn()
+    request.draft()
+    request.peer.hang_up()
     await (await visitor.admitted()).open().rest()
 
 
 async def an_edge_that_closes_its_half(visitor: Visitor) -> None:
     """§4.6 An end that closes its half of the stream is gone: the server closes too."""
     peer = await visitor.admitted()
-    session = peer.open(max_tokens=400)
-    await session.verdict()
+    request = peer.open(max_tokens=400)
+    await request.verdict()
     peer.end()
     while not peer.at_end:
         try:
@@ -195,7 +195,7 @@ async def twenty_edges_that_vanish(visitor: Visitor) -> None:
 async def an_edge_that_does_not_read(visitor: Visitor) -> None:
     """§4.6 What waits for an edge that does not read is bounded; the others are served."""
     deaf, other = await visitor.admitted(narrow=True), await visitor.admitted()
-    assert deaf.welcome is not None, "a session before the Welcome"
+    assert deaf.welcome is not None, "a request before the Welcome"
     deaf.stop_reading()
     for number in range(1, UNREAD_ANSWERS):
         deaf.send(opening(number, deaf.welcome.max_context), wire.Close(number))

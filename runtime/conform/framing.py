@@ -30,7 +30,7 @@ async def a_length_below_the_headers(visitor: Visitor) -> None:
     """§2.1 A frame has 8 bytes or more."""
     for length in (0, 7):
         peer = await visitor.admitted()
-        peer.write(peer.raw(wire.Close, session=1, length=length))
+        peer.write(peer.raw(wire.Close, request=1, length=length))
         await peer.refused(ErrorCode.PROTOCOL)
 
 
@@ -87,7 +87,7 @@ async def an_overlong_prompt_frame(visitor: Visitor) -> None:
     """§2.2 A frame of a Prompt has at most 61,440 bytes."""
     peer = await visitor.admitted()
     peer.send(opening())
-    peer.write(peer.raw(wire.Prompt, session=1, length=MAX_LONG_FRAME_BYTES + 1))
+    peer.write(peer.raw(wire.Prompt, request=1, length=MAX_LONG_FRAME_BYTES + 1))
     await peer.refused(ErrorCode.LIMIT)
 
 
@@ -106,7 +106,7 @@ async def a_body_too_short(visitor: Visitor) -> None:
     bodies: Bodies = {wire.Ping: bytes(7), wire.Open: bytes(20), wire.Error: b"\5"}
     for kind, body in bodies.items():
         peer = await visitor.admitted()
-        peer.write(peer.raw(kind, body, session=_session(kind)))
+        peer.write(peer.raw(kind, body, request=_request(kind)))
         await peer.refused(ErrorCode.PROTOCOL)
 
 
@@ -116,22 +116,22 @@ async def a_body_too_long(visitor: Visitor) -> None:
     for kind, body in bodies.items():
         peer = await visitor.admitted()
         peer.send(opening())
-        peer.write(peer.raw(kind, body, session=_session(kind)))
+        peer.write(peer.raw(kind, body, request=_request(kind)))
         await peer.refused(ErrorCode.PROTOCOL)
 
 
-async def a_ping_with_a_session(visitor: Visitor) -> None:
-    """§2.1 Messages of the connection have session 0."""
+async def a_ping_with_a_request(visitor: Visitor) -> None:
+    """§2.1 Messages of the connection have request 0."""
     peer = await visitor.admitted()
-    peer.write(peer.raw(wire.Ping, bytes(8), session=3))
+    peer.write(peer.raw(wire.Ping, bytes(8), request=3))
     await peer.refused(ErrorCode.PROTOCOL)
 
 
-async def a_session_with_number_0(visitor: Visitor) -> None:
-    """§2.1 Messages of a session have its number, 1 to 65,535."""
+async def a_request_with_number_0(visitor: Visitor) -> None:
+    """§2.1 Messages of a request have its number, 1 to 65,535."""
     for message in (opening(), wire.Close(1), wire.Prompt(1, (1,))):
         peer = await visitor.admitted()
-        peer.write(peer.raw(type(message), message.encode(peer.vocabulary_size), session=0))
+        peer.write(peer.raw(type(message), message.encode(peer.vocabulary_size), request=0))
         await peer.refused(ErrorCode.PROTOCOL)
 
 
@@ -163,10 +163,10 @@ async def nothing_is_looked_at_after_a_fault(visitor: Visitor) -> None:
 async def a_fault_ends_one_connection(visitor: Visitor) -> None:
     """§4.6 A fault ends its own connection and no other."""
     good, bad = await visitor.admitted(), await visitor.admitted()
-    session = good.open()
+    request = good.open()
     bad.open()
     bad.write(bad.raw(99))
-    await session.rest()
+    await request.rest()
     await good.is_alive()
 
 
@@ -179,8 +179,8 @@ async def ping(visitor: Visitor) -> None:
             raise Failed(f"the Pong of {nonce} has another nonce")
 
 
-async def ping_in_a_session(visitor: Visitor) -> None:
-    """§4.5 A Ping is answered in every phase of a session."""
+async def ping_in_a_request(visitor: Visitor) -> None:
+    """§4.5 A Ping is answered in every phase of a request."""
     peer = await visitor.admitted()
     peer.send(opening(1, 2), wire.Ping(1))
     await peer.expect(wire.Pong)
@@ -198,7 +198,7 @@ async def a_pong_that_nobody_asked_for(visitor: Visitor) -> None:
 
 
 async def a_notice(visitor: Visitor) -> None:
-    """§4.6 An Error of session 0 that is not fatal changes nothing."""
+    """§4.6 An Error of request 0 that is not fatal changes nothing."""
     peer = await visitor.admitted()
     peer.send(wire.Error(0, ErrorCode.DRAINING, False, "à bientôt"))
     await peer.is_alive()
@@ -219,8 +219,8 @@ async def an_error_that_is_no_error(visitor: Visitor) -> None:
         await peer.refused(ErrorCode.PROTOCOL)
 
 
-async def an_edges_error_for_a_session(visitor: Visitor) -> None:
-    """§7 Only the server sends an Error for a session, and never a fatal one."""
+async def an_edges_error_for_a_request(visitor: Visitor) -> None:
+    """§7 Only the server sends an Error for a request, and never a fatal one."""
     for fatal in (False, True):
         peer = await visitor.admitted()
         peer.send(opening(), wire.Error(1, ErrorCode.INTERNAL, fatal, "I failed"))
@@ -238,5 +238,5 @@ async def what_only_servers_send(visitor: Visitor) -> None:
         await peer.refused(ErrorCode.PROTOCOL)
 
 
-def _session(kind: type[wire.Message]) -> int:
+def _request(kind: type[wire.Message]) -> int:
     return 0 if kind in (wire.Ping, wire.Pong, wire.Error) else 1

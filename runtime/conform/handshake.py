@@ -280,7 +280,7 @@ async def a_short_proof(visitor: Visitor) -> None:
         await peer.refused(ErrorCode.PROTOCOL)
 
 
-async def a_session_before_the_proof(visitor: Visitor) -> None:
+async def a_request_before_the_proof(visitor: Visitor) -> None:
     """§4.1 Where a Proof is due nothing else is allowed."""
     visitor.needs_user()
     for message in (wire.Ping(1), opening()):

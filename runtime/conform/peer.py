@@ -1,4 +1,4 @@
-"""What cases are made of: connections that may say anything, and sessions that check the answers.
+"""What cases are made of: connections that may say anything, and requests that check the answers.
 
 Bytes are made and read with `runtime.wire`'s frames alone: no state table stands between a case and
 the server, so a case can break any rule. Knows nothing of cases.
@@ -151,14 +151,14 @@ class Peer:
         self,
         kind: int | type[wire.Message],
         body: bytes = b"",
-        session: int = 0,
+        request: int = 0,
         flags: int = 0,
         length: int | None = None,
     ) -> bytes:
         """The next frame, with any header and body."""
         number = kind if isinstance(kind, int) else kind.TYPE
         whole = HEADER.size + len(body) if length is None else length
-        frame = HEADER.pack(whole, number, flags, session, self.seq) + body
+        frame = HEADER.pack(whole, number, flags, request, self.seq) + body
         self.seq = (self.seq + 1) & 0xFFFF
         return frame
 
@@ -193,25 +193,25 @@ class Peer:
         """Leave everything that comes where it is."""
         self._writer.transport.pause_reading()
 
-    def has_mail(self, session: int) -> bool:
+    def has_mail(self, request: int) -> bool:
         """Whether a message for it has come and was not asked for yet."""
-        return bool(self._mail[session])
+        return bool(self._mail[request])
 
-    async def receive(self, session: int = 0) -> wire.Message:
-        """The next message for a session, or for the connection. Pings are answered."""
-        mail = self._mail[session]
+    async def receive(self, request: int = 0) -> wire.Message:
+        """The next message for a request, or for the connection. Pings are answered."""
+        mail = self._mail[request]
         while not mail:
             message = await self._read()
             if message is None:
                 raise Failed("the server closes the connection")
-            if isinstance(message, wire.Error) and message.fatal and session:
+            if isinstance(message, wire.Error) and message.fatal and request:
                 raise Failed(f"the server ends the connection: {message.sentence}")
-            self._mail[message.session].append(message)
+            self._mail[message.request].append(message)
         return mail.popleft()
 
-    async def expect(self, kind: type[Kind], session: int = 0) -> Kind:
+    async def expect(self, kind: type[Kind], request: int = 0) -> Kind:
         """The next message, which must be of this kind."""
-        message = await self.receive(session)
+        message = await self.receive(request)
         if not isinstance(message, kind):
             raise Failed(f"{_words(message)} comes where {kind.__name__} is due")
         return message
@@ -317,19 +317,19 @@ class Peer:
         known = (self.hello, challenge.nonce, self.certificate)
         return is_proven(challenge.proof, self._target.token, Role.SERVER, *known)
 
-    # --- sessions ---
+    # --- requests ---
 
     def prompt(self, tokens: int, seed: int = 1) -> tuple[int, ...]:
         """Ids of some prompt."""
         rng = random.Random(seed)
         return tuple(rng.randrange(min(self.vocabulary_size, 250)) for _ in range(tokens))
 
-    def open(self, number: int = 1, prompt: Sequence[int] = (), **options: Any) -> "Session":
-        """Open a session and send its prompt, of 5 tokens unless given; greedy, 16 tokens."""
+    def open(self, number: int = 1, prompt: Sequence[int] = (), **options: Any) -> "Request":
+        """Open a request and send its prompt, of 5 tokens unless given; greedy, 16 tokens."""
         prompt = tuple(prompt) or self.prompt(5)
         message = opening(number, len(prompt), **options)
         self.send(message, wire.Prompt(number, prompt))
-        return Session(self, message, prompt)
+        return Request(self, message, prompt)
 
 
 def opening(number: int = 1, prompt_tokens: int = 5, **options: Any) -> wire.Open:
@@ -339,8 +339,8 @@ def opening(number: int = 1, prompt_tokens: int = 5, **options: Any) -> wire.Ope
 
 
 @dataclass
-class Session:
-    """A session that follows the rules and holds the server to them."""
+class Request:
+    """A request that follows the rules and holds the server to them."""
 
     peer: Peer
     params: wire.Open
@@ -352,7 +352,7 @@ class Session:
 
     @property
     def number(self) -> int:
-        return self.params.session
+        return self.params.request
 
     @property
     def finish(self) -> wire.Finish:
@@ -393,7 +393,7 @@ class Session:
         return verdict
 
     def needs_turn(self) -> None:
-        """Skip the case if this session's edge was never asked for a draft."""
+        """Skip the case if this request's edge was never asked for a draft."""
         if all(verdict.turn is wire.Turn.SERVER for verdict in self.verdicts):
             raise Skipped(NO_TURN)
 
@@ -419,7 +419,7 @@ class Session:
         return self.answer
 
     async def failed(self, *codes: wire.ErrorCode) -> wire.Error:
-        """An Error that ends this session alone, with one of these codes; and our Close."""
+        """An Error that ends this request alone, with one of these codes; and our Close."""
         error = await self.peer.receive(self.number)
         if not isinstance(error, wire.Error) or error.code not in codes:
             names = " or ".join(code.name for code in codes)
@@ -428,7 +428,7 @@ class Session:
         return error
 
     async def cancel(self) -> None:
-        """Close a running session, and wait for the server's word."""
+        """Close a running request, and wait for the server's word."""
         self.close()
         while True:
             word = await self.peer.receive(self.number)
@@ -449,10 +449,10 @@ class Session:
             await self.verdict()
 
     def _granted(self, grant: wire.Verdict | wire.Credit) -> None:
-        assert self.peer.welcome is not None, "a session before the Welcome"
+        assert self.peer.welcome is not None, "a request before the Welcome"
         most = min(self.params.max_nodes, self.peer.welcome.max_nodes)
         if grant.max_nodes > most or not most:
-            raise Failed(f"the turn allows {grant.max_nodes} nodes, the session {most}")
+            raise Failed(f"the turn allows {grant.max_nodes} nodes, the request {most}")
         self.granted_nodes = grant.max_nodes
 
     def _path(self, node: int) -> list[int]:

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
-from runtime.conform import drafts, ends, framing, handshake, sessions, text
+from runtime.conform import drafts, ends, framing, handshake, requests, text
 from runtime.conform.peer import Failed, Skipped, Target, Visitor
 
-MODULES = {100: handshake, 200: framing, 300: sessions, 400: drafts, 500: text, 600: ends}
+MODULES = {100: handshake, 200: framing, 300: requests, 400: drafts, 500: text, 600: ends}
 CASE_TIMEOUT_S = 120.0
 
 

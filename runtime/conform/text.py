@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from runtime.conform.peer import Failed, Session, Skipped, Visitor, plain_answer
+from runtime.conform.peer import Failed, Request, Skipped, Visitor, plain_answer
 from runtime.wire import messages as wire
 
 TOKENS = 32
@@ -15,7 +15,7 @@ async def rounds_count_by_one(visitor: Visitor) -> None:
     """§5.5 Every Verdict counts one more, whoever had the turn."""
     peer = await visitor.admitted()
     for number, nodes in enumerate((0, 32), start=1):
-        await peer.open(number, max_nodes=nodes, **GREEDY).rest()  # a Session checks every round
+        await peer.open(number, max_nodes=nodes, **GREEDY).rest()  # a Request checks every round
 
 
 async def greedy_twice(visitor: Visitor) -> None:
@@ -50,76 +50,76 @@ async def sampled_with_another_seed(visitor: Visitor) -> None:
 async def drafts_of_nothing(visitor: Visitor) -> None:
     """§6 With Drafts without nodes the answer is the same."""
     for options in (GREEDY, SAMPLED):
-        session = (await visitor.admitted()).open(**options)
-        _equal(await session.rest(), await plain_answer(visitor, **options))
-        session.needs_turn()
+        request = (await visitor.admitted()).open(**options)
+        _equal(await request.rest(), await plain_answer(visitor, **options))
+        request.needs_turn()
 
 
 async def right_drafts(visitor: Visitor) -> None:
     """§5.5 A drafted path of the right tokens is accepted whole, and the right bonus follows."""
     for options in (GREEDY, SAMPLED):
         truth = await plain_answer(visitor, **options)
-        session = (await visitor.admitted()).open(**options)
-        await session.turn(nodes=2)
-        drafted = _coming(session, truth)
-        session.draft(drafted)
-        verdict = await session.verdict()
+        request = (await visitor.admitted()).open(**options)
+        await request.turn(nodes=2)
+        drafted = _coming(request, truth)
+        request.draft(drafted)
+        verdict = await request.verdict()
         if verdict.node != len(drafted):
             raise Failed(f"of {len(drafted)} right tokens {verdict.node} are accepted")
-        _equal(await session.rest(), truth)
+        _equal(await request.rest(), truth)
 
 
 async def wrong_drafts(visitor: Visitor) -> None:
     """§5.5 Of wrong tokens none is accepted, and the answer is the same."""
     for options in (GREEDY, SAMPLED):
         truth = await plain_answer(visitor, **options)
-        session = (await visitor.admitted()).open(**options)
-        await session.turn(nodes=2)
-        wrong = (truth[len(session.answer)] + 1) % session.peer.vocabulary_size
-        session.draft([wrong] * 2)
-        if (await session.verdict()).node:
+        request = (await visitor.admitted()).open(**options)
+        await request.turn(nodes=2)
+        wrong = (truth[len(request.answer)] + 1) % request.peer.vocabulary_size
+        request.draft([wrong] * 2)
+        if (await request.verdict()).node:
             raise Failed("a wrong token is accepted")
-        _equal(await session.rest(), truth)
+        _equal(await request.rest(), truth)
 
 
 async def half_right_drafts(visitor: Visitor) -> None:
     """§5.5 A path is accepted up to its first wrong token."""
     truth = await plain_answer(visitor, **SAMPLED)
-    session = (await visitor.admitted()).open(**SAMPLED)
-    await session.turn(nodes=3)
-    done, size = len(session.answer), session.peer.vocabulary_size
-    session.draft([truth[done], (truth[done + 1] + 1) % size, truth[done + 2]])
-    verdict = await session.verdict()
+    request = (await visitor.admitted()).open(**SAMPLED)
+    await request.turn(nodes=3)
+    done, size = len(request.answer), request.peer.vocabulary_size
+    request.draft([truth[done], (truth[done + 1] + 1) % size, truth[done + 2]])
+    verdict = await request.verdict()
     if (verdict.node, verdict.bonus) != (1, truth[done + 1]):
         raise Failed(f"node {verdict.node} and bonus {verdict.bonus} are the Verdict")
-    _equal(await session.rest(), truth)
+    _equal(await request.rest(), truth)
 
 
 async def the_right_one_of_many_siblings(visitor: Visitor) -> None:
     """§5.5 The walk finds the right child wherever it stands."""
     truth = await plain_answer(visitor, **SAMPLED)
-    session = (await visitor.admitted()).open(**SAMPLED)
-    nodes = min(await session.turn(nodes=3), 8)
-    right, size = truth[len(session.answer)], session.peer.vocabulary_size
+    request = (await visitor.admitted()).open(**SAMPLED)
+    nodes = min(await request.turn(nodes=3), 8)
+    right, size = truth[len(request.answer)], request.peer.vocabulary_size
     siblings = [(right + 1 + index) % size for index in range(nodes - 1)] + [right]
-    session.draft(siblings, [0] * nodes)
-    if (await session.verdict()).node != nodes:
+    request.draft(siblings, [0] * nodes)
+    if (await request.verdict()).node != nodes:
         raise Failed("another child than the right one is accepted")
-    _equal(await session.rest(), truth)
+    _equal(await request.rest(), truth)
 
 
 async def any_drafts(visitor: Visitor) -> None:
     """§6 The answer does not depend on the drafts: trees drawn at random change nothing."""
     truth = await plain_answer(visitor, **SAMPLED)
     for seed in range(4):
-        session, rng = (await visitor.admitted()).open(**SAMPLED), random.Random(seed)
-        while not session.finish:
-            if session.granted_nodes is not None:
-                _draft_at_random(session, truth, rng)
-            await session.advance()
-        session.close()
-        _equal(session.answer, truth)
-        session.needs_turn()
+        request, rng = (await visitor.admitted()).open(**SAMPLED), random.Random(seed)
+        while not request.finish:
+            if request.granted_nodes is not None:
+                _draft_at_random(request, truth, rng)
+            await request.advance()
+        request.close()
+        _equal(request.answer, truth)
+        request.needs_turn()
 
 
 async def a_prompt_that_ends_in_its_answer(visitor: Visitor) -> None:
@@ -138,55 +138,55 @@ async def a_stop_id(visitor: Visitor) -> None:
     """§5.5 The answer ends with the first stop id, told as the bonus, and finish 1."""
     truth = await plain_answer(visitor, **SAMPLED)
     stop = truth[_first_new(truth)]
-    session = (await visitor.admitted()).open(stop_ids=(stop,), **SAMPLED)
-    _equal(await session.rest(), truth[: truth.index(stop) + 1])
-    _stopped(session, stop)
+    request = (await visitor.admitted()).open(stop_ids=(stop,), **SAMPLED)
+    _equal(await request.rest(), truth[: truth.index(stop) + 1])
+    _stopped(request, stop)
 
 
 async def a_stop_id_in_a_draft(visitor: Visitor) -> None:
     """§5.5 An accepted path is cut at a stop id, which is told as the bonus."""
     truth = await plain_answer(visitor, **SAMPLED)
     stop = truth[_first_new(truth)]
-    session = (await visitor.admitted()).open(stop_ids=(stop,), **SAMPLED)
-    granted, due = await session.turn(nodes=1), truth.index(stop)
-    while granted <= due - len(session.answer):
-        session.draft()
-        granted = await session.turn(nodes=1)
-    before = due - len(session.answer)
-    session.draft(_coming(session, truth, most=255))
-    verdict = await session.verdict()
+    request = (await visitor.admitted()).open(stop_ids=(stop,), **SAMPLED)
+    granted, due = await request.turn(nodes=1), truth.index(stop)
+    while granted <= due - len(request.answer):
+        request.draft()
+        granted = await request.turn(nodes=1)
+    before = due - len(request.answer)
+    request.draft(_coming(request, truth, most=255))
+    verdict = await request.verdict()
     if verdict.node != before:
         raise Failed(f"node {verdict.node} is accepted, {before} come before the stop id")
-    _stopped(session, stop)
-    session.close()
-    _equal(session.answer, truth[: due + 1])
+    _stopped(request, stop)
+    request.close()
+    _equal(request.answer, truth[: due + 1])
 
 
 async def the_end_in_a_draft(visitor: Visitor) -> None:
     """§5.5 The last Verdict may accept all but the bonus, and says that the length is reached."""
     truth = await plain_answer(visitor, **(SAMPLED | {"max_tokens": 6}))
-    session = (await visitor.admitted()).open(**(SAMPLED | {"max_tokens": 6}))
-    while not session.finish:
-        if session.granted_nodes is not None:
-            session.draft(_coming(session, truth))
-        await session.advance()
-    session.close()
-    _equal(session.answer, truth)
-    session.needs_turn()
-    if session.finish is not wire.Finish.LENGTH:
-        raise Failed(f"the answer ends with {session.finish.name}")
+    request = (await visitor.admitted()).open(**(SAMPLED | {"max_tokens": 6}))
+    while not request.finish:
+        if request.granted_nodes is not None:
+            request.draft(_coming(request, truth))
+        await request.advance()
+    request.close()
+    _equal(request.answer, truth)
+    request.needs_turn()
+    if request.finish is not wire.Finish.LENGTH:
+        raise Failed(f"the answer ends with {request.finish.name}")
 
 
 async def nothing_after_the_end(visitor: Visitor) -> None:
-    """§5.7 After a Verdict that finishes nothing comes for the session, not even a Close."""
+    """§5.7 After a Verdict that finishes nothing comes for the request, not even a Close."""
     peer = await visitor.admitted()
-    session = peer.open()
-    await session.rest()
+    request = peer.open()
+    await request.rest()
     await peer.is_alive()
 
 
 async def a_short_and_a_long_neighbour(visitor: Visitor) -> None:
-    """§6 The answer does not depend on other sessions."""
+    """§6 The answer does not depend on other requests."""
     truth = await plain_answer(visitor, **SAMPLED)
     peer = await visitor.admitted()
     peer.open(2, peer.prompt(60, seed=3), max_nodes=0, **GREEDY)
@@ -194,27 +194,27 @@ async def a_short_and_a_long_neighbour(visitor: Visitor) -> None:
     _equal(await peer.open(1, **SAMPLED).rest(), truth)
 
 
-def _coming(session: Session, truth: list[int], most: int = 8) -> list[int]:
+def _coming(request: Request, truth: list[int], most: int = 8) -> list[int]:
     """As many of the tokens to come as a draft may have."""
-    assert session.granted_nodes is not None, "drafts need the turn"
-    done = len(session.answer)
-    return truth[done : min(done + session.granted_nodes, done + most, len(truth) - 1)]
+    assert request.granted_nodes is not None, "drafts need the turn"
+    done = len(request.answer)
+    return truth[done : min(done + request.granted_nodes, done + most, len(truth) - 1)]
 
 
-def _draft_at_random(session: Session, truth: list[int], rng: random.Random) -> None:
+def _draft_at_random(request: Request, truth: list[int], rng: random.Random) -> None:
     """A tree of up to 12 nodes that are right about every second time."""
-    room = len(truth) - len(session.answer) - 1
+    room = len(truth) - len(request.answer) - 1
     depths, tree = [0], dict[tuple[int, int], None]()
-    for _ in range(min(session.granted_nodes or 0, 12)):
+    for _ in range(min(request.granted_nodes or 0, 12)):
         parent = rng.randrange(len(depths))
         if depths[parent] >= room:
             continue
-        right = truth[len(session.answer) + depths[parent]]
-        token = rng.choice((right, rng.randrange(session.peer.vocabulary_size)))
+        right = truth[len(request.answer) + depths[parent]]
+        token = rng.choice((right, rng.randrange(request.peer.vocabulary_size)))
         if (parent, token) not in tree:
             tree[parent, token] = None
             depths.append(depths[parent] + 1)
-    session.draft([token for _, token in tree], [parent for parent, _ in tree])
+    request.draft([token for _, token in tree], [parent for parent, _ in tree])
 
 
 def _first_new(answer: list[int]) -> int:
@@ -225,8 +225,8 @@ def _first_new(answer: list[int]) -> int:
     raise Skipped("the answer repeats its first tokens for ever")
 
 
-def _stopped(session: Session, stop: int) -> None:
-    last = session.verdicts[-1]
+def _stopped(request: Request, stop: int) -> None:
+    last = request.verdicts[-1]
     if last.finish is not wire.Finish.STOP or last.bonus != stop:
         raise Failed(f"it ends with {last.finish.name} and token {last.bonus}, not {stop}")
 

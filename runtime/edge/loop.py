@@ -99,7 +99,7 @@ class Grant:
         if isinstance(message, wire.Verdict) and message.turn is wire.Turn.WAIT:
             return cls(wire.MAX_NODES, received_s, Slot(math.inf, 0.0))
         late_s = math.inf if message.late_ms == wire.NO_LIMIT_MS else message.late_ms * 1e-3
-        return cls(message.max_nodes, received_s, Slot(message.draft_ms * 1e-3, late_s))
+        return cls(message.max_nodes, received_s, Slot(message.free_ms * 1e-3, late_s))
 
     @property
     def needs_credit(self) -> bool:

@@ -1,4 +1,4 @@
 """The model: weights, transformer, paged KV cache, the engine that runs both, and the tokenizer.
 
-Knows tokens, trees and tensors; it refuses to know of networks, sessions, edges and servers.
+Knows tokens, trees and tensors; it refuses to know of networks, requests, edges and servers.
 """

@@ -1,1 +1,1 @@
-"""The server: admits sessions, batches their trees, verifies them with the target model."""
+"""The server: admits requests, batches their trees, verifies them with the target model."""

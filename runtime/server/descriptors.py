@@ -21,7 +21,7 @@ EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 def check_descriptors(config: ServerConfig) -> None:
     """Raise the limit to what all connections may need; a warning if that is not granted."""
-    edges = config.max_sessions + config.max_waiting + config.max_strangers
+    edges = config.max_requests + config.max_waiting + config.max_strangers
     wanted = edges + MAX_CONNECTIONS + OWN
     if (limit := raise_descriptor_limit(wanted)) < wanted:
         log.warning(

@@ -145,8 +145,8 @@ class Door:
             vocabulary_hash=mine.vocabulary_hash(mine.vocabulary_size),
             max_nodes=self.config.max_nodes,
             max_context=mine.max_context,
-            max_sessions=min(
-                self.config.max_sessions + self.config.max_waiting, self.config.max_user_sessions
+            max_requests=min(
+                self.config.max_requests + self.config.max_waiting, self.config.max_user_requests
             ),
             model=mine.model,
             template_hash=wire.template_hash(mine.template),

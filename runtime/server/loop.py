@@ -62,7 +62,7 @@ class Server:
     def __post_init__(self) -> None:
         config, kv = self.config, self.engine.kv
         limits = Limits(
-            max_sessions=config.max_sessions,
+            max_requests=config.max_requests,
             max_waiting=config.max_waiting,
             max_batch=config.max_batch,
             max_step_nodes=config.max_step_nodes,
@@ -126,8 +126,8 @@ class Server:
             case wire.Draft():
                 self._draft(peer, message)
             case wire.Close():
-                log.info("request cancelled", extra=self._who(peer, message.session))
-                if request := self.requests.get((peer, message.session)):
+                log.info("request cancelled", extra=self._who(peer, message.request))
+                if request := self.requests.get((peer, message.request)):
                     self._cancel(request)
 
     def on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
@@ -161,14 +161,14 @@ class Server:
                     f"{identity.model} holds {identity.max_context} with the answer"
                 ),
             )
-        elif of_user >= self.config.max_user_sessions:
+        elif of_user >= self.config.max_user_requests:
             sentence = f"{of_user} of your requests are running, as many as one user may have"
             refusal = wire.ErrorCode.BUSY, sentence
         if refusal:
-            self._refuse(peer, message.session, *refusal)
+            self._refuse(peer, message.request, *refusal)
             return
-        self.requests[peer, message.session] = Request(
-            key=(peer, message.session),
+        self.requests[peer, message.request] = Request(
+            key=(peer, message.request),
             params=message,
             limit=message.prompt_tokens + min(message.max_tokens, room),
             context=[],
@@ -180,7 +180,7 @@ class Server:
         self._requests_of[user] += 1
 
     def _extend_prompt(self, peer: FramedProtocol, message: wire.Prompt) -> None:
-        request = self.requests[peer, message.session]
+        request = self.requests[peer, message.request]
         if not request.read(message.tokens):
             return
         request.ready_s = time.monotonic()
@@ -191,17 +191,17 @@ class Server:
             self.scheduler.submit(request)
         except Refused as error:
             code = wire.ErrorCode.BUSY if error.busy else wire.ErrorCode.LIMIT
-            self._refuse(peer, message.session, code, str(error))
+            self._refuse(peer, message.request, code, str(error))
         else:
             self.metrics.prompted(len(request.context))
             self._work.set()
 
     def _draft(self, peer: FramedProtocol, message: wire.Draft) -> None:
-        request = self.requests[peer, message.session]
+        request = self.requests[peer, message.request]
         try:
             request.accept_draft(message, time.monotonic())
         except RejectedDraft as error:
-            self._refuse(peer, message.session, wire.ErrorCode.PROTOCOL, str(error))
+            self._refuse(peer, message.request, wire.ErrorCode.PROTOCOL, str(error))
         else:
             self.scheduler.drafted(request)
             self.pipeline.draft_arrived(request, message.draft_ms * 1e-3, request.ready_s)
@@ -244,7 +244,7 @@ class Server:
         """The fields of a log line about a peer, or about one of its requests."""
         user = self.door.admitted.get(peer) or None
         code_name = None if code is None else label(code)
-        return fields(peer=peer.peer_name, user=user, session=number, code=code_name, **more)
+        return fields(peer=peer.peer_name, user=user, request=number, code=code_name, **more)
 
     # --- what the model does ---
 
@@ -334,7 +334,7 @@ class Server:
         self.totals.tokens += accepted + 1
         grant = NO_GRANT if finish else self.pipeline.after_verdict(request, accepted, now_s)
         return wire.Verdict(
-            session=request.params.session,
+            request=request.params.request,
             round=round_number,
             node=outcome.path[accepted],
             bonus=request.context[-1],
@@ -343,7 +343,7 @@ class Server:
             verify_ms=wire.clamp_ms(step.seconds * 1e3),
             turn=grant.turn,
             max_nodes=grant.max_nodes,
-            draft_ms=wire.clamp_ms(grant.free_s * 1e3),
+            free_ms=wire.clamp_ms(grant.free_s * 1e3),
             late_ms=wire.clamp_ms(grant.late_s * 1e3),
         )
 

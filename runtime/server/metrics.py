@@ -61,8 +61,8 @@ class Metrics:
         self._success = self._counter(
             "request_success", "Requests whose text came to its end", "finished_reason", Finish
         )
-        self._session_errors = self._counter(
-            "session_errors", "Requests ended by an Error of the server", "code", ErrorCode
+        self._request_errors = self._counter(
+            "request_errors", "Requests ended by an Error of the server", "code", ErrorCode
         )
         self._connection_errors = self._counter(
             "connection_errors", "Connections ended by an Error of either end", "code", ErrorCode
@@ -126,7 +126,7 @@ class Metrics:
 
     def refused(self, code: ErrorCode) -> None:
         """A request was ended with an Error."""
-        self._session_errors.labels(label(code)).inc()
+        self._request_errors.labels(label(code)).inc()
 
     def step_ended(self, trees: int, step_s: float) -> None:
         """A step that verified `trees` trees is over."""
@@ -270,8 +270,8 @@ class _Limits(Collector):
         limits = {"edges_connecting": config.max_strangers}
         if self.scheduler is not None:
             of = self.scheduler.limits
-            limits |= {"requests_running": of.max_sessions, "requests_waiting": of.max_waiting}
-            limits |= {"requests_of_a_user": config.max_user_sessions, "batch_size": of.max_batch}
+            limits |= {"requests_running": of.max_requests, "requests_waiting": of.max_waiting}
+            limits |= {"requests_of_a_user": config.max_user_requests, "batch_size": of.max_batch}
             limits |= {"step_nodes": of.max_step_nodes, "kv_tokens": of.n_pages * of.page_size}
         for name, value in limits.items():
             family.add_metric([name], value)

@@ -1,6 +1,6 @@
 """One end of an STF/1 connection: bytes in, messages out; a message in, bytes out.
 
-The tables of `states` say who may send what when, and how sessions end. Both ends walk the same
+The tables of `states` say who may send what when, and how requests end. Both ends walk the same
 ones, so that what one refuses to send is what the other refuses to receive. No socket, no clock,
 no model.
 """
@@ -44,7 +44,7 @@ from runtime.wire.messages import (
     template_follows,
     template_hash,
 )
-from runtime.wire.states import CONNECTION_TABLE, SESSION_TABLE, Move, Phase, Role, State
+from runtime.wire.states import CONNECTION_TABLE, REQUEST_TABLE, Move, Phase, Role, State
 
 __all__ = ["Connection", "Phase", "Role", "State"]
 
@@ -60,12 +60,12 @@ _Place = TypeVar("_Place", State, Phase)
 
 
 @dataclass(slots=True)
-class _Session:
-    """What the next message of a session is checked against."""
+class _Request:
+    """What the next message of a request is checked against."""
 
     phase: Phase
     prompt_tokens_due: int
-    most_nodes: int  # that a draft of this session may ever have
+    most_nodes: int  # that a draft of this request may ever have
     round: int = 0  # of the next draft, or of the verdict on it
     granted_nodes: int = 0  # of the next draft
     nodes: int = 0  # of the draft that waits for its verdict
@@ -89,7 +89,7 @@ class Connection:
         self.frames_sent = 0
         self.frames_received = 0
         self._fault: ProtocolError | None = None
-        self._sessions: dict[int, _Session] = {}
+        self._requests: dict[int, _Request] = {}
         self._ended_by_server: set[int] = set()
         self._unanswered_pings: dict[Role, int] = {}
         self._received = bytearray()
@@ -101,13 +101,13 @@ class Connection:
         return len(self._received)
 
     @property
-    def live_sessions(self) -> int:
-        """Sessions that count against max_sessions: those that the edge has not closed."""
-        return sum(session.phase is not Phase.CLOSING for session in self._sessions.values())
+    def live_requests(self) -> int:
+        """Requests that count against max_requests: those that the edge has not closed."""
+        return sum(request.phase is not Phase.CLOSING for request in self._requests.values())
 
-    def phase(self, session: int) -> Phase:
-        """Where a session stands."""
-        return self._sessions[session].phase if session in self._sessions else Phase.UNUSED
+    def phase(self, request: int) -> Phase:
+        """Where a request stands."""
+        return self._requests[request].phase if request in self._requests else Phase.UNUSED
 
     def receive(self, data: bytes) -> list[Message]:
         """The messages that these bytes complete, however the stream was cut: feed and drain.
@@ -144,7 +144,7 @@ class Connection:
     def send(self, message: Message) -> bytes:
         """The bytes to write, answers owed first; ValueError if the tables forbid the message.
 
-        On the edge, a message for a session that the server has ended meanwhile is dropped, and
+        On the edge, a message for a request that the server has ended meanwhile is dropped, and
         so is a second Close: its caller may not have read the news yet.
         """
         if self.role is Role.EDGE and self._is_overtaken(message):
@@ -194,17 +194,17 @@ class Connection:
 
     def _take(self, message: Message) -> bool:
         """Apply a received message and answer it; whether it is to be delivered."""
-        before = self.phase(message.session)
+        before = self.phase(message.request)
         self._step(self.role.peer, message)
         if isinstance(message, Ping):
             self._queue(Pong(message.nonce))
             return False
         if before in (Phase.FINISHED, Phase.CLOSING):
             return False
-        if self.phase(message.session) in (Phase.FINISHED, Phase.CLOSING):
-            self._queue(Close(message.session))
+        if self.phase(message.request) in (Phase.FINISHED, Phase.CLOSING):
+            self._queue(Close(message.request))
             if self.role is Role.EDGE:
-                self._ended_by_server.add(message.session)
+                self._ended_by_server.add(message.request)
         return True
 
     def _queue(self, message: Message) -> None:
@@ -215,14 +215,14 @@ class Connection:
         self._outgoing += frame
 
     def _fail(self, fault: ProtocolError) -> None:
-        self._queue(Error(session=0, code=fault.code, fatal=True, sentence=fault.sentence))
+        self._queue(Error(request=0, code=fault.code, fatal=True, sentence=fault.sentence))
         self._fault = fault
 
     def _is_overtaken(self, message: Message) -> bool:
-        if isinstance(message, Close) and self.phase(message.session) is Phase.CLOSING:
+        if isinstance(message, Close) and self.phase(message.request) is Phase.CLOSING:
             return True
         late = isinstance(message, Prompt | Draft | Close)
-        return late and message.session in self._ended_by_server
+        return late and message.request in self._ended_by_server
 
     def _step(self, sender: Role, message: Message) -> None:
         """Walk the tables by one message, sent or received; ProtocolError if they forbid it."""
@@ -243,11 +243,11 @@ class Connection:
                 self._ping(sender, message)
             case Pong():
                 self._pong(sender, message)
-            case Error(session=0):
+            case Error(request=0):
                 self._connection_error(followers, message)
                 return
             case Error(fatal=True):
-                raise _violation("a fatal Error ends the connection: its session must be 0")
+                raise _violation("a fatal Error ends the connection: its request must be 0")
             case Open():
                 self._open(sender, message)
             case _:
@@ -287,56 +287,56 @@ class Connection:
         self._enter(state)
 
     def _open(self, sender: Role, message: Open) -> None:
-        _allowed(SESSION_TABLE, self.phase(message.session), sender, Open)
-        assert self.welcome is not None, "a session before the Welcome"
-        limit = self.welcome.max_sessions
+        _allowed(REQUEST_TABLE, self.phase(message.request), sender, Open)
+        assert self.welcome is not None, "a request before the Welcome"
+        limit = self.welcome.max_requests
         # Counting one by one is left to the case where it may matter.
-        if len(self._sessions) >= limit and self.live_sessions >= limit:
-            sentence = f"{limit} sessions are open, as many as the server allows"
+        if len(self._requests) >= limit and self.live_requests >= limit:
+            sentence = f"{limit} requests are open, as many as the server allows"
             raise ProtocolError(ErrorCode.LIMIT, sentence)
-        self._sessions[message.session] = _Session(
+        self._requests[message.request] = _Request(
             Phase.PROMPTING,
             message.prompt_tokens,
             min(message.max_nodes, self.welcome.max_nodes),
         )
-        self._ended_by_server.discard(message.session)
+        self._ended_by_server.discard(message.request)
 
     def _advance(
         self, sender: Role, message: Prompt | Draft | Verdict | Credit | Close | Error
     ) -> None:
-        followers = _allowed(SESSION_TABLE, self.phase(message.session), sender, type(message))
-        session = self._sessions[message.session]
-        if session.phase in (Phase.FINISHED, Phase.CLOSING):
+        followers = _allowed(REQUEST_TABLE, self.phase(message.request), sender, type(message))
+        request = self._requests[message.request]
+        if request.phase in (Phase.FINISHED, Phase.CLOSING):
             phase = followers[-1 if _is_last_verdict(message) else 0]
         else:
-            phase = self._follow(session, message, followers)
+            phase = self._follow(request, message, followers)
         assert phase in followers, f"{phase} does not follow by the table"
-        session.phase = phase
+        request.phase = phase
         if phase is Phase.UNUSED:
-            del self._sessions[message.session]
+            del self._requests[message.request]
 
     def _follow(
         self,
-        session: _Session,
+        request: _Request,
         message: Prompt | Draft | Verdict | Credit | Close | Error,
         followers: tuple[Phase, ...],
     ) -> Phase:
-        """Check a message of a live session against what came before it, and count it."""
+        """Check a message of a live request against what came before it, and count it."""
         match message:
             case Prompt():
-                _check_prompt(session, message)
-                session.prompt_tokens_due -= len(message.tokens)
-                return Phase.PROMPTING if session.prompt_tokens_due else Phase.VERIFYING
+                _check_prompt(request, message)
+                request.prompt_tokens_due -= len(message.tokens)
+                return Phase.PROMPTING if request.prompt_tokens_due else Phase.VERIFYING
             case Draft():
-                _check_draft(session, message)
-                session.nodes = len(message.tokens)
+                _check_draft(request, message)
+                request.nodes = len(message.tokens)
             case Credit():
-                _check_grant(session, message)
-                session.granted_nodes = message.max_nodes
+                _check_grant(request, message)
+                request.granted_nodes = message.max_nodes
             case Verdict():
-                _check_verdict(session, message)
-                session.round, session.nodes = session.round + 1, 0
-                session.granted_nodes = message.max_nodes
+                _check_verdict(request, message)
+                request.round, request.nodes = request.round + 1, 0
+                request.granted_nodes = message.max_nodes
                 return Phase.FINISHED if message.finish else PHASE_OF_TURN[message.turn]
         return followers[0]
 
@@ -357,41 +357,41 @@ def _allowed(
     return followers
 
 
-def _check_prompt(session: _Session, prompt: Prompt) -> None:
-    if len(prompt.tokens) > session.prompt_tokens_due:
-        due, got = session.prompt_tokens_due, len(prompt.tokens)
-        raise _violation(f"session {prompt.session}: {due} prompt tokens were due, {got} came")
+def _check_prompt(request: _Request, prompt: Prompt) -> None:
+    if len(prompt.tokens) > request.prompt_tokens_due:
+        due, got = request.prompt_tokens_due, len(prompt.tokens)
+        raise _violation(f"request {prompt.request}: {due} prompt tokens were due, {got} came")
 
 
-def _check_draft(session: _Session, draft: Draft) -> None:
-    if draft.round != session.round:
-        due, got = session.round, draft.round
-        raise _violation(f"session {draft.session}: round {due} was due, {got} came")
-    nodes, limit = len(draft.tokens), session.granted_nodes
+def _check_draft(request: _Request, draft: Draft) -> None:
+    if draft.round != request.round:
+        due, got = request.round, draft.round
+        raise _violation(f"request {draft.request}: round {due} was due, {got} came")
+    nodes, limit = len(draft.tokens), request.granted_nodes
     if nodes > limit:
-        sentence = f"session {draft.session}: {nodes} nodes, at most {limit} are allowed"
+        sentence = f"request {draft.request}: {nodes} nodes, at most {limit} are allowed"
         raise ProtocolError(ErrorCode.LIMIT, sentence)
 
 
-def _check_verdict(session: _Session, verdict: Verdict) -> None:
-    if verdict.round != session.round:
-        due, got = session.round, verdict.round
+def _check_verdict(request: _Request, verdict: Verdict) -> None:
+    if verdict.round != request.round:
+        due, got = request.round, verdict.round
         raise _violation(
-            f"session {verdict.session}: the verdict of round {due} was due, not {got}"
+            f"request {verdict.request}: the verdict of round {due} was due, not {got}"
         )
-    if verdict.node > session.nodes:
-        sentence = f"session {verdict.session}: node {verdict.node} of {session.nodes}"
+    if verdict.node > request.nodes:
+        sentence = f"request {verdict.request}: node {verdict.node} of {request.nodes}"
         raise _violation(f"{sentence} is accepted")
     if verdict.turn is not Turn.SERVER:
-        _check_grant(session, verdict)
+        _check_grant(request, verdict)
 
 
-def _check_grant(session: _Session, grant: Verdict | Credit) -> None:
-    if session.most_nodes == 0:
-        raise _violation(f"session {grant.session} has the turn, but its edge never drafts")
-    if grant.max_nodes > session.most_nodes:
-        most, got = session.most_nodes, grant.max_nodes
-        raise _violation(f"session {grant.session} may draft {most} nodes at most, not {got}")
+def _check_grant(request: _Request, grant: Verdict | Credit) -> None:
+    if request.most_nodes == 0:
+        raise _violation(f"request {grant.request} has the turn, but its edge never drafts")
+    if grant.max_nodes > request.most_nodes:
+        most, got = request.most_nodes, grant.max_nodes
+        raise _violation(f"request {grant.request} may draft {most} nodes at most, not {got}")
 
 
 def _is_last_verdict(message: Message) -> bool:

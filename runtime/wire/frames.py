@@ -1,6 +1,6 @@
 """Frames: an 8-byte little-endian header, then the body of one message.
 
-    length u16 (of the whole frame) · type u8 · flags u8 (zero) · session u16 · seq u16
+    length u16 (of the whole frame) · type u8 · flags u8 (zero) · request u16 · seq u16
 
 Knows which types there are and how long each may be, not which may come when.
 """
@@ -32,7 +32,7 @@ class Header(NamedTuple):
     length: int
     type: int
     flags: int
-    session: int
+    request: int
     seq: int
 
 
@@ -49,7 +49,7 @@ def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:
         raise ValueError(f"{type(message).__name__} has a field of a wrong type: {fault}") from None
     length = HEADER.size + len(body)
     check(f"bytes of {type(message).__name__}", length, HEADER.size, max_frame_bytes(type(message)))
-    return HEADER.pack(length, message.TYPE, 0, message.session, seq) + body
+    return HEADER.pack(length, message.TYPE, 0, message.request, seq) + body
 
 
 def decode_header(data: bytes | bytearray) -> Header:
@@ -69,8 +69,8 @@ def decode_body(header: Header, body: bytes, vocabulary_size: int) -> Message:
     """The message of a whole frame; ProtocolError if any field breaks a rule."""
     kind = MESSAGE_TYPES[header.type]
     try:
-        message = kind.decode(body, header.session, vocabulary_size)
-        check("session", header.session, message.session, message.session)
+        message = kind.decode(body, header.request, vocabulary_size)
+        check("request", header.request, message.request, message.request)
     except ValueError as fault:
         outside = isinstance(fault, OutsideVocabulary)
         code = ErrorCode.LIMIT if outside else ErrorCode.PROTOCOL

@@ -1,6 +1,6 @@
 """The messages of STF/1, "SpecEdge token framing", and the bytes of their bodies.
 
-Session 0 is the connection itself. A message can only be built with fields that keep its rules
+Request 0 is the connection itself. A message can only be built with fields that keep its rules
 (ValueError otherwise), so what is encoded is always valid, and what is decoded has been checked;
 equal messages have equal bytes. Which message may come when is `connection`'s business: this
 module knows no order, no role and no socket.
@@ -65,7 +65,7 @@ class ErrorCode(IntEnum):
 
 
 class Finish(IntEnum):
-    """Why a session's output ends with this verdict, or NONE: it goes on."""
+    """Why a request's output ends with this verdict, or NONE: it goes on."""
 
     NONE = 0
     STOP = 1
@@ -109,7 +109,7 @@ class Hello:
 
     TYPE: ClassVar[int] = 1
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<4sHI16s16s32sB")
-    session: ClassVar[int] = 0
+    request: ClassVar[int] = 0
 
     version: int
     vocabulary_size: int
@@ -136,7 +136,7 @@ class Hello:
         return head + user + self.model.encode()
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Hello:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Hello:
         if body[: len(MAGIC)] != MAGIC:
             raise ProtocolError(ErrorCode.PROTOCOL, "the peer does not speak STF: wrong magic")
         _check_version(body[len(MAGIC) :])
@@ -153,7 +153,7 @@ class Challenge:
 
     TYPE: ClassVar[int] = 12
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<32s32s")
-    session: ClassVar[int] = 0
+    request: ClassVar[int] = 0
 
     nonce: bytes
     proof: bytes
@@ -166,7 +166,7 @@ class Challenge:
         return self.LAYOUT.pack(self.nonce, self.proof)
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Challenge:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Challenge:
         check_length(body, cls.LAYOUT.size)
         return cls(*cls.LAYOUT.unpack(body))
 
@@ -176,7 +176,7 @@ class Proof:
     """Edge to server, the answer to a Challenge. See `auth`."""
 
     TYPE: ClassVar[int] = 13
-    session: ClassVar[int] = 0
+    request: ClassVar[int] = 0
 
     proof: bytes
 
@@ -187,7 +187,7 @@ class Proof:
         return self.proof
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Proof:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Proof:
         return cls(body)
 
 
@@ -197,7 +197,7 @@ class Redirect:
 
     TYPE: ClassVar[int] = 14
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<H")
-    session: ClassVar[int] = 0
+    request: ClassVar[int] = 0
 
     port: int
     host: str
@@ -211,7 +211,7 @@ class Redirect:
         return self.LAYOUT.pack(self.port) + self.host.encode()
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Redirect:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Redirect:
         (port,) = unpack_head(cls.LAYOUT, body)
         return cls(port, decode_text(body[cls.LAYOUT.size :]))
 
@@ -222,20 +222,20 @@ class Welcome:
 
     vocabulary_size are the rows of the target's embedding: all later token ids are below it, and
     have its width. vocabulary_hash (16 bytes) says what they stand for; max_nodes drafted nodes in
-    a tree (the root is not counted); max_context tokens in a session; max_sessions at one time.
+    a tree (the root is not counted); max_context tokens in a request; max_requests at one time.
     template_hash is that of the target's chat template: see `template_follows`.
     """
 
     TYPE: ClassVar[int] = 2
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<HI16s16sBIH")
-    session: ClassVar[int] = 0
+    request: ClassVar[int] = 0
 
     version: int
     vocabulary_size: int
     vocabulary_hash: bytes
     max_nodes: int
     max_context: int
-    max_sessions: int
+    max_requests: int
     model: str
     template_hash: bytes = NO_TEMPLATE
 
@@ -246,21 +246,21 @@ class Welcome:
         check("bytes of template_hash", len(self.template_hash), HASH_BYTES, HASH_BYTES)
         check("max_nodes", self.max_nodes, 0, MAX_NODES)
         check("max_context", self.max_context, 1, U32_MAX)
-        check("max_sessions", self.max_sessions, 1, U16_MAX)
+        check("max_requests", self.max_requests, 1, U16_MAX)
         check_name("model", self.model, MAX_MODEL_BYTES)
 
     def encode(self, vocabulary_size: int) -> bytes:
         meaning = (self.vocabulary_size, self.vocabulary_hash, self.template_hash)
-        limits = (self.max_nodes, self.max_context, self.max_sessions)
+        limits = (self.max_nodes, self.max_context, self.max_requests)
         return self.LAYOUT.pack(self.version, *meaning, *limits) + self.model.encode()
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Welcome:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Welcome:
         _check_version(body)
         version, size, digest, template, *limits = unpack_head(cls.LAYOUT, body)
-        nodes, context, sessions = limits
+        nodes, context, requests = limits
         model = decode_text(body[cls.LAYOUT.size :])
-        return cls(version, size, digest, nodes, context, sessions, model, template)
+        return cls(version, size, digest, nodes, context, requests, model, template)
 
 
 def template_hash(source: str | None) -> bytes:
@@ -283,7 +283,7 @@ class Template:
     """
 
     TYPE: ClassVar[int] = 15
-    session: ClassVar[int] = 0
+    request: ClassVar[int] = 0
 
     source: str
 
@@ -299,14 +299,14 @@ class Template:
         return self.source.encode()
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Template:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Template:
         check("bytes of source", len(body), 0, MAX_TEMPLATE_BYTES)
         return cls(decode_utf8(body))
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Edge to server: begin a session. Its prompt_tokens ids follow in Prompt messages.
+    """Edge to server: begin a request. Its prompt_tokens ids follow in Prompt messages.
 
     The floats travel as 64-bit numbers, because the output is a function of their exact values.
     top_k = 0 is no limit; seed is 64 bits. max_nodes is the most that the edge will ever draft in
@@ -316,7 +316,7 @@ class Open:
     TYPE: ClassVar[int] = 3
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QdddIIIBB")
 
-    session: int
+    request: int
     seed: int
     temperature: float
     top_p: float
@@ -328,7 +328,7 @@ class Open:
     max_nodes: int = MAX_NODES
 
     def __post_init__(self) -> None:
-        check("session", self.session, 1, U16_MAX)
+        check("request", self.request, 1, U16_MAX)
         check("seed", self.seed, 0, U64_MAX)
         check("temperature", self.temperature, 0, 100)
         check("top_p", self.top_p, 0, 1)
@@ -347,13 +347,13 @@ class Open:
         return self.LAYOUT.pack(*sampling, *counts) + pack_tokens(self.stop_ids, vocabulary_size)
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Open:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Open:
         head = unpack_head(cls.LAYOUT, body)
         seed, temperature, top_p, min_p, top_k, max_tokens, prompt_tokens, max_nodes, count = head
         check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
         stop_ids = unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size)
         sampling = (seed, temperature, top_p, min_p, top_k)
-        return cls(session, *sampling, max_tokens, prompt_tokens, stop_ids, max_nodes)
+        return cls(request, *sampling, max_tokens, prompt_tokens, stop_ids, max_nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,28 +363,28 @@ class Prompt:
     TYPE: ClassVar[int] = 4
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<H")
 
-    session: int
+    request: int
     tokens: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        check("session", self.session, 1, U16_MAX)
+        check("request", self.request, 1, U16_MAX)
         check("number of tokens", len(self.tokens), 1, U16_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return self.LAYOUT.pack(len(self.tokens)) + pack_tokens(self.tokens, vocabulary_size)
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Prompt:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Prompt:
         (count,) = unpack_head(cls.LAYOUT, body)
         check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
-        return cls(session, unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size))
+        return cls(request, unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size))
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """Edge to server: a tree of drafted tokens to verify.
 
-    Node 0, the root, is the last token of the session's text and is not sent. Node i has token
+    Node 0, the root, is the last token of the request's text and is not sent. Node i has token
     tokens[i-1] and parent parents[i-1] < i; siblings differ. base counts the tokens of prompt and
     output so far, the root included. The round is that of the last Verdict plus one. draft_ms is
     the time from receiving the turn (Verdict or Credit) to sending this: see clamp_ms.
@@ -393,7 +393,7 @@ class Draft:
     TYPE: ClassVar[int] = 5
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIHB")
 
-    session: int
+    request: int
     round: int
     base: int
     tokens: tuple[int, ...]
@@ -402,7 +402,7 @@ class Draft:
 
     def __post_init__(self) -> None:
         nodes = len(self.tokens)
-        check("session", self.session, 1, U16_MAX)
+        check("request", self.request, 1, U16_MAX)
         check("round", self.round, 1, U32_MAX)
         check("base", self.base, 1, U32_MAX)
         check("draft_ms", self.draft_ms, 0, U16_MAX)
@@ -419,12 +419,12 @@ class Draft:
         return head + pack_tokens(self.tokens, vocabulary_size) + bytes(self.parents)
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Draft:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Draft:
         round, base, draft_ms, nodes = unpack_head(cls.LAYOUT, body)
         parents_at = cls.LAYOUT.size + packed_bytes(nodes, vocabulary_size)
         check_length(body, parents_at + nodes)
         tokens = unpack_tokens(body[cls.LAYOUT.size : parents_at], nodes, vocabulary_size)
-        return cls(session, round, base, tokens, tuple(body[parents_at:]), draft_ms)
+        return cls(request, round, base, tokens, tuple(body[parents_at:]), draft_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,14 +434,14 @@ class Verdict:
     Round 0 answers the prompt and round r the Draft r, or nothing where the server had the turn;
     without a draft node is 0. queue_ms is how long the draft waited, verify_ms how long its batch
     took: see clamp_ms. turn says who moves next; max_nodes bounds the next draft, and before
-    draft_ms, counted from the receipt, the server has no use for it. The step that it is for waits
+    free_ms, counted from the receipt, the server has no use for it. The step that it is for waits
     late_ms longer at most, which only costs time; NO_LIMIT_MS if it has nothing else to begin with.
     """
 
     TYPE: ClassVar[int] = 6
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBIBHHBBHH")
 
-    session: int
+    request: int
     round: int
     node: int
     bonus: int
@@ -450,11 +450,11 @@ class Verdict:
     verify_ms: int
     turn: Turn = Turn.SERVER
     max_nodes: int = 0
-    draft_ms: int = 0
+    free_ms: int = 0
     late_ms: int = 0
 
     def __post_init__(self) -> None:
-        check("session", self.session, 1, U16_MAX)
+        check("request", self.request, 1, U16_MAX)
         check("round", self.round, 0, U32_MAX)
         check("node", self.node, 0, MAX_NODES if self.round else 0)
         check("bonus", self.bonus, 0, MAX_VOCABULARY - 1)
@@ -465,21 +465,21 @@ class Verdict:
             check("turn of a last Verdict", self.turn, Turn.SERVER, Turn.SERVER)
         drafts = self.turn is not Turn.SERVER
         check("max_nodes", self.max_nodes, 0, MAX_NODES if drafts else 0)
-        check("draft_ms", self.draft_ms, 0, U16_MAX if drafts else 0)
+        check("free_ms", self.free_ms, 0, U16_MAX if drafts else 0)
         check("late_ms", self.late_ms, 0, U16_MAX if drafts else 0)
 
     def encode(self, vocabulary_size: int) -> bytes:
         check_tokens((self.bonus,), vocabulary_size)
         place = (self.round, self.node, self.bonus, self.finish, self.queue_ms, self.verify_ms)
-        return self.LAYOUT.pack(*place, self.turn, self.max_nodes, self.draft_ms, self.late_ms)
+        return self.LAYOUT.pack(*place, self.turn, self.max_nodes, self.free_ms, self.late_ms)
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Verdict:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Verdict:
         check_length(body, cls.LAYOUT.size)
         head = cls.LAYOUT.unpack(body)
         round, node, bonus, finish, queue_ms, verify_ms, turn, *grant = head
         check_tokens((bonus,), vocabulary_size)
-        place = (session, round, node, bonus, Finish(finish), queue_ms, verify_ms)
+        place = (request, round, node, bonus, Finish(finish), queue_ms, verify_ms)
         return cls(*place, Turn(turn), *grant)
 
 
@@ -490,50 +490,50 @@ class Credit:
     TYPE: ClassVar[int] = 11
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BHH")
 
-    session: int
+    request: int
     max_nodes: int
-    draft_ms: int
+    free_ms: int
     late_ms: int
 
     def __post_init__(self) -> None:
-        check("session", self.session, 1, U16_MAX)
+        check("request", self.request, 1, U16_MAX)
         check("max_nodes", self.max_nodes, 0, MAX_NODES)
-        check("draft_ms", self.draft_ms, 0, U16_MAX)
+        check("free_ms", self.free_ms, 0, U16_MAX)
         check("late_ms", self.late_ms, 0, U16_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
-        return self.LAYOUT.pack(self.max_nodes, self.draft_ms, self.late_ms)
+        return self.LAYOUT.pack(self.max_nodes, self.free_ms, self.late_ms)
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Credit:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Credit:
         check_length(body, cls.LAYOUT.size)
-        return cls(session, *cls.LAYOUT.unpack(body))
+        return cls(request, *cls.LAYOUT.unpack(body))
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Edge to server: the session is over for me. Server to edge: seen, nothing more follows."""
+    """Edge to server: the request is over for me. Server to edge: seen, nothing more follows."""
 
     TYPE: ClassVar[int] = 7
 
-    session: int
+    request: int
 
     def __post_init__(self) -> None:
-        check("session", self.session, 1, U16_MAX)
+        check("request", self.request, 1, U16_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return b""
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Close:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Close:
         check_length(body, 0)
-        return cls(session)
+        return cls(request)
 
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """Something failed. With a session: that session ends, and fatal is false. With session 0 and
-    fatal: the connection ends. With session 0 and not fatal: a notice, such as DRAINING.
+    """Something failed. With a request: that request ends, and fatal is false. With request 0 and
+    fatal: the connection ends. With request 0 and not fatal: a notice, such as DRAINING.
 
     An Error can always be sent: on the wire its sentence is cut to 400 bytes and its control
     characters are blanks. Its layout stays the same in every version.
@@ -542,13 +542,13 @@ class Error:
     TYPE: ClassVar[int] = 8
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BB")
 
-    session: int
+    request: int
     code: ErrorCode
     fatal: bool
     sentence: str
 
     def __post_init__(self) -> None:
-        check("session", self.session, 0, U16_MAX)
+        check("request", self.request, 0, U16_MAX)
 
     def encode(self, vocabulary_size: int) -> bytes:
         text = CONTROL_CHARACTERS.sub(" ", self.sentence).encode("utf-8", "replace")
@@ -556,11 +556,11 @@ class Error:
         return self.LAYOUT.pack(self.code, self.fatal) + whole_characters
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Error:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Error:
         code, fatal = unpack_head(cls.LAYOUT, body)
         check("fatal", fatal, 0, 1)
         check("bytes of sentence", len(body) - cls.LAYOUT.size, 0, MAX_SENTENCE_BYTES)
-        return cls(session, ErrorCode(code), bool(fatal), decode_text(body[cls.LAYOUT.size :]))
+        return cls(request, ErrorCode(code), bool(fatal), decode_text(body[cls.LAYOUT.size :]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,7 +569,7 @@ class Ping:
 
     TYPE: ClassVar[int] = 9
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<Q")
-    session: ClassVar[int] = 0
+    request: ClassVar[int] = 0
 
     nonce: int
 
@@ -580,7 +580,7 @@ class Ping:
         return self.LAYOUT.pack(self.nonce)
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Ping:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Ping:
         check_length(body, cls.LAYOUT.size)
         return cls(*cls.LAYOUT.unpack(body))
 
@@ -591,7 +591,7 @@ class Pong:
 
     TYPE: ClassVar[int] = 10
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<Q")
-    session: ClassVar[int] = 0
+    request: ClassVar[int] = 0
 
     nonce: int
 
@@ -602,7 +602,7 @@ class Pong:
         return self.LAYOUT.pack(self.nonce)
 
     @classmethod
-    def decode(cls, body: bytes, session: int, vocabulary_size: int) -> Pong:
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Pong:
         check_length(body, cls.LAYOUT.size)
         return cls(*cls.LAYOUT.unpack(body))
 

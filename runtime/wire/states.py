@@ -1,13 +1,13 @@
-"""Who may send what, when: the states of a connection and of a session, as plain data.
+"""Who may send what, when: the states of a connection and of a request, as plain data.
 
 `connection` walks these tables; documentation can be printed from them. No code here.
 
-How a session ends. Each end says so exactly once. The edge's word is Close: sent by its caller to
+How a request ends. Each end says so exactly once. The edge's word is Close: sent by its caller to
 cancel, and by the connection itself after the server's word. The server's word is a Verdict that
-finishes, an Error for the session, or, sent by the connection itself, a Close that answers a
-cancelling Close. An end that has given its word drops what still comes for the session, without
+finishes, an Error for the request, or, sent by the connection itself, a Close that answers a
+cancelling Close. An end that has given its word drops what still comes for the request, without
 delivering it. Once both words are out the number is unused, and the edge may open it again:
-whatever was sent for the old session, in either direction, has arrived before.
+whatever was sent for the old request, in either direction, has arrived before.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class State(Enum):
     PROOF_DUE = "the edge's Proof is due"
     ADMISSION_DUE = "the server's Welcome is due, after the edge's Proof"
     TEMPLATE_DUE = "the server's Template is due"
-    OPEN = "sessions may come and go"
+    OPEN = "requests may come and go"
     CLOSED = "a fatal Error or a fault has ended it"
 
 
 class Phase(Enum):
-    """What a session waits for."""
+    """What a request waits for."""
 
-    UNUSED = "no session has this number"
+    UNUSED = "no request has this number"
     PROMPTING = "the edge sends the prompt"
     VERIFYING = "the server owes a Verdict"
     DRAFTING = "the edge drafts"
@@ -115,7 +115,7 @@ CONNECTION_TABLE: Mapping[Move, tuple[State, ...]] = {
     Move(State.OPEN, Role.SERVER, Error): (State.OPEN, State.CLOSED),
 }
 
-SESSION_TABLE: Mapping[Move, tuple[Phase, ...]] = {
+REQUEST_TABLE: Mapping[Move, tuple[Phase, ...]] = {
     Move(Phase.UNUSED, Role.EDGE, Open): (Phase.PROMPTING,),
     Move(Phase.PROMPTING, Role.EDGE, Prompt): (Phase.PROMPTING, Phase.VERIFYING),
     Move(Phase.PROMPTING, Role.EDGE, Close): (Phase.CLOSING,),

@@ -49,10 +49,10 @@ def test_a_trace_and_what_the_edges_know_make_a_record() -> None:
     edges[0].rounds = [(None, 0.0), (100.5, 0.25)]
     edges[1].rounds = [(None, 0.0)]
     trace = [
-        {"start_s": 100.0, "end_s": 100.4, "sessions": [["edge:1", 1, 0, 0]]},
-        {"start_s": 101.0, "end_s": 101.4, "sessions": [["edge:2", 2, 0, 0], ["edge:1", 1, 8, 3]]},
+        {"start_s": 100.0, "end_s": 100.4, "requests": [["edge:1", 1, 0, 0]]},
+        {"start_s": 101.0, "end_s": 101.4, "requests": [["edge:2", 2, 0, 0], ["edge:1", 1, 8, 3]]},
         # of an edge that has gone: it was decoded plainly once more
-        {"start_s": 102.0, "end_s": 102.4, "sessions": [["edge:2", 2, 0, 0]]},
+        {"start_s": 102.0, "end_s": 102.4, "requests": [["edge:2", 2, 0, 0]]},
     ]
     verdicts = list(verified(edges, trace))
     assert [(v.edge, v.accepted, v.sent_s) for v in verdicts] == [

@@ -216,8 +216,8 @@ def test_which_cases_an_evaluation_has() -> None:
 
 def test_a_trace_becomes_steps(tmp_path: Path) -> None:
     lines = [
-        {"start_s": 1.0, "end_s": 2.0, "rows": 9, "chunk_rows": 0, "sessions": [["e", 3, 8, 2]]},
-        {"start_s": 2.0, "end_s": 3.0, "rows": 0, "chunk_rows": 64, "sessions": []},
+        {"start_s": 1.0, "end_s": 2.0, "rows": 9, "chunk_rows": 0, "requests": [["e", 3, 8, 2]]},
+        {"start_s": 2.0, "end_s": 3.0, "rows": 0, "chunk_rows": 64, "requests": []},
     ]
     path = tmp_path / "trace"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -306,7 +306,7 @@ def test_the_baseline_writes_the_text_of_transformers(tiny_pair: tuple[Path, Pat
             assert list(answer["ids"]) == text[prompt.shape[1] :].tolist()
             assert answer["arrivals"][-1][1] == 12
         assert len(done["answers"]) == 3
-        assert max(len(step["sessions"]) for step in done["steps"]) == 2
+        assert max(len(step["requests"]) for step in done["steps"]) == 2
         assert sum(a["verifications"] for a in done["answers"]) < 3 * 12
     assert hits[1] == hits[0]
 

@@ -39,68 +39,68 @@ class ScriptedServer:
     def send(self, message: wire.Message) -> None:
         match message:
             case wire.Open():
-                self._open[message.session] = message
-                self._produced[message.session] = self._round[message.session] = 0
+                self._open[message.request] = message
+                self._produced[message.request] = self._round[message.request] = 0
                 self._due = message.prompt_tokens
             case wire.Prompt():
                 self._due -= len(message.tokens)
                 if not self._due:
-                    self._answer(message.session, Tree())
+                    self._answer(message.request, Tree())
             case wire.Draft():
                 self._check(message)
                 self.drafts.append(message)
-                self._answer(message.session, Tree(message.tokens, message.parents))
+                self._answer(message.request, Tree(message.tokens, message.parents))
             case wire.Close():
-                self._open.pop(message.session)
+                self._open.pop(message.request)
 
     def _check(self, draft: wire.Draft) -> None:
-        params, produced = self._open[draft.session], self._produced[draft.session]
-        assert len(draft.tokens) <= self._granted.pop(draft.session), "no turn, or too many nodes"
-        assert draft.round == self._round[draft.session]
+        params, produced = self._open[draft.request], self._produced[draft.request]
+        assert len(draft.tokens) <= self._granted.pop(draft.request), "no turn, or too many nodes"
+        assert draft.round == self._round[draft.request]
         assert draft.base == params.prompt_tokens + produced
         deepest = max(Tree(draft.tokens, draft.parents).depths(), default=0)
         assert deepest < params.max_tokens - produced
 
-    def _answer(self, session: int, tree: Tree) -> None:
-        self._later(lambda: self._verdict(session, tree))
+    def _answer(self, request: int, tree: Tree) -> None:
+        self._later(lambda: self._verdict(request, tree))
 
-    def _verdict(self, session: int, tree: Tree) -> None:
+    def _verdict(self, request: int, tree: Tree) -> None:
         """Walk the tree along the truth, and say who moves next."""
-        if session not in self._open:
+        if request not in self._open:
             return
-        params, produced, node = self._open[session], self._produced[session], 0
+        params, produced, node = self._open[request], self._produced[request], 0
         edges = dict(zip(zip(tree.parents, tree.tokens, strict=True), range(1, 999), strict=False))
         while (child := edges.get((node, self.truth[produced]))) is not None:
             node, produced = child, produced + 1
         bonus = self.truth[produced]
-        self._produced[session] = produced = produced + 1
+        self._produced[request] = produced = produced + 1
         finish = wire.Finish.LENGTH if produced == params.max_tokens else wire.Finish.NONE
         turn = self._rng.choice(self.turns)
         if finish or not params.max_nodes:
             turn = wire.Turn.SERVER
         times_ms = (self._rng.randint(0, 5), self._rng.choice([0, 3, wire.NO_LIMIT_MS]))
         grant = (max(self._rng.randint(0, params.max_nodes), 1), *times_ms)
-        verdict = wire.Verdict(session, self._round[session], node, bonus, finish, 0, 0, turn)
-        self._round[session] += 1
+        verdict = wire.Verdict(request, self._round[request], node, bonus, finish, 0, 0, turn)
+        self._round[request] += 1
         if turn is not wire.Turn.SERVER:
             # as our server does: who waits is not told yet what the credit will say
             told = grant if turn is wire.Turn.EDGE else (0, 0, 0)
-            verdict = wire.Verdict(session, verdict.round, node, bonus, finish, 0, 0, turn, *told)
+            verdict = wire.Verdict(request, verdict.round, node, bonus, finish, 0, 0, turn, *told)
         self._link._on_message(self, verdict)
         if finish:
             return
         match turn:
             case wire.Turn.SERVER:
-                self._answer(session, Tree())
+                self._answer(request, Tree())
             case wire.Turn.EDGE:
-                self._granted[session] = verdict.max_nodes
+                self._granted[request] = verdict.max_nodes
             case wire.Turn.WAIT:
-                self._later(lambda: self._credit(session, *grant))
+                self._later(lambda: self._credit(request, *grant))
 
-    def _credit(self, session: int, max_nodes: int, *times_ms: int) -> None:
-        if session in self._open:
-            self._granted[session] = max_nodes
-            self._link._on_message(self, wire.Credit(session, max_nodes, *times_ms))
+    def _credit(self, request: int, max_nodes: int, *times_ms: int) -> None:
+        if request in self._open:
+            self._granted[request] = max_nodes
+            self._link._on_message(self, wire.Credit(request, max_nodes, *times_ms))
 
     def _after_a_while(self, answer: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_later(self._rng.choice([0, 0.001, 0.006]), answer)

@@ -79,7 +79,7 @@ class Rig:
         await self._running
 
     def holds_nothing(self) -> bool:
-        """Whether all pages are free or idle in the prefix cache, and no session is left."""
+        """Whether all pages are free or idle in the prefix cache, and no request is left."""
         scheduler = self.server.scheduler
         scheduler.check()
         self.server.pipeline.check(self.server.requests.values())

@@ -249,7 +249,7 @@ def test_a_redirection_at_reconnect_leads_to_another_server(
 def refusals(rig: Rig) -> float:
     """Requests that a server refused since it was draining."""
     count = rig.server.metrics.registry.get_sample_value
-    return count("specedge:session_errors_total", {"code": "draining"}) or 0.0
+    return count("specedge:request_errors_total", {"code": "draining"}) or 0.0
 
 
 def test_a_server_that_is_still_draining_is_asked_again(

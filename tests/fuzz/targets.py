@@ -36,7 +36,7 @@ def frames(data: bytes) -> None:
         message = decode_body(header, body, VOCABULARY)
     except ProtocolError:
         return
-    whole = HEADER.pack(len(data), header.type, 0, header.session, header.seq) + body
+    whole = HEADER.pack(len(data), header.type, 0, header.request, header.seq) + body
     assert encode_frame(message, header.seq, VOCABULARY) == whole, message
 
 

@@ -43,7 +43,7 @@ def server(tiny_pair: tuple[Path, Path], folder: Path) -> Iterator[str]:
 
 def guarded_server(target: Path, folder: Path) -> AbstractContextManager[str]:
     options = ["--model", str(target), "--port", "0", "--threads", "1"]
-    options += ["--users", str(folder / "users.toml"), "--max-user-sessions", "2"]
+    options += ["--users", str(folder / "users.toml"), "--max-user-requests", "2"]
     options += ["--tls-certificate", str(folder / "server.pem")]
     options += ["--tls-key", str(folder / "server.key")]
     return running_server(*options)

@@ -91,7 +91,7 @@ def test_a_draining_server_says_so_on_every_side(
         with pytest.raises(ServerError, match="the server is stopping"):
             await idle.request([1], Sampling(1)).verdict()
         page = await asyncio.to_thread(server.samples)
-        assert page["session_errors_total", "draining"] == 1
+        assert page["request_errors_total", "draining"] == 1
         assert page["num_requests_running",] == 1
         tokens = 1
         while not running.finished:
@@ -131,7 +131,7 @@ def test_a_scrape_does_not_wait_for_a_step() -> None:
         config = ServerConfig()
         server = Server(config, engine, Door(config, HELD))
         params = wire.Open(
-            session=1, seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0,
+            request=1, seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0,
             max_tokens=5, prompt_tokens=3, stop_ids=(), max_nodes=4,
         )  # fmt: skip
         request = Request(("peer", 1), params, 8, [1, 2, 3], ready_s=0.0)

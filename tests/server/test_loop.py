@@ -63,7 +63,7 @@ def test_nobody_listens() -> None:
 
 
 def test_a_refused_request_leaves_the_others_alone(tiny_server: str, hello: wire.Hello) -> None:
-    """Too long for the context, a draft in the wrong place, a tree too deep: one session each."""
+    """Too long for the context, a draft in the wrong place, a tree too deep: one request each."""
 
     async def scenario() -> None:
         link = await Link.open(*parse_address(tiny_server), hello)
@@ -88,7 +88,7 @@ def test_a_refused_request_leaves_the_others_alone(tiny_server: str, hello: wire
 
 
 def test_the_pages_of_dead_edges_come_back(tiny_server: str, hello: wire.Hello) -> None:
-    """Seven such sessions fill the pool; forty edges die with one each, and all are admitted."""
+    """Seven such requests fill the pool; forty edges die with one each, and all are admitted."""
 
     async def scenario() -> None:
         for life in range(40):

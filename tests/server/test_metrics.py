@@ -85,7 +85,7 @@ def server(tiny_pair: tuple[Path, Path], secrets: Path) -> Iterator[Process]:
     """A pool of 32 pages, one user."""
     options = [*TINY, "--model", str(tiny_pair[0]), "--kv-tokens", str(32 * PAGE_TOKENS)]
     options += ["--max-nodes", "15", "--users", str(secrets / "users.toml")]
-    options += ["--max-user-sessions", "3"]
+    options += ["--max-user-requests", "3"]
     with server_process(secrets / "log", *options) as process:
         assert process.address, "it counts nothing before the model is loaded"
         yield process
@@ -257,7 +257,7 @@ def test_refused_requests_by_code(
     before = server.samples_once(nobody_is_there)
     asyncio.run(asyncio.wait_for(scenario(), 120))
     now = gained(server.samples(), before)
-    codes = {code.name.lower(): now["session_errors_total", code.name.lower()] for code in CODES}
+    codes = {code.name.lower(): now["request_errors_total", code.name.lower()] for code in CODES}
     assert codes == dict.fromkeys(codes, 0) | {"limit": 2, "protocol": 1, "busy": 1}
 
 
@@ -286,7 +286,7 @@ def test_every_request_that_was_opened_ends_in_one_way(
     now = gained(server.samples_once(nobody_is_there), before)
     assert now["requests_total",] == 5
     assert now["request_success_total", "length"] == 1
-    assert now["session_errors_total", "limit"] == 1
+    assert now["request_errors_total", "limit"] == 1
     assert now["requests_cancelled_total",] == 3
     assert now["request_queue_time_seconds_count",] == 3
     assert now["e2e_request_latency_seconds_count",] == 1
@@ -300,7 +300,7 @@ def test_what_a_server_may_hold_and_which_version_it_is(server: Process) -> None
     assert limits["kv_tokens"] == 32 * PAGE_TOKENS
     assert limits["requests_of_a_user"] == 3
     defaults = ServerConfig()
-    assert limits["requests_running"] == defaults.max_sessions
+    assert limits["requests_running"] == defaults.max_requests
     assert limits["requests_waiting"] == defaults.max_waiting
     assert limits["edges_connecting"] == defaults.max_strangers
     assert limits["batch_size"] == defaults.max_batch

@@ -34,7 +34,7 @@ class Rig:
     gate: threading.Event
     address: tuple[str, int]
 
-    def sessions(self) -> tuple[int, int]:
+    def requests(self) -> tuple[int, int]:
         scheduler = self.server.scheduler
         scheduler.check()
         return len(scheduler.running), len(scheduler.waiting)
@@ -83,7 +83,7 @@ def test_ten_times_as_many_requests(running: int, waiting: int) -> None:
 
     async def scenario() -> None:
         fit = running + waiting
-        limits = {"max_sessions": running, "max_waiting": waiting, "max_user_sessions": 65535}
+        limits = {"max_requests": running, "max_waiting": waiting, "max_user_requests": 65535}
         async with rig(**limits) as full, AsyncExitStack() as stack:
             links = [await Link.open(*full.address, HELLO) for _ in range(10)]
             for link in links:
@@ -97,14 +97,14 @@ def test_ten_times_as_many_requests(running: int, waiting: int) -> None:
             assert {str(error) for error in refused} == {
                 "the server is full; try again in a few seconds"
             }
-            assert full.sessions() == (running, waiting)
+            assert full.requests() == (running, waiting)
             assert not full.server.totals.steps, "a step has ended"
             full.gate.set()
             ended = await asyncio.gather(*asking, return_exceptions=True)
             assert sum(isinstance(verdicts, int) for verdicts in ended) == fit
             # the connection of a refused request is as good as before
             assert [await answer(link, 1) for link in links]
-            assert full.sessions() == (0, 0)
+            assert full.requests() == (0, 0)
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
 
@@ -113,7 +113,7 @@ def test_prompts_that_never_end_count_too() -> None:
     """Against the limit of their user, until their connection goes."""
 
     async def scenario() -> None:
-        async with rig(max_sessions=64, max_waiting=64, max_user_sessions=5) as full:
+        async with rig(max_requests=64, max_waiting=64, max_user_requests=5) as full:
             greedy, modest = [await Link.open(*full.address, HELLO) for _ in range(2)]
             for number in range(40_000, 40_003):
                 greedy._peer.send(Sampling(TOKENS).opening(number, 9, 0))
@@ -125,13 +125,13 @@ def test_prompts_that_never_end_count_too() -> None:
                 with pytest.raises(ServerError, match="5 of your requests are running") as refused:
                     await answer(modest, number)
                 assert refused.value.code is wire.ErrorCode.BUSY
-            assert full.sessions() == (len(lost), 0)
+            assert full.requests() == (len(lost), 0)
             await greedy.close()
             while full.server.requests:
                 await asyncio.sleep(0)
             full.gate.set()
             await asyncio.gather(*(answer(modest, number) for number in range(5)))
-            assert full.sessions() == (0, 0)
+            assert full.requests() == (0, 0)
             await modest.close()
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))
@@ -141,13 +141,13 @@ def test_more_text_than_pages_is_finished_page_by_page() -> None:
     """Forty requests that need four times the pool: all are answered, none is refused."""
 
     async def scenario() -> None:
-        limits = {"max_sessions": 64, "max_user_sessions": 64, "max_nodes": 8, "kv_tokens": 512}
+        limits = {"max_requests": 64, "max_user_requests": 64, "max_nodes": 8, "kv_tokens": 512}
         async with rig(**limits) as full:
             link = await Link.open(*full.address, HELLO)
             full.gate.set()
             asking = [answer(link, number) for number in range(64)]
             assert all(await asyncio.gather(*asking))
-            assert full.sessions() == (0, 0)
+            assert full.requests() == (0, 0)
             await link.close()
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))

@@ -134,7 +134,7 @@ def test_every_text_is_plain(
     engine = open_engine(str(tiny_pair[0]), weights, "cpu", lambda model: demand // 4, PAGE_TOKENS)
     texts = [plain(engine, params, prompt) for params, prompt in work]
     limits = Limits(
-        max_sessions=16,
+        max_requests=16,
         max_waiting=16,
         max_batch=8,
         max_step_nodes=64,

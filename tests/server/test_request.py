@@ -10,7 +10,7 @@ from runtime.wire.messages import Draft, Finish, Open
 
 def request(context: int, limit: int, stop_ids: tuple[int, ...] = ()) -> Request:
     params = Open(
-        session=1,
+        request=1,
         seed=0,
         temperature=0.0,
         top_p=1.0,

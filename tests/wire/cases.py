@@ -41,13 +41,13 @@ REDIRECT = Redirect(8400, "replica-2.example")
 WELCOME = Welcome(1, VOCABULARY, MEANING, 64, 8192, 4, "target-8b", TEMPLATE_HASH)
 
 
-def opening(session: int, prompt_tokens: int = 3, seed: int = 7) -> Open:
+def opening(request: int, prompt_tokens: int = 3, seed: int = 7) -> Open:
     """An Open with ordinary parameters."""
-    return Open(session, seed, 0.8, 0.95, 0.05, 40, 256, prompt_tokens, (2, 49_151))
+    return Open(request, seed, 0.8, 0.95, 0.05, 40, 256, prompt_tokens, (2, 49_151))
 
 
 def verdict(
-    session: int,
+    request: int,
     round: int,
     node: int = 0,
     finish: Finish = Finish.NONE,
@@ -55,15 +55,15 @@ def verdict(
     max_nodes: int = 64,
 ) -> Verdict:
     """A Verdict whose bonus is token 11; unless it is the last, it asks for a draft."""
-    place, times = (session, round, node, 11, finish), (3, 40)
+    place, times = (request, round, node, 11, finish), (3, 40)
     if finish or turn is Turn.SERVER:
         return Verdict(*place, *times)
-    return Verdict(*place, *times, turn, max_nodes, draft_ms=12, late_ms=3)
+    return Verdict(*place, *times, turn, max_nodes, free_ms=12, late_ms=3)
 
 
-def draft(session: int, round: int, nodes: int = 4) -> Draft:
+def draft(request: int, round: int, nodes: int = 4) -> Draft:
     """A Draft that is a chain."""
-    return Draft(session, round, 4 + round, tuple(range(100, 100 + nodes)), tuple(range(nodes)))
+    return Draft(request, round, 4 + round, tuple(range(100, 100 + nodes)), tuple(range(nodes)))
 
 
 def connected(welcome: Welcome = WELCOME) -> tuple[Connection, Connection]:
@@ -74,7 +74,7 @@ def connected(welcome: Welcome = WELCOME) -> tuple[Connection, Connection]:
     return edge, server
 
 
-# An edge without a template. Two sessions one after another, two side by side, a cancel, an error,
+# An edge without a template. Two requests one after another, two side by side, a cancel, an error,
 # a notice and pings; the server goes on by itself, and gives credit later.
 CONVERSATION: list[tuple[Role, Message]] = [
     (Role.EDGE, BARE_HELLO),
@@ -98,7 +98,7 @@ CONVERSATION: list[tuple[Role, Message]] = [
     (Role.SERVER, verdict(2, 1, turn=Turn.SERVER)),
     (Role.SERVER, verdict(2, 2, turn=Turn.SERVER)),
     (Role.SERVER, verdict(2, 3, turn=Turn.WAIT)),
-    (Role.SERVER, Credit(2, max_nodes=2, draft_ms=0, late_ms=0)),
+    (Role.SERVER, Credit(2, max_nodes=2, free_ms=0, late_ms=0)),
     (Role.EDGE, draft(2, 4, nodes=2)),
     (Role.SERVER, verdict(2, 4, node=2)),
     (Role.EDGE, Close(2)),
@@ -107,7 +107,7 @@ CONVERSATION: list[tuple[Role, Message]] = [
     (Role.EDGE, Error(0, ErrorCode.INTERNAL, True, "the draft model failed")),
 ]
 
-sessions = st.integers(1, 2**16 - 1)
+requests = st.integers(1, 2**16 - 1)
 u16 = st.integers(0, 2**16 - 1)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
@@ -138,20 +138,20 @@ def drafts(draw: st.DrawFn, vocabulary: int) -> Draft:
         tree[(number % (len(tree) + 1), token)] = None
     base, round = draw(st.integers(1, 2**32 - 1)), draw(st.integers(1, 2**32 - 1))
     tokens, parents = tuple(token for _, token in tree), tuple(parent for parent, _ in tree)
-    return Draft(draw(sessions), round, base, tokens, parents, draw(u16))
+    return Draft(draw(requests), round, base, tokens, parents, draw(u16))
 
 
 def verdicts(vocabulary: int) -> st.SearchStrategy[Verdict]:
     """Any Verdict; that of round 0 names node 0."""
 
     def build(round: int, node: int, *rest: int) -> Verdict:
-        session, bonus, finish, queue_ms, verify_ms, turn, *grant = rest
-        place = (session, round, node if round else 0, bonus, Finish(finish))
+        request, bonus, finish, queue_ms, verify_ms, turn, *grant = rest
+        place = (request, round, node if round else 0, bonus, Finish(finish))
         if finish or turn is Turn.SERVER:
             return Verdict(*place, queue_ms, verify_ms)
         return Verdict(*place, queue_ms, verify_ms, Turn(turn), *grant)
 
-    outcome = (sessions, st.integers(0, vocabulary - 1), st.sampled_from(Finish), u16, u16)
+    outcome = (requests, st.integers(0, vocabulary - 1), st.sampled_from(Finish), u16, u16)
     grant = (st.sampled_from(Turn), st.integers(0, 255), u16, u16)
     return st.builds(build, u32, st.integers(0, 255), *outcome, *grant)
 
@@ -160,7 +160,7 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
     """Any valid message for a vocabulary."""
     sizes = st.integers(2, 2**24)
     errors = st.builds(
-        Error, st.just(0) | sessions, st.sampled_from(ErrorCode), st.booleans(), names
+        Error, st.just(0) | requests, st.sampled_from(ErrorCode), st.booleans(), names
     )
     return st.one_of(
         st.builds(
@@ -175,7 +175,7 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
         ),
         st.builds(Challenge, exactly(32), exactly(32)),
         st.builds(Proof, exactly(32)),
-        st.builds(Redirect, sessions, short_names.filter(bool)),
+        st.builds(Redirect, requests, short_names.filter(bool)),
         st.builds(
             Welcome,
             st.just(1),
@@ -183,14 +183,14 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
             exactly(16),
             st.integers(0, 255),
             st.integers(1, 2**32 - 1),
-            sessions,
+            requests,
             names,
             exactly(16),
         ),
         st.builds(Template, st.text(st.characters(exclude_categories=("Cs",)), max_size=300)),
         st.builds(
             Open,
-            sessions,
+            requests,
             u64,
             st.floats(0, 100),
             st.floats(0, 1, exclude_min=True),
@@ -201,11 +201,11 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
             token_ids(vocabulary, max_size=255),
             st.integers(0, 255),
         ),
-        st.builds(Prompt, sessions, token_ids(vocabulary, min_size=1, max_size=200)),
+        st.builds(Prompt, requests, token_ids(vocabulary, min_size=1, max_size=200)),
         drafts(vocabulary),
         verdicts(vocabulary),
-        st.builds(Credit, sessions, st.integers(0, 255), u16, u16),
-        st.builds(Close, sessions),
+        st.builds(Credit, requests, st.integers(0, 255), u16, u16),
+        st.builds(Close, requests),
         errors,
         st.builds(Ping, u64),
         st.builds(Pong, u64),

@@ -83,8 +83,8 @@ def no_close(frame: bytearray) -> bytes:
 def close_after_the_end(frame: bytearray) -> bytes:
     if frame[TYPE] != wire.Verdict.TYPE or not is_last(frame):
         return bytes(frame)
-    session = frame[4:SEQ]
-    return bytes(frame) + struct.pack("<HBB", BODY, wire.Close.TYPE, 0) + session + b"\0\0"
+    request = frame[4:SEQ]
+    return bytes(frame) + struct.pack("<HBB", BODY, wire.Close.TYPE, 0) + request + b"\0\0"
 
 
 def credit_after_the_turn(frame: bytearray) -> bytes:
@@ -137,7 +137,7 @@ MUTANTS = (
     Mutant("faults that are not fatal", ("wrong_magic", "flags", "a_number_in_use"), ("ping",),
            down=when(wire.Error, byte(FATAL, 0))),
     Mutant("errors that are all PROTOCOL",
-           ("an_overlong_frame", "too_many_sessions", "one_node_too_many", "wrong_version",
+           ("an_overlong_frame", "too_many_requests", "one_node_too_many", "wrong_version",
             "an_id_outside_the_vocabulary", "a_drafted_id_outside_the_vocabulary",
             "a_stop_id_outside_the_vocabulary"),
            ("flags", "a_prompt_after_the_prompt"), down=when(wire.Error, byte(CODE, 1))),

@@ -61,7 +61,7 @@ def printed() -> Mapping[str, str]:
         "limits": _limits(),
         "types": _types(),
         "connection": _table("state", states.CONNECTION_TABLE),
-        "session": _table("phase", states.SESSION_TABLE),
+        "request": _table("phase", states.REQUEST_TABLE),
         "proof": _proof(),
         **examples,
     }
@@ -103,14 +103,14 @@ def _types() -> str:
     for number, kind in sorted(MESSAGE_TYPES.items()):
         places = [move for move in states.CONNECTION_TABLE if move.message is kind]
         senders = {role.value for role in states.Role if any(m.sender is role for m in places)}
-        rows.append((f"{number}", kind.__name__, " or ".join(sorted(senders)), _session(kind)))
-    return _markdown(("type", "message", "sent by", "session"), rows)
+        rows.append((f"{number}", kind.__name__, " or ".join(sorted(senders)), _request(kind)))
+    return _markdown(("type", "message", "sent by", "request"), rows)
 
 
-def _session(kind: type[Message]) -> str:
+def _request(kind: type[Message]) -> str:
     if kind is Error:
-        return "0 or a session"
-    return "a session" if any(field.name == "session" for field in fields(kind)) else "0"
+        return "0 or a request"
+    return "a request" if any(field.name == "request" for field in fields(kind)) else "0"
 
 
 def _table(

@@ -29,7 +29,7 @@ from runtime.wire.messages import (
     Welcome,
     template_hash,
 )
-from runtime.wire.states import CONNECTION_TABLE, SESSION_TABLE, Move
+from runtime.wire.states import CONNECTION_TABLE, REQUEST_TABLE, Move
 from tests.wire.cases import (
     BARE_HELLO,
     CHALLENGE,
@@ -49,8 +49,8 @@ from tests.wire.cases import (
 EDGE, SERVER = Role.EDGE, Role.SERVER
 FATAL = Error(0, ErrorCode.INTERNAL, True, "out of memory")
 NOTICE = Error(0, ErrorCode.DRAINING, False, "stopping soon")
-SESSION_ERROR = Error(1, ErrorCode.BUSY, False, "no room")
-CREDIT = Credit(1, max_nodes=8, draft_ms=5, late_ms=0)
+REQUEST_ERROR = Error(1, ErrorCode.BUSY, False, "no room")
+CREDIT = Credit(1, max_nodes=8, free_ms=5, late_ms=0)
 
 
 def frames(data, vocabulary=VOCABULARY):
@@ -78,7 +78,7 @@ def inject(receiver, message):
 
 
 def drafting(nodes=0):
-    """Ends whose session 1 drafts round 1, or, given nodes, owes the verdict on that many."""
+    """Ends whose request 1 drafts round 1, or, given nodes, owes the verdict on that many."""
     edge, server = connected()
     server.receive(edge.send(opening(1)) + edge.send(Prompt(1, (1, 2, 3))))
     edge.receive(server.send(verdict(1, 0)))
@@ -189,7 +189,7 @@ CONNECTION_RULES = {
     (State.CLOSED, EDGE): set(),
     (State.CLOSED, SERVER): set(),
 }
-SESSION_RULES = {
+REQUEST_RULES = {
     (Phase.UNUSED, EDGE): {Open},
     (Phase.PROMPTING, EDGE): {Prompt, Close},
     (Phase.PROMPTING, SERVER): {Error},
@@ -206,8 +206,8 @@ SAMPLES = [
     HELLO, CHALLENGE, PROOF, REDIRECT, WELCOME, TEMPLATE, opening(1), Prompt(1, (1,)),
     draft(1, 1), verdict(1, 0), CREDIT, Close(1), FATAL, Ping(5), Pong(6),
 ]  # fmt: skip
-SESSION_SAMPLES = [
-    opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), CREDIT, Close(1), SESSION_ERROR,
+REQUEST_SAMPLES = [
+    opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), CREDIT, Close(1), REQUEST_ERROR,
 ]  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def test_the_tables_say_what_the_rules_say():
         }
 
     assert set(CONNECTION_TABLE) == flat(CONNECTION_RULES)
-    assert set(SESSION_TABLE) == flat(SESSION_RULES)
+    assert set(REQUEST_TABLE) == flat(REQUEST_RULES)
 
 
 def ends_in_state(state):
@@ -246,14 +246,14 @@ def ends_in_state(state):
 @pytest.mark.parametrize("state", [state for state in State if state is not State.CLOSED])
 def test_every_state_and_message(state, sender, message):
     receiver = ends_in_state(state)[sender.peer]
-    in_session = isinstance(message, Open | Prompt | Draft | Verdict | Credit | Close)
+    in_request = isinstance(message, Open | Prompt | Draft | Verdict | Credit | Close)
     if type(message) not in CONNECTION_RULES[state, sender]:
         with pytest.raises(
             ProtocolError, match=rf"{sender.value} may not send {type(message).__name__}"
         ):
             inject(receiver, message)
         assert receiver.state is State.CLOSED
-    elif not in_session:
+    elif not in_request:
         heard = inject(receiver, message)
         assert heard == ([] if isinstance(message, Ping) else [message])
 
@@ -271,7 +271,7 @@ def test_no_end_sends_what_the_state_forbids(state, sender, message):
 
 
 def end_in_phase(phase, role):
-    """An end that sees session 1 in this phase, or None where that does not last."""
+    """An end that sees request 1 in this phase, or None where that does not last."""
     edge, server = connected()
     ends = {EDGE: edge, SERVER: server}
     if phase is Phase.UNUSED:
@@ -296,14 +296,14 @@ def test_phases_that_do_not_last():
     assert everything - seen == {(Phase.FINISHED, EDGE), (Phase.CLOSING, SERVER)}
 
 
-@pytest.mark.parametrize("message", SESSION_SAMPLES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("message", REQUEST_SAMPLES, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("sender", Role)
 @pytest.mark.parametrize("phase", Phase)
 def test_every_phase_and_message(phase, sender, message):
     receiver = end_in_phase(phase, sender.peer)
     if receiver is None:
         return
-    if type(message) in SESSION_RULES.get((phase, sender), ()):
+    if type(message) in REQUEST_RULES.get((phase, sender), ()):
         late = phase in (Phase.FINISHED, Phase.CLOSING)
         assert inject(receiver, message) == ([] if late else [message])
     else:
@@ -311,14 +311,14 @@ def test_every_phase_and_message(phase, sender, message):
             inject(receiver, message)
 
 
-@pytest.mark.parametrize("message", SESSION_SAMPLES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("message", REQUEST_SAMPLES, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("sender", Role)
 @pytest.mark.parametrize("phase", Phase)
 def test_no_end_sends_what_the_phase_forbids(phase, sender, message):
     end = end_in_phase(phase, sender)
     if end is None:
         return
-    if type(message) in SESSION_RULES.get((phase, sender), ()):
+    if type(message) in REQUEST_RULES.get((phase, sender), ()):
         assert frames(end.send(message)) == [message]
     elif isinstance(message, Close) and (phase, sender) == (Phase.CLOSING, EDGE):
         assert end.send(message) == b""
@@ -347,7 +347,7 @@ def violate(end, message, code, sentence):
 
 
 def waiting(max_nodes=64):
-    """Ends whose session 1, of an edge with this limit, waits for a credit."""
+    """Ends whose request 1, of an edge with this limit, waits for a credit."""
     edge, server = connected()
     most = replace(opening(1), max_nodes=max_nodes)
     server.receive(edge.send(most) + edge.send(Prompt(1, (1, 2, 3))))
@@ -356,7 +356,7 @@ def waiting(max_nodes=64):
 
 
 def answering(max_nodes):
-    """Ends whose session 1, of an edge with this limit, owes the verdict on its prompt."""
+    """Ends whose request 1, of an edge with this limit, owes the verdict on its prompt."""
     edge, server = connected()
     most = replace(opening(1), max_nodes=max_nodes)
     server.receive(edge.send(most) + edge.send(Prompt(1, (1, 2, 3))))
@@ -364,7 +364,7 @@ def answering(max_nodes):
 
 
 def prompting():
-    """Ends whose session 1 has sent nothing of its prompt of 3 tokens."""
+    """Ends whose request 1 has sent nothing of its prompt of 3 tokens."""
     edge, server = connected()
     server.receive(edge.send(opening(1)))
     return edge, server
@@ -374,11 +374,11 @@ CONTENT = [
     (EDGE, prompting, Prompt(1, (1, 2, 3, 4)), "3 prompt tokens were due, 4"),
     (EDGE, drafting, draft(1, 2), "round 1 was due, 2 came"),
     (EDGE, drafting, draft(1, 1, nodes=65), "65 nodes, at most 64"),
-    (EDGE, drafting, draft(2, 1), "may not send Draft while no session has this number"),
+    (EDGE, drafting, draft(2, 1), "may not send Draft while no request has this number"),
     (SERVER, lambda: drafting(4), verdict(1, 2), "the verdict of round 1 was due, not 2"),
     (SERVER, lambda: drafting(4), verdict(1, 0), "the verdict of round 1 was due, not 0"),
     (SERVER, lambda: drafting(4), verdict(1, 1, node=5), "node 5 of 4"),
-    (SERVER, lambda: drafting(4), verdict(2, 0), "while no session has this number"),
+    (SERVER, lambda: drafting(4), verdict(2, 0), "while no request has this number"),
     (SERVER, lambda: answering(8), verdict(1, 0, max_nodes=9), "may draft 8 nodes at most, not 9"),
     (SERVER, lambda: answering(255), verdict(1, 0, max_nodes=65), "64 nodes at most, not 65"),
     (SERVER, lambda: answering(0), verdict(1, 0, max_nodes=0), "its edge never drafts"),
@@ -408,11 +408,11 @@ def test_the_same_content_is_not_sent_and_moves_nothing(sender, prepare, message
     with pytest.raises(ValueError, match=sentence):
         end.send(message)
     assert (end.phase(1), end.state, end.frames_sent) == before
-    # The session goes on as if nothing had been tried.
+    # The request goes on as if nothing had been tried.
     follow = {
         Phase.PROMPTING: (edge, server, Prompt(1, (1, 2, 3))),
         Phase.DRAFTING: (edge, server, draft(1, 1)),
-        Phase.VERIFYING: (server, edge, SESSION_ERROR),
+        Phase.VERIFYING: (server, edge, REQUEST_ERROR),
         Phase.WAITING: (server, edge, CREDIT),
     }
     source, target, next_message = follow[before[0]]
@@ -426,17 +426,17 @@ def test_a_message_that_has_no_bytes_moves_nothing():
     assert server.receive(edge.send(draft(1, 1))) == [draft(1, 1)]
 
 
-def test_sessions_are_limited_and_a_closed_one_makes_room():
+def test_requests_are_limited_and_a_closed_one_makes_room():
     edge, server = connected()
-    for session in range(1, 5):
-        server.receive(edge.send(opening(session)))
-    with pytest.raises(ValueError, match="4 sessions are open"):
+    for request in range(1, 5):
+        server.receive(edge.send(opening(request)))
+    with pytest.raises(ValueError, match="4 requests are open"):
         edge.send(opening(5))
     closing = edge.send(Close(2)) + edge.send(opening(5))
-    assert edge.live_sessions == 4
+    assert edge.live_requests == 4
     assert server.receive(closing) == [Close(2), opening(5)]
     edge.receive(server.data_to_send())
-    violate(server, opening(6), ErrorCode.LIMIT, "4 sessions are open")
+    violate(server, opening(6), ErrorCode.LIMIT, "4 requests are open")
 
 
 def test_prompt_in_pieces_then_exactly_no_more():
@@ -466,7 +466,7 @@ def test_a_draft_keeps_to_the_last_grant():
         edge.send(draft(1, 2, nodes=4))
     server.receive(edge.send(draft(1, 2, nodes=3)))
     edge.receive(server.send(verdict(1, 2, turn=Turn.WAIT, max_nodes=3)))
-    edge.receive(server.send(Credit(1, max_nodes=5, draft_ms=0, late_ms=0)))
+    edge.receive(server.send(Credit(1, max_nodes=5, free_ms=0, late_ms=0)))
     with pytest.raises(ValueError, match="6 nodes, at most 5"):
         edge.send(draft(1, 3, nodes=6))
     assert server.receive(edge.send(draft(1, 3, nodes=5))) == [draft(1, 3, nodes=5)]
@@ -560,7 +560,7 @@ def test_a_prompt_too_long_for_a_frame_is_not_sent():
 
 
 @pytest.mark.parametrize("state", [s for s in State if s not in (State.OPEN, State.CLOSED)])
-@pytest.mark.parametrize("error", [NOTICE, SESSION_ERROR])
+@pytest.mark.parametrize("error", [NOTICE, REQUEST_ERROR])
 def test_only_a_fatal_error_may_come_before_the_connection_is_open(state, error):
     for role in Role:
         with pytest.raises(ProtocolError, match=r"must be fatal|may not send Error"):
@@ -660,10 +660,10 @@ def test_messages_before_a_fault_can_be_had_one_by_one():
         server.next_message()
 
 
-# How sessions end: frames that cross, numbers that come again.
+# How requests end: frames that cross, numbers that come again.
 
 
-def test_a_finished_session_is_closed_by_the_edge_itself():
+def test_a_finished_request_is_closed_by_the_edge_itself():
     edge, server = drafting(nodes=4)
     last = verdict(1, 1, finish=Finish.STOP)
     assert edge.receive(server.send(last)) == [last]
@@ -673,7 +673,7 @@ def test_a_finished_session_is_closed_by_the_edge_itself():
 
 
 @pytest.mark.parametrize(
-    "word", [verdict(1, 1), verdict(1, 1, finish=Finish.LENGTH), SESSION_ERROR], ids=str
+    "word", [verdict(1, 1), verdict(1, 1, finish=Finish.LENGTH), REQUEST_ERROR], ids=str
 )
 def test_a_close_that_crosses_the_servers_word(word):
     edge, server = drafting(nodes=4)
@@ -703,16 +703,16 @@ def test_a_number_is_not_free_while_something_may_still_come_for_it():
 def test_a_prompt_under_way_when_the_server_refuses_is_dropped():
     edge, server = connected()
     server.receive(edge.send(opening(1)))
-    refusal = server.send(SESSION_ERROR)
+    refusal = server.send(REQUEST_ERROR)
     assert server.receive(edge.send(Prompt(1, (1, 2, 3)))) == []
-    assert edge.receive(refusal) == [SESSION_ERROR]
+    assert edge.receive(refusal) == [REQUEST_ERROR]
     server.receive(edge.data_to_send())
     assert server.phase(1) is Phase.UNUSED
 
 
 def test_an_edge_that_has_not_read_the_news_may_go_on_talking():
     edge, server = drafting()
-    edge.receive(server.send(SESSION_ERROR))
+    edge.receive(server.send(REQUEST_ERROR))
     closing = edge.data_to_send()
     assert edge.send(draft(1, 1)) == edge.send(Close(1)) == edge.send(Close(1)) == b""
     server.receive(closing)
@@ -720,23 +720,23 @@ def test_an_edge_that_has_not_read_the_news_may_go_on_talking():
     assert server.receive(edge.send(Close(1))) == [Close(1)]
 
 
-def test_a_session_that_never_was_is_no_late_one():
+def test_a_request_that_never_was_is_no_late_one():
     edge, _ = drafting()
     for message in (draft(9, 1), Close(9), Prompt(9, (1,))):
-        with pytest.raises(ValueError, match="no session has this number"):
+        with pytest.raises(ValueError, match="no request has this number"):
             edge.send(message)
 
 
 class Storm:
     """Two ends that act at random over links that deliver late; few numbers, so they come again.
 
-    Every session has a generation, which all its messages carry; a message that is delivered to
-    a session of another generation has been misread.
+    Every request has a generation, which all its messages carry; a message that is delivered to
+    a request of another generation has been misread.
     """
 
     def __init__(self, seed):
         self.rng = random.Random(seed)
-        self.ends = dict(zip(Role, connected(replace(WELCOME, max_sessions=2)), strict=True))
+        self.ends = dict(zip(Role, connected(replace(WELCOME, max_requests=2)), strict=True))
         self.links = {EDGE: b"", SERVER: b""}
         self.generations = {EDGE: {}, SERVER: {}}
         self.rounds = {EDGE: {}, SERVER: {}}
@@ -751,40 +751,40 @@ class Storm:
         self.links[role] += self.ends[role].send(message)
 
     def edge_acts(self):
-        session = self.rng.randint(1, 3)
-        edge, generation = self.ends[EDGE], self.generations[EDGE].get(session)
-        phase = edge.phase(session)
-        if phase is Phase.UNUSED and edge.live_sessions < 2:
+        request = self.rng.randint(1, 3)
+        edge, generation = self.ends[EDGE], self.generations[EDGE].get(request)
+        phase = edge.phase(request)
+        if phase is Phase.UNUSED and edge.live_requests < 2:
             self.opened += 1
-            self.generations[EDGE][session] = self.opened
-            self.rounds[EDGE][session] = 0
-            self.say(EDGE, opening(session, prompt_tokens=2, seed=self.opened))
+            self.generations[EDGE][request] = self.opened
+            self.rounds[EDGE][request] = 0
+            self.say(EDGE, opening(request, prompt_tokens=2, seed=self.opened))
         elif phase in (Phase.UNUSED, Phase.CLOSING):
             return
         elif self.rng.random() < 0.2:
-            self.say(EDGE, Close(session))
+            self.say(EDGE, Close(request))
         elif phase is Phase.PROMPTING:
-            self.say(EDGE, Prompt(session, (generation,)))
+            self.say(EDGE, Prompt(request, (generation,)))
         elif phase is Phase.DRAFTING:
-            round = self.rounds[EDGE][session]
-            self.say(EDGE, Draft(session, round, generation, (generation,), (0,)))
+            round = self.rounds[EDGE][request]
+            self.say(EDGE, Draft(request, round, generation, (generation,), (0,)))
 
     def server_acts(self):
-        session = self.rng.randint(1, 3)
-        server, generation = self.ends[SERVER], self.generations[SERVER].get(session)
-        phase = server.phase(session)
+        request = self.rng.randint(1, 3)
+        server, generation = self.ends[SERVER], self.generations[SERVER].get(request)
+        phase = server.phase(request)
         live = phase in (Phase.PROMPTING, Phase.VERIFYING, Phase.DRAFTING, Phase.WAITING)
         if live and self.rng.random() < 0.1:
-            self.say(SERVER, Error(session, ErrorCode.BUSY, False, str(generation)))
+            self.say(SERVER, Error(request, ErrorCode.BUSY, False, str(generation)))
         elif phase is Phase.VERIFYING:
             finish = self.rng.choice((Finish.NONE, Finish.NONE, Finish.STOP))
             turn = Turn.SERVER if finish else self.rng.choice(list(Turn))
             grant = (turn, 64, 0) if turn else (turn,)
-            round = self.rounds[SERVER][session]
-            self.rounds[SERVER][session] += 1
-            self.say(SERVER, Verdict(session, round, 0, generation, finish, 0, 0, *grant))
+            round = self.rounds[SERVER][request]
+            self.rounds[SERVER][request] += 1
+            self.say(SERVER, Verdict(request, round, 0, generation, finish, 0, 0, *grant))
         elif phase is Phase.WAITING:
-            self.say(SERVER, Credit(session, 64, generation, 0))
+            self.say(SERVER, Credit(request, 64, generation, 0))
 
     def carry(self):
         sender = self.rng.choice((EDGE, SERVER))
@@ -803,38 +803,38 @@ class Storm:
     def check(self, role, message):
         generations = self.generations[role]
         match message:
-            case Open(session, seed=seed):
-                generations[session] = seed
-                self.rounds[SERVER][session] = 0
-            case Prompt(session, (generation,)):
-                assert generations[session] == generation
-            case Draft(session, round, generation):
-                assert generations[session] == generation
-                assert self.rounds[SERVER][session] == round
-            case Verdict(session, round=round, bonus=generation):
-                assert generations[session] == generation
-                self.rounds[EDGE][session] = round + 1
-            case Credit(session, draft_ms=generation):
-                assert generations[session] == generation
-            case Error(session, sentence=generation):
-                assert str(generations[session]) == generation
-            case Close(session):
+            case Open(request, seed=seed):
+                generations[request] = seed
+                self.rounds[SERVER][request] = 0
+            case Prompt(request, (generation,)):
+                assert generations[request] == generation
+            case Draft(request, round, generation):
+                assert generations[request] == generation
+                assert self.rounds[SERVER][request] == round
+            case Verdict(request, round=round, bonus=generation):
+                assert generations[request] == generation
+                self.rounds[EDGE][request] = round + 1
+            case Credit(request, free_ms=generation):
+                assert generations[request] == generation
+            case Error(request, sentence=generation):
+                assert str(generations[request]) == generation
+            case Close(request):
                 assert role is SERVER
-                assert self.ends[SERVER].phase(session) is Phase.UNUSED
+                assert self.ends[SERVER].phase(request) is Phase.UNUSED
 
     def finish(self):
         edge, server = self.ends.values()
-        for session in (1, 2, 3):
-            if edge.phase(session) not in (Phase.UNUSED, Phase.CLOSING):
-                self.say(EDGE, Close(session))
+        for request in (1, 2, 3):
+            if edge.phase(request) not in (Phase.UNUSED, Phase.CLOSING):
+                self.say(EDGE, Close(request))
         while any(self.links.values()):
             for role in Role:
                 data, self.links[role] = self.links[role], b""
                 self.hear(role.peer, data)
-        assert [end.phase(session) for end in (edge, server) for session in (1, 2, 3)] == [
+        assert [end.phase(request) for end in (edge, server) for request in (1, 2, 3)] == [
             Phase.UNUSED
         ] * 6
-        assert edge.live_sessions == server.live_sessions == 0
+        assert edge.live_requests == server.live_requests == 0
         assert edge.buffered_bytes == server.buffered_bytes == 0
 
 

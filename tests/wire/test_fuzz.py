@@ -85,8 +85,8 @@ def test_a_body_is_refused_or_is_the_one_encoding_of_its_message():
         if case % 3 == 0:
             kind = rng.choice(list(MESSAGE_TYPES))
         body = mutate(body, rng) if body else rng.randbytes(rng.randint(0, 40))
-        session = rng.choice((0, 1, 65_535))
-        frame = HEADER.pack(HEADER.size + len(body), kind, 0, session, case & 0xFFFF) + body
+        request = rng.choice((0, 1, 65_535))
+        frame = HEADER.pack(HEADER.size + len(body), kind, 0, request, case & 0xFFFF) + body
         try:
             message = decode_body(decode_header(frame), body, VOCABULARY)
         except ProtocolError:

@@ -149,11 +149,11 @@ def test_a_round_is_small():
         (WELCOME, {"max_nodes": 256}),
         (WELCOME, {"max_nodes": -1}),
         (WELCOME, {"max_context": 0}),
-        (WELCOME, {"max_sessions": 0}),
-        (WELCOME, {"max_sessions": 65_536}),
+        (WELCOME, {"max_requests": 0}),
+        (WELCOME, {"max_requests": 65_536}),
         (WELCOME, {"model": "a\nb"}),
-        (opening(1), {"session": 0}),
-        (opening(1), {"session": 65_536}),
+        (opening(1), {"request": 0}),
+        (opening(1), {"request": 65_536}),
         (opening(1), {"seed": -1}),
         (opening(1), {"seed": 2**64}),
         (opening(1), {"temperature": -0.1}),
@@ -173,19 +173,19 @@ def test_a_round_is_small():
         (draft(1, 1), {"draft_ms": -1}),
         (draft(1, 1), {"draft_ms": 65_536}),
         (verdict(1, 1), {"max_nodes": 256}),
-        (verdict(1, 1), {"draft_ms": 65_536}),
+        (verdict(1, 1), {"free_ms": 65_536}),
         (verdict(1, 1), {"late_ms": 65_536}),
         (verdict(1, 1), {"turn": Turn.SERVER}),
         (verdict(1, 1), {"finish": Finish.STOP}),
-        (Credit(1, 8, 5, 0), {"session": 0}),
+        (Credit(1, 8, 5, 0), {"request": 0}),
         (Credit(1, 8, 5, 0), {"max_nodes": 256}),
-        (Credit(1, 8, 5, 0), {"draft_ms": 65_536}),
+        (Credit(1, 8, 5, 0), {"free_ms": 65_536}),
         (Credit(1, 8, 5, 0), {"late_ms": -1}),
         (opening(1), {"prompt_tokens": 0}),
         (opening(1), {"stop_ids": tuple(range(256))}),
-        (Prompt(1, (1,)), {"session": 0}),
+        (Prompt(1, (1,)), {"request": 0}),
         (Prompt(1, (1,)), {"tokens": ()}),
-        (draft(1, 1), {"session": 0}),
+        (draft(1, 1), {"request": 0}),
         (draft(1, 1), {"round": 0}),
         (draft(1, 1), {"base": 0}),
         (draft(1, 1), {"base": 2**32}),
@@ -195,14 +195,14 @@ def test_a_round_is_small():
         (draft(1, 1), {"parents": (0, -1, 2, 3)}),
         (draft(1, 1), {"tokens": (5, 5, 6, 7), "parents": (0, 0, 0, 0)}),
         (draft(1, 1), {"tokens": tuple(range(256)), "parents": tuple(range(256))}),
-        (verdict(1, 1), {"session": 0}),
+        (verdict(1, 1), {"request": 0}),
         (verdict(1, 1), {"node": 256}),
         (verdict(1, 0), {"node": 1}),
         (verdict(1, 1), {"bonus": -1}),
         (verdict(1, 1), {"queue_ms": 65_536}),
         (verdict(1, 1), {"verify_ms": -1}),
-        (Close(1), {"session": 0}),
-        (Error(0, ErrorCode.BUSY, False, ""), {"session": -1}),
+        (Close(1), {"request": 0}),
+        (Error(0, ErrorCode.BUSY, False, ""), {"request": -1}),
         (Ping(0), {"nonce": -1}),
         (Pong(0), {"nonce": 2**64}),
     ],
@@ -226,7 +226,7 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
         (spoil(HELLO, "B", 0, 0x73), "wrong magic"),
         (spoil(WELCOME, "H", 0, 2), "speaks STF version 2"),
         (spoil(WELCOME, "I", 39, 0), "max_context is 0"),
-        (spoil(WELCOME, "H", 43, 0), "max_sessions is 0"),
+        (spoil(WELCOME, "H", 43, 0), "max_requests is 0"),
         (spoil(TEMPLATE, "B", 0, 0xFF), "not UTF-8"),
         (spoil(opening(1), "d", 8, float("nan")), "temperature is nan"),
         (spoil(opening(1), "d", 8, float("-inf")), "temperature is -inf"),
@@ -292,20 +292,20 @@ def test_every_other_body_length_is_refused(message):
 @pytest.mark.parametrize(
     "message", [HELLO, WELCOME, Ping(1), Pong(1)], ids=lambda m: type(m).__name__
 )
-def test_messages_of_the_connection_have_session_0(message):
+def test_messages_of_the_connection_have_request_0(message):
     frame = bytearray(encode_frame(message, 0, VOCABULARY))
     struct.pack_into("<H", frame, 4, 1)
-    with pytest.raises(ProtocolError, match="session is 1"):
+    with pytest.raises(ProtocolError, match="request is 1"):
         decode(bytes(frame))
 
 
 @pytest.mark.parametrize(
     "message", [opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 1), Close(1)]
 )
-def test_messages_of_a_session_have_one(message):
+def test_messages_of_a_request_have_one(message):
     frame = bytearray(encode_frame(message, 0, VOCABULARY))
     struct.pack_into("<H", frame, 4, 0)
-    with pytest.raises(ProtocolError, match="session is 0"):
+    with pytest.raises(ProtocolError, match="request is 0"):
         decode(bytes(frame))
 
 

@@ -91,8 +91,8 @@ def names(kind: type[Message]) -> list[str]:
 
 
 def is_taken(kind: type[Message], body: bytes) -> bool:
-    session = 1 if "session" in names(kind) else 0
-    header = Header(HEADER.size + len(body), kind.TYPE, 0, session, 0)
+    request = 1 if "request" in names(kind) else 0
+    header = Header(HEADER.size + len(body), kind.TYPE, 0, request, 0)
     try:
         decode_body(header, body, VOCABULARY)
     except ProtocolError:
@@ -121,7 +121,7 @@ def test_an_odd_width_of_ids_too(message: Message) -> None:
 def test_every_field_is_in_the_page_and_no_other() -> None:
     for kind in MESSAGE_TYPES.values():
         told = {field.name for field in fields_of(kind.__name__) if field.counted == field.name}
-        assert told - {"magic"} == set(names(kind)) - {"session"}, kind.__name__
+        assert told - {"magic"} == set(names(kind)) - {"request"}, kind.__name__
 
 
 EXAMPLES = [*protocol_page.EXAMPLES, Verdict(1, 0, 0, 11, Finish.NONE, 0, 0)]

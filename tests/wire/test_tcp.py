@@ -32,7 +32,7 @@ PATIENCE_S = 60
 
 
 class Server:
-    """Welcomes everybody, accepts all of every tree, and ends each session with round 3."""
+    """Welcomes everybody, accepts all of every tree, and ends each request with round 3."""
 
     def __init__(self, welcome=WELCOME, handshake_timeout_s=5.0):
         self.welcome = welcome
@@ -62,16 +62,16 @@ class Server:
                 self.arrivals.put_nowait(peer)
                 if self.welcome is not None:
                     peer.send(self.welcome)
-            case Open(session, prompt_tokens=100):
-                peer.send(Error(session, ErrorCode.LIMIT, False, "100 tokens are too many"))
-            case Prompt(session) if peer.connection.phase(session) is Phase.VERIFYING:
-                peer.send(Verdict(session, 0, 0, 1, Finish.NONE, 0, 0, Turn.EDGE, 64))
-            case Draft(session, round, tokens=tokens):
+            case Open(request, prompt_tokens=100):
+                peer.send(Error(request, ErrorCode.LIMIT, False, "100 tokens are too many"))
+            case Prompt(request) if peer.connection.phase(request) is Phase.VERIFYING:
+                peer.send(Verdict(request, 0, 0, 1, Finish.NONE, 0, 0, Turn.EDGE, 64))
+            case Draft(request, round, tokens=tokens):
                 finish = Finish.STOP if round == 3 else Finish.NONE
                 grant = (Turn.SERVER,) if finish else (Turn.EDGE, 64)
-                peer.send(Verdict(session, round, len(tokens), round, finish, 0, 0, *grant))
-            case Close(session):
-                self.cancelled.append(session)
+                peer.send(Verdict(request, round, len(tokens), round, finish, 0, 0, *grant))
+            case Close(request):
+                self.cancelled.append(request)
 
     def on_closed(self, peer, reason):
         self.reasons.append(reason)
@@ -105,13 +105,13 @@ class Edge:
             pass
         return message
 
-    async def generate(self, session):
-        """A whole session; its verdicts."""
-        self.peer.send(opening(session))
-        self.peer.send(Prompt(session, (1, 2, 3)))
+    async def generate(self, request):
+        """A whole request; its verdicts."""
+        self.peer.send(opening(request))
+        self.peer.send(Prompt(request, (1, 2, 3)))
         verdicts = [await self.until(Verdict)]
         while verdicts[-1].finish is Finish.NONE:
-            self.peer.send(draft(session, len(verdicts), nodes=10 * len(verdicts)))
+            self.peer.send(draft(request, len(verdicts), nodes=10 * len(verdicts)))
             verdicts.append(await self.until(Verdict))
         return verdicts
 
@@ -152,7 +152,7 @@ def test_three_edges_generate_side_by_side_and_count_the_same_bytes():
             for verdicts in await asyncio.gather(*(edge.generate(7) for edge in edges)):
                 assert [v.round for v in verdicts] == [0, 1, 2, 3]
                 assert [v.node for v in verdicts] == [0, 10, 20, 30]
-            # The edge's Close of a finished session has arrived before the Pong leaves.
+            # The edge's Close of a finished request has arrived before the Pong leaves.
             for edge in edges:
                 edge.peer.send(Ping(3))
                 assert await edge.until(Pong) == Pong(3)
@@ -161,7 +161,7 @@ def test_three_edges_generate_side_by_side_and_count_the_same_bytes():
                 assert edge.peer.bytes_received == peer.bytes_sent > 0
                 assert edge.peer.frames_sent == peer.frames_received == 8
                 assert edge.peer.frames_received == peer.frames_sent == 6
-                assert peer.connection.live_sessions == 0
+                assert peer.connection.live_requests == 0
                 assert peer.peer_name.startswith("127.0.0.1:")
             assert server.cancelled == []
 

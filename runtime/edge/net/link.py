@@ -56,7 +56,7 @@ class Sampling:
     def opening(self, number: int, prompt_tokens: int, max_nodes: int) -> wire.Open:
         """The message that asks for an answer drawn so. Raises ValueError."""
         return wire.Open(
-            session=number,
+            request=number,
             seed=self.seed,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -309,13 +309,13 @@ class Link:
                 self._got_template(message)
             case wire.Pong():
                 self._watchdog.saw_pong()
-            case wire.Error(session=0, fatal=True):
+            case wire.Error(request=0, fatal=True):
                 self._lose(message.sentence, message.code)
-            case wire.Error(session=0):
+            case wire.Error(request=0):
                 code = message.code.name.lower()
                 log.warning("the server says", extra=fields(code=code, reason=message.sentence))
-            case wire.Verdict() | wire.Credit() | wire.Error() if message.session in self._inboxes:
-                self._inboxes[message.session].put_nowait((message, time.monotonic()))
+            case wire.Verdict() | wire.Credit() | wire.Error() if message.request in self._inboxes:
+                self._inboxes[message.request].put_nowait((message, time.monotonic()))
 
     def _on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
         self._lose(reason or "the connection is closed")

@@ -18,7 +18,7 @@ from runtime.server.schedule.step import Work
 class Limits:
     """Capacity of the server; nodes and chunks are counted in rows of the forward pass."""
 
-    max_sessions: int
+    max_requests: int
     max_waiting: int
     max_batch: int
     max_step_nodes: int

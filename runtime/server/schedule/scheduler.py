@@ -165,7 +165,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Start waiting requests, in order, while slots and pages last."""
-        while self.waiting and len(self.running) < self.limits.max_sessions:
+        while self.waiting and len(self.running) < self.limits.max_requests:
             request = self._next_waiting()
             if not self._start(request):
                 return

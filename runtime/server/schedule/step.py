@@ -61,6 +61,6 @@ class Step:
             "end_s": round(self.end_s, 6),
             "rows": self.rows,
             "chunk_rows": self.chunk_rows,
-            "sessions": requests,
+            "requests": requests,
         }
         return json.dumps(record)

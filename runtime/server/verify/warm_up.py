@@ -16,7 +16,7 @@ from runtime.wire.messages import Open
 
 ROWS = (1, 4, 16, 64)
 GREEDY = Open(
-    session=1,
+    request=1,
     seed=0,
     temperature=0.0,
     top_p=1.0,

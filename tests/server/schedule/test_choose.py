@@ -13,7 +13,7 @@ from runtime.tree import Tree
 from runtime.wire.messages import Open
 
 LIMITS = Limits(
-    max_sessions=64,
+    max_requests=64,
     max_waiting=3,
     max_batch=3,
     max_step_nodes=20,

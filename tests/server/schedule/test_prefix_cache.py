@@ -93,7 +93,7 @@ def test_our_own_mistakes_are_assertions(cache: PrefixCache) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_use(cache: PrefixCache, free_pages: list[int], seed: int) -> None:
-    """Sessions of a small alphabet hold, publish and release; the model keeps lists."""
+    """Requests of a small alphabet hold, publish and release; the model keeps lists."""
     dice = random.Random(seed)
     held: list[tuple[list[Key], list[int]]] = []
     published: dict[Key, int] = {}

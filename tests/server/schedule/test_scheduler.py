@@ -14,7 +14,7 @@ from runtime.wire.messages import Finish, Open, Turn
 from tests.server.schedule.fake_model import FakeModel
 
 LIMITS = Limits(
-    max_sessions=4,
+    max_requests=4,
     max_waiting=3,
     max_batch=3,
     max_step_nodes=20,
@@ -164,7 +164,7 @@ def test_what_cannot_be_admitted_is_refused(scheduler: Scheduler) -> None:
     with pytest.raises(Refused, match="needs KV for 212 tokens") as refused:
         scheduler.submit(request(1, prompt=100, output=100))
     assert not refused.value.busy
-    for key in range(LIMITS.max_sessions + LIMITS.max_waiting):
+    for key in range(LIMITS.max_requests + LIMITS.max_waiting):
         scheduler.submit(request(key, prompt=10, output=10))
     with pytest.raises(Refused, match="try again") as refused:
         scheduler.submit(request(99))
@@ -476,7 +476,7 @@ def test_random_traffic(seed: int) -> None:
     All end, what is cached is always a request's own text, and every limit is kept.
     """
     dice = random.Random(seed)
-    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_sessions=6)
+    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
     scheduler, model, ages = make(limits), FakeModel(LIMITS.page_size, dice), Ages()
     left = [random_request(dice, key) for key in range(40)]
     most = math.log2(limits.n_pages / limits.pages_for(1 + limits.max_nodes)) + 2

@@ -1,21 +1,21 @@
-"""Cases 301 and on: how sessions begin, what an Open may say, and who may have how many."""
+"""Cases 301 and on: how requests begin, what an Open may say, and who may have how many."""
 
 import struct
 from typing import Any
 
-from runtime.conform.peer import Failed, Peer, Session, Skipped, Visitor, opening
+from runtime.conform.peer import Failed, Peer, Request, Skipped, Visitor, opening
 from runtime.wire import messages as wire
 from runtime.wire.messages import ErrorCode
 from runtime.wire.token_bits import packed_bytes, token_bits
 
-MOST_SESSIONS = 1000  # beyond it a case would be a load test
+MOST_REQUESTS = 1000  # beyond it a case would be a load test
 LONGEST_CONTEXT = 4096  # beyond it a case would take the server's memory for itself
 
 
 async def a_prompt_is_answered(visitor: Visitor) -> None:
     """§5.5 Round 0 answers the prompt, with node 0."""
-    session = (await visitor.admitted()).open()
-    verdict = await session.verdict()
+    request = (await visitor.admitted()).open()
+    verdict = await request.verdict()
     if verdict.round or verdict.node:
         raise Failed(f"it is answered by round {verdict.round}, node {verdict.node}")
 
@@ -32,12 +32,12 @@ async def a_prompt_in_portions(visitor: Visitor) -> None:
     prompt = peer.prompt(20)
     whole = await peer.open(1, prompt).rest()
     peer.send(opening(2, len(prompt)), *(wire.Prompt(2, (token,)) for token in prompt))
-    if await Session(peer, opening(2, len(prompt)), prompt).rest() != whole:
+    if await Request(peer, opening(2, len(prompt)), prompt).rest() != whole:
         raise Failed("the answer is another one")
 
 
 async def the_last_number(visitor: Visitor) -> None:
-    """§1 Sessions have the numbers 1 to 65,535."""
+    """§1 Requests have the numbers 1 to 65,535."""
     await (await visitor.admitted()).open(65_535).rest()
 
 
@@ -53,7 +53,7 @@ async def a_number_again(visitor: Visitor) -> None:
     peer = await visitor.admitted()
     first = await peer.open(9).rest()
     if await peer.open(9).rest() != first:
-        raise Failed("the second session has another answer")
+        raise Failed("the second request has another answer")
 
 
 async def a_number_again_after_an_error(visitor: Visitor) -> None:
@@ -64,12 +64,12 @@ async def a_number_again_after_an_error(visitor: Visitor) -> None:
 
 
 async def one_number_on_two_connections(visitor: Visitor) -> None:
-    """§5.2 The same number on two connections means two sessions."""
+    """§5.2 The same number on two connections means two requests."""
     peers = [await visitor.admitted() for _ in range(2)]
-    sessions = [peer.open(7, peer.prompt(6, seed)) for seed, peer in enumerate(peers)]
-    for session in sessions:
-        await session.rest()
-        await session.peer.is_alive()
+    requests = [peer.open(7, peer.prompt(6, seed)) for seed, peer in enumerate(peers)]
+    for request in requests:
+        await request.rest()
+        await request.peer.is_alive()
 
 
 async def a_prompt_of_nothing(visitor: Visitor) -> None:
@@ -102,7 +102,7 @@ async def a_prompt_after_the_prompt(visitor: Visitor) -> None:
     peer = await visitor.admitted()
     prompt = wire.Prompt(1, peer.prompt(5))
     peer.send(opening(max_tokens=200), prompt, prompt)
-    await _refused_in_a_session(peer)
+    await _refused_in_a_request(peer)
 
 
 async def an_id_outside_the_vocabulary(visitor: Visitor) -> None:
@@ -110,7 +110,7 @@ async def an_id_outside_the_vocabulary(visitor: Visitor) -> None:
     peer = await visitor.admitted()
     outside = _id_outside(peer)
     peer.send(opening(1, 1))
-    peer.write(peer.raw(wire.Prompt, struct.pack("<H", 1) + outside, session=1))
+    peer.write(peer.raw(wire.Prompt, struct.pack("<H", 1) + outside, request=1))
     await peer.refused(ErrorCode.LIMIT)
 
 
@@ -118,7 +118,7 @@ async def a_stop_id_outside_the_vocabulary(visitor: Visitor) -> None:
     """§2.3 So is a stop id outside the vocabulary."""
     peer = await visitor.admitted()
     outside = _id_outside(peer)
-    peer.write(peer.raw(wire.Open, _open_body(stop_ids=1) + outside, session=1))
+    peer.write(peer.raw(wire.Open, _open_body(stop_ids=1) + outside, request=1))
     await peer.refused(ErrorCode.LIMIT)
 
 
@@ -130,7 +130,7 @@ async def padding_that_is_not_zero(visitor: Visitor) -> None:
         raise Skipped(f"ids of {token_bits(size)} bits leave no padding")
     peer.send(opening(1, 1))
     body = struct.pack("<H", 1) + (1 << token_bits(size)).to_bytes(packed_bytes(1, size), "little")
-    peer.write(peer.raw(wire.Prompt, body, session=1))
+    peer.write(peer.raw(wire.Prompt, body, request=1))
     await peer.refused(ErrorCode.PROTOCOL)
 
 
@@ -138,7 +138,7 @@ async def an_empty_prompt(visitor: Visitor) -> None:
     """§3.4 A Prompt brings at least one id."""
     peer = await visitor.admitted()
     peer.send(opening())
-    peer.write(peer.raw(wire.Prompt, struct.pack("<H", 0), session=1))
+    peer.write(peer.raw(wire.Prompt, struct.pack("<H", 0), request=1))
     await peer.refused(ErrorCode.PROTOCOL)
 
 
@@ -165,7 +165,7 @@ async def probabilities(visitor: Visitor) -> None:
 async def stop_ids_that_are_not_there(visitor: Visitor) -> None:
     """§2.1 An Open whose body does not hold the stop ids it counts is a fault."""
     peer = await visitor.admitted()
-    peer.write(peer.raw(wire.Open, _open_body(stop_ids=2), session=1))
+    peer.write(peer.raw(wire.Open, _open_body(stop_ids=2), request=1))
     await peer.refused(ErrorCode.PROTOCOL)
 
 
@@ -183,7 +183,7 @@ async def the_longest_parameters(visitor: Visitor) -> None:
 
 
 async def a_prompt_as_long_as_the_context(visitor: Visitor) -> None:
-    """§5.2 A prompt that leaves no room is refused with LIMIT; only its session ends."""
+    """§5.2 A prompt that leaves no room is refused with LIMIT; only its request ends."""
     peer = await visitor.admitted()
     await _refused_for_its_length(peer, 1)
     await peer.open(2).rest()
@@ -191,7 +191,7 @@ async def a_prompt_as_long_as_the_context(visitor: Visitor) -> None:
 
 
 async def the_rest_of_a_refused_prompt(visitor: Visitor) -> None:
-    """§5.7 What was under way to a session that the server has ended is dropped."""
+    """§5.7 What was under way to a request that the server has ended is dropped."""
     peer = await visitor.admitted()
     peer.send(opening(1, _context(peer)), wire.Prompt(1, (1, 2)), wire.Prompt(1, (3,)))
     error = await peer.receive(1)
@@ -204,8 +204,8 @@ async def the_rest_of_a_refused_prompt(visitor: Visitor) -> None:
 async def an_answer_to_the_end_of_the_context(visitor: Visitor) -> None:
     """§5.5 The answer ends when the text has max_context tokens."""
     peer = await visitor.admitted()
-    session = peer.open(1, peer.prompt(_context(peer) - 3), max_tokens=100)
-    await _has_length(session, 3)
+    request = peer.open(1, peer.prompt(_context(peer) - 3), max_tokens=100)
+    await _has_length(request, 3)
 
 
 async def exactly_max_tokens(visitor: Visitor) -> None:
@@ -218,23 +218,23 @@ async def exactly_max_tokens(visitor: Visitor) -> None:
 async def an_edge_that_never_drafts(visitor: Visitor) -> None:
     """§5.3 With max_nodes 0 the server always has the turn, and the answer comes by itself."""
     peer = await visitor.admitted()
-    session = peer.open(max_nodes=0)
-    await _has_length(session, 16)
-    if any(verdict.turn is not wire.Turn.SERVER for verdict in session.verdicts):
+    request = peer.open(max_nodes=0)
+    await _has_length(request, 16)
+    if any(verdict.turn is not wire.Turn.SERVER for verdict in request.verdicts):
         raise Failed("the edge is given the turn")
 
 
-async def too_many_sessions(visitor: Visitor) -> None:
-    """§5.2 One session more than max_sessions is a fault, LIMIT."""
+async def too_many_requests(visitor: Visitor) -> None:
+    """§5.2 One request more than max_requests is a fault, LIMIT."""
     peer = await visitor.admitted()
-    peer.send(*(opening(number) for number in range(1, _sessions(peer) + 2)))
+    peer.send(*(opening(number) for number in range(1, _requests(peer) + 2)))
     await peer.refused(ErrorCode.LIMIT)
 
 
-async def a_closed_session_does_not_count(visitor: Visitor) -> None:
-    """§5.2 Sessions count until the edge has closed them."""
+async def a_closed_request_does_not_count(visitor: Visitor) -> None:
+    """§5.2 Requests count until the edge has closed them."""
     peer = await visitor.admitted()
-    last = _sessions(peer)
+    last = _requests(peer)
     peer.send(*(opening(number) for number in range(1, last + 1)), wire.Close(last))
     while not isinstance(await peer.receive(last), wire.Close | wire.Error):
         pass
@@ -242,11 +242,11 @@ async def a_closed_session_does_not_count(visitor: Visitor) -> None:
     await peer.expect(wire.Pong)
 
 
-async def sessions_end_with_their_connection(visitor: Visitor) -> None:
-    """§4.6 What the sessions of a gone edge held is free at once."""
+async def requests_end_with_their_connection(visitor: Visitor) -> None:
+    """§4.6 What the requests of a gone edge held is free at once."""
     for _ in range(3):
         peer = await visitor.admitted()
-        peer.send(*(opening(number) for number in range(1, _sessions(peer))))
+        peer.send(*(opening(number) for number in range(1, _requests(peer))))
         await peer.is_alive()
         peer.end()
         await peer.ended()
@@ -259,8 +259,8 @@ async def _refused_message(visitor: Visitor, *messages: wire.Message) -> None:
     await peer.refused(ErrorCode.PROTOCOL)
 
 
-async def _refused_in_a_session(peer: Peer) -> None:
-    """Refused; Verdicts of the session may come before."""
+async def _refused_in_a_request(peer: Peer) -> None:
+    """Refused; Verdicts of the request may come before."""
     message = await peer.receive()
     if not isinstance(message, wire.Error) or message.code is not ErrorCode.PROTOCOL:
         raise Failed(f"a {type(message).__name__} comes, not PROTOCOL")
@@ -268,7 +268,7 @@ async def _refused_in_a_session(peer: Peer) -> None:
 
 async def _refused_open(visitor: Visitor, **values: Any) -> None:
     peer = await visitor.admitted()
-    peer.write(peer.raw(wire.Open, _open_body(**values), session=1))
+    peer.write(peer.raw(wire.Open, _open_body(**values), request=1))
     await peer.refused(ErrorCode.PROTOCOL)
 
 
@@ -294,27 +294,27 @@ def _open_body(
 
 
 async def _refused_for_its_length(peer: Peer, number: int) -> None:
-    assert peer.welcome is not None, "a session before the Welcome"
+    assert peer.welcome is not None, "a request before the Welcome"
     message = opening(number, peer.welcome.max_context)
     peer.send(message)
-    await Session(peer, message, ()).failed(ErrorCode.LIMIT)
+    await Request(peer, message, ()).failed(ErrorCode.LIMIT)
 
 
-async def _has_length(session: Session, count: int) -> None:
-    answer = await session.rest()
-    if len(answer) != count or session.finish is not wire.Finish.LENGTH:
-        raise Failed(f"{len(answer)} tokens come, not {count}, and then {session.finish.name}")
+async def _has_length(request: Request, count: int) -> None:
+    answer = await request.rest()
+    if len(answer) != count or request.finish is not wire.Finish.LENGTH:
+        raise Failed(f"{len(answer)} tokens come, not {count}, and then {request.finish.name}")
 
 
 def _context(peer: Peer) -> int:
-    assert peer.welcome is not None, "a session before the Welcome"
+    assert peer.welcome is not None, "a request before the Welcome"
     if peer.welcome.max_context > LONGEST_CONTEXT:
         raise Skipped(f"a context of {peer.welcome.max_context} tokens is too long to be filled")
     return peer.welcome.max_context
 
 
-def _sessions(peer: Peer) -> int:
-    assert peer.welcome is not None, "a session before the Welcome"
-    if peer.welcome.max_sessions > MOST_SESSIONS:
-        raise Skipped(f"{peer.welcome.max_sessions} sessions are too many to be opened")
-    return peer.welcome.max_sessions
+def _requests(peer: Peer) -> int:
+    assert peer.welcome is not None, "a request before the Welcome"
+    if peer.welcome.max_requests > MOST_REQUESTS:
+        raise Skipped(f"{peer.welcome.max_requests} requests are too many to be opened")
+    return peer.welcome.max_requests
