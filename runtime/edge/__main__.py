@@ -44,12 +44,14 @@ def _run(config: EdgeConfig) -> int:
                 stream_answer(answer, console)
                 if config.stats:
                     print_statistics(answer.statistics, errors)
-    except Exception as error:
-        from runtime.model.config import ModelError  # with torch, which not every end has to await
+    except (ConfigError, ServerError, TimeoutError) as error:
+        return fail("runtime.edge", error)
+    except ValueError as error:
+        from runtime.model.config import ModelError  # it brings torch: not to be waited for above
 
-        if isinstance(error, ConfigError | ModelError | ServerError | TimeoutError):
-            return fail("runtime.edge", error)
-        raise
+        if not isinstance(error, ModelError):
+            raise
+        return fail("runtime.edge", error)
     return 0
 
 

@@ -7,7 +7,11 @@ from runtime.edge.loop import Round
 
 @dataclass
 class Statistics:
-    """What one answer took. Bytes count whole frames in both directions."""
+    """What one answer took.
+
+    Bytes are those of whole frames over the connection in both directions meanwhile: of answers
+    that are written at the same time each counts the others' as well.
+    """
 
     tokens: int = 0
     verifications: int = 0
