@@ -1,11 +1,13 @@
 """Server and edges as processes, started as a person starts them; and everything typed wrong."""
 
+import _thread
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,8 +103,6 @@ def test_ctrl_c_ends_the_answer_and_not_the_edge(
     tiny_pair: tuple[Path, Path], tiny_server: str
 ) -> None:
     """The interrupt strikes while the program waits for a round."""
-    import _thread
-
     from runtime import Edge, EdgeConfig
 
     with Edge(EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), max_tokens=30)) as edge:
@@ -111,15 +111,21 @@ def test_ctrl_c_ends_the_answer_and_not_the_edge(
             answer = edge.generate("again" * 80, max_tokens=400)
             stream = iter(answer)
             next(stream)
-            edge._background.run(later(_thread.interrupt_main))
             with pytest.raises(KeyboardInterrupt):
-                list(stream)
+                read_until_interrupted(edge, stream)
+            stream.close()
             assert answer.finish_reason == "cancelled"
         assert edge.generate("again").text == whole
 
 
-async def later(call: Callable[[], None]) -> None:
-    call()
+def read_until_interrupted(edge: object, stream: Iterator[str]) -> None:
+    async def interrupt() -> None:
+        _thread.interrupt_main()
+
+    edge._background.run(interrupt())
+    for _ in stream:
+        pass
+    threading.Event().wait(60)
 
 
 def test_a_demo_without_a_server_says_so() -> None:
