@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from runtime.edge.link import Link
 from torch import Tensor
 
 from bench.harness import report
 from bench.stub_edges import HELLO, decode
 from bench.stub_server import IDENTITY, StubEngine
 from runtime.config import ServerConfig
+from runtime.edge.net.link import Link
 from runtime.model.engine import TreeRequest
 from runtime.server.door import Door
 from runtime.server.loop import Server

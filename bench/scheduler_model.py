@@ -251,7 +251,7 @@ class Simulation:
         self._busy = True
         requests = [self.requests[number] for number in batch]
         for request in requests:
-            request.enter_step(0, verifying=True)
+            request.enter_step(0, verify=True)
         self.pipeline.step_started(requests, rows, 0, self._now_s)
         self._send_credits()
         noise = max(self._rng.gauss(1, self.accelerator.noise), 0.5)
@@ -285,6 +285,7 @@ class Simulation:
             self.record.ages_s.append(self._now_s - trip.sent_s)
             self.record.trees_by_user.setdefault(trip.device.user, []).append(self._now_s)
         request = self.requests[number]
+        request.leave_step()
         request.advance([0] * accepted, 0)
         grant = self.pipeline.after_verdict(request, accepted, self._now_s)
         trip.plain = grant.turn is Turn.SERVER

@@ -8,6 +8,40 @@
 
 `AsyncEdge` is the same for asyncio, and `Server` a server in this process, for notebooks and tests.
 Everything is imported when it is first used.
+
+Glossary, used alike everywhere:
+
+edge          a program on a person's machine with a draft model; it has one connection
+peer          the other end of a connection
+user          who an edge proves to be; "" where a server asks nobody
+request       one prompt and its answer; on a connection it has a number
+text, context the accepted tokens of a request, prompt included; `base` counts them
+root          the last accepted token; node 0 of a tree, never sent; its children have depth 1
+tree, draft   drafted tokens under the root, nodes 1, 2, ... in which parents come first
+chunk         the part of a prompt that one step prefills
+step          one forward pass of the target on the server, and the drawing and walking after it
+row           one token of a step: a node of a tree, root included, or one of a chunk
+path          the nodes of a tree that equal the target's own tokens, from the root on
+bonus         the target's token after the path
+verdict       what a step says to one request: its path and its bonus
+finish        why a verdict is the last one
+round         from one verdict to the next
+turn          who moves next: the edge drafts, the edge waits for a credit, or the server goes on
+plain         decoding without drafts: the server has every turn
+grant         the next move that an edge is told: how many nodes, and for how long
+max_nodes     the most nodes: of a request (that its edge ever drafts), or of a grant
+free_s        how long drafting costs the server nothing: its tree comes just before its step
+late_s        how much longer the server would wait for it
+draft_s       how long an edge drafted, from its grant on
+credit        permission to send one tree: a place in one step
+slot          the step that a tree is drafted for
+slack         what a request may still lose by drafting (server/policy/trial.py)
+page          a fixed number of places in the KV cache; the unit in which it is lent
+prefix cache  pages of verified text that a request with the same beginning shares
+preempted     without pages again, for the sake of an older request; its text stays
+proactive     drafted ahead of a verdict, in the hope of what it will say
+
+Units are in names: `_s` and `_ms` are times, `_bytes`, `_tokens`, `_nodes` and `_rows` are counts.
 """
 
 from importlib import import_module

@@ -23,6 +23,8 @@ FORBIDDEN = {
     | {"rich", "runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
     "runtime/server/http.py": {"torch", "numpy", "runtime.model", "runtime.server"},
     "runtime/server/metrics.py": {"torch", "numpy", "asyncio", "starlette", "uvicorn", "time"},
+    "runtime/server/steps.py": {"torch", "numpy", "socket"},
+    "runtime/server/model_thread.py": {"torch", "numpy", "asyncio", "socket"},
     "runtime/server/request.py": HEAVY | {"socket", "time", "runtime.model"},
     "runtime/server/policy": HEAVY | {"socket", "time", "runtime.model", "runtime.server.schedule"},
     "runtime/server/policy/estimators.py": {"runtime"},

@@ -125,7 +125,8 @@ class Baseline:
         start_s = time.monotonic()
         outcomes = verify_batch(self.target, batch)
         self._record(batch, start_s)
-        self.scheduler.step_ended()
+        if batch:
+            self.scheduler.step_ended()
         return [answer for outcome in outcomes for answer in self._apply(outcome)]
 
     def _draft(self, clients: Sequence[Client]) -> None:

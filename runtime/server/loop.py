@@ -1,22 +1,22 @@
 """The server's loop: admit, choose, verify, answer.
 
 Two activities and no others: the event loop reads and writes sockets and owns all requests; one
-worker thread runs the model. They meet in `verify_once`, which reads like the paper's figure.
+thread runs the model (model_thread.py). They meet in `steps.py`.
 """
 
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from runtime.config import ServerConfig
 from runtime.logs import fields
 from runtime.model.engine import Engine
-from runtime.server.door import Door
+from runtime.server.door import Door, Identity
 from runtime.server.metrics import Metrics, label
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Mean
@@ -25,8 +25,9 @@ from runtime.server.policy.pipeline import Grant, Pipeline
 from runtime.server.request import NO_NODES, Phase, RejectedDraft, Request
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler
 from runtime.server.schedule.step import Step
+from runtime.server.steps import Steps
 from runtime.server.trace_file import TraceFile
-from runtime.server.verify.verifier import Failed, Outcome, Verified, verify_batch
+from runtime.server.verify.verifier import Failed, Outcome, Verified
 from runtime.system import on_stop
 from runtime.wire import messages as wire
 from runtime.wire.tcp import CLOSE_TIMEOUT_S, FramedProtocol
@@ -34,6 +35,8 @@ from runtime.wire.tcp import CLOSE_TIMEOUT_S, FramedProtocol
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 3600.0  # of an idle server; inf is not a time-out
+# Two threads share the interpreter: the model's may have to wait so long for the loop's.
+SWITCH_S = 0.0005
 NO_GRANT = Grant(wire.Turn.SERVER)
 
 
@@ -78,10 +81,10 @@ class Server:
         self.metrics.watch(self.door, self.scheduler, self.pipeline)
         self.requests: dict[tuple[FramedProtocol, int], Request] = {}  # by peer and number
         self._rtt_s: dict[FramedProtocol, float] = {}
-        self._requests_of: Counter[str] = Counter()  # by user
+        self._requests_of: Counter[Hashable] = Counter()  # by user
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.steps = Steps(self.engine, self.scheduler, self.pipeline, self._answer, self._work)
 
     async def run(self, listener: asyncio.Server, announce: Callable[[str, int], None]) -> None:
         """Serve until SIGTERM or SIGINT; `announce` is told the address once it is open.
@@ -89,6 +92,8 @@ class Server:
         `listener` makes its protocols with `new_peer`.
         """
         stop, left_s = self._stop_on_signals(), CLOSE_TIMEOUT_S
+        switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
         await listener.start_serving()
         self.unready = ""
         announce(*listener.sockets[0].getsockname()[:2])
@@ -100,9 +105,11 @@ class Server:
         finally:
             listener.close()
             verifying.cancel()
-            # an edge may be slow to take the last of its answer
-            await asyncio.gather(*(peer.hang_up(left_s) for peer in self.door.peers()))
-            self._model_thread.shutdown()
+            try:  # an edge may be slow to take the last of its answer
+                await asyncio.gather(*(peer.hang_up(left_s) for peer in self.door.peers()))
+            finally:
+                self.steps.stop()
+                sys.setswitchinterval(switch_s)
         if verifying.done() and not verifying.cancelled():
             verifying.result()
 
@@ -148,23 +155,9 @@ class Server:
     def _open(self, peer: FramedProtocol, message: wire.Open) -> None:
         self.metrics.opened()
         identity, user = self.door.identity, self.door.admitted[peer]
+        assert identity is not None, "a request where there is no model"
         room = identity.max_context - message.prompt_tokens
-        of_user = self._requests_of[user]
-        refusal = None
-        if self.unready:
-            refusal = wire.ErrorCode.DRAINING, self.unready
-        elif room < 1:
-            refusal = (
-                wire.ErrorCode.LIMIT,
-                (
-                    f"the prompt has {message.prompt_tokens} tokens, but the context of "
-                    f"{identity.model} holds {identity.max_context} with the answer"
-                ),
-            )
-        elif of_user >= self.config.max_user_requests:
-            sentence = f"{of_user} of your requests are running, as many as one user may have"
-            refusal = wire.ErrorCode.BUSY, sentence
-        if refusal:
+        if refusal := self._refusal(identity, user, message.prompt_tokens):
             self._refuse(peer, message.request, *refusal)
             return
         self.requests[peer, message.request] = Request(
@@ -178,6 +171,23 @@ class Server:
             edge=EdgeProfile(max_nodes=min(message.max_nodes, self.config.max_nodes)),
         )
         self._requests_of[user] += 1
+
+    def _refusal(
+        self, identity: Identity, user: str, prompt_tokens: int
+    ) -> tuple[wire.ErrorCode, str] | None:
+        """Why no request with such a prompt is taken from this user, if it is not."""
+        of_user = self._requests_of[user]
+        if self.unready:
+            return wire.ErrorCode.DRAINING, self.unready
+        if prompt_tokens >= identity.max_context:
+            return wire.ErrorCode.LIMIT, (
+                f"the prompt has {prompt_tokens} tokens, but the context of {identity.model} "
+                f"holds {identity.max_context} with the answer"
+            )
+        if of_user >= self.config.max_user_requests:
+            sentence = f"{of_user} of your requests are running, as many as one user may have"
+            return wire.ErrorCode.BUSY, sentence
+        return None
 
     def _extend_prompt(self, peer: FramedProtocol, message: wire.Prompt) -> None:
         request = self.requests[peer, message.request]
@@ -225,6 +235,8 @@ class Server:
 
     def _end(self, request: Request) -> None:
         """Forget a request, in whatever phase it is."""
+        if request.in_steps:
+            self.steps.recall()
         del self.requests[request.key]
         self._requests_of[request.user] -= 1
         if request.phase is not Phase.READING:
@@ -250,47 +262,21 @@ class Server:
 
     async def _verify_forever(self) -> None:
         loop = asyncio.get_running_loop()
+        self.steps.start()
         while True:
             # Credits of edges that have fallen silent come free at a known time.
-            patience_s = max(self.pipeline.wake_s - time.monotonic(), 0.0)
+            patience_s = min(self.pipeline.wake_s, self.steps.wake_s) - time.monotonic()
             # not wait_for: before Python 3.12 it may swallow a cancellation
-            timer = loop.call_later(min(patience_s, LONGEST_WAIT_S), self._work.set)
+            timer = loop.call_later(min(max(patience_s, 0.0), LONGEST_WAIT_S), self._work.set)
             await self._work.wait()
             timer.cancel()
             self._work.clear()
             self._give_credits()
-            while await self.verify_once():
-                pass
-
-    async def verify_once(self) -> bool:
-        """One step: choose, verify, answer. False when nothing was ready."""
-        work = self.scheduler.next_batch()
-        if not work:
-            self.pipeline.stalled()
+            self.steps.turn()
             self._give_credits()
-            return False
-        step = Step(work, time.monotonic())
-        self.pipeline.step_started(step.drafted, step.rows, step.chunk_rows, step.start_s)
-        self._give_credits()
-        outcomes = await asyncio.get_running_loop().run_in_executor(
-            self._model_thread, verify_batch, self.engine, work
-        )
-        step.end_s = time.monotonic()
-        self._learn(step, outcomes)
-        for outcome in outcomes:
-            self._deliver(outcome, step)
-        self._give_credits()
-        return True
 
-    def _learn(self, step: Step, outcomes: Sequence[Outcome]) -> None:
-        """Let a finished step be counted, before its verdicts are told."""
-        for outcome in outcomes:
-            if isinstance(outcome, Verified):
-                step.accepted[outcome.request] = len(outcome.path) - 1
-        self.scheduler.step_ended()
-        self.pipeline.step_ended(
-            len(step.drafted), step.rows, step.chunk_rows, step.tokens, step.seconds, step.end_s
-        )
+    def _answer(self, step: Step, outcomes: Sequence[Outcome]) -> None:
+        """Count a step that is over, and give its verdicts."""
         self.metrics.step_ended(len(step.drafted), step.seconds)
         for request in [work.request for work in step.work if not work.request.stepped]:
             request.stepped = True
@@ -299,6 +285,9 @@ class Server:
         self.totals.busy_s += step.seconds
         if self.trace is not None:
             self.trace.write(step.line())
+        for outcome in outcomes:
+            self._deliver(outcome, step)
+        self._give_credits()
 
     def _deliver(self, outcome: Outcome, step: Step) -> None:
         """Apply an outcome to its request, unless that has ended meanwhile."""
@@ -318,7 +307,8 @@ class Server:
             self._end(request)
         elif verdict.turn is wire.Turn.SERVER:
             request.line_up(NO_NODES, time.monotonic())
-            self.scheduler.drafted(request)
+            if not request.verifying:  # else it is in the next step already
+                self.scheduler.drafted(request)
 
     def _verdict(self, request: Request, outcome: Verified, step: Step) -> wire.Verdict:
         """Commit the walk to the request and say what follows."""

@@ -8,7 +8,7 @@ The `context` is the accepted text, prompt included. Its last token is the **roo
 accepted token whose KV the cache does not have once the prompt is done. So a prompt, a plain
 decoding step and a tree are one case:
 
-    tokens   [0, cached)               in the KV cache; full pages of it may be shared
+    tokens   [0, cached)               in the KV cache, or put there by a step that it is in
              [cached, len(context)-1)  to be prefilled, in chunks
              len(context)-1            the root, verified together with the draft
 
@@ -37,7 +37,7 @@ class Phase(Enum):
     DRAFTING = "its edge, whose turn it is"
     NEEDS_CREDIT = "a credit for its edge"
     QUEUED = "a step for its draft"
-    IN_STEP = "the running step"
+    IN_STEP = "a step that it is in"
     ENDED = "nothing"
 
 
@@ -87,9 +87,9 @@ class Request:
     verdict_s: float | None = None  # when the last verdict left
     finish: Finish = Finish.NONE
     ended: bool = False
-    # its part in the running step
-    chunk: int = 0  # tokens that it prefills
-    verifying: bool = False  # until the edge is told what follows
+    # the steps that the model has, or has before it
+    in_steps: int = 0  # that it has rows in
+    verifying: int = 0  # verdicts that they owe its edge
     # its edge
     edge: EdgeProfile = field(default_factory=EdgeProfile)
     credit: Credit | None = None
@@ -99,7 +99,7 @@ class Request:
         """What it waits for."""
         if self.ended:
             return Phase.ENDED
-        if self.chunk or self.verifying:
+        if self.in_steps or self.verifying:
             return Phase.IN_STEP
         if not self.admitted:
             is_read = len(self.context) >= self.params.prompt_tokens
@@ -175,23 +175,38 @@ class Request:
         assert self.draft is None, f"{self.key} has a draft already"
         self.draft, self.ready_s = draft, now_s
 
-    def enter_step(self, chunk: int, verifying: bool) -> None:
-        """The running step prefills so many of its tokens, then verifies its draft if it says."""
-        assert self.phase in (Phase.PREFILLING, Phase.QUEUED), (
-            f"{self.key} steps while {self.phase}"
-        )
+    def enter_step(self, chunk: int, verify: bool) -> None:
+        """A step prefills so many of its tokens, and verifies its draft if it says."""
+        assert self.admitted, f"{self.key} has no pages for a step"
+        assert not self.ended, f"{self.key} has ended"
         assert chunk <= self.uncached, f"{chunk} tokens of {self.uncached}"
-        assert not verifying or (self.draft is not None and chunk == self.uncached)
-        self.chunk, self.verifying = chunk, verifying
+        assert not verify or chunk == self.uncached, f"{self.key} is verified before its prompt"
+        assert not verify or self.draft is not None, f"{self.key} has no draft"
+        self.cached += chunk
+        self.in_steps += 1
+        self.verifying += verify
+
+    def follow(self) -> None:
+        """It enters the next step as well, with the token that the step it is in will draw."""
+        assert self.is_plain, f"{self.key} does not decode plainly"
+        assert self.in_steps == self.verifying == 1, f"{self.key} owes {self.verifying} verdicts"
+        self.in_steps = self.verifying = 2
 
     def leave_step(self) -> None:
-        """That step is over, and its chunk is in the cache; a verdict may follow."""
-        assert self.chunk or self.verifying, f"{self.key} is in no step"
-        self.cached += self.chunk
-        self.chunk = 0
+        """That step is over; a verdict may follow."""
+        assert self.in_steps, f"{self.key} is in no step"
+        self.in_steps -= 1
+
+    def withdraw(self, chunk: int, verify: bool) -> None:
+        """The step that it entered last does not take place."""
+        self.leave_step()
+        self.cached -= chunk
+        self.verifying -= verify
 
     def advance(self, accepted: list[int], bonus: int) -> tuple[int, Finish]:
         """Commit the accepted tokens and the bonus, cut at a stop token or at the limit.
+
+        Its edge is told who moves next, with `told`, unless this is the end.
 
         Returns how many accepted tokens precede the last token kept, and why it ends, if it does.
         """
@@ -212,9 +227,16 @@ class Request:
         return len(new) - 1, self.finish
 
     def told(self, turn: Turn) -> None:
-        """Its edge is told who moves next."""
+        """Its edge is told who moves next, with the verdict that it was owed."""
         assert self.draft is None, f"{self.key} has a draft: it is the server's turn"
-        self.turn, self.verifying = turn, False
+        assert self.verifying, f"{self.key} was owed no verdict"
+        self.turn = turn
+        self.verifying -= 1
+
+    def credited(self) -> None:
+        """Its edge, which was told to wait, may send a tree."""
+        assert self.turn is Turn.WAIT, f"{self.key} gets a credit, but does not wait for one"
+        self.turn = Turn.EDGE
 
     def end(self) -> None:
         """Nothing more will be said of it."""

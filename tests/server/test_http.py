@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from urllib.request import urlopen
 
 import pytest
+import torch
 
 from runtime.config import ConfigError, ServerConfig
 from runtime.edge.net.link import Link, Sampling, ServerError
@@ -112,6 +113,7 @@ class HeldEngine:
         self.entered, self.release = threading.Event(), threading.Event()
         pages = iter(range(64))
         self.kv = SimpleNamespace(
+            kv=torch.empty(0),
             page_size=16,
             n_free=64,
             allocate=lambda n: [next(pages) for _ in range(n)],
@@ -137,17 +139,21 @@ def test_a_scrape_does_not_wait_for_a_step() -> None:
         request = Request(("peer", 1), params, 8, [1, 2, 3], ready_s=0.0)
         server.pipeline.opened(request, 0.0)
         server.scheduler.submit(request)
-        step = asyncio.ensure_future(server.verify_once())
+        verifying = asyncio.ensure_future(server._verify_forever())
+        server._work.set()
         pages = application(lambda: "", server.metrics.registry)
         async with serving("127.0.0.1:0", pages) as url:
             await asyncio.to_thread(engine.entered.wait, 60)
             page = await asyncio.to_thread(lambda: urlopen(f"{url}/metrics").read().decode())
-            assert not step.done()
+            assert not server.totals.steps
         assert samples(page)["num_requests_running",] == 1
         assert samples(page)["verify_step_seconds_count",] == 0
         server.scheduler.remove(request)
         engine.release.set()
-        await step
+        while not server.totals.steps:
+            await asyncio.sleep(0)
+        verifying.cancel()
+        server.steps.stop()
         assert server.metrics.registry.get_sample_value("specedge:verify_step_seconds_count") == 1
 
     asyncio.run(scenario())

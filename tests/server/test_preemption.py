@@ -91,7 +91,8 @@ class Server:
                 scheduler.remove(gone)
                 left.append(opened(gone.key, gone.params, self._texts[gone.key]))
             outcomes = verify_batch(self._engine, batch) if batch else []
-            scheduler.step_ended()
+            if batch:
+                scheduler.step_ended()
             for outcome in outcomes:
                 self._deliver(outcome)
             scheduler.check()

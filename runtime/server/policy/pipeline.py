@@ -62,9 +62,9 @@ class Pipeline:
         self._pipelined = pipelined
         self._plain = 0  # requests that decode plainly: they can be in every step
         self._queued = 0  # that have a prompt or a tree that can be in the next step
-        self._untold = 0  # that the last step has verified, and that have no next move yet
+        self._untold = 0  # verdicts that are owed, of steps that are over or running
         self._expected = Expected()  # when trees should come that may be sent or are on the way
-        self._free_at_s = 0.0  # when the running step is expected to end
+        self.free_at_s = 0.0  # when the running step is expected to end
 
     # --- what happens ---
 
@@ -103,11 +103,11 @@ class Pipeline:
         self, verified: Collection[Request], rows: int, chunk_rows: int, now_s: float
     ) -> None:
         """A step verifies these requests, with `rows` rows in trees and `chunk_rows` in prompts."""
-        self._untold = len(verified)
+        self._untold += len(verified)
         for request in verified:
             self._queued -= not request.is_plain
             self.credits.window.release(request)
-        self._free_at_s = now_s + self.load.cost.step_s(rows, chunk_rows)
+        self.free_at_s = now_s + self.load.cost.step_s(rows, chunk_rows)
         self.load.steps += 1
 
     def step_ended(
@@ -115,7 +115,7 @@ class Pipeline:
     ) -> None:
         """That step took `step_s`, verified `trees` trees and gave `tokens`. Verdicts follow."""
         self.load.step_ended(trees, rows, chunk_rows, tokens, step_s, now_s)
-        self._free_at_s = now_s
+        self.free_at_s = now_s
         self.credits.verified(self.load.trees_per_s)
 
     # --- what follows ---
@@ -127,7 +127,8 @@ class Pipeline:
         self._plain -= request.is_plain
         edge = request.edge
         edge.verdict_s, edge.nodes = now_s, 0
-        max_nodes = self._nodes(edge)
+        is_in_next_step = request.verifying > 1
+        max_nodes = 0 if is_in_next_step else self._nodes(edge)
         if max_nodes == 0:
             request.told(Turn.SERVER)
             self._plain += 1
@@ -139,6 +140,10 @@ class Pipeline:
         if others_wait or not self._give(now_s):
             return Grant(Turn.WAIT)
         return self._grant(request, max_nodes, now_s)
+
+    def stays_plain(self, request: Request) -> bool:
+        """Whether one that decodes plainly will go on to, as far as is known now."""
+        return self._nodes(request.edge) == 0
 
     def credits_due(self, now_s: float) -> list[tuple[Request, Grant]]:
         """Requests that were told to wait and may send now."""
@@ -191,7 +196,7 @@ class Pipeline:
         if self._pipelined:
             free_s, late_s = self._slot(edge, now_s)
             late_s = min(late_s, max(most_draft_s(edge, self.load, max_nodes) - free_s, 0.0))
-        request.told(Turn.EDGE)
+        request.credited()
         edge.grant_s = now_s
         edge.due_s = now_s + edge.rtt_s.value + edge.wanted_s(now_s)
         self._expected.add(edge.due_s)
@@ -210,8 +215,8 @@ class Pipeline:
 
     def _next_step_s(self, now_s: float, arrival_s: float) -> float:
         """When the next step begins if a tree comes then: at once, or with the first that comes."""
-        if self._queued or self._plain or now_s < self._free_at_s:
-            return max(self._free_at_s, now_s)
+        if self._queued or self._plain or now_s < self.free_at_s:
+            return max(self.free_at_s, now_s)
         return min([arrival_s, *self._expected.after(now_s)[:1]])
 
     def _travel_s(self, edge: EdgeProfile) -> float:
@@ -223,7 +228,7 @@ class Pipeline:
         travel_s, load = self._travel_s(edge), self.load
         slot_s, latest_s = first_slot(
             arrival_s=now_s + travel_s,
-            start_s=max(self._free_at_s, now_s),
+            start_s=max(self.free_at_s, now_s),
             ahead=self._queued,
             plain=self._plain,
             # Whoever is late may come in the next second or never: it is not counted on.
@@ -232,6 +237,7 @@ class Pipeline:
             step_s=lambda trees: load.cost.step_s(max(trees, 1) * load.tree_rows.value),
         )
         # Others come as well if they wait for a credit, or are told so right after this one.
-        others = self.credits.wanted or (now_s >= self._free_at_s and self._untold > 0)
+        is_idle = now_s >= self.free_at_s
+        others = self.credits.wanted or (is_idle and self._untold > 0)
         late_s = 0.0 if others else max(latest_s - slot_s, 0.0)
         return max(slot_s - now_s - travel_s, 0.0), late_s

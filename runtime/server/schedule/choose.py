@@ -59,11 +59,17 @@ class Line:
             del self._order[bisect_left(self._order, place)]
 
 
-def choose(ready: Iterable[Request], prompts: Sequence[Request], limits: Limits) -> list[Work]:
+def choose(
+    ready: Iterable[Request],
+    prompts: Sequence[Request],
+    limits: Limits,
+    following: Sequence[Request] = (),
+) -> list[Work]:
     """Trees first: they are one step away from giving text. Then prompts.
 
     `ready` comes oldest draft first, `prompts` oldest admission first. A tree that does not fit is
-    verified in a later step, when those before it are done and all others are younger.
+    verified in a later step, when those before it are done and all others are younger. `following`
+    decode plainly and are in the step before: they stand in line behind those who are ready.
     """
     trees, rows = limits.max_batch, limits.max_step_nodes
     batch = []
@@ -74,6 +80,9 @@ def choose(ready: Iterable[Request], prompts: Sequence[Request], limits: Limits)
         if nodes <= rows:
             trees, rows = trees - 1, rows - nodes
             batch.append(Work(request, 0, verify=True))
+    for request in following[: min(trees, rows)]:
+        trees, rows = trees - 1, rows - 1
+        batch.append(Work(request, 0, verify=True, follows=True))
     for request, chunk in _chunks(prompts, limits.chunk_tokens):
         nodes = 1 + len(request.draft or ())
         complete = request.draft is not None and chunk == request.uncached

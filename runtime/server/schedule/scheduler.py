@@ -55,7 +55,7 @@ class Scheduler:
         self.hit_tokens = 0  # of these, found in the cache
         self.preemptions = 0
         self._admissions = 0
-        self._step: Sequence[Work] = ()
+        self._steps: deque[Sequence[Work]] = deque()  # that the model has, or has before it
 
     def pages_for(self, request: Request) -> int:
         """Pages that hold the longest text of the request and one tree of the largest size."""
@@ -79,13 +79,13 @@ class Scheduler:
     def remove(self, request: Request) -> None:
         """Forget a request and free its pages, whatever phase it is in; it is ended.
 
-        The model may be writing to the pages of a request in the running step: they stay until
-        the step is over.
+        The model may be writing to the pages of a request in a step: they stay until the last such
+        step is over.
         """
         request.end()
         if request in self.running:
             self._stop(request)
-            if all(work.request is not request for work in self._step):
+            if not request.in_steps:
                 self.cache.release(request.lose_pages())
         elif request in self.waiting:
             self.waiting.remove(request)
@@ -96,35 +96,59 @@ class Scheduler:
         if request in self.running:
             self._unready[request] = None
 
+    @property
+    def has_news(self) -> bool:
+        """Whether somebody may be ready who was not when a step was chosen last."""
+        return any(not request.in_steps for request in self._unready)
+
     def next_batch(self) -> Sequence[Work]:
         """The next step's work, every request with the pages for it; empty when nothing is ready.
 
-        The step before must be over, and its verdicts applied.
+        No step is running, and the verdicts of the one before have been applied.
         """
-        assert not self._step, "a step is running"
+        assert not self._steps, "a step is running"
         # oldest first; an older request may preempt a younger one before its turn comes
         for request in self._oldest_first():
             if request in self._unready and self._supply(request):
                 self._line_up(request)
-        self._admit()
-        prompts = [r for r in self._oldest_first() if r.uncached and self._pages_missing(r) <= 0]
-        self._step = choose(self._ready, prompts, self.limits)
-        for work in self._step:
-            self._unready.pop(work.request, None)
-            self._ready.discard(work.request)
-            work.request.enter_step(work.chunk, work.verify)
-        return self._step
+        return self._choose(())
+
+    def next_ahead(self, stays_plain: Callable[[Request], bool]) -> Sequence[Work]:
+        """The work of the step after the running one, as far as it is known before that one ends.
+
+        Prompts go on where the running step leaves them, and so does plain decoding where it
+        `stays_plain`. It takes nothing from anybody: if somebody lacks pages that others hold, it
+        is empty, and who gives them up is decided in `next_batch` when no step is running.
+        """
+        (running,) = self._steps
+        short = [r for r in self._oldest_first() if self._pages_missing(r) > 0]
+        following = [w.request for w in running if w.verify and self._goes_on(w.request)]
+        following = [request for request in following if stays_plain(request)]
+        wanted = [(request, self._pages_missing(request)) for request in short]
+        wanted += [(request, self._pages_to_follow(request)) for request in following]
+        if sum(count for _, count in wanted) > self.cache.room():
+            return ()
+        for request, count in wanted:
+            request.pages += self.cache.lend(count)
+        for request in self._oldest_first():
+            self._line_up(request)
+        return self._choose(following)
+
+    def take_back(self) -> None:
+        """The step that was chosen last does not take place; its requests wait for a step again."""
+        for work in self._steps.pop():
+            work.request.withdraw(work.chunk, work.verify)
+            if not work.follows:
+                self._ready.discard(work.request)
+                self._line_up(work.request)
 
     def step_ended(self) -> None:
         """The running step is over; its verdicts are applied next, each with `verified`."""
-        for work in self._step:
+        for work in self._steps.popleft():
             request = work.request
             request.leave_step()
-            if request.ended:
+            if request.ended and not request.in_steps:
                 self.cache.release(request.lose_pages())
-            elif not work.verify and (request.uncached or request.draft is not None):
-                self._unready[request] = None
-        self._step = ()
 
     def verified(self, request: Request) -> None:
         """A verdict has been applied: others may find the full pages of the text that is cached.
@@ -141,8 +165,8 @@ class Scheduler:
 
     def check(self) -> None:
         """Recount pages and lines; our own bookkeeping must never drift."""
-        leaving = [work.request for work in self._step if work.request not in self.running]
-        holders = [*self.running, *leaving]
+        stepping = {work.request for step in self._steps for work in step}
+        holders = [*self.running, *(r for r in stepping if r not in self.running)]
         self.cache.check(page for request in holders for page in request.pages)
         for request in holders:
             held = len(request.pages) * self.limits.page_size
@@ -153,12 +177,41 @@ class Scheduler:
         ages = [request.admission for request in self.running]
         assert ages == sorted(ages), f"admissions {ages} are not in order"
         due = {r for r in self.running if r.phase in (Phase.PREFILLING, Phase.QUEUED)}
-        ready, unready = [*self._ready], {r for r in self._unready if r.phase is not Phase.IN_STEP}
-        assert unready.isdisjoint(ready), "a request is both ready and not"
-        assert unready.union(ready) == due, "the lines differ from those who should be in them"
+        ready = [*self._ready]
+        assert not self._unready.keys() & set(ready), "a request is both ready and not"
+        lined_up = {r for r in [*self._unready, *ready] if r.phase is not Phase.IN_STEP}
+        assert lined_up == due, "the lines differ from those who should be in them"
+        assert not any(request.verifying for request in ready), "who is verified is ready again"
         assert ready == sorted(ready, key=lambda r: (r.ready_s, r.admission)), "out of order"
         supplied = all(not r.uncached and self._pages_missing(r) <= 0 for r in ready)
         assert supplied, "who is ready lacks pages or text in them"
+
+    def _choose(self, following: Sequence[Request]) -> Sequence[Work]:
+        """Put a step together and let its requests enter it."""
+        self._admit()
+        prompts = [r for r in self._oldest_first() if r.uncached and self._pages_missing(r) <= 0]
+        step = choose(self._ready, prompts, self.limits, following)
+        for work in step:
+            request = work.request
+            self._ready.discard(request)
+            if work.follows:
+                request.follow()
+            else:
+                request.enter_step(work.chunk, work.verify)
+                self._unready.pop(request, None)
+                if not work.verify:
+                    self._line_up(request)
+        if step:
+            self._steps.append(step)
+        return step
+
+    def _goes_on(self, request: Request) -> bool:
+        """Whether it decodes plainly and the verdict that is owed cannot be its last by length."""
+        return request.is_plain and not request.ended and request.remaining > 1
+
+    def _pages_to_follow(self, request: Request) -> int:
+        """Pages that it lacks for one token after the one that is being drawn."""
+        return max(self.limits.pages_for(len(request.context) + 1) - len(request.pages), 0)
 
     def _oldest_first(self) -> list[Request]:
         return sorted(self._unready, key=lambda request: request.admission)

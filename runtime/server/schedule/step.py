@@ -11,13 +11,27 @@ from dataclasses import dataclass, field
 from runtime.server.request import Request
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
-    """A request's part in a step: prefill `chunk` tokens, then verify root and draft if told to."""
+    """A request's part in a step: prefill `chunk` tokens, then verify root and draft if told to.
+
+    With `follows` it decodes plainly and its verdict is owed by the step before: the root is the
+    token that will be drawn there, and there is no draft.
+    """
 
     request: Request
     chunk: int
     verify: bool
+    follows: bool = False
+    start: int = field(init=False)  # the first token that it prefills
+
+    def __post_init__(self) -> None:
+        self.start = self.request.cached
+
+    @property
+    def nodes(self) -> int:
+        """Drafted nodes that it verifies."""
+        return 0 if self.follows or not self.verify else len(self.request.draft or ())
 
 
 @dataclass
@@ -25,14 +39,14 @@ class Step:
     """One forward pass of the target: the trees of some requests, and chunks of prompts."""
 
     work: Sequence[Work]
-    start_s: float
+    start_s: float = 0.0
     end_s: float = 0.0
     drafted: dict[Request, int] = field(init=False)  # nodes under the root, where it verifies
     chunk_rows: int = field(init=False)
     accepted: dict[Request, int] = field(default_factory=dict)  # of the nodes, by the verdicts
 
     def __post_init__(self) -> None:
-        self.drafted = {w.request: len(w.request.draft or ()) for w in self.work if w.verify}
+        self.drafted = {work.request: work.nodes for work in self.work if work.verify}
         self.chunk_rows = sum(work.chunk for work in self.work)
 
     @property

@@ -1,31 +1,36 @@
 """One verification step: a batch of requests in, a verdict or a reason for each out.
 
-Reads requests and never changes them: the caller applies the outcomes, so a step that fails can be
-tried again request by request. Knows nothing of sockets, clocks or scheduling.
+A `Batch` is put together from requests and from then on reads and changes none of them: while the
+model runs it, the event loop goes on with the requests, and a step that fails is tried again
+request by request. Knows nothing of sockets, clocks or scheduling.
 Source: sample-and-match with counter-based noise; SpecInfer (arXiv:2305.09781) for tree
 verification in one pass, Gumbel-max coupling as in arXiv:2408.07978.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, chain
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from runtime.model.engine import Engine, TreeRequest
+from runtime.model.staging import Layout
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
+from runtime.wire.messages import Open
 from specedge_kernels import build_tree, target_tokens, verify
 
 log = logging.getLogger(__name__)
 
 MOST_TOP_K = 2**31 - 1  # that the kernels can be told; no vocabulary is as large
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "position")
+UNKNOWN = 0  # stands for a token that is still to be drawn, or was not
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Verified:
     """The walk along the target's tokens: `path` of node numbers from the root (0), and the bonus.
 
@@ -37,7 +42,7 @@ class Verified:
     bonus: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Failed:
     """The request cannot go on; its batch mates are not affected."""
 
@@ -48,94 +53,174 @@ class Failed:
 Outcome = Verified | Failed
 
 
-def verify_batch(engine: Engine, batch: Sequence[Work]) -> list[Outcome]:
-    """Run one step: an outcome for each tree, and for each chunk that failed.
+@dataclass(frozen=True)
+class Part:
+    """The rows of one request in a step, as they were when the step was put together."""
 
-    A batch that raises is run again one request at a time.
-    """
-    try:
-        return _step(engine, batch)
-    except Exception as error:  # whatever one request does must not reach its batch mates
-        log.exception("a step of %d requests failed", len(batch))
-        if len(batch) == 1:
-            return [Failed(batch[0].request, f"the server failed on this request: {error}")]
-        return [outcome for work in batch for outcome in verify_batch(engine, [work])]
+    request: Request
+    chunk: TreeRequest | None
+    tree: TreeRequest | None
+    follows: bool  # the token of the root is drawn by the step before
+
+    @classmethod
+    def of(cls, work: Work) -> "Part":
+        """The part that `work` says, of a request that has entered the step."""
+        request = work.request
+        chunk = _chunk_rows(request, work.start, work.chunk) if work.chunk else None
+        tree = None
+        if work.follows:
+            tree = _tree_rows(request, UNKNOWN, request.root + 1, (), ())
+        elif work.verify:
+            assert request.draft is not None, "a request without a draft was scheduled"
+            root, draft = request.root, request.draft
+            tree = _tree_rows(request, request.context[root], root, draft.tokens, draft.parents)
+        return cls(request, chunk, tree, work.follows)
 
 
-def _step(engine: Engine, batch: Sequence[Work]) -> list[Outcome]:
-    # A tree may attend to a chunk of its own prompt in the same pass: every layer writes the KV of
-    # all rows before it attends.
-    chunks = [_chunk_rows(work) for work in batch if work.chunk]
-    verified = [work.request for work in batch if work.verify]
-    trees = [_tree_rows(request) for request in verified]
-    logits = engine.forward([*chunks, *trees])
-    return _verdicts(engine, verified, trees, logits) if trees else []
-
-
-def _chunk_rows(work: Work) -> TreeRequest:
+def _chunk_rows(request: Request, start: int, count: int) -> TreeRequest:
     """The next prompt tokens: a chain whose logits nobody needs."""
-    request = work.request
     return TreeRequest(
-        tokens=request.context[request.cached : request.cached + work.chunk],
-        parents=range(-1, work.chunk - 1),
-        prefix_len=request.cached,
+        tokens=request.context[start : start + count],
+        parents=range(-1, count - 1),
+        prefix_len=start,
         pages=request.pages,
         logit_rows=(),
     )
 
 
-def _tree_rows(request: Request) -> TreeRequest:
+def _tree_rows(
+    request: Request, root_token: int, root: int, tokens: Sequence[int], parents: Sequence[int]
+) -> TreeRequest:
     """The root and the draft under it; plain decoding is a draft of no nodes."""
-    assert request.draft is not None, "a request without a draft was scheduled"
-    tokens = [request.context[request.root], *request.draft.tokens]
     return TreeRequest(
-        tokens=tokens,
-        parents=[-1, *request.draft.parents],
-        prefix_len=request.root,
+        tokens=[root_token, *tokens],
+        parents=[-1, *parents],
+        prefix_len=root,
         pages=request.pages,
-        logit_rows=range(len(tokens)),
+        logit_rows=range(1 + len(tokens)),
     )
 
 
-def _verdicts(
-    engine: Engine, requests: list[Request], trees: list[TreeRequest], logits: Tensor
-) -> list[Outcome]:
-    """Draw the target's token at every node, walk each tree, compact the cache."""
-    sizes = [len(tree.tokens) for tree in trees]
-    offsets = _column(accumulate(sizes, initial=0), np.int32, logits.device)
-    parents = _column(chain.from_iterable(tree.parents for tree in trees), np.int32, logits.device)
-    tokens = _column(chain.from_iterable(tree.tokens for tree in trees), np.int64, logits.device)
-    ancestors, depth = build_tree(parents, offsets, words=-(-max(sizes) // 64))
-    target = target_tokens(logits, *_sampling(requests, sizes, depth))
-    path, accepted_lens, bonus = verify(tokens, ancestors, offsets, target, max(sizes))
-    engine.compact_verified(trees, path, accepted_lens)
-    # The only wait for the device in a step: one copy of all verdicts, everything else is queued.
+class Batch:
+    """A step that the model can run: its rows, and how to draw and walk the tokens at them.
+
+    columns   what `_layout` lists, on the device; all in one upload
+    """
+
+    def __init__(self, parts: Sequence[Part], device: torch.device):
+        self.parts, self.device = parts, device
+        self.verified = [part for part in parts if part.tree is not None]
+        self.trees = [part.tree for part in parts if part.tree is not None]
+        # A tree may attend to a chunk of its own prompt in the same pass: every layer writes the
+        # KV of all rows before it attends.
+        self.rows = [*(part.chunk for part in parts if part.chunk is not None), *self.trees]
+        sizes = np.array([len(tree.tokens) for tree in self.trees], np.int64)
+        self.most_nodes = int(max(sizes, default=0))
+        words = max(-(-self.most_nodes // 64), 1)
+        layout = _layout(len(sizes), int(sizes.sum()), words)
+        buffer, arrays = layout.host_buffer(device)
+        arrays["offsets"][:] = [*accumulate(sizes, initial=0)]
+        arrays["tokens"][:] = _column(tree.tokens for tree in self.trees)
+        for name, column in _sampling([part.request.params for part in self.verified]).items():
+            arrays[name][:] = np.repeat(column, sizes)
+        # on the host: it is done while the model still runs the step before
+        parents = torch.from_numpy(_column(tree.parents for tree in self.trees).astype(np.int32))
+        ancestors, depth = build_tree(parents, torch.from_numpy(arrays["offsets"]), words)
+        arrays["ancestors"][:] = ancestors.numpy()
+        first = np.array([tree.prefix_len + 1 for tree in self.trees], np.int64)
+        arrays["position"][:] = np.repeat(first, sizes) + depth.numpy()
+        self.columns = layout.views(buffer.to(device, non_blocking=True))
+
+    def follow(self, drawn: Mapping[Request, int]) -> None:
+        """Give those who follow the step before the tokens that it drew.
+
+        One without a token has failed there, and nobody will read what comes of it here.
+        """
+        for part, tree in zip(self.verified, self.trees, strict=True):
+            if part.follows:
+                assert isinstance(tree.tokens, list), "the rows of a tree are a list"
+                tree.tokens[0] = drawn.get(part.request, UNKNOWN)
+
+
+@lru_cache(maxsize=64)
+def _layout(trees: int, rows: int, words: int) -> Layout:
+    """The arrays of a verification: B trees, N rows, W words of a row's mask."""
+    i32, i64, f32 = torch.int32, torch.int64, torch.float32
+    return Layout(
+        offsets=(i32, (trees + 1,)),
+        tokens=(i64, (rows,)),
+        ancestors=(i64, (rows, words)),
+        temperature=(f32, (rows,)),
+        top_k=(i32, (rows,)),
+        top_p=(f32, (rows,)),
+        min_p=(f32, (rows,)),
+        seed=(i64, (rows,)),
+        position=(i64, (rows,)),  # of the token that is drawn at the row
+    )
+
+
+def _column(rows: Iterable[Sequence[int]]) -> np.ndarray:
+    """The numbers of all rows; NumPy takes them several times as fast as torch does."""
+    return np.fromiter(chain.from_iterable(rows), np.int64)
+
+
+def _sampling(params: Sequence[Open]) -> dict[str, np.ndarray]:
+    """How each tree's tokens are drawn, by column, each [B]."""
+    return {
+        "temperature": np.array([p.temperature for p in params], np.float32),
+        "top_k": np.array([min(p.top_k, MOST_TOP_K) for p in params], np.int32),
+        "top_p": np.array([p.top_p for p in params], np.float32),
+        "min_p": np.array([p.min_p for p in params], np.float32),
+        "seed": np.array([p.seed for p in params], np.uint64).astype(np.int64),
+    }
+
+
+def put_together(engine: Engine, step: Sequence[Work]) -> Batch:
+    """What the model needs for a step, of requests that have entered it."""
+    return Batch([Part.of(work) for work in step], engine.kv.kv.device)
+
+
+def verify_batch(engine: Engine, step: Sequence[Work]) -> list[Outcome]:
+    """Put a step together and run it."""
+    return run(engine, put_together(engine, step), {})
+
+
+def run(engine: Engine, batch: Batch, drawn: Mapping[Request, int]) -> list[Outcome]:
+    """Run one step: an outcome for each tree, and for each chunk that failed.
+
+    `drawn` has the tokens of the step before, for those who follow it. A batch that raises is run
+    again one request at a time.
+    """
+    batch.follow(drawn)
+    try:
+        return _run(engine, batch)
+    except Exception as error:  # whatever one request does must not reach its batch mates
+        log.exception("a step of %d requests failed", len(batch.parts))
+        if len(batch.parts) == 1:
+            sentence = f"the server failed on this request: {error}"
+            return [Failed(batch.parts[0].request, sentence)]
+        alone = [Batch([part], batch.device) for part in batch.parts]
+        return [outcome for one in alone for outcome in run(engine, one, drawn)]
+
+
+def _run(engine: Engine, batch: Batch) -> list[Outcome]:
+    """The pass; then draw the target's token at every node, walk each tree, compact the cache.
+
+    The only wait for the device is one copy of all verdicts; everything else is queued before.
+    """
+    logits, columns = engine.forward(batch.rows), batch.columns
+    if not batch.trees:
+        return []
+    target = target_tokens(logits, *(columns[name] for name in SAMPLING))
+    path, accepted_lens, bonus = verify(
+        columns["tokens"], columns["ancestors"], columns["offsets"], target, batch.most_nodes
+    )
+    engine.compact_verified(batch.trees, path, accepted_lens)
     verdicts = torch.cat((accepted_lens[:, None], bonus[:, None], path), dim=1).tolist()
     return [
-        _outcome(request, nodes[:count], token)
-        for request, (count, token, *nodes) in zip(requests, verdicts, strict=True)
+        _outcome(part.request, nodes[:count], token)
+        for part, (count, token, *nodes) in zip(batch.verified, verdicts, strict=True)
     ]
-
-
-def _column(numbers: Iterable[int], dtype: type, device: torch.device) -> Tensor:
-    """A tensor of these numbers; NumPy takes them several times as fast as torch does."""
-    return torch.from_numpy(np.fromiter(numbers, dtype)).to(device)
-
-
-def _sampling(requests: list[Request], sizes: list[int], depth: Tensor) -> tuple[Tensor, ...]:
-    """temperature, top_k, top_p, min_p, seed and position of every row, each [N]."""
-    rows = np.repeat(np.arange(len(requests)), sizes)
-    params = [request.params for request in requests]
-    columns = (
-        np.array([p.temperature for p in params], np.float32),
-        np.array([min(p.top_k, MOST_TOP_K) for p in params], np.int32),
-        np.array([p.top_p for p in params], np.float32),
-        np.array([p.min_p for p in params], np.float32),
-        np.array([p.seed for p in params], np.uint64).astype(np.int64),
-    )
-    position = torch.from_numpy(np.array([len(r.context) for r in requests])[rows]).to(depth.device)
-    on_device = tuple(torch.from_numpy(column[rows]).to(depth.device) for column in columns)
-    return (*on_device, position + depth)
 
 
 def _outcome(request: Request, path: list[int], bonus: int) -> Outcome:

@@ -9,6 +9,7 @@ import pytest
 from runtime.edge.net.link import Sampling
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.net.watchdog import FIRST_PATIENCE_S, Sign, Watchdog
+from runtime.model.engine import Engine
 from tests.faults.rig import Rig, until
 
 
@@ -92,7 +93,8 @@ def test_a_busy_server_is_not_given_up(tiny_pair: tuple[Path, Path]) -> None:
         uplink = Uplink("127.0.0.1", rig.port, rig.hello)
         link = await uplink.link()
         dog = link._watchdog = Noting(patience_s=3600)
-        rig.server._model_thread.submit(stuck.wait)
+        engine = rig.server.engine
+        engine.forward = lambda rows: stuck.wait() and Engine.forward(engine, rows)
         request = link.request([1, 2, 3], Sampling(max_tokens=1))
         try:
             while signs.count(Sign.ASK) < 3 and link.alive:

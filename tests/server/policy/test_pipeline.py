@@ -56,7 +56,7 @@ class Server:
                 self.arrive(key, nodes, 0.0)
             elif request.draft is None:
                 request.line_up(Tree(), self.now_s)
-            request.enter_step(0, verifying=True)
+            request.enter_step(0, verify=True)
         verified = [self.requests[key] for key in drafted]
         self.pipeline.step_started(verified, self.rows(drafted), 0, self.now_s)
         return self.credits_due(self.now_s)
@@ -69,6 +69,7 @@ class Server:
 
     def verdict(self, key: Hashable, accepted: int = 0) -> Grant:
         request = self.requests[key]
+        request.leave_step()
         request.advance([0] * accepted, 0)
         return self.pipeline.after_verdict(request, accepted, self.now_s)
 

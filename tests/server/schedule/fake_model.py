@@ -11,6 +11,8 @@ from runtime.server.request import Request
 from runtime.server.schedule.step import Work
 from runtime.tree import Tree
 
+BONUS = 99  # what it draws after every path
+
 
 class FakeModel:
     """Writes and checks KV like the engine, and walks trees at random."""
@@ -23,20 +25,24 @@ class FakeModel:
         """Run a batch; the accepted path of every work, empty where nothing was verified."""
         for work in batch:
             request = work.request
-            self.check(request)
-            for index in range(request.cached, request.cached + work.chunk):
+            self.check(request, work.start)
+            for index in range(work.start, work.start + work.chunk):
                 self._write(request, index, request.context[: index + 1])
-        return [self._verify(work.request) if work.verify else [] for work in batch]
+        return [self._verify(work) if work.verify else [] for work in batch]
 
-    def check(self, request: Request) -> None:
-        """What counts as cached must be the KV of the request's own text."""
-        for index in range(request.cached):
+    def check(self, request: Request, cached: int) -> None:
+        """So much of the request's own text must be in the KV cache."""
+        for index in range(cached):
             kv = self._kv.get(self._place(request, index))
             assert kv == (request.user, request.context[: index + 1]), (
                 f"request {request.key} reads {kv} at {index}"
             )
 
-    def _verify(self, request: Request) -> list[int]:
+    def _verify(self, work: Work) -> list[int]:
+        request = work.request
+        if work.follows:  # the token of the step before, whose verdict is not applied yet
+            self._write(request, request.root + 1, [*request.context, BONUS])
+            return [0]
         draft = request.draft or Tree()
         for node in range(1 + len(draft)):
             path = [draft.tokens[n - 1] for n in draft.path(node)]

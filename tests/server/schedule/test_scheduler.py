@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,7 +11,7 @@ from runtime.server.request import Request
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler, Work
 from runtime.tree import Tree
 from runtime.wire.messages import Finish, Open, Turn
-from tests.server.schedule.fake_model import FakeModel
+from tests.server.schedule.fake_model import BONUS, FakeModel
 
 LIMITS = Limits(
     max_requests=4,
@@ -78,18 +78,31 @@ def draft(scheduler: Scheduler, state: Request, tree: Tree, ready_s: float = 0.0
     scheduler.drafted(state)
 
 
-def deliver(scheduler: Scheduler, batch: list[Work], paths: list[list[int]]) -> None:
-    """Apply a step to the requests that are still there; those that end are removed."""
-    scheduler.step_ended()
+def deliver(
+    scheduler: Scheduler,
+    batch: list[Work],
+    paths: list[list[int]],
+    plain: Callable[[Request], bool] = lambda state: False,
+) -> None:
+    """Apply a step to the requests that are still there; those that end are removed.
+
+    The others' edges draft, or they are `plain`.
+    """
+    if batch:
+        scheduler.step_ended()
     for work, path in zip(batch, paths, strict=True):
         state = work.request
         if state.ended:
             continue
         if work.verify:
             assert state.draft is not None
-            state.advance([state.draft.tokens[node - 1] for node in path[1:]], bonus=99)
+            state.advance([state.draft.tokens[node - 1] for node in path[1:]], bonus=BONUS)
             scheduler.verified(state)
-            state.told(Turn.EDGE)
+            state.told(Turn.SERVER if plain(state) or state.verifying > 1 else Turn.EDGE)
+            if state.is_plain and not state.finish:
+                state.line_up(Tree(), 0.0)
+                if not state.verifying:
+                    scheduler.drafted(state)
         if state.finish:
             scheduler.remove(state)
 
@@ -509,8 +522,146 @@ def test_random_traffic(seed: int) -> None:
         scheduler.check()
         deliver(scheduler, batch, model.step(batch))
         for state in scheduler.running:
-            model.check(state)
+            model.check(state, state.cached)
         assert all(s.preemptions <= most for s in scheduler.waiting)
     scheduler.next_batch()
     scheduler.check()
+    assert scheduler.cache.room() == limits.n_pages
+
+
+# --- a step ahead ---
+
+
+def plain(scheduler: Scheduler, model: FakeModel, key: int, output: int = 8) -> Request:
+    """A request that decodes plainly, after its first verdict."""
+    state = request(key, prompt=4, output=output)
+    scheduler.submit(state)
+    while not state.round:
+        batch = scheduler.next_batch()
+        deliver(scheduler, batch, model.step(batch), plain=lambda state: True)
+    return state
+
+
+def ahead(scheduler: Scheduler) -> list[tuple[object, int, bool, bool]]:
+    step = scheduler.next_ahead(lambda state: True)
+    scheduler.check()
+    return [(work.request.key, work.chunk, work.verify, work.follows) for work in step]
+
+
+def test_plain_decoding_follows_its_own_step(scheduler: Scheduler, model: FakeModel) -> None:
+    state = plain(scheduler, model, 1)
+    scheduler.next_batch()
+    assert ahead(scheduler) == [(1, 0, True, True)]
+    assert state.verifying == 2
+    scheduler.take_back()
+    assert (state.verifying, state.in_steps) == (1, 1)
+    assert scheduler.next_ahead(lambda state: False) == [], "its edge is going to draft"
+
+
+def test_nobody_follows_a_step_that_gives_its_last_token(
+    scheduler: Scheduler, model: FakeModel
+) -> None:
+    state = plain(scheduler, model, 1, output=2)
+    assert state.remaining == 1
+    scheduler.next_batch()
+    assert ahead(scheduler) == []
+
+
+def test_a_prompt_goes_on_where_the_running_step_leaves_it(scheduler: Scheduler) -> None:
+    state = request(1, prompt=20)
+    scheduler.submit(state)
+    assert [work.chunk for work in scheduler.next_batch()] == [8]
+    assert ahead(scheduler) == [(1, 8, False, False)]
+    assert state.cached == 16
+    scheduler.take_back()
+    assert state.cached == 8
+    assert ahead(scheduler) == [(1, 8, False, False)]
+    scheduler.step_ended()
+    assert ahead(scheduler) == [(1, 3, True, False)]
+
+
+def test_a_draft_that_is_being_verified_is_in_no_other_step(
+    scheduler: Scheduler, model: FakeModel
+) -> None:
+    first, second = request(1, prompt=4), request(2, prompt=4)
+    for state in (first, second):
+        first_verdict(scheduler, model, state)
+    draft(scheduler, first, chain(2))
+    scheduler.next_batch()
+    assert ahead(scheduler) == []
+    draft(scheduler, second, chain(2))
+    assert scheduler.has_news
+    assert ahead(scheduler) == [(2, 0, True, False)]
+    assert not scheduler.has_news
+
+
+def test_a_step_ahead_takes_pages_from_nobody(model: FakeModel) -> None:
+    """Who loses its pages to two older ones is decided between steps."""
+    scheduler, (first, second, third) = full_pool(model, (16, 16, 12))
+    draft(scheduler, third, chain(2))
+    scheduler.next_batch()
+    for state in (first, second):
+        draft(scheduler, state, star(12))
+    assert ahead(scheduler) == []
+    assert not scheduler.preemptions
+    deliver(scheduler, [*scheduler._steps[0]], model.step(scheduler._steps[0]))
+    assert [work.request for work in scheduler.next_batch()] == [first]
+    assert scheduler.preemptions == 1
+
+
+def random_ahead(dice: random.Random, scheduler: Scheduler) -> list[Work]:
+    """The next step, chosen, withdrawn and chosen again."""
+    step = scheduler.next_ahead(lambda state: dice.random() < 0.8)
+    while step and dice.random() < 0.3:
+        scheduler.check()
+        scheduler.take_back()
+        scheduler.check()
+        step = scheduler.next_ahead(lambda state: dice.random() < 0.8)
+    return step
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_traffic_with_a_step_ahead(seed: int) -> None:
+    """The model begins a step before the verdicts of the last one are applied; everything holds."""
+    dice = random.Random(seed)
+    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
+    scheduler, model, ages = make(limits), FakeModel(LIMITS.page_size, dice), Ages()
+    left = [random_request(dice, key) for key in range(40)]
+    running: list[Work] = []
+    overlapped = 0
+    while left or scheduler.running or scheduler.waiting:
+        if left and dice.random() < 0.7:
+            try:
+                scheduler.submit(left[-1])
+                left.pop()
+            except Refused:
+                assert len(scheduler.waiting) >= limits.max_waiting
+        for state in scheduler.running:
+            if state.draft is None and not state.verifying and dice.random() < 0.7:
+                draft(scheduler, state, random_tree(dice, state), ready_s=dice.random())
+        if not running:
+            running = scheduler.next_batch()
+            if not running:
+                continue
+            paths = model.step(running)
+        step = random_ahead(dice, scheduler)
+        alive = [*scheduler.running, *scheduler.waiting]
+        if alive and dice.random() < 0.1:
+            gone = dice.choice(alive)
+            if gone.in_steps and step:
+                scheduler.take_back()
+                step = []
+            scheduler.remove(gone)
+            ages.oldest.discard(gone.key)
+        scheduler.check()
+        if step and dice.random() < 0.1:
+            scheduler.take_back()
+            step = []
+        next_paths = model.step(step)
+        overlapped += bool(step)
+        deliver(scheduler, running, paths, plain=lambda state: state.key % 2 == 0)
+        ages.check(scheduler)
+        scheduler.check()
+        running, paths = step, next_paths
+    assert overlapped > 20
     assert scheduler.cache.room() == limits.n_pages

@@ -1,0 +1,178 @@
+"""The model's thread: every step runs once and in order, and the next one waits for nobody.
+
+The engine is a stub that stands at a gate in every pass, so everything here is a count.
+"""
+
+import queue
+import random
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+from torch import Tensor
+
+from bench.stub_server import StubEngine, next_token
+from runtime.model.engine import TreeRequest
+from runtime.server.model_thread import ModelThread, Offer
+from runtime.server.request import Request
+from runtime.server.schedule.step import Step, Work
+from runtime.server.verify.verifier import Failed, Verified, put_together
+from runtime.wire.messages import Open, Turn
+
+PATIENCE_S = 60
+
+
+class GatedEngine(StubEngine):
+    """Tells which rows it was given, then waits to be let through."""
+
+    def __init__(self) -> None:
+        self.seen: queue.Queue[list[int]] = queue.Queue()
+        self.gate = threading.Semaphore(0)
+        super().__init__(4096, 16, lambda: None)
+
+    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
+        self.seen.put([token for request in requests for token in request.tokens])
+        assert self.gate.acquire(timeout=PATIENCE_S)
+        if any(token == BROKEN for request in requests for token in request.tokens):
+            raise RuntimeError("this pass is broken")
+        return super().forward(requests)
+
+
+BROKEN = 200
+
+
+@pytest.fixture
+def engine() -> GatedEngine:
+    return GatedEngine()
+
+
+@pytest.fixture
+def over() -> "queue.Queue[Offer]":
+    return queue.Queue()
+
+
+@pytest.fixture
+def thread(engine: GatedEngine, over: "queue.Queue[Offer]") -> Iterator[ModelThread]:
+    thread = ModelThread(engine)
+    thread.start(over.put)
+    yield thread
+    engine.gate.release(100)
+    thread.stop()
+
+
+def request(engine: StubEngine, token: int, turn: Turn = Turn.EDGE) -> Request:
+    """One whose text is this token."""
+    params = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 1, ())
+    pages = engine.kv.allocate(1)
+    return Request(token, params, 50, [token], admitted=True, pages=pages, turn=turn)
+
+
+def offer(engine: StubEngine, *work: Work) -> Offer:
+    return Offer(Step(work), put_together(engine, work))
+
+
+def verify(state: Request) -> Work:
+    state.enter_step(0, verify=True)
+    return Work(state, 0, verify=True)
+
+
+def follow(state: Request) -> Work:
+    state.follow()
+    return Work(state, 0, verify=True, follows=True)
+
+
+def test_the_next_step_begins_before_anybody_has_seen_the_last(
+    thread: ModelThread, engine: GatedEngine
+) -> None:
+    states = [request(engine, token) for token in (1, 2, 3)]
+    for state in states:
+        thread.offer(offer(engine, verify(state)))
+    for token in (1, 2, 3):
+        assert engine.seen.get(timeout=PATIENCE_S) == [token]
+        engine.gate.release()
+
+
+def test_a_row_that_follows_has_the_token_that_was_drawn(
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]"
+) -> None:
+    """Its verdict is that of decoding token by token, though no verdict was applied in between."""
+    state = request(engine, 7, Turn.SERVER)
+    thread.offer(offer(engine, verify(state)))
+    thread.offer(offer(engine, follow(state)))
+    engine.gate.release(2)
+    first, second = (over.get(timeout=PATIENCE_S).outcomes for _ in range(2))
+    assert first == [Verified(state, [0], next_token(7))]
+    assert second == [Verified(state, [0], next_token(next_token(7)))]
+
+
+def test_who_follows_a_step_that_failed_harms_nobody(
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]"
+) -> None:
+    bad, good = request(engine, BROKEN, Turn.SERVER), request(engine, 5, Turn.SERVER)
+    thread.offer(offer(engine, verify(bad), verify(good)))
+    thread.offer(offer(engine, follow(bad), follow(good)))
+    engine.gate.release(4)  # both together, each alone, both together
+    first, second = (over.get(timeout=PATIENCE_S).outcomes for _ in range(2))
+    assert isinstance(first[0], Failed)
+    assert first[1] == Verified(good, [0], next_token(5))
+    assert second[1] == Verified(good, [0], next_token(next_token(5)))
+
+
+def test_a_step_can_be_withdrawn_until_it_begins(
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]"
+) -> None:
+    first, second, third = (offer(engine, verify(request(engine, token))) for token in (1, 2, 3))
+    for one in (first, second, third):
+        thread.offer(one)
+    assert engine.seen.get(timeout=PATIENCE_S) == [1]
+    assert not thread.withdraw(first), "it is running"
+    assert thread.withdraw(second)
+    assert not thread.withdraw(second), "it is gone"
+    engine.gate.release(2)
+    assert [over.get(timeout=PATIENCE_S) for _ in range(2)] == [first, third]
+    assert not thread.withdraw(first), "it is over"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_step_is_withdrawn_or_reported_once_and_in_order(
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]", seed: int
+) -> None:
+    dice, state = random.Random(seed), request(engine, 1)
+    engine.gate.release(400)
+    due = []
+    for _ in range(300):
+        work = Work(state, 0, verify=True)
+        one = offer(engine, work)
+        thread.offer(one)
+        if dice.random() < 0.5 or not thread.withdraw(one):
+            due.append(one)
+    assert [over.get(timeout=PATIENCE_S) for _ in due] == due
+    thread.stop()
+    assert over.empty()
+
+
+def test_a_fault_of_the_server_is_reported(
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]"
+) -> None:
+    """What no request can be blamed for must not be mistaken for an empty step."""
+    broken = offer(engine, verify(request(engine, 1)))
+    broken.batch = None
+    thread.offer(broken)
+    assert isinstance(over.get(timeout=PATIENCE_S).fault, AttributeError)
+
+
+def test_nothing_begins_after_a_stop(engine: GatedEngine, over: "queue.Queue[Offer]") -> None:
+    thread = ModelThread(engine)
+    thread.start(over.put)
+    first, second = (offer(engine, verify(request(engine, token))) for token in (1, 2))
+    thread.offer(first)
+    thread.offer(second)
+    assert engine.seen.get(timeout=PATIENCE_S) == [1]
+    stopping = threading.Thread(target=thread.stop)
+    stopping.start()
+    while second in thread._offers:
+        pass
+    engine.gate.release(2)
+    stopping.join()
+    assert over.get_nowait() is first
+    assert over.empty()
