@@ -6,6 +6,7 @@
 #include "isa.h"
 #include "noise.h"
 #include "ops.h"
+#include "threads.h"
 
 namespace specedge {
 namespace {
@@ -139,16 +140,21 @@ int64_t draw(const float* logits, int64_t vocabulary, float temperature, const L
 // logits [N, V] -> out [N]
 void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const Draws& draws,
                    int64_t* out) {
+  Failure failure;
 #pragma omp parallel if (rows * vocabulary > 1 << 16)
   {
-    std::vector<float> scaled(vocabulary);
+    std::vector<float> scaled;
 #pragma omp for schedule(dynamic)
     for (int64_t row = 0; row < rows; ++row) {
-      out[row] = draw(logits + row * vocabulary, vocabulary, draws.temperature[row],
-                      {draws.top_k[row], draws.top_p[row], draws.min_p[row]},
-                      noise_key(draws.seed[row], draws.position[row]), scaled.data());
+      failure.keep([&] {
+        scaled.resize(vocabulary);
+        out[row] = draw(logits + row * vocabulary, vocabulary, draws.temperature[row],
+                        {draws.top_k[row], draws.top_p[row], draws.min_p[row]},
+                        noise_key(draws.seed[row], draws.position[row]), scaled.data());
+      });
     }
   }
+  failure.rethrow();
 }
 
 }  // namespace specedge

@@ -9,10 +9,12 @@
 // or prefilled in chunks give equal bits. Blocks that all rows share (the prefix) are scored for
 // all of them at once; the slots around the tree are scored once and gathered along each path.
 #include <cstdlib>
+#include <new>
 
 #include "isa.h"
 #include "online_softmax.h"
 #include "paged.h"
+#include "threads.h"
 #include "tile.h"
 #include "tree_path.h"
 
@@ -25,7 +27,7 @@ constexpr int64_t kQueries = 96;  // query vectors of one task, so that staging 
 class Arena {
  public:
   explicit Arena(int64_t bytes) : memory_(std::aligned_alloc(64, round_up(bytes, 64))) {
-    if (!memory_) std::abort();
+    if (!memory_) throw std::bad_alloc();
     next_ = static_cast<char*>(memory_);
   }
   Arena(const Arena&) = delete;
@@ -233,11 +235,15 @@ void attend_all(const void* q, int64_t query_heads, const Cache& k_cache, const 
                 (int64_t(trees.prefix_lens[b]) + trees.n_nodes[b]) * query_heads;
   }
   // A single short decode step is done before a second thread would have woken.
+  Failure failure;
 #pragma omp parallel for schedule(dynamic) if (n_scores * k_cache.head_dim > 1 << 20)
   for (int64_t i = 0; i < n_tasks; ++i) {
-    attend(static_cast<const T*>(q), query_heads, k_cache, v_cache, trees, scoring,
-           task_at(trees, i, heads, rows_per_task), static_cast<T*>(out), lse);
+    failure.keep([&] {
+      attend(static_cast<const T*>(q), query_heads, k_cache, v_cache, trees, scoring,
+             task_at(trees, i, heads, rows_per_task), static_cast<T*>(out), lse);
+    });
   }
+  failure.rethrow();
 }
 
 }  // namespace

@@ -191,7 +191,9 @@ class Server:
 
     def _extend_prompt(self, peer: FramedProtocol, message: wire.Prompt) -> None:
         request = self.requests[peer, message.request]
-        if not request.read(message.tokens):
+        is_whole = request.read(message.tokens)
+        self.scheduler.reading(request)
+        if not is_whole:
             return
         request.ready_s = time.monotonic()
         if peer in self._rtt_s:

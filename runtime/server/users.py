@@ -67,7 +67,9 @@ class Patience:
     def failed(self, address: str, now_s: float) -> None:
         """One more wrong token from there."""
         failures = self._failures.pop(address, (0, 0.0))[0] + 1
-        wait_s = min(2.0 ** (failures - FREE_FAILURES - 1), LONGEST_WAIT_S)
+        # so many doublings are past the longest wait; after a thousand there is no such number
+        doublings = min(failures - FREE_FAILURES - 1, 30)
+        wait_s = min(2.0**doublings, LONGEST_WAIT_S)
         self._failures[address] = failures, now_s + (wait_s if failures > FREE_FAILURES else 0.0)
         if len(self._failures) > MAX_ADDRESSES:
             self._failures.popitem(last=False)

@@ -44,6 +44,7 @@ MAX_TEMPLATE_BYTES = 60 * 1024 - 8  # a frame of 60 KiB, less its header
 NO_TEMPLATE = bytes(HASH_BYTES)  # in place of the hash of one
 
 U16_MAX = 2**16 - 1
+MAX_REQUEST = U16_MAX  # the last number; 0 is the connection
 U32_MAX = 2**32 - 1
 U64_MAX = 2**64 - 1
 # Widths up to 24 bits: the largest vocabularies in use need 18.

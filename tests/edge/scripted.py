@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from runtime.edge.net.link import NO_CREDENTIALS, Link
 from runtime.tree import Tree
 from runtime.wire import messages as wire
+from runtime.wire.connection import Connection, Role
 
 LATER = Callable[[Callable[[], None]], object]  # runs a function some time later
 
@@ -18,6 +19,7 @@ class ScriptedServer:
     """
 
     bytes_sent = 0  # nobody looks after this link
+    connection = Connection(Role.EDGE)  # nor counts its requests
 
     def __init__(self, truth: Sequence[int], rng: random.Random, later: LATER | None = None):
         self.truth, self.drafts = list(truth), list[wire.Draft]()

@@ -96,6 +96,14 @@ def test_three_mistakes_are_free_then_waits_double() -> None:
     assert patience.wait_s("a", now_s) == 0
 
 
+def test_an_address_that_fails_two_thousand_times_still_waits() -> None:
+    """2 ** 1024 is no float any more."""
+    patience = Patience()
+    for _ in range(2000):
+        patience.failed("a", 100.0)
+    assert patience.wait_s("a", 100.0) == 300
+
+
 def test_what_is_remembered_is_bounded() -> None:
     patience, rng = Patience(), random.Random(0)
     for i in range(3 * MAX_ADDRESSES):

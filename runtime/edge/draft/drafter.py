@@ -138,7 +138,7 @@ class Drafter:
     def _add_children(self, expanded: list[tuple[Speculation, int]], logits: Tensor) -> None:
         """Offer each node's likeliest children to its tree; logits [len(expanded), V]."""
         paths = [s.tree.path(node) for s, node in expanded]
-        shares = [s.index.next_tokens(path) for (s, _), path in zip(expanded, paths, strict=True)]
+        shares = [s.lookup.next_tokens(path) for (s, _), path in zip(expanded, paths, strict=True)]
         known = self._known_columns(min(s.vocabulary_size for s, _ in expanded))
         mixed, token_ids = mix(logits[:, :known].contiguous(), self._token_ids[:known], shares)
         widths = [s.shape.max_branch_width for s, _ in expanded]

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from runtime.edge.draft.lookup import SuffixIndex
+from runtime.edge.draft.lookup import Lookup
 from runtime.tree import ROOT, DraftTree, OrderedTree
 
 MAX_EXPANDED = 256  # what the four mask words of tree attention can tell apart
@@ -88,8 +88,8 @@ class Speculation:
         self.sent = OrderedTree()
         self.in_flight = True  # the prompt is a draft without nodes
         self._expanded_before = 0  # of the tree's expanded nodes, when it was sent
-        self.index = SuffixIndex()
-        self.index.extend(self.context)
+        self.lookup = Lookup()
+        self.lookup.extend(self.context)
         self._is_readable = max(self.context) < self.vocabulary_size
 
     @property
@@ -159,7 +159,7 @@ class Speculation:
         self.cached += len(set(chain) & set(self.tree.expanded))
         self.tree = self._new_tree() if foreseen is None else self.tree.reroot(foreseen)
         self.context += tokens
-        self.index.extend(tokens)
+        self.lookup.extend(tokens)
         self._is_readable = self._is_readable and max(tokens) < self.vocabulary_size
         self.sent, self.in_flight = OrderedTree(), False
         self._expanded_before = len(self.tree.expanded)

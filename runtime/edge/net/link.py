@@ -15,7 +15,7 @@ from runtime.logs import fields
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 from runtime.wire.auth import is_proven, new_nonce, prove
-from runtime.wire.states import Role, State
+from runtime.wire.states import Phase, Role, State
 from runtime.wire.tcp import FramedProtocol, connect
 from runtime.wire.tls import Trust
 from runtime.wire.token_bits import OutsideVocabulary, check_tokens
@@ -159,7 +159,7 @@ class Link:
         ServerError, and sends nothing, where another id is not one of the target's.
         """
         self._check_alive()
-        number = self._last_number % 65535 + 1
+        number = self._free_number()
         # here and not only where they are gathered: the server before may have had more rows
         rows = self.welcome.vocabulary_size
         stop_ids = tuple(index for index in sampling.stop_ids if index < rows)
@@ -176,6 +176,19 @@ class Link:
         for start in range(0, len(prompt), PROMPT_FRAME_TOKENS):
             self._peer.send(wire.Prompt(number, tuple(prompt[start : start + PROMPT_FRAME_TOKENS])))
         return Request(self, number, self.bytes_sent)
+
+    def _free_number(self) -> int:
+        """The next number, round and round, that no request has. Raises ServerError."""
+        connection, most = self._peer.connection, self.welcome.max_requests
+        if connection.live_requests >= most:
+            sentence = f"{most} requests are running, as many as this server allows an edge"
+            raise ServerError(sentence, wire.ErrorCode.BUSY)
+        for ahead in range(wire.MAX_REQUEST):
+            number = (self._last_number + ahead) % wire.MAX_REQUEST + 1
+            # one whose end nobody has read yet is used as well
+            if number not in self._inboxes and connection.phase(number) is Phase.UNUSED:
+                return number
+        raise ServerError("all numbers of requests are in use", wire.ErrorCode.BUSY)
 
     async def close(self) -> None:
         """Hang up, when everything sent is written."""

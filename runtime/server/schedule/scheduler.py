@@ -61,6 +61,10 @@ class Scheduler:
         """Pages that hold the longest text of the request and one tree of the largest size."""
         return self.limits.pages_for(request.limit + self.limits.max_nodes)
 
+    def reading(self, request: Request) -> None:
+        """More of its prompt has come: hashed at once, so that a long one is not all at its end."""
+        extend_keys(request.page_keys, request.user, request.context, self.limits.page_size)
+
     def submit(self, request: Request) -> None:
         """Admit a request, or let it wait for pages. Raises Refused."""
         needed = self.pages_for(request)

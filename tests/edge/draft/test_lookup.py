@@ -1,11 +1,12 @@
 """Prompt lookup against a search through the whole text, and mixtures that stay distributions."""
 
 import random
+import tracemalloc
 
 import pytest
 import torch
 
-from runtime.edge.draft.lookup import WEIGHTS, SuffixIndex
+from runtime.edge.draft.lookup import WEIGHTS, Lookup
 from runtime.edge.draft.mixture import mix
 
 
@@ -22,13 +23,25 @@ def brute_force(text: list[int], path: list[int]) -> dict[int, float]:
 def test_the_longest_match_decides(seed: int) -> None:
     rng = random.Random(seed)
     text = [rng.randrange(4) for _ in range(rng.randint(0, 60))]
-    index = SuffixIndex()
+    lookup = Lookup()
     cut = rng.randint(0, len(text))
-    index.extend(text[:cut])
-    index.extend(text[cut:])
+    lookup.extend(text[:cut])
+    lookup.extend(text[cut:])
     for _ in range(20):
         path = [rng.randrange(5) for _ in range(rng.randint(0, 5))]
-        assert index.next_tokens(path) == pytest.approx(brute_force(text, path))
+        assert lookup.next_tokens(path) == pytest.approx(brute_force(text, path))
+
+
+def test_a_long_text_is_kept_in_eight_bytes_a_token_and_needs_no_building() -> None:
+    text = [i * 7919 % 50_000 for i in range(131_072)]
+    tracemalloc.start()
+    lookup = Lookup()
+    lookup.extend(text)
+    lookup.extend([1, 2, 3])
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 9 * len(text)
+    assert lookup.next_tokens([*text[40:42]]) == pytest.approx(brute_force(text, [*text[40:42]]))
 
 
 @pytest.mark.parametrize("seed", range(10))

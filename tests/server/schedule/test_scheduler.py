@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from runtime.server.request import Request
+from runtime.server.schedule import prefix_cache
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler, Work
 from runtime.tree import Tree
 from runtime.wire.messages import Finish, Open, Turn
@@ -208,6 +209,29 @@ def test_users_take_turns(scheduler: Scheduler) -> None:
 
 
 # --- pages on demand and preemption ---
+
+
+def test_a_prompt_is_hashed_as_it_comes(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of its portions waits for the hashes of the whole."""
+    hashed = []
+    whole = prefix_cache.blake2b
+    monkeypatch.setattr(
+        prefix_cache, "blake2b", lambda *data, **size: hashed.append(1) or whole(*data, **size)
+    )
+    state, counts = request(1, 32), []
+    state.context.clear()
+    for first in range(0, 32, 8):
+        state.read(tuple(range(first, first + 8)))
+        scheduler.reading(state)
+        counts.append(len(hashed))
+    assert counts == [2, 4, 6, 8]
+    scheduler.submit(state)
+    assert len(hashed) == 8
+    other = request(2, list(range(32)))
+    scheduler.submit(other)
+    assert state.page_keys == other.page_keys
 
 
 def full_pool(model: FakeModel, contexts: tuple[int, ...]) -> tuple[Scheduler, list[Request]]:
