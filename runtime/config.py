@@ -29,7 +29,9 @@ class ConfigError(ValueError):
 
 
 FLOATS = ("float32", "bfloat16", "float16")
-WEIGHTS = ("stored", *FLOATS, "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0")
+WEIGHTS = (
+    "stored", *FLOATS, "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"
+)  # fmt: skip
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 MIN_TOKEN_CHARACTERS = 32  # of a user's secret
 # Of a service named specedge, Kubernetes tells every pod as SPECEDGE_PORT=tcp://10.0.0.1:8400.

@@ -11,14 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.model import k_quants
 from runtime.model.config import ModelError
 from specedge_kernels import StoredWeight, dequantize
 from specedge_kernels.quantized import FORMS
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# what weights can be quantised to at load, and the format for rows of another length than 256's
-KINDS = {"q8_0": 8, "q6_k": 14, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
-Q8_0, Q6_K = 8, 14
+# what weights can be quantised to at load
+KINDS = {
+    "q8_0": 8, "q6_k": 14, "q5_k": 13, "q5_1": 7, "q5_0": 6, "q4_k": 12, "q4_1": 3, "q4_0": 2,
+}  # fmt: skip
+Q6_K = 14
+_WRITERS = {12: k_quants.q4_k, 13: k_quants.q5_k, Q6_K: k_quants.q6_k}
+_SHORTER = {12: 6, 13: 7, Q6_K: 8}  # in place of these, as in llama.cpp: blocks of 32 not 256
 _CHUNK = 1 << 20  # weights that are floats at a time
 
 # Formats whose weights are integers times a float16 number: where in a block of 256 that stands,
@@ -65,14 +70,14 @@ def runnable(weight: Weight) -> Weight:
 
 
 def quantised(weight: Weight, kind: int) -> Weight:
-    """In that format; where rows are no multiple of its blocks, in Q8_0 or as float16."""
+    """In that format; where rows are no multiple of its blocks, of shorter ones or as float16."""
     inputs = _inputs(weight)
-    kind = kind if inputs % FORMS[kind].inputs == 0 else Q8_0
+    kind = kind if inputs % FORMS[kind].inputs == 0 else _SHORTER.get(kind, kind)
     if inputs % FORMS[kind].inputs:
         return floats(weight, torch.float16)
     if isinstance(weight, StoredWeight) and weight.kind == kind:
         return weight
-    write: Callable[[np.ndarray], np.ndarray] = _q6_k if kind == Q6_K else _writer(kind)
+    write = _WRITERS.get(kind) or _writer(kind)
     chunks = [
         torch.from_numpy(write(floats(_part(weight, rows), torch.float32).numpy()))
         for rows in _chunks(weight)
@@ -146,7 +151,7 @@ def _integers(rows: Tensor, kind: int) -> Tensor | None:
     exact = halves.astype(np.float32)[..., None] * whole == values
     if not (exact.all() and (scales < 128).all() and (abs(codes + 0.5) < 32).all()):
         return None
-    return torch.from_numpy(_q6_k_rows(codes, scales, halves))
+    return torch.from_numpy(k_quants.q6_k_rows(codes, scales, halves))
 
 
 def _scales(whole: np.ndarray) -> np.ndarray:
@@ -157,35 +162,3 @@ def _scales(whole: np.ndarray) -> np.ndarray:
         smaller = (scales >= 128) & (common % factor == 0)
         scales[smaller] = common[smaller] // factor
     return scales
-
-
-def _q6_k(values: np.ndarray) -> np.ndarray:
-    """float32 values [M, K] -> rows of Q6_K, each 16 scaled by their largest."""
-    groups = values.reshape(len(values), -1, 16, 16)
-    first = np.take_along_axis(groups, abs(groups).argmax(-1)[..., None], -1)[..., 0]
-    steps = -first / 32  # the largest becomes -32
-    unit = (abs(steps).max(-1, keepdims=True) / 127).astype(np.float16)
-    with np.errstate(all="ignore"):
-        scales = np.where(unit == 0, 0, np.rint(steps / unit)).astype(np.int32)
-        left = groups / (unit.astype(np.float32) * scales)[..., None]
-    codes = np.clip(np.rint(np.nan_to_num(left, posinf=0, neginf=0)), -32, 31).astype(np.int32)
-    return _q6_k_rows(codes, scales, unit)
-
-
-def _q6_k_rows(codes: np.ndarray, scales: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """codes [M, n, 16, 16] in -32 .. 31, scales [M, n, 16], float16 unit [M, n, 1] -> rows.
-
-    Layout: block_q6_K in ggml-common.h.
-    """
-    a, b, c, d = (
-        (codes + 32).astype(np.uint8).reshape(*scales.shape[:2], 2, 4, 32).transpose(3, 0, 1, 2, 4)
-    )  # [M, n, 2, 32] each
-    low = np.concatenate(((a & 15) | c << 4, (b & 15) | d << 4), -1)
-    high = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6
-    parts = (
-        low.reshape(*scales.shape[:2], 128),
-        high.reshape(*scales.shape[:2], 64),
-        scales.astype(np.int8).view(np.uint8),
-        unit.view(np.uint8),
-    )
-    return np.concatenate(parts, -1).reshape(len(codes), -1)

@@ -139,8 +139,8 @@ class _Loader:
         self.on_cpu = device.type == "cpu"
         # what the transformer computes in: see transformer.py
         self.dtype = torch.float32 if self.on_cpu else self._gpu_dtype()
-        self.converted: Counter[tuple[str, str]] = Counter()
-        self.converted_bytes = 0
+        self.converted: dict[str, Counter[tuple[str, str]]] = {}  # by the reason
+        self.converted_bytes: Counter[str] = Counter()
         self.names = expected_shapes(self.config).keys()
         self.done_bytes, self.total_bytes = 0, sum(map(checkpoint.n_bytes, self.names))
 
@@ -223,21 +223,25 @@ class _Loader:
         return stored.dtype if is_known else torch.bfloat16
 
     def _note(self, stored: Sequence[Weight], weights: Sequence[Weight]) -> None:
-        """Remember what nobody asked for: quantised weights that run as something else."""
+        """Remember what is not what was stored or asked for, or is quantised twice."""
         for before, after in zip(stored, weights, strict=True):
-            asked = not self.on_cpu or self.weights != STORED or isinstance(before, Tensor)
-            if not asked and name_of(before) != name_of(after):
-                self.converted[name_of(before), name_of(after)] += 1
-                self.converted_bytes += n_bytes(after)
+            names, reason = (name_of(before), name_of(after)), None
+            is_quantised = isinstance(before, StoredWeight)
+            if self.on_cpu and self.weights == STORED and is_quantised:
+                reason = "in formats that do not run here were converted"
+            elif self.weights in KINDS and names[1] != self.weights.upper():
+                reason = f"whose rows are no multiple of {self.weights}'s blocks run otherwise"
+            elif self.weights in KINDS and is_quantised:
+                reason = "were quantised again, which costs text"
+            if reason and names[0] != names[1]:
+                self.converted.setdefault(reason, Counter())[names] += 1
+                self.converted_bytes[reason] += n_bytes(after)
 
     def _tell(self) -> None:
-        if self.converted:
-            kinds = [f"{n} of {old} as {new}" for (old, new), n in self.converted.items()]
-            log.warning(
-                "tensors in formats that do not run here were converted: %s, %.1f MiB in all",
-                ", ".join(kinds),
-                self.converted_bytes / 2**20,
-            )
+        for reason, converted in self.converted.items():
+            kinds = [f"{n} of {old} as {new}" for (old, new), n in converted.items()]
+            size = self.converted_bytes[reason] / 2**20
+            log.warning("tensors %s: %s, %.1f MiB in all", reason, ", ".join(kinds), size)
 
     def _vector(self, name: str) -> Tensor:
         return floats(self._read(name), self.dtype).to(self.device)

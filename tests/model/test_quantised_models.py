@@ -198,7 +198,7 @@ def test_other_formats_are_converted_and_told(kind, tmp_path, caplog):
         assert_close(got, want, 5e-3)
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0"])
+@pytest.mark.parametrize("name", KINDS_AT_LOAD)
 def test_floats_can_be_quantised_at_load(name, tmp_path):
     path = write(tmp_path / "model.gguf", {})
     model, full = weights.load(path, name), logits(weights.load(path))
@@ -209,20 +209,31 @@ def test_floats_can_be_quantised_at_load(name, tmp_path):
     assert error < {"8": 0.1, "6": 0.2, "5": 0.4, "4": 0.8}[name[1]]
 
 
-def test_rows_that_are_no_whole_blocks(pairs):
-    """Of 64 inputs Q6_K becomes Q8_0, and of 100 anything float16."""
+@pytest.mark.parametrize(("name", "instead"), [("q6_k", 8), ("q5_k", 7), ("q4_k", 6), ("q8_0", 8)])
+def test_rows_that_are_no_whole_blocks_and_told(name, instead, pairs, caplog):
+    """Of 64 inputs blocks of 256 become blocks of 32, and of 100 anything float16."""
     pair = pairs("llama")
-    model = weights.load(pair.folder, "q6_k", activations="exact")
-    assert model.layers[0].qkv.weight.kinds == (8,)
+    model = weights.load(pair.folder, name, activations="exact")
+    assert model.layers[0].qkv.weight.kinds == (instead,)
     assert model.layers[0].down.weight.dtype == torch.float16
-    assert_close(logits(model), judge(pair.theirs, TOKENS), 0.1)
+    want = judge(pair.theirs, TOKENS)
+    assert (logits(model) - want).norm() < {8: 0.1, 7: 0.4, 6: 0.4}[instead] * want.norm()
+    (line,) = [record.message for record in caplog.records]
+    assert f"whose rows are no multiple of {name}'s blocks run otherwise: " in line
+    assert (f"of float32 as {FORMS[instead].name}" in line) == (name != "q8_0")
+    assert "2 of float32 as float16" in line
 
 
-def test_what_is_quantised_can_be_quantised_again(tmp_path):
+def test_what_is_quantised_can_be_quantised_again_and_told(tmp_path, caplog):
     path = write(tmp_path / "model.gguf", 8, tied=True)
-    again, same = weights.load(path, "q4_0"), weights.load(path, "q8_0")
-    assert again.head.weight.kinds == (2,)
+    again = weights.load(path, "q4_k")
+    assert again.head.weight.kinds == (12,)
+    (line,) = [record.message for record in caplog.records]
+    assert "tensors were quantised again, which costs text: 15 of Q8_0 as Q4_K, " in line
+    caplog.clear()
+    same = weights.load(path, "q8_0")
     assert torch.equal(logits(same), logits(weights.load(path)))
+    assert not caplog.records
 
 
 def test_the_options_are_what_can_be_loaded():
