@@ -202,7 +202,7 @@ async def _connect(
             host, port = relay.sockets[0].getsockname()
             link = await Link.open(host, port, hello, credentials)
     stack.push_async_callback(link.close)
-    link._last_request = edge.number
+    link._last_number = edge.number
     return link
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from bench.stub_edges import HELLO, decode
 from bench.stub_server import IDENTITY, StubEngine
 from runtime.config import ServerConfig
 from runtime.edge.net.link import Link
-from runtime.model.engine import TreeRequest
+from runtime.model.engine import Engine, TreeRequest
 from runtime.server.door import Door
 from runtime.server.loop import Server
 from runtime.server.verify.warm_up import ROWS
@@ -71,7 +72,8 @@ def main() -> None:
     """Print the report."""
     options = _options()
     torch.set_num_threads(1)
-    rows, numbers = [], {}
+    rows: list[Sequence[object]] = []
+    numbers: dict[str, float] = {}
     for drafted in (False, True):
         for requests in options.requests:
             gaps_ms = asyncio.run(_measure(requests, drafted, options))
@@ -99,7 +101,7 @@ async def _measure(requests: int, drafted: bool, options: argparse.Namespace) ->
         drain_s=0,
     )
     engine = TimedEngine(config, options.step_ms * 1e-3)
-    server = Server(config, engine, Door(config, IDENTITY))
+    server = Server(config, cast(Engine, engine), Door(config, IDENTITY))
     server.pipeline.load.cost.learn((rows, options.step_ms * 1e-3) for rows in ROWS)
     listener = await listen("127.0.0.1", 0, server.new_peer, start=False)
     opened = asyncio.get_running_loop().create_future()

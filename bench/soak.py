@@ -38,13 +38,13 @@ class RoughLink(Link):
 
     def half_prompt(self, prompt: list[int]) -> None:
         """Open a request and send less of its prompt than was said."""
-        self._last_request += 1
-        self._peer.send(Sampling(1).opening(self._last_request, len(prompt), 0))
-        self._peer.send(wire.Prompt(self._last_request, tuple(prompt[:-1])))
+        self._last_number += 1
+        self._peer.send(Sampling(1).opening(self._last_number, len(prompt), 0))
+        self._peer.send(wire.Prompt(self._last_number, tuple(prompt[:-1])))
 
     async def abort(self) -> None:
         """Cut the connection, whatever is still to be written."""
-        self._peer._transport.abort()
+        self._peer.abort()
         await self.close()
 
 
@@ -64,6 +64,7 @@ class Churn:
         """One connection after the other, with some requests each."""
         while self.left > 0:
             link = await RoughLink.open(*self.server.address, HELLO)
+            assert isinstance(link, RoughLink)
             for _ in range(self.dice.randint(1, MOST_REQUESTS_A_LINK)):
                 if self.left <= 0 or not link.alive:
                     break
@@ -125,7 +126,7 @@ async def _soak(churn: Churn, edges: int) -> dict[str, float]:
         **{f"requests: one that {fate}": count for fate, count in churn.fates.items()},
         "minutes": memory[-1][0],
         "steps": after["verify_batch_size_count"],
-        "RSS slope, MB/min": float(np.polyfit(*warm.T, 1)[0]),
+        "RSS slope, MB/min": float(np.polyfit(warm[:, 0], warm[:, 1], 1)[0]),
         "goal, MB/min": GOAL_MB_PER_MIN,
         "RSS after a third, MB": float(warm[0, 1]),
         "RSS at the end, MB": float(warm[-1, 1]),

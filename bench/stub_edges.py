@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
@@ -97,7 +97,7 @@ def draft_after(token: int, nodes: int, accepted: int) -> Tree:
 
 async def decode(
     link: Link, prompt: Sequence[int], max_tokens: int, nodes: int
-) -> AsyncIterator[float]:
+) -> AsyncGenerator[float, None]:
     """A whole answer, drafted `nodes` deep; gives the seconds that each of its verdicts took.
 
     Raises ServerError. Leaving the iteration early cancels the request.

@@ -11,10 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TextIO
+from typing import cast
 
 import torch
 from prometheus_client import Gauge
@@ -22,13 +22,15 @@ from torch import Tensor
 
 from runtime.config import ServerConfig, parse
 from runtime.logs import configure
-from runtime.model.engine import TreeRequest
+from runtime.model.config import ModelConfig
+from runtime.model.engine import Engine, TreeRequest
 from runtime.model.kv_cache import PagedKV
 from runtime.model.open import CPU_KV_TOKENS
 from runtime.server.door import Door, Identity
 from runtime.server.http import application, serving
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
+from runtime.server.trace_file import TraceFile
 from runtime.server.users import load_users
 from runtime.server.verify.warm_up import ROWS
 from runtime.wire.tcp import listen
@@ -36,7 +38,7 @@ from runtime.wire.tcp import listen
 VOCABULARY = 256
 MAX_CONTEXT = 4096
 IDENTITY = Identity("stub", VOCABULARY, lambda rows: bytes(16), MAX_CONTEXT, frozenset(), None)
-ONE_NUMBER_A_TOKEN = SimpleNamespace(n_layers=1, n_kv_heads=1, head_dim=1)
+ONE_NUMBER_A_TOKEN = cast(ModelConfig, SimpleNamespace(n_layers=1, n_kv_heads=1, head_dim=1))
 
 
 def next_token(token: int) -> int:
@@ -74,7 +76,7 @@ class StubEngine:
         """There are no keys and values to move."""
 
 
-async def serve(config: ServerConfig, step_s: float, trace: TextIO | None) -> None:
+async def serve(config: ServerConfig, step_s: float, trace: TraceFile | None) -> None:
     """Until SIGTERM; prints the addresses of the pages and of the server."""
     largest_window = 0.0
 
@@ -94,7 +96,7 @@ async def serve(config: ServerConfig, step_s: float, trace: TextIO | None) -> No
     window = Gauge("stub_largest_window", "Credits, since the start", registry=metrics.registry)
     window.set_function(lambda: largest_window)
     users = load_users(Path(config.users)) if config.users else None
-    server = Server(config, engine, Door(config, IDENTITY, users), trace, metrics)
+    server = Server(config, cast(Engine, engine), Door(config, IDENTITY, users), trace, metrics)
     server.pipeline.load.cost.learn((rows, step_s) for rows in ROWS)
     listener = await listen(config.host, config.port, server.new_peer, start=False)
     pages = application(lambda: server.unready, metrics.registry)
@@ -109,7 +111,7 @@ def main() -> None:
     config = parse(ServerConfig, sys.argv[2:], os.environ, "python -m bench.stub_server")
     configure(config.log_level, config.log_format)
     torch.set_num_threads(1)
-    with open(config.trace, "w", encoding="utf-8") if config.trace else nullcontext() as trace:
+    with closing(TraceFile(Path(config.trace))) if config.trace else nullcontext() as trace:
         asyncio.run(serve(config, step_s, trace))
 
 
