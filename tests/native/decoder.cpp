@@ -220,12 +220,12 @@ std::vector<float> one_by_one(const Decoder& d, const LayeredCache& kv, Numbers&
   return x;
 }
 
-}  // namespace
-
 // To the bit, but for the sign of a NaN, which is the compiler's choice.
 bool is_same(float want, float got) {
   return std::isnan(want) ? std::isnan(got) : bits_of_float(want) == bits_of_float(got);
 }
+
+}  // namespace
 
 void check_decode(Random& random) {
   Model model = make_model(random);
