@@ -633,6 +633,21 @@ def test_a_step_ahead_takes_pages_from_nobody(model: FakeModel) -> None:
     assert scheduler.preemptions == 1
 
 
+def test_pages_stay_until_the_last_step_that_has_them_is_over(
+    scheduler: Scheduler, model: FakeModel
+) -> None:
+    state = plain(scheduler, model, 1)
+    scheduler.next_batch()
+    assert ahead(scheduler) == [(1, 0, True, True)]
+    pages = list(state.pages)
+    scheduler.remove(state)
+    scheduler.step_ended()
+    assert state.pages == pages
+    scheduler.check()
+    scheduler.step_ended()
+    assert state.pages == []
+
+
 def random_ahead(dice: random.Random, scheduler: Scheduler) -> list[Work]:
     """The next step, chosen, withdrawn and chosen again."""
     step = scheduler.next_ahead(lambda state: dice.random() < 0.8)
@@ -683,6 +698,10 @@ def test_random_traffic_with_a_step_ahead(seed: int) -> None:
             step = []
         next_paths = model.step(step)
         overlapped += bool(step)
+        if scheduler.running and dice.random() < 0.05:  # now that the model has begun it
+            gone = dice.choice([*scheduler.running])
+            scheduler.remove(gone)
+            ages.oldest.discard(gone.key)
         deliver(scheduler, running, paths, plain=lambda state: state.key % 2 == 0)
         ages.check(scheduler)
         scheduler.check()
