@@ -668,7 +668,7 @@ def test_random_traffic_with_a_step_ahead(seed: int) -> None:
     left = [random_request(dice, key) for key in range(40)]
     running: list[Work] = []
     overlapped = 0
-    while left or scheduler.running or scheduler.waiting:
+    while left or running or scheduler.running or scheduler.waiting:
         if left and dice.random() < 0.7:
             try:
                 scheduler.submit(left[-1])
