@@ -71,7 +71,7 @@ class StubEngine:
         return logits
 
     def compact_verified(
-        self, trees: Sequence[TreeRequest], path: Tensor, accepted_lens: Tensor
+        self, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
     ) -> None:
         """There are no keys and values to move."""
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from runtime.model import staging
 from runtime.model.batch import Joined, TreeBatch, TreeRequest, tree_batch
 from runtime.model.graphs import PaddedSteps, sizes_to_record
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV
-from runtime.model.staging import Layout
 from runtime.model.transformer import Transformer
 from specedge_kernels import compact_kv
 
@@ -75,23 +75,13 @@ class Engine:
 
     @torch.inference_mode()
     def compact_verified(
-        self, trees: Sequence[TreeRequest], path: Tensor, accepted_lens: Tensor
+        self, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
     ) -> None:
-        """`compact` by verdicts that are still on the device.
+        """`compact` by verdicts that are still on the device, as `verify` returns them.
 
-        path [B, A] i32 and accepted_lens [B] i32 as `verify` returns them for the B trees.
+        page_table [B, M] i32, prefix_lens [B] i32, path [B, A] i32, accepted_lens [B] i32.
         """
-        device, n_pages = self.model.device, max((len(tree.pages) for tree in trees), default=0)
-        layout = Layout(
-            prefix_lens=(torch.int32, (len(trees),)), table=(torch.int32, (len(trees), n_pages))
-        )
-        buffer, arrays = layout.host_buffer(device)
-        arrays["prefix_lens"][:] = [tree.prefix_len for tree in trees]
-        arrays["table"].fill(0)
-        for row, tree in zip(arrays["table"], trees, strict=True):
-            row[: len(tree.pages)] = tree.pages
-        on_device = layout.views(buffer.to(device, non_blocking=True))
-        compact_kv(self.kv.kv, on_device["table"], on_device["prefix_lens"], path, accepted_lens)
+        compact_kv(self.kv.kv, page_table, prefix_lens, path, accepted_lens)
 
     def _joined(self, requests: Sequence[TreeRequest]) -> Joined:
         config, joined = self.model.config, Joined(requests, self.kv.page_size)
@@ -104,5 +94,5 @@ class Engine:
         layout, device = size.layout(), self.model.device
         buffer, arrays = layout.host_buffer(device)
         joined.fill(arrays)
-        on_device = layout.views(buffer.to(device, non_blocking=True))
+        on_device = layout.views(staging.upload(buffer, device))
         return tree_batch(on_device, size.words)

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from runtime.model import staging
 from runtime.model.batch import BatchSize, Joined, TreeBatch, tree_batch
 
 ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -130,7 +131,7 @@ class PaddedSteps:
     def _fill(self, step: Step, joined: Joined) -> None:
         buffer, arrays = step.layout.host_buffer(self._device)
         joined.fill(arrays)
-        step.inputs.copy_(buffer, non_blocking=True)
+        staging.upload(buffer, step.inputs)
 
 
 def holds(size: BatchSize, exact: BatchSize, page_size: int) -> bool:

@@ -20,6 +20,16 @@ NUMPY = {
 }
 
 
+def upload(buffer: Tensor, to: "torch.device | Tensor") -> Tensor:
+    """Send a host buffer to a device, or into a tensor there; nobody waits for it.
+
+    All that a step sends to its device goes through here.
+    """
+    if isinstance(to, Tensor):
+        return to.copy_(buffer, non_blocking=True)
+    return buffer.to(to, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one array lies in the buffer."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runtime.model.batch import BatchSize, Joined, TreeRequest
-from runtime.model.engine import Engine, KeptPath, PagedKV
+from runtime.model.engine import Engine, PagedKV
 from runtime.model.graphs import NODES, ROWS, Recorded, holds, sizes_to_record
 from tests.model import tiny
 from tests.model.tiny import chain, random_tokens
@@ -152,25 +152,3 @@ def test_nothing_is_recorded_while_serving(pairs):
         assert (size_of(padding, requests) is None) == (n_requests > 6)
         assert torch.equal(padding.forward(requests), plain.forward(requests))
     assert list(padding._padded._steps) == sizes
-
-
-def test_verdicts_on_the_device_compact_like_those_read_from_it(pairs, generator):
-    model = pairs("llama").ours
-    engines = twins(model, 4)
-    parents, paths = [-1, 0, 0, 2, 2, 4], [[0, 2, 4, 5], [0], [0, 1]]
-    trees = [
-        TreeRequest(random_tokens(6, generator), parents, n, range(10 * i, 10 * i + 6), range(6))
-        for i, n in enumerate((3, 0, 11))
-    ]
-    for engine in engines:
-        engine.kv.kv.copy_(torch.randn(engine.kv.kv.shape, generator=generator.manual_seed(1)))
-        engine.forward(trees)
-    path = torch.full((3, 6), -1, dtype=torch.int32)
-    for row, nodes in zip(path, paths, strict=True):
-        row[: len(nodes)] = torch.tensor(nodes)
-    lengths = torch.tensor([len(nodes) for nodes in paths], dtype=torch.int32)
-    engines[0].compact_verified(trees, path, lengths)
-    engines[1].compact(
-        [KeptPath(t.pages, t.prefix_len, p) for t, p in zip(trees, paths, strict=True)]
-    )
-    assert torch.equal(engines[0].kv.kv, engines[1].kv.kv)

@@ -59,7 +59,8 @@ class Fragile(Engine):
 
     def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
         logits = super().forward(requests)
-        self._fail("pass", requests)
+        if self._is_there("pass", requests):
+            raise RuntimeError("the pass of this request is broken")
         if self._is_there("logits", requests):
             ends = torch.tensor([len(request.logit_rows) for request in requests]).cumsum(0)
             mine = [request.pages is self.faulty.pages for request in requests].index(True)
@@ -68,14 +69,11 @@ class Fragile(Engine):
         return logits
 
     def compact_verified(
-        self, trees: Sequence[TreeRequest], path: Tensor, accepted_lens: Tensor
+        self, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
     ) -> None:
-        super().compact_verified(trees, path, accepted_lens)
-        self._fail("compaction", trees)
-
-    def _fail(self, point: str, requests: Sequence[TreeRequest]) -> None:
-        if self._is_there(point, requests):
-            raise RuntimeError(f"the {point} of this request is broken")
+        super().compact_verified(page_table, prefix_lens, path, accepted_lens)
+        if self.point == "compaction" and self.faulty.pages[0] in page_table[:, 0]:
+            raise RuntimeError("the compaction of this request is broken")
 
     def _is_there(self, point: str, requests: Sequence[TreeRequest]) -> bool:
         return self.point == point and any(r.pages is self.faulty.pages for r in requests)

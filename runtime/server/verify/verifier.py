@@ -16,7 +16,9 @@ from itertools import accumulate, chain
 import numpy as np
 import torch
 
+from runtime.model import staging
 from runtime.model.engine import Engine, TreeRequest
+from runtime.model.kv_cache import page_table
 from runtime.model.staging import Layout
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
@@ -117,7 +119,8 @@ class Batch:
         sizes = np.array([len(tree.tokens) for tree in self.trees], np.int64)
         self.most_nodes = int(max(sizes, default=0))
         words = max(-(-self.most_nodes // 64), 1)
-        layout = _layout(len(sizes), int(sizes.sum()), words)
+        table = page_table([tree.pages for tree in self.trees])
+        layout = _layout(int(sizes.sum()), words, *table.shape)
         buffer, arrays = layout.host_buffer(device)
         arrays["offsets"][:] = [*accumulate(sizes, initial=0)]
         arrays["tokens"][:] = _column(tree.tokens for tree in self.trees)
@@ -127,9 +130,10 @@ class Batch:
         parents = torch.from_numpy(_column(tree.parents for tree in self.trees).astype(np.int32))
         ancestors, depth = build_tree(parents, torch.from_numpy(arrays["offsets"]), words)
         arrays["ancestors"][:] = ancestors.numpy()
-        first = np.array([tree.prefix_len + 1 for tree in self.trees], np.int64)
-        arrays["position"][:] = np.repeat(first, sizes) + depth.numpy()
-        self.columns = layout.views(buffer.to(device, non_blocking=True))
+        prefix_lens = np.array([tree.prefix_len for tree in self.trees], np.int64)
+        arrays["position"][:] = np.repeat(prefix_lens + 1, sizes) + depth.numpy()
+        arrays["prefix_lens"][:], arrays["page_table"][:] = prefix_lens, table
+        self.columns = layout.views(staging.upload(buffer, device))
 
     def follow(self, drawn: Mapping[Request, int]) -> None:
         """Give those who follow the step before the tokens that it drew.
@@ -143,8 +147,8 @@ class Batch:
 
 
 @lru_cache(maxsize=64)
-def _layout(trees: int, rows: int, words: int) -> Layout:
-    """The arrays of a verification: B trees, N rows, W words of a row's mask."""
+def _layout(rows: int, words: int, trees: int, pages: int) -> Layout:
+    """The arrays of a verification: N rows, W words of a row's mask, B trees, M pages of one."""
     i32, i64, f32 = torch.int32, torch.int64, torch.float32
     return Layout(
         offsets=(i32, (trees + 1,)),
@@ -156,6 +160,8 @@ def _layout(trees: int, rows: int, words: int) -> Layout:
         min_p=(f32, (rows,)),
         seed=(i64, (rows,)),
         position=(i64, (rows,)),  # of the token that is drawn at the row
+        prefix_lens=(i32, (trees,)),
+        page_table=(i32, (trees, pages)),
     )
 
 
@@ -215,7 +221,8 @@ def _run(engine: Engine, batch: Batch) -> list[Outcome]:
     path, accepted_lens, bonus = verify(
         columns["tokens"], columns["ancestors"], columns["offsets"], target, batch.most_nodes
     )
-    engine.compact_verified(batch.trees, path, accepted_lens)
+    pages, prefix_lens = columns["page_table"], columns["prefix_lens"]
+    engine.compact_verified(pages, prefix_lens, path, accepted_lens)
     verdicts = torch.cat((accepted_lens[:, None], bonus[:, None], path), dim=1).tolist()
     return [
         _outcome(part.request, nodes[:count], token)
