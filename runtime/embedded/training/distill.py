@@ -1,4 +1,4 @@
-"""Make the embedded draft: `python -m runtime.embedded.distill --text FILE.jsonl.gz --out DIR`.
+"""Make the embedded draft: `python -m runtime.embedded.training.distill --text FILE.jsonl.gz --out DIR`.
 
 Reads conversations that the target wrote, scores them with the target, trains the draft on the
 soft labels, and writes the int8 draft whenever it agrees better with the target on held-out
@@ -16,10 +16,10 @@ from runtime.embedded import target_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from runtime.embedded.corpus import Corpus
-    from runtime.embedded.llama import Shape, Weights
-    from runtime.embedded.score import Scores
-    from runtime.embedded.train import Recipe, Run
+    from runtime.embedded.training.corpus import Corpus
+    from runtime.embedded.training.llama import Shape, Weights
+    from runtime.embedded.training.score import Scores
+    from runtime.embedded.training.train import Recipe, Run
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +50,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     if options.generate:
-        from runtime.embedded.generate import write_self_text
+        from runtime.embedded.training.generate import write_self_text
 
         write_self_text(target_path(), options.text, options.generate, options.seed)
     distill(options)
@@ -60,11 +60,11 @@ def distill(options: argparse.Namespace) -> None:
     """Score, train and report; every step finds what an earlier run already finished."""
     import torch
 
-    from runtime.embedded.corpus import read_corpus
-    from runtime.embedded.export import EMBEDDING
-    from runtime.embedded.llama import Llama, read_gguf
-    from runtime.embedded.score import score_corpus
-    from runtime.embedded.train import train
+    from runtime.embedded.training.corpus import read_corpus
+    from runtime.embedded.training.export import EMBEDDING
+    from runtime.embedded.training.llama import Llama, read_gguf
+    from runtime.embedded.training.score import score_corpus
+    from runtime.embedded.training.train import train
 
     shape, target = read_gguf(target_path())
     target[EMBEDDING] = target[EMBEDDING].to(torch.bfloat16)
@@ -86,9 +86,9 @@ def _prepare(
     """The run and the conversations it may train on."""
     import torch
 
-    from runtime.embedded.corpus import frequent_tokens
-    from runtime.embedded.llama import Llama
-    from runtime.embedded.train import Run, draft_shape, start_weights
+    from runtime.embedded.training.corpus import frequent_tokens
+    from runtime.embedded.training.llama import Llama
+    from runtime.embedded.training.train import Run, draft_shape, start_weights
 
     recipe = _recipe(options)
     indices = [i for i, c in enumerate(corpus.conversations) if not c.held_out]
@@ -98,7 +98,7 @@ def _prepare(
 
 
 def _recipe(options: argparse.Namespace) -> "Recipe":
-    from runtime.embedded.train import Recipe
+    from runtime.embedded.training.train import Recipe
 
     return Recipe(
         layers=tuple(options.layers),
@@ -119,9 +119,9 @@ class _Keeper:
         self.run, self.out, self.best = run, out, 0.0
 
     def keep_if_better(self) -> None:
-        from runtime.embedded.evaluate import agreement
-        from runtime.embedded.export import EMBEDDING, pack, save_draft, unpack
-        from runtime.embedded.llama import Llama
+        from runtime.embedded.training.evaluate import agreement
+        from runtime.embedded.training.export import EMBEDDING, pack, save_draft, unpack
+        from runtime.embedded.training.llama import Llama
 
         run = self.run
         weights, head_ids = unpack(pack(run.draft.weights, run.head_ids))
@@ -150,9 +150,9 @@ def _report(
 
     import torch
 
-    from runtime.embedded.evaluate import agreement
-    from runtime.embedded.export import EMBEDDING, load_draft
-    from runtime.embedded.llama import Llama
+    from runtime.embedded.training.evaluate import agreement
+    from runtime.embedded.training.export import EMBEDDING, load_draft
+    from runtime.embedded.training.llama import Llama
 
     weights, head_ids = load_draft(out / "draft.safetensors")
     weights[EMBEDDING] = embedding

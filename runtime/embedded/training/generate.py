@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from runtime.embedded.export import draft_config
-from runtime.embedded.llama import read_gguf
+from runtime.embedded.training.export import draft_config
+from runtime.embedded.training.llama import read_gguf
 
 # <|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
 # \n<|im_start|>user\n

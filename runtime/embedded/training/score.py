@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from runtime.embedded.corpus import Corpus, batches
-from runtime.embedded.llama import Llama
+from runtime.embedded.training.corpus import Corpus, batches
+from runtime.embedded.training.llama import Llama
 
 K = 48
 _GROUP = 128

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from runtime.embedded.llama import Shape, Weights
+from runtime.embedded.training.llama import Shape, Weights
 
 EMBEDDING = "model.embed_tokens.weight"
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from runtime.embedded.corpus import Corpus
-from runtime.embedded.llama import Llama
-from runtime.embedded.score import Scores, pad_inputs
+from runtime.embedded.training.corpus import Corpus
+from runtime.embedded.training.llama import Llama
+from runtime.embedded.training.score import Scores, pad_inputs
 
 _BATCH = 16
 

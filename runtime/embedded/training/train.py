@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from runtime.embedded.corpus import Corpus, batches
-from runtime.embedded.export import EMBEDDING
-from runtime.embedded.llama import Llama, Shape, Weights
-from runtime.embedded.loss import soft_cross_entropy, soft_labels
-from runtime.embedded.score import Scores, pad_inputs, table_rows
+from runtime.embedded.training.corpus import Corpus, batches
+from runtime.embedded.training.export import EMBEDDING
+from runtime.embedded.training.llama import Llama, Shape, Weights
+from runtime.embedded.training.loss import soft_cross_entropy, soft_labels
+from runtime.embedded.training.score import Scores, pad_inputs, table_rows
 
 
 @dataclass(frozen=True)

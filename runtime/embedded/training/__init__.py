@@ -1,0 +1,1 @@
+"""How the embedded draft was made; nothing that serves imports it."""
