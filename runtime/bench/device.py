@@ -6,10 +6,7 @@ free, and drafting and verifying get the proportion of other hardware.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import ModuleType
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,40 +15,23 @@ from runtime.bench.records import Span
 from runtime.model.engine import Engine, TreeRequest
 
 
-def pace(engine: Engine, pass_s: float) -> list[Span]:
-    """From now on a forward pass of this engine takes at least `pass_s` seconds.
+class PacedEngine(Engine):
+    """An engine whose forward passes take at least `pass_s` seconds, as if on another device.
 
-    Returns a list that grows by the span of each pass.
+    It takes the place of `engine`, whose model and KV cache it runs. The span of each pass is put
+    behind those in `spans`.
     """
-    spans: list[Span] = []
-    run, device = engine.forward, engine.model.device
 
-    def forward(requests: Sequence[TreeRequest]) -> Tensor:
-        start_s = time.monotonic()
-        logits = run(requests)
+    def __init__(self, engine: Engine, pass_s: float, spans: list[Span]):
+        super().__init__(engine.model, engine.kv)
+        self.pass_s, self.spans = pass_s, spans
+
+    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
+        """As Engine's, but done when it returns."""
+        start_s, device = time.monotonic(), self.model.device
+        logits = super().forward(requests)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        time.sleep(max(0.0, start_s + pass_s - time.monotonic()))
-        spans.append((start_s, time.monotonic()))
+        time.sleep(max(0.0, start_s + self.pass_s - time.monotonic()))
+        self.spans.append((start_s, time.monotonic()))
         return logits
-
-    engine.forward = forward
-    return spans
-
-
-@contextmanager
-def paced_engines(module: ModuleType, pass_s: float) -> Iterator[list[list[Span]]]:
-    """Engines that `module` opens meanwhile are paced; gives a list of spans for each of them."""
-    opened: list[list[Span]] = []
-    open_engine = module.open_engine
-
-    def open_paced(*arguments: Any, **options: Any) -> Engine:
-        engine = open_engine(*arguments, **options)
-        opened.append(pace(engine, pass_s))
-        return engine
-
-    module.open_engine = open_paced
-    try:
-        yield opened
-    finally:
-        module.open_engine = open_engine

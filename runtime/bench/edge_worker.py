@@ -10,19 +10,22 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.bench.device import paced_engines
+from runtime.bench.device import PacedEngine
 from runtime.bench.records import Answer, Span
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge
-from runtime.model import open as models
+from runtime.edge.loading import open_draft
 
 
 def main() -> None:
     """The first line is {"config": fields of EdgeConfig, "draft_pass_s": seconds}."""
     setup = json.loads(sys.stdin.readline())
-    edge = Edge(EdgeConfig(**setup["config"]))
-    with paced_engines(models, setup["draft_pass_s"]) as spans, edge:
-        (passes,) = spans
+    passes: list[Span] = []
+
+    def open_paced(config: EdgeConfig) -> PacedEngine:
+        return PacedEngine(open_draft(config), setup["draft_pass_s"], passes)
+
+    with Edge(EdgeConfig(**setup["config"]), open_draft=open_paced) as edge:
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:
             print(json.dumps(dataclasses.asdict(ask(edge, passes, json.loads(line)))), flush=True)

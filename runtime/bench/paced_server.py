@@ -6,15 +6,21 @@ step of the target takes at least STEP_S seconds.
 
 import sys
 
-from runtime.bench.device import paced_engines
+from runtime.bench.device import PacedEngine
+from runtime.config import ServerConfig
+from runtime.console import Terminal
 from runtime.server import __main__ as server
-from runtime.server import start
+from runtime.server.start import open_target
 
 
 def main() -> int:
     """The server's own exit status."""
-    with paced_engines(start, float(sys.argv.pop(1))):
-        return server.main()
+    step_s = float(sys.argv.pop(1))
+
+    def open_paced(config: ServerConfig, console: Terminal) -> PacedEngine:
+        return PacedEngine(open_target(config, console), step_s, [])
+
+    return server.main(open_paced)
 
 
 if __name__ == "__main__":

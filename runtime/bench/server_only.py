@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from runtime.bench.device import pace
-from runtime.bench.records import Answer
+from runtime.bench.device import PacedEngine
+from runtime.bench.records import Answer, Span
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.model.engine import Engine
@@ -190,8 +190,9 @@ def main() -> None:
         open_engine(setup[name], setup["weights"], "auto", lambda _: kv_tokens, PAGE_TOKENS)
         for name in ("model", "draft")
     )
-    pace(target, setup["verify_step_s"])
-    passes = pace(draft, setup["draft_pass_s"])
+    passes: list[Span] = []
+    target = PacedEngine(target, setup["verify_step_s"], [])
+    draft = PacedEngine(draft, setup["draft_pass_s"], passes)
     tokenizer = Tokenizer.load(setup["model"])
     stop_ids = tokenizer.stop_ids | Tokenizer.load(setup["draft"]).stop_ids
     sampling = setup["sampling"] | {"stop_ids": sorted(stop_ids)}

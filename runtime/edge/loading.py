@@ -16,9 +16,11 @@ from runtime.config import EdgeConfig
 
 if TYPE_CHECKING:
     from runtime.edge.draft.drafter import Drafter
+    from runtime.model.engine import Engine
     from runtime.model.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
+OpenDraft = Callable[[EdgeConfig], "Engine"]
 
 PAGE_TOKENS = 16
 CONTEXT_TOKENS = 8192  # beyond it the edge stops drafting and decodes plainly
@@ -35,11 +37,11 @@ class Vocabulary:
 class Loading:
     """Begins to load at once. Both futures may raise ModelError."""
 
-    def __init__(self, config: EdgeConfig) -> None:
+    def __init__(self, config: EdgeConfig, open_draft: OpenDraft) -> None:
         self.vocabulary: Future[Vocabulary] = Future()
         self.drafter: Future[Drafter] = Future()
         # a daemon: nobody waits for it who has given up
-        Thread(target=self._load, args=(config,), name="loading", daemon=True).start()
+        Thread(target=self._load, args=(config, open_draft), name="loading", daemon=True).start()
 
     @property
     def failed(self) -> bool:
@@ -47,10 +49,10 @@ class Loading:
         futures = (self.vocabulary, self.drafter)
         return any(future.done() and future.exception() is not None for future in futures)
 
-    def _load(self, config: EdgeConfig) -> None:
+    def _load(self, config: EdgeConfig, open_draft: OpenDraft) -> None:
         _settle(self.vocabulary, lambda: read_vocabulary(config))
         if self.vocabulary.exception() is None:
-            _settle(self.drafter, lambda: open_drafter(config))
+            _settle(self.drafter, lambda: make_drafter(open_draft(config)))
 
 
 def read_vocabulary(config: EdgeConfig) -> Vocabulary:
@@ -62,12 +64,11 @@ def read_vocabulary(config: EdgeConfig) -> Vocabulary:
     return Vocabulary(tokenizer, open_checkpoint(config.draft).config.vocab_size)
 
 
-def open_drafter(config: EdgeConfig) -> Drafter:
-    """The draft model, ready to draft. Raises ModelError."""
-    from runtime.edge.draft.drafter import Drafter
-    from runtime.model import open as models
+def open_draft(config: EdgeConfig) -> Engine:
+    """The draft model with its KV pool. Raises ModelError."""
+    from runtime.model.open import open_engine
 
-    engine = models.open_engine(
+    return open_engine(
         config.draft,
         config.weights,
         config.device,
@@ -76,6 +77,12 @@ def open_drafter(config: EdgeConfig) -> Drafter:
         kv_dtype=config.kv_dtype,
         activations=config.activations,
     )
+
+
+def make_drafter(engine: Engine) -> Drafter:
+    """What drafts with the model."""
+    from runtime.edge.draft.drafter import Drafter
+
     return Drafter(engine)
 
 

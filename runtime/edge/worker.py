@@ -12,7 +12,7 @@ from runtime.config import ConfigError, EdgeConfig, parse_address, read_token
 from runtime.edge.answer import Stream
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
-from runtime.edge.loading import Loading, Vocabulary
+from runtime.edge.loading import Loading, OpenDraft, Vocabulary
 from runtime.edge.loop import Drafting
 from runtime.edge.net.link import Credentials, ServerError, reach
 from runtime.edge.net.uplink import Uplink
@@ -28,10 +28,12 @@ from runtime.wire.tls import TLSError, Trust, trust
 class Worker:
     """One edge. `on_lost` hears when a lost server begins to be looked for."""
 
-    def __init__(self, config: EdgeConfig, on_lost: Callable[[ServerError], None]) -> None:
+    def __init__(
+        self, config: EdgeConfig, on_lost: Callable[[ServerError], None], open_draft: OpenDraft
+    ) -> None:
         self.uplink: Uplink | None = None
         self.prompts: Prompts | None = None
-        self._config, self._on_lost = config, on_lost
+        self._config, self._on_lost, self._open_draft = config, on_lost, open_draft
         self._loading: Loading | None = None
         self._batcher: Batcher | None = None
         self._writing: set[asyncio.Task[object]] = set()
@@ -50,7 +52,7 @@ class Worker:
         address, token, known = parse_address(self._config.server), self._token(), self._trust()
         if self._loading is None or self._loading.failed:
             await reach(*address, known)
-            self._loading = Loading(self._config)
+            self._loading = Loading(self._config, self._open_draft)
         if self.uplink is None:
             # shielded: who gives up does not end what others may wait for
             vocabulary = await asyncio.shield(asyncio.wrap_future(self._loading.vocabulary))

@@ -1,18 +1,25 @@
 """python -m runtime.server: load the target, open the port, verify."""
 
+from __future__ import annotations
+
 import gc
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from runtime.config import ConfigError, ServerConfig, parse, prepare_threads
 from runtime.logs import configure
 from runtime.terminal import TRY_AGAIN_STATUS, fail, run
 
+if TYPE_CHECKING:
+    from runtime.server.start import OpenTarget
 
-def main() -> int:
+
+def main(open_engine: OpenTarget | None = None) -> int:
     """Exit status: 0 after a drain, 2 when the options or the model cannot be used.
 
     75 when they may be usable in a while: the hub is not reached, an address is not there yet.
+    `open_engine` loads the target, for who runs it in another way.
     """
     try:
         config = parse(ServerConfig, sys.argv[1:], os.environ, "python -m runtime.server")
@@ -22,12 +29,12 @@ def main() -> int:
     prepare_threads(config, os.environ)
     # What is imported stays: to look through it again and again would be a tenth of the start.
     gc.disable()
-    from runtime.server.start import StartError, start
+    from runtime.server.start import StartError, open_target, start
 
     gc.freeze()
     gc.enable()
     try:
-        start(config)
+        start(config, open_engine or open_target)
     except StartError as error:
         status = fail("runtime.server", error)
         return TRY_AGAIN_STATUS if error.passes else status

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from runtime.config import ConfigError, ServerConfig, is_loopback
 from runtime.console import Terminal
 from runtime.logs import Seldom, fields
+from runtime.model import open as models
 from runtime.model.engine import Engine
 from runtime.model.locate import HubAway
-from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
 from runtime.server.descriptors import check_descriptors, tell_accept_failures
@@ -47,7 +47,27 @@ class StartError(Exception):
         self.passes = passes
 
 
-def start(config: ServerConfig) -> None:
+def open_target(config: ServerConfig, console: Terminal) -> Engine:
+    """The target with its KV pool; the console has a bar meanwhile. Raises ModelError."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(inert(f"loading {config.model}"), total=None)
+        return models.open_engine(
+            config.model,
+            config.weights,
+            config.device,
+            lambda model: config.kv_tokens,
+            config.page_size,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            kv_dtype=config.kv_dtype,
+            activations=config.activations,
+        )
+
+
+OpenTarget = Callable[[ServerConfig, Terminal], Engine]
+
+
+def start(config: ServerConfig, open_engine: OpenTarget = open_target) -> None:
     """Load, listen and serve until a signal. Raises StartError."""
     console = Terminal()
     try:
@@ -63,7 +83,7 @@ def start(config: ServerConfig) -> None:
             asyncio.run(_redirect(config, console))
         else:
             with _trace(config) as trace:
-                asyncio.run(serve(config, console, trace))
+                asyncio.run(serve(config, console, trace, open_engine=open_engine))
     except BrokenPipeError:
         raise  # of standard output, where nobody reads on
     except (ConfigError, ModelError, ConnectionError, TLSError) as error:
@@ -108,6 +128,7 @@ async def serve(
     console: Terminal,
     trace: TraceFile | None = None,
     opened: Callable[[str, int], None] = lambda host, port: None,
+    open_engine: OpenTarget = open_target,
 ) -> None:
     """Load, listen and serve until a signal, or until it is cancelled.
 
@@ -133,7 +154,7 @@ async def serve(
 
     async with _pages(config, console, unready, metrics):
         # in a thread, so that the pages answer meanwhile
-        engine = await asyncio.to_thread(_load, config, console)
+        engine = await asyncio.to_thread(open_engine, config, console)
         identity = await asyncio.to_thread(_identity, config, engine)
         door = _door(config, users, certificate, identity)
         costs = await asyncio.to_thread(warm_up, engine, config.max_step_nodes, config.max_batch)
@@ -229,22 +250,6 @@ def _door(
     identity: Identity | None,
 ) -> Door:
     return Door(config, identity, users, certificate.hash if certificate else NO_CERTIFICATE)
-
-
-def _load(config: ServerConfig, console: Terminal) -> Engine:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(inert(f"loading {config.model}"), total=None)
-        return open_engine(
-            config.model,
-            config.weights,
-            config.device,
-            lambda model: config.kv_tokens,
-            config.page_size,
-            lambda done, total: bar.update(task, completed=done, total=total),
-            kv_dtype=config.kv_dtype,
-            activations=config.activations,
-        )
 
 
 def _identity(config: ServerConfig, engine: Engine) -> Identity:

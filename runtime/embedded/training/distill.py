@@ -1,4 +1,6 @@
-"""Make the embedded draft: `python -m runtime.embedded.training.distill --text FILE.jsonl.gz --out DIR`.
+"""Make the embedded draft.
+
+    python -m runtime.embedded.training.distill --text FILE.jsonl.gz --out DIR
 
 Reads conversations that the target wrote, scores them with the target, trains the draft on the
 soft labels, and writes the int8 draft whenever it agrees better with the target on held-out
