@@ -17,6 +17,7 @@ from runtime.model.config import ModelConfig, from_huggingface
 from runtime.model.folder import (
     EMBEDDING,
     SafetensorsFolder,
+    copied,
     n_bytes,
     open_safetensors,
     read_json,
@@ -43,11 +44,7 @@ class Checkpoint(Protocol):
         ...
 
     def stored(self, name: str) -> Tensor | StoredWeight:
-        """One tensor as it is stored, on the CPU."""
-        ...
-
-    def mapped(self, name: str) -> Tensor | StoredWeight:
-        """The same; what nobody looks at may stay on disk."""
+        """One tensor as it is stored, on the CPU, and no part of the file any more."""
         ...
 
 
@@ -81,15 +78,12 @@ class EmbeddedDraft:
     def stored(self, name: str) -> Tensor | StoredWeight:
         if name == EMBEDDING:
             return self._target.stored(name)
-        tensor: Tensor = self._file.get_tensor(name)
+        tensor = copied(self._file, name)
         if tensor.dtype != torch.int8:
             return tensor
         scales = self._file.get_tensor(f"{name}.scale")
         whole = tensor.shape[1] % BLOCK == 0
         return _q8_0(tensor, scales) if whole else tensor.float() * scales[:, None]
-
-    def mapped(self, name: str) -> Tensor | StoredWeight:
-        return self._target.mapped(name) if name == EMBEDDING else self.stored(name)
 
 
 def _q8_0(codes: Tensor, scales: Tensor) -> StoredWeight:

@@ -95,11 +95,7 @@ class SafetensorsFolder:
 
     def stored(self, name: str) -> Tensor:
         stored = self._stored[name]
-        tensor: Tensor = self._file(stored).get_tensor(stored)
-        return tensor
-
-    def mapped(self, name: str) -> Tensor:
-        return self.stored(name)
+        return copied(self._file(stored), stored)
 
 
 def _full_name(name: str, every: Collection[str]) -> str:
@@ -216,6 +212,16 @@ def _parts(folder: Path) -> list[Path]:
         names = listed(f"{stem}-{n:05d}-of-{count}.safetensors" for n in missing)
         raise ModelError(f"{folder} lacks {names}, and {_INDEX}")
     return [folder / f"{stem}-{n:05d}-of-{count}.safetensors" for n in range(1, int(count) + 1)]
+
+
+def copied(file: Any, name: str) -> Tensor:
+    """A tensor of an open safetensors file.
+
+    What safetensors gives is the file itself: who writes over it would change a model that runs,
+    and who cuts it short would end the process.
+    """
+    tensor: Tensor = file.get_tensor(name)
+    return tensor.clone()
 
 
 def n_bytes(file: Any, name: str) -> int:

@@ -83,9 +83,6 @@ class GgufFile:
             return unpermuted(rows, self.config.head_dim)
         return rows
 
-    def mapped(self, name: str) -> Tensor | StoredWeight:
-        return self._tensors[name].mapped()
-
     def read(self, name: str) -> Tensor:
         return floats(self.stored(name), torch.float32)
 
@@ -102,20 +99,14 @@ class _StoredTensor:
     offset: int
 
     def read(self) -> Tensor | StoredWeight:
+        """Into memory of its own: whoever writes over the file changes no model that runs."""
         data = np.fromfile(self.path, np.uint8, math.prod(self.stored_shape), offset=self.offset)
         if data.size != math.prod(self.stored_shape):
             raise ModelError(f"{self.path} was cut short in tensor {self.name} meanwhile")
-        return self._typed(torch.from_numpy(data))
-
-    def mapped(self) -> Tensor | StoredWeight:
-        """In the file; what is written to it stays in memory."""
-        data = np.memmap(self.path, np.uint8, "c", self.offset, self.stored_shape)
-        return self._typed(torch.from_numpy(data.view(np.ndarray).reshape(-1)))
-
-    def _typed(self, data: Tensor) -> Tensor | StoredWeight:
+        tensor = torch.from_numpy(data)
         if self.ggml_type.name in _FLOATS:
-            return data.view(_FLOATS[self.ggml_type.name]).view(self.shape)
-        return StoredWeight(data.view(self.stored_shape), int(self.ggml_type))
+            return tensor.view(_FLOATS[self.ggml_type.name]).view(self.shape)
+        return StoredWeight(tensor.view(self.stored_shape), int(self.ggml_type))
 
 
 def _vector(tensor: _StoredTensor) -> Tensor:

@@ -200,8 +200,8 @@ class _Loader:
         return torch.cat(tensors).to(self.device)
 
     def _embedding(self) -> Tensor | StoredWeight:
-        """Only rows of it are ever looked at, so it may stay in the file."""
-        stored = self._read(EMBEDDING, self.checkpoint.mapped)
+        """As it is stored: only rows of it are ever looked at."""
+        stored = self._read(EMBEDDING)
         weight = self._weight(stored)
         self._note([stored], [weight])
         return weight if isinstance(weight, StoredWeight) else weight.to(self.device)
@@ -218,7 +218,7 @@ class _Loader:
         """Of all weights: as was asked for, else that of the embedding, bfloat16 if quantised."""
         if self.weights in FLOATS:
             return FLOATS[self.weights]
-        stored = self.checkpoint.mapped(EMBEDDING)
+        stored = self.checkpoint.stored(EMBEDDING)
         is_known = isinstance(stored, Tensor) and stored.dtype in FLOATS.values()
         return stored.dtype if is_known else torch.bfloat16
 
@@ -246,8 +246,8 @@ class _Loader:
     def _vector(self, name: str) -> Tensor:
         return floats(self._read(name), self.dtype).to(self.device)
 
-    def _read(self, name: str, how: Callable[[str], Weight] | None = None) -> Weight:
-        weight = (how or self.checkpoint.stored)(name)
+    def _read(self, name: str) -> Weight:
+        weight = self.checkpoint.stored(name)
         self.done_bytes += self.checkpoint.n_bytes(name)
         self.progress(self.done_bytes, self.total_bytes)
         return weight

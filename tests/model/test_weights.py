@@ -3,7 +3,10 @@
 import copy
 import json
 import shutil
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +16,7 @@ from runtime import embedded
 from runtime.model import checkpoint, weights
 from runtime.model.folder import EMBEDDING, HEAD
 from runtime.model.weights import ModelError
-from tests.model import tiny
+from tests.model import gguf_files, tiny
 from tests.model.tiny import assert_close, chain, judge
 
 TOKENS = list(range(3, 40, 2))
@@ -258,6 +261,30 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
         weights.load("smollm2")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+@pytest.mark.parametrize("kind", ["gguf", "float32", "bfloat16", "draft"])
+def test_a_model_that_runs_needs_its_file_no_more(kind, pairs, tmp_path, request):
+    """Whoever writes over it changes no text, and whoever cuts it short ends nothing."""
+    if kind == "draft":
+        request.getfixturevalue("draft")
+        path, name = tmp_path / "draft.safetensors", "smollm2-draft"
+    elif kind == "gguf":
+        case = gguf_files.base("llama", gguf_files.Sizes(), np.random.default_rng(0))
+        case.kinds["token_embd.weight"] = gguf_files.Kind.Q8_0
+        path = name = gguf_files.write(case, tmp_path / "model.gguf")
+    else:
+        theirs = copy.deepcopy(pairs("llama").theirs).to(getattr(torch, kind))
+        name = tiny.save(theirs, tmp_path)
+        path = name / "model.safetensors"
+    model = weights.load(name)
+    assert not model.config.tied_embedding
+    want = logits(model)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    with path.open("r+b") as file:  # the same file: a new one would leave the old one alone
+        file.write(b"\xff" * path.stat().st_size)
+    assert torch.equal(logits(model), want)
+
+
 class TinyTarget:
     """Stands for the embedded target where only its token embedding is wanted."""
 
@@ -267,7 +294,7 @@ class TinyTarget:
     def n_bytes(self, name):
         return self.embedding.nbytes
 
-    def mapped(self, name):
+    def stored(self, name):
         return self.embedding
 
 
