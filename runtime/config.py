@@ -114,6 +114,15 @@ class ServerConfig(Options):
     max_user_requests: int = option(
         64, "requests of one user, running or waiting", minimum=1, maximum=65535
     )
+    max_user_running: int = option(
+        0,
+        "requests of one user admitted at once; auto: all, or half of them if there are more users",
+        minimum=0,
+        auto=True,
+    )
+    silence_s: float = option(
+        30.0, "seconds that an edge with requests may be silent until they are ended", minimum=4
+    )
     max_strangers: int = option(
         64, "connections that have not been admitted yet", minimum=1, maximum=65535
     )

@@ -6,7 +6,9 @@ thread runs the model (model_thread.py). They meet in `steps.py`.
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import math
 import sys
 import time
 from collections import Counter
@@ -19,9 +21,10 @@ from runtime.model.engine import Engine
 from runtime.server.door import Door, Identity
 from runtime.server.metrics import Metrics, label
 from runtime.server.policy.edge_profile import EdgeProfile
-from runtime.server.policy.estimators import Mean
+from runtime.server.policy.estimators import Rate
 from runtime.server.policy.express_pass import POLICIES
 from runtime.server.policy.pipeline import Grant, Pipeline
+from runtime.server.pulse import LOOK_S, Pulse
 from runtime.server.request import NO_NODES, Phase, RejectedDraft, Request
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler
 from runtime.server.schedule.step import Step
@@ -37,6 +40,9 @@ log = logging.getLogger(__name__)
 LONGEST_WAIT_S = 3600.0  # of an idle server; inf is not a time-out
 # Two threads share the interpreter: the model's may have to wait so long for the loop's.
 SWITCH_S = 0.0005
+# A draft model may take minutes for a long prompt; meanwhile its edge answers Pings.
+DRAFTING_SILENCES = 10
+TELL_LOOKS = 5  # between two words to those who wait in line
 NO_GRANT = Grant(wire.Turn.SERVER)
 
 
@@ -66,6 +72,7 @@ class Server:
         config, kv = self.config, self.engine.kv
         limits = Limits(
             max_requests=config.max_requests,
+            max_user_running=self._most_of_a_user(),
             max_waiting=config.max_waiting,
             max_batch=config.max_batch,
             max_step_nodes=config.max_step_nodes,
@@ -80,11 +87,19 @@ class Server:
         )
         self.metrics.watch(self.door, self.scheduler, self.pipeline)
         self.requests: dict[tuple[FramedProtocol, int], Request] = {}  # by peer and number
-        self._rtt_s: dict[FramedProtocol, float] = {}
+        self._pulses: dict[FramedProtocol, Pulse] = {}
         self._requests_of: Counter[Hashable] = Counter()  # by user
+        self._leaving = Rate()  # requests that give a place free
+        self._left = 0  # of these, since the last look
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self.steps = Steps(self.engine, self.scheduler, self.pipeline, self._answer, self._work)
+
+    def _most_of_a_user(self) -> int:
+        """Requests of one user that may be admitted at once."""
+        all_of_them, users = self.config.max_requests, self.door.users
+        fair = all_of_them if users is None or len(users) < 2 else max(all_of_them // 2, 1)
+        return self.config.max_user_running or fair
 
     async def run(self, listener: asyncio.Server, announce: Callable[[str, int], None]) -> None:
         """Serve until SIGTERM or SIGINT; `announce` is told the address once it is open.
@@ -98,6 +113,7 @@ class Server:
         self.unready = ""
         announce(*listener.sockets[0].getsockname()[:2])
         verifying = asyncio.ensure_future(self._verify_forever())
+        looking = asyncio.ensure_future(self._look_forever())
         try:
             await asyncio.wait({verifying, stop}, return_when=asyncio.FIRST_COMPLETED)
             if stop.done():
@@ -105,6 +121,7 @@ class Server:
         finally:
             listener.close()
             verifying.cancel()
+            looking.cancel()
             try:  # an edge may be slow to take the last of its answer
                 await asyncio.gather(*(peer.hang_up(left_s) for peer in self.door.peers()))
             finally:
@@ -122,10 +139,9 @@ class Server:
                 self.door.answer(peer, message, time.monotonic())
                 if peer in self.door.admitted:
                     log.info("edge admitted", extra=self._who(peer))
-                    peer.send(wire.Ping(time.monotonic_ns()))
-            case wire.Pong(nonce=sent_ns):
-                self._rtt_s[peer] = (time.monotonic_ns() - sent_ns) * 1e-9
-                self.metrics.pong(self._rtt_s[peer])
+                    self._pulses[peer] = Pulse()
+            case wire.Pong():
+                self.metrics.pong(self._pulses[peer].answered(time.monotonic()))
             case wire.Open():
                 self._open(peer, message)
             case wire.Prompt():
@@ -144,7 +160,7 @@ class Server:
         log.log(level, "edge left", extra=self._who(peer, code=peer.ended_with, reason=reason))
         self.metrics.edge_left(peer)
         self.door.left(peer)
-        self._rtt_s.pop(peer, None)
+        self._pulses.pop(peer, None)
         for request in [r for r in self.requests.values() if r.key[0] is peer]:
             self._cancel(request)
 
@@ -171,6 +187,7 @@ class Server:
             edge=EdgeProfile(max_nodes=min(message.max_nodes, self.config.max_nodes)),
         )
         self._requests_of[user] += 1
+        self._ask(peer)
 
     def _refusal(
         self, identity: Identity, user: str, prompt_tokens: int
@@ -196,8 +213,6 @@ class Server:
         if not is_whole:
             return
         request.ready_s = time.monotonic()
-        if peer in self._rtt_s:
-            request.edge.rtt_s = Mean(self._rtt_s[peer])
         self.pipeline.opened(request, request.ready_s)
         try:
             self.scheduler.submit(request)
@@ -218,6 +233,54 @@ class Server:
             self.scheduler.drafted(request)
             self.pipeline.draft_arrived(request, message.draft_ms * 1e-3, request.ready_s)
         self._work.set()
+
+    def _ask(self, peer: FramedProtocol) -> None:
+        """Send a Ping, unless one is under way."""
+        if self._pulses[peer].may_ask():
+            self._pulses[peer].asked(time.monotonic())
+            peer.send(wire.Ping(0))
+
+    # --- what does not come ---
+
+    async def _look_forever(self) -> None:
+        for count in itertools.count(1):
+            await asyncio.sleep(LOOK_S)
+            self._look()
+            if count % TELL_LOOKS == 0:
+                self._tell_line()
+
+    def _look(self) -> None:
+        """End what edges hold that are silent, or that owe something for too long."""
+        silence_s = self.config.silence_s
+        for peer in {request.key[0]: None for request in self.requests.values()}:
+            self._pulses[peer].look(peer.bytes_received)
+            if self._pulses[peer].silent_s >= silence_s:
+                sentence = f"nothing has come from this edge for {silence_s:g} s"
+                peer.refuse(wire.ErrorCode.TIMEOUT, sentence)
+            else:
+                self._ask(peer)
+        for request in [*self.requests.values()]:
+            request.look(LOOK_S)
+            is_reading = request.phase is Phase.READING
+            most_s = silence_s if is_reading else DRAFTING_SILENCES * silence_s
+            if request.owed_s >= most_s:
+                what = "the rest of its prompt" if is_reading else "its draft"
+                sentence = f"{what} has not come for {most_s:g} s"
+                peer, number = request.key
+                self._refuse(peer, number, wire.ErrorCode.TIMEOUT, sentence)
+        self._leaving.observe(self._left, LOOK_S)
+        self._left = 0
+
+    def _tell_line(self) -> None:
+        """Tell edges whose requests wait for a place where they stand, and for how long."""
+        places: dict[FramedProtocol, list[int]] = {}
+        for place, request in enumerate(self.scheduler.waiting, start=1):
+            places.setdefault(request.key[0], []).append(place)
+        for peer, mine in places.items():
+            sentence = f"{len(mine)} of your requests wait, the first as number {mine[0]} in line"
+            if self._leaving.per_s:
+                sentence += f": about {math.ceil(mine[0] / self._leaving.per_s)} s"
+            peer.send(wire.Error(0, wire.ErrorCode.BUSY, fatal=False, sentence=sentence))
 
     def _refuse(
         self, peer: FramedProtocol, number: int, code: wire.ErrorCode, sentence: str
@@ -241,6 +304,7 @@ class Server:
             self.steps.recall()
         del self.requests[request.key]
         self._requests_of[request.user] -= 1
+        self._left += request.admitted
         if request.phase is not Phase.READING:
             self.pipeline.closed(request)
         self.scheduler.remove(request)
@@ -322,6 +386,8 @@ class Server:
         self.scheduler.verified(request)
         self.metrics.verdict(request, nodes, accepted, now_s)
         request.verdict_s = now_s
+        if (rtt_s := self._pulses[request.key[0]].rtt_s) is not None:
+            request.edge.pinged(rtt_s)
         self.totals.verdicts += 1
         self.totals.tokens += accepted + 1
         grant = NO_GRANT if finish else self.pipeline.after_verdict(request, accepted, now_s)

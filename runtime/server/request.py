@@ -91,6 +91,7 @@ class Request:
     in_steps: int = 0  # that it has rows in
     verifying: int = 0  # verdicts that they owe its edge
     # its edge
+    owed_s: float = 0.0  # for how long it has owed something, as far as was looked
     edge: EdgeProfile = field(default_factory=EdgeProfile)
     credit: Credit | None = None
 
@@ -135,10 +136,20 @@ class Request:
         """Whether its edge may send a tree, or has one on the way."""
         return self.turn is Turn.EDGE and self.draft is None and not self.verifying
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether its edge is to send something, without which nothing goes on."""
+        return self.phase in (Phase.READING, Phase.DRAFTING)
+
+    def look(self, passed_s: float) -> None:
+        """So much time has passed since it was looked at last."""
+        self.owed_s = self.owed_s + passed_s if self.is_owed else 0.0
+
     def read(self, tokens: tuple[int, ...]) -> bool:
         """More of the prompt has come; whether that was the last of it."""
         assert self.phase is Phase.READING, f"{self.key} reads a prompt while {self.phase}"
         self.context.extend(tokens)
+        self.owed_s = 0.0
         return len(self.context) == self.params.prompt_tokens
 
     def admit(self, pages: list[int], cached: int, admission: int) -> None:
@@ -174,6 +185,7 @@ class Request:
         """A draft, that of no nodes included, is ready to be verified."""
         assert self.draft is None, f"{self.key} has a draft already"
         self.draft, self.ready_s = draft, now_s
+        self.owed_s = 0.0
 
     def enter_step(self, chunk: int, verify: bool) -> None:
         """A step prefills so many of its tokens, and verifies its draft if it says."""

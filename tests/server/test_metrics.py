@@ -156,7 +156,7 @@ def test_an_edge_and_its_server_count_the_same(
         assert now.get(name, 0) == sum(depth > position for depth in depths)
     assert now["request_success_total", "length"] == 3
     assert now["request_success_total", "stop"] == 0
-    assert now["edge_rtt_seconds_count",] == 1
+    assert now["edge_rtt_seconds_count",] >= 1, "asked when a request was opened, then now and then"
     assert now["time_to_first_token_seconds_count",] == 3
     assert now["inter_token_latency_seconds_count",] == tokens - 3
     waited = ("time_to_first_token_seconds_sum",), ("inter_token_latency_seconds_sum",)

@@ -19,6 +19,7 @@ class EdgeProfile:
 
     max_nodes: int = 0  # the most it ever drafts; 0 is plain decoding for ever
     rtt_s: Mean = field(default_factory=lambda: Mean(RTT_S))
+    tells_rtt: bool = False  # whether the last round had a tree
     verdict_s: float = 0.0  # when its last verdict left
     grant_s: float = 0.0  # when its last verdict or credit left
     due_s: float = 0.0  # when its tree is expected
@@ -29,11 +30,26 @@ class EdgeProfile:
     acceptance: Acceptance = field(default_factory=Acceptance)
     trial: Trial = field(default_factory=Trial)
 
+    def pinged(self, rtt_s: float) -> None:
+        """Its last Pings took so long; that counts unless a tree has told it in the last round.
+
+        Without this, what one late tree made of it would stay: no trees come any more to mend it.
+        """
+        if not self.tells_rtt:
+            self.rtt_s = Mean(rtt_s)
+        self.tells_rtt = False
+
+    def forget(self) -> None:
+        """It is tried anew: a machine that was busy, or a tree that came late, is of the past."""
+        self.draft_s = Mean(min(self.draft_s.value, DRAFT_S), gain=0.25)
+        self.round_s = Mean(gain=0.25)
+
     def arrived(self, nodes: int, draft_s: float, now_s: float) -> None:
         """A tree of `nodes` drafted nodes has come, after `draft_s` at the edge."""
         self.nodes = nodes
         self.sent_nodes.observe(nodes)
         self.rtt_s.observe(max(now_s - self.grant_s - draft_s, 0.0))
+        self.tells_rtt = True
         waited_s = self.grant_s - self.verdict_s
         if waited_s == 0 or draft_s > AT_ONCE_S:  # else it was drafted before the credit came
             self.draft_s.observe(waited_s + draft_s)

@@ -171,7 +171,8 @@ class Pipeline:
     def _learn(self, request: Request, accepted: int, now_s: float) -> None:
         edge = request.edge
         if request.turn is not Turn.EDGE:
-            edge.trial.plain()
+            if edge.trial.plain():
+                edge.forget()
             return
         round_s = now_s - edge.verdict_s
         edge.round_s.observe(round_s)

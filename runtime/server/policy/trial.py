@@ -44,12 +44,14 @@ class Trial:
         self._plain_tokens = 0
         self._patience_tokens = WINDOW_TOKENS
 
-    def plain(self) -> None:
-        """A token came by plain decoding."""
+    def plain(self) -> bool:
+        """A token came by plain decoding; whether drafting is to be tried anew."""
         self._plain_tokens += 1
-        if self._plain_tokens >= self._patience_tokens:
-            self.slack_tokens, self._plain_tokens = SLACK_TOKENS, 0
-            self._patience_tokens = min(2 * self._patience_tokens, MOST_PATIENCE_TOKENS)
+        if self._plain_tokens < self._patience_tokens:
+            return False
+        self.slack_tokens, self._plain_tokens = SLACK_TOKENS, 0
+        self._patience_tokens = min(2 * self._patience_tokens, MOST_PATIENCE_TOKENS)
+        return True
 
     def drafted(self, tokens: int, round_tokens: float) -> None:
         """A round with a draft gave `tokens` in the time of `round_tokens`."""

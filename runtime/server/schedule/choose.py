@@ -19,6 +19,7 @@ class Limits:
     """Capacity of the server; nodes and chunks are counted in rows of the forward pass."""
 
     max_requests: int
+    max_user_running: int
     max_waiting: int
     max_batch: int
     max_step_nodes: int

@@ -222,18 +222,23 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Start waiting requests, in order, while slots and pages last."""
-        while self.waiting and len(self.running) < self.limits.max_requests:
+        while len(self.running) < self.limits.max_requests:
             request = self._next_waiting()
-            if not self._start(request):
+            if request is None or not self._start(request):
                 return
             self.waiting.remove(request)
 
-    def _next_waiting(self) -> Request:
-        """The first preempted request, else the first one of the user who runs the fewest."""
-        if self.waiting[0].preemptions:
+    def _next_waiting(self) -> Request | None:
+        """The first preempted request, else the first one of the user who runs the fewest.
+
+        None where all who wait run as many as one user may.
+        """
+        if self.waiting and self.waiting[0].preemptions:
             return self.waiting[0]
         running = Counter(request.user for request in self.running)
-        return min(self.waiting, key=lambda request: running[request.user])
+        most = self.limits.max_user_running
+        may = [request for request in self.waiting if running[request.user] < most]
+        return min(may, key=lambda request: running[request.user], default=None)
 
     def _start(self, request: Request) -> bool:
         """Admit a request with pages for its context and draft, if they are there.

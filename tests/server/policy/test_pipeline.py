@@ -425,3 +425,32 @@ def test_random_requests_are_always_granted_something_sane(policy: str, seed: in
         server.close(key)
     assert len(pipeline.credits.window) == 0
     pipeline.check([])
+
+
+def drafts_again(server: Server, rounds: int) -> bool:
+    """Whether a request that decodes plainly is told to draft within so many verdicts."""
+    for _ in range(rounds):
+        server.requests["a"].edge.pinged(RTT_S)
+        if server.step({"a": 0}, {}, STEP_S)["a"].turn is Turn.EDGE:
+            return True
+    return False
+
+
+def test_drafting_resumes_after_a_first_round_trip_of_four_seconds() -> None:
+    """An edge that was not there to answer; the next Ping tells how far away it is."""
+    server = one_edge()
+    server.requests["a"].edge.pinged(4.0)
+    assert server.step({"a": 0}, {}, STEP_S)["a"].turn is Turn.SERVER
+    assert drafts_again(server, rounds=1)
+
+
+@pytest.mark.parametrize("draft_s", [0.0, 60.0])
+def test_drafting_resumes_after_a_tree_that_came_a_minute_late(draft_s: float) -> None:
+    """On the way or at the edge: it costs the slack, and is forgotten when that is there again."""
+    server = one_edge()
+    assert server.step({"a": 0}, {}, STEP_S)["a"].turn is Turn.EDGE
+    server.now_s += 60.0
+    server.arrive("a", 8, draft_s)
+    assert server.step({"a": 8}, {}, STEP_S)["a"].turn is Turn.SERVER
+    assert not drafts_again(server, rounds=60), "what it cost is made up for first"
+    assert drafts_again(server, rounds=10)

@@ -16,6 +16,7 @@ from tests.server.schedule.fake_model import BONUS, FakeModel
 
 LIMITS = Limits(
     max_requests=4,
+    max_user_running=4,
     max_waiting=3,
     max_batch=3,
     max_step_nodes=20,
@@ -209,6 +210,21 @@ def test_users_take_turns(scheduler: Scheduler) -> None:
 
 
 # --- pages on demand and preemption ---
+
+
+def test_one_user_never_has_all_places() -> None:
+    """Beyond its share a user waits, others pass it, and it goes on when one of its own ends."""
+    scheduler = make(replace(LIMITS, max_user_running=2))
+    greedy = [request(number, user="a") for number in range(4)]
+    for state in greedy:
+        scheduler.submit(state)
+    assert keys(scheduler) == [0, 1]
+    for number in (10, 11):
+        scheduler.submit(request(number, user="b"))
+    assert keys(scheduler) == [0, 1, 10, 11]
+    scheduler.remove(greedy[0])
+    assert keys(scheduler) == [1, 10, 11, 2]
+    scheduler.check()
 
 
 def test_a_prompt_is_hashed_as_it_comes(
@@ -513,7 +529,7 @@ def test_random_traffic(seed: int) -> None:
     All end, what is cached is always a request's own text, and every limit is kept.
     """
     dice = random.Random(seed)
-    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
+    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6, max_user_running=6)
     scheduler, model, ages = make(limits), FakeModel(LIMITS.page_size, dice), Ages()
     left = [random_request(dice, key) for key in range(40)]
     most = math.log2(limits.n_pages / limits.pages_for(1 + limits.max_nodes)) + 2
@@ -663,7 +679,7 @@ def random_ahead(dice: random.Random, scheduler: Scheduler) -> list[Work]:
 def test_random_traffic_with_a_step_ahead(seed: int) -> None:
     """The model begins a step before the verdicts of the last one are applied; everything holds."""
     dice = random.Random(seed)
-    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
+    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6, max_user_running=6)
     scheduler, model, ages = make(limits), FakeModel(LIMITS.page_size, dice), Ages()
     left = [random_request(dice, key) for key in range(40)]
     running: list[Work] = []

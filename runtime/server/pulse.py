@@ -1,0 +1,53 @@
+"""Whether an edge is still there, and how far away it is: what its answers to Pings tell.
+
+A process that is stopped keeps its connection, as its system goes on confirming what comes; so does
+one that hangs. Only what it says itself shows that it lives. An edge is asked while it has
+requests, as one without holds nothing, and as it may not listen between them.
+
+Knows no socket and no clock: it is asked every LOOK_S seconds and counts those times, so that a
+server which was stopped itself takes nobody for silent.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+LOOK_S = 2.0
+TRIPS = 4  # so many are remembered
+
+
+@dataclass
+class Pulse:
+    """Of one edge."""
+
+    silent_s: float = 0.0  # for how long nothing has come, as far as was looked
+    _heard_bytes: int = 0
+    _asked_s: float | None = None  # when the Ping went that has no answer yet
+    _trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))
+
+    def look(self, heard_bytes: int) -> None:
+        """LOOK_S have passed; so many bytes have come in all."""
+        self.silent_s = self.silent_s + LOOK_S if heard_bytes == self._heard_bytes else 0.0
+        self._heard_bytes = heard_bytes
+
+    def may_ask(self) -> bool:
+        """Whether no Ping is under way: there may be only one."""
+        return self._asked_s is None
+
+    def asked(self, now_s: float) -> None:
+        """A Ping was sent."""
+        self._asked_s = now_s
+
+    def answered(self, now_s: float) -> float:
+        """Its Pong has come; how long that took."""
+        assert self._asked_s is not None, "a Pong without a Ping"
+        trip_s, self._asked_s = now_s - self._asked_s, None
+        self._trips_s.append(trip_s)
+        return trip_s
+
+    @property
+    def rtt_s(self) -> float | None:
+        """The shortest of the last round trips, None before the first.
+
+        The others had to wait for something: an edge that did not listen, a link that was full.
+        """
+        return min(self._trips_s, default=None)
