@@ -19,7 +19,6 @@ class Limits:
     """Capacity of the server; nodes and chunks are counted in rows of the forward pass."""
 
     max_requests: int
-    max_user_running: int
     max_waiting: int
     max_batch: int
     max_step_nodes: int
@@ -27,6 +26,7 @@ class Limits:
     chunk_tokens: int
     page_size: int
     n_pages: int
+    max_user_running: int = 65535  # of max_requests; without more users no limit of its own
 
     def pages_for(self, n_tokens: int) -> int:
         """Pages that n_tokens tokens need."""

@@ -14,7 +14,6 @@ from runtime.wire.messages import Open
 
 LIMITS = Limits(
     max_requests=64,
-    max_user_running=64,
     max_waiting=3,
     max_batch=3,
     max_step_nodes=20,

@@ -16,7 +16,6 @@ from tests.server.schedule.fake_model import BONUS, FakeModel
 
 LIMITS = Limits(
     max_requests=4,
-    max_user_running=4,
     max_waiting=3,
     max_batch=3,
     max_step_nodes=20,
@@ -529,7 +528,7 @@ def test_random_traffic(seed: int) -> None:
     All end, what is cached is always a request's own text, and every limit is kept.
     """
     dice = random.Random(seed)
-    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6, max_user_running=6)
+    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
     scheduler, model, ages = make(limits), FakeModel(LIMITS.page_size, dice), Ages()
     left = [random_request(dice, key) for key in range(40)]
     most = math.log2(limits.n_pages / limits.pages_for(1 + limits.max_nodes)) + 2
@@ -679,7 +678,7 @@ def random_ahead(dice: random.Random, scheduler: Scheduler) -> list[Work]:
 def test_random_traffic_with_a_step_ahead(seed: int) -> None:
     """The model begins a step before the verdicts of the last one are applied; everything holds."""
     dice = random.Random(seed)
-    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6, max_user_running=6)
+    limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
     scheduler, model, ages = make(limits), FakeModel(LIMITS.page_size, dice), Ages()
     left = [random_request(dice, key) for key in range(40)]
     running: list[Work] = []
