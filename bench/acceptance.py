@@ -11,15 +11,15 @@ that a verdict takes. A verdict is foreseen if its bonus token has been expanded
 """
 
 import argparse
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from bench.harness import report
+from bench.harness import option_parser, report
+from runtime.bench.prompts import read_questions
 from runtime.config import WEIGHTS
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, Step, TreeShape
@@ -32,10 +32,6 @@ from runtime.server.verify.verifier import Failed, Verified, verify_batch
 from runtime.tree import ROOT, Tree
 from runtime.wire.messages import Open
 
-# Spec-Bench names the eight kinds of its first task one by one
-MULTI_TURN = {
-    "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
-}  # fmt: skip
 CONTEXT_TOKENS = 2048
 
 
@@ -74,18 +70,6 @@ class Count:
         return (*text, passes, foreseen, f"{self.reused / max(self.ahead, 1):.0%}")
 
 
-def read_prompts(path: Path, per_task: int) -> Iterable[tuple[str, str]]:
-    """(task, text), `per_task` of each task, spread evenly over the file."""
-    tasks: dict[str, list[str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        task = "multi-turn" if entry["category"] in MULTI_TURN else entry["category"]
-        tasks.setdefault(task, []).append(entry["turns"][0])
-    for task, texts in tasks.items():
-        step = max(1, len(texts) // per_task)
-        yield from ((task, text) for text in texts[::step][:per_task])
-
-
 @dataclass(frozen=True)
 class Ahead:
     """What is drafted while a tree is being verified."""
@@ -116,7 +100,7 @@ def answer(
             if frontier := speculation.frontier_ahead():
                 drafter.run([Pass(speculation, frontier)])
         verified = verify(engine, request)
-        request.advance([request.draft.tokens[n - 1] for n in verified.path[1:]], verified.bonus)
+        verified.commit()
         steps.append(speculation.commit(verified.path[-1], verified.bonus))
         if request.finish:
             break
@@ -161,8 +145,8 @@ def main() -> None:
     shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)
     ahead = Ahead(Proactive(options.proactive), options.proactive_passes)
     counts: dict[str, Count] = {}
-    for task, text in read_prompts(options.prompts, options.per_task):
-        prompt = tokenizer.chat_prompt([{"role": "user", "content": text}])
+    for question in read_questions(options.prompts, options.per_task):
+        prompt = tokenizer.chat_prompt([{"role": "user", "content": question.text}])
         if len(prompt) + options.max_tokens + 256 > CONTEXT_TOKENS:
             continue
         params = Open(
@@ -176,7 +160,7 @@ def main() -> None:
         plain = tokens
         if options.check:
             plain, _, _ = answer(engine, drafter, prompt, params, TreeShape(0, 1, 1, 1))
-        for count in (counts.setdefault(task, Count()), counts.setdefault("all", Count())):
+        for count in (counts.setdefault(question.task, Count()), counts.setdefault("all", Count())):
             count.add(steps[1:], passes)
             count.different += tokens != plain
     everything = counts.pop("all")
@@ -216,11 +200,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.acceptance",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = option_parser("bench.acceptance", __doc__)
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
     parser.add_argument("--per-task", type=int, default=8, help="prompts of each task")
     parser.add_argument("--model", default="smollm2")
@@ -238,7 +218,6 @@ def parse_options() -> argparse.Namespace:
         "--proactive-passes", type=int, default=3, help="passes while a tree is verified"
     )
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 

@@ -10,7 +10,7 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 
-from bench.harness import report
+from bench.harness import option_parser, report
 from bench.stub_edges import StubServer, decode, stub_server
 
 GOAL_US = 100.0
@@ -90,13 +90,10 @@ def _figures(before: dict[str, float], after: dict[str, float]) -> dict[str, flo
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = option_parser("bench.connections", __doc__)
     parser.add_argument("--edges", type=int, default=2000)
     parser.add_argument("--step-ms", type=float, default=20.0)
     parser.add_argument("--measure-s", type=float, default=20.0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     parser.add_argument("server", nargs="*", help="after --: further options of the server")
     return parser.parse_args()
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.harness import report
+from bench.harness import option_parser, report
 from bench.scheduler import Figure, Setting, connections, crowd, newcomer, reunion
 from bench.scheduler_model import Accelerator, Device, Record, Trip
 from bench.stub_edges import HELLO, StubServer, draft_after, stub_server, text_after
@@ -314,15 +314,10 @@ def row(policy: str, measured: Figure, simulated: Figure | None) -> tuple[str, .
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.credits",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = option_parser("bench.credits", __doc__)
     parser.add_argument("--edges", type=int, default=200, help="of the crowd")
     parser.add_argument("--seconds", type=float, default=6.0, help="of a scenario")
     parser.add_argument("--policy", choices=tuple(POLICIES), help="one policy of credits, not all")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     options = parser.parse_args()
     if options.edges < LEAST_EDGES:
         parser.error(f"--edges is {options.edges}; a crowd has {LEAST_EDGES} at least")

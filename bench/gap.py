@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import multiprocessing
 import signal
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bench.harness import report
+from bench.harness import option_parser, report
 from bench.stub_edges import HELLO, decode
 from bench.stub_server import IDENTITY, StubEngine
+from runtime.bench.figures import percentile
 from runtime.config import ServerConfig
 from runtime.edge.net.link import Link
 from runtime.model.engine import Engine, TreeRequest
@@ -78,11 +78,10 @@ def main() -> None:
         for requests in options.requests:
             gaps_ms = asyncio.run(_measure(requests, drafted, options))
             name = f"{requests}_{'drafted' if drafted else 'plain'}"
-            quartiles = statistics.quantiles(gaps_ms, n=20, method="inclusive")
-            numbers[f"idle_ms_{name}"] = round(statistics.median(gaps_ms), 3)
-            numbers[f"idle_p95_ms_{name}"] = round(quartiles[18], 3)
-            cells = [min(gaps_ms), quartiles[4], quartiles[9], quartiles[14], quartiles[18]]
-            rows.append([name, len(gaps_ms), *(f"{gap:.2f}" for gap in cells)])
+            shares = {share: percentile(gaps_ms, share) for share in (0.0, 0.25, 0.5, 0.75, 0.95)}
+            numbers[f"idle_ms_{name}"] = round(shares[0.5], 3)
+            numbers[f"idle_p95_ms_{name}"] = round(shares[0.95], 3)
+            rows.append([name, len(gaps_ms), *(f"{gap:.2f}" for gap in shares.values())])
     title = f"ms without a pass between two full steps, stub model of {options.step_ms:g} ms"
     columns = ("requests", "gaps", "least", "p25", "median", "p75", "p95")
     report(title, columns, rows, numbers, options.json)
@@ -150,13 +149,10 @@ async def _ask(address: tuple[str, int], edges: int, nodes: int) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = option_parser("bench.gap", __doc__)
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--step-ms", type=float, default=50.0)
     parser.add_argument("--steps", type=int, default=60, help="gaps to be measured of each case")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     return parser.parse_args()
 
 

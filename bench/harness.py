@@ -1,4 +1,4 @@
-"""What every benchmark needs: a timing with its spread, the machine, a table, JSON.
+"""What every benchmark needs: options, a timing with its spread, a table, JSON.
 
 It measures what it is given and judges nothing; checking the result first is the caller's duty.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from runtime.bench.machine import machine
+from runtime.bench.table import laid_out
 
 # Reported when a benchmark has imported them; the harness itself loads none.
 LIBRARIES = ("torch", "triton", "transformers", "numpy")
@@ -26,6 +27,12 @@ class Timing:
     median_s: float
     low_s: float
     high_s: float
+
+    @classmethod
+    def of(cls, times_s: Sequence[float]) -> Timing:
+        """Of single samples, two or more."""
+        low_s, median_s, high_s = statistics.quantiles(times_s, n=4)
+        return cls(median_s, low_s, high_s)
 
     @property
     def median_us(self) -> float:
@@ -53,16 +60,13 @@ def measure(
     calls = 1
     while (elapsed_s := _time(call, calls, synchronize)) < sample_s:
         calls = max(2 * calls, int(calls * sample_s / max(elapsed_s, 1e-9)))
-    times_s = [_time(call, calls, synchronize) / calls for _ in range(samples)]
-    low_s, median_s, high_s = statistics.quantiles(times_s, n=4)
-    return Timing(median_s, low_s, high_s)
+    return Timing.of([_time(call, calls, synchronize) / calls for _ in range(samples)])
 
 
 def measure_in_turns(calls: Sequence[Callable[[], object]], samples: int = 15) -> list[Timing]:
     """Time several calls, one of each in every turn, so that a busy machine slows all of them."""
     times_s = [[_time(call, 1, no_wait) for call in calls] for _ in range(samples + 1)][1:]
-    quartiles = [statistics.quantiles(of_one, n=4) for of_one in zip(*times_s, strict=True)]
-    return [Timing(median_s, low_s, high_s) for low_s, median_s, high_s in quartiles]
+    return [Timing.of(of_one) for of_one in zip(*times_s, strict=True)]
 
 
 def _time(call: Callable[[], object], calls: int, synchronize: Callable[[], None]) -> float:
@@ -74,37 +78,20 @@ def _time(call: Callable[[], object], calls: int, synchronize: Callable[[], None
     return time.perf_counter() - start_s
 
 
-def machine() -> dict[str, str]:
-    """The processor, the interpreter and the libraries in use."""
-    versions = {
-        name: str(getattr(sys.modules[name], "__version__", "?"))
-        for name in LIBRARIES
-        if name in sys.modules
-    }
-    return {
-        "system": platform.platform(terse=True),
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [
-                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-            ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
-
-
-def parse_options(description: str) -> argparse.Namespace:
-    """The options that all benchmarks share: --json."""
-    parser = argparse.ArgumentParser(description=description)
+def option_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Options of `python -m module`, of which all benchmarks have --json."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
-    return parser.parse_args()
+    return parser
+
+
+def this_machine() -> dict[str, str]:
+    """What the benchmark runs on, with the libraries that it has imported."""
+    return machine(name for name in LIBRARIES if name in sys.modules)
 
 
 def report(
@@ -116,11 +103,8 @@ def report(
 ) -> None:
     """Print a table under the machine's description, or `numbers` and the machine as JSON."""
     if as_json:
-        print(json.dumps({**numbers, "machine": machine()}, indent=2))
+        print(json.dumps({**numbers, "machine": this_machine()}, indent=2))
         return
     print(title)
-    print("\n".join(f"  {name}: {value}" for name, value in machine().items()))
-    cells = [list(map(str, columns)), *(list(map(str, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print("\n".join(f"  {name}: {value}" for name, value in this_machine().items()))
+    print(laid_out(columns, rows))

@@ -13,7 +13,6 @@ batch, and how often a token differs is what is reported.
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import time
@@ -34,7 +33,8 @@ from bench.both_ways import (
     scarce_tokens,
     serving,
 )
-from bench.harness import report
+from bench.harness import option_parser, report
+from runtime.bench.prompts import read_turns
 from runtime.config import WEIGHTS
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import MAX_EXPANDED, TreeShape
@@ -123,12 +123,8 @@ def read_prompts(path: Path, count: int) -> list[str]:
 
     Raises OSError if there is no such file, ValueError if a line of it is something else.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    try:
-        questions = [json.loads(line)["turns"] for line in lines]
-        first = [turns[0] for turns in questions]
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path}: expected a JSON object with turns in each line") from error
+    questions = [turns for _, turns in read_turns(path)]
+    first = [turns[0] for turns in questions]
     later = [turn for turns in questions for turn in turns[1:]]
     return spread(first, count) + spread(later, count - len(first))
 
@@ -256,11 +252,7 @@ def server_options(options: argparse.Namespace, asked: Mapping[float, Questions]
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.lossless",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = option_parser("bench.lossless", __doc__)
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
     parser.add_argument("--count", type=int, default=60, help="prompts, evenly over the file")
     parser.add_argument("--max-tokens", type=int, default=128)
@@ -275,7 +267,6 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plain-batch", type=int, default=16, help="plain answers at a time")
     parser.add_argument("--edges", type=int, default=8, help="that ask at the same time")
     parser.add_argument("--max-budget", type=int, default=32, help="nodes of a tree")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("more", nargs="*", help="after --: further options of runtime.server")
     return parser.parse_args(argv)
 

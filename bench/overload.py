@@ -9,14 +9,14 @@ whole rounds as the edges see them, the first verdict, which may have waited in 
 
 import argparse
 import asyncio
-import statistics
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import cycle
 
-from bench.harness import report
+from bench.harness import option_parser, report
 from bench.stub_edges import StubServer, decode, stub_server
+from runtime.bench.figures import percentile
 from runtime.edge.net.link import Link, ServerError
 from runtime.wire.messages import ErrorCode
 
@@ -85,38 +85,31 @@ async def _offer(links: list[Link], seconds: float, requests_per_s: float) -> Se
 
 
 def _figures(unloaded: Seen, loaded: Seen) -> dict[str, float]:
-    ratio = _percentile(loaded.round_s, 99) / _percentile(unloaded.round_s, 99)
+    ratio = percentile(loaded.round_s, 0.99) / percentile(unloaded.round_s, 0.99)
     return {
         "unloaded: answered": len(unloaded.first_s),
         "unloaded: refused": len(unloaded.busy_s),
-        "unloaded: round p50, ms": _percentile(unloaded.round_s, 50) * 1e3,
-        "unloaded: round p99, ms": _percentile(unloaded.round_s, 99) * 1e3,
-        "unloaded: first verdict p99, ms": _percentile(unloaded.first_s, 99) * 1e3,
+        "unloaded: round p50, ms": percentile(unloaded.round_s, 0.5) * 1e3,
+        "unloaded: round p99, ms": percentile(unloaded.round_s, 0.99) * 1e3,
+        "unloaded: first verdict p99, ms": percentile(unloaded.first_s, 0.99) * 1e3,
         "overload: answered": len(loaded.first_s),
         "overload: refused": len(loaded.busy_s),
-        "overload: round p50, ms": _percentile(loaded.round_s, 50) * 1e3,
-        "overload: round p99, ms": _percentile(loaded.round_s, 99) * 1e3,
-        "overload: first verdict p99, ms": _percentile(loaded.first_s, 99) * 1e3,
+        "overload: round p50, ms": percentile(loaded.round_s, 0.5) * 1e3,
+        "overload: round p99, ms": percentile(loaded.round_s, 0.99) * 1e3,
+        "overload: first verdict p99, ms": percentile(loaded.first_s, 0.99) * 1e3,
         "round p99, overload over unloaded": ratio,
         "goal": GOAL_RATIO,
-        "refusal p50, ms": _percentile(loaded.busy_s, 50) * 1e3,
-        "refusal p99, ms": _percentile(loaded.busy_s, 99) * 1e3,
+        "refusal p50, ms": percentile(loaded.busy_s, 0.5) * 1e3,
+        "refusal p99, ms": percentile(loaded.busy_s, 0.99) * 1e3,
         "longest refusal, ms": max(loaded.busy_s) * 1e3,
         "goal, ms": GOAL_BUSY_MS,
     }
 
 
-def _percentile(values: list[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = option_parser("bench.overload", __doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each of the two loads")
     parser.add_argument("--times", type=float, default=10.0, help="the capacity, in the overload")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 
-from bench.harness import report
+from bench.harness import option_parser, report
 from bench.kernels.quantized import quantized_linear, random_weight
 from specedge_kernels import QuantizedWeight, _cpu
 from specedge_kernels.quantized import FORMS
@@ -65,8 +65,7 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.quantized", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser = option_parser("bench.quantized", __doc__)
     parser.add_argument("--exact", action="store_true", help="activations as they are")
     parser.add_argument("--rounds", type=int, default=9, help="steps of each number of rows")
     kinds = {form.name: kind for kind, form in FORMS.items()}

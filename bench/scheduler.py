@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bench.harness import report
+from bench.harness import option_parser, report
 from bench.scheduler_model import Accelerator, Device, Record, Simulation, Trip, expected_accepted
 from runtime.server.policy.express_pass import POLICIES
 
@@ -264,16 +264,11 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.scheduler",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = option_parser("bench.scheduler", __doc__)
     parser.add_argument("--edges", type=int, default=1000, help="of the crowd, at most 10,000")
     parser.add_argument("--policy", choices=tuple(POLICIES), help="one policy of credits, not all")
     parser.add_argument("--pipeline", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--quick", action="store_true", help="shorter, and fewer seeds")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not 100 <= options.edges <= 10_000:
         parser.error(f"--edges is {options.edges}; the crowd has 100 to 10,000")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.harness import report
+from bench.harness import option_parser, report
 from bench.stub_edges import HELLO, StubServer, decode, stub_server
 from bench.stub_server import VOCABULARY
 from runtime.edge.net.link import Link, Sampling
@@ -154,14 +154,11 @@ async def _settled(server: StubServer) -> dict[str, float]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = option_parser("bench.soak", __doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_REQUESTS} requests")
     parser.add_argument("--edges", type=int, default=24, help="connections at a time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     return parser.parse_args()
 
 

@@ -12,7 +12,6 @@ time.
 import argparse
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +22,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-from bench.harness import report
+from bench.harness import option_parser, report
+from runtime.bench.figures import spread
+from runtime.bench.machine import resident_bytes
+from runtime.bench.table import show
 
 READY = re.compile(r"python -m runtime\.edge --server (\S+)")
 PORTS = ("--port", "0", "--http", "127.0.0.1:0")
@@ -54,8 +56,8 @@ def main() -> None:
         row = [name]
         for figure in ("wall_s", "cpu_s", "rss_mib"):
             values = [getattr(one, figure) for one in several]
-            numbers[f"{name}: {figure}"] = statistics.median(values)
-            row.append(f"{statistics.median(values):.2f} [{min(values):.2f}-{max(values):.2f}]")
+            numbers[f"{name}: {figure}"], _, _ = seen = spread(values)
+            row.append(show(seen, 2))
         table.append(row)
     title = (
         f"{options.model} and {options.draft}, torch {version('torch')}, "
@@ -116,22 +118,17 @@ def _lines(output: IO[bytes] | None) -> Iterator[str]:
 def _reached(process: subprocess.Popen[bytes], begun_s: float) -> Reached:
     """From /proc, of a process that still runs."""
     wall_s = time.monotonic() - begun_s
-    of_process = Path(f"/proc/{process.pid}")
     # behind the name, which may have blanks and brackets in it
-    fields = (of_process / "stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     cpu_s = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-    resident = int((of_process / "statm").read_text().split()[1])
-    return Reached(wall_s, cpu_s, resident * os.sysconf("SC_PAGE_SIZE") / 2**20)
+    return Reached(wall_s, cpu_s, resident_bytes(process.pid) / 2**20)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = option_parser("bench.startup", __doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--draft", default="smollm2-draft")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     return parser.parse_args()
 
 

@@ -18,7 +18,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 
-from bench.harness import Timing, measure, measure_in_turns, report
+from bench.harness import Timing, measure, measure_in_turns, option_parser, report
 from runtime.config import WEIGHTS
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
@@ -238,18 +238,13 @@ def synchronize(engine: Engine):
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.verify_cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = option_parser("bench.verify_cost", __doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--weights", default="stored", choices=WEIGHTS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 8, 16, 32, 64])
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     return parser.parse_args()
 
 

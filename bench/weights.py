@@ -18,8 +18,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 
-from bench.acceptance import read_prompts
-from bench.harness import report
+from bench.harness import option_parser, report
+from runtime.bench.prompts import read_questions
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
@@ -78,8 +78,8 @@ def written(options: argparse.Namespace) -> Iterator[Text]:
     """The prompts that fit and what the model says with float32 weights."""
     tokenizer = Tokenizer.load(options.model)
     engine = opened("float32,exact", options.model)
-    for _, text in read_prompts(options.prompts, options.per_task):
-        prompt = tokenizer.chat_prompt([{"role": "user", "content": text}])
+    for question in read_questions(options.prompts, options.per_task):
+        prompt = tokenizer.chat_prompt([{"role": "user", "content": question.text}])
         if len(prompt) + options.max_tokens <= CONTEXT_TOKENS:
             yield Text(prompt, greedy(engine, prompt, options.max_tokens, tokenizer.stop_ids))
 
@@ -127,17 +127,12 @@ def chain(tokens: Sequence[int], prefix_len: int, wanted: Sequence[int]) -> Tree
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = option_parser("bench.weights", __doc__)
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
     parser.add_argument("--per-task", type=int, default=6, help="prompts of each task")
     parser.add_argument("--ways", nargs="+", default=WAYS, help="weights,activations")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 
-from bench.harness import Timing, measure, parse_options, report
+from bench.harness import Timing, measure, option_parser, report
 from runtime.wire.frames import HEADER, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
     Draft,
@@ -53,7 +53,7 @@ def measure_codec(message: Message, vocabulary_size: int) -> tuple[int, Timing, 
 
 
 def main() -> None:
-    options = parse_options(__doc__ or "")
+    options = option_parser("bench.wire", __doc__).parse_args()
     rng = random.Random(0)
     rows: list[tuple[object, ...]] = []
     numbers: dict[str, float] = {}

@@ -12,8 +12,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 
-import bench.kernels
-from bench.harness import Timing, machine, report
+from bench.harness import Timing, option_parser, report, this_machine
 from bench.kernels import attention, ops, quantized
 from bench.kernels.case import Case
 from bench.kernels.timing import copy_bandwidth, matmul_rate, n_copies, time_calls
@@ -65,7 +64,7 @@ def main() -> int:
         rows.append(row)
         print(f"{row.case.op}, {row.case.way}, {row.case.shape}: {row.took}", file=sys.stderr)
         if options.save:  # after every row, so that a run cut short leaves what it has
-            numbers = {**results(found, rows, failures), "machine": machine()}
+            numbers = {**results(found, rows, failures), "machine": this_machine()}
             options.save.write_text(json.dumps(numbers, indent=2) + "\n")
     numbers = results(found, rows, failures)
     report(title(numbers, device), COLUMNS, cells(rows), numbers, options.json)
@@ -145,12 +144,7 @@ def device_name(device: torch.device) -> str:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.kernels",
-        description=bench.kernels.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser = option_parser("bench.kernels", __doc__)
     parser.add_argument("--save", type=Path, help="write the JSON object to this file as well")
     parser.add_argument("--quick", action="store_true", help="few and small shapes")
     parser.add_argument("--only", choices=list(OPS), help="one op")

@@ -6,7 +6,6 @@ quartile of its times, what the kernels do from the median.
 """
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,9 +35,7 @@ def time_calls(calls: Sequence[Call], device: torch.device, floor_s: float) -> T
         return measure(calls[0], CPU_SAMPLES, CPU_SAMPLE_S)
     rounds = math.ceil(min(MAX_COPIES, GRAPH_S / max(floor_s, 1e-6)) / len(calls))
     graph = capture(calls, rounds)
-    times_s = sorted(replay_s(graph) / (rounds * len(calls)) for _ in range(REPLAYS))
-    low_s, median_s, high_s = statistics.quantiles(times_s, n=4)
-    return Timing(median_s, low_s, high_s)
+    return Timing.of([replay_s(graph) / (rounds * len(calls)) for _ in range(REPLAYS)])
 
 
 def capture(calls: Sequence[Call], rounds: int) -> torch.cuda.CUDAGraph:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from bench.harness import report
+from bench.harness import option_parser, report
 from bench.peers.figures import COLUMNS, OURS, Line, lines, report_of, served_lines
 from bench.peers.in_turns import BEHIND, ROWS, TOLERANCE, measure
 from bench.peers.models import CONTEXT_TOKENS
@@ -97,11 +97,7 @@ def served(path: Path, folder: Path, options: argparse.Namespace) -> list[Line]:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.peers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = option_parser("bench.peers", __doc__)
     parser.add_argument("--model", default=TARGET, help="a llama in a GGUF file")
     parser.add_argument("--formats", nargs="*", default=["q4_0"], help="the model in these as well")
     parser.add_argument("--threads", type=int, default=1)
@@ -110,7 +106,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="decoded at a time")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--served", action=argparse.BooleanOptionalAction, default=None)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     options = parser.parse_args()
     if find_spec("xllamacpp") is None:
         parser.error("llama.cpp is not here; install it with pip install -e '.[bench]'")

@@ -7,7 +7,7 @@ import json
 import sys
 
 from bench.peers.models import CONTEXT_TOKENS
-from bench.peers.worker import resident_bytes
+from runtime.bench.machine import resident_bytes
 
 ERRORS = 1  # are all that it logs
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.peers.worker import resident_bytes
+from runtime.bench.machine import resident_bytes
 from runtime.bench.workers import Worker, available_cores
 from runtime.demo import server_process
 from runtime.edge.client import Edge, EdgeConfig

@@ -5,7 +5,6 @@ for several threads they are the clock's.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.peers.models import MODELS, Model
+from runtime.bench.machine import resident_bytes
 
 
 def main() -> None:
@@ -80,12 +80,6 @@ def logprobs(logits: np.ndarray, following: list[int]) -> list[float]:
     top = exact.max(-1)
     norm = top + np.log(np.exp(exact - top[:, None]).sum(-1))
     return (exact[range(len(following)), following] - norm).tolist()
-
-
-def resident_bytes(process: int | str = "self") -> int:
-    """Memory of a process that is in RAM, mapped files included."""
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 DO = {"read": read, "decode": decode, "rows": rows, "gaps": gaps}

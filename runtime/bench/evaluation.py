@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 
-from runtime.bench.figures import Figures, Prices, figures
+from runtime.bench.figures import Figures, Prices, Spread, figures, spread
 from runtime.bench.modes import MODES, REPLAYED, SERVER_ONLY
 from runtime.bench.records import Run
 from runtime.bench.runs import (
@@ -22,8 +22,6 @@ from runtime.bench.runs import (
     run_server_only,
 )
 from runtime.bench.workers import Worker
-
-Spread = tuple[float, float, float]  # median, least, most
 
 SEARCH_QUESTIONS = 3
 
@@ -69,10 +67,6 @@ class Row:
         """This row's number over the other's, repetition by repetition."""
         pairs = zip(self.figures, other.figures, strict=True)
         return spread([getattr(mine, name) / getattr(theirs, name) for mine, theirs in pairs])
-
-
-def spread(values: Sequence[float]) -> Spread:
-    return statistics.median(values), min(values), max(values)
 
 
 def make_cases(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from runtime.bench.records import Answer, Run, Span
 
+Spread = tuple[float, float, float]  # median, least, most
+
 
 @dataclass(frozen=True)
 class Prices:
@@ -49,8 +51,8 @@ def figures(run: Run, prices: Prices) -> Figures:
     if wall_s <= 0 or not run.answers:
         raise ValueError(f"{run.mode}: nothing was measured in {wall_s:.3f} s")
     tokens = sum(tokens_until(a, run.end_s) for a in run.answers)
-    latencies = sorted(t for a in run.answers for t in inter_token_s(a))
-    firsts = sorted(a.arrivals[0][0] - a.asked_s for a in run.answers)
+    latencies = [t for a in run.answers for t in inter_token_s(a)]
+    firsts = [a.arrivals[0][0] - a.asked_s for a in run.answers]
     rounds = sum(a.verifications for a in run.answers)
     drafts = [nodes for step in run.steps for nodes in step.nodes.values()]
     plain_steps = [s.end_s - s.start_s for s in run.steps if s.verifies_only]
@@ -105,15 +107,19 @@ def covered_s(spans: Iterable[Span], run: Run) -> float:
     return sum(max(0.0, min(e, run.end_s) - max(s, run.start_s)) for s, e in spans)
 
 
+def spread(values: Sequence[float]) -> Spread:
+    return statistics.median(values), min(values), max(values)
+
+
 def mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else 0.0
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
+def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least this share of the values does not exceed."""
-    if not ordered:
+    if not values:
         return 0.0
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 @dataclass(frozen=True)

@@ -39,20 +39,35 @@ BUILT_IN = tuple(
 )
 
 
-def read_questions(path: Path, per_task: int, only: Sequence[str] = ()) -> list[Question]:
-    """`per_task` questions of each task, or of some tasks, spread evenly over the file.
+def read_turns(path: Path) -> list[tuple[str, list[str]]]:
+    """Category and turns of each line of a file; there is a first turn.
 
-    Raises ValueError if a line cannot be read or no question is left.
+    Raises ValueError if a line cannot be read, OSError if the file cannot.
     """
-    tasks: dict[str, list[Question]] = {}
+    found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             entry = json.loads(line)
-            category, text = entry["category"], entry["turns"][0]
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected category and turns") from error
+            category, turns = entry["category"], entry["turns"]
+            texts = (category, turns[0], *turns)
+            is_right = isinstance(turns, list) and all(isinstance(text, str) for text in texts)
+        except (ValueError, LookupError, TypeError):
+            is_right = False
+        if not is_right:
+            raise ValueError(f"{path}, line {number}: expected category and turns")
+        found.append((category, turns))
+    return found
+
+
+def read_questions(path: Path, per_task: int, only: Sequence[str] = ()) -> list[Question]:
+    """`per_task` questions of each task, or of some tasks, spread evenly over the file.
+
+    Raises ValueError if a line cannot be read or no question is left, OSError for the file.
+    """
+    tasks: dict[str, list[Question]] = {}
+    for category, turns in read_turns(path):
         task = "multi-turn" if category in MULTI_TURN else category
-        tasks.setdefault(task, []).append(Question(task, text))
+        tasks.setdefault(task, []).append(Question(task, turns[0]))
     chosen = [
         question
         for task, questions in tasks.items()

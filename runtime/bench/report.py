@@ -1,20 +1,20 @@
 """Rows as a table for a person and as JSON for a program; numbers are only laid out here."""
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
 
-from runtime.bench.evaluation import Row, Spread, find
+from runtime.bench.evaluation import Row, find
 from runtime.bench.figures import Bound, Prices, bound
+from runtime.bench.machine import machine
 from runtime.bench.modes import SERVER_ONLY
 from runtime.bench.objective import Carried, carried
 from runtime.bench.runs import Setup, Shape
+from runtime.bench.table import laid_out, show
 
+LIBRARIES = ("torch",)
 SPEED = (
     "mode", "clients", "RTT ms", "tokens/s", "x", "inter-token ms", "p50", "p99", "first token ms",
     "p99", "ktokens/$", "x", "text",
@@ -23,25 +23,6 @@ WORK = (
     "mode", "clients", "RTT ms", "tokens/verification", "drafted", "nodes", "hits", "bytes/round",
     "verifying", "V ms", "D ms",
 )  # fmt: skip
-
-
-def machine() -> dict[str, str]:
-    """What it ran on."""
-    return {
-        "system": platform.platform(terse=True),
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "torch": version("torch"),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
 
 
 def described(setup: Setup, shape: Shape, prices: Prices) -> str:
@@ -106,23 +87,6 @@ def _name(row: Row) -> list[str]:
     return [case.label, str(case.clients), rtt]
 
 
-def laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Text in columns: the names of rows to the left, numbers to the right."""
-    table = [columns, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
-    )
-
-
-def show(spread: Spread, digits: int) -> str:
-    """Median and range; one number where there was one run."""
-    median, least, most = spread
-    if least == most:
-        return f"{median:.{digits}f}"
-    return f"{median:.{digits}f} [{least:.{digits}f}-{most:.{digits}f}]"
-
-
 def reached(rows: Sequence[Row]) -> Bound | None:
     """SpecEdge against the baseline that drafts; None unless both were run."""
     base, ours = find(rows, SERVER_ONLY), find(rows, "specedge")
@@ -157,7 +121,7 @@ def print_report(
     objective_ms: float | None = None,
 ) -> None:
     """The tables, the clients within the objective, the bound and the simulated layer split."""
-    for name, value in machine().items():
+    for name, value in machine(LIBRARIES).items():
         console.print(f"{name}: {value}")
     console.print(described(setup, shape, prices))
     base = find(rows, SERVER_ONLY)
@@ -191,7 +155,7 @@ def to_json(
     """Everything the table shows, and each repetition's figures."""
     b = reached(rows)
     return {
-        "machine": machine(),
+        "machine": machine(LIBRARIES),
         "setup": described(setup, shape, prices),
         "rows": [
             {

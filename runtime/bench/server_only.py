@@ -155,9 +155,8 @@ class Baseline:
         match outcome:
             case Failed(sentence=sentence):
                 raise ValueError(sentence)
-            case Verified(path=path, bonus=bonus):
-                drafted = [request.draft.tokens[node - 1] for node in path[1:]]
-                accepted, finish = request.advance(drafted, bonus)
+            case Verified(path=path):
+                accepted, finish = outcome.commit()
                 self.scheduler.verified(request)
                 request.told(Turn.EDGE)
                 client.arrivals.append((time.monotonic(), len(client.ids)))

@@ -380,9 +380,8 @@ class Server:
         """Commit the walk to the request and say what follows."""
         assert request.draft is not None, "a verdict without a draft"
         round_number, ready_s = request.round, request.ready_s
-        drafted = [request.draft.tokens[node - 1] for node in outcome.path[1:]]
         nodes, now_s = len(request.draft), time.monotonic()
-        accepted, finish = request.advance(drafted, outcome.bonus)
+        accepted, finish = outcome.commit()
         self.scheduler.verified(request)
         self.metrics.verdict(request, nodes, accepted, now_s)
         request.verdict_s = now_s

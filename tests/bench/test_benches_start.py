@@ -1,17 +1,32 @@
-"""Every bench can be started: what it uses of the runtime is still there."""
+"""Every bench can be started: what it uses of the runtime is there, and what pages say of it."""
 
+import contextlib
 import importlib
+import io
+import re
+import runpy
+import sys
+import warnings
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-import bench
-
-FOLDER = Path(bench.__path__[0])
-MODULES = sorted(
-    ".".join(path.relative_to(FOLDER.parent).with_suffix("").parts) for path in FOLDER.rglob("*.py")
-)
+ROOT = Path(__file__).parent.parent.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for folder in ("bench", "runtime/bench")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
 OPTIONAL = {"triton", "flashinfer", "matplotlib", "xllamacpp", "pytest_benchmark"}
+COMMANDS = [
+    name.removesuffix(".__main__")
+    for name, path in MODULES.items()
+    if re.search(r"option_parser\(\"|argparse\.ArgumentParser\(", path.read_text(encoding="utf-8"))
+    and name != "bench.harness"
+]
+PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"python -m ((?:runtime\.)?bench(?:\.\w+)*)([^`]*)")
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "__" not in name])
@@ -22,3 +37,40 @@ def test_a_bench_finds_what_it_imports(name: str) -> None:
         if error.name not in OPTIONAL:
             raise
         pytest.skip(str(error))
+
+
+@cache
+def help_of(command: str) -> str:
+    """What it prints of its options; it ends well with that."""
+    said = io.StringIO()
+    arguments, sys.argv = sys.argv, [command, "--help"]
+    try:
+        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # that it is imported already
+            with pytest.raises(SystemExit) as left:
+                runpy.run_module(command, run_name="__main__")
+    finally:
+        sys.argv = arguments
+    assert not left.value.code
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_bench_says_what_its_options_are(command: str) -> None:
+    assert help_of(command).startswith(f"usage: python -m {command} ")
+
+
+def commands_on(page: Path) -> set[tuple[str, str]]:
+    """Benches and what follows them: in a line, or between backticks, which may be several."""
+    text = page.read_text(encoding="utf-8")
+    spans = [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", text)]
+    return {found for piece in [*text.splitlines(), *spans] for found in COMMAND.findall(piece)}
+
+
+def test_the_pages_name_benches_and_options_that_there_are() -> None:
+    named = [(page.name, *found) for page in PAGES for found in sorted(commands_on(page))]
+    assert len({command for _, command, _ in named}) > 8, "the pages are read wrongly"
+    for page, command, rest in named:
+        assert command in COMMANDS, f"{page} names {command}"
+        for option in re.findall(r"(?<= )--[a-z][a-z-]*", rest):
+            assert option in help_of(command), f"{page}: {command} has no {option}"

@@ -29,7 +29,10 @@ def pair(tiny_pair: tuple[Path, Path]) -> Pair:
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "questions.jsonl"
-    path.write_text("\n".join(json.dumps({"turns": turns}) for turns in TURNS), encoding="utf-8")
+    path.write_text(
+        "\n".join(json.dumps({"category": "qa", "turns": turns}) for turns in TURNS),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -164,14 +167,20 @@ def test_prompts_are_spread_over_the_file_and_then_over_the_later_turns(prompts:
     assert read_prompts(prompts, 0) == []
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[1]", '{"turns": []}', '{"category": "qa"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("no JSON", "[1]", '{"turns": ["Why?"]}', '{"category": "qa"}'),
+        *(f'{{"category": "qa", "turns": {turns}}}' for turns in ("[]", '"Why?"', "[1]", "7")),
+    ],
+)
 def test_another_file_is_refused_in_a_sentence(
     text: str, tiny_pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "other.jsonl"
     path.write_text(text, encoding="utf-8")
     assert main(command(path, tiny_pair)) == 2
-    assert "a JSON object with turns in each line" in capsys.readouterr().err
+    assert "line 1: expected category and turns" in capsys.readouterr().err
     path.unlink()
     assert main(command(path, tiny_pair)) == 2
     assert "No such file" in capsys.readouterr().err

@@ -110,8 +110,7 @@ def step(
     outcomes = verify_batch(engine, [Work(s, s.uncached, True) for s in live])
     for outcome in outcomes:
         if isinstance(outcome, Verified):
-            drafted = outcome.request.draft.tokens
-            outcome.request.advance([drafted[n - 1] for n in outcome.path[1:]], outcome.bonus)
+            outcome.commit()
     return outcomes
 
 

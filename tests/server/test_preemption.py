@@ -109,9 +109,8 @@ class Server:
         if request.ended:
             return
         match outcome:
-            case Verified(path=path, bonus=bonus):
-                assert request.draft is not None
-                request.advance([request.draft.tokens[node - 1] for node in path[1:]], bonus)
+            case Verified():
+                outcome.commit()
                 self.scheduler.verified(request)
                 request.told(Turn.EDGE)
             case _:

@@ -22,7 +22,7 @@ from runtime.model.kv_cache import page_table
 from runtime.model.staging import Layout
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
-from runtime.wire.messages import Open
+from runtime.wire.messages import Finish, Open
 from specedge_kernels import build_tree, target_tokens, verify
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,12 @@ class Verified:
     request: Request
     path: list[int]
     bonus: int
+
+    def commit(self) -> tuple[int, Finish]:
+        """Make it part of the request's text; what follows from it, as `Request.advance` says."""
+        draft = self.request.draft
+        assert draft is not None, "a verdict without a draft"
+        return self.request.advance([draft.tokens[node - 1] for node in self.path[1:]], self.bonus)
 
 
 @dataclass(slots=True)
