@@ -32,6 +32,12 @@ FLOATS = ("float32", "bfloat16", "float16")
 WEIGHTS = (
     "stored", *FLOATS, "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"
 )  # fmt: skip
+# What options were called, and how they are called now: a setting must not be lost in silence.
+RENAMED = {
+    "dtype": "weights",
+    "max_sessions": "max_requests",
+    "max_user_sessions": "max_user_requests",
+}
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 MIN_TOKEN_CHARACTERS = 32  # of a user's secret
 # Of a service named specedge, Kubernetes tells every pod as SPECEDGE_PORT=tcp://10.0.0.1:8400.
@@ -280,7 +286,7 @@ def parse(cls: type[Config], argv: Sequence[str], env: Mapping[str, str], progra
     parser = _parser(cls, program)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ConfigError(_unknown("option", unknown[0], [flag(item) for item in fields(cls)]))
+        raise ConfigError(_unknown(unknown[0], cls, _flag))
     given = {name: value for name, value in vars(known).items() if value is not None}
     path = given.pop("config", None) or env.get("SPECEDGE_CONFIG")
     # What is overridden is not read: it may be somebody else's.
@@ -363,7 +369,21 @@ def is_loopback(host: str) -> bool:
 
 def flag(item: "Field[Any]") -> str:
     """The command-line spelling of a field."""
-    return "--" + item.name.replace("_", "-")
+    return _flag(item.name)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return f"SPECEDGE_{name.upper()}"
+
+
+def _renamed(cls: "type[Options]", spelled: Callable[[str], str]) -> dict[str, str]:
+    """The new name of an option of this process by the old one."""
+    names = {item.name for item in fields(cls)}
+    return {spelled(old): spelled(new) for old, new in RENAMED.items() if new in names}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -463,9 +483,12 @@ def _is_unicode(text: str) -> bool:
 def _from_environment(
     cls: type[Config], env: Mapping[str, str], without: Collection[str]
 ) -> dict[str, Any]:
+    for old, new in _renamed(cls, _variable).items():
+        if old in env and new not in env:
+            raise ConfigError(f"{old} is called {new} now")
     values = {}
     for option_name, kind in _readers(cls).items():
-        name = f"SPECEDGE_{option_name.upper()}"
+        name = _variable(option_name)
         if name not in env or option_name in without:
             continue
         if kind is not int or not SERVICE_LINK.match(env[name]):
@@ -482,7 +505,7 @@ def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[
     known, kinds = {item.name: item for item in fields(cls)}, _readers(cls)
     for name in table:
         if name not in known:
-            raise ConfigError(f"{path}: " + _unknown("option", name, list(known)))
+            raise ConfigError(f"{path}: " + _unknown(name, cls, str))
     return {
         name: _from_toml(known[name], kinds[name], value, f"{name} in {path}")
         for name, value in table.items()
@@ -511,7 +534,9 @@ def _convert(kind: Any, text: str, name: str) -> Any:
         raise ConfigError(f"{name} is {text!r}; expected {kind.__name__}") from error
 
 
-def _unknown(what: str, given: str, known: Sequence[str]) -> str:
-    name = given.split("=")[0]
+def _unknown(given: str, cls: "type[Options]", spelled: Callable[[str], str]) -> str:
+    name, known = given.split("=")[0], [spelled(item.name) for item in fields(cls)]
+    if (new := _renamed(cls, spelled).get(name)) is not None:
+        return f"option {name} is called {new} now"
     near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown {what} {name}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+    return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "; see --help")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runtime.config import (
+    RENAMED,
     ConfigError,
     EdgeConfig,
     ServerConfig,
@@ -33,6 +34,29 @@ def test_flag_before_environment_before_file_before_default(tmp_path: Path) -> N
     assert config.max_branch_width == EdgeConfig.max_branch_width
     assert config.coupling is False
     assert config.prompt == "é"
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_option_that_has_another_name_now(old: str, new: str, tmp_path: Path) -> None:
+    names = [(old, new)]
+    names += [(f"--{o.replace('_', '-')}", f"--{n.replace('_', '-')}") for o, n in names]
+    names += [(f"SPECEDGE_{old.upper()}", f"SPECEDGE_{new.upper()}")]
+    (tmp_path / "server.toml").write_text(f'{old} = "1"\n')
+    asked: list[tuple[list[str], dict[str, str]]] = [
+        (["--config", str(tmp_path / "server.toml")], {}),
+        ([names[1][0], "1"], {}),
+        ([], {names[2][0]: "1"}),
+    ]
+    for (was, now), (argv, env) in zip(names, asked, strict=True):
+        with pytest.raises(ConfigError, match=f"{was} is called {now} now"):
+            parse(ServerConfig, argv, env, "server")
+    value = "float32" if new == "weights" else "7"
+    config = parse(ServerConfig, [], {names[2][0]: "1", names[2][1]: value}, "server")
+    assert str(getattr(config, new)) == value
+
+
+def test_an_old_name_of_the_other_process_is_none_of_ours() -> None:
+    assert edge(env={"SPECEDGE_MAX_SESSIONS": "3"}) == edge()
 
 
 def test_switches() -> None:

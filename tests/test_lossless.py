@@ -339,6 +339,46 @@ def test_a_coarser_cache_changes_the_text_but_not_the_equality(
         assert expected != tiny.plain_text(prompt, SAMPLINGS["T1"])
 
 
+@pytest.mark.parametrize(
+    ("weights", "chunk_tokens"),
+    [
+        ("q4_1", 5),
+        pytest.param("q8_0", 32, marks=pytest.mark.long),
+        pytest.param("q5_0", 24, marks=pytest.mark.long),
+    ],
+)
+def test_quantised_weights_change_the_text_but_not_the_equality(
+    tiny_pair: tuple[Path, Path], tiny: Pair, weights: str, chunk_tokens: int
+) -> None:
+    """Activations are rounded row by row, whatever shares the step: chunks of prompts, and trees.
+
+    The pool is too small for all, so some are put back and read anew in other pieces.
+    """
+    from runtime.demo import running_server
+
+    pair = Pair(str(tiny_pair[0]), str(tiny_pair[1]), weights=weights)
+    jobs, expected = [], []
+    for edge, name in enumerate(["greedy", "T1", "greedy", "T0.3 all", "T1.5"]):
+        prompt = pair.tokenizer.encode(f"quantised {edge} " * (5 + 3 * edge))
+        sampling = replace(SAMPLINGS[name], max_tokens=25)
+        jobs.append((pair.drafter(), prompt, sampling, drafting((16, 8, 0)[edge % 3])))
+        expected.append(pair.plain_text(prompt, sampling))
+    assert expected[0] != tiny.plain_text(jobs[0][1], jobs[0][2])
+    options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1", "--no-pipeline"]
+    limits = [
+        "--kv-tokens",
+        "640",
+        "--max-nodes",
+        "63",
+        "--max-step-nodes",
+        "90",
+        "--chunk-tokens",
+        str(chunk_tokens),
+    ]
+    with running_server(*options, *limits, "--weights", weights) as address:
+        assert answers(address, pair.hello, jobs) == expected
+
+
 @pytest.mark.parametrize("weights", ["stored", "bfloat16"])
 @pytest.mark.parametrize("length", [20, pytest.param(60, marks=pytest.mark.long)])
 def test_real_text_of_the_embedded_pair(weights: str, length: int) -> None:

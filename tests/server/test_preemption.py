@@ -125,7 +125,9 @@ def opened(key: int, params: Open, text: list[int]) -> Request:
     return Request(key, params, limit=len(prompt) + params.max_tokens, context=prompt)
 
 
-@pytest.mark.parametrize(("weights", "seed"), [("float32", 0), ("float32", 1), ("bfloat16", 3)])
+@pytest.mark.parametrize(
+    ("weights", "seed"), [("float32", 0), ("float32", 1), ("bfloat16", 3), ("q5_0", 4), ("q4_1", 5)]
+)
 def test_every_text_is_plain(
     tiny_pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, weights: str, seed: int
 ) -> None:
