@@ -21,6 +21,7 @@ from runtime.terminal import fail, inert, run
 if TYPE_CHECKING:
     from runtime.console import Terminal
     from runtime.edge.client import Edge
+    from runtime.edge.options import RequestOptions
 
 DEFAULT_PROMPT = "Explain in a few sentences why the sky is blue."
 # With fewer, server and edge take turns on all of them: to draft while the other one verifies
@@ -133,7 +134,7 @@ def in_turns(edge: "Edge", prompt: str, rounds: int) -> tuple[list[Timed], list[
     return drafted, plain
 
 
-def _ask(edge: "Edge", prompt: str, options: dict[str, int]) -> Timed:
+def _ask(edge: "Edge", prompt: str, options: "RequestOptions") -> Timed:
     answer = edge.generate(prompt, **options)
     for _ in answer:
         pass

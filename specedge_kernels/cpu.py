@@ -291,8 +291,19 @@ def grow_tree(
             )
     _check_trees(parents, slots, found, expanded, 64 * words)
     return reference.grow_tree(
-        *(tokens, parents, scores, depths, slots, found),
-        *(expanded, ids, logprobs, budget, first_slot, beams, words),
+        tokens,
+        parents,
+        scores,
+        depths,
+        slots,
+        found,
+        expanded,
+        ids,
+        logprobs,
+        budget,
+        first_slot,
+        beams,
+        words,
     )
 
 

@@ -78,7 +78,7 @@ def compact_kv(
 ) -> None:
     layers, _, _, page_size, heads, dim = kv.shape
     size = kv.element_size()
-    strides_bytes = [stride * size for stride in kv.stride()[:5]]
+    layer, half, page, token, head = (stride * size for stride in kv.stride()[:5])
     with torch.cuda.device(kv.device):
         _cuda.compact_kv(
             kv.data_ptr(),
@@ -86,8 +86,8 @@ def compact_kv(
             page_size,
             heads,
             dim * size,
-            _word_bytes(kv.data_ptr(), dim * size, *strides_bytes),
-            *strides_bytes,
+            _word_bytes(kv.data_ptr(), dim * size, layer, half, page, token, head),
+            *(layer, half, page, token, head),
             page_table.data_ptr(),
             page_table.shape[1],
             prefix_lens.data_ptr(),

@@ -59,13 +59,13 @@ LIBRARY = torch.library.Library("specedge", "FRAGMENT")
 DEVICES: dict[str, list[str]] = {}
 
 
-def implement(op: str, device: str, function: Callable) -> None:
+def implement(op: str, device: str, function: Callable[..., object]) -> None:
     """Make `function` the implementation of `op` for tensors on `device` ("cpu", "cuda")."""
     LIBRARY.impl(op, function, device.upper())
     DEVICES[op].append(device)
 
 
-def on_its_device(launch: Callable) -> Callable:
+def on_its_device(launch: Callable[..., object]) -> Callable[..., object]:
     """`launch` with its first tensor's GPU as the current one, which is where Triton launches."""
 
     @wraps(launch)

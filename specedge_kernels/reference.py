@@ -420,6 +420,7 @@ def _unpacked(packed: Tensor, form: Form, inputs: int) -> Tensor:
 
 def _codes(form: Form, codes: Tensor) -> Tensor:
     """The codes [..., bytes] u8 of blocks -> integers [..., 32, 8]."""
+    found: Tensor
     if form.bits == 8:
         found = codes.view(torch.int8).unflatten(-1, (8, 8, 4))
     else:

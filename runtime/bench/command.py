@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import product
@@ -10,7 +11,7 @@ from pathlib import Path
 from runtime.bench.evaluation import Laboratory, make_cases, make_rows, run_all
 from runtime.bench.figures import Prices
 from runtime.bench.link import Conditions
-from runtime.bench.prompts import BUILT_IN, read_questions
+from runtime.bench.prompts import BUILT_IN, Question, read_questions
 from runtime.bench.report import print_report, to_json
 from runtime.bench.runs import Setup, Shape
 from runtime.console import Terminal
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 def make_setup(options: argparse.Namespace) -> Setup:
     """What all runs share. Raises ValueError, and OSError for a file that cannot be read."""
-    questions = BUILT_IN
+    questions: Sequence[Question] = BUILT_IN
     if options.prompts:
         questions = read_questions(options.prompts, options.per_task, options.tasks)
     rate = options.mbps * 1e6 / 8
@@ -86,7 +87,8 @@ def make_setup(options: argparse.Namespace) -> Setup:
 
 def search_shapes(options: argparse.Namespace) -> list[Shape]:
     """The baseline's trees to choose from; the paper searches the depth, at 32 nodes."""
-    budgets, depths = (QUICK_BUDGETS, QUICK_DEPTHS) if options.quick else (BUDGETS, DEPTHS)
+    depths = QUICK_DEPTHS if options.quick else DEPTHS
+    budgets: Sequence[int] = QUICK_BUDGETS if options.quick else BUDGETS
     if options.max_budget is not None:
         budgets = (options.max_budget,)
     return [Shape(max_budget=b, max_beam_len=d) for b, d in product(budgets, depths)]
@@ -98,5 +100,5 @@ def read_prices(server: str, edge: str) -> Prices:
     for name in (server, edge):
         if name not in table:
             raise ValueError(f"no price for {name!r}; there are {', '.join(table)}")
-    per_s = (table[name]["dollars_per_hour"] / 3600 for name in (server, edge))
-    return Prices(*per_s, server, edge)
+    server_s, edge_s = (table[name]["dollars_per_hour"] / 3600 for name in (server, edge))
+    return Prices(server_s, edge_s, server, edge)

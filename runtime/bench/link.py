@@ -67,12 +67,17 @@ class _End(asyncio.Protocol):
 
     def __init__(self, pipe: Pipe, other: "_End | None" = None):
         self.pipe, self.other = pipe, other
-        self.transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | None = None
         self._received_all = self._sent_all = False
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        assert self._transport is not None, "an end has its transport before anything else"
+        return self._transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport), "a link carries streams"
-        self.transport = transport
+        self._transport = transport
         if self.other is None:
             transport.pause_reading()  # until there is a way on
 
@@ -125,11 +130,9 @@ class _Link:
         try:
             _, far = await loop.create_connection(lambda: _End(down, near), *self.target)
         except OSError:  # nobody there: the edge sees its connection break
-            if near.transport is not None:
-                near.transport.abort()
+            near.transport.abort()
             return
         near.other = far
-        assert near.transport is not None, "a task starts after connection_made"
         near.transport.resume_reading()
 
 

@@ -1,6 +1,6 @@
 """PNG plots of an evaluation, after the paper's figures 8, 10 and 11, and a timeline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -31,7 +31,7 @@ def write_plots(folder: Path, rows: Sequence[Row], timeline: Run | None) -> list
     return written
 
 
-def _save(path: Path, draw) -> Path:
+def _save(path: Path, draw: Callable[[Axes], None]) -> Path:
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     draw(axes)
     figure.savefig(path, dpi=150)

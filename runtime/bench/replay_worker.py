@@ -58,7 +58,8 @@ def record(
 def first_nodes(tree: Tree, n_nodes: int, max_depth: int) -> Tree:
     """As much of a tree as a grant and the end of the text allow; parents precede children."""
     kept: dict[int, int] = {0: 0}
-    tokens, parents = [], []
+    tokens: list[int] = []
+    parents: list[int] = []
     rows = zip(tree.tokens, tree.parents, tree.depths(), strict=True)
     for node, (token, parent, depth) in enumerate(rows, 1):
         if depth <= max_depth and len(tokens) < n_nodes:

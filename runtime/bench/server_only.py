@@ -19,7 +19,7 @@ from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, 
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
-from runtime.server.request import Request
+from runtime.server.request import NO_NODES, Request
 from runtime.server.schedule.scheduler import Limits, Scheduler, Work
 from runtime.server.verify.verifier import Failed, Outcome, Verified, verify_batch
 from runtime.wire.messages import MAX_NODES, Draft, Open, Turn
@@ -145,7 +145,7 @@ class Baseline:
                 "start_s": start_s,
                 "end_s": time.monotonic(),
                 "chunk_rows": sum(work.chunk for work in batch),
-                "requests": [["here", s.key, len(s.draft), None] for s in trees],
+                "requests": [["here", s.key, len(s.draft or NO_NODES), None] for s in trees],
             }
         )
 

@@ -64,9 +64,10 @@ class Worker:
         self.module = module
         environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores)), "GOMP_SPINCOUNT": "0"}
         command = [sys.executable, "-m", module]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with on_cores(cores):
-            self._process = subprocess.Popen(command, env=environment, **pipes)
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
         self._send(setup)
 
     def wait_ready(self) -> Any:
@@ -91,6 +92,7 @@ class Worker:
             raise self._ended() from error
 
     def _receive(self) -> Any:
+        assert self._process.stdout is not None, "it was asked for"
         line = self._process.stdout.readline()
         if not line:
             raise self._ended()

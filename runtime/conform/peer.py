@@ -191,7 +191,9 @@ class Peer:
 
     def stop_reading(self) -> None:
         """Leave everything that comes where it is."""
-        self._writer.transport.pause_reading()
+        link = self._writer.transport
+        assert isinstance(link, asyncio.Transport), "a stream goes both ways"
+        link.pause_reading()
 
     def has_mail(self, request: int) -> bool:
         """Whether a message for it has come and was not asked for yet."""

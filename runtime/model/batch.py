@@ -181,7 +181,8 @@ class Joined:
 
     def _pages(self) -> np.ndarray:
         """Pages that each request uses."""
-        return -(-(self.prefix + self.nodes) // self.page_size)
+        pages: np.ndarray = -(-(self.prefix + self.nodes) // self.page_size)
+        return pages
 
 
 def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:
@@ -209,7 +210,8 @@ def _column(numbers: Iterable[int]) -> np.ndarray:
 
 def _begins(sizes: np.ndarray) -> np.ndarray:
     """Where each of consecutive pieces of these sizes begins."""
-    return np.cumsum(sizes) - sizes
+    begins: np.ndarray = np.cumsum(sizes) - sizes
+    return begins
 
 
 def _filled_up(sizes: np.ndarray, count: int, total: int = 0) -> np.ndarray:

@@ -36,7 +36,7 @@ Weight = Tensor | StoredWeight
 def name_of(weight: Weight) -> str:
     """Of its format or type, as people write it."""
     if isinstance(weight, StoredWeight):
-        return _ggml(weight.kind).name
+        return str(_ggml(weight.kind).name)
     return str(weight.dtype).removeprefix("torch.")
 
 
@@ -98,7 +98,7 @@ def _inputs(weight: Weight) -> int:
 
 def _chunks(weight: Weight) -> tuple[Tensor, ...]:
     rows = weight.rows if isinstance(weight, StoredWeight) else weight
-    return rows.split(max(1, _CHUNK // max(1, _inputs(weight))))
+    return torch.split(rows, max(1, _CHUNK // max(1, _inputs(weight))))
 
 
 def _values(rows: Tensor, kind: int) -> Tensor:
@@ -156,8 +156,8 @@ def _integers(rows: Tensor, kind: int) -> Tensor | None:
 
 def _scales(whole: np.ndarray) -> np.ndarray:
     """A divisor of each 16 integers, below 128 where one leaves quotients within -32 .. 31."""
-    common = np.maximum(np.gcd.reduce(whole, axis=-1), 1)
-    scales = common.copy()
+    common: np.ndarray = np.maximum(np.gcd.reduce(whole, axis=-1), 1)
+    scales: np.ndarray = common.copy()
     for factor in range(2, 32):
         smaller = (scales >= 128) & (common % factor == 0)
         scales[smaller] = common[smaller] // factor

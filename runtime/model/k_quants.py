@@ -83,7 +83,8 @@ def _in_6_bits(numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nibbles(codes: np.ndarray) -> np.ndarray:
     """Codes [n, 8, 32] below 16 -> [n, 128], those of two groups in a byte."""
-    return (codes[:, ::2] | codes[:, 1::2] << 4).reshape(len(codes), -1)
+    pairs: np.ndarray = codes[:, ::2] | codes[:, 1::2] << 4
+    return pairs.reshape(len(codes), -1)
 
 
 def q6_k(values: np.ndarray) -> np.ndarray:

@@ -159,8 +159,9 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("a message has a role, such as user, and a content")
     content = message.get("content")
     parts = content if isinstance(content, list | tuple) else [{"text": content or ""}]
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
+    found = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(found):
         raise ValueError("the content of a message is a text, or parts of type text")
     return {**message, "content": "\n".join(texts)}
 
@@ -168,12 +169,11 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
 def _template_failure(error: Exception) -> str:
     from jinja2.exceptions import TemplateSyntaxError
 
-    is_broken = isinstance(error, TemplateSyntaxError)
-    told = str(error.message if is_broken else error)
+    told, failure = str(error), "refuses this conversation"
+    if isinstance(error, TemplateSyntaxError):
+        told, failure = str(error.message), f"is broken: line {error.lineno}"
     reason = " ".join(told.split())[:MAX_REASON] or type(error).__name__
-    if is_broken:
-        return f"the chat template is broken: line {error.lineno}: {reason}"
-    return f"the chat template refuses this conversation: {reason}"
+    return f"the chat template {failure}: {reason}"
 
 
 def _generation_stop_ids(path: Path) -> set[int]:

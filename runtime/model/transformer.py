@@ -145,7 +145,7 @@ class Transformer:
 
     def _op_by_op(self, batch: TreeBatch, kv: Tensor) -> Tensor:
         x, last = self._embed(batch.tokens), len(self.layers) - 1  # x [N, H]
-        delta = None  # what is still to be added to x
+        delta: Tensor | None = None  # what is still to be added to x
         for index, (layer, (keys, values)) in enumerate(zip(self.layers, kv, strict=True)):
             normed = self._rms_norm(x, layer.attention_norm, delta)
             mixed = self._attention(layer, normed, batch, keys, values, index)
@@ -153,6 +153,7 @@ class Transformer:
                 x, mixed = x[batch.wanted], mixed[batch.wanted]
             normed = self._rms_norm(x, layer.mlp_norm, layer.output(mixed))
             delta = layer.down(silu_mul(layer.gate_up(normed)))
+        assert delta is not None, "a model has layers"
         return x.add_(delta)
 
     def _rms_norm(self, x: Tensor, weight: Tensor, delta: Tensor | None = None) -> Tensor:
@@ -195,6 +196,7 @@ class Transformer:
             scale=config.head_dim**-0.5,
             window=config.window(index),
         )  # [N, Hq, D]
+        assert isinstance(mixed, Tensor), "asked for no lse"
         return mixed.flatten(1)
 
     def _fused(self, batch: TreeBatch, kv: Tensor) -> Tensor:

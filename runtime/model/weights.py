@@ -191,9 +191,10 @@ class _Loader:
         """Matrices one below the other. Of several formats, all are floats if one is."""
         stored = [self._read(name) for name in names]
         parts = [self._weight(weight) for weight in stored]
-        if all(isinstance(part, StoredWeight) for part in parts):
+        packable = [part for part in parts if isinstance(part, StoredWeight)]
+        if len(packable) == len(parts):
             self._note(stored, parts)
-            packed = [pack_quantized(part.rows, part.kind) for part in parts]
+            packed = [pack_quantized(part.rows, part.kind) for part in packable]
             return packed[0] if len(packed) == 1 else QuantizedWeight.concatenated(packed)
         tensors = _alike(parts)
         self._note(stored, tensors)
@@ -219,8 +220,9 @@ class _Loader:
         if self.weights in FLOATS:
             return FLOATS[self.weights]
         stored = self.checkpoint.stored(EMBEDDING)
-        is_known = isinstance(stored, Tensor) and stored.dtype in FLOATS.values()
-        return stored.dtype if is_known else torch.bfloat16
+        if isinstance(stored, Tensor) and stored.dtype in FLOATS.values():
+            return stored.dtype
+        return torch.bfloat16
 
     def _note(self, stored: Sequence[Weight], weights: Sequence[Weight]) -> None:
         """Remember what is not what was stored or asked for, or is quantised twice."""

@@ -113,7 +113,7 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
         config.host,
         config.port,
         lambda: door.new_peer(on_message, on_closed),
-        tls=certificate and certificate.context,
+        tls=certificate.context if certificate else None,
     )
     stop = asyncio.Event()
     on_stop(asyncio.get_running_loop(), stop.set)
@@ -138,20 +138,23 @@ async def serve(
     # opened last, so that nobody reaches a server that cannot answer.
     tell_accept_failures(asyncio.get_running_loop())
     certificate = _certificate(config)
-    listener = await listen(
-        config.host,
-        config.port,
-        lambda: server.new_peer(),
-        start=False,
-        tls=certificate and certificate.context,
-    )
-    users = load_users(Path(config.users)) if config.users else None
     server: Server | None = None
-    metrics = Metrics()
+
+    def new_peer() -> FramedProtocol:
+        assert server is not None, "the port is not open yet"
+        return server.new_peer()
 
     def unready() -> str:
         return server.unready if server else f"{Path(config.model).name} is being loaded"
 
+    def announce(host: str, port: int) -> None:
+        _announce(config, console, certificate, host, port)
+        opened(host, port)
+
+    tls = certificate.context if certificate else None
+    listener = await listen(config.host, config.port, new_peer, start=False, tls=tls)
+    users = load_users(Path(config.users)) if config.users else None
+    metrics = Metrics()
     async with _pages(config, console, unready, metrics):
         # in a thread, so that the pages answer meanwhile
         engine = await asyncio.to_thread(open_engine, config, console)
@@ -160,18 +163,21 @@ async def serve(
         costs = await asyncio.to_thread(warm_up, engine, config.max_step_nodes, config.max_batch)
         server = Server(config, engine, door, trace, metrics)
         server.pipeline.load.cost.learn(costs)
-        kv = engine.kv
-        console.print(
-            f"{config.model} ready on {engine.model.device}: {engine.model.config.n_layers} "
-            f"layers, {config.weights} weights, KV for {kv.n_pages * kv.page_size} tokens "
-            f"({kv.n_pages * kv.bytes_per_page / 2**20:.0f} MiB)"
-        )
-
-        def announce(host: str, port: int) -> None:
-            _announce(config, console, certificate, host, port)
-            opened(host, port)
-
+        _tell_ready(config, console, engine)
         await server.run(listener, announce)
+    _tell_totals(console, server)
+
+
+def _tell_ready(config: ServerConfig, console: Terminal, engine: Engine) -> None:
+    kv = engine.kv
+    console.print(
+        f"{config.model} ready on {engine.model.device}: {engine.model.config.n_layers} "
+        f"layers, {config.weights} weights, KV for {kv.n_pages * kv.page_size} tokens "
+        f"({kv.n_pages * kv.bytes_per_page / 2**20:.0f} MiB)"
+    )
+
+
+def _tell_totals(console: Terminal, server: Server) -> None:
     totals = server.totals
     console.print(
         f"stopped after {totals.steps} steps: {totals.tokens} tokens in {totals.verdicts} "

@@ -89,10 +89,12 @@ def max_partial_rows(
     rows: int, batch: int, group: int, context_tokens: int, invariant: bool
 ) -> int:
     """Enough rows of partial results for any batch of these sizes, 0 if no prefix can be split."""
+    splits: int
     if invariant:
         splits = triton.cdiv(context_tokens, INVARIANT_SPLIT_TOKENS.value)
         return splits * rows if splits > 1 else 0
     splits = min(MAX_SPLITS.value, context_tokens // MIN_SPLIT_TOKENS.value)
     if splits < 2:
         return 0
-    return min(splits * rows, batch * (context_tokens // (SPLIT_TOKENS_PER_ROW.value * group)))
+    row_tokens: int = SPLIT_TOKENS_PER_ROW.value * group
+    return min(splits * rows, batch * (context_tokens // row_tokens))

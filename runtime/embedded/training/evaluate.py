@@ -82,4 +82,5 @@ def _reference(corpus: Corpus, scores: Scores, index: int) -> list[int]:
     at = corpus.answer_offset(index)
     if corpus.conversations[index].temperature == 0:
         return list(corpus.labels(index)[at:])
-    return scores.ids[corpus.starts[index] + at : corpus.starts[index + 1], 0].tolist()
+    rows = slice(corpus.starts[index] + at, corpus.starts[index + 1])
+    return [int(token) for token in scores.ids[rows, 0]]

@@ -31,16 +31,20 @@ _DISTINCT_TOKENS = 12
 def load_target(path: Path) -> LlamaForCausalLM:
     """The target in bf16 as a transformers model."""
     shape, weights = read_gguf(path)
-    config = LlamaConfig(**draft_config(shape, 0) | {"tie_word_embeddings": True})
+    config = LlamaConfig.from_dict(draft_config(shape, 0) | {"tie_word_embeddings": True})
     model = LlamaForCausalLM(config)
     model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
-    return model.to(torch.bfloat16).eval()
+    # transformers wraps the types of these two away
+    torch.nn.Module.to(model, torch.bfloat16)
+    torch.nn.Module.eval(model)
+    return model
 
 
 def write_self_text(target: Path, out: Path, count: int, seed: int = 0) -> None:
     """Write `count` conversations as gzipped JSON lines of `prompt`, `answer`, `temperature`."""
     torch.manual_seed(seed)
-    model, seen, written = load_target(target), set(), 0
+    model, written = load_target(target), 0
+    seen: set[tuple[int, ...]] = set()
     with gzip.open(out, "wt") as lines:
         for temperature in cycle(TEMPERATURES):
             if written == count:

@@ -50,7 +50,7 @@ def read_gguf(path: Path) -> tuple[Shape, Weights]:
     reader = gguf.GGUFReader(path)
 
     def field(name: str) -> float:
-        return reader.fields[f"llama.{name}"].contents()
+        return float(reader.fields[f"llama.{name}"].contents())
 
     shape = Shape(
         layers=int(field("block_count")),

@@ -4,6 +4,8 @@ The logits of a batch would take hundreds of megabytes, so they exist for a few 
 at a time. Knows tables of soft labels, not models or files.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -14,7 +16,7 @@ _CHUNK = 384
 
 class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, states: Tensor, head: Tensor, slots: Tensor, mass: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, head: Tensor, slots: Tensor, mass: Tensor) -> Tensor:
         states_c, head_c = states.to(torch.bfloat16), head.to(torch.bfloat16)
         grad_states = torch.empty_like(states)
         grad_head = torch.zeros_like(head)
@@ -34,7 +36,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_total: Tensor):
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_states, grad_head = ctx.saved_tensors
         return grad_states * grad_total, grad_head * grad_total, None, None
 
@@ -46,7 +48,8 @@ def soft_cross_entropy(states: Tensor, head: Tensor, slots: Tensor, mass: Tensor
     the label's weight at each slot (0 for a label that the head lacks). A position counts with
     the sum of its mass, so one whose likely tokens the head lacks counts little.
     """
-    return _SoftCrossEntropy.apply(states, head, slots, mass)
+    loss: Tensor = _SoftCrossEntropy.apply(states, head, slots, mass)  # type: ignore[no-untyped-call]
+    return loss
 
 
 def soft_labels(

@@ -8,6 +8,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,11 +31,15 @@ class Scores:
     states: np.ndarray  # [N, C] float16
 
 
-def open_scores(folder: Path, positions: int, hidden: int, mode: str = "r") -> Scores:
+def open_scores(
+    folder: Path, positions: int, hidden: int, mode: Literal["r", "w+"] = "r"
+) -> Scores:
     """Open (mode "r") or make (mode "w+") the tables in a folder."""
 
-    def table(name: str, dtype: type, columns: int) -> np.ndarray:
-        return np.memmap(folder / name, dtype=dtype, mode=mode, shape=(positions, columns))
+    def table(name: str, dtype: type[np.generic], columns: int) -> np.ndarray:
+        shape = positions, columns
+        found: np.ndarray = np.memmap(folder / name, dtype=dtype, mode=mode, shape=shape)
+        return found
 
     return Scores(
         table("ids.u16", np.uint16, K),

@@ -146,7 +146,8 @@ def train(run: Run, indices: list[int], save: Callable[[], None]) -> None:
     trained = [w for w in run.draft.weights.values() if w.requires_grad]
     total = recipe.epochs * sum(len(run.corpus.inputs(index)) for index in indices)
     slot_of, log = run.slot_of(), _Log()
-    saved, queue = log.minutes, []
+    saved = log.minutes
+    queue: list[list[int]] = []
     while (progress := max(log.seen / total, log.minutes / recipe.minutes)) < 1:
         queue = queue or batches(run.corpus, indices, recipe.batch_tokens, rng)
         loss, count = run.batch_loss(queue.pop(), slot_of)
@@ -164,7 +165,8 @@ class _Log:
     """Counts positions, steps and time; prints the loss of late now and then."""
 
     def __init__(self) -> None:
-        self.began, self.seen, self.steps, self.losses = time.monotonic(), 0, 0, []
+        self.began, self.seen, self.steps = time.monotonic(), 0, 0
+        self.losses: list[float] = []
 
     @property
     def minutes(self) -> float:
