@@ -20,6 +20,7 @@ import torch
 from bench.harness import option_parser, report
 from bench.kernels.quantized import quantized_linear, random_weight
 from specedge_kernels import QuantizedWeight, _cpu
+from specedge_kernels.cpu import quantized_of
 from specedge_kernels.quantized import FORMS
 
 LAYERS, LAYER, HEAD = 30, [(576, 960), (576, 576), (576, 3072), (1536, 576)], (576, 49152)  # K, M
@@ -87,15 +88,11 @@ def step(weights: list[QuantizedWeight], rows: int, exact: bool) -> Callable[[],
     """All products one after the other, called as a step in C++ would be."""
     x = torch.randn(rows, max(weight.in_features for weight in weights))
     out = torch.empty(rows, max(weight.out_features for weight in weights))
-    calls = []
-    for weight in weights:
-        kinds = [_cpu.Quant(kind) for kind in weight.kinds]
-        sizes = list(weight.sizes)
-        calls.append((weight.packed.data_ptr(), kinds, sizes, rows, weight.in_features, exact))
+    linears = [quantized_of(weight, exact) for weight in weights]
 
     def run() -> None:
-        for call in calls:
-            _cpu.quantized_linear(x.data_ptr(), *call, out.data_ptr())
+        for linear in linears:
+            _cpu.multiply(linear, x.data_ptr(), rows, out.data_ptr())
 
     return run
 
