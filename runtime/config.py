@@ -129,6 +129,10 @@ class ServerConfig(Options):
     silence_s: float = option(
         30.0, "seconds that an edge with requests may be silent until they are ended", minimum=4
     )
+    max_connections: int = option(1024, "edges connected at once", minimum=1, maximum=1 << 20)
+    max_user_connections: int = option(
+        256, "edges of one user connected at once, where there are users", minimum=1
+    )
     max_strangers: int = option(
         64, "connections that have not been admitted yet", minimum=1, maximum=65535
     )

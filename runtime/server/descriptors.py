@@ -16,22 +16,31 @@ from runtime.system import raise_descriptor_limit
 log = logging.getLogger(__name__)
 
 OWN = 64  # the model's files, the listeners, the event loop, what libraries keep open
+KEPT = OWN + MAX_CONNECTIONS  # so that /health answers however many edges there are
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
+def edges_that_fit(config: ServerConfig) -> int:
+    """Connections of edges that leave enough descriptors for the pages and all else.
+
+    Raises this process's limit to what all connections may need, as far as it may.
+    """
+    edges = config.max_connections + config.max_strangers
+    limit = raise_descriptor_limit(edges + KEPT)
+    return min(edges, max(limit - KEPT, limit // 4))
+
+
 def check_descriptors(config: ServerConfig) -> None:
-    """Raise the limit to what all connections may need; a warning if that is not granted."""
-    edges = config.max_requests + config.max_waiting + config.max_strangers
-    wanted = edges + MAX_CONNECTIONS + OWN
-    if (limit := raise_descriptor_limit(wanted)) < wanted:
-        log.warning(
-            "few descriptors",
-            extra=fields(
-                limit=limit,
-                wanted=wanted,
-                reason="more edges may come than can be accepted; raise `ulimit -n`",
-            ),
+    """A warning if there are not enough for all edges that may come."""
+    edges, fit = config.max_connections + config.max_strangers, edges_that_fit(config)
+    if fit < edges:
+        limit = raise_descriptor_limit(edges + KEPT)
+        about = fields(
+            limit=limit,
+            wanted=edges + KEPT,
+            reason=f"{fit} edges can be connected at once; raise `ulimit -n`",
         )
+        log.warning("few descriptors", extra=about)
 
 
 def tell_accept_failures(loop: asyncio.AbstractEventLoop) -> None:

@@ -5,6 +5,8 @@ it has a user's token, and until then learns nothing of the server but its proto
 of requests; time is an argument.
 """
 
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -18,6 +20,7 @@ from runtime.wire.tcp import FramedProtocol
 from runtime.wire.vocabulary import other_vocabulary, same_vocabulary
 
 NOBODY = ""  # the name of everyone where there are no users
+TOLD_TO_GO = 32  # connections beyond all others, each for a second at most
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,17 @@ class Identity:
 class Door:
     """Strangers and admitted peers. `users` maps names to tokens; None lets everyone in.
 
-    Without an identity there is no model behind the door, and everyone is sent on to a replica.
+    At most `room` are connected, whoever they are, beside some that are being told to go. Without
+    an identity there is no model behind the door, and everyone is sent on to a replica.
     """
 
     config: ServerConfig
     identity: Identity | None
     users: Mapping[str, bytes] | None = None
     certificate: bytes = NO_CERTIFICATE
+    room: int = sys.maxsize
     admitted: dict[FramedProtocol, str] = field(default_factory=dict)  # peer -> user
+    _connections: Counter[str] = field(default_factory=Counter)  # admitted, by user
     _strangers: set[FramedProtocol] = field(default_factory=set)
     _patience: Patience = field(default_factory=Patience)
 
@@ -72,7 +78,10 @@ class Door:
     def left(self, peer: FramedProtocol) -> None:
         """The connection has gone."""
         self._strangers.discard(peer)
-        self.admitted.pop(peer, None)
+        if (user := self.admitted.pop(peer, None)) is not None:
+            self._connections[user] -= 1
+            if not self._connections[user]:
+                del self._connections[user]
 
     def answer(self, peer: FramedProtocol, greeting: wire.Hello | wire.Proof, now_s: float) -> None:
         """Challenge, welcome or refuse a stranger."""
@@ -117,9 +126,24 @@ class Door:
 
         Returns why it must go, if it must.
         """
-        is_full = len(self._strangers) >= self.config.max_strangers
+        connected, strangers = len(self._strangers) + len(self.admitted), len(self._strangers)
         self._strangers.add(peer)
-        return "too many edges are connecting; try again in a few seconds" if is_full else None
+        if connected >= self.room + TOLD_TO_GO:
+            peer.abort()  # there is not even room for a word
+        elif connected >= self.room:
+            return _full(len(self.admitted))
+        elif strangers >= self.config.max_strangers:
+            return "too many edges are connecting; try again in a few seconds"
+        return None
+
+    def _no_place(self, user: str) -> str | None:
+        """Why one more edge of this user cannot be admitted, if it cannot."""
+        if len(self.admitted) >= self.config.max_connections:
+            return _full(len(self.admitted))
+        of_user, most = self._connections[user], self.config.max_user_connections
+        if user != NOBODY and of_user >= most:
+            return f"{of_user} edges of user {user!r} are connected, as many as one user may have"
+        return None
 
     def _welcome(self, peer: FramedProtocol, hello: wire.Hello) -> None:
         if self.identity is None:
@@ -131,8 +155,13 @@ class Door:
         if not same_vocabulary(hello, mine.vocabulary_size, mine.vocabulary_hash):
             peer.refuse(wire.ErrorCode.VOCABULARY, other_vocabulary(hello, welcome))
             return
+        user = hello.user if self.users is not None else NOBODY
+        if sentence := self._no_place(user):
+            peer.refuse(wire.ErrorCode.BUSY, sentence)
+            return
         self._strangers.discard(peer)
-        self.admitted[peer] = hello.user if self.users is not None else NOBODY
+        self.admitted[peer] = user
+        self._connections[user] += 1
         peer.send(welcome)
         if wire.template_follows(hello, welcome):
             assert mine.template is not None, "a template follows where there is none"
@@ -151,3 +180,7 @@ class Door:
             model=mine.model,
             template_hash=wire.template_hash(mine.template),
         )
+
+
+def _full(edges: int) -> str:
+    return f"{edges} edges are connected, as many as this server takes; try again in a while"

@@ -267,7 +267,8 @@ class _Limits(Collector):
             PREFIX + "limit", "Most of a kind that may be, as the options say", labels=["of"]
         )
         config = self.door.config
-        limits = {"edges_connecting": config.max_strangers}
+        edges = min(config.max_connections, self.door.room)
+        limits = {"edges_connecting": config.max_strangers, "edges_connected": edges}
         if self.scheduler is not None:
             of = self.scheduler.limits
             limits |= {"requests_running": of.max_requests, "requests_waiting": of.max_waiting}

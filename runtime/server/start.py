@@ -19,7 +19,7 @@ from runtime.model.engine import Engine
 from runtime.model.locate import HubAway
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
-from runtime.server.descriptors import check_descriptors, tell_accept_failures
+from runtime.server.descriptors import check_descriptors, edges_that_fit, tell_accept_failures
 from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
@@ -255,7 +255,8 @@ def _door(
     certificate: Certificate | None,
     identity: Identity | None,
 ) -> Door:
-    return Door(config, identity, users, certificate.hash if certificate else NO_CERTIFICATE)
+    known = certificate.hash if certificate else NO_CERTIFICATE
+    return Door(config, identity, users, known, edges_that_fit(config))
 
 
 def _identity(config: ServerConfig, engine: Engine) -> Identity:

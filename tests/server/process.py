@@ -58,8 +58,19 @@ def samples(page: str) -> Samples:
 
 
 @contextmanager
-def server_process(log: Path, *options: str) -> Iterator[Process]:
-    command = [sys.executable, "-m", "runtime.server", "--port", "0", "--http", "127.0.0.1:0"]
+def server_process(log: Path, *options: str, descriptors: int = 0) -> Iterator[Process]:
+    """With these options; with so many `descriptors`, if a number is given."""
+    limit = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"] if descriptors else []
+    command = [
+        *limit,
+        sys.executable,
+        "-m",
+        "runtime.server",
+        "--port",
+        "0",
+        "--http",
+        "127.0.0.1:0",
+    ]
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True

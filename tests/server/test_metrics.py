@@ -303,6 +303,7 @@ def test_what_a_server_may_hold_and_which_version_it_is(server: Process) -> None
     assert limits["requests_running"] == defaults.max_requests
     assert limits["requests_waiting"] == defaults.max_waiting
     assert limits["edges_connecting"] == defaults.max_strangers
+    assert limits["edges_connected"] == defaults.max_connections
     assert limits["batch_size"] == defaults.max_batch
     assert limits["step_nodes"] == defaults.max_step_nodes
     assert now["build_info", version()] == 1
