@@ -88,6 +88,7 @@ class Server:
         self.metrics.watch(self.door, self.scheduler, self.pipeline)
         self.requests: dict[tuple[FramedProtocol, int], Request] = {}  # by peer and number
         self._pulses: dict[FramedProtocol, Pulse] = {}
+        self._known: dict[FramedProtocol, EdgeProfile] = {}  # from the last request that drafted
         self._requests_of: Counter[Hashable] = Counter()  # by user
         self._leaving = Rate()  # requests that give a place free
         self._left = 0  # of these, since the last look
@@ -140,6 +141,7 @@ class Server:
                 if peer in self.door.admitted:
                     log.info("edge admitted", extra=self._who(peer))
                     self._pulses[peer] = Pulse()
+                    self._known[peer] = EdgeProfile()
             case wire.Pong():
                 self.metrics.pong(self._pulses[peer].answered(time.monotonic()))
             case wire.Open():
@@ -161,6 +163,7 @@ class Server:
         self.metrics.edge_left(peer)
         self.door.left(peer)
         self._pulses.pop(peer, None)
+        self._known.pop(peer, None)
         for request in [r for r in self.requests.values() if r.key[0] is peer]:
             self._cancel(request)
 
@@ -184,7 +187,7 @@ class Server:
             user=user,
             target_stop_ids=identity.stop_ids,
             opened_s=time.monotonic(),
-            edge=EdgeProfile(max_nodes=min(message.max_nodes, self.config.max_nodes)),
+            edge=self._known[peer].at_next_request(min(message.max_nodes, self.config.max_nodes)),
         )
         self._requests_of[user] += 1
         self._ask(peer)
@@ -305,6 +308,9 @@ class Server:
         del self.requests[request.key]
         self._requests_of[request.user] -= 1
         self._left += request.admitted
+        peer, _ = request.key
+        if peer in self._known and request.edge.max_nodes:
+            self._known[peer] = request.edge
         if request.phase is not Phase.READING:
             self.pipeline.closed(request)
         self.scheduler.remove(request)

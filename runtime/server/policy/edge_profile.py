@@ -4,7 +4,8 @@ Running estimates and the moments they are measured from. Knows no socket and no
 arguments, in seconds.
 """
 
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 from runtime.server.policy.estimators import Acceptance, Mean
 from runtime.server.policy.trial import Trial
@@ -29,6 +30,21 @@ class EdgeProfile:
     round_s: Mean = field(default_factory=lambda: Mean(gain=0.25))  # of rounds with a draft
     acceptance: Acceptance = field(default_factory=Acceptance)
     trial: Trial = field(default_factory=Trial)
+
+    def at_next_request(self, max_nodes: int) -> "EdgeProfile":
+        """What is known of the same edge when it begins another request: all but the moments.
+
+        So what its drafts are worth here is found out once, and not in every answer.
+        """
+        return replace(
+            deepcopy(self),
+            max_nodes=max_nodes,
+            tells_rtt=False,
+            verdict_s=0.0,
+            grant_s=0.0,
+            due_s=0.0,
+            nodes=0,
+        )
 
     def pinged(self, rtt_s: float) -> None:
         """Its last Pings took so long; that counts unless a tree has told it in the last round.

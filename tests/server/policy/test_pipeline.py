@@ -11,6 +11,7 @@ from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Mean
 from runtime.server.policy.express_pass import POLICIES
 from runtime.server.policy.pipeline import Grant, Pipeline
+from runtime.server.policy.trial import SLACK_TOKENS
 from runtime.server.policy.window import Place
 from runtime.server.request import Request
 from runtime.tree import Tree
@@ -454,3 +455,20 @@ def test_drafting_resumes_after_a_tree_that_came_a_minute_late(draft_s: float) -
     assert server.step({"a": 8}, {}, STEP_S)["a"].turn is Turn.SERVER
     assert not drafts_again(server, rounds=60), "what it cost is made up for first"
     assert drafts_again(server, rounds=10)
+
+
+def test_what_an_edge_has_shown_is_known_at_its_next_request_and_its_moments_are_not():
+    edge = EdgeProfile(max_nodes=32)
+    edge.arrived(nodes=8, draft_s=0.3, now_s=0.4)
+    edge.verdict_s = edge.grant_s = edge.due_s = 5.0
+    edge.trial.drafted(tokens=1, round_tokens=3.5)
+    edge.acceptance.observe(8, 0)
+    later = edge.at_next_request(max_nodes=16)
+    assert (later.max_nodes, later.nodes) == (16, 0)
+    assert (later.verdict_s, later.grant_s, later.due_s) == (0.0, 0.0, 0.0)
+    assert later.draft_s.value == edge.draft_s.value
+    assert later.acceptance.chance == edge.acceptance.chance
+    assert later.trial.slack_tokens == edge.trial.slack_tokens < SLACK_TOKENS
+    # another request of the same edge, at the same time, learns for itself
+    edge.trial.drafted(tokens=1, round_tokens=3.5)
+    assert later.trial.slack_tokens > edge.trial.slack_tokens
