@@ -33,6 +33,10 @@ from runtime.tree import ROOT, Tree
 from runtime.wire.messages import Open
 
 CONTEXT_TOKENS = 2048
+COLUMNS = (
+    *("task", "prompts", "tokens", "verifications", "tokens/verification", "texts not plain"),
+    *("passes/draft", "foreseen", "ahead of use"),
+)
 
 
 @dataclass
@@ -137,13 +141,39 @@ def verify(engine: Engine, request: Request) -> Verified:
 
 def main() -> None:
     options = parse_options()
-    engine = open_engine(options.model, options.weights, "cpu", lambda _: CONTEXT_TOKENS, 16)
-    drafter = Drafter(
-        open_engine(options.draft, options.weights, "cpu", lambda _: CONTEXT_TOKENS, 16)
-    )
-    tokenizer = Tokenizer.load(options.model)
-    shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)
     ahead = Ahead(Proactive(options.proactive), options.proactive_passes)
+    counts = measure(options, ahead)
+    everything = counts.pop("all")
+    passes_ahead = f", {ahead.passes} passes ahead: {ahead.proactive.value}"
+    report(
+        f"tokens per verification: {options.draft} for {options.model}, {options.weights}, "
+        f"T = {options.temperature:g}, {options.max_budget} nodes"
+        + ("" if options.coupling else ", not coupled")
+        + (passes_ahead if ahead.proactive is not Proactive.OFF else "")
+        + ("" if options.check else " (not compared with plain decoding)"),
+        COLUMNS,
+        [*(count.row(task) for task, count in counts.items()), everything.row("all")],
+        {
+            "tokens_per_verification": everything.rate,
+            "passes_per_draft": everything.passes / max(everything.rounds, 1),
+            "verdicts_foreseen": everything.foreseen / max(everything.rounds, 1),
+            "nodes_ahead": everything.ahead,
+            "nodes_ahead_of_use": everything.reused,
+            "texts_not_plain": everything.different,
+            "prompts": everything.prompts,
+        },
+        options.json,
+    )
+
+
+def measure(options: argparse.Namespace, ahead: Ahead) -> dict[str, Count]:
+    """Of each task, and of "all" prompts that fit the context."""
+    engine, draft = (
+        open_engine(name, options.weights, "cpu", lambda _: CONTEXT_TOKENS, 16)
+        for name in (options.model, options.draft)
+    )
+    drafter, tokenizer = Drafter(draft), Tokenizer.load(options.model)
+    shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)
     counts: dict[str, Count] = {}
     for question in read_questions(options.prompts, options.per_task):
         prompt = tokenizer.chat_prompt([{"role": "user", "content": question.text}])
@@ -163,40 +193,7 @@ def main() -> None:
         for count in (counts.setdefault(question.task, Count()), counts.setdefault("all", Count())):
             count.add(steps[1:], passes)
             count.different += tokens != plain
-    everything = counts.pop("all")
-    report(
-        f"tokens per verification: {options.draft} for {options.model}, {options.weights}, "
-        f"T = {options.temperature:g}, {options.max_budget} nodes"
-        + ("" if options.coupling else ", not coupled")
-        + (
-            f", {ahead.passes} passes ahead: {ahead.proactive.value}"
-            if ahead.proactive is not Proactive.OFF
-            else ""
-        )
-        + ("" if options.check else " (not compared with plain decoding)"),
-        (
-            "task",
-            "prompts",
-            "tokens",
-            "verifications",
-            "tokens/verification",
-            "texts not plain",
-            "passes/draft",
-            "foreseen",
-            "ahead of use",
-        ),
-        [*(count.row(task) for task, count in counts.items()), everything.row("all")],
-        {
-            "tokens_per_verification": everything.rate,
-            "passes_per_draft": everything.passes / max(everything.rounds, 1),
-            "verdicts_foreseen": everything.foreseen / max(everything.rounds, 1),
-            "nodes_ahead": everything.ahead,
-            "nodes_ahead_of_use": everything.reused,
-            "texts_not_plain": everything.different,
-            "prompts": everything.prompts,
-        },
-        options.json,
-    )
+    return counts
 
 
 def parse_options() -> argparse.Namespace:

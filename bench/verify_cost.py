@@ -52,30 +52,24 @@ def main() -> None:
             prefill(engine, context, n_requests)
             single = step_time(engine, context, n_requests, 1)
             for nodes in options.nodes:
-                took = step_time(engine, context, n_requests, nodes)
+                took_s = step_time(engine, context, n_requests, nodes).median_s
                 floor_s = floor(engine, context, n_requests, nodes, bandwidth, rate)
-                rows.append(
-                    (
-                        context,
-                        n_requests,
-                        nodes,
-                        f"{took.median_s * 1e3:.1f} ms",
-                        f"{took.median_s / single.median_s:.2f}x",
-                        f"{floor_s * 1e3:.1f} ms",
-                        f"{floor_s / took.median_s:.0%}",
-                    )
+                row: tuple[object, ...] = (
+                    *(context, n_requests, nodes, f"{took_s * 1e3:.1f} ms"),
+                    *(f"{took_s / single.median_s:.2f}x", f"{floor_s * 1e3:.1f} ms"),
+                    f"{floor_s / took_s:.0%}",
                 )
                 name = f"context_{context}_requests_{n_requests}_nodes_{nodes}"
-                numbers[f"{name}_ms"] = round(took.median_s * 1e3, 3)
-                numbers[f"{name}_share_of_floor"] = round(floor_s / took.median_s, 3)
+                numbers[f"{name}_ms"] = round(took_s * 1e3, 3)
+                numbers[f"{name}_share_of_floor"] = round(floor_s / took_s, 3)
                 if engine.model.device.type == "cpu":
-                    products, rest = (
-                        t.median_s * 1e3 for t in split(engine, context, n_requests, nodes)
-                    )
-                    share = products / (products + rest)
-                    rows[-1] += f"{products:.1f} ms", f"{rest:.2f} ms", f"{share:.1%}"
-                    numbers[f"{name}_rest_ms"] = round(rest, 3)
+                    products, rest = split(engine, context, n_requests, nodes)
+                    products_ms, rest_ms = products.median_s * 1e3, rest.median_s * 1e3
+                    share = products_ms / (products_ms + rest_ms)
+                    row += f"{products_ms:.1f} ms", f"{rest_ms:.2f} ms", f"{share:.1%}"
+                    numbers[f"{name}_rest_ms"] = round(rest_ms, 3)
                     numbers[f"{name}_products_share"] = round(share, 4)
+                rows.append(row)
     title = (
         f"verification step of {options.model}, {options.weights} on {engine.model.device}, "
         f"{torch.get_num_threads()} threads; copy {bandwidth / 1e9:.1f} GB/s, "

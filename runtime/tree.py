@@ -57,7 +57,6 @@ class DraftTree:
     """
 
     budget: int
-    level_penalty: float = 0.0
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -70,7 +69,7 @@ class DraftTree:
         for token, log_probability in candidates:
             self.tokens.append(token)
             self.parents.append(parent)
-            self.scores.append(base + min(log_probability, 0.0) - self.level_penalty)
+            self.scores.append(base + min(log_probability, 0.0))
             self.depths.append(depth)
 
     def __len__(self) -> int:
@@ -114,7 +113,6 @@ class DraftTree:
         index = {old: new for new, old in enumerate(below)} | {node: ROOT}
         return DraftTree(
             self.budget,
-            self.level_penalty,
             tokens=[self.tokens[old] for old in below],
             parents=[index[self.parents[old]] for old in below],
             scores=[self.scores[old] - self.scores[node] for old in below],

@@ -63,12 +63,7 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--jitter-ms", type=float, default=0.0, help="most by which the link is late at random")
     add("--depths", type=int, nargs="+", default=[], help="sweep of passes at each round trip")
     add("--replayed", type=int, nargs="+", default=[], help="numbers of edges with recorded drafts")
-    add(
-        "--objective-ms",
-        type=float,
-        metavar="MS",
-        help="tell how many clients stay within so long a token",
-    )
+    add("--objective-ms", type=float, metavar="MS", help="tell who stays within so long a token")
     add("--server-price", default="a100-40gb", help="name in runtime/bench/prices.json")
     add("--edge-price", default="rtx-4090", help="name in runtime/bench/prices.json")
     add("--json", type=Path, metavar="FILE", help="write all figures there")

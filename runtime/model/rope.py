@@ -163,7 +163,7 @@ def _number(rope: Mapping[str, Any], key: str, default: float | None = None) -> 
 def rope_tables(
     head_dim: int, theta: float, scaling: RopeScaling | None, max_context: int
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin for `rotate`, float32 [C, D] each; the first half of sin is negated."""
+    """cos and sin [C, D] float32 as `rope_append_kv` takes them: half of sin is negated."""
     powers = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies = 1.0 / theta**powers  # [D / 2]
     if scaling is not None:
@@ -173,8 +173,3 @@ def rope_tables(
     if scaling is not None:
         cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [N, heads, D] turned by the tables' rows cos, sin [N, 1, D] of its positions."""
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

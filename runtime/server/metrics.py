@@ -67,6 +67,9 @@ class Metrics:
         self._connection_errors = self._counter(
             "connection_errors", "Connections ended by an Error of either end", "code", ErrorCode
         )
+        self._add_times()
+
+    def _add_times(self) -> None:
         self._first_token_s = self._histogram(
             "time_to_first_token_seconds", "From the whole prompt to the first verdict", SECONDS
         )

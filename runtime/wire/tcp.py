@@ -95,16 +95,6 @@ class FramedProtocol(asyncio.Protocol):
         self._gone = asyncio.Event()
 
     @property
-    def frames_sent(self) -> int:
-        """Frames written, the protocol's own answers included."""
-        return self.connection.frames_sent
-
-    @property
-    def frames_received(self) -> int:
-        """Frames received, those that were not delivered included."""
-        return self.connection.frames_received
-
-    @property
     def certificate(self) -> bytes:
         """The hash of the server's certificate, on the edge; empty without TLS."""
         link = self._transport and self._transport.get_extra_info("ssl_object")

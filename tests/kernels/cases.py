@@ -144,3 +144,8 @@ def int32(values: list[int]) -> Tensor:
 
 def offsets_of(sizes: list[int]) -> Tensor:
     return torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [N, heads, D] turned by the tables' rows cos, sin [N, 1, D] of its positions."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

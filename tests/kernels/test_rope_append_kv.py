@@ -2,10 +2,11 @@ import pytest
 import torch
 
 import specedge_kernels as kernels
-from runtime.model.rope import rope_tables, rotate
+from runtime.model.rope import rope_tables
 from specedge_kernels import reference
 from specedge_kernels.cpu import DTYPES
 from tests.kernels import host
+from tests.kernels.cases import rotate
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 E4M3 = torch.float8_e4m3fn

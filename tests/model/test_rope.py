@@ -6,7 +6,8 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from runtime.model.config import from_huggingface
-from runtime.model.rope import DividedScaling, Llama3Scaling, rope_tables, rotate, scaling_from
+from runtime.model.rope import DividedScaling, Llama3Scaling, rope_tables, scaling_from
+from tests.kernels.cases import rotate
 from tests.model import tiny
 
 ROPES = {

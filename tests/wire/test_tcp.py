@@ -159,8 +159,8 @@ def test_three_edges_generate_side_by_side_and_count_the_same_bytes():
             for edge, peer in zip(edges, server.peers, strict=True):
                 assert edge.peer.bytes_sent == peer.bytes_received > 0
                 assert edge.peer.bytes_received == peer.bytes_sent > 0
-                assert edge.peer.frames_sent == peer.frames_received == 8
-                assert edge.peer.frames_received == peer.frames_sent == 6
+                assert edge.peer.connection.frames_sent == peer.connection.frames_received == 8
+                assert edge.peer.connection.frames_received == peer.connection.frames_sent == 6
                 assert peer.connection.live_requests == 0
                 assert peer.peer_name.startswith("127.0.0.1:")
             assert server.cancelled == []
