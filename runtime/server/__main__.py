@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def main(open_engine: OpenTarget | None = None) -> int:
     """Exit status: 0 after a drain, 2 when the options or the model cannot be used.
 
-    75 when they may be usable in a while: the hub is not reached, an address is not there yet.
+    75 when they may be usable in a while: the hub is not reached, an address is not there yet,
+    or the device failed and may not in a new process.
     `open_engine` loads the target, for who runs it in another way.
     """
     try:

@@ -42,8 +42,13 @@ LONGEST_WAIT_S = 3600.0  # of an idle server; inf is not a time-out
 SWITCH_S = 0.0005
 # A draft model may take minutes for a long prompt; meanwhile its edge answers Pings.
 DRAFTING_SILENCES = 10
+DEVICE_FAILURES = 3  # in a row; a fault of a GPU's context stays as long as its process
 TELL_LOOKS = 5  # between two words to those who wait in line
 NO_GRANT = Grant(wire.Turn.SERVER)
+
+
+class DeviceError(Exception):
+    """The device fails whatever it is given; the message is for the operator."""
 
 
 @dataclass
@@ -92,6 +97,7 @@ class Server:
         self._requests_of: Counter[Hashable] = Counter()  # by user
         self._leaving = Rate()  # requests that give a place free
         self._left = 0  # of these, since the last look
+        self._device_failures = 0  # since the last verdict
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self.steps = Steps(self.engine, self.scheduler, self.pipeline, self._answer, self._work)
@@ -105,7 +111,7 @@ class Server:
     async def run(self, listener: asyncio.Server, announce: Callable[[str, int], None]) -> None:
         """Serve until SIGTERM or SIGINT; `announce` is told the address once it is open.
 
-        `listener` makes its protocols with `new_peer`.
+        `listener` makes its protocols with `new_peer`. Raises DeviceError.
         """
         stop, left_s = self._stop_on_signals(), CLOSE_TIMEOUT_S
         switch_s = sys.getswitchinterval()
@@ -359,7 +365,19 @@ class Server:
             self.trace.write(step.line())
         for outcome in outcomes:
             self._deliver(outcome, step)
+            self._judge_device(outcome)
         self._give_credits()
+
+    def _judge_device(self, outcome: Outcome) -> None:
+        """Raise DeviceError where no step succeeds any more, whoever's it is."""
+        if isinstance(outcome, Verified):
+            self._device_failures = 0
+        elif outcome.by_device:
+            self._device_failures += 1
+            if self._device_failures == DEVICE_FAILURES:
+                self.unready = "the device fails"
+                sentence = f"the device failed {DEVICE_FAILURES} times in a row"
+                raise DeviceError(f"{sentence}; the last time {outcome.sentence}")
 
     def _deliver(self, outcome: Outcome, step: Step) -> None:
         """Apply an outcome to its request, unless that has ended meanwhile."""

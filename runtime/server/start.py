@@ -21,7 +21,7 @@ from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
 from runtime.server.descriptors import check_descriptors, edges_that_fit, tell_accept_failures
 from runtime.server.door import Door, Identity
-from runtime.server.loop import Server
+from runtime.server.loop import DeviceError, Server
 from runtime.server.metrics import Metrics
 from runtime.server.trace_file import TraceFile
 from runtime.server.users import add_user, load_users
@@ -86,8 +86,8 @@ def start(config: ServerConfig, open_engine: OpenTarget = open_target) -> None:
                 asyncio.run(serve(config, console, trace, open_engine=open_engine))
     except BrokenPipeError:
         raise  # of standard output, where nobody reads on
-    except (ConfigError, ModelError, ConnectionError, TLSError) as error:
-        passes = isinstance(error, AddressAway | HubAway)
+    except (ConfigError, ModelError, ConnectionError, TLSError, DeviceError) as error:
+        passes = isinstance(error, AddressAway | HubAway | DeviceError)
         raise StartError(str(error), passes) from error
 
 

@@ -52,10 +52,14 @@ class Verified:
 
 @dataclass(slots=True)
 class Failed:
-    """The request cannot go on; its batch mates are not affected."""
+    """The request cannot go on; its batch mates are not affected.
+
+    `by_device` says that it is not to blame: a pass that has nothing to do with it failed as well.
+    """
 
     request: Request
     sentence: str
+    by_device: bool = False
 
 
 Outcome = Verified | Failed
@@ -209,10 +213,23 @@ def run(engine: Engine, batch: Batch, drawn: Mapping[Request, int]) -> list[Outc
     except Exception as error:  # whatever one request does must not reach its batch mates
         log.exception("a step of %d requests failed", len(batch.parts))
         if len(batch.parts) == 1:
+            (part,) = batch.parts
             sentence = f"the server failed on this request: {error}"
-            return [Failed(batch.parts[0].request, sentence)]
+            return [Failed(part.request, sentence, by_device=not _works(engine, part))]
         alone = [Batch([part], batch.device) for part in batch.parts]
         return [outcome for one in alone for outcome in run(engine, one, drawn)]
+
+
+def _works(engine: Engine, failed: Part) -> bool:
+    """Whether the smallest of passes succeeds. It writes to the last page of a request that has
+    failed, which nobody shares: a root's page is not published."""
+    pages = [failed.request.pages[-1]]
+    probe = TreeRequest([0], [-1], prefix_len=0, pages=pages, logit_rows=[0])
+    try:
+        engine.forward([probe]).sum().item()
+    except Exception:
+        return False
+    return True
 
 
 def _run(engine: Engine, batch: Batch) -> list[Outcome]:
