@@ -3,7 +3,9 @@
 Of each prompt the model's greedy continuation is written with float32 weights. Every other way then
 reads prompt and continuation in one pass: up to the first token that it would not have chosen, its
 own greedy text is the same, so one pass says how long the texts agree. The same passes give the
-perplexity of the prompts, which people wrote. Speculation changes no text in any of these ways.
+divergence (Kullback-Leibler) of float32's next tokens from its own, over prompts and continuations,
+and the perplexity of the prompts, which people wrote; that one also moves by chance, down as well
+as up. Speculation changes no text in any of these ways.
 
     python -m bench.weights --prompts specbench.jsonl --per-task 6 --ways stored,exact q4_0,rounded
 """
@@ -17,6 +19,7 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
+from torch import Tensor
 
 from bench.harness import option_parser, report
 from runtime.bench.prompts import read_questions
@@ -42,6 +45,8 @@ class Tally:
     predicted: int = 0
     compared: int = 0
     different: int = 0
+    divergence: float = 0.0  # of all tokens, in nats
+    read: int = 0
 
     @property
     def perplexity(self) -> float:
@@ -52,15 +57,20 @@ def main() -> None:
     options = parse_options()
     texts = list(written(options))
     ways = ["float32,exact", *options.ways]
-    tallies = {way: tally(way, texts, options.model) for way in ways}
+    truth = opened(ways[0], options.model)
+    tallies = {way: tally(opened(way, options.model), texts, truth) for way in ways}
     report(
         f"greedy text of {options.model}, {len(texts)} prompts, {options.max_tokens} tokens each",
-        ("weights, activations", "texts that differ", "differing token every", "perplexity"),
+        (
+            *("weights, activations", "texts that differ", "differing token every"),
+            *("divergence, nats a token", "perplexity"),
+        ),
         [
             (
                 way,
                 one.different,
                 f"{one.compared / one.different:.0f} tokens" if one.different else "-",
+                f"{one.divergence / one.read:.4f}",
                 f"{one.perplexity:.3f}",
             )
             for way, one in tallies.items()
@@ -68,7 +78,11 @@ def main() -> None:
         {
             f"{way}_{name}": number
             for way, one in tallies.items()
-            for name, number in (("differ", one.different), ("perplexity", one.perplexity))
+            for name, number in (
+                ("differ", one.different),
+                ("divergence", one.divergence / one.read),
+                ("perplexity", one.perplexity),
+            )
         },
         options.json,
     )
@@ -94,11 +108,15 @@ def greedy(engine: Engine, prompt: Sequence[int], n: int, stop_ids: frozenset[in
     return answer
 
 
-def tally(way: str, texts: Sequence[Text], model: str) -> Tally:
-    engine, total = opened(way, model), Tally()
+def tally(engine: Engine, texts: Sequence[Text], truth: Engine) -> Tally:
+    """What an engine makes of the texts that `truth` wrote."""
+    total = Tally()
     for text in texts:
         tokens = text.prompt + text.answer
-        logits = engine.forward([chain(tokens[:-1], 0, range(len(tokens) - 1))])
+        whole = [chain(tokens[:-1], 0, range(len(tokens) - 1))]
+        logits = engine.forward(whole)
+        total.divergence += divergence(truth.forward(whole), logits)
+        total.read += len(logits)
         first = len(text.prompt) - 1  # the row that predicts the answer's first token
         losses = torch.nn.functional.cross_entropy(
             logits[:first], torch.tensor(text.prompt[1:]), reduction="sum"
@@ -109,6 +127,12 @@ def tally(way: str, texts: Sequence[Text], model: str) -> Tally:
         total.different += bool(wrong.any())
         total.compared += int(wrong.int().argmax()) + 1 if wrong.any() else len(text.answer)
     return total
+
+
+def divergence(want: Tensor, got: Tensor) -> float:
+    """Sum over the rows, in nats."""
+    logs = (got.log_softmax(-1), want.log_softmax(-1))
+    return float(torch.nn.functional.kl_div(*logs, reduction="sum", log_target=True))
 
 
 def opened(way: str, model: str) -> Engine:

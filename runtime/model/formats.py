@@ -24,6 +24,7 @@ KINDS = {
 Q6_K = 14
 _WRITERS = {12: k_quants.q4_k, 13: k_quants.q5_k, Q6_K: k_quants.q6_k}
 _SHORTER = {12: 6, 13: 7, Q6_K: 8}  # in place of these, as in llama.cpp: blocks of 32 not 256
+_LARGEST = 65504.0  # of float16
 _CHUNK = 1 << 20  # weights that are floats at a time
 
 # Formats whose weights are integers times a float16 number: where in a block of 256 that stands,
@@ -70,7 +71,10 @@ def runnable(weight: Weight) -> Weight:
 
 
 def quantised(weight: Weight, kind: int) -> Weight:
-    """In that format; where rows are no multiple of its blocks, of shorter ones or as float16."""
+    """In that format; where rows are no multiple of its blocks, of shorter ones or as float16.
+
+    Raises ModelError for numbers that float16, in which blocks have their scales, does not know.
+    """
     inputs = _inputs(weight)
     kind = kind if inputs % FORMS[kind].inputs == 0 else _SHORTER.get(kind, kind)
     if inputs % FORMS[kind].inputs:
@@ -78,11 +82,19 @@ def quantised(weight: Weight, kind: int) -> Weight:
     if isinstance(weight, StoredWeight) and weight.kind == kind:
         return weight
     write = _WRITERS.get(kind) or _writer(kind)
-    chunks = [
-        torch.from_numpy(write(floats(_part(weight, rows), torch.float32).numpy()))
-        for rows in _chunks(weight)
-    ]
+    chunks = [_written(_part(weight, rows), write) for rows in _chunks(weight)]
     return StoredWeight(torch.cat(chunks), kind)
+
+
+def _written(part: Weight, write: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    values = floats(part, torch.float32)
+    if not (values.abs() <= _LARGEST).all():
+        raise ModelError(
+            "the model has weights that are not finite, or beyond float16's numbers, which cannot "
+            "be quantised; take --weights stored"
+        )
+    with np.errstate(all="ignore"):  # what is too small for a scale becomes 0
+        return torch.from_numpy(write(values.numpy()))
 
 
 def _part(weight: Weight, rows: Tensor) -> Weight:

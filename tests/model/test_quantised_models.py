@@ -17,7 +17,7 @@ from runtime import embedded
 from runtime.config import WEIGHTS
 from runtime.model import weights
 from runtime.model.engine import TreeRequest
-from runtime.model.formats import FLOATS
+from runtime.model.formats import FLOATS, floats, quantised
 from runtime.model.formats import KINDS as KINDS_AT_LOAD
 from runtime.model.weights import ModelError
 from specedge_kernels import QuantizedWeight, StoredWeight
@@ -224,6 +224,21 @@ def test_rows_that_are_no_whole_blocks_and_told(name, instead, pairs, caplog):
     assert "2 of float32 as float16" in line
 
 
+@pytest.mark.parametrize("name", KINDS_AT_LOAD)
+@pytest.mark.parametrize("number", [float("nan"), float("-inf"), 1e6])
+def test_numbers_that_no_block_holds_are_refused(name, number, recwarn):
+    weight = torch.ones(3, 256)
+    weight[1, 200] = number
+    with pytest.raises(ModelError, match=r"are not finite, or beyond .* take --weights stored"):
+        quantised(weight, KINDS_AT_LOAD[name])
+    weight[1, 200] = 65504
+    weight[2] = 1e-40
+    got = floats(quantised(weight, KINDS_AT_LOAD[name]), torch.float32)
+    assert abs(got[1, 200] - 65504) < 70
+    assert not got[2].any()
+    assert not recwarn.list
+
+
 def test_what_is_quantised_can_be_quantised_again_and_told(tmp_path, caplog):
     path = write(tmp_path / "model.gguf", 8, tied=True)
     again = weights.load(path, "q4_k")
@@ -253,7 +268,7 @@ def test_wrong_choices_are_named(pairs):
 PEAK = """
 import sys, gguf
 from runtime.model import weights
-from runtime.model.formats import FLOATS
+from runtime.model.formats import FLOATS, floats, quantised
 
 def peak():
     status = open("/proc/self/status").read()
