@@ -63,7 +63,7 @@ def test_a_bench_says_what_its_options_are(command: str) -> None:
 def commands_on(page: Path) -> set[tuple[str, str]]:
     """Benches and what follows them: in a line, or between backticks, which may be several."""
     text = page.read_text(encoding="utf-8")
-    spans = [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", text)]
+    spans = [span.replace("\n", " ") for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     return {found for piece in [*text.splitlines(), *spans] for found in COMMAND.findall(piece)}
 
 
