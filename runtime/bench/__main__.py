@@ -20,7 +20,11 @@ HEADLINE = ("plain", "server-only", "disaggregated", "no-pipeline", "specedge")
 
 def main() -> int:
     """Exit status: 0 when every text was plain, 1 when one differed, 2 when it could not run."""
-    options = parse_options(sys.argv[1:])
+    return evaluate(parse_options(sys.argv[1:]))
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """The exit status as of `main`; what keeps it from running is said in a sentence."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from runtime.bench import command
 
