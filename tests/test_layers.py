@@ -1,6 +1,8 @@
 """Who may import whom. A forbidden import is a design mistake, so it fails the check."""
 
 import ast
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,9 @@ LAZY = {
     "runtime/bench/command.py": {"torch", "matplotlib", "runtime.bench.plots"},
     "specedge_kernels": {"triton", "specedge_kernels.gpu"},
 }
+PAGE = ROOT / "docs/architecture.md"
+# of the modules directly in runtime/, those that join the parts; the others know no part
+FRONTS = {"runtime.__init__", "runtime.serve", "runtime.demo"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 
 
@@ -141,6 +146,36 @@ def test_a_function_fits_on_a_screen(place: str) -> None:
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 lines -= len((ast.get_docstring(node, clean=False) or "").splitlines())
                 assert lines <= LONGEST_FUNCTION, f"{path}:{node.lineno}: {node.name}"
+
+
+def page_table() -> dict[str, set[str]]:
+    """Part -> the parts that it imports, as the page says."""
+    rows = re.findall(r"^\| (`.*?`) \|(.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {part.strip("`"): set(re.findall(r"`(.*?)`", parts)) for part, parts in rows}
+
+
+def part_of(name: str, parts: Iterable[str]) -> str | None:
+    """The innermost part that a dotted name belongs to; None for what is in none."""
+    if name in FRONTS:
+        return "runtime"
+    within = [part for part in parts if f"{name}.".startswith(part.replace("/", ".") + ".")]
+    deepest = max(within, key=len, default="runtime")
+    return None if deepest == "runtime" else deepest
+
+
+def test_the_page_says_who_imports_whom() -> None:
+    """Both ways: no import that the page does not have, and none on it that there is not."""
+    told = page_table()
+    found: dict[str, set[str]] = {part: set() for part in told}
+    for path in [*modules("runtime"), *modules("specedge_kernels")]:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        part = part_of(name, told)
+        known = {part_of(name, told) for name in imports(path)} - {None, part}
+        if part is None:
+            assert not known, f"{path} is for all parts and knows {known}"
+        else:
+            found[part] |= known
+    assert found == told
 
 
 def test_nothing_can_run_code_from_data() -> None:
