@@ -20,7 +20,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from runtime.edge.draft.lookup import Lookup
 from runtime.tree import ROOT, DraftTree, OrderedTree
 
 MAX_EXPANDED = 256  # what the four mask words of tree attention can tell apart
@@ -88,6 +87,8 @@ class Speculation:
         self.sent = OrderedTree()
         self.in_flight = True  # the prompt is a draft without nodes
         self._expanded_before = 0  # of the tree's expanded nodes, when it was sent
+        from runtime.edge.draft.lookup import Lookup  # NumPy: not before anybody drafts
+
         self.lookup = Lookup()
         self.lookup.extend(self.context)
         self._is_readable = max(self.context) < self.vocabulary_size
