@@ -12,6 +12,7 @@ that a verdict takes. A verdict is foreseen if its bonus token has been expanded
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from bench.harness import option_parser, report
+from runtime.bench.attempt import attempt
 from runtime.bench.prompts import read_questions
 from runtime.config import WEIGHTS
 from runtime.edge.draft.drafter import Drafter
@@ -219,4 +221,4 @@ def parse_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(attempt("bench.acceptance", main))

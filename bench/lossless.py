@@ -34,6 +34,7 @@ from bench.both_ways import (
     serving,
 )
 from bench.harness import option_parser, report
+from runtime.bench.attempt import attempt
 from runtime.bench.prompts import read_turns
 from runtime.config import WEIGHTS
 from runtime.edge.draft.drafter import Drafter
@@ -43,7 +44,6 @@ from runtime.edge.net.link import Sampling
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
-from runtime.model.weights import ModelError
 from runtime.wire import messages as wire
 
 FORMATS = {
@@ -126,10 +126,10 @@ def read_prompts(path: Path, count: int) -> list[str]:
     questions = [turns for _, turns in read_turns(path)]
     first = [turns[0] for turns in questions]
     later = [turn for turns in questions for turn in turns[1:]]
-    return spread(first, count) + spread(later, count - len(first))
+    return evenly(first, count) + evenly(later, count - len(first))
 
 
-def spread(texts: Sequence[str], count: int) -> list[str]:
+def evenly(texts: Sequence[str], count: int) -> list[str]:
     """At most `count` of the texts, at even distances."""
     count = min(max(count, 0), len(texts))
     return [texts[i * len(texts) // count] for i in range(count)]
@@ -138,14 +138,15 @@ def spread(texts: Sequence[str], count: int) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 1 if a text differs where none may, 2 if the comparison could not be made."""
     options = parse_options(argv)
-    try:
-        tokenizer = Tokenizer.load(options.draft)
-        asked = read_questions(options, tokenizer)
-        plain, is_exact = answer_plainly(options, asked)
-        comparisons = list(compare(options, tokenizer, asked, plain))
-    except (ValueError, ModelError, OSError) as error:
-        print(f"bench.lossless: {error}", file=sys.stderr)
-        return 2
+    return attempt("bench.lossless", lambda: measure(options))
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Print what was found; 1 if a text differs where none may."""
+    tokenizer = Tokenizer.load(options.draft)
+    asked = questions_of(options, tokenizer)
+    plain, is_exact = answer_plainly(options, asked)
+    comparisons = list(compare(options, tokenizer, asked, plain))
     for one in comparisons:
         for line in one.complaints():
             print(line, file=sys.stderr)
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if is_exact and any(one.differences for one in comparisons) else 0
 
 
-def read_questions(options: argparse.Namespace, tokenizer: Tokenizer) -> dict[float, Questions]:
+def questions_of(options: argparse.Namespace, tokenizer: Tokenizer) -> dict[float, Questions]:
     """The same prompts at each temperature. Raises ValueError if there are none."""
     texts = read_prompts(options.prompts, options.count)
     prompts = [tokenizer.chat_prompt([{"role": "user", "content": text}]) for text in texts]

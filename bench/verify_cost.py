@@ -13,12 +13,14 @@ to the last bit.
 import argparse
 import copy
 import os
+import sys
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 
 from bench.harness import Timing, measure, measure_in_turns, option_parser, report
+from runtime.bench.attempt import attempt
 from runtime.config import WEIGHTS
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
@@ -243,4 +245,4 @@ def parse_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(attempt("bench.verify_cost", main))

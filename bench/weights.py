@@ -12,6 +12,7 @@ as up. Speculation changes no text in any of these ways.
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bench.harness import option_parser, report
+from runtime.bench.attempt import attempt
 from runtime.bench.prompts import read_questions
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
@@ -161,4 +163,4 @@ def parse_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(attempt("bench.weights", main))

@@ -10,9 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
 from runtime.config import WEIGHTS
-from runtime.terminal import fail, run
+from runtime.terminal import run
 
 NAMES = (SERVER_ONLY, *MODES)
 HEADLINE = ("plain", "server-only", "disaggregated", "no-pipeline", "specedge")
@@ -28,13 +29,7 @@ def evaluate(options: argparse.Namespace) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from runtime.bench import command
 
-    try:
-        return command.run(options)
-    except (ValueError, OSError) as error:  # a sentence about options, files, models or ports
-        sentence = str(error)
-        if isinstance(error, OSError) and error.filename:
-            sentence = f"cannot use {error.filename}: {error.strerror}"
-        return fail("runtime.bench", sentence)
+    return attempt("runtime.bench", lambda: command.run(options))
 
 
 def parse_options(argv: list[str]) -> argparse.Namespace:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.bench.attempt import attempt
+
 ROOT = Path(__file__).parent.parent.parent
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -74,3 +76,23 @@ def test_the_pages_name_benches_and_options_that_there_are() -> None:
         assert command in COMMANDS, f"{page} names {command}"
         for option in re.findall(r"(?<= )--[a-z][a-z-]*", rest):
             assert option in help_of(command), f"{page}: {command} has no {option}"
+
+
+def test_what_cannot_be_measured_is_said_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise ValueError("take more prompts")
+
+    def fault() -> None:
+        raise LookupError("ours")
+
+    assert attempt("bench.this", lambda: None) == 0
+    assert attempt("bench.this", lambda: 1) == 1
+    assert attempt("bench.this", refuse) == 2
+    assert attempt("bench.this", lambda: open(tmp_path / "no").close()) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "bench.this: take more prompts"
+    assert second == f"bench.this: cannot use {tmp_path / 'no'}: No such file or directory"
+    with pytest.raises(LookupError):
+        attempt("bench.this", fault)
