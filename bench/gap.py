@@ -33,7 +33,7 @@ from runtime.model.engine import Engine, TreeRequest
 from runtime.server.door import Door
 from runtime.server.loop import Server
 from runtime.server.verify.warm_up import ROWS
-from runtime.wire.tcp import listen
+from runtime.wire.places import listen
 
 NODES = 8
 PROMPT_TOKENS, MAX_TOKENS = 8, 4000

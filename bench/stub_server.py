@@ -33,7 +33,7 @@ from runtime.server.metrics import Metrics
 from runtime.server.trace_file import TraceFile
 from runtime.server.users import load_users
 from runtime.server.verify.warm_up import ROWS
-from runtime.wire.tcp import listen
+from runtime.wire.places import listen
 
 VOCABULARY = 256
 MAX_CONTEXT = 4096

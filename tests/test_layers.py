@@ -224,7 +224,7 @@ def test_torch_stays_out_of_csrc() -> None:
 
 def test_sockets_live_in_one_place() -> None:
     """The conformance tests have their own: they do what a good peer never does."""
-    own = {ROOT / "runtime/wire/tcp.py", ROOT / "runtime/conform/peer.py"}
+    own = {ROOT / f"runtime/{name}.py" for name in ("wire/tcp", "wire/places", "conform/peer")}
     for path in modules("runtime"):
         if path not in own:
             assert "socket" not in imports(path), path

@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from runtime.config import parse_address
-from runtime.wire.tcp import listen
+from runtime.wire.places import listen
 
 MAX_CONNECTIONS = 64
 RETRY_AFTER_S = 5

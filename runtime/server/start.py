@@ -30,7 +30,8 @@ from runtime.system import on_stop
 from runtime.terminal import inert
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE
-from runtime.wire.tcp import AddressAway, FramedProtocol, listen
+from runtime.wire.places import AddressAway, listen
+from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import Certificate, TLSError, load_certificate
 
 log = logging.getLogger(__name__)

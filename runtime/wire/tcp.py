@@ -1,28 +1,23 @@
-"""The only sockets of the protocol: a thin asyncio adapter around `Connection`.
+"""Messages over a TCP connection: a thin asyncio adapter around `Connection`.
 
 It moves bytes and ends connections that are silent, slow or broken. It does not know what the
-messages mean: greeting and answering are the loops' business.
+messages mean: greeting and answering are the loops' business; nor how a connection comes about,
+which is in places.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
-import re
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from runtime.system import unacknowledged_bytes
 from runtime.wire.auth import NO_CERTIFICATE, certificate_hash
 from runtime.wire.connection import Connection, Role, State
 from runtime.wire.messages import Error, ErrorCode, Message, ProtocolError, Redirect
-from runtime.wire.tls import handshake_failure
 
 HANDSHAKE_TIMEOUT_S = 5.0
 # A peer that reads nothing may keep a closing connection no longer than this.
@@ -41,20 +36,9 @@ SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
     (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
 )
-
-
-# Before another address of the same name is tried beside the first (RFC 8305).
-NEXT_ADDRESS_S = 0.25
-# To see, after the time for connecting is over, whether at least the name is known.
-NAME_LOOK_S = 0.5
-ERRNO = re.compile(r"\[Errno (\d+)\]")
 MTU_HINT = "if a tunnel is on the way, its MTU may be too large"
 # Where a frame has its length: longer than any frame of a handshake.
 TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
-
-
-class AddressAway(ConnectionError):
-    """An address of no interface that is up: it may come with one, at boot or with a tunnel."""
 
 
 class FramedProtocol(asyncio.Protocol):
@@ -176,8 +160,8 @@ class FramedProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport), "only stream transports carry frames"
         self._transport = transport
-        address = transport.get_extra_info("peername")
-        self.peer_name, self.host = _address(address), _host(address or ("nowhere",))
+        name = transport.get_extra_info("peername")
+        self.peer_name, self.host = address(name), _host(name or ("nowhere",))
         _set_options(transport.get_extra_info("socket"))
         self._start_timer(self._handshake_timeout_s, self._give_up_handshake)
         if (sentence := self._on_connected(self)) is not None:
@@ -277,124 +261,6 @@ class FramedProtocol(asyncio.Protocol):
             self._timer = None
 
 
-async def listen(
-    host: str,
-    port: int,
-    make_protocol: Callable[[], asyncio.BaseProtocol],
-    start: bool = True,
-    tls: ssl.SSLContext | None = None,
-) -> asyncio.Server:
-    """Accept connections on host:port, one protocol each; port 0 picks a free one.
-
-    Without `start` the port is only reserved, until start_serving is called on the result.
-    The host :: takes IPv4 as well. Raises ConnectionError with a sentence if the address cannot be
-    had, AddressAway if this machine does not have it now.
-    """
-    loop = asyncio.get_running_loop()
-    timeout_s = HANDSHAKE_TIMEOUT_S if tls else None
-    options: dict[str, Any] = {"start_serving": start, "ssl": tls}
-    options["ssl_handshake_timeout"] = timeout_s
-    try:
-        if host == "::" and socket.has_dualstack_ipv6():
-            options["sock"] = _both_families(port)
-            return await loop.create_server(make_protocol, **options)
-        return await loop.create_server(make_protocol, host, port, **options)
-    except (OSError, UnicodeError) as error:
-        is_away = isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
-        # as Python 3.13 says it, which passes over the addresses that are not there
-        is_away = is_away or "could not bind on any address" in str(error)
-        kind = AddressAway if is_away else ConnectionError
-        # asyncio writes the address into its own error once more
-        reason = "this machine does not have this address" if is_away else _sentence(error)
-        raise kind(f"cannot listen on {_address((host, port))}: {reason}") from error
-
-
-def _both_families(port: int) -> socket.socket:
-    """A port of all addresses, those of IPv4 too: asyncio's own sockets for :: take IPv6 alone."""
-    link = socket.socket(socket.AF_INET6)
-    try:
-        if os.name == "posix":  # elsewhere it would share a port in use
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        link.bind(("::", port))
-    except OSError:
-        link.close()
-        raise
-    return link
-
-
-async def connect(
-    host: str,
-    port: int,
-    on_message: Callable[[FramedProtocol, Message], None],
-    on_closed: Callable[[FramedProtocol, str | None], None],
-    timeout_s: float = HANDSHAKE_TIMEOUT_S,
-    tls: ssl.SSLContext | None = None,
-) -> FramedProtocol:
-    """Connect as an edge; the caller then sends Hello and has timeout_s until the Welcome.
-
-    Raises ConnectionError with a sentence if nobody answers there within timeout_s.
-    """
-    protocol = FramedProtocol(Role.EDGE, on_message, on_closed, timeout_s)
-    try:
-        transport = await _reach(host, port, asyncio.Protocol() if tls else protocol, timeout_s)
-        if tls:
-            await _encrypt(transport, protocol, tls, host, timeout_s)
-    except (OSError, UnicodeError) as error:
-        where = _address((host, port))
-        raise ConnectionError(f"cannot connect to {where}: {_sentence(error)}") from error
-    return protocol
-
-
-async def _reach(
-    host: str, port: int, protocol: asyncio.BaseProtocol, timeout_s: float
-) -> asyncio.Transport:
-    """A TCP connection to whichever address of the host answers first."""
-    loop = asyncio.get_running_loop()
-    connecting = loop.create_connection(
-        lambda: protocol, host, port, happy_eyeballs_delay=NEXT_ADDRESS_S
-    )
-    try:
-        transport, _ = await asyncio.wait_for(connecting, timeout_s)
-        return transport
-    except asyncio.TimeoutError:
-        pass
-    try:
-        await asyncio.wait_for(loop.getaddrinfo(host, port), NAME_LOOK_S)
-    except asyncio.TimeoutError:
-        raise ConnectionError(f"no name server knew the host within {timeout_s:g} s") from None
-    raise ConnectionError(f"no answer within {timeout_s:g} s")
-
-
-async def _encrypt(
-    transport: asyncio.Transport,
-    protocol: FramedProtocol,
-    tls: ssl.SSLContext,
-    host: str,
-    timeout_s: float,
-) -> None:
-    """Hand a connection over to the protocol, under TLS."""
-    encrypted = await asyncio.get_running_loop().start_tls(
-        transport, protocol, tls, server_hostname=host, ssl_handshake_timeout=timeout_s
-    )
-    if encrypted is None:  # it was closed in between
-        raise ConnectionError("the server hung up without a word; it may have no certificate")
-    protocol.connection_made(encrypted)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return handshake_failure(error, Role.EDGE)
-    if isinstance(error, ConnectionAbortedError):
-        return f"no TLS handshake in time; {MTU_HINT}"
-    # asyncio puts the errors of several addresses into one text
-    if {errno.ECONNREFUSED} == {int(number) for number in ERRNO.findall(str(error))}:
-        return "nothing listens there"
-    if isinstance(error, UnicodeError):
-        return "this is not the name of a host"
-    return getattr(error, "strerror", None) or str(error)
-
-
 def _buffered_bytes(transport: asyncio.Transport) -> int:
     """What was not given to the system yet.
 
@@ -408,7 +274,8 @@ def _buffered_bytes(transport: asyncio.Transport) -> int:
     return waiting_bytes
 
 
-def _address(name: tuple[object, ...] | str | None) -> str:
+def address(name: tuple[object, ...] | str | None) -> str:
+    """A socket's name as people write it: host:port, an IPv6 host in brackets."""
     if not isinstance(name, tuple):
         return str(name)
     host = _host(name)

@@ -20,7 +20,8 @@ from runtime.model.tokenizer import Tokenizer
 from runtime.server.users import add_user
 from runtime.wire import messages as wire
 from runtime.wire.connection import Role
-from runtime.wire.tcp import FramedProtocol, listen
+from runtime.wire.places import listen
+from runtime.wire.tcp import FramedProtocol
 from tests.ports import reserved_port
 
 

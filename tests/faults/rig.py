@@ -17,7 +17,7 @@ from runtime.server.loop import Server
 from runtime.server.users import load_users
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE
-from runtime.wire.tcp import listen
+from runtime.wire.places import listen
 from runtime.wire.tls import Certificate
 
 KV_TOKENS, PAGE_TOKENS, MAX_CONTEXT = 2048, 16, 1000

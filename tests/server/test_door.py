@@ -17,7 +17,8 @@ from runtime.server.users import add_user
 from runtime.wire import messages as wire
 from runtime.wire.auth import prove
 from runtime.wire.connection import Role
-from runtime.wire.tcp import FramedProtocol, connect
+from runtime.wire.places import connect
+from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import TLSError, load_certificate, trust
 from tests.certificates import self_signed
 

@@ -23,7 +23,7 @@ from runtime.server.metrics import SECONDS, Metrics
 from runtime.server.users import add_user
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
-from runtime.wire.tcp import connect
+from runtime.wire.places import connect
 from tests.server.process import Process, Samples, server_process
 
 EMPTY = OrderedTree()

@@ -20,7 +20,7 @@ from runtime.edge.net.link import Link, Sampling, ServerError
 from runtime.server.door import Door
 from runtime.server.loop import Server
 from runtime.wire import messages as wire
-from runtime.wire.tcp import listen
+from runtime.wire.places import listen
 
 TOKENS = 12
 PATIENCE_S = 120

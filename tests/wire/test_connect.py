@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from runtime.wire.tcp import connect
+from runtime.wire.places import connect
 from runtime.wire.tls import trust
 from tests.ports import reserved_port
 

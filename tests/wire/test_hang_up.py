@@ -10,7 +10,8 @@ import pytest
 from runtime.wire import tcp
 from runtime.wire.connection import Connection, Role
 from runtime.wire.messages import Error, ErrorCode, Ping
-from runtime.wire.tcp import FramedProtocol, listen
+from runtime.wire.places import listen
+from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import Trust, load_certificate, trust
 from tests.certificates import self_signed
 from tests.wire.cases import HELLO, WELCOME

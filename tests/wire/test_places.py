@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from runtime.wire.connection import Role
-from runtime.wire.tcp import AddressAway, FramedProtocol, connect, listen
+from runtime.wire.places import AddressAway, connect, listen
+from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import load_certificate, trust
 from tests.certificates import self_signed
 from tests.wire.cases import HELLO

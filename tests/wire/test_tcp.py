@@ -24,7 +24,8 @@ from runtime.wire.messages import (
     Verdict,
     Welcome,
 )
-from runtime.wire.tcp import MAX_WRITE_BUFFER_BYTES, FramedProtocol, connect, listen
+from runtime.wire.places import connect, listen
+from runtime.wire.tcp import MAX_WRITE_BUFFER_BYTES, FramedProtocol
 from tests.ports import reserved_port
 from tests.wire.cases import HELLO, REDIRECT, VOCABULARY, WELCOME, draft, opening
 

@@ -15,8 +15,9 @@ from runtime.logs import fields
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 from runtime.wire.auth import is_proven, new_nonce, prove
+from runtime.wire.places import connect
 from runtime.wire.states import Phase, Role, State
-from runtime.wire.tcp import FramedProtocol, connect
+from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import Trust
 from runtime.wire.token_bits import OutsideVocabulary, check_tokens
 from runtime.wire.vocabulary import other_vocabulary, same_vocabulary
