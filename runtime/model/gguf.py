@@ -97,12 +97,18 @@ class _StoredTensor:
     stored_shape: tuple[int, ...]  # in bytes
     path: Path
     offset: int
+    version: tuple[int, ...]  # of the file
 
     def read(self) -> Tensor | StoredWeight:
         """Into memory of its own: whoever writes over the file changes no model that runs."""
-        data = np.fromfile(self.path, np.uint8, math.prod(self.stored_shape), offset=self.offset)
-        if data.size != math.prod(self.stored_shape):
-            raise ModelError(f"{self.path} was cut short in tensor {self.name} meanwhile")
+        n_bytes = math.prod(self.stored_shape)
+        try:
+            data = np.fromfile(self.path, np.uint8, n_bytes, offset=self.offset)
+            is_same = data.size == n_bytes and _version(self.path) == self.version
+        except OSError as error:
+            raise ModelError(f"{self.path} cannot be read any more: {error.strerror}") from None
+        if not is_same:
+            raise ModelError(f"{self.path} was changed while it was read; try again")
         tensor = torch.from_numpy(data)
         if self.ggml_type.name in _FLOATS:
             return tensor.view(_FLOATS[self.ggml_type.name]).view(self.shape)
@@ -115,7 +121,8 @@ def _vector(tensor: _StoredTensor) -> Tensor:
 
 def _stored_tensors(path: Path, header: Header) -> Iterator[_StoredTensor]:
     """The tensors of a file: each lies in it, in bytes of its own, so it is no larger than that."""
-    size, end = path.stat().st_size, header.data_start
+    version, end = _version(path), header.data_start
+    size, *_ = version
     for info in sorted(header.tensors, key=lambda info: info.offset):
         shape = _stored_shape(info)
         first = header.data_start + info.offset
@@ -124,7 +131,13 @@ def _stored_tensors(path: Path, header: Header) -> Iterator[_StoredTensor]:
         end = first + math.prod(shape)
         if end > size:
             raise ModelError(f"{path} is cut short in tensor {info.name}")
-        yield _StoredTensor(info.name, info.shape, _ggml_type(info), shape, path, first)
+        yield _StoredTensor(info.name, info.shape, _ggml_type(info), shape, path, first, version)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Size, place and time: half of one file and half of another would make a wrong model."""
+    status = path.stat()
+    return status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _stored_shape(info: TensorInfo) -> tuple[int, ...]:

@@ -1,6 +1,9 @@
 """GGUF files written by the gguf package, in llama.cpp's layout, and read by us."""
 
 import copy
+import os
+import shutil
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -233,6 +236,34 @@ def test_a_file_cut_anywhere_is_a_sentence(path):
         path.write_bytes(whole[:size])
         with pytest.raises(ModelError, match=r"cut short|does not begin with GGUF"):
             weights.load(path)
+
+
+def overwritten(path):
+    with path.open("r+b") as file:
+        file.write(file.read())
+    os.utime(path, ns=(0, 0))
+
+
+def replaced(path):
+    Path(shutil.copy2(path, path.with_suffix(".new"))).replace(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (overwritten, "was changed while it was read; try again"),
+        (replaced, "was changed while it was read; try again"),
+        (lambda path: os.truncate(path, 2000), "was changed while it was read; try again"),
+        (Path.unlink, "cannot be read any more: No such file"),
+    ],
+)
+def test_a_file_that_changes_while_it_is_read(path, change, sentence):
+    """Half of one model and half of another would be a wrong one."""
+    checkpoint = GgufFile(path)
+    checkpoint.stored("model.norm.weight")
+    change(path)
+    with pytest.raises(ModelError, match=sentence):
+        checkpoint.stored("model.norm.weight")
 
 
 def test_other_files_and_versions(path):
