@@ -159,6 +159,7 @@ class Real(Setting):
             "--max-step-nodes": accelerator.max_step_nodes,
             "--max-requests": len(devices),
             "--max-user-requests": len(devices),
+            "--max-user-running": len(devices),
             "--kv-tokens": 2**20,
             "--users": users,
             "--trace": folder / "trace",
