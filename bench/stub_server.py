@@ -20,7 +20,8 @@ import torch
 from prometheus_client import Gauge
 from torch import Tensor
 
-from runtime.config import ServerConfig, parse
+from runtime.arguments import parse
+from runtime.config import ServerConfig
 from runtime.logs import configure
 from runtime.model.config import ModelConfig
 from runtime.model.engine import Engine, TreeRequest

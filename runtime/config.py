@@ -1,27 +1,21 @@
-"""Options of the two processes: one frozen dataclass each, read once, never changed.
+"""Options of the two processes: one frozen dataclass each, made once, never changed.
 
-Precedence: command-line flag, then SPECEDGE_<OPTION> in the environment, then a TOML file named by
---config, then the default. The argument parsers are generated from the dataclasses, so an option is
-written down once. This module imports nothing heavy: --help must answer at once.
+How people give them is in arguments.py. This module imports nothing heavy: --help must answer at
+once.
 """
 
-import argparse
-import difflib
 import math
 import os
-import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Iterable, MutableMapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from importlib import import_module
 from ipaddress import ip_address
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from runtime.system import cpu_quota, others_may_read
-
-Config = TypeVar("Config", bound="Options")
 
 
 class ConfigError(ValueError):
@@ -32,16 +26,8 @@ FLOATS = ("float32", "bfloat16", "float16")
 WEIGHTS = (
     "stored", *FLOATS, "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"
 )  # fmt: skip
-# What options were called, and how they are called now: a setting must not be lost in silence.
-RENAMED = {
-    "dtype": "weights",
-    "max_sessions": "max_requests",
-    "max_user_sessions": "max_user_requests",
-}
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 MIN_TOKEN_CHARACTERS = 32  # of a user's secret
-# Of a service named specedge, Kubernetes tells every pod as SPECEDGE_PORT=tcp://10.0.0.1:8400.
-SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 
 
 def option(
@@ -95,7 +81,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        kinds = _types(type(self))
+        kinds = types_of(type(self))
         for item in fields(self):
             value = getattr(self, item.name)
             if value is not None or kinds[item.name] in (int, float):
@@ -279,26 +265,6 @@ def parse_address(address: str, name: str = "--server", least_port: int = 1) -> 
     return host.strip("[]"), int(port)
 
 
-def parse(cls: type[Config], argv: Sequence[str], env: Mapping[str, str], program: str) -> Config:
-    """Build a config from arguments, environment and file. Raises ConfigError.
-
-    --help and --version print and exit with 0.
-    """
-    if "--version" in argv:
-        print(f"specedge {version()}")
-        raise SystemExit(0)
-    parser = _parser(cls, program)
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise ConfigError(_unknown(unknown[0], cls, _flag))
-    given = {name: value for name, value in vars(known).items() if value is not None}
-    path = given.pop("config", None) or env.get("SPECEDGE_CONFIG")
-    # What is overridden is not read: it may be somebody else's.
-    given = _from_environment(cls, env, without=given) | given
-    values = _from_file(cls, Path(path), without=given) if path else {}
-    return cls(**(values | given))
-
-
 def version() -> str:
     """Of the package that is installed here."""
     from importlib import metadata  # not where nobody asks: it takes long to import
@@ -371,61 +337,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def flag(item: "Field[Any]") -> str:
-    """The command-line spelling of a field."""
-    return _flag(item.name)
-
-
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The command-line spelling of an option."""
     return "--" + name.replace("_", "-")
 
 
-def _variable(name: str) -> str:
-    return f"SPECEDGE_{name.upper()}"
-
-
-def _renamed(cls: "type[Options]", spelled: Callable[[str], str]) -> dict[str, str]:
-    """The new name of an option of this process by the old one."""
-    names = {item.name for item in fields(cls)}
-    return {spelled(old): spelled(new) for old, new in RENAMED.items() if new in names}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence instead of printing the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=program,
-        description=cls.__doc__,
-        allow_abbrev=False,
-        epilog="Every option may also be set as SPECEDGE_<OPTION> or in a TOML file (--config).",
-    )
-    kinds = _readers(cls)
-    parser.add_argument("--version", action="store_true", default=None, help="print it, and end")
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
-    for item in fields(cls):
-        default = "" if item.default in (None, (), MISSING) else f" (default: {item.default})"
-        shared = {"default": None, "help": item.metadata["help"] + default}
-        names, kind = (flag(item), *item.metadata["also"]), kinds[item.name]
-        if kind is bool:
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **shared)
-        else:
-            parser.add_argument(
-                *names,
-                action="append" if isinstance(item.default, tuple) else "store",
-                type=kind,
-                choices=item.metadata["choices"] or None,
-                metavar=None if item.metadata["choices"] else item.name.split("_")[-1].upper(),
-                **shared,
-            )
-    return parser
-
-
-def _types(cls: "type[Options]") -> dict[str, type]:
+def types_of(cls: "type[Options]") -> dict[str, type]:
     """Each field's type, with `| None` taken off; of a list, that of what is in it."""
     return {
         name: next((kind for kind in get_args(hint) if kind is not type(None)), hint)
@@ -433,46 +350,32 @@ def _types(cls: "type[Options]") -> dict[str, type]:
     }
 
 
-def _readers(cls: "type[Options]") -> dict[str, Any]:
-    """What makes each field's value of a text: its type, that also knows the word auto for 0."""
-    kinds = _types(cls)
-    automatic = {item.name for item in fields(cls) if item.metadata["auto"]}
-    return {name: _or_auto(kind) if name in automatic else kind for name, kind in kinds.items()}
-
-
-def _or_auto(kind: type) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        return kind(0) if text == "auto" else kind(text)
-
-    read.__name__ = kind.__name__  # what a sentence about a wrong text calls it
-    return read
-
-
 def _check(item: "Field[Any]", kind: type, value: Any) -> None:
     """Raises ConfigError where the value is not what the option takes."""
+    name = flag(item.name)
     choices, minimum, maximum = (item.metadata[key] for key in ("choices", "minimum", "maximum"))
     is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if kind in (int, float) and not is_number:
-        raise ConfigError(f"{flag(item)} is {value!r}; expected {kind.__name__}")
+        raise ConfigError(f"{name} is {value!r}; expected {kind.__name__}")
     if kind is bool and not isinstance(value, bool):
-        raise ConfigError(f"{flag(item)} is {value!r}; expected True or False")
+        raise ConfigError(f"{name} is {value!r}; expected True or False")
     # a caller's number would be taken for an open file, where a file is named
     is_one_text = kind is str and not isinstance(item.default, tuple)
     if is_one_text and not isinstance(value, str | Path):
-        raise ConfigError(f"{flag(item)} is {value!r}; expected a text")
+        raise ConfigError(f"{name} is {value!r}; expected a text")
     if choices and value not in choices:
         allowed = ", ".join(choices)
-        raise ConfigError(f"{flag(item)} is {value!r}; it takes one of {allowed}")
+        raise ConfigError(f"{name} is {value!r}; it takes one of {allowed}")
     # Written so that NaN fails.
     if minimum is not None and not value >= minimum:
-        raise ConfigError(f"{flag(item)} is {value}; the least it takes is {minimum:g}")
+        raise ConfigError(f"{name} is {value}; the least it takes is {minimum:g}")
     if kind is float and not math.isfinite(value):
-        raise ConfigError(f"{flag(item)} is {value}; expected a finite number")
+        raise ConfigError(f"{name} is {value}; expected a finite number")
     if kind in (int, float) and value > (maximum or U32_MAX):
-        raise ConfigError(f"{flag(item)} is {value}; the most it takes is {maximum or U32_MAX}")
+        raise ConfigError(f"{name} is {value}; the most it takes is {maximum or U32_MAX}")
     for text in value if isinstance(value, tuple) else (value,):
         if kind is str and not _is_unicode(str(text)):
-            raise ConfigError(f"{flag(item)} is not valid UTF-8; check its special characters")
+            raise ConfigError(f"{name} is not valid UTF-8; check its special characters")
 
 
 def _is_unicode(text: str) -> bool:
@@ -482,65 +385,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _from_environment(
-    cls: type[Config], env: Mapping[str, str], without: Collection[str]
-) -> dict[str, Any]:
-    for old, new in _renamed(cls, _variable).items():
-        if old in env and new not in env:
-            raise ConfigError(f"{old} is called {new} now")
-    values = {}
-    for option_name, kind in _readers(cls).items():
-        name = _variable(option_name)
-        if name not in env or option_name in without:
-            continue
-        if kind is not int or not SERVICE_LINK.match(env[name]):
-            values[option_name] = _convert(kind, env[name], name)
-    return values
-
-
-def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[str, Any]:
-    try:
-        table = read_toml(path.read_text(encoding="utf-8"), f"--config {path}")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", error)
-        raise ConfigError(f"cannot read --config {path}: {reason}") from error
-    known, kinds = {item.name: item for item in fields(cls)}, _readers(cls)
-    for name in table:
-        if name not in known:
-            raise ConfigError(f"{path}: " + _unknown(name, cls, str))
-    return {
-        name: _from_toml(known[name], kinds[name], value, f"{name} in {path}")
-        for name, value in table.items()
-        if name not in without
-    }
-
-
-def _from_toml(item: "Field[Any]", kind: Any, value: Any, name: str) -> Any:
-    if isinstance(value, list) and isinstance(item.default, tuple):
-        return tuple(_convert(kind, str(part), name) for part in value)
-    if isinstance(value, list | dict):
-        raise ConfigError(f"{name} is {value!r}; expected {kind.__name__}")
-    return _convert(kind, str(value), name)
-
-
-def _convert(kind: Any, text: str, name: str) -> Any:
-    """Text to the field's type. Raises ConfigError naming where the text came from."""
-    if kind is bool:
-        spellings = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        if text.lower() not in spellings:
-            raise ConfigError(f"{name} is {text!r}; expected true or false")
-        return spellings[text.lower()]
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise ConfigError(f"{name} is {text!r}; expected {kind.__name__}") from error
-
-
-def _unknown(given: str, cls: "type[Options]", spelled: Callable[[str], str]) -> str:
-    name, known = given.split("=")[0], [spelled(item.name) for item in fields(cls)]
-    if (new := _renamed(cls, spelled).get(name)) is not None:
-        return f"option {name} is called {new} now"
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "; see --help")

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
+from runtime.arguments import RENAMED, parse
 from runtime.config import (
-    RENAMED,
     ConfigError,
     EdgeConfig,
     ServerConfig,
     flag,
-    parse,
     parse_address,
     prepare_threads,
 )
@@ -101,10 +100,10 @@ NUMBERS = [
 def test_every_number_has_limits(cls: type[EdgeConfig], item: "Field[Any]") -> None:
     """Neither infinite nor more than the protocol's structures hold, nor what is no number."""
     for text in ("nan", "inf", "-inf", "1e999", str(2**64), "-1", "9" * 5000, "x", ""):
-        with pytest.raises(ConfigError, match=flag(item)):
-            parse(cls, [f"{flag(item)}={text}"], {}, "program")
+        with pytest.raises(ConfigError, match=flag(item.name)):
+            parse(cls, [f"{flag(item.name)}={text}"], {}, "program")
     for value in ("3", True, float("nan"), 2**200):
-        with pytest.raises(ConfigError, match=flag(item)):
+        with pytest.raises(ConfigError, match=flag(item.name)):
             cls(**{item.name: value})
 
 
@@ -125,7 +124,7 @@ TEXTS = [
 @pytest.mark.parametrize(("cls", "item"), TEXTS, ids=lambda value: getattr(value, "name", None))
 def test_bytes_that_are_no_text_are_a_sentence(cls: type[EdgeConfig], item: "Field[Any]") -> None:
     for argv, env in (
-        ([f"{flag(item)}=caf\udce9"], {}),
+        ([f"{flag(item.name)}=caf\udce9"], {}),
         ([], {f"SPECEDGE_{item.name.upper()}": "caf\udce9"}),
     ):
         with pytest.raises(ConfigError) as error:

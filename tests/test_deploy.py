@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import ConfigError, EdgeConfig, ServerConfig, flag, parse, read_secret
+from runtime.arguments import parse
+from runtime.config import ConfigError, EdgeConfig, ServerConfig, flag, read_secret
 from runtime.server.door import Door
 from runtime.server.metrics import Metrics
 from runtime.server.policy.credits import RoundRobin
@@ -185,7 +186,7 @@ def test_the_table_of_metrics_is_the_code(metrics: Metrics) -> None:
 
 
 def test_the_options_and_links_of_the_pages_exist() -> None:
-    flags = {flag(item) for config in (ServerConfig, EdgeConfig) for item in fields(config)}
+    flags = {flag(item.name) for config in (ServerConfig, EdgeConfig) for item in fields(config)}
     for page in (ROOT / "docs/operations.md", ROOT / "SECURITY.md"):
         text = page.read_text(encoding="utf-8")
         for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", without_shell(text)):

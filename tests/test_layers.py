@@ -20,6 +20,8 @@ FORBIDDEN = {
     "runtime/system.py": {"runtime", "socket", "torch", "numpy"},
     "runtime/config.py": HEAVY
     | {"runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
+    "runtime/arguments.py": HEAVY
+    | {"runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
     "runtime/logs.py": HEAVY | {"runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
     "runtime/terminal.py": HEAVY
     | {"rich", "runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},

@@ -4,7 +4,8 @@ import gc
 import os
 import sys
 
-from runtime.config import ConfigError, EdgeConfig, parse, prepare_threads
+from runtime.arguments import parse
+from runtime.config import ConfigError, EdgeConfig, prepare_threads
 from runtime.logs import configure
 from runtime.terminal import end_on_sigterm, fail, leave, run
 

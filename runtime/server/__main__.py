@@ -7,7 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from runtime.config import ConfigError, ServerConfig, parse, prepare_threads
+from runtime.arguments import parse
+from runtime.config import ConfigError, ServerConfig, prepare_threads
 from runtime.logs import configure
 from runtime.terminal import TRY_AGAIN_STATUS, fail, run
 

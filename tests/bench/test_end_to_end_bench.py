@@ -373,7 +373,8 @@ def test_what_cannot_run_says_why(
 
 
 def test_every_mode_is_understood_by_server_and_edge() -> None:
-    from runtime.config import EdgeConfig, ServerConfig, parse
+    from runtime.arguments import parse
+    from runtime.config import EdgeConfig, ServerConfig
 
     for mode in MODES.values():
         EdgeConfig(**mode.edge)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import ConfigError, EdgeConfig, ServerConfig, parse, read_token
+from runtime.arguments import parse
+from runtime.config import ConfigError, EdgeConfig, ServerConfig, read_token
 from runtime.console import Terminal
 from runtime.server.__main__ import main
 from runtime.server.start import _announce, start

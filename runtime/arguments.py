@@ -1,0 +1,167 @@
+"""Options as they are given: flags, then SPECEDGE_<OPTION>, then a TOML file, then the default.
+
+The argument parsers are generated from the dataclasses of config.py, so an option is written down
+once. This module imports nothing heavy: --help must answer at once.
+"""
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from runtime.config import ConfigError, Options, flag, read_toml, types_of, version
+
+Config = TypeVar("Config", bound=Options)
+# What options were called, and how they are called now: a setting must not be lost in silence.
+RENAMED = {
+    "dtype": "weights",
+    "max_sessions": "max_requests",
+    "max_user_sessions": "max_user_requests",
+}
+# Of a service named specedge, Kubernetes tells every pod as SPECEDGE_PORT=tcp://10.0.0.1:8400.
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+
+
+def parse(cls: type[Config], argv: Sequence[str], env: Mapping[str, str], program: str) -> Config:
+    """Build a config from arguments, environment and file. Raises ConfigError.
+
+    --help and --version print and exit with 0.
+    """
+    if "--version" in argv:
+        print(f"specedge {version()}")
+        raise SystemExit(0)
+    parser = _parser(cls, program)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ConfigError(_unknown(unknown[0], cls, flag))
+    given = {name: value for name, value in vars(known).items() if value is not None}
+    path = given.pop("config", None) or env.get("SPECEDGE_CONFIG")
+    # What is overridden is not read: it may be somebody else's.
+    given = _from_environment(cls, env, without=given) | given
+    values = _from_file(cls, Path(path), without=given) if path else {}
+    return cls(**(values | given))
+
+
+def _variable(name: str) -> str:
+    return f"SPECEDGE_{name.upper()}"
+
+
+def _renamed(cls: "type[Options]", spelled: Callable[[str], str]) -> dict[str, str]:
+    """The new name of an option of this process by the old one."""
+    names = {item.name for item in fields(cls)}
+    return {spelled(old): spelled(new) for old, new in RENAMED.items() if new in names}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        description=cls.__doc__,
+        allow_abbrev=False,
+        epilog="Every option may also be set as SPECEDGE_<OPTION> or in a TOML file (--config).",
+    )
+    kinds = _readers(cls)
+    parser.add_argument("--version", action="store_true", default=None, help="print it, and end")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
+    for item in fields(cls):
+        default = "" if item.default in (None, (), MISSING) else f" (default: {item.default})"
+        shared = {"default": None, "help": item.metadata["help"] + default}
+        names, kind = (flag(item.name), *item.metadata["also"]), kinds[item.name]
+        if kind is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **shared)
+        else:
+            parser.add_argument(
+                *names,
+                action="append" if isinstance(item.default, tuple) else "store",
+                type=kind,
+                choices=item.metadata["choices"] or None,
+                metavar=None if item.metadata["choices"] else item.name.split("_")[-1].upper(),
+                **shared,
+            )
+    return parser
+
+
+def _readers(cls: "type[Options]") -> dict[str, Any]:
+    """What makes each field's value of a text: its type, that also knows the word auto for 0."""
+    kinds = types_of(cls)
+    automatic = {item.name for item in fields(cls) if item.metadata["auto"]}
+    return {name: _or_auto(kind) if name in automatic else kind for name, kind in kinds.items()}
+
+
+def _or_auto(kind: type) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return kind(0) if text == "auto" else kind(text)
+
+    read.__name__ = kind.__name__  # what a sentence about a wrong text calls it
+    return read
+
+
+def _from_environment(
+    cls: type[Config], env: Mapping[str, str], without: Collection[str]
+) -> dict[str, Any]:
+    for old, new in _renamed(cls, _variable).items():
+        if old in env and new not in env:
+            raise ConfigError(f"{old} is called {new} now")
+    values = {}
+    for option_name, kind in _readers(cls).items():
+        name = _variable(option_name)
+        if name not in env or option_name in without:
+            continue
+        if kind is not int or not SERVICE_LINK.match(env[name]):
+            values[option_name] = _convert(kind, env[name], name)
+    return values
+
+
+def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[str, Any]:
+    try:
+        table = read_toml(path.read_text(encoding="utf-8"), f"--config {path}")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", error)
+        raise ConfigError(f"cannot read --config {path}: {reason}") from error
+    known, kinds = {item.name: item for item in fields(cls)}, _readers(cls)
+    for name in table:
+        if name not in known:
+            raise ConfigError(f"{path}: " + _unknown(name, cls, str))
+    return {
+        name: _from_toml(known[name], kinds[name], value, f"{name} in {path}")
+        for name, value in table.items()
+        if name not in without
+    }
+
+
+def _from_toml(item: "Field[Any]", kind: Any, value: Any, name: str) -> Any:
+    if isinstance(value, list) and isinstance(item.default, tuple):
+        return tuple(_convert(kind, str(part), name) for part in value)
+    if isinstance(value, list | dict):
+        raise ConfigError(f"{name} is {value!r}; expected {kind.__name__}")
+    return _convert(kind, str(value), name)
+
+
+def _convert(kind: Any, text: str, name: str) -> Any:
+    """Text to the field's type. Raises ConfigError naming where the text came from."""
+    if kind is bool:
+        spellings = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.lower() not in spellings:
+            raise ConfigError(f"{name} is {text!r}; expected true or false")
+        return spellings[text.lower()]
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is {text!r}; expected {kind.__name__}") from error
+
+
+def _unknown(given: str, cls: "type[Options]", spelled: Callable[[str], str]) -> str:
+    name, known = given.split("=")[0], [spelled(item.name) for item in fields(cls)]
+    if (new := _renamed(cls, spelled).get(name)) is not None:
+        return f"option {name} is called {new} now"
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "; see --help")
