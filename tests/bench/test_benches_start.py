@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -31,14 +32,21 @@ PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.
 COMMAND = re.compile(r"python -m ((?:runtime\.)?bench(?:\.\w+)*)([^`]*)")
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if "__" not in name])
-def test_a_bench_finds_what_it_imports(name: str) -> None:
+@contextlib.contextmanager
+def skipped_without_optional() -> Iterator[None]:
+    """Skip the test if what is imported meanwhile wants a library that need not be there."""
     try:
-        importlib.import_module(name)
+        yield
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "__" not in name])
+def test_a_bench_finds_what_it_imports(name: str) -> None:
+    with skipped_without_optional():
+        importlib.import_module(name)
 
 
 @cache
@@ -47,7 +55,11 @@ def help_of(command: str) -> str:
     said = io.StringIO()
     arguments, sys.argv = sys.argv, [command, "--help"]
     try:
-        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+        with (
+            skipped_without_optional(),
+            contextlib.redirect_stdout(said),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore", RuntimeWarning)  # that it is imported already
             with pytest.raises(SystemExit) as left:
                 runpy.run_module(command, run_name="__main__")
