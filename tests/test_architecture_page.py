@@ -32,6 +32,12 @@ def test_a_function_on_the_page_is_there(name: str, what: str) -> None:
     assert re.search(rf"(def|class) {what}\b", source)
 
 
+def test_every_module_directly_in_runtime_is_on_the_page() -> None:
+    """Those are for all parts, so whoever looks for a part must not stumble over them."""
+    named = set(re.findall(r"`(?:runtime/)?(\w+\.py)`", TEXT))
+    assert {path.name for path in (ROOT / "runtime").glob("*.py")} <= named
+
+
 def test_the_picture_can_be_drawn() -> None:
     """Mermaid takes these two for the end of a label."""
     assert not [how for *_, how in MOVES if re.search("[;:]", how)]
