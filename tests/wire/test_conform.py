@@ -17,7 +17,7 @@ from runtime.conform.peer import Target
 from runtime.conform.run import Outcome, Result, all_cases, junit, line, run, select
 from runtime.demo import running_server
 from runtime.model.tokenizer import Tokenizer
-from runtime.server.policy import pipeline
+from runtime.server.policy import edge_profile, pipeline
 from runtime.server.users import add_user
 from runtime.wire import messages as wire
 from runtime.wire.tls import load_certificate, trust
@@ -83,8 +83,14 @@ def test_our_server_passes_every_case(target: Target) -> None:
 def test_a_server_with_one_place_passes_the_cases_of_credits(
     tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No credit comes back from an edge that keeps it, so there is time to draft without one."""
+    """No credit comes back from an edge that keeps it, so there is time to draft without one.
+
+    Edges are thought to be near and quick: a tree is in the next step, which has one place, however
+    short the steps of a tiny model are.
+    """
     monkeypatch.setattr(pipeline, "HOLD_S", 3600.0)
+    monkeypatch.setattr(edge_profile, "RTT_S", 0.0)
+    monkeypatch.setattr(edge_profile, "DRAFT_S", 0.0)
     rig = Rig(tiny_pair[0], credits="drr", max_batch=1)
     anybody = Target("127.0.0.1", 0, hello(tiny_pair), own_hash(tiny_pair))
     assert outcomes_of(CREDIT_CASES, rig, anybody) == ["PASSED", "PASSED"]
