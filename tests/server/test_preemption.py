@@ -149,7 +149,8 @@ def test_every_text_is_plain(
     with caplog.at_level(logging.ERROR):
         server.run([opened(key, params, texts[key]) for key, (params, _) in enumerate(work)])
     assert [server.finished[key] for key in range(16)] == texts
-    assert not caplog.records, "a step failed and was run again request by request"
+    ours = [record for record in caplog.records if record.name.startswith("runtime")]
+    assert not ours, "a step failed and was run again request by request"
     scheduler = server.scheduler
     assert scheduler.preemptions > 0
     assert scheduler.hit_tokens > 0
