@@ -364,8 +364,10 @@ class Server:
         if self.trace is not None:
             self.trace.write(step.line())
         for outcome in outcomes:
+            was_there = not outcome.request.ended  # else its step before has failed, and counted
             self._deliver(outcome, step)
-            self._judge_device(outcome)
+            if was_there:
+                self._judge_device(outcome)
         self._give_credits()
 
     def _judge_device(self, outcome: Outcome) -> None:

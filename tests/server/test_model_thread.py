@@ -111,7 +111,7 @@ def test_who_follows_a_step_that_failed_harms_nobody(
     bad, good = request(engine, BROKEN, Turn.SERVER), request(engine, 5, Turn.SERVER)
     thread.offer(offer(engine, verify(bad), verify(good)))
     thread.offer(offer(engine, follow(bad), follow(good)))
-    engine.gate.release(4)  # both together, each alone, both together
+    engine.gate.release(5)  # both together, each alone, one more to see what failed, both together
     first, second = (over.get(timeout=PATIENCE_S).outcomes for _ in range(2))
     assert isinstance(first[0], Failed)
     assert first[1] == Verified(good, [0], next_token(5))
