@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
-# Idle OpenMP threads must not spin: server and edge share this machine's cores.
-export GOMP_SPINCOUNT ?= 0
+# Tests run side by side and share this machine's cores: idle OpenMP threads must not spin.
+test test-all torture: export GOMP_SPINCOUNT ?= 0
 
 .PHONY: demo test test-all check format bench torture clean
 .DELETE_ON_ERROR:

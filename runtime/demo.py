@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runtime.config import SPINS
 from runtime.system import whole_cores
 from runtime.terminal import fail, inert, run
 
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from runtime.edge.options import RequestOptions
 
 DEFAULT_PROMPT = "Explain in a few sentences why the sky is blue."
-# With fewer, server and edge take turns on all of them: to draft while the other one verifies
-# would take its cores.
-CORES_FOR_BOTH = 4
+# With fewer, server and edge take turns: to draft while the other one verifies would take its core.
+CORES_FOR_BOTH = 2
 LEVEL = 0.03  # a difference that is none
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     cores = whole_cores()
     apart = cores >= CORES_FOR_BOTH
     threads = cores // 2 if apart else cores
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
         with running_server("--model", "smollm2", "--port", "0") as address:
