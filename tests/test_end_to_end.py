@@ -137,7 +137,7 @@ def test_a_demo_without_a_server_says_so() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_demo_compares_answersin_turns(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
+def test_the_demo_compares_answers_in_turns(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
     from runtime.config import EdgeConfig
     from runtime.demo import in_turns
     from runtime.edge.client import Edge
