@@ -128,7 +128,7 @@ class Edges:
             async with aclosing(rounds):
                 async for turn in rounds:
                     self.statistics.count(turn)
-                    self.trees += turn.step.n_sent > 0
+                    self.trees += len(turn.step.sent) > 0
         await uplink.close()
 
 

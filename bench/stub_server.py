@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -31,7 +30,8 @@ from runtime.server.door import Door, Identity
 from runtime.server.http import application, serving
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
-from runtime.server.trace_file import TraceFile
+from runtime.server.schedule.step import Step
+from runtime.server.trace_file import tracing
 from runtime.server.users import load_users
 from runtime.server.verify.warm_up import ROWS
 from runtime.wire.places import listen
@@ -77,7 +77,7 @@ class StubEngine:
         """There are no keys and values to move."""
 
 
-async def serve(config: ServerConfig, step_s: float, trace: TraceFile | None) -> None:
+async def serve(config: ServerConfig, step_s: float, on_step: Callable[[Step], None]) -> None:
     """Until SIGTERM; prints the addresses of the pages and of the server."""
     largest_window = 0.0
 
@@ -97,7 +97,7 @@ async def serve(config: ServerConfig, step_s: float, trace: TraceFile | None) ->
     window = Gauge("stub_largest_window", "Credits, since the start", registry=metrics.registry)
     window.set_function(lambda: largest_window)
     users = load_users(Path(config.users)) if config.users else None
-    server = Server(config, cast(Engine, engine), Door(config, IDENTITY, users), trace, metrics)
+    server = Server(config, cast(Engine, engine), Door(config, IDENTITY, users), on_step, metrics)
     server.pipeline.load.cost.learn((rows, step_s) for rows in ROWS)
     listener = await listen(config.host, config.port, server.new_peer, start=False)
     pages = application(lambda: server.unready, metrics.registry)
@@ -112,8 +112,8 @@ def main() -> None:
     config = parse(ServerConfig, sys.argv[2:], os.environ, "python -m bench.stub_server")
     configure(config.log_level, config.log_format)
     torch.set_num_threads(1)
-    with closing(TraceFile(Path(config.trace))) if config.trace else nullcontext() as trace:
-        asyncio.run(serve(config, step_s, trace))
+    with tracing(config.trace) as on_step:
+        asyncio.run(serve(config, step_s, on_step))
 
 
 if __name__ == "__main__":

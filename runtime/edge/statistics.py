@@ -55,7 +55,7 @@ class Statistics:
         """Add one verdict."""
         self.verifications += 1
         self.tokens += len(turn.tokens)
-        self.drafted_nodes += turn.step.n_sent
+        self.drafted_nodes += len(turn.step.sent)
         self.accepted_nodes += len(turn.tokens) - 1
         self.verify_ms += turn.verdict.verify_ms
         self.passes += turn.passes

@@ -4,8 +4,10 @@ To be called on that loop alone; the fronts for other threads are in `client.py`
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 from runtime.config import ConfigError, EdgeConfig, parse_address, read_token
@@ -13,7 +15,7 @@ from runtime.edge.answer import Stream
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loading import Loading, OpenDraft, Vocabulary
-from runtime.edge.loop import Drafting
+from runtime.edge.loop import Drafting, Round
 from runtime.edge.net.link import Credentials, ServerError, reach
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.prompts import Prompts
@@ -37,6 +39,9 @@ class Worker:
         self._loading: Loading | None = None
         self._batcher: Batcher | None = None
         self._writing: set[asyncio.Task[object]] = set()
+        self._numbers = itertools.count(1)
+        # told of each round that is over, with the number of its answer, on the edge's own loop
+        self.on_round: Callable[[int, Round], None] = lambda answer, turn: None
 
     @property
     def connected(self) -> bool:
@@ -128,7 +133,8 @@ class Worker:
         # leaving it ends the request on the server, if it is still running
         async with aclosing(rounds):
             tokenizer = self.prompts.tokenizer
-            writer = Writer(transcript, stream, tokenizer, self.uplink, file)
+            tell = partial(self.on_round, next(self._numbers))
+            writer = Writer(transcript, stream, tokenizer, self.uplink, file, tell)
             return await writer.write(rounds)
 
     async def close(self) -> None:

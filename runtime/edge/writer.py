@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from runtime.edge.answer import Stream
@@ -27,9 +27,11 @@ class Writer:
         tokenizer: Spelled,
         uplink: Uplink,
         file: ResumeFile | None = None,
+        on_round: Callable[[Round], None] = lambda turn: None,
     ) -> None:
         self._transcript, self._stream = transcript, stream
         self._uplink, self._file = uplink, file
+        self._on_round = on_round
         self._text = AnswerText(tokenizer, transcript.stop)
         self._started_s = time.monotonic()
         self._before = uplink.bytes_sent, uplink.bytes_received, uplink.opened
@@ -44,6 +46,7 @@ class Writer:
             turn = self._until_stop_string(await anext(rounds), pieces := [])
             reason = "stop" if self._text.ended else REASONS.get(turn.verdict.finish)
             self._count(turn)
+            self._on_round(turn)
             # before anybody sees the new tokens
             await self._keep(turn, reason)
             self._stream.add(pieces, turn.tokens)

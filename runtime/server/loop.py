@@ -29,7 +29,6 @@ from runtime.server.request import NO_NODES, Phase, RejectedDraft, Request
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler
 from runtime.server.schedule.step import Step
 from runtime.server.steps import Steps
-from runtime.server.trace_file import TraceFile
 from runtime.server.verify.verifier import Failed, Outcome, Verified
 from runtime.system import on_stop
 from runtime.wire import messages as wire
@@ -68,7 +67,7 @@ class Server:
     config: ServerConfig
     engine: Engine
     door: Door
-    trace: TraceFile | None = None  # gets a line for every step
+    on_step: Callable[[Step], None] = lambda step: None  # is told of each that has ended
     metrics: Metrics = field(default_factory=Metrics)
     totals: Totals = field(default_factory=Totals)
     unready: str = "the port is not open yet"  # why no requests are taken; empty if they are
@@ -361,8 +360,7 @@ class Server:
             self.metrics.first_step(request, step.start_s)
         self.totals.steps += 1
         self.totals.busy_s += step.seconds
-        if self.trace is not None:
-            self.trace.write(step.line())
+        self.on_step(step)
         for outcome in outcomes:
             was_there = not outcome.request.ended  # else its step before has failed, and counted
             self._deliver(outcome, step)

@@ -5,7 +5,7 @@ import logging
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from runtime.server.descriptors import check_descriptors, edges_that_fit, tell_a
 from runtime.server.door import Door, Identity
 from runtime.server.loop import DeviceError, Server
 from runtime.server.metrics import Metrics
-from runtime.server.trace_file import TraceFile
+from runtime.server.schedule.step import Step
+from runtime.server.trace_file import tracing
 from runtime.server.users import add_user, load_users
 from runtime.server.verify.warm_up import warm_up
 from runtime.system import on_stop
@@ -83,8 +84,8 @@ def start(config: ServerConfig, open_engine: OpenTarget = open_target) -> None:
         if config.replicas:
             asyncio.run(_redirect(config, console))
         else:
-            with _trace(config) as trace:
-                asyncio.run(serve(config, console, trace, open_engine=open_engine))
+            with _trace(config) as on_step:
+                asyncio.run(serve(config, console, on_step, open_engine=open_engine))
     except BrokenPipeError:
         raise  # of standard output, where nobody reads on
     except (ConfigError, ModelError, ConnectionError, TLSError, DeviceError) as error:
@@ -127,7 +128,7 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
 async def serve(
     config: ServerConfig,
     console: Terminal,
-    trace: TraceFile | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
     opened: Callable[[str, int], None] = lambda host, port: None,
     open_engine: OpenTarget = open_target,
 ) -> None:
@@ -162,7 +163,7 @@ async def serve(
         identity = await asyncio.to_thread(_identity, config, engine)
         door = _door(config, users, certificate, identity)
         costs = await asyncio.to_thread(warm_up, engine, config.max_step_nodes, config.max_batch)
-        server = Server(config, engine, door, trace, metrics)
+        server = Server(config, engine, door, on_step, metrics)
         server.pipeline.load.cost.learn(costs)
         _tell_ready(config, console, engine)
         await server.run(listener, announce)
@@ -228,16 +229,13 @@ def _announce(
 
 
 @contextmanager
-def _trace(config: ServerConfig) -> Iterator[TraceFile | None]:
-    if not config.trace:
-        yield None
-        return
-    try:
-        trace = TraceFile(Path(config.trace))
-    except OSError as error:
-        raise StartError(f"cannot write --trace {config.trace}: {error.strerror}") from error
-    with closing(trace):
-        yield trace
+def _trace(config: ServerConfig) -> Iterator[Callable[[Step], None]]:
+    with ExitStack() as stack:
+        try:
+            on_step = stack.enter_context(tracing(config.trace))
+        except OSError as error:
+            raise StartError(f"cannot write --trace {config.trace}: {error.strerror}") from error
+        yield on_step
 
 
 def _certificate(config: ServerConfig) -> Certificate | None:

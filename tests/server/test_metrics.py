@@ -141,7 +141,7 @@ def test_an_edge_and_its_server_count_the_same(
     rounds, now, bytes_sent, bytes_received = asyncio.run(asyncio.wait_for(scenario(), 120))
     seconds = time.monotonic() - began_s
     tokens = sum(len(turn.tokens) for turn in rounds)
-    sent = [turn.step.n_sent for turn in rounds if turn.step.n_sent]
+    sent = [len(turn.step.sent) for turn in rounds if turn.step.sent.tokens]
     depths = [len(turn.tokens) - 1 for turn in rounds]
     assert now["edges_connected",] == 1
     assert now["wire_bytes_total", "received"] == bytes_sent

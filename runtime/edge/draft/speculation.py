@@ -53,10 +53,14 @@ class Noise:
 
 @dataclass(frozen=True)
 class Step:
-    """What a verdict did: tokens gained, and what became of the nodes expanded in flight."""
+    """What a verdict did: tokens gained, and what became of the nodes expanded in flight.
+
+    `grown` is the whole tree as the verdict found it; the nodes of `sent` are some of its nodes.
+    """
 
     tokens: tuple[int, ...]
-    n_sent: int
+    sent: OrderedTree
+    grown: DraftTree
     n_ahead: int  # nodes expanded while the tree was in flight
     n_reused: int  # of these, nodes whose KV is kept
     hit: bool  # the bonus was among them or before: the next tree has begun
@@ -150,7 +154,8 @@ class Speculation:
         slots = [i for i, expanded in enumerate(self.tree.expanded) if expanded in kept]
         step = Step(
             tokens,
-            n_sent=len(self.sent),
+            self.sent,
+            self.tree,
             n_ahead=len(self.tree.expanded) - self._expanded_before,
             n_reused=sum(slot >= self._expanded_before for slot in slots),
             hit=foreseen is not None,
