@@ -91,7 +91,7 @@ class Options:
 
 @dataclass(frozen=True)
 class ServerConfig(Options):
-    """python -m runtime.server: verifies the trees of many edges with the large model."""
+    """A server: it verifies the trees of many edges with the large model."""
 
     model: str = option("smollm2", "target: HF directory, .gguf file, hub id, or smollm2")
     host: str = option("127.0.0.1", "address to listen on; any but loopback needs --users")
@@ -175,7 +175,7 @@ class ServerConfig(Options):
 
 @dataclass(frozen=True)
 class EdgeConfig(Options):
-    """python -m runtime.edge: drafts token trees and streams the verified text."""
+    """An edge: it drafts token trees and streams the verified text."""
 
     server: str = option("127.0.0.1:8400", "host:port of the server")
     user: str = option("", "name that the server knows; needs --token-file")

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from errno import ENOSPC
+from pathlib import PurePath
 from signal import SIGINT, SIGTERM, signal
 from typing import NoReturn, TextIO
 
@@ -20,6 +21,16 @@ TRY_AGAIN_STATUS = 75
 # C0 and DEL have pictures in Unicode, C1 has none.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
 _VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def called(program: str) -> str:
+    """How one of our programs is called in the way in which this one was.
+
+    As a console script, specedge-edge, or else as python -m runtime.edge.
+    """
+    if PurePath(sys.argv[0]).name.startswith("specedge-"):
+        return program.replace("runtime.", "specedge-")
+    return f"python -m {program}"
 
 
 def inert(text: str) -> str:
@@ -35,7 +46,7 @@ def fail(program: str, error: object) -> int:
     if isinstance(error, BrokenPipeError):
         raise error
     sentence = inert(str(error)).replace("\n", "\N{SYMBOL FOR NEWLINE}")
-    print(f"{program}: {sentence}", file=sys.stderr)
+    print(f"{called(program).removeprefix('python -m ')}: {sentence}", file=sys.stderr)
     return 2
 
 

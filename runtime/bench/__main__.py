@@ -1,4 +1,4 @@
-"""python -m runtime.bench: plain, server-only and split decoding compared on this machine.
+"""Plain, server-only and split decoding compared on this machine.
 
 Server and edges are processes on cores of their own; modes take turns; every text is compared with
 plain decoding. --draft-pass-ms and --verify-ms state the speed of the devices, so that drafting and
@@ -9,11 +9,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
 from runtime.config import WEIGHTS
-from runtime.terminal import run
+from runtime.terminal import called, run
 
 NAMES = (SERVER_ONLY, *MODES)
 HEADLINE = ("plain", "server-only", "disaggregated", "no-pipeline", "specedge")
@@ -34,7 +35,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def parse_options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m runtime.bench",
+        prog=called("runtime.bench"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,5 +71,10 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The whole program, as a console script calls it."""
     sys.exit(run("runtime.bench", main))
+
+
+if __name__ == "__main__":
+    program()

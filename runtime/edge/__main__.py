@@ -3,17 +3,18 @@
 import gc
 import os
 import sys
+from typing import NoReturn
 
 from runtime.arguments import parse
 from runtime.config import ConfigError, EdgeConfig, prepare_threads
 from runtime.logs import configure
-from runtime.terminal import end_on_sigterm, fail, leave, run
+from runtime.terminal import called, end_on_sigterm, fail, leave, run
 
 
 def main() -> int:
     """Exit status: 0 when the text ended, 2 when something has to be mended by the user."""
     try:
-        config = parse(EdgeConfig, sys.argv[1:], os.environ, "python -m runtime.edge")
+        config = parse(EdgeConfig, sys.argv[1:], os.environ, called("runtime.edge"))
         if not config.chat and config.prompt is None and not config.resume_file:
             raise ConfigError('nothing to do: give --prompt "a question" or --chat')
     except ConfigError as error:
@@ -56,6 +57,11 @@ def _run(config: EdgeConfig) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The whole program, as a console script calls it."""
     # at once: a thread that is still loading a model is not waited for
     leave(run("runtime.edge", main))
+
+
+if __name__ == "__main__":
+    program()

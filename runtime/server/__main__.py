@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from runtime.arguments import parse
 from runtime.config import ConfigError, ServerConfig, prepare_threads
 from runtime.logs import configure
-from runtime.terminal import TRY_AGAIN_STATUS, fail, run
+from runtime.terminal import TRY_AGAIN_STATUS, called, fail, run
 
 if TYPE_CHECKING:
     from runtime.server.start import OpenTarget
@@ -24,7 +24,7 @@ def main(open_engine: OpenTarget | None = None) -> int:
     `open_engine` loads the target, for who runs it in another way.
     """
     try:
-        config = parse(ServerConfig, sys.argv[1:], os.environ, "python -m runtime.server")
+        config = parse(ServerConfig, sys.argv[1:], os.environ, called("runtime.server"))
     except ConfigError as error:
         return fail("runtime.server", error)
     configure(config.log_level, config.log_format)
@@ -43,5 +43,10 @@ def main(open_engine: OpenTarget | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The whole program, as a console script calls it."""
     sys.exit(run("runtime.server", main))
+
+
+if __name__ == "__main__":
+    program()

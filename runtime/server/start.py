@@ -28,7 +28,7 @@ from runtime.server.trace_file import tracing
 from runtime.server.users import add_user, load_users
 from runtime.server.verify.warm_up import warm_up
 from runtime.system import on_stop
-from runtime.terminal import inert
+from runtime.terminal import called, inert
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE
 from runtime.wire.places import AddressAway, listen
@@ -219,7 +219,7 @@ def _announce(
     if not config.replicas and config.model != ServerConfig.model:
         sentence = f"DRAFT below: a small model with the vocabulary of {config.model}"
         console.print(sentence, soft_wrap=True)
-    command = ["python -m runtime.edge", "--server"]
+    command = [called("runtime.edge"), "--server"]
     command += [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
     command += [f"--tls {certificate.pin}"] if certificate else []
     command += ["--user NAME --token-file FILE"] if config.users else []
