@@ -184,6 +184,8 @@ class EdgeConfig(Options):
     draft: str = option("smollm2-draft", "draft: HF directory, .gguf, hub id, or smollm2-draft")
     prompt: str | None = option(None, "one question; the answer is streamed, then the edge ends")
     chat: bool = option(False, "talk in the terminal; /reset forgets, /quit leaves")
+    serve: bool = option(False, "answer OpenAI's HTTP API at --http until Ctrl-C")
+    http: str = option("127.0.0.1:8401", "address of the HTTP API; port 0 picks a free one")
     system: str | None = option(None, "system message in front of the conversation")
     raw: bool = option(False, "send the prompt as it is, without the chat template")
     chat_template: str = option(
@@ -248,6 +250,9 @@ class EdgeConfig(Options):
             raise ConfigError("--resume-file keeps one answer; it does not go with --chat")
         if bool(self.user) != bool(self.token_file):
             raise ConfigError("--user and --token-file belong together; give both or none")
+        if self.serve and (self.prompt is not None or self.resume_file):
+            raise ConfigError("--serve answers many; it does not go with --prompt or --resume-file")
+        parse_address(self.http, "--http", least_port=0)
         parse_address(self.server)
 
 

@@ -1,22 +1,27 @@
 """python -m runtime.edge: ask a server one question, or chat with it, drafting on this machine."""
 
+from __future__ import annotations
+
 import gc
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from runtime.arguments import parse
 from runtime.config import ConfigError, EdgeConfig, prepare_threads
 from runtime.logs import configure
 from runtime.terminal import called, end_on_sigterm, fail, leave, run
 
+if TYPE_CHECKING:
+    from runtime.console import Terminal
+
 
 def main() -> int:
     """Exit status: 0 when the text ended, 2 when something has to be mended by the user."""
     try:
         config = parse(EdgeConfig, sys.argv[1:], os.environ, called("runtime.edge"))
-        if not config.chat and config.prompt is None and not config.resume_file:
-            raise ConfigError('nothing to do: give --prompt "a question" or --chat')
+        if not (config.chat or config.serve or config.resume_file) and config.prompt is None:
+            raise ConfigError('nothing to do: give --prompt "a question", --chat or --serve')
     except ConfigError as error:
         return fail("runtime.edge", error)
     configure(config.log_level, config.log_format)
@@ -38,6 +43,9 @@ def _run(config: EdgeConfig) -> int:
     console, errors = Terminal(), Terminal(stderr=True)
     try:
         # Not on standard output, which has the text and nothing else.
+        if config.serve:
+            _serve(config, console)
+            return 0
         with Edge(config, lambda error: errors.print("reconnecting…", style="dim")) as edge:
             if config.chat:
                 chat(edge, console)
@@ -55,6 +63,15 @@ def _run(config: EdgeConfig) -> int:
             raise
         return fail("runtime.edge", error)
     return 0
+
+
+def _serve(config: EdgeConfig, console: Terminal) -> None:
+    """Answer HTTP requests until a signal."""
+    import asyncio
+
+    from runtime.api.of_edge import serve
+
+    asyncio.run(serve(config, lambda url: console.print(url, soft_wrap=True)))
 
 
 def program() -> NoReturn:

@@ -63,6 +63,16 @@ class _Front:
         """The draft model's. Raises ServerError before `connect`."""
         return self._prompts.tokenizer
 
+    @property
+    def model(self) -> str:
+        """The target's name. Raises ServerError before `connect`, as the next one does."""
+        return self._prompts.welcome.model
+
+    @property
+    def max_context(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        return self._prompts.welcome.max_context
+
     def encode(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> list[int]:
         """Token ids of a prompt, in the chat template unless `raw` was asked for.
 
@@ -177,6 +187,8 @@ class Edge(_Front):
 
     def generate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Answer:
         """The answer to a prompt, or to messages with `role` and `content`, as it is written.
+
+        With `raw` a prompt may also be a list of token ids.
 
         Options override those of the config for this answer; see `RequestOptions`. The text is as
         the model wrote it: give it to `terminal.inert` before a terminal sees it. Raises

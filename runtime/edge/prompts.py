@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_TEMPLATE_FILE_BYTES = 2**20
 
-Prompt = str | Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]  # ids where it is raw
 
 
 class Prompts:
@@ -51,6 +51,9 @@ class Prompts:
     def _ids(self, prompt: Prompt, config: EdgeConfig) -> list[int]:
         if config.raw and isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
+        ids = [index for index in prompt if type(index) is int] if config.raw else []
+        if ids and len(ids) == len(prompt):
+            return ids
         return self.tokenizer.chat_prompt(
             _conversation(prompt, config.system),
             template=self._template(config),
@@ -88,7 +91,7 @@ class Prompts:
         """Raises ConfigError where the target does not have one of them."""
         rows = self._target_rows
         for index in ids:
-            if index >= rows:
+            if not 0 <= index < rows:
                 raise ConfigError(
                     f"the prompt has the token {self.tokenizer.token(index)!r} (id {index}), "
                     f"and the target knows only ids below {rows}; leave it out"
@@ -107,6 +110,12 @@ class Prompts:
                 "give --chat-template FILE, or --chat-template draft"
             )
         return targets.source
+
+    @property
+    def welcome(self) -> wire.Welcome:
+        """What the server holds us to, as it said it last."""
+        assert self._uplink.welcome is not None, "prompts before there is a link"
+        return self._uplink.welcome
 
     @property
     def _target_rows(self) -> int:

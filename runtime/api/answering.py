@@ -1,0 +1,249 @@
+"""One request from its prompts to its last byte: n answers, as one JSON or event by event.
+
+A client that goes away ends all of them, here and on the server. Knows no endpoint's JSON: that is
+its `Form`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from runtime.api.backend import Backend
+from runtime.api.errors import APIError, api_error
+
+if TYPE_CHECKING:
+    from runtime.edge.answer import AsyncAnswer
+    from runtime.edge.options import RequestOptions
+    from runtime.edge.prompts import Prompt
+
+# A refusal that comes this soon is a status; a later one is an event, as the stream has begun.
+GRACE_S = 0.01
+KEEP_ALIVE_S = 1.0
+COMMENT = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+SEEDS = 2**63
+# for ids, which are not written into a template again
+AS_IT_IS: RequestOptions = {
+    "raw": True,
+    "system": None,
+    "chat_template": "",
+    "enable_thinking": None,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, as far as it does not matter at which endpoint it came.
+
+    max_tokens is None for as many as there is room for; without a seed one is drawn.
+    """
+
+    prompts: Sequence[Prompt | Sequence[int]]
+    options: RequestOptions
+    n: int = 1
+    max_tokens: int | None = None
+    seed: int | None = None
+    stream: bool = False
+    include_usage: bool = False
+    param: str = "prompt"  # the field that the prompts came in
+
+
+@dataclass
+class Choice:
+    """One of the answers to a request."""
+
+    index: int
+    prompt: list[int]
+    answer: AsyncAnswer
+    text: list[str] = field(default_factory=list)
+
+    @property
+    def finish_reason(self) -> str:
+        """As OpenAI says it. Raises APIError where the answer was cut off on our side."""
+        reason = self.answer.finish_reason
+        if reason not in ("stop", "length"):
+            raise APIError(503, "the answer was ended: this endpoint is stopping")
+        return reason
+
+
+class Form(Protocol):
+    """How an endpoint spells its answers."""
+
+    def begin(self, choice: Choice) -> list[dict[str, Any]]:
+        """Chunks in front of a choice's text."""
+
+    def text(self, choice: Choice, text: str) -> list[dict[str, Any]]:
+        """Chunks for more of its text."""
+
+    def end(self, choice: Choice) -> list[dict[str, Any]]:
+        """Chunks behind it."""
+
+    def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The last chunk, for those who want it."""
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """All answers in one."""
+
+
+class Answering(Response):
+    """What an endpoint returns: the answers, once they are there, or as they come."""
+
+    def __init__(self, backend: Backend, asked: Asked, form: Form) -> None:
+        super().__init__()
+        self._backend, self._asked, self._form = backend, asked, form
+        self._choices: list[Choice] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or stop where the client goes away first."""
+        try:
+            answering = self._stream(send) if self._asked.stream else self._send_whole(send)
+            await _unless(_disconnected(receive), answering)
+        except Exception as error:
+            await api_error(error).response()(scope, receive, send)
+        finally:
+            for choice in self._choices:
+                choice.answer.cancel()
+
+    async def _send_whole(self, send: Send) -> None:
+        async for choice, text in self._written():
+            choice.text.append(text)
+        body = msgspec.json.encode(self._form.whole(self._choices))
+        head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, send: Send) -> None:
+        """Raises only as long as nothing has been sent."""
+        events = self._events()
+        event = asyncio.ensure_future(anext(events, None))
+        try:
+            await asyncio.wait({event}, timeout=GRACE_S)
+            if event.done():
+                event.result()
+            head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+            head.append((b"x-accel-buffering", b"no"))
+            await send({"type": "http.response.start", "status": 200, "headers": head})
+            await send(_part(COMMENT))
+            while (data := await self._next(event, send)) is not None:
+                await send(_part(data))
+                event = asyncio.ensure_future(anext(events, None))
+            await send({"type": "http.response.body", "body": DONE})
+        finally:
+            event.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await event
+            await events.aclose()
+
+    async def _next(self, event: asyncio.Future[bytes | None], send: Send) -> bytes | None:
+        """The next event, with comments until it is there; an error is one, too."""
+        while not event.done():
+            await asyncio.wait({event}, timeout=KEEP_ALIVE_S)
+            if not event.done():
+                await send(_part(COMMENT))
+        try:
+            return event.result()
+        except Exception as error:
+            # the iterator has ended with it, so this is the last event
+            return _event(api_error(error).body())
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
+        begun: set[int] = set()
+        async for choice, text in self._written():
+            if choice.index not in begun:
+                begun.add(choice.index)
+                for chunk in self._form.begin(choice):
+                    yield _event(chunk)
+            chunks = self._form.text(choice, text) if text else self._form.end(choice)
+            for chunk in chunks:
+                yield _event(chunk)
+        if self._asked.include_usage:
+            yield _event(self._form.usage(self._choices))
+
+    async def _written(self) -> AsyncGenerator[tuple[Choice, str], None]:
+        """Text of any choice as it comes; an empty one is its end."""
+        self._choices = await begin(self._backend, self._asked)
+        news: asyncio.Queue[tuple[Choice, str] | BaseException] = asyncio.Queue()
+        followers = [asyncio.ensure_future(_follow(choice, news)) for choice in self._choices]
+        left = len(followers)
+        try:
+            while left:
+                item = await news.get()
+                if isinstance(item, BaseException):
+                    raise item
+                left -= not item[1]
+                yield item
+        finally:
+            for follower in followers:
+                follower.cancel()
+
+
+async def begin(backend: Backend, asked: Asked) -> list[Choice]:
+    """Encode the prompts and ask for all answers. Raises what the backend raises, and APIError."""
+    seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed
+    choices: list[Choice] = []
+    for prompt in asked.prompts:
+        # a long prompt takes a while, in which others are served
+        ids = await asyncio.to_thread(backend.encode, prompt, **asked.options)
+        room = backend.max_context - len(ids)
+        if room < 1:
+            raise APIError(
+                400,
+                f"the prompt has {len(ids)} tokens, and this model's context holds "
+                f"{backend.max_context} with the answer; shorten it",
+                param=asked.param,
+                code="context_length_exceeded",
+            )
+        for number in range(asked.n):
+            options: RequestOptions = {
+                **asked.options,
+                **AS_IT_IS,
+                "max_tokens": min(asked.max_tokens or room, room),
+                "seed": (seed + number) % SEEDS,
+            }
+            choices.append(Choice(len(choices), ids, backend.generate(ids, **options)))
+    return choices
+
+
+async def _follow(choice: Choice, news: asyncio.Queue[tuple[Choice, str] | BaseException]) -> None:
+    try:
+        async for piece in choice.answer:
+            news.put_nowait((choice, str(piece)))
+    except Exception as error:
+        news.put_nowait(error)
+    else:
+        news.put_nowait((choice, ""))
+
+
+async def _unless(gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, but leave it as soon as the other ends."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def _part(body: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": True}

@@ -1,0 +1,129 @@
+"""The routes of OpenAI's API, over any backend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from runtime.api import chat, completions
+from runtime.api.answering import Answering
+from runtime.api.backend import Backend, BackendOf
+from runtime.api.bodies import Body, ChatBody, CompletionBody, read
+from runtime.api.errors import APIError, api_error
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def application(backend_of: BackendOf, more: list[BaseRoute] | None = None) -> Starlette:
+    """The API as an app of its own, with `more` routes beside it."""
+    return Starlette(
+        routes=[*routes(backend_of), *(more or [])], exception_handlers={HTTPException: _refused}
+    )
+
+
+def routes(backend_of: BackendOf) -> list[BaseRoute]:
+    """Those of the API, for any app."""
+    api = _API(backend_of)
+    return [
+        Route("/v1/models", _told(api.models), methods=["GET"]),
+        Route("/v1/models/{model:path}", _told(api.model), methods=["GET"]),
+        Route("/v1/chat/completions", _told(api.chat), methods=["POST"]),
+        Route("/v1/completions", _told(api.completions), methods=["POST"]),
+    ]
+
+
+class _API:
+    """The endpoints."""
+
+    def __init__(self, backend_of: BackendOf) -> None:
+        self._backend_of, self._created = backend_of, int(time.time())
+
+    async def models(self, request: Request) -> Response:
+        backend = await self._ready(request)
+        return _json({"object": "list", "data": [self._model(backend)]})
+
+    async def model(self, request: Request) -> Response:
+        backend = await self._ready(request)
+        _check_model(request.path_params["model"], backend)
+        return _json(self._model(backend))
+
+    async def chat(self, request: Request) -> Response:
+        backend, body = await self._asked(request, ChatBody)
+        asked = chat.asked(body)
+        return Answering(backend, asked, chat.ChatForm(backend.model, asked.include_usage))
+
+    async def completions(self, request: Request) -> Response:
+        backend, body = await self._asked(request, CompletionBody)
+        asked, model = completions.asked(body), backend.model
+        return Answering(backend, asked, completions.CompletionForm(model, asked.include_usage))
+
+    async def _asked(self, request: Request, kind: type[Any]) -> tuple[Backend, Any]:
+        """Who may ask is known before the body is read."""
+        backend = await self._ready(request)
+        body: Body = await read(request, kind)
+        _check_model(body.model, backend)
+        return backend, body
+
+    async def _ready(self, request: Request) -> Backend:
+        backend = await self._backend_of(_key(request))
+        if reason := backend.unready():
+            raise APIError(503, reason)
+        return backend
+
+    def _model(self, backend: Backend) -> dict[str, Any]:
+        return {
+            "id": backend.model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "specedge",
+            "max_model_len": backend.max_context,
+            "context_length": backend.max_context,
+        }
+
+
+def _check_model(name: str | None, backend: Backend) -> None:
+    if name and name != backend.model:
+        raise APIError(
+            404,
+            f"there is no model {name!r} here; the model is {backend.model!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def _key(request: Request) -> str | None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" and key.strip() else None
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def _told(endpoint: Endpoint) -> Endpoint:
+    """An endpoint whose errors are answers."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Exception as error:
+            return api_error(error).response()
+
+    return answer
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What Starlette finds: no such path, or another method."""
+    assert isinstance(error, HTTPException), "of the handlers above"
+    sentence = f"{request.method} {request.url.path}: {error.detail}"
+    response = APIError(error.status_code, sentence).response()
+    response.headers.update(error.headers or {})
+    return response

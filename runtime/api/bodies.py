@@ -1,0 +1,173 @@
+"""Requests as they come: their JSON, checked field by field before anything is done with them.
+
+What is not known here is passed over, as OpenAI's own clients send more than anyone answers; but a
+field that would change the text, and is not supported, is refused by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+
+from runtime.api.errors import APIError
+
+MAX_BODY_BYTES = 16 * 2**20
+MAX_DEPTH = 64
+MAX_ANSWERS = 128  # to one request
+MISSING = re.compile(r"required field `(\w+)`")
+PATH = re.compile(r" - at `\$\.?(?P<path>.*)`$")
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+
+
+class StreamOptions(msgspec.Struct):
+    """Of a streamed answer."""
+
+    include_usage: bool | None = None
+
+
+class Body(msgspec.Struct, kw_only=True):
+    """What both endpoints know. None is the same as nothing."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None = None
+    max_tokens: Tokens | None = None
+    stop: str | Annotated[list[str], Meta(max_length=64)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    min_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+
+
+class ChatBody(Body, kw_only=True):
+    """POST /v1/chat/completions"""
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+
+
+class CompletionBody(Body, kw_only=True):
+    """POST /v1/completions"""
+
+    prompt: str | list[Any]
+
+
+# field -> the values, besides null, that leave the text as it is without the field
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "grammar": ("",),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "json_schema": (),
+    "length_penalty": (1,),
+    "logit_bias": ({}, []),
+    "logprobs": (False,),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "modalities": (["text"],),
+    "n_probs": (0,),
+    "presence_penalty": (0,),
+    "prompt_logprobs": (0,),
+    "reasoning_effort": (),
+    "repeat_penalty": (1,),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "web_search_options": (),
+    "xtc_probability": (0,),
+}
+
+Known = TypeVar("Known", bound=Body)
+
+
+async def read(request: Request, kind: type[Known]) -> Known:
+    """The body of a request. Raises APIError."""
+    return parse(await read_bytes(request), kind)
+
+
+async def read_bytes(request: Request) -> bytes:
+    """At most MAX_BODY_BYTES of it, whatever its header says. Raises APIError."""
+    chunks, length = [], 0
+    async for chunk in request.stream():
+        length += len(chunk)
+        if length > MAX_BODY_BYTES:
+            raise APIError(413, f"the body is longer than {MAX_BODY_BYTES} bytes; send less")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def parse(body: bytes, kind: type[Known]) -> Known:
+    """Raises APIError, with the field that is wrong as its param."""
+    fields = _object(body)
+    for name, neutral in NEUTRAL.items():
+        value = fields.get(name)
+        if value is not None and not any(_same(value, allowed) for allowed in neutral):
+            sentence = f"{name} would change the text, and is not supported here; leave it out"
+            raise APIError(400, sentence, param=name, code="unsupported_parameter")
+    for name, value in fields.items():
+        if _is_deeper(value, MAX_DEPTH):
+            raise APIError(400, f"{name} is nested more than {MAX_DEPTH} deep", param=name)
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        sentence, param = str(error), None
+        if found := PATH.search(sentence):
+            param = found["path"]
+            sentence = f"{param}: {sentence[: found.start()]}"
+        elif missing := MISSING.search(sentence):
+            param = missing[1]
+        raise APIError(400, sentence, param=param) from error
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise APIError(400, f"the body cannot be read as a JSON object: {error}") from error
+
+
+def _same(value: Any, allowed: Any) -> bool:
+    # in Python false is 0, and a field that takes one does not take the other
+    return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    if not depth:
+        return True
+    items = value.values() if isinstance(value, dict) else value
+    return any(_is_deeper(item, depth - 1) for item in items)

@@ -1,0 +1,87 @@
+"""POST /v1/completions: a text, or its token ids, goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+from runtime.api.answering import Asked, Choice
+from runtime.api.bodies import MAX_ANSWERS, CompletionBody
+from runtime.api.errors import APIError
+from runtime.api.options import drawn
+from runtime.api.usage import timings, usage
+
+DEFAULT_TOKENS = 16  # OpenAI's
+
+
+def asked(body: CompletionBody) -> Asked:
+    """What a body asks for. Raises APIError."""
+    prompts = _prompts(body.prompt)
+    if len(prompts) * (body.n or 1) > MAX_ANSWERS:
+        raise APIError(
+            400, f"a request has at most {MAX_ANSWERS} answers, all prompts together", param="n"
+        )
+    return drawn(body, prompts, body.max_tokens or DEFAULT_TOKENS, param="prompt", raw=True)
+
+
+def _prompts(given: str | list[Any]) -> list[str | list[int]]:
+    """A text, texts, ids, or several lists of ids. Raises APIError."""
+    if isinstance(given, str) or (given and all(type(item) is int for item in given)):
+        given = [given]
+    for prompt in given:
+        ids = prompt if isinstance(prompt, list) else []
+        is_one = isinstance(prompt, str) or bool(ids)
+        if not is_one or not all(type(item) is int and item >= 0 for item in ids):
+            raise APIError(
+                400, "a prompt is a text or a list of token ids, or a list of these", param="prompt"
+            )
+    if not given:
+        raise APIError(400, "prompt is an empty list; give one prompt at least", param="prompt")
+    return given
+
+
+class CompletionForm:
+    """The chunks and the whole of one request's answers."""
+
+    def __init__(self, model: str, include_usage: bool) -> None:
+        self._head = {
+            "id": f"cmpl-{uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._tail: dict[str, Any] = {"usage": None} if include_usage else {}
+
+    def begin(self, choice: Choice) -> list[dict[str, Any]]:
+        """Nothing: there is no role."""
+        return []
+
+    def text(self, choice: Choice, text: str) -> list[dict[str, Any]]:
+        """One chunk of text."""
+        return [{**self._head, "choices": [_one(choice, text, None)], **self._tail}]
+
+    def end(self, choice: Choice) -> list[dict[str, Any]]:
+        """Why it ended, and what it took."""
+        last = _one(choice, "", choice.finish_reason)
+        return [{**self._head, "choices": [last], **self._tail, "timings": timings(choice)}]
+
+    def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """A chunk without choices."""
+        return {**self._head, "choices": [], "usage": usage(choices)}
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """A text_completion."""
+        texts = [_one(choice, "".join(choice.text), choice.finish_reason) for choice in choices]
+        took = {"usage": usage(choices), "timings": timings(choices[0])}
+        return {**self._head, "choices": texts, **took}
+
+
+def _one(choice: Choice, text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {
+        "index": choice.index,
+        "text": text,
+        "logprobs": None,
+        "finish_reason": finish_reason,
+    }

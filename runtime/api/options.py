@@ -1,0 +1,52 @@
+"""From the fields of a body to the options of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from runtime.api.answering import SEEDS, Asked
+from runtime.api.bodies import Body
+from runtime.api.errors import APIError
+
+if TYPE_CHECKING:
+    from runtime.edge.options import RequestOptions
+    from runtime.edge.prompts import Prompt
+
+RANDOM_SEED = -1  # llama.cpp's spelling of none
+
+
+def drawn(
+    body: Body,
+    prompts: Sequence[Prompt | Sequence[int]],
+    max_tokens: int | None,
+    *,
+    param: str,
+    raw: bool = False,
+) -> Asked:
+    """The answers that a body asks for, by OpenAI's defaults: temperature 1, nothing cut off.
+
+    Raises APIError.
+    """
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if "" in stop:
+        raise APIError(400, "stop has an empty text; leave it out", param="stop")
+    options: RequestOptions = {
+        "raw": raw,
+        "stop": stop,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "min_p": body.min_p or 0.0,
+        "top_k": max(body.top_k or 0, 0),  # -1 is all as well, as in vLLM
+    }
+    seed = None if body.seed in (None, RANDOM_SEED) else body.seed
+    return Asked(
+        prompts,
+        options,
+        n=body.n or 1,
+        max_tokens=max_tokens,
+        seed=None if seed is None else seed % SEEDS,
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        param=param,
+    )
