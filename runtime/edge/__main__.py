@@ -36,7 +36,6 @@ def _run(config: EdgeConfig) -> int:
     from runtime.console import Terminal
     from runtime.edge.chat import chat, print_statistics, stream_answer
     from runtime.edge.client import Edge
-    from runtime.edge.net.link import ServerError
 
     gc.freeze()
     gc.enable()
@@ -54,7 +53,7 @@ def _run(config: EdgeConfig) -> int:
                 stream_answer(answer, console)
                 if config.stats:
                     print_statistics(answer.statistics, errors)
-    except (ConfigError, ServerError, TimeoutError) as error:
+    except (ConfigError, ConnectionError, TimeoutError) as error:
         return fail("runtime.edge", error)
     except ValueError as error:
         from runtime.model.config import ModelError  # it brings torch: not to be waited for above
