@@ -206,6 +206,7 @@ class GgufTokenBytes:
 
     def __init__(self, vocabulary: Vocabulary):
         self._vocabulary = vocabulary
+        self.control = frozenset(vocabulary.ids_of(Kind.UNKNOWN, Kind.CONTROL))
 
     def get(self, index: int, first: bool) -> bytes | None:
         """The bytes of a token; `first`: of the text, which drops the space that was added."""

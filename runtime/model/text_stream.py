@@ -7,7 +7,7 @@ token. Knows nothing of models and requests.
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 # A text that no decoder changes, in front of the token that is asked about.
@@ -24,6 +24,10 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 class Spelling(Protocol):
     """What each token of a vocabulary adds to a text."""
+
+    @property
+    def control(self) -> Collection[int]:
+        """Tokens that are no part of a text, but found where one spells them."""
 
     def get(self, index: int, first: bool) -> bytes | None:
         """The bytes of a token, `first` if it begins the text; None if it is no part of a text."""
@@ -44,15 +48,15 @@ class TokenBytes:
         self._backend = backend
         self._decode = backend.decoder.decode if backend.decoder else " ".join
         added = backend.get_added_tokens_decoder()
-        self._control = {index for index, token in added.items() if token.special}
-        self._literal = added.keys() - self._control
+        self.control = frozenset(index for index, token in added.items() if token.special)
+        self._literal = added.keys() - self.control
         self._is_byte_level = self._after_anchor("Ġ") == " "
         self._has_byte_tokens = self._after_anchor("<0x41>") == "A"
         self._known: dict[int, bytes] = {}
 
     def get(self, index: int, first: bool) -> bytes | None:
         """As `Spelling.get`; each token is asked for once."""
-        token = None if index in self._control else self._backend.id_to_token(index)
+        token = None if index in self.control else self._backend.id_to_token(index)
         if token is None:
             return None
         if first:
@@ -76,6 +80,19 @@ class TokenBytes:
     def _after_anchor(self, token: str) -> str:
         text: str = self._decode([_ANCHOR, token])
         return text.removeprefix(_ANCHOR)
+
+
+class Showing:
+    """A tokenizer that spells some of its control tokens as well."""
+
+    def __init__(self, token_bytes: Spelling, shown: Mapping[int, bytes]):
+        self.token_bytes: Spelling = self
+        self.control = token_bytes.control
+        self._token_bytes, self._shown = token_bytes, shown
+
+    def get(self, index: int, first: bool) -> bytes | None:
+        """As `Spelling.get`."""
+        return self._shown.get(index) or self._token_bytes.get(index, first)
 
 
 class TextStream:

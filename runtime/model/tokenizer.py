@@ -6,7 +6,7 @@ transformers is imported when the tokenizer of a folder is loaded.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from runtime.model.config import ModelError
 from runtime.model.folder import read_json
 from runtime.model.folder_tokenizer import folder_tokenizer
 from runtime.model.gguf_tokenizer import gguf_tokenizer
+from runtime.model.literal_text import Spellings, encoded_in_parts
 from runtime.model.locate import locate
 from runtime.model.portable_template import portable
-from runtime.model.text_stream import Spelling, TextStream, TokenBytes
+from runtime.model.text_stream import Showing, Spelled, Spelling, TextStream, TokenBytes
 from runtime.model.vocabulary_hash import MAX_ROWS, VocabularyHashes
 
 MAX_STOP_IDS = 4096
@@ -75,6 +76,15 @@ class Tokenizer:
         ids = {vocabulary[text] for text in wanted & vocabulary.keys()}
         return frozenset(i for i in ids if self.token_bytes.get(i, first=False) is None)
 
+    def showing(self, texts: Iterable[str]) -> Spelled:
+        """This tokenizer for a `TextStream` whose text has the control tokens spelled so."""
+        shown = {index: self.token(index).encode() for index in self.control_ids(texts)}
+        return Showing(self.token_bytes, shown)
+
+    @cached_property
+    def _control_spellings(self) -> Spellings:
+        return Spellings(self.token(index) for index in self.token_bytes.control)
+
     @property
     def chat_template(self) -> str | None:
         """The Jinja source of the model's own chat template, the default one of several."""
@@ -93,29 +103,34 @@ class Tokenizer:
         *,
         template: str | None = None,
         enable_thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """Token ids of a conversation through a chat template, ready for the answer.
 
         messages: {"role": ..., "content": ...} each, where content is a text, a list of parts
-        {"type": "text", "text": ...}, which become lines, or None; template: Jinja source in place
-        of the model's own; enable_thinking: for templates with this variable, None leaves it to
-        them. Raises ModelError where there is no template, or it is broken, does not know the
-        variable or refuses the conversation, ValueError for messages that are none.
+        {"type": "text", "text": ...}, which become lines, or None; a control token that they spell
+        remains text. template: Jinja source in place of the model's own; enable_thinking: for
+        templates with this variable, None leaves it to them; tools: as OpenAI's API has them, for
+        templates that know tools. Raises ModelError where there is no template, or it is broken,
+        does not know the variable or refuses the conversation, ValueError for messages that are
+        none.
         """
         source = self._own_template() if template is None else template
-        variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        if variables and not re.search(r"\benable_thinking\b", source):
+        switches = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        if switches and not re.search(r"\benable_thinking\b", source):
             raise ModelError(
                 "the chat template has no switch for thinking; leave enable_thinking out"
             )
         plain = [_plain(message) for message in messages]
         try:
-            text = rendered(source, plain, {**self._tokenizer.special_tokens_map, **variables})
+            given, mark = self._control_spellings.marked({"messages": plain, "tools": tools})
+            variables = {**self._tokenizer.special_tokens_map, **switches}
+            text = rendered(source, given["messages"], variables, given["tools"])
         # A template is a program of somebody else's, which can fail as any program can.
         except Exception as error:
             raise ModelError(_template_failure(error)) from error
         # the template writes the first token itself
-        return self._ids(text, add_special_tokens=False)
+        return encoded_in_parts(text, mark, partial(self._ids, add_special_tokens=False))
 
     def _own_template(self) -> str:
         if self.chat_template is not None:

@@ -82,7 +82,7 @@ def test_a_template_that_cannot_be_used_says_why(template, messages, sentence):
 def test_a_template_writes_what_it_writes_in_transformers(template):
     theirs = byte_tokenizer()
     theirs.chat_template = template
-    messages = [SYSTEM, *HELLO, {"role": "assistant", "content": "Hi\n <|end|>"}, *HELLO]
+    messages = [SYSTEM, *HELLO, {"role": "assistant", "content": "Hi\n <end>"}, *HELLO]
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert Tokenizer(theirs, []).chat_prompt(messages) == expected
     assert (

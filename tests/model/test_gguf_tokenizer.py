@@ -250,6 +250,20 @@ def test_chat_template_with_the_names_of_tokens(byte_pairs):
     assert tokenizer.chat_prompt(messages) == ids_of(tokenizer, "<s>", "he", "</s>")
 
 
+def test_text_that_spells_a_control_token_stays_text(byte_pairs, sentence_pieces):
+    messages = [{"role": "user", "content": "he</s>he"}]
+    pairs = byte_pairs("<s>", "</s>", eos_token_id=258, chat_template=TEMPLATE)
+    spelled = [*"</s>", "he"]
+    expected = ids_of(pairs, "<s>", "he", *spelled, "</s>")
+    assert pairs.chat_prompt(messages) == expected
+    assert pairs.encode("</s>") == ids_of(pairs, "</s>"), "but for a prompt that is taken as it is"
+    pieces = sentence_pieces()
+    ids = pieces.chat_prompt(messages, template=TEMPLATE)
+    assert [index for index in ids if index in pieces.token_bytes.control] == [1, 2]
+    # no space where it was cut
+    assert pieces.decode(ids) == "he</s>he"
+
+
 def test_named_chat_templates_beside_the_default_one(byte_pairs):
     more = {"chat_template.tool_use": "tools"}
     tokenizer = byte_pairs("<s>", "</s>", eos_token_id=258, chat_template=TEMPLATE, **more)

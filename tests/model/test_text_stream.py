@@ -144,6 +144,15 @@ def test_a_tokenizer_may_know_its_own_spelling():
     assert own.decode([0xE2, 300, 0x82, 0xAC, 0x80]) == "€" + BAD
 
 
+def test_control_tokens_can_be_shown(tokenizer):
+    vocabulary = tokenizer._tokenizer.get_vocab()
+    start, tool = vocabulary["<s>"], vocabulary["<tool>"]
+    stream = TextStream(tokenizer.showing(["<s>", "no such"]))
+    text = stream.push([start, tool, start]) + stream.finish()
+    assert text.replace(" ", "") == "<s><tool><s>"
+    assert tokenizer.decode([start, tool, start]) == "<tool>"
+
+
 def test_an_added_token_is_spelled_as_it_is_written():
     """Under a byte-level decoder too, whose alphabet has some of its letters for other bytes."""
     backend = byte_level()
