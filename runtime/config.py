@@ -183,9 +183,15 @@ class EdgeConfig(Options):
     tls: str = option("", "how to know the server: system, sha256:<hash>, or an authority's file")
     draft: str = option("smollm2-draft", "draft: HF directory, .gguf, hub id, or smollm2-draft")
     prompt: str | None = option(None, "one question; the answer is streamed, then the edge ends")
-    chat: bool = option(False, "talk in the terminal; /reset forgets, /quit leaves")
+    chat: bool = option(False, "talk in the terminal, and answer at --http; /quit leaves")
     serve: bool = option(False, "answer OpenAI's HTTP API at --http until Ctrl-C")
-    http: str = option("127.0.0.1:8401", "address of the HTTP API; port 0 picks a free one")
+    http: str = option(
+        "127.0.0.1:8401", 'address of the HTTP API of --serve and --chat; "" for none'
+    )
+    http_key_file: str = option("", "file with the API key of the HTTP API, chmod 600")
+    origins: tuple[str, ...] = option(
+        (), "web pages that may ask it, beside this machine's own, or *; may be repeated"
+    )
     system: str | None = option(None, "system message in front of the conversation")
     raw: bool = option(False, "send the prompt as it is, without the chat template")
     chat_template: str = option(
@@ -250,10 +256,26 @@ class EdgeConfig(Options):
             raise ConfigError("--resume-file keeps one answer; it does not go with --chat")
         if bool(self.user) != bool(self.token_file):
             raise ConfigError("--user and --token-file belong together; give both or none")
-        if self.serve and (self.prompt is not None or self.resume_file):
-            raise ConfigError("--serve answers many; it does not go with --prompt or --resume-file")
-        parse_address(self.http, "--http", least_port=0)
+        if self.serve and (self.chat or self.prompt is not None or self.resume_file):
+            raise ConfigError(
+                "--serve answers others; it does not go with --prompt, --chat or --resume-file "
+                "(--chat answers at --http as well)"
+            )
+        if self.serve or self.chat:
+            self._check_http()
         parse_address(self.server)
+
+    def _check_http(self) -> None:
+        if not self.http:
+            if self.serve:
+                raise ConfigError("--serve needs an address; give it with --http")
+            return
+        host, _ = parse_address(self.http, "--http", least_port=0)
+        if not self.http_key_file and not is_loopback(host):
+            raise ConfigError(
+                f"--http {self.http} can be reached by others, who must then give an API key: "
+                "write one into a file, and name it with --http-key-file FILE"
+            )
 
 
 def parse_address(address: str, name: str = "--server", least_port: int = 1) -> tuple[str, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,19 +14,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from runtime.api import chat, completions
+from runtime.api import chat, completions, tokens
 from runtime.api.answering import Answering
 from runtime.api.backend import Backend, BackendOf
-from runtime.api.bodies import Body, ChatBody, CompletionBody, read
+from runtime.api.bodies import ChatBody, CompletionBody, DetokenizeBody, Known, TokenizeBody, read
 from runtime.api.errors import APIError, api_error
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def application(backend_of: BackendOf, more: list[BaseRoute] | None = None) -> Starlette:
+def application(backend_of: BackendOf, more: Sequence[BaseRoute] = ()) -> Starlette:
     """The API as an app of its own, with `more` routes beside it."""
     return Starlette(
-        routes=[*routes(backend_of), *(more or [])], exception_handlers={HTTPException: _refused}
+        routes=[*routes(backend_of), *more], exception_handlers={HTTPException: _refused}
     )
 
 
@@ -37,6 +38,9 @@ def routes(backend_of: BackendOf) -> list[BaseRoute]:
         Route("/v1/models/{model:path}", _told(api.model), methods=["GET"]),
         Route("/v1/chat/completions", _told(api.chat), methods=["POST"]),
         Route("/v1/completions", _told(api.completions), methods=["POST"]),
+        Route("/v1/embeddings", _told(api.embeddings), methods=["POST"]),
+        Route("/tokenize", _told(api.tokenize), methods=["POST"]),
+        Route("/detokenize", _told(api.detokenize), methods=["POST"]),
     ]
 
 
@@ -65,10 +69,23 @@ class _API:
         asked, model = completions.asked(body), backend.model
         return Answering(backend, asked, completions.CompletionForm(model, asked.include_usage))
 
-    async def _asked(self, request: Request, kind: type[Any]) -> tuple[Backend, Any]:
+    async def tokenize(self, request: Request) -> Response:
+        return _json(
+            await asyncio.to_thread(tokens.tokenize, *await self._asked(request, TokenizeBody))
+        )
+
+    async def detokenize(self, request: Request) -> Response:
+        return _json(
+            await asyncio.to_thread(tokens.detokenize, *await self._asked(request, DetokenizeBody))
+        )
+
+    async def embeddings(self, request: Request) -> Response:
+        raise APIError(501, "this model writes text; it has no embeddings")
+
+    async def _asked(self, request: Request, kind: type[Known]) -> tuple[Backend, Known]:
         """Who may ask is known before the body is read."""
         backend = await self._ready(request)
-        body: Body = await read(request, kind)
+        body = await read(request, kind)
         _check_model(body.model, backend)
         return backend, body
 

@@ -38,6 +38,12 @@ class Backend(Protocol):
     def encode(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> list[int]:
         """Token ids of a prompt; called in threads. Raises ValueError for what cannot be asked."""
 
+    def tokenize(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text; with `special`, and the model's own first token where it wants one.
+
+        Called in threads. Raises ValueError for what is no text.
+        """
+
     def generate(self, prompt: Sequence[int], **options: Unpack[RequestOptions]) -> AsyncAnswer:
         """The answer to a prompt of token ids, as it is written.
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from runtime.api.errors import APIError
 
-MAX_BODY_BYTES = 16 * 2**20
+MAX_BODY_BYTES = 8 * 2**20
 MAX_DEPTH = 64
 MAX_ANSWERS = 128  # to one request
 MISSING = re.compile(r"required field `(\w+)`")
@@ -32,10 +32,15 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class Body(msgspec.Struct, kw_only=True):
-    """What both endpoints know. None is the same as nothing."""
+class Asking(msgspec.Struct, kw_only=True):
+    """What every endpoint knows. None is the same as nothing, here and below."""
 
     model: str | None = None
+
+
+class Body(Asking, kw_only=True):
+    """What both endpoints that write text know."""
+
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None = None
@@ -59,6 +64,24 @@ class CompletionBody(Body, kw_only=True):
     """POST /v1/completions"""
 
     prompt: str | list[Any]
+
+
+class TokenizeBody(Asking, kw_only=True):
+    """vLLM's names, `prompt` or `messages`; llama.cpp's is `content`."""
+
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
+    content: str | None = None
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    return_token_strs: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeBody(Asking, kw_only=True):
+    """The same in both."""
+
+    tokens: list[Annotated[int, Meta(ge=0, le=2**31 - 1)]]
 
 
 # field -> the values, besides null, that leave the text as it is without the field
@@ -110,7 +133,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "xtc_probability": (0,),
 }
 
-Known = TypeVar("Known", bound=Body)
+Known = TypeVar("Known", bound=Asking)
 
 
 async def read(request: Request, kind: type[Known]) -> Known:

@@ -1,31 +1,78 @@
-"""The endpoint of an edge: python -m runtime.edge --serve."""
+"""The endpoint of an edge: that of python -m runtime.edge --serve, and beside --chat."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from runtime.api.app import application
 from runtime.api.backend import Backend
+from runtime.api.errors import APIError
+from runtime.api.guard import Guard
+from runtime.api.keys import Keys
 from runtime.api.serving import serving
-from runtime.config import EdgeConfig
-from runtime.edge.client import AsyncEdge
+from runtime.background import Background
+from runtime.config import EdgeConfig, read_token
+from runtime.edge.client import AsyncEdge, Edge
 from runtime.edge.net.link import ServerError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from runtime.edge.answer import AsyncAnswer
+    from runtime.edge.options import RequestOptions
+    from runtime.edge.prompts import Prompt
+    from runtime.model.tokenizer import Tokenizer
 
 LOOK_S = 1.0  # between two looks whether the server is there
 
 
-class EdgeBackend(AsyncEdge):
-    """An edge that says why it cannot be asked."""
+class EdgeBackend:
+    """An edge, and why it cannot be asked."""
 
-    def __init__(self, config: EdgeConfig) -> None:
-        super().__init__(config)
-        self._reason = f"the draft model is being loaded, and {config.server} greeted"
+    def __init__(self, edge: AsyncEdge) -> None:
+        self.edge = edge
+        self._server = edge.config.server
+        self._reason = f"the draft model is being loaded, and {self._server} greeted"
+
+    @property
+    def model(self) -> str:
+        """The target's name."""
+        return self.edge.model
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.edge.max_context
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The draft's; its ids are the target's."""
+        return self.edge.tokenizer
 
     def unready(self) -> str:
         """Why no request can be taken now, as a sentence; empty if one can."""
-        return "" if self.connected else self._reason
+        return "" if self.edge.connected else self._reason
+
+    def encode(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> list[int]:
+        """Token ids of a prompt. Raises ConfigError."""
+        return self.edge.encode(prompt, **options)
+
+    def tokenize(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text. Raises ConfigError."""
+        return self.edge.tokenize(text, special)
+
+    def generate(self, prompt: Sequence[int], **options: Unpack[RequestOptions]) -> AsyncAnswer:
+        """The answer to a prompt of token ids. Raises ConfigError or ServerError."""
+        return self.edge.generate(prompt, **options)
 
     async def stay_connected(self) -> None:
         """Connect, and look for the server again whenever it is lost; until it is cancelled.
@@ -34,35 +81,86 @@ class EdgeBackend(AsyncEdge):
         """
         while True:
             try:
-                await self.connect()
+                await self.edge.connect()
             except ServerError as error:
                 self._reason = str(error)
             else:
-                self._reason = f"the connection to {self.config.server} is lost"
+                self._reason = f"the connection to {self._server} is lost"
             await asyncio.sleep(LOOK_S)
 
 
 @asynccontextmanager
-async def endpoint(config: EdgeConfig) -> AsyncIterator[tuple[str, EdgeBackend]]:
-    """Serve an edge at `config.http` while the context lasts; gives the URL."""
-    backend = EdgeBackend(config)
+async def endpoint(edge: AsyncEdge) -> AsyncIterator[tuple[str, EdgeBackend]]:
+    """Serve an edge at its `http` while the context lasts, connected or not; gives the URL.
+
+    Raises ConfigError where the key cannot be read, ConnectionError where the address cannot be
+    had.
+    """
+    config = edge.config
+    file = config.http_key_file
+    keys = Keys({config.user: read_token(Path(file)).encode()}) if file else None
+    backend = EdgeBackend(edge)
 
     async def backend_of(key: str | None) -> Backend:
+        if keys is not None:
+            keys.name_of(key)
         return backend
 
-    try:
-        async with serving(config.http, application(backend_of)) as url:
-            yield url, backend
-    finally:
-        await backend.close()
+    app = application(backend_of, _pages(backend))
+    guarded = Guard(app, config.origins, has_keys=keys is not None)
+    async with serving(config.http, guarded) as url:
+        yield url, backend
+
+
+def _pages(backend: EdgeBackend) -> list[Route]:
+    """For those who look after programs; they need no key."""
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        if reason := backend.unready():
+            return APIError(503, reason).response()
+        return JSONResponse({"status": "ok"})
+
+    return [Route("/health", health), Route("/ready", ready)]
 
 
 async def serve(config: EdgeConfig, tell: Callable[[str], None]) -> None:
-    """Serve until it is cancelled.
+    """Serve until it is cancelled; `tell` hears the URL.
 
     Raises ConfigError or ModelError for what the user can mend, ConnectionError where the address
     cannot be had.
     """
-    async with endpoint(config) as (url, backend):
-        tell(f"{url}/v1")
-        await backend.stay_connected()
+    edge = AsyncEdge(config)
+    try:
+        async with endpoint(edge) as (url, backend):
+            tell(f"{url}/v1")
+            await backend.stay_connected()
+    finally:
+        await edge.close()
+
+
+@contextmanager
+def beside(edge: Edge, tell: Callable[[str], None]) -> Iterator[None]:
+    """Serve an edge that its program uses as well, while the context lasts.
+
+    `tell` hears the URL, or why the address cannot be had: the program goes on without.
+    """
+    background, stack = Background(), AsyncExitStack()
+    try:
+        # an answer to others is not a line of this conversation
+        other = AsyncEdge.of(edge)
+        other.config = replace(edge.config, chat=False)
+        opening = background.run(stack.enter_async_context(endpoint(other)))
+        try:
+            url, backend = opening.result()
+        except ConnectionError as error:
+            tell(str(error))
+        else:
+            tell(f"{url}/v1")
+            background.run(backend.stay_connected())
+        yield
+        background.run(stack.aclose()).result()
+    finally:
+        background.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime.arguments import parse
@@ -14,6 +15,7 @@ from runtime.terminal import called, end_on_sigterm, fail, leave, run
 
 if TYPE_CHECKING:
     from runtime.console import Terminal
+    from runtime.edge.client import Edge
 
 
 def main() -> int:
@@ -47,7 +49,8 @@ def _run(config: EdgeConfig) -> int:
             return 0
         with Edge(config, lambda error: errors.print("reconnecting…", style="dim")) as edge:
             if config.chat:
-                chat(edge, console)
+                with _endpoint(edge, console):
+                    chat(edge, console)
             else:
                 answer = edge.resume() if config.prompt is None else edge.generate(config.prompt)
                 stream_answer(answer, console)
@@ -71,6 +74,15 @@ def _serve(config: EdgeConfig, console: Terminal) -> None:
     from runtime.api.of_edge import serve
 
     asyncio.run(serve(config, lambda url: console.print(url, soft_wrap=True)))
+
+
+def _endpoint(edge: Edge, console: Terminal) -> AbstractContextManager[None]:
+    """Others may ask the edge of a chat as well, unless --http is empty."""
+    if not edge.config.http:
+        return nullcontext()
+    from runtime.api.of_edge import beside
+
+    return beside(edge, lambda told: console.print(told, style="dim", soft_wrap=True))
 
 
 def program() -> NoReturn:

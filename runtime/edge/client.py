@@ -81,6 +81,13 @@ class _Front:
         """
         return self._prompts.encode(prompt, of_request(self.config, options))
 
+    def tokenize(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text; with `special`, and the model's own first token where it wants one.
+
+        Raises ConfigError for what is no text.
+        """
+        return self._prompts.tokenize(text, special)
+
     @property
     def _prompts(self) -> Prompts:
         self._check_open()
@@ -208,6 +215,13 @@ class AsyncEdge(_Front):
         async for text in edge.generate("Why is the sky blue?"):
             print(text, end="", flush=True)
     """
+
+    @classmethod
+    def of(cls, edge: Edge) -> AsyncEdge:
+        """An edge in its other form, with the same connection and draft; `edge` closes both."""
+        other = cls.__new__(cls)
+        vars(other).update(vars(edge))
+        return other
 
     async def __aenter__(self) -> AsyncEdge:
         try:

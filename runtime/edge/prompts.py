@@ -48,6 +48,14 @@ class Prompts:
         self.check_ids(ids)
         return ids
 
+    def tokenize(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of any text, whatever the target makes of them. Raises ConfigError."""
+        try:
+            with self._encoding:
+                return self.tokenizer.encode(text, special)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
     def _ids(self, prompt: Prompt, config: EdgeConfig) -> list[int]:
         if config.raw and isinstance(prompt, str):
             return self.tokenizer.encode(prompt)

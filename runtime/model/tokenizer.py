@@ -48,12 +48,13 @@ class Tokenizer:
         stop_ids.intersection_update(tokenizer.get_vocab().values())
         return cls(tokenizer, stop_ids)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a plain text, with the model's own first token where it wants one.
 
-        Raises ValueError for a lone surrogate, which is no text.
+        Without `special` those of the text alone. Raises ValueError for a lone surrogate, which is
+        no text.
         """
-        return self._ids(text, add_special_tokens=True)
+        return self._ids(text, add_special_tokens=special)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; control tokens have none, bytes that are no UTF-8 become U+FFFD.

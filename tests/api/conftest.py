@@ -9,6 +9,7 @@ import pytest
 from runtime.api.of_edge import EdgeBackend, endpoint
 from runtime.background import Background
 from runtime.config import EdgeConfig
+from runtime.edge.client import AsyncEdge
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +23,8 @@ def served(edge_config: EdgeConfig) -> Iterator[tuple[str, EdgeBackend]]:
     background, stack = Background(), AsyncExitStack()
 
     async def begin() -> tuple[str, EdgeBackend]:
-        url, backend = await stack.enter_async_context(endpoint(edge_config))
-        await backend.connect()
+        edge = await stack.enter_async_context(AsyncEdge(edge_config))
+        url, backend = await stack.enter_async_context(endpoint(edge))
         return url, backend
 
     try:

@@ -30,7 +30,7 @@ def plain(edge: EdgeBackend, prompt: object, **options: object) -> str:
     import asyncio
 
     async def ask() -> str:
-        return await edge.generate(prompt, max_budget=0, **options).text
+        return await edge.edge.generate(prompt, max_budget=0, **options).text
 
     return asyncio.run(ask())
 
