@@ -34,13 +34,13 @@ def routes(backend_of: BackendOf) -> list[BaseRoute]:
     """Those of the API, for any app."""
     api = _API(backend_of)
     return [
-        Route("/v1/models", _told(api.models), methods=["GET"]),
-        Route("/v1/models/{model:path}", _told(api.model), methods=["GET"]),
-        Route("/v1/chat/completions", _told(api.chat), methods=["POST"]),
-        Route("/v1/completions", _told(api.completions), methods=["POST"]),
-        Route("/v1/embeddings", _told(api.embeddings), methods=["POST"]),
-        Route("/tokenize", _told(api.tokenize), methods=["POST"]),
-        Route("/detokenize", _told(api.detokenize), methods=["POST"]),
+        Route("/v1/models", told(api.models), methods=["GET"]),
+        Route("/v1/models/{model:path}", told(api.model), methods=["GET"]),
+        Route("/v1/chat/completions", told(api.chat), methods=["POST"]),
+        Route("/v1/completions", told(api.completions), methods=["POST"]),
+        Route("/v1/embeddings", told(api.embeddings), methods=["POST"]),
+        Route("/tokenize", told(api.tokenize), methods=["POST"]),
+        Route("/detokenize", told(api.detokenize), methods=["POST"]),
     ]
 
 
@@ -90,7 +90,7 @@ class _API:
         return backend, body
 
     async def _ready(self, request: Request) -> Backend:
-        backend = await self._backend_of(_key(request))
+        backend = await self._backend_of(key_of(request))
         if reason := backend.unready():
             raise APIError(503, reason)
         return backend
@@ -116,7 +116,8 @@ def _check_model(name: str | None, backend: Backend) -> None:
         )
 
 
-def _key(request: Request) -> str | None:
+def key_of(request: Request) -> str | None:
+    """The key that a request brings, None where it brings none."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" and key.strip() else None
 
@@ -125,7 +126,7 @@ def _json(content: dict[str, Any]) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
 
 
-def _told(endpoint: Endpoint) -> Endpoint:
+def told(endpoint: Endpoint) -> Endpoint:
     """An endpoint whose errors are answers."""
 
     async def answer(request: Request) -> Response:

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
-from runtime.api.app import application
-from runtime.api.backend import Backend
+from runtime.api.app import application, key_of, told
+from runtime.api.backend import Backend, BackendOf
 from runtime.api.errors import APIError
 from runtime.api.guard import Guard
 from runtime.api.keys import Keys
@@ -23,6 +23,7 @@ from runtime.background import Background
 from runtime.config import EdgeConfig, read_token
 from runtime.edge.client import AsyncEdge, Edge
 from runtime.edge.net.link import ServerError
+from runtime.pages.edge import EdgePage
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -88,6 +89,22 @@ class EdgeBackend:
                 self._reason = f"the connection to {self._server} is lost"
             await asyncio.sleep(LOOK_S)
 
+    def spell(self, token: int) -> str:
+        """The text of a token, for a person to see."""
+        spelled = self.tokenizer.token_bytes.get(token, first=False)
+        if spelled is None:
+            return self.tokenizer.token(token)
+        return spelled.decode("utf-8", "replace")
+
+    def now(self) -> dict[str, Any]:
+        """What the page's head says."""
+        return {
+            "connected": self.edge.connected,
+            "server": self._server,
+            "target": self.model if self.edge.connected else "",
+            "draft": Path(self.edge.config.draft).name,
+        }
+
 
 @asynccontextmanager
 async def endpoint(edge: AsyncEdge) -> AsyncIterator[tuple[str, EdgeBackend]]:
@@ -106,13 +123,13 @@ async def endpoint(edge: AsyncEdge) -> AsyncIterator[tuple[str, EdgeBackend]]:
             keys.name_of(key)
         return backend
 
-    app = application(backend_of, _pages(backend))
+    app = application(backend_of, [*_pages(backend), *_to_watch(backend, backend_of)])
     guarded = Guard(app, config.origins, has_keys=keys is not None)
     async with serving(config.http, guarded) as url:
         yield url, backend
 
 
-def _pages(backend: EdgeBackend) -> list[Route]:
+def _pages(backend: EdgeBackend) -> list[BaseRoute]:
     """For those who look after programs; they need no key."""
 
     async def health(request: Request) -> Response:
@@ -124,6 +141,18 @@ def _pages(backend: EdgeBackend) -> list[Route]:
         return JSONResponse({"status": "ok"})
 
     return [Route("/health", health), Route("/ready", ready)]
+
+
+def _to_watch(backend: EdgeBackend, backend_of: BackendOf) -> list[BaseRoute]:
+    """For people: the page, which anybody may have, and what it tells, for those with a key."""
+    page = EdgePage(backend.spell, backend.now)
+    backend.edge.watch(page.round)
+
+    async def events(request: Request) -> Response:
+        await backend_of(key_of(request))
+        return page.events()
+
+    return [*page.routes(), Route("/events", told(events))]
 
 
 async def serve(config: EdgeConfig, tell: Callable[[str], None]) -> None:

@@ -17,6 +17,7 @@ from runtime.background import Background
 from runtime.config import ConfigError, EdgeConfig
 from runtime.edge.answer import Answer, AsyncAnswer, Stream
 from runtime.edge.loading import OpenDraft, open_draft
+from runtime.edge.loop import Round
 from runtime.edge.net.link import ServerError
 from runtime.edge.options import RequestOptions, of_request
 from runtime.edge.prompts import Prompt, Prompts, read_template
@@ -52,6 +53,10 @@ class _Front:
         self._background = Background()
         self._closed = False
         self._kept: Future[FinishReason] | None = None  # the last answer that has a resume file
+
+    def watch(self, on_round: Callable[[int, Round], None]) -> None:
+        """Tell each round of every answer, with the answer's number, in the edge's own thread."""
+        self._worker.on_round = on_round
 
     @property
     def connected(self) -> bool:

@@ -36,6 +36,7 @@ class Round:
     step: Step
     passes: int  # of the draft model, for the draft of this round
     passes_ahead: int  # while it was in flight
+    waited_s: float | None = None  # from when the draft was sent; None where none was
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -113,6 +114,7 @@ class Exchange:
         self._request, self._speculation, self._batcher = request, speculation, batcher
         self._pace = batcher.pace
         self._used_s: float | None = None  # since when the server could verify what was sent
+        self._sent_s: float | None = None  # since when it is on the way
         self._passes = self._passes_ahead = 0
 
     async def draft_ahead(self) -> None:
@@ -135,8 +137,9 @@ class Exchange:
             self._pace.saw_wait(max(self._request.arrived_s - self._used_s, 0.0))
         self._pace.saw_step(verdict.verify_ms * 1e-3)
         step = self._speculation.commit(verdict.node, verdict.bonus)
-        result = Round(verdict, step, self._passes, self._passes_ahead)
-        self._used_s, self._passes = None, 0
+        waited_s = None if self._sent_s is None else self._request.arrived_s - self._sent_s
+        result = Round(verdict, step, self._passes, self._passes_ahead, waited_s)
+        self._used_s, self._sent_s, self._passes = None, None, 0
         return result
 
     async def draft(self, verdict: wire.Verdict) -> None:
@@ -148,7 +151,8 @@ class Exchange:
             grant = Grant.of(await self._request.credit(), self._request.arrived_s)
         tree = self._speculation.send(grant.max_nodes)
         self._request.send(len(self._speculation.context), tree)
-        self._used_s = max(time.monotonic(), grant.received_s + grant.slot.free_s)
+        self._sent_s = time.monotonic()
+        self._used_s = max(self._sent_s, grant.received_s + grant.slot.free_s)
 
     async def _catch_up(self, max_nodes: int) -> bool:
         """Run accepted text that the cache lacks. False where there is no room for it."""

@@ -5,6 +5,7 @@ A watcher that does not keep up misses the oldest of what it has not had; nobody
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 MOST_WATCHERS = 16
 KEPT_EVENTS = 256  # of one watcher
-ALIVE_S = 1.0  # between two signs of life, by which a page knows that this process is there
+NOW_S = 0.5  # between two events that say how things stand; they also tell that we are there
 
 
 class _Watcher:
@@ -22,11 +23,22 @@ class _Watcher:
         self.more = asyncio.Event()
         self.events: deque[str] = deque(maxlen=KEPT_EVENTS)
 
+    async def wait(self, until_s: float) -> bool:
+        """Whether there are events before a time of time.monotonic()."""
+        try:
+            await asyncio.wait_for(self.more.wait(), max(until_s - time.monotonic(), 0.0))
+        except asyncio.TimeoutError:
+            return False
+        self.more.clear()
+        return True
+
 
 class Feed:
     """Events to all watchers, from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], Mapping[str, Any]]) -> None:
+        """now: how things stand, for the events "now"; asked on the loop of the one who watches."""
+        self._now = now
         self._watchers: list[_Watcher] = []
 
     @property
@@ -36,35 +48,35 @@ class Feed:
 
     def tell(self, kind: str, fields: Mapping[str, Any]) -> None:
         """One event, by name, with fields that JSON can say."""
-        event = f"event: {kind}\ndata: {json.dumps(fields)}\n\n"
+        event = _event(kind, fields)
         for watcher in [*self._watchers]:
             watcher.events.append(event)
             try:
                 watcher.loop.call_soon_threadsafe(watcher.more.set)
-            except RuntimeError:  # its loop has ended
+            except RuntimeError:  # its loop has ended, and it has not said so
                 self._watchers.remove(watcher)
 
-    def answer(self, begin: Callable[[], Mapping[str, Any]]) -> Response:
-        """The stream for one more watcher; `begin` gives what its first event, "begin", says."""
+    def response(self) -> Response:
+        """The stream for one more watcher."""
         if len(self._watchers) >= MOST_WATCHERS:
-            return PlainTextResponse("too many pages are watching\n", status_code=503)
+            return PlainTextResponse("as many pages as can be served are watching\n", 503)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        stream = self._stream(f"event: begin\ndata: {json.dumps(begin())}\n\n")
-        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+        return StreamingResponse(self._stream(), 200, headers, "text/event-stream")
 
-    async def _stream(self, first: str) -> AsyncIterator[str]:
+    async def _stream(self) -> AsyncIterator[str]:
         watcher = _Watcher()
         self._watchers.append(watcher)
         try:
-            yield first
             while True:
-                try:
-                    await asyncio.wait_for(watcher.more.wait(), ALIVE_S)
-                except asyncio.TimeoutError:
-                    yield ": alive\n\n"
-                watcher.more.clear()
-                while watcher.events:
-                    yield watcher.events.popleft()
+                yield _event("now", self._now())
+                next_s = time.monotonic() + NOW_S
+                while await watcher.wait(next_s):
+                    while watcher.events:
+                        yield watcher.events.popleft()
         finally:
             if watcher in self._watchers:
                 self._watchers.remove(watcher)
+
+
+def _event(kind: str, fields: Mapping[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(fields)}\n\n"

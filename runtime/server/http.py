@@ -6,7 +6,7 @@ or into a private network. Knows neither edges nor the model.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from runtime.config import parse_address
 from runtime.wire.places import listen
@@ -24,8 +24,10 @@ MAX_CONNECTIONS = 64
 RETRY_AFTER_S = 5
 
 
-def application(unready: Callable[[], str], registry: CollectorRegistry) -> Starlette:
-    """The three pages. `unready` says why no requests are taken now, or nothing if they are."""
+def application(
+    unready: Callable[[], str], registry: CollectorRegistry, more: Sequence[BaseRoute] = ()
+) -> Starlette:
+    """The three pages, and `more`. `unready` says why no requests are taken, or nothing."""
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("alive\n")
@@ -41,7 +43,7 @@ def application(unready: Callable[[], str], registry: CollectorRegistry) -> Star
         return Response(encode(registry), headers={"Content-Type": content_type})
 
     pages = {"/health": health, "/ready": ready, "/metrics": metrics}
-    return Starlette(routes=[Route(path, page) for path, page in pages.items()])
+    return Starlette(routes=[*more, *(Route(path, page) for path, page in pages.items())])
 
 
 @asynccontextmanager

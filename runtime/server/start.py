@@ -4,7 +4,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,6 +23,7 @@ from runtime.server.descriptors import check_descriptors, edges_that_fit, tell_a
 from runtime.server.door import Door, Identity
 from runtime.server.loop import DeviceError, Server
 from runtime.server.metrics import Metrics
+from runtime.server.request import Request
 from runtime.server.schedule.step import Step
 from runtime.server.trace_file import tracing
 from runtime.server.users import add_user, load_users
@@ -149,6 +150,9 @@ async def serve(
     def unready() -> str:
         return server.unready if server else f"{Path(config.model).name} is being loaded"
 
+    def requests() -> Collection[Request]:
+        return server.requests.values() if server else ()
+
     def announce(host: str, port: int) -> None:
         _announce(config, console, certificate, host, port)
         opened(host, port)
@@ -157,17 +161,24 @@ async def serve(
     listener = await listen(config.host, config.port, new_peer, start=False, tls=tls)
     users = load_users(Path(config.users)) if config.users else None
     metrics = Metrics()
-    async with _pages(config, console, unready, metrics):
+    async with _pages(config, console, unready, metrics, requests, on_step) as step_ended:
         # in a thread, so that the pages answer meanwhile
-        engine = await asyncio.to_thread(open_engine, config, console)
-        identity = await asyncio.to_thread(_identity, config, engine)
+        engine, identity, costs = await asyncio.to_thread(_load, config, console, open_engine)
         door = _door(config, users, certificate, identity)
-        costs = await asyncio.to_thread(warm_up, engine, config.max_step_nodes, config.max_batch)
-        server = Server(config, engine, door, on_step, metrics)
+        server = Server(config, engine, door, step_ended, metrics)
         server.pipeline.load.cost.learn(costs)
         _tell_ready(config, console, engine)
         await server.run(listener, announce)
     _tell_totals(console, server)
+
+
+def _load(
+    config: ServerConfig, console: Terminal, open_engine: OpenTarget
+) -> tuple[Engine, Identity, list[tuple[int, float]]]:
+    """The model, ready to run, what it is, and what its steps cost: (rows, seconds)."""
+    engine = open_engine(config, console)
+    identity = _identity(config, engine)
+    return engine, identity, [*warm_up(engine, config.max_step_nodes, config.max_batch)]
 
 
 def _tell_ready(config: ServerConfig, console: Terminal, engine: Engine) -> None:
@@ -189,18 +200,31 @@ def _tell_totals(console: Terminal, server: Server) -> None:
 
 @asynccontextmanager
 async def _pages(
-    config: ServerConfig, console: Terminal, unready: Callable[[], str], metrics: Metrics
-) -> AsyncIterator[None]:
-    """Serve /health, /ready and /metrics while the context lasts, if they are wanted."""
+    config: ServerConfig,
+    console: Terminal,
+    unready: Callable[[], str],
+    metrics: Metrics,
+    requests: Callable[[], Collection[Request]] | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> AsyncIterator[Callable[[Step], None]]:
+    """Serve the pages while the context lasts, if they are wanted.
+
+    Gives what is to be told of steps, and tells `on_step` itself. Where `requests` can be looked
+    at, /health, /ready and /metrics are joined by the page at "/".
+    """
     if not config.http:
-        yield
+        yield on_step
         return
     # Without the pages, neither starlette nor uvicorn is needed.
+    from runtime.pages.server import ServerPage
     from runtime.server.http import application, serving
 
-    async with serving(config.http, application(unready, metrics.registry)) as url:
-        console.print(f"{url}/health, /ready and /metrics", soft_wrap=True)
-        yield
+    page = ServerPage(requests, on_step) if requests else None
+    app = application(unready, metrics.registry, page.routes() if page else ())
+    async with serving(config.http, app) as url:
+        watch = f"; {url} to watch it" if page else ""
+        console.print(f"{url}/health, /ready and /metrics{watch}", soft_wrap=True)
+        yield page.step if page else on_step
 
 
 def _announce(

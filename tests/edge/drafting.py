@@ -1,5 +1,6 @@
 """How the tests drive a drafter: by hand, a pass at a time, without a loop or a server."""
 
+import math
 import random
 
 from runtime.edge.draft.drafter import Drafter
@@ -36,6 +37,21 @@ def grow_ahead(drafter: Drafter, speculation: Speculation, passes: int) -> None:
     for _ in range(passes):
         if frontier := speculation.frontier_ahead():
             drafter.run([Pass(speculation, frontier)])
+
+
+def random_pass(own: Speculation, frontier: list[int], rng: random.Random) -> None:
+    """What the drafter does for a pass, with random log-probabilities."""
+    own.places = []
+    if frontier == [ROOT]:
+        own.cached = len(own.context)
+    else:
+        own.tree.expanded += frontier
+    for node in frontier:
+        weights = [rng.random() for _ in range(own.shape.max_branch_width + 1)]
+        tokens = rng.sample(range(50), own.shape.max_branch_width)
+        own.tree.add_children(
+            node, [(t, math.log(w / sum(weights))) for t, w in zip(tokens, weights, strict=False)]
+        )
 
 
 def random_verdict(rng: random.Random, speculation: Speculation) -> tuple[int, int]:

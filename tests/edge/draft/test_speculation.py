@@ -7,7 +7,7 @@ import pytest
 
 from runtime.edge.draft.speculation import MAX_EXPANDED, Noise, Proactive, Speculation, TreeShape
 from runtime.tree import ROOT
-from tests.edge.drafting import random_verdict
+from tests.edge.drafting import random_pass, random_verdict
 
 SHAPE = TreeShape(max_budget=12, max_n_beams=3, max_beam_len=4, max_branch_width=3)
 
@@ -34,29 +34,14 @@ def test_nothing_is_drafted_after_a_token_that_the_draft_lacks(proactive: Proact
     assert prompt.frontier_ahead() == prompt.frontier(12) == []
 
 
-def run(own: Speculation, frontier: list[int], rng: random.Random) -> None:
-    """What the drafter does for a pass, with random log-probabilities."""
-    own.places = []
-    if frontier == [ROOT]:
-        own.cached = len(own.context)
-    else:
-        own.tree.expanded += frontier
-    for node in frontier:
-        weights = [rng.random() for _ in range(own.shape.max_branch_width + 1)]
-        tokens = rng.sample(range(50), own.shape.max_branch_width)
-        own.tree.add_children(
-            node, [(t, math.log(w / sum(weights))) for t, w in zip(tokens, weights, strict=False)]
-        )
-
-
 def round_trip(own: Speculation, rng: random.Random, passes: int, passes_ahead: int) -> None:
     for _ in range(passes):
         if frontier := own.frontier(own.shape.max_budget):
-            run(own, frontier, rng)
+            random_pass(own, frontier, rng)
     own.send(own.shape.max_budget)
     for _ in range(passes_ahead):
         if frontier := own.frontier_ahead():
-            run(own, frontier, rng)
+            random_pass(own, frontier, rng)
 
 
 def outcomes(own: Speculation) -> dict[int, float]:
@@ -98,12 +83,12 @@ def test_a_single_outcome_is_the_best_leaf_and_its_best_child(seed: int) -> None
     leaf = max(leaves, key=lambda node: own.tree.scores[node])
     if leaf not in own.tree.expanded:
         assert own.frontier_ahead() == [leaf]
-        run(own, [leaf], rng)
+        random_pass(own, [leaf], rng)
     children = [n for n, parent in enumerate(own.tree.parents) if parent == leaf]
     bonus = max(children, key=lambda node: own.tree.scores[node])
     before = set(own.tree.expanded)
     for _ in range(4):
-        run(own, own.frontier_ahead(), rng)
+        random_pass(own, own.frontier_ahead(), rng)
     assert {*own.tree.expanded} - before <= {bonus, *own.tree.below(bonus)}
     assert bonus in own.tree.expanded
     # Another outcome, however much had been drafted below it, starts from nothing.
@@ -132,7 +117,7 @@ def test_nothing_is_drafted_ahead_when_it_is_off() -> None:
     rng = random.Random(0)
     own = speculation(Proactive.OFF)
     assert own.frontier_ahead() == [ROOT], "the prompt is read while the server reads it"
-    run(own, [ROOT], rng)
+    random_pass(own, [ROOT], rng)
     assert own.frontier_ahead() == []
     own.commit(0, own.tree.tokens[0])
     round_trip(own, rng, passes=3, passes_ahead=3)
@@ -188,11 +173,11 @@ def test_growth_ends_at_the_limits() -> None:
     rng = random.Random(1)
     own = speculation(Proactive.MULTI, TreeShape(255, 50, 4, 3))
     while frontier := own.frontier_ahead():
-        run(own, frontier, rng)
+        random_pass(own, frontier, rng)
     assert len(own.tree.expanded) == MAX_EXPANDED
     short = speculation(Proactive.MULTI, TreeShape(255, 50, 9, 2), limit=5 + 4)
     while frontier := short.frontier_ahead():
-        run(short, frontier, rng)
+        random_pass(short, frontier, rng)
     assert max(short.tree.depths) + 1 == 3, "three drafted tokens and a bonus reach the limit"
 
 
