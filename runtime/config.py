@@ -263,7 +263,8 @@ class EdgeConfig(Options):
             )
         if self.serve or self.chat:
             self._check_http()
-        parse_address(self.server)
+        if self.server != type(self).server:  # a default need not be one
+            parse_address(self.server)
 
     def _check_http(self) -> None:
         if not self.http:

@@ -7,6 +7,7 @@ servers and edges.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import sys
@@ -77,6 +78,49 @@ def whole_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     return max(1, int(min(cores, cpu_quota() or cores)))
+
+
+def processor(root: Path = Path("/")) -> str:
+    """The processor's name, or at least what it is compatible with."""
+    import platform
+
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def free_memory_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that this process may still take without swapping; None where it is not known.
+
+    What the system can give up at once, such as cached files, counts as free. In a cgroup with a
+    limit it is what that leaves, if less.
+    """
+    found = re.search(r"^MemAvailable: +(\d+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
+    if found is None:
+        return None
+    return max(min([int(found[1]) * 1024, *_left_v2(root), *_left_v1(root)]), 0)
+
+
+def _left_v2(root: Path) -> list[int]:
+    folder, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+    return [left for group in _groups(root, "") for left in _left(folder / group, *names)]
+
+
+def _left_v1(root: Path) -> list[int]:
+    folder = root / "sys/fs/cgroup/memory"
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    return [left for group in _groups(root, "memory") for left in _left(folder / group, *names)]
+
+
+def _left(folder: Path, most_name: str, used_name: str, cached_name: str) -> list[int]:
+    most, used = _read(folder / most_name), _read(folder / used_name)
+    if not (most.isdecimal() and used.isdecimal()):
+        return []
+    stat = _read(folder / "memory.stat")
+    cached = re.search(rf"^{cached_name} (\d+)$", stat, re.MULTILINE)
+    return [int(most) - int(used) + (int(cached[1]) if cached else 0)]
 
 
 def _quotas_v2(root: Path) -> list[float]:

@@ -14,7 +14,13 @@ import pytest
 
 from runtime import config, system
 from runtime.config import EdgeConfig, prepare_threads
-from runtime.system import cpu_quota, raise_descriptor_limit, unacknowledged_bytes, whole_cores
+from runtime.system import (
+    cpu_quota,
+    free_memory_bytes,
+    raise_descriptor_limit,
+    unacknowledged_bytes,
+    whole_cores,
+)
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -139,3 +145,51 @@ def test_cores_are_those_it_may_run_on_and_no_more_than_its_quota(monkeypatch, q
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
     monkeypatch.setattr(system, "cpu_quota", lambda: quota)
     assert whole_cores() == cores
+
+
+MEMORY = {"proc/meminfo": "MemTotal:  2000 kB\nMemFree:    1 kB\nMemAvailable:    1000 kB\n"}
+LIMITED = {"proc/self/cgroup": "0::/a\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        (MEMORY, 1000 * 1024),
+        ({"proc/meminfo": "MemTotal: 2000 kB\n"}, None),
+        (
+            MEMORY
+            | LIMITED
+            | {
+                "sys/fs/cgroup/a/memory.max": "5000\n",
+                "sys/fs/cgroup/a/memory.current": "4000\n",
+                "sys/fs/cgroup/a/memory.stat": "anon 2500\ninactive_file 1500\n",
+            },
+            2500,
+        ),
+        (
+            MEMORY
+            | LIMITED
+            | {
+                "sys/fs/cgroup/a/memory.max": "max\n",
+                "sys/fs/cgroup/a/memory.current": "4000\n",
+                "sys/fs/cgroup/memory.max": "3000\n",
+                "sys/fs/cgroup/memory.current": "4000\n",
+            },
+            0,
+        ),
+        (
+            MEMORY
+            | {
+                "proc/self/cgroup": "9:memory:/x\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "7000\n",
+                "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "1000\n",
+            },
+            6000,
+        ),
+    ],
+)
+def test_free_memory_is_what_system_and_cgroups_leave(
+    tmp_path: Path, files: dict[str, str], free: int | None
+) -> None:
+    assert free_memory_bytes(write(tmp_path, files)) == free

@@ -6,24 +6,17 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from runtime.system import processor
+
 
 def machine(libraries: Iterable[str]) -> dict[str, str]:
     """The system, the processor, the interpreter, and the versions of installed libraries."""
     return {
         "system": platform.platform(terse=True),
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         **{name: version(name) for name in libraries},
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
 
 
 def resident_bytes(process: int | str = "self") -> int:

@@ -1,0 +1,243 @@
+"""What a server is to this machine: whether it can be reached, and how fast answers will come.
+
+Each thing that is looked at needs the ones before it: the first fault is the last finding.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from statistics import median
+
+from runtime.config import ConfigError, EdgeConfig, parse_address
+from runtime.doctor.finding import Finding, fault, ok, warning
+from runtime.doctor.prediction import Prediction
+from runtime.doctor.probe import predict
+from runtime.doctor.probed_link import ProbedLink
+from runtime.edge import greeting
+from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.speculation import Proactive, TreeShape
+from runtime.edge.loading import Vocabulary, make_drafter, open_draft, read_vocabulary
+from runtime.edge.loop import Drafting
+from runtime.edge.net.link import Credentials, Sampling, ServerError, reach
+from runtime.model.config import ModelError
+from runtime.terminal import called
+from runtime.wire.messages import ErrorCode
+
+PINGS = 9
+PROBE_TOKENS = 64
+QUESTIONS = (
+    "Explain how a bicycle stays upright.",
+    "Write a short poem about the sea in autumn.",
+    "Which steps does it take to bake bread? Number them.",
+    "What is a prime number? Give five examples.",
+)
+# Uploads grow until one takes so much longer than a Ping: less is not told apart from noise.
+FIRST_TOKENS, MOST_TOKENS, GROWTH, ENOUGH_S = 512, 1 << 17, 8, 0.25
+SLOW_BYTES_PER_S = 50e3
+
+MENDS = {
+    ErrorCode.VERSION: "install the same version of SpecEdge on both ends",
+    ErrorCode.VOCABULARY: "give --draft a small model of the target's family",
+    ErrorCode.BUSY: "try again in a while; its operator may raise --max-connections",
+    ErrorCode.DRAINING: "it is being stopped: try again in a while",
+    ErrorCode.AUTHENTICATION: (
+        "give --user and --token-file; its operator makes a token with --users FILE --add-user NAME"
+    ),
+}
+
+
+class Halt(Exception):
+    """A fault that nothing can be looked at behind."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.sentence)
+        self.finding = finding
+
+
+async def look(config: EdgeConfig) -> AsyncIterator[Finding]:
+    """From the address to the speed of answers."""
+    try:
+        async with _opened(config) as (link, vocabulary):
+            yield ok("connection", f"{config.server} answers" + (", under TLS" * bool(config.tls)))
+            yield vocabularies(link, vocabulary)
+            yield template(link, config)
+            rtts_s = [await link.ping() for _ in range(PINGS)]
+            yield round_trip(rtts_s)
+            yield upload(*await _upload(link, min(rtts_s)))
+            with _stage("draft", lambda error: "name another model with --draft"):
+                batcher = Batcher(make_drafter(open_draft(config)))
+            try:
+                prediction = await _predict(link, batcher, vocabulary, config, median(rtts_s))
+            finally:
+                await batcher.close()
+            yield drafting(batcher.pace.pass_s)
+            yield speed(prediction)
+    except Halt as halt:
+        yield halt.finding
+    except ServerError as error:
+        yield fault("answers", str(error), _mend(error, config))
+
+
+@contextmanager
+def _stage(topic: str, mend: Callable[[Exception], str]) -> Iterator[None]:
+    """What a user can mend in it is the last finding."""
+    try:
+        yield
+    except (ConfigError, ModelError, ServerError) as error:
+        raise Halt(fault(topic, str(error), mend(error))) from error
+
+
+@asynccontextmanager
+async def _opened(config: EdgeConfig) -> AsyncIterator[tuple[ProbedLink, Vocabulary]]:
+    """A link that the server has welcomed. Raises Halt."""
+    usage = f"see {called('runtime.edge')} --help"
+    with _stage("options", lambda error: usage):
+        address = parse_address(config.server)
+        token, trusted = greeting.token(config), greeting.trusted(config)
+    with _stage("connection", lambda error: _mend(error, config)):
+        await reach(*address, trusted)
+    with _stage("draft", lambda error: "name another model with --draft"):
+        vocabulary = read_vocabulary(config)
+        hello = greeting.hello(config, vocabulary)
+    with _stage("greeting", lambda error: _mend(error, config)):
+        credentials = Credentials(token, trusted, vocabulary.tokenizer.vocabulary_hash)
+        link = await ProbedLink.open(*address, hello, credentials)
+    assert isinstance(link, ProbedLink), "open gives a link of its own class"
+    try:
+        yield link, vocabulary
+    finally:
+        await link.close()
+
+
+def _mend(error: Exception, config: EdgeConfig) -> str:
+    """What to do about a server that cannot be had."""
+    code = getattr(error, "code", None)
+    if code is not None:
+        return MENDS.get(code, "look at the server's log")
+    if config.tls:
+        return (
+            "check that the server runs there with a certificate, and give --tls the pin that it "
+            "prints when it starts, or its authority's file"
+        )
+    return (
+        "check the address, a firewall on the way, and that the server runs there and is ready; "
+        "if it has a certificate, give --tls"
+    )
+
+
+def vocabularies(link: ProbedLink, vocabulary: Vocabulary) -> Finding:
+    """They are the same, or the greeting would have failed; their sizes need not be."""
+    target, ours = link.welcome.vocabulary_size, vocabulary.rows
+    sentence = f"that of {link.welcome.model}, {target} tokens"
+    if target != ours:
+        sentence += f"; the draft has rows for {ours}, and what only one of them has is not drafted"
+    figures = {"target_tokens": target, "draft_tokens": ours, "target": link.welcome.model}
+    return ok("vocabulary", sentence, **figures)
+
+
+def template(link: ProbedLink, config: EdgeConfig) -> Finding:
+    """Whose chat template the prompts of this edge are written in."""
+    if config.chat_template:
+        whose = "the draft's" if config.chat_template == "draft" else config.chat_template
+        return ok("template", f"{whose}, since --chat-template says so", whose=whose)
+    if link.template is None:
+        return ok("template", "the draft's; the target has the same or none", whose="draft")
+    if not link.template.source:
+        mend = "give --chat-template FILE with the target's, or --chat-template draft"
+        return warning("template", "the target's is too long to be sent", mend, whose="nobody")
+    return ok("template", "the target's", whose="target")
+
+
+def round_trip(rtts_s: list[float]) -> Finding:
+    low_ms, median_ms, high_ms = min(rtts_s) * 1e3, median(rtts_s) * 1e3, max(rtts_s) * 1e3
+    sentence = f"{median_ms:.1f} ms, the median of {len(rtts_s)}; {low_ms:.1f} to {high_ms:.1f}"
+    return ok("round trip", sentence, median_ms=median_ms, low_ms=low_ms, high_ms=high_ms)
+
+
+async def _upload(link: ProbedLink, rtt_s: float) -> tuple[int, float]:
+    """Bytes of the largest upload that was tried, and the seconds that they took by themselves."""
+    most_tokens = max(min(MOST_TOKENS, link.welcome.max_context - 2), 1)
+    n_tokens = min(FIRST_TOKENS, most_tokens)
+    while True:
+        sent_bytes, seconds = await link.upload(n_tokens)
+        if seconds > 2 * rtt_s:  # otherwise most of it may be the way
+            seconds -= rtt_s
+        if seconds >= ENOUGH_S or n_tokens == most_tokens:
+            return sent_bytes, seconds
+        n_tokens = min(GROWTH * n_tokens, most_tokens)
+
+
+def upload(sent_bytes: int, seconds: float) -> Finding:
+    """What a prompt waits for; down there is little: 28 bytes a verdict."""
+    rate = sent_bytes / seconds
+    sentence = f"at least {rate / 1e3:.0f} kB/s, in a burst of {sent_bytes / 1e3:.1f} kB"
+    figures = {"bytes_per_s": rate, "burst_bytes": sent_bytes}
+    if rate < SLOW_BYTES_PER_S:
+        mend = "take a faster line, or fewer nodes: --max-budget; a prompt of 1000 tokens has 2 kB"
+        return warning("upload", f"{sentence}: prompts will wait", mend, **figures)
+    return ok("upload", sentence, **figures)
+
+
+async def _predict(
+    link: ProbedLink, batcher: Batcher, vocabulary: Vocabulary, config: EdgeConfig, rtt_s: float
+) -> Prediction:
+    shape = TreeShape(
+        config.max_budget, config.max_n_beams, config.max_beam_len, config.max_branch_width
+    )
+    drafting = Drafting(shape, config.coupling, Proactive(config.proactive))
+    sampling = Sampling(
+        max_tokens=min(PROBE_TOKENS, max(link.welcome.max_context // 4, 1)),
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        seed=config.seed,
+    )
+    prompts = [_ids(link, vocabulary, question) for question in QUESTIONS]
+    return await predict(link, batcher, prompts, sampling, drafting, rtt_s)
+
+
+def _ids(link: ProbedLink, vocabulary: Vocabulary, question: str) -> list[int]:
+    source = link.template.source if link.template and link.template.source else None
+    messages = [{"role": "user", "content": question}]
+    try:
+        return vocabulary.tokenizer.chat_prompt(messages, template=source)
+    except ValueError:  # there is no template, or it wants something else
+        return vocabulary.tokenizer.encode(question)
+
+
+def drafting(pass_s: float) -> Finding:
+    return ok("drafting", f"a pass takes {pass_s * 1e3:.1f} ms here", pass_ms=pass_s * 1e3)
+
+
+def speed(prediction: Prediction) -> Finding:
+    """Of one answer; a server shared with others is another matter."""
+    plain, drafted = prediction.plain_per_s, prediction.drafted
+    with_drafts = prediction.drafted_per_s
+    figures: dict[str, object] = {"plain_tokens_per_s": plain, "drafted_tokens_per_s": with_drafts}
+    if drafted is None:
+        sentence = (
+            f"predicted: {plain:.1f} tokens/s; the server takes no drafts, since a step is cheaper "
+            "there than waiting for one"
+        )
+        return warning("speed", sentence, "--max-budget 0 saves this machine's work", **figures)
+    longest_ms = drafted.longest_rtt_s(plain) * 1e3
+    figures |= {
+        "tokens_per_verification": drafted.tokens,
+        "nodes": drafted.nodes,
+        "verify_ms": (drafted.verify_s + drafted.queue_s) * 1e3,
+        "draft_ms": drafted.draft_s * 1e3,
+        "plain_share": prediction.plain_share,
+        "longest_rtt_ms": longest_ms,
+    }
+    sentence = (
+        f"predicted: {with_drafts:.1f} tokens/s with drafts, {plain:.1f} without; "
+        f"{drafted.tokens:.2f} tokens a verification, of {drafted.nodes:.0f} nodes, after "
+        f"{figures['draft_ms']:.0f} ms of drafting, {prediction.rtt_s * 1e3:.0f} of way and "
+        f"{figures['verify_ms']:.0f} of the server"
+    )
+    if with_drafts >= plain:
+        return ok("speed", sentence, **figures)
+    mend = "a draft that is right more often, or faster"
+    if longest_ms > 0:
+        mend = f"a server within a round trip of {longest_ms:.0f} ms, or {mend}"
+    return warning("speed", sentence, f"drafts would pay with {mend}", **figures)

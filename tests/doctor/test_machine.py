@@ -1,0 +1,118 @@
+"""Findings that do not depend on the machine that the tests run on."""
+
+import math
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from runtime.config import EdgeConfig
+from runtime.doctor import fit, machine
+from runtime.doctor.finding import State, exit_status, fault, ok, warning
+from runtime.doctor.prediction import Drafted, Prediction
+from runtime.doctor.server import speed
+from runtime.model.checkpoint import open_checkpoint
+from runtime.model.open import open_engine
+
+
+def test_the_exit_status_is_that_of_the_worst() -> None:
+    good, bad, worse = ok("a", "b"), warning("a", "b", "c"), fault("a", "b", "c")
+    assert exit_status([]) == exit_status([good]) == 0
+    assert exit_status([good, bad, good]) == 1
+    assert exit_status([bad, worse, good]) == 2
+
+
+def test_what_is_wrong_always_says_how_to_mend_it() -> None:
+    with pytest.raises(AssertionError):
+        warning("a", "b", "")
+
+
+def test_a_gpu_needs_an_implementation_of_its_ops() -> None:
+    devices = {"linear": ["meta", "cpu"], "verify": ["meta", "cpu", "cuda"]}
+    assert machine.kernels(devices, None).state is State.OK
+    assert machine.kernels(devices, ["verify"]).state is State.OK
+    told = machine.kernels(devices | {"verify": ["cpu"]}, ["verify"])
+    assert told.state is State.FAULT
+    assert "the GPU lacks verify" in told.sentence
+    assert "specedge[gpu]" in told.mend
+
+
+def test_a_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert machine.device(False, None).state is State.OK
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert "built for CUDA" in machine.device(False, None).mend
+    assert "driver" in machine.device(False, "12.8").mend
+
+
+def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    assert machine.processors().state is State.WARNING
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine.processors().state is State.OK
+
+
+def test_a_forced_instruction_set_is_told() -> None:
+    assert machine.instructions("avx2", "").state is State.OK
+    assert "SPECEDGE_ISA" in machine.instructions("avx2", "avx2").mend
+
+
+@pytest.mark.parametrize("weights", ["stored", "bfloat16", "q8_0"])
+def test_the_memory_of_a_model_is_what_it_takes(tiny_pair: tuple[Path, Path], weights: str) -> None:
+    need = fit.needed(open_checkpoint(tiny_pair[0]), weights, "same", on_gpu=False)
+    engine = open_engine(str(tiny_pair[0]), weights, "cpu", lambda model: 64, 16)
+    assert need.token_bytes * 64 == engine.kv.kv.nbytes
+    with safe_open(tiny_pair[0] / "model.safetensors", "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    n_weights = sum(math.prod(shape) for shape in shapes)
+    bytes_each = {"stored": 4, "bfloat16": 2, "q8_0": 1 + 2 / 32}[weights]
+    assert need.weights_bytes == pytest.approx(n_weights * bytes_each, rel=0.05)
+
+
+def test_a_gpu_computes_in_the_type_of_the_embedding(tiny_pair: tuple[Path, Path]) -> None:
+    checkpoint = open_checkpoint(tiny_pair[0])
+    as_stored, halves = (
+        fit.needed(checkpoint, weights, "same", on_gpu=True) for weights in ("stored", "bfloat16")
+    )
+    assert as_stored.weights_bytes == 2 * halves.weights_bytes
+    assert as_stored.token_bytes == 2 * halves.token_bytes
+    quarter = fit.needed(checkpoint, "stored", "float8_e4m3", on_gpu=True)
+    assert as_stored.token_bytes == 4 * quarter.token_bytes
+
+
+def test_a_model_that_does_not_fit() -> None:
+    need = fit.Need(weights_bytes=600, token_bytes=10, tokens=50)
+    assert fit.told("model", "m", need, 1100).state is State.OK
+    assert fit.told("model", "m", need, None).state is State.OK
+    told = fit.told("model", "m", need, 1099)
+    assert told.state is State.FAULT
+    assert "--kv-tokens" in told.mend
+    assert fit.tokens_that_fit(need, 1600) == 85
+    assert fit.tokens_that_fit(need, 0) == 1
+
+
+def test_the_draft_s_cache_is_the_edge_s(tiny_pair: tuple[Path, Path]) -> None:
+    told = fit.look("draft", str(tiny_pair[1]), EdgeConfig(device="cpu"))
+    assert "for 1024 tokens" in told.sentence, "the model's own context, shorter than the edge's"
+    assert "--draft" in fit.look("draft", "nowhere", EdgeConfig()).mend
+    told = fit.look("model", str(tiny_pair[1]), EdgeConfig(device="cpu"))
+    assert f"for {fit.CPU_KV_TOKENS} tokens" in told.sentence
+
+
+def test_a_prediction_is_the_arithmetic_that_the_page_says() -> None:
+    drafted = Drafted(tokens=3.0, nodes=20, draft_s=0.02, verify_s=0.05, queue_s=0.01)
+    near = Prediction(rtt_s=0.02, plain_per_s=20.0, drafted=drafted, plain_share=0.0)
+    assert near.drafted_per_s == pytest.approx(3 / 0.1)
+    assert drafted.longest_rtt_s(20.0) == pytest.approx(3 / 20 - 0.08)
+    at_the_limit = Prediction(drafted.longest_rtt_s(20.0), 20.0, drafted, 0.0)
+    assert at_the_limit.drafted_per_s == pytest.approx(20.0)
+    # of ten rounds five are the server's own: 5 tokens at 20 a second, 15 in 5 rounds of 0.1 s
+    mixed = Prediction(0.02, 20.0, drafted, plain_share=0.5)
+    assert mixed.drafted_per_s == pytest.approx(20 / (5 / 20 + 5 * 0.1))
+    assert speed(near).state is State.OK
+    far = speed(Prediction(0.2, 20.0, drafted, 0.0))
+    assert far.state is State.WARNING
+    assert "within a round trip of 70 ms" in far.mend
+    poor = Drafted(tokens=1.1, nodes=20, draft_s=0.02, verify_s=0.05, queue_s=0.01)
+    assert "right more often" in speed(Prediction(0.0, 20.0, poor, 0.0)).mend
+    assert "--max-budget 0" in speed(Prediction(0.0, 20.0, None)).mend
