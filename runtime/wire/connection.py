@@ -21,14 +21,17 @@ from runtime.wire.frames import (
 )
 from runtime.wire.messages import (
     MESSAGE_TYPES,
+    Answering,
     Challenge,
     Close,
+    Constraint,
     Credit,
     Draft,
     Error,
     ErrorCode,
     Finish,
     Hello,
+    Logprobs,
     Message,
     Open,
     Ping,
@@ -36,7 +39,9 @@ from runtime.wire.messages import (
     Prompt,
     Proof,
     ProtocolError,
+    Reading,
     Redirect,
+    Rule,
     Template,
     Turn,
     Verdict,
@@ -64,11 +69,14 @@ class _Request:
     """What the next message of a request is checked against."""
 
     phase: Phase
+    params: Open
     prompt_tokens_due: int
     most_nodes: int  # that a draft of this request may ever have
+    told: tuple[type[Message], ...] = ()  # of Rule, Constraint and Prompt, those that have come
     round: int = 0  # of the next draft, or of the verdict on it
     granted_nodes: int = 0  # of the next draft
-    nodes: int = 0  # of the draft that waits for its verdict
+    parents: tuple[int, ...] = ()  # of the draft that waits for its verdict
+    logprobs: Logprobs | None = None  # of the next verdict, if it has some
 
 
 class Connection:
@@ -221,7 +229,7 @@ class Connection:
     def _is_overtaken(self, message: Message) -> bool:
         if isinstance(message, Close) and self.phase(message.request) is Phase.CLOSING:
             return True
-        late = isinstance(message, Prompt | Draft | Close)
+        late = isinstance(message, Rule | Constraint | Prompt | Draft | Close)
         return late and message.request in self._ended_by_server
 
     def _step(self, sender: Role, message: Message) -> None:
@@ -296,13 +304,16 @@ class Connection:
             raise ProtocolError(ErrorCode.LIMIT, sentence)
         self._requests[message.request] = _Request(
             Phase.PROMPTING,
+            message,
             message.prompt_tokens,
             min(message.max_nodes, self.welcome.max_nodes),
         )
         self._ended_by_server.discard(message.request)
 
     def _advance(
-        self, sender: Role, message: Prompt | Draft | Verdict | Credit | Close | Error
+        self,
+        sender: Role,
+        message: Rule | Constraint | Prompt | Draft | Answering | Close | Error,
     ) -> None:
         followers = _allowed(REQUEST_TABLE, self.phase(message.request), sender, type(message))
         request = self._requests[message.request]
@@ -318,24 +329,33 @@ class Connection:
     def _follow(
         self,
         request: _Request,
-        message: Prompt | Draft | Verdict | Credit | Close | Error,
+        message: Rule | Constraint | Prompt | Draft | Answering | Close | Error,
         followers: tuple[Phase, ...],
     ) -> Phase:
         """Check a message of a live request against what came before it, and count it."""
         match message:
+            case Rule() | Constraint():
+                _check_first(request, message)
+                request.told += (type(message),)
             case Prompt():
                 _check_prompt(request, message)
+                request.told += (Prompt,)
                 request.prompt_tokens_due -= len(message.tokens)
                 return Phase.PROMPTING if request.prompt_tokens_due else Phase.VERIFYING
             case Draft():
                 _check_draft(request, message)
-                request.nodes = len(message.tokens)
+                request.parents = message.parents
             case Credit():
                 _check_grant(request, message)
                 request.granted_nodes = message.max_nodes
+            case Reading():
+                _check_reading(request, message)
+            case Logprobs():
+                _check_logprobs(request, message, self._vocabulary_size)
+                request.logprobs = message
             case Verdict():
                 _check_verdict(request, message)
-                request.round, request.nodes = request.round + 1, 0
+                request.round, request.parents, request.logprobs = request.round + 1, (), None
                 request.granted_nodes = message.max_nodes
                 return Phase.FINISHED if message.finish else PHASE_OF_TURN[message.turn]
         return followers[0]
@@ -355,6 +375,31 @@ def _allowed(
     if followers is None:
         raise _violation(f"the {sender.value} may not send {kind.__name__} while {place.value}")
     return followers
+
+
+def _check_first(request: _Request, message: Rule | Constraint) -> None:
+    if Prompt in request.told or type(message) in request.told:
+        name = type(message).__name__
+        raise _violation(f"request {message.request}: a {name} comes once, and before the prompt")
+
+
+def _check_reading(request: _Request, reading: Reading) -> None:
+    if request.round:
+        raise _violation(f"request {reading.request}: the prompt has been read before Verdict 0")
+    most = request.params.prompt_tokens
+    if reading.read_tokens > most:
+        sentence = f"{reading.read_tokens} tokens of {most} are read"
+        raise _violation(f"request {reading.request}: {sentence}")
+
+
+def _check_logprobs(request: _Request, message: Logprobs, vocabulary_size: int) -> None:
+    if not request.params.logprobs or request.logprobs:
+        raise _violation(f"request {message.request}: no Logprobs are due")
+    tokens, listed = len(message.logprobs), len(message.top_ids)
+    due = tokens * min(request.params.logprobs - 1, vocabulary_size)
+    if listed != due:
+        sentence = f"{listed} top_ids come for {tokens} tokens, {due} were asked for"
+        raise _violation(f"request {message.request}: {sentence}")
 
 
 def _check_prompt(request: _Request, prompt: Prompt) -> None:
@@ -379,11 +424,25 @@ def _check_verdict(request: _Request, verdict: Verdict) -> None:
         raise _violation(
             f"request {verdict.request}: the verdict of round {due} was due, not {got}"
         )
-    if verdict.node > request.nodes:
-        sentence = f"request {verdict.request}: node {verdict.node} of {request.nodes}"
-        raise _violation(f"{sentence} is accepted")
+    nodes = len(request.parents)
+    if verdict.node > nodes:
+        sentence = f"request {verdict.request}: node {verdict.node} of {nodes} is accepted"
+        raise _violation(sentence)
+    if request.params.logprobs:
+        tokens = 1 + _depth(request.parents, verdict.node)
+        told = len(request.logprobs.logprobs) if request.logprobs else 0
+        if told != tokens:
+            sentence = f"{tokens} tokens come with {told} logprobs"
+            raise _violation(f"request {verdict.request}: {sentence}")
     if verdict.turn is not Turn.SERVER:
         _check_grant(request, verdict)
+
+
+def _depth(parents: tuple[int, ...], node: int) -> int:
+    depth = 0
+    while node:
+        node, depth = parents[node - 1], depth + 1
+    return depth
 
 
 def _check_grant(request: _Request, grant: Verdict | Credit) -> None:

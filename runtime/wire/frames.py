@@ -13,7 +13,9 @@ from typing import NamedTuple
 from runtime.wire.fields import check
 from runtime.wire.messages import (
     MESSAGE_TYPES,
+    Constraint,
     ErrorCode,
+    Logprobs,
     Message,
     Prompt,
     ProtocolError,
@@ -23,7 +25,8 @@ from runtime.wire.token_bits import OutsideVocabulary
 
 HEADER = struct.Struct("<HBBHH")
 MAX_FRAME_BYTES = 16 * 1024
-MAX_LONG_FRAME_BYTES = 60 * 1024  # of a Prompt or a Template
+MAX_LONG_FRAME_BYTES = 60 * 1024
+LONG = (Prompt, Template, Constraint, Logprobs)
 
 
 class Header(NamedTuple):
@@ -38,7 +41,7 @@ class Header(NamedTuple):
 
 def max_frame_bytes(kind: type[Message]) -> int:
     """The longest frame of a kind of message."""
-    return MAX_LONG_FRAME_BYTES if kind in (Prompt, Template) else MAX_FRAME_BYTES
+    return MAX_LONG_FRAME_BYTES if kind in LONG else MAX_FRAME_BYTES
 
 
 def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:

@@ -9,11 +9,12 @@ module knows no order, no role and no socket.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from operator import gt
+from operator import ge, gt
 from typing import ClassVar, get_args
 
 from runtime.wire.fields import (
@@ -41,6 +42,12 @@ MAX_HOST_BYTES = 255
 MAX_MODEL_BYTES = 255
 MAX_SENTENCE_BYTES = 400
 MAX_TEMPLATE_BYTES = 60 * 1024 - 8  # a frame of 60 KiB, less its header
+MAX_CONSTRAINT_BYTES = MAX_TEMPLATE_BYTES - 1  # less its kind
+MAX_BIASES = 1024  # tokens whose logits a request changes by numbers of its own
+MAX_BIAS = 100.0  # bans or forces a token as good as any larger one
+MAX_PENALTY = 2.0
+LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # float32 logits stay finite
+MAX_TOP_LOGPROBS = 20
 NO_TEMPLATE = bytes(HASH_BYTES)  # in place of the hash of one
 
 U16_MAX = 2**16 - 1
@@ -63,6 +70,7 @@ class ErrorCode(IntEnum):
     DRAINING = 7
     TIMEOUT = 8
     AUTHENTICATION = 9
+    CONSTRAINT = 10
 
 
 class Finish(IntEnum):
@@ -79,6 +87,14 @@ class Turn(IntEnum):
     SERVER = 0  # the server decodes by itself: another Verdict follows without a Draft
     EDGE = 1  # the edge drafts and sends
     WAIT = 2  # the edge drafts, and sends once a Credit has come
+
+
+class ConstraintKind(IntEnum):
+    """How the text of a Constraint says which answers it allows."""
+
+    JSON_SCHEMA = 1  # as a JSON Schema: the answer is JSON that is valid under it
+    REGEX = 2  # as a regular expression, which the whole answer matches
+    LARK = 3  # as a grammar in the language of llguidance, after Lark's
 
 
 NO_LIMIT_MS = U16_MAX  # of a Verdict's or Credit's late_ms
@@ -311,11 +327,13 @@ class Open:
 
     The floats travel as 64-bit numbers, because the output is a function of their exact values.
     top_k = 0 is no limit; seed is 64 bits. max_nodes is the most that the edge will ever draft in
-    a tree; with 0 it never gets the turn, and the server decodes by itself.
+    a tree; with 0 it never gets the turn, and the server decodes by itself. The last output_tokens
+    of the prompt are the beginning of the answer: what counts the answer's tokens counts them.
+    logprobs is 0 for none, or 1 + n: each token's own, and those of the n likeliest.
     """
 
     TYPE: ClassVar[int] = 3
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QdddIIIBB")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QdddIIIIBBB")
 
     request: int
     seed: int
@@ -327,6 +345,8 @@ class Open:
     prompt_tokens: int
     stop_ids: tuple[int, ...]
     max_nodes: int = MAX_NODES
+    output_tokens: int = 0
+    logprobs: int = 0
 
     def __post_init__(self) -> None:
         check("request", self.request, 1, U16_MAX)
@@ -341,20 +361,113 @@ class Open:
         check("prompt_tokens", self.prompt_tokens, 1, U32_MAX)
         check("number of stop_ids", len(self.stop_ids), 0, MAX_STOP_IDS)
         check("max_nodes", self.max_nodes, 0, MAX_NODES)
+        check("output_tokens", self.output_tokens, 0, self.prompt_tokens - 1)
+        check("logprobs", self.logprobs, 0, 1 + MAX_TOP_LOGPROBS)
 
     def encode(self, vocabulary_size: int) -> bytes:
         sampling = (self.seed, self.temperature, self.top_p, self.min_p, self.top_k)
-        counts = (self.max_tokens, self.prompt_tokens, self.max_nodes, len(self.stop_ids))
-        return self.LAYOUT.pack(*sampling, *counts) + pack_tokens(self.stop_ids, vocabulary_size)
+        counts = (self.max_tokens, self.prompt_tokens, self.output_tokens)
+        wanted = (self.logprobs, self.max_nodes, len(self.stop_ids))
+        head = self.LAYOUT.pack(*sampling, *counts, *wanted)
+        return head + pack_tokens(self.stop_ids, vocabulary_size)
 
     @classmethod
     def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Open:
         head = unpack_head(cls.LAYOUT, body)
-        seed, temperature, top_p, min_p, top_k, max_tokens, prompt_tokens, max_nodes, count = head
+        seed, temperature, top_p, min_p, top_k, *counts, logprobs, max_nodes, count = head
+        max_tokens, prompt_tokens, output_tokens = counts
         check_length(body, cls.LAYOUT.size + packed_bytes(count, vocabulary_size))
         stop_ids = unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size)
         sampling = (seed, temperature, top_p, min_p, top_k)
-        return cls(request, *sampling, max_tokens, prompt_tokens, stop_ids, max_nodes)
+        due = (max_tokens, prompt_tokens, stop_ids)
+        return cls(request, *sampling, *due, max_nodes, output_tokens, logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Edge to server, after Open where the logits are to be changed before a token is drawn.
+
+    In this order: the logit of a token of the text is divided by repetition_penalty, or multiplied
+    by it if it is negative; of a token that stands c times in the answer so far, c times
+    frequency_penalty and once presence_penalty are subtracted; bias_values [i] is added to the
+    logit of token bias_ids [i]. The ids ascend.
+    """
+
+    TYPE: ClassVar[int] = 16
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<dddH")
+
+    request: int
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    bias_ids: tuple[int, ...] = ()
+    bias_values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check("request", self.request, 1, U16_MAX)
+        check("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
+        check("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
+        check("repetition_penalty", self.repetition_penalty, LEAST_REPETITION, MOST_REPETITION)
+        check("number of bias_ids", len(self.bias_ids), 0, MAX_BIASES)
+        check("number of bias_values", len(self.bias_values), *[len(self.bias_ids)] * 2)
+        if any(map(ge, self.bias_ids, self.bias_ids[1:])):
+            raise ValueError("the ids of biases must ascend")
+        for value in self.bias_values:
+            check("bias", value, -MAX_BIAS, MAX_BIAS)
+        # equal meanings have equal bytes
+        if 0 in self.bias_values:
+            raise ValueError("a bias of 0 changes nothing: leave it out")
+        if not self.bias_ids and not self.counts_tokens:
+            raise ValueError("this Rule changes nothing: leave it out")
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the logits depend on which tokens the text has."""
+        return bool(self.frequency_penalty or self.presence_penalty) or self.repetition_penalty != 1
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        penalties = (self.frequency_penalty, self.presence_penalty, self.repetition_penalty)
+        count = len(self.bias_ids)
+        head = self.LAYOUT.pack(*penalties, count) + pack_tokens(self.bias_ids, vocabulary_size)
+        return head + struct.pack(f"<{count}d", *self.bias_values)
+
+    @classmethod
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Rule:
+        frequency, presence, repetition, count = unpack_head(cls.LAYOUT, body)
+        values_at = cls.LAYOUT.size + packed_bytes(count, vocabulary_size)
+        check_length(body, values_at + 8 * count)
+        ids = unpack_tokens(body[cls.LAYOUT.size : values_at], count, vocabulary_size)
+        values = struct.unpack(f"<{count}d", body[values_at:])
+        return cls(request, frequency, presence, repetition, ids, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Edge to server, after Open where only some answers are allowed: see `ConstraintKind`.
+
+    A token that no allowed answer goes on with is never drawn, and the answer ends with a stop id
+    where an allowed one is whole.
+    """
+
+    TYPE: ClassVar[int] = 17
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<B")
+
+    request: int
+    kind: ConstraintKind
+    text: str
+
+    def __post_init__(self) -> None:
+        check("request", self.request, 1, U16_MAX)
+        check("bytes of text", len(self.text.encode()), 1, MAX_CONSTRAINT_BYTES)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.LAYOUT.pack(self.kind) + self.text.encode()
+
+    @classmethod
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Constraint:
+        (kind,) = unpack_head(cls.LAYOUT, body)
+        check("bytes of text", len(body) - cls.LAYOUT.size, 1, MAX_CONSTRAINT_BYTES)
+        return cls(request, ConstraintKind(kind), decode_utf8(body[cls.LAYOUT.size :]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,6 +539,78 @@ class Draft:
         check_length(body, parents_at + nodes)
         tokens = unpack_tokens(body[cls.LAYOUT.size : parents_at], nodes, vocabulary_size)
         return cls(request, round, base, tokens, tuple(body[parents_at:]), draft_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Server to edge, before Verdict 0: the first read_tokens of the prompt are in its KV cache.
+
+    Of these, cached_tokens were there from an earlier request. Advice, as often as the server will.
+    """
+
+    TYPE: ClassVar[int] = 18
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<II")
+
+    request: int
+    cached_tokens: int
+    read_tokens: int
+
+    def __post_init__(self) -> None:
+        check("request", self.request, 1, U16_MAX)
+        check("read_tokens", self.read_tokens, 0, U32_MAX)
+        check("cached_tokens", self.cached_tokens, 0, self.read_tokens)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.LAYOUT.pack(self.cached_tokens, self.read_tokens)
+
+    @classmethod
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Reading:
+        check_length(body, cls.LAYOUT.size)
+        return cls(request, *cls.LAYOUT.unpack(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Server to edge, right before each Verdict of an Open that asked: of the tokens it brings.
+
+    logprobs: each token's log-probability, natural, by the model's own logits, before the Rule,
+    the temperature and whatever else the token was drawn with. top_ids and top_logprobs: of the n
+    likeliest tokens in its place, likeliest first; those of the first token, then the next one's.
+    """
+
+    TYPE: ClassVar[int] = 19
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<HH")
+
+    request: int
+    logprobs: tuple[float, ...]
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        tokens, listed = len(self.logprobs), len(self.top_ids)
+        check("request", self.request, 1, U16_MAX)
+        check("number of logprobs", tokens, 1, 1 + MAX_NODES)
+        check("number of top_ids", listed, 0, tokens * MAX_TOP_LOGPROBS)
+        check("number of top_logprobs", len(self.top_logprobs), listed, listed)
+        if listed % tokens:
+            raise ValueError(f"{listed} top_ids are not as many for each of {tokens} tokens")
+        for value in (*self.logprobs, *self.top_logprobs):
+            check("logprob", value, -math.inf, 0.0)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        tokens, listed = len(self.logprobs), len(self.top_ids)
+        ids = pack_tokens(self.top_ids, vocabulary_size)
+        values = (*self.logprobs, *self.top_logprobs)
+        return self.LAYOUT.pack(tokens, listed) + ids + struct.pack(f"<{len(values)}f", *values)
+
+    @classmethod
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Logprobs:
+        tokens, listed = unpack_head(cls.LAYOUT, body)
+        values_at = cls.LAYOUT.size + packed_bytes(listed, vocabulary_size)
+        check_length(body, values_at + 4 * (tokens + listed))
+        ids = unpack_tokens(body[cls.LAYOUT.size : values_at], listed, vocabulary_size)
+        values = struct.unpack(f"<{tokens + listed}f", body[values_at:])
+        return cls(request, values[:tokens], ids, values[tokens:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -609,7 +794,9 @@ class Pong:
 
 
 Greeting = Hello | Challenge | Proof | Redirect | Welcome | Template
-Message = Greeting | Open | Prompt | Draft | Verdict | Credit | Close | Error | Ping | Pong
+Asking = Open | Rule | Constraint | Prompt
+Answering = Reading | Logprobs | Verdict | Credit
+Message = Greeting | Asking | Draft | Answering | Close | Error | Ping | Pong
 
 MESSAGE_TYPES: Mapping[int, type[Message]] = {kind.TYPE: kind for kind in get_args(Message)}
 

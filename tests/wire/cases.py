@@ -1,6 +1,7 @@
 """Messages, conversations and connected ends that the protocol's tests share."""
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -9,19 +10,24 @@ from runtime.wire.messages import (
     NO_TEMPLATE,
     Challenge,
     Close,
+    Constraint,
+    ConstraintKind,
     Credit,
     Draft,
     Error,
     ErrorCode,
     Finish,
     Hello,
+    Logprobs,
     Message,
     Open,
     Ping,
     Pong,
     Prompt,
     Proof,
+    Reading,
     Redirect,
+    Rule,
     Template,
     Turn,
     Verdict,
@@ -39,6 +45,10 @@ CHALLENGE = Challenge(bytes(range(32, 64)), bytes(range(64, 96)))
 PROOF = Proof(bytes(range(96, 128)))
 REDIRECT = Redirect(8400, "replica-2.example")
 WELCOME = Welcome(1, VOCABULARY, MEANING, 64, 8192, 4, "target-8b", TEMPLATE_HASH)
+
+
+RULE = Rule(1, -0.5, 2.0, 1.25, (7, 49_151), (-100.0, 2.5))
+CONSTRAINT = Constraint(1, ConstraintKind.REGEX, "(yes|no)\n§")
 
 
 def opening(request: int, prompt_tokens: int = 3, seed: int = 7) -> Open:
@@ -61,6 +71,12 @@ def verdict(
     return Verdict(*place, *times, turn, max_nodes, free_ms=12, late_ms=3)
 
 
+def logprobs(request: int, tokens: int = 1, listed: int = 2) -> Logprobs:
+    """Logprobs of so many tokens, with so many likeliest ones each."""
+    ids = tuple(range(listed)) * tokens
+    return Logprobs(request, (-1.5,) * tokens, ids, (-0.25,) * len(ids))
+
+
 def draft(request: int, round: int, nodes: int = 4) -> Draft:
     """A Draft that is a chain."""
     return Draft(request, round, 4 + round, tuple(range(100, 100 + nodes)), tuple(range(nodes)))
@@ -75,7 +91,8 @@ def connected(welcome: Welcome = WELCOME) -> tuple[Connection, Connection]:
 
 
 # An edge without a template. Two requests one after another, two side by side, a cancel, an error,
-# a notice and pings; the server goes on by itself, and gives credit later.
+# a notice and pings; the server goes on by itself, and gives credit later. The second request has
+# all that one may have: a rule, a constraint, log-probabilities.
 CONVERSATION: list[tuple[Role, Message]] = [
     (Role.EDGE, BARE_HELLO),
     (Role.SERVER, WELCOME),
@@ -86,20 +103,28 @@ CONVERSATION: list[tuple[Role, Message]] = [
     (Role.EDGE, Ping(2**64 - 1)),
     (Role.SERVER, verdict(1, 0)),
     (Role.EDGE, Draft(1, 1, 901, (5, 6, 5, 49_151), (0, 0, 1, 3))),
-    (Role.EDGE, opening(2)),
+    (Role.EDGE, replace(opening(2), output_tokens=1, logprobs=3)),
     (Role.SERVER, verdict(1, 1, node=4)),
+    (Role.EDGE, replace(RULE, request=2)),
+    (Role.EDGE, replace(CONSTRAINT, request=2)),
     (Role.EDGE, Prompt(2, (1, 2, 3))),
     (Role.EDGE, draft(1, 2, nodes=64)),
     (Role.SERVER, Ping(0)),
+    (Role.SERVER, Reading(2, 1, 2)),
+    (Role.SERVER, logprobs(2)),
     (Role.SERVER, verdict(2, 0)),
     (Role.SERVER, verdict(1, 2, node=63, finish=Finish.STOP)),
     (Role.EDGE, Draft(2, 1, 4, (), ())),
     (Role.EDGE, opening(1)),
+    (Role.SERVER, logprobs(2)),
     (Role.SERVER, verdict(2, 1, turn=Turn.SERVER)),
+    (Role.SERVER, logprobs(2)),
     (Role.SERVER, verdict(2, 2, turn=Turn.SERVER)),
+    (Role.SERVER, logprobs(2)),
     (Role.SERVER, verdict(2, 3, turn=Turn.WAIT)),
     (Role.SERVER, Credit(2, max_nodes=2, free_ms=0, late_ms=0)),
     (Role.EDGE, draft(2, 4, nodes=2)),
+    (Role.SERVER, logprobs(2, tokens=3)),
     (Role.SERVER, verdict(2, 4, node=2)),
     (Role.EDGE, Close(2)),
     (Role.SERVER, Error(1, ErrorCode.BUSY, False, "no room; try again: à bientôt")),
@@ -156,6 +181,48 @@ def verdicts(vocabulary: int) -> st.SearchStrategy[Verdict]:
     return st.builds(build, u32, st.integers(0, 255), *outcome, *grant)
 
 
+def openings(vocabulary: int) -> st.SearchStrategy[Open]:
+    """Any Open."""
+
+    def build(prompt_tokens: int, before: int, logprobs: int, *rest: Any) -> Open:
+        *head, stop_ids, max_nodes = rest
+        counts = (prompt_tokens, stop_ids, max_nodes, before % prompt_tokens, logprobs)
+        return Open(*head, *counts)
+
+    positive = st.integers(1, 2**32 - 1)
+    floats = (st.floats(0, 100), st.floats(0, 1, exclude_min=True), st.floats(0, 1))
+    stop_ids = token_ids(vocabulary, max_size=255)
+    head = (requests, u64, *floats, u32, positive)
+    return st.builds(build, positive, u32, st.integers(0, 21), *head, stop_ids, st.integers(0, 255))
+
+
+@st.composite
+def rules(draw: st.DrawFn, vocabulary: int) -> Rule:
+    """Any Rule."""
+    penalty = st.floats(-2, 2)
+    ids = sorted({*draw(token_ids(vocabulary, max_size=30))})
+    value = st.floats(-100, 100).filter(bool)
+    values = draw(st.lists(value, min_size=len(ids), max_size=len(ids)))
+    least = 1e-3 if not ids else -2  # one without biases has a penalty
+    frequency = draw(st.floats(least, 2))
+    numbers = (frequency, draw(penalty), draw(st.floats(0.01, 100)))
+    return Rule(draw(requests), *numbers, tuple(ids), tuple(values))
+
+
+@st.composite
+def any_logprobs(draw: st.DrawFn, vocabulary: int) -> Logprobs:
+    """Any Logprobs, of up to 8 tokens."""
+    tokens, each = draw(st.integers(1, 8)), draw(st.integers(0, 20))
+    count = tokens * each
+    ids = draw(token_ids(vocabulary, min_size=count, max_size=count))
+
+    def values(size: int) -> tuple[float, ...]:
+        value = st.floats(max_value=0, width=32)
+        return tuple(draw(st.lists(value, min_size=size, max_size=size)))
+
+    return Logprobs(draw(requests), values(tokens), ids, values(count))
+
+
 def messages(vocabulary: int) -> st.SearchStrategy[Message]:
     """Any valid message for a vocabulary."""
     sizes = st.integers(2, 2**24)
@@ -188,21 +255,18 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
             exactly(16),
         ),
         st.builds(Template, st.text(st.characters(exclude_categories=("Cs",)), max_size=300)),
+        openings(vocabulary),
+        rules(vocabulary),
         st.builds(
-            Open,
+            Constraint,
             requests,
-            u64,
-            st.floats(0, 100),
-            st.floats(0, 1, exclude_min=True),
-            st.floats(0, 1),
-            u32,
-            st.integers(1, 2**32 - 1),
-            st.integers(1, 2**32 - 1),
-            token_ids(vocabulary, max_size=255),
-            st.integers(0, 255),
+            st.sampled_from(ConstraintKind),
+            st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=300),
         ),
         st.builds(Prompt, requests, token_ids(vocabulary, min_size=1, max_size=200)),
         drafts(vocabulary),
+        st.builds(lambda request, *read: Reading(request, *sorted(read)), requests, u32, u32),
+        any_logprobs(vocabulary),
         verdicts(vocabulary),
         st.builds(Credit, requests, st.integers(0, 255), u16, u16),
         st.builds(Close, requests),

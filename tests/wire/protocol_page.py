@@ -21,15 +21,27 @@ from runtime.wire.messages import (
     Error,
     ErrorCode,
     Finish,
+    Logprobs,
     Message,
     Open,
     Ping,
     Pong,
     Prompt,
+    Reading,
     Turn,
     Verdict,
 )
-from tests.wire.cases import CHALLENGE, HELLO, PROOF, REDIRECT, TEMPLATE, VOCABULARY, WELCOME
+from tests.wire.cases import (
+    CHALLENGE,
+    CONSTRAINT,
+    HELLO,
+    PROOF,
+    REDIRECT,
+    RULE,
+    TEMPLATE,
+    VOCABULARY,
+    WELCOME,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 PRINTED = re.compile(r"<!-- printed: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -50,6 +62,10 @@ EXAMPLES: tuple[Message, ...] = (
     PROOF,
     REDIRECT,
     TEMPLATE,
+    RULE,
+    CONSTRAINT,
+    Reading(1, 4096, 6144),
+    Logprobs(1, (-0.5, -2.0), (5, 9, 7, 11), (-0.5, -1.5, -1.0, -2.0)),
 )
 EXAMPLE_TOKEN, EXAMPLE_CERTIFICATE = b"0123456789abcdef" * 4, b"a certificate"
 
@@ -82,7 +98,10 @@ def _limits() -> str:
     rows = (
         ("frame before the Welcome", f"{connection.MAX_HANDSHAKE_FRAME_BYTES} bytes"),
         ("frame", f"{frames.MAX_FRAME_BYTES:,} bytes"),
-        ("frame of a Prompt or Template", f"{frames.MAX_LONG_FRAME_BYTES:,} bytes"),
+        (
+            "frame of a Prompt, Template, Constraint or Logprobs",
+            f"{frames.MAX_LONG_FRAME_BYTES:,} bytes",
+        ),
         ("time until the Welcome", f"{tcp.HANDSHAKE_TIMEOUT_S:g} s"),
         ("time to take a last frame", f"{tcp.CLOSE_TIMEOUT_S:g} s"),
         (
@@ -93,6 +112,7 @@ def _limits() -> str:
         ("wrong proofs", f"after {FREE_FAILURES} in a row an address {wait}"),
         ("token of a user", f"at least {MIN_TOKEN_CHARACTERS} characters"),
         ("vocabulary", f"{messages.MAX_VOCABULARY:,} tokens"),
+        ("tokens with a bias", f"{messages.MAX_BIASES:,}"),
         ("nodes of a tree", f"{messages.MAX_NODES}, and what the turn allows"),
     )
     return _markdown(("what", "limit"), rows)

@@ -10,19 +10,23 @@ from runtime.wire.frames import HEADER, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
     Challenge,
     Close,
+    Constraint,
     Credit,
     Draft,
     Error,
     ErrorCode,
     Finish,
     Hello,
+    Logprobs,
     Open,
     Ping,
     Pong,
     Prompt,
     Proof,
     ProtocolError,
+    Reading,
     Redirect,
+    Rule,
     Template,
     Turn,
     Verdict,
@@ -33,15 +37,18 @@ from runtime.wire.states import CONNECTION_TABLE, REQUEST_TABLE, Move
 from tests.wire.cases import (
     BARE_HELLO,
     CHALLENGE,
+    CONSTRAINT,
     CONVERSATION,
     HELLO,
     PROOF,
     REDIRECT,
+    RULE,
     TEMPLATE,
     VOCABULARY,
     WELCOME,
     connected,
     draft,
+    logprobs,
     opening,
     verdict,
 )
@@ -184,30 +191,32 @@ CONNECTION_RULES = {
     (State.PROOF_DUE, SERVER): {Error},
     (State.ADMISSION_DUE, EDGE): {Error},
     (State.ADMISSION_DUE, SERVER): {Welcome, Redirect, Error},
-    (State.OPEN, EDGE): {Open, Prompt, Draft, Close, Error, Ping, Pong},
-    (State.OPEN, SERVER): {Verdict, Credit, Close, Error, Ping, Pong},
+    (State.OPEN, EDGE): {Open, Rule, Constraint, Prompt, Draft, Close, Error, Ping, Pong},
+    (State.OPEN, SERVER): {Reading, Logprobs, Verdict, Credit, Close, Error, Ping, Pong},
     (State.CLOSED, EDGE): set(),
     (State.CLOSED, SERVER): set(),
 }
 REQUEST_RULES = {
     (Phase.UNUSED, EDGE): {Open},
-    (Phase.PROMPTING, EDGE): {Prompt, Close},
+    (Phase.PROMPTING, EDGE): {Rule, Constraint, Prompt, Close},
     (Phase.PROMPTING, SERVER): {Error},
     (Phase.VERIFYING, EDGE): {Close},
-    (Phase.VERIFYING, SERVER): {Verdict, Error},
+    (Phase.VERIFYING, SERVER): {Reading, Logprobs, Verdict, Error},
     (Phase.DRAFTING, EDGE): {Draft, Close},
     (Phase.DRAFTING, SERVER): {Error},
     (Phase.WAITING, EDGE): {Close},
     (Phase.WAITING, SERVER): {Credit, Error},
-    (Phase.FINISHED, EDGE): {Prompt, Draft, Close},
-    (Phase.CLOSING, SERVER): {Verdict, Credit, Error, Close},
+    (Phase.FINISHED, EDGE): {Rule, Constraint, Prompt, Draft, Close},
+    (Phase.CLOSING, SERVER): {Reading, Logprobs, Verdict, Credit, Error, Close},
 }
 SAMPLES = [
     HELLO, CHALLENGE, PROOF, REDIRECT, WELCOME, TEMPLATE, opening(1), Prompt(1, (1,)),
-    draft(1, 1), verdict(1, 0), CREDIT, Close(1), FATAL, Ping(5), Pong(6),
+    draft(1, 1), verdict(1, 0), CREDIT, Close(1), FATAL, Ping(5), Pong(6), RULE, CONSTRAINT,
+    Reading(1, 0, 2), logprobs(1),
 ]  # fmt: skip
 REQUEST_SAMPLES = [
-    opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 0), CREDIT, Close(1), REQUEST_ERROR,
+    opening(1), RULE, CONSTRAINT, Prompt(1, (1,)), draft(1, 1), Reading(1, 0, 2), logprobs(1),
+    verdict(1, 0), CREDIT, Close(1), REQUEST_ERROR,
 ]  # fmt: skip
 
 
@@ -246,7 +255,7 @@ def ends_in_state(state):
 @pytest.mark.parametrize("state", [state for state in State if state is not State.CLOSED])
 def test_every_state_and_message(state, sender, message):
     receiver = ends_in_state(state)[sender.peer]
-    in_request = isinstance(message, Open | Prompt | Draft | Verdict | Credit | Close)
+    in_request = type(message) in {*map(type, REQUEST_SAMPLES)} - {Error}
     if type(message) not in CONNECTION_RULES[state, sender]:
         with pytest.raises(
             ProtocolError, match=rf"{sender.value} may not send {type(message).__name__}"
@@ -270,15 +279,20 @@ def test_no_end_sends_what_the_state_forbids(state, sender, message):
         assert (end.state, end.frames_sent) == before
 
 
-def end_in_phase(phase, role):
-    """An end that sees request 1 in this phase, or None where that does not last."""
+def end_in_phase(phase, role, wanted=0):
+    """An end that sees request 1 in this phase, or None where that does not last.
+
+    `wanted` are the log-probabilities that its Open asks for.
+    """
     edge, server = connected()
     ends = {EDGE: edge, SERVER: server}
     if phase is Phase.UNUSED:
         return ends[role]
-    server.receive(edge.send(opening(1)))
+    server.receive(edge.send(replace(opening(1), logprobs=wanted)))
     if phase is not Phase.PROMPTING:
         server.receive(edge.send(Prompt(1, (1, 2, 3))))
+    if wanted and phase in (Phase.DRAFTING, Phase.WAITING, Phase.FINISHED):
+        edge.receive(server.send(logprobs(1, listed=wanted - 1)))
     if phase is Phase.DRAFTING:
         edge.receive(server.send(verdict(1, 0)))
     if phase is Phase.WAITING:
@@ -300,7 +314,7 @@ def test_phases_that_do_not_last():
 @pytest.mark.parametrize("sender", Role)
 @pytest.mark.parametrize("phase", Phase)
 def test_every_phase_and_message(phase, sender, message):
-    receiver = end_in_phase(phase, sender.peer)
+    receiver = end_in_phase(phase, sender.peer, wanted=3 * isinstance(message, Logprobs))
     if receiver is None:
         return
     if type(message) in REQUEST_RULES.get((phase, sender), ()):
@@ -315,7 +329,7 @@ def test_every_phase_and_message(phase, sender, message):
 @pytest.mark.parametrize("sender", Role)
 @pytest.mark.parametrize("phase", Phase)
 def test_no_end_sends_what_the_phase_forbids(phase, sender, message):
-    end = end_in_phase(phase, sender)
+    end = end_in_phase(phase, sender, wanted=3 * isinstance(message, Logprobs))
     if end is None:
         return
     if type(message) in REQUEST_RULES.get((phase, sender), ()):
@@ -370,7 +384,40 @@ def prompting():
     return edge, server
 
 
+def drafting_with_logprobs(nodes=0, told=0):
+    """As `drafting`, of an Open that asked for the log-probabilities of 2 tokens each.
+
+    `told`: the verdict's are there, of so many tokens.
+    """
+    edge, server = connected()
+    server.receive(edge.send(replace(opening(1), logprobs=3)) + edge.send(Prompt(1, (1, 2, 3))))
+    edge.receive(server.send(logprobs(1)) + server.send(verdict(1, 0)))
+    if nodes:
+        server.receive(edge.send(draft(1, 1, nodes)))
+    if told:
+        edge.receive(server.send(logprobs(1, tokens=told)))
+    return edge, server
+
+
+def ruled(*messages):
+    """Ends whose request 1 has told these, and has sent nothing of its prompt of 3 tokens."""
+    edge, server = prompting()
+    server.receive(b"".join(map(edge.send, messages)))
+    return edge, server
+
+
 CONTENT = [
+    (EDGE, lambda: ruled(RULE), RULE, "a Rule comes once, and before the prompt"),
+    (EDGE, lambda: ruled(RULE, CONSTRAINT), RULE, "a Rule comes once"),
+    (EDGE, lambda: ruled(CONSTRAINT), CONSTRAINT, "a Constraint comes once, and before"),
+    (SERVER, lambda: answering(64), Reading(1, 0, 4), "4 tokens of 3 are read"),
+    (SERVER, lambda: drafting(4), Reading(1, 0, 3), "read before Verdict 0"),
+    (SERVER, lambda: drafting(4), logprobs(1), "no Logprobs are due"),
+    (SERVER, lambda: drafting_with_logprobs(4, told=1), logprobs(1), "no Logprobs are due"),
+    (SERVER, lambda: drafting_with_logprobs(4), logprobs(1, listed=3), "3 top_ids come for 1"),
+    (SERVER, lambda: drafting_with_logprobs(4), verdict(1, 1), "1 tokens come with 0 logprobs"),
+    (SERVER, lambda: drafting_with_logprobs(4, told=2), verdict(1, 1, node=2),
+     "3 tokens come with 2 logprobs"),
     (EDGE, prompting, Prompt(1, (1, 2, 3, 4)), "3 prompt tokens were due, 4"),
     (EDGE, drafting, draft(1, 2), "round 1 was due, 2 came"),
     (EDGE, drafting, draft(1, 1, nodes=65), "65 nodes, at most 64"),
@@ -417,6 +464,34 @@ def test_the_same_content_is_not_sent_and_moves_nothing(sender, prepare, message
     }
     source, target, next_message = follow[before[0]]
     assert target.receive(source.send(next_message)) == [next_message]
+
+
+def test_a_rule_comes_before_the_prompt_begins():
+    edge, server = connected()
+    server.receive(edge.send(opening(1)) + edge.send(Prompt(1, (1,))))
+    for message in (RULE, CONSTRAINT):
+        with pytest.raises(ValueError, match="once, and before the prompt"):
+            edge.send(message)
+    violate(server, RULE, ErrorCode.PROTOCOL, "a Rule comes once, and before the prompt")
+
+
+def test_log_probabilities_are_those_of_the_path():
+    """A branching tree: what counts is the depth of the node, not its number."""
+    edge, server = drafting_with_logprobs()
+    branching = Draft(1, 1, 4, (5, 6, 7, 8), (0, 0, 2, 1))
+    server.receive(edge.send(branching))
+    edge.receive(server.send(logprobs(1, tokens=3)))
+    assert edge.receive(server.send(verdict(1, 1, node=4))) == [verdict(1, 1, node=4)]
+    edge.receive(server.send(Error(1, ErrorCode.INTERNAL, False, "ends without another Logprobs")))
+    assert edge.phase(1) is Phase.UNUSED
+
+
+def test_of_a_small_vocabulary_all_are_listed():
+    edge, server = connected(replace(WELCOME, vocabulary_size=5))
+    server.receive(edge.send(Open(1, 0, 0, 1, 0, 0, 9, 1, (), logprobs=21)))
+    server.receive(edge.send(Prompt(1, (1,))))
+    told = logprobs(1, listed=5)
+    assert edge.receive(server.send(told)) == [told]
 
 
 def test_a_message_that_has_no_bytes_moves_nothing():

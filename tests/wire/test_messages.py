@@ -1,6 +1,7 @@
 """Every message: bytes written down by hand, round trips, and each rule broken one at a time."""
 
 import hashlib
+import math
 import struct
 from dataclasses import replace
 
@@ -12,18 +13,23 @@ from runtime.wire.frames import HEADER, Header, decode_body, decode_header, enco
 from runtime.wire.messages import (
     MESSAGE_TYPES,
     Close,
+    Constraint,
+    ConstraintKind,
     Credit,
     Draft,
     Error,
     ErrorCode,
     Finish,
     Hello,
+    Logprobs,
     Open,
     Ping,
     Pong,
     Prompt,
     ProtocolError,
+    Reading,
     Redirect,
+    Rule,
     Template,
     Turn,
     Verdict,
@@ -33,13 +39,16 @@ from runtime.wire.messages import (
 )
 from tests.wire.cases import (
     CHALLENGE,
+    CONSTRAINT,
     HELLO,
     PROOF,
     REDIRECT,
+    RULE,
     TEMPLATE,
     VOCABULARY,
     WELCOME,
     draft,
+    logprobs,
     messages,
     opening,
     verdict,
@@ -86,9 +95,16 @@ GOLDEN = [
     (WELCOME, "3e 00 02 00 00 00 09 00 0100 00c00000 000102030405060708090a0b0c0d0e0f"
      + TEMPLATE_DIGEST + "40 00200000 0400" + b"target-8b".hex()),
     (Template("{{ bos }}\n§"), "14 00 0f 00 00 00 09 00 7b7b20626f73207d7d 0a c2a7"),
-    (Open(3, 2**64 - 2, 0.5, 1.0, 0.0, 40, 256, 1000, (2, 49_151), 33),
-     "3a 00 03 00 03 00 09 00 feffffffffffffff 000000000000e03f 000000000000f03f"
-     "0000000000000000 28000000 00010000 e8030000 21 02 0200 ffbf"),
+    (Open(3, 2**64 - 2, 0.5, 1.0, 0.0, 40, 256, 1000, (2, 49_151), 33, 258, 21),
+     "3f 00 03 00 03 00 09 00 feffffffffffffff 000000000000e03f 000000000000f03f"
+     "0000000000000000 28000000 00010000 e8030000 02010000 15 21 02 0200 ffbf"),
+    (Rule(3, 0.5, -1.0, 2.0, (2, 49_151), (-0.5, 1.0)),
+     "36 00 10 00 03 00 09 00 000000000000e03f 000000000000f0bf 0000000000000040 0200"
+     "0200 ffbf 000000000000e0bf 000000000000f03f"),
+    (Constraint(3, ConstraintKind.LARK, "\né"), "0c 00 11 00 03 00 09 00 03 0a c3a9"),
+    (Reading(3, 258, 1000), "10 00 12 00 03 00 09 00 02010000 e8030000"),
+    (Logprobs(3, (-0.5,), (2, 49_151), (0.0, -math.inf)),
+     "1c 00 13 00 03 00 09 00 0100 0200 0200 ffbf 000000bf 00000000 000080ff"),
     (Prompt(3, (1, 2, 258)), "10 00 04 00 03 00 09 00 0300 0100 0200 0201"),
     (Draft(3, 1, 1001, (5, 6, 5), (0, 0, 2), 258),
      "1c 00 05 00 03 00 09 00 01000000 e9030000 0201 03 0500 0600 0500 00 00 02"),
@@ -183,6 +199,37 @@ def test_a_round_is_small():
         (Credit(1, 8, 5, 0), {"late_ms": -1}),
         (opening(1), {"prompt_tokens": 0}),
         (opening(1), {"stop_ids": tuple(range(256))}),
+        (opening(1), {"output_tokens": 3}),
+        (opening(1), {"output_tokens": -1}),
+        (opening(1), {"logprobs": 22}),
+        (opening(1), {"logprobs": -1}),
+        (RULE, {"request": 0}),
+        (RULE, {"frequency_penalty": 2.1}),
+        (RULE, {"presence_penalty": -2.1}),
+        (RULE, {"frequency_penalty": float("nan")}),
+        (RULE, {"repetition_penalty": 0.0}),
+        (RULE, {"repetition_penalty": 101.0}),
+        (RULE, {"repetition_penalty": float("nan")}),
+        (RULE, {"bias_values": (-100.1, 1.0)}),
+        (RULE, {"bias_values": (1.0, float("nan"))}),
+        (RULE, {"bias_values": (1.0, float("inf"))}),
+        (RULE, {"bias_values": (1.0,)}),
+        (RULE, {"bias_ids": tuple(range(1025)), "bias_values": (1.0,) * 1025}),
+        (CONSTRAINT, {"request": 0}),
+        (CONSTRAINT, {"text": ""}),
+        (CONSTRAINT, {"text": "x" * 61_432}),
+        (CONSTRAINT, {"text": "é" * 30_716}),
+        (Reading(1, 1, 2), {"request": 0}),
+        (Reading(1, 1, 2), {"cached_tokens": 3}),
+        (Reading(1, 1, 2), {"read_tokens": 2**32}),
+        (logprobs(1), {"request": 0}),
+        (logprobs(1), {"logprobs": (0.1,)}),
+        (logprobs(1), {"logprobs": (float("nan"),)}),
+        (logprobs(1), {"logprobs": ()}),
+        (logprobs(1), {"logprobs": (-1.0,) * 257}),
+        (logprobs(1), {"top_logprobs": (-1.0, 0.5)}),
+        (logprobs(1), {"top_logprobs": (-1.0,)}),
+        (logprobs(1), {"top_ids": (1,) * 21, "top_logprobs": (-1.0,) * 21}),
         (Prompt(1, (1,)), {"request": 0}),
         (Prompt(1, (1,)), {"tokens": ()}),
         (draft(1, 1), {"request": 0}),
@@ -234,9 +281,30 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
         (spoil(opening(1), "d", 24, 2.0), "min_p is 2.0"),
         (spoil(opening(1), "I", 36, 0), "max_tokens is 0"),
         (spoil(opening(1), "I", 40, 0), "prompt_tokens is 0"),
-        (spoil(opening(1), "B", 45, 255), "body has 50 bytes"),
-        (spoil(opening(1), "B", 45, 1), "body has 50 bytes"),
-        (spoil(opening(1), "H", 46, 49_152), "outside the vocabulary"),
+        (spoil(opening(1), "I", 44, 3), "output_tokens is 3"),
+        (spoil(opening(1), "B", 48, 22), "logprobs is 22"),
+        (spoil(opening(1), "B", 50, 255), "body has 55 bytes"),
+        (spoil(opening(1), "B", 50, 1), "body has 55 bytes"),
+        (spoil(opening(1), "H", 51, 49_152), "outside the vocabulary"),
+        (spoil(RULE, "d", 0, float("nan")), "frequency_penalty is nan"),
+        (spoil(RULE, "d", 16, -1.0), "repetition_penalty is -1.0"),
+        (spoil(RULE, "H", 24, 65_535), "body has 46 bytes"),
+        (spoil(RULE, "H", 24, 1), "body has 46 bytes"),
+        (spoil(RULE, "H", 26, 49_151), "ids of biases must ascend"),
+        (spoil(RULE, "H", 28, 49_152), "outside the vocabulary"),
+        (spoil(RULE, "d", 30, 0.0), "a bias of 0 changes nothing"),
+        (spoil(RULE, "d", 38, float("inf")), "bias is inf"),
+        (spoil(CONSTRAINT, "B", 0, 0), "not a valid ConstraintKind"),
+        (spoil(CONSTRAINT, "B", 1, 0xFF), "not UTF-8"),
+        (spoil(Reading(1, 1, 2), "I", 0, 3), "cached_tokens is 3"),
+        (spoil(logprobs(1, 2), "H", 0, 3), "body has 36 bytes"),
+        (spoil(logprobs(1, 2), "H", 0, 0), "body has 36 bytes"),
+        (spoil(logprobs(1, 2), "H", 2, 65_535), "body has 36 bytes"),
+        (spoil(logprobs(1, 2), "H", 4, 49_152), "outside the vocabulary"),
+        (spoil(logprobs(1, 2), "f", 12, float("nan")), "logprob is nan"),
+        (spoil(logprobs(1, 2), "f", 12, 0.5), "logprob is 0.5"),
+        (resize(encode_frame(logprobs(1, 2), 0, VOCABULARY),
+                struct.pack("<HHHfff", 2, 1, 7, 0.0, 0.0, 0.0)), "1 top_ids are not as many"),
         (spoil(Prompt(1, (7,)), "H", 0, 65_535), "body has 4 bytes"),
         (spoil(Prompt(1, (7,)), "H", 2, 65_535), "outside the vocabulary"),
         (spoil(draft(1, 1), "I", 0, 0), "round is 0"),
@@ -274,17 +342,16 @@ def test_a_received_field_that_breaks_a_rule_is_a_protocol_error(frame, sentence
 def test_every_other_body_length_is_refused(message):
     frame = encode_frame(message, 0, VOCABULARY)
     # These end in text of any length.
-    fixed = {Hello: 80, Redirect: 3, Welcome: 45, Template: 0, Error: 2}.get(
-        type(message), len(frame) - HEADER.size
-    )
+    texts = {Hello: 80, Redirect: 3, Welcome: 45, Template: 0, Error: 2, Constraint: 2}
+    fixed = texts.get(type(message), len(frame) - HEADER.size)
     for cut in range(fixed):
         with pytest.raises(ProtocolError, match=r"bytes|magic|version"):
             decode(resize(frame, frame[HEADER.size : HEADER.size + cut]))
-    if type(message) not in (Hello, Redirect, Welcome, Template, Error):
+    if type(message) not in texts:
         with pytest.raises(ProtocolError, match="bytes"):
             decode(resize(frame, frame[HEADER.size :] + b"\0"))
     else:
-        more = 61_433 if type(message) is Template else 401
+        more = 61_433 if type(message) in (Template, Constraint) else 401
         with pytest.raises(ProtocolError, match="bytes of"):
             decode(resize(frame, frame[HEADER.size :] + b"x" * more))
 
@@ -300,7 +367,11 @@ def test_messages_of_the_connection_have_request_0(message):
 
 
 @pytest.mark.parametrize(
-    "message", [opening(1), Prompt(1, (1,)), draft(1, 1), verdict(1, 1), Close(1)]
+    "message",
+    [
+        *(opening(1), RULE, CONSTRAINT, Prompt(1, (1,)), draft(1, 1), Reading(1, 0, 1)),
+        *(logprobs(1), verdict(1, 1), Close(1)),
+    ],
 )
 def test_messages_of_a_request_have_one(message):
     frame = bytearray(encode_frame(message, 0, VOCABULARY))
@@ -313,7 +384,7 @@ def test_messages_of_a_request_have_one(message):
     ("header", "sentence"),
     [
         (Header(8, 0, 0, 0, 0), "type 0 is not known"),
-        (Header(8, 16, 0, 0, 0), "type 16 is not known"),
+        (Header(8, 20, 0, 0, 0), "type 20 is not known"),
         (Header(8, 255, 0, 0, 0), "type 255 is not known"),
         (Header(8, 7, 1, 1, 0), "flags are 1"),
         (Header(8, 7, 128, 1, 0), "flags are 128"),
@@ -351,6 +422,37 @@ def test_any_sentence_can_be_sent_and_arrives_in_400_clean_bytes(sentence):
     got = decode(encode_frame(sent, 0, VOCABULARY)).sentence
     assert len(got.encode()) <= 400
     assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in got)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"bias_ids": (7, 7)}, "must ascend"),
+        ({"bias_ids": (8, 7)}, "must ascend"),
+        ({"bias_values": (1.0, 0.0)}, "leave it out"),
+        ({"bias_values": (1.0, -0.0)}, "leave it out"),
+    ],
+)
+def test_one_rule_has_one_spelling(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        replace(RULE, **change)
+
+
+def test_a_rule_that_changes_nothing_is_none():
+    with pytest.raises(ValueError, match="this Rule changes nothing"):
+        Rule(1)
+    assert not Rule(1, bias_ids=(3,), bias_values=(1.0,)).counts_tokens
+    for penalty in ({"frequency_penalty": 0.1}, {"presence_penalty": -0.1}):
+        assert Rule(1, **penalty).counts_tokens
+    assert Rule(1, repetition_penalty=0.9).counts_tokens
+
+
+def test_the_largest_messages_fit_their_frames():
+    ids = tuple(range(1024))
+    assert len(encode_frame(Rule(1, 0, 0, 1, ids, (1.0,) * 1024), 0, 2**24)) <= 16_384
+    assert len(encode_frame(logprobs(1, tokens=256, listed=20), 0, 2**24)) <= 61_440
+    longest = Constraint(1, ConstraintKind.REGEX, "x" * 61_431)
+    assert len(encode_frame(longest, 0, 2**24)) == 61_440
 
 
 def test_a_long_sentence_is_cut_at_a_character():

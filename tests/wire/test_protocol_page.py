@@ -15,10 +15,13 @@ from hypothesis import given
 from runtime.wire.frames import HEADER, Header, decode_body
 from runtime.wire.messages import (
     MESSAGE_TYPES,
+    ConstraintKind,
     ErrorCode,
     Finish,
+    Logprobs,
     Message,
     ProtocolError,
+    Reading,
     Turn,
     Verdict,
 )
@@ -26,7 +29,8 @@ from tests.wire import protocol_page
 from tests.wire.cases import CHALLENGE, HELLO, VOCABULARY, messages
 
 TEXT = protocol_page.PAGE.read_text(encoding="utf-8")
-INTEGERS = {"u8": "<B", "u16": "<H", "u32": "<I", "u64": "<Q", "f64": "<d"}
+INTEGERS = {"u8": "<B", "u16": "<H", "u32": "<I", "u64": "<Q"}
+SCALARS = {**INTEGERS, "f32": "<f", "f64": "<d"}
 ROW = re.compile(r"^\|(.*)\|$", re.MULTILINE)
 
 
@@ -63,15 +67,16 @@ def body_of(fields: list[Field], values: Mapping[str, Any], vocabulary: int) -> 
 def encode(field: Field, values: Mapping[str, Any], vocabulary: int) -> bytes:
     if field.kind.startswith('"'):
         return field.kind.strip('"').encode()
-    if field.kind in INTEGERS:
-        return struct.pack(INTEGERS[field.kind], number(field, values))
+    if field.kind in SCALARS:
+        return struct.pack(SCALARS[field.kind], number(field, values))
     value = values[field.name]
     if field.kind == "ids":
         width = len(f"{vocabulary - 1:b}")
         bits = "".join(f"{token:0{width}b}" for token in reversed(value))
         return int(bits or "0", 2).to_bytes(-(-len(bits) // 8), "little")
-    if field.kind == "u8 each":
-        return bytes(value)
+    if field.kind.endswith(" each"):
+        layout = SCALARS[field.kind.removesuffix(" each")][1]
+        return struct.pack(f"<{len(value)}{layout}", *value)
     return value.encode() if field.kind.startswith("text") else value
 
 
@@ -124,7 +129,12 @@ def test_every_field_is_in_the_page_and_no_other() -> None:
         assert told - {"magic"} == set(names(kind)) - {"request"}, kind.__name__
 
 
-EXAMPLES = [*protocol_page.EXAMPLES, Verdict(1, 0, 0, 11, Finish.NONE, 0, 0)]
+EXAMPLES = [
+    *protocol_page.EXAMPLES,
+    Verdict(1, 0, 0, 11, Finish.NONE, 0, 0),
+    Reading(1, 0, 0),
+    Logprobs(1, (-1.0,), (), ()),
+]
 LIMITED = [
     (kind, field)
     for kind in MESSAGE_TYPES.values()
@@ -135,7 +145,8 @@ LIMITED = [
 
 def edges(limits: str) -> tuple[float, float]:
     """The least and the greatest value; a single number is both."""
-    numbers = [int(digits.replace(",", "")) for digits in re.findall(r"\d[\d,]*", limits)]
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", limits)
+    numbers = [float(text) if "." in text else int(text.replace(",", "")) for text in found]
     return numbers[0], numbers[-1]
 
 
@@ -147,10 +158,14 @@ def with_value(field: Field, message: Message, value: float) -> dict[str, Any]:
     size = int(value)
     if isinstance(values[field.counted], str):
         return values | {field.counted: "x" * size}
-    return values | {
-        field.counted: tuple(i % VOCABULARY for i in range(size)),
-        "parents": (0,) * size,
-    }
+    sized = {"parents": (0,) * size, "bias_values": (1.0,) * size}
+    return values | sized | {field.counted: tuple(ids_of(field, size))}
+
+
+def ids_of(field: Field, size: int) -> list[float]:
+    if field.counted == "logprobs":
+        return [-1.0] * size
+    return [i % VOCABULARY for i in range(size)]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +201,8 @@ def test_codes_have_the_names_of_the_page() -> None:
     assert {name.upper(): int(code) for name, code in turns} == {t.name: t for t in Turn}
     assert "0 goes on, 1 stop id, 2 length reached" in section("Verdict")
     assert (Finish.NONE, Finish.STOP, Finish.LENGTH) == (0, 1, 2)
+    assert "1 JSON Schema, 2 regular expression, 3 Lark grammar" in section("Constraint")
+    assert [kind.name for kind in ConstraintKind] == ["JSON_SCHEMA", "REGEX", "LARK"]
 
 
 @pytest.mark.parametrize("role", ["server", "edge"])
