@@ -49,7 +49,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.config import ConfigError, EdgeConfig, ServerConfig
-    from runtime.edge.answer import Answer, AsyncAnswer
+    from runtime.constraint import Constraint
+    from runtime.edge.answer import Answer, AsyncAnswer, TokenLogprob
     from runtime.edge.answer_text import Piece
     from runtime.edge.client import AsyncEdge, Edge
     from runtime.edge.net.link import ServerError
@@ -63,6 +64,7 @@ __all__ = [
     "AsyncAnswer",
     "AsyncEdge",
     "ConfigError",
+    "Constraint",
     "Edge",
     "EdgeConfig",
     "ModelError",
@@ -72,11 +74,13 @@ __all__ = [
     "ServerConfig",
     "ServerError",
     "Statistics",
+    "TokenLogprob",
 ]
 
 _HOMES = {
     "runtime.config": ("ConfigError", "EdgeConfig", "ServerConfig"),
-    "runtime.edge.answer": ("Answer", "AsyncAnswer"),
+    "runtime.constraint": ("Constraint",),
+    "runtime.edge.answer": ("Answer", "AsyncAnswer", "TokenLogprob"),
     "runtime.edge.answer_text": ("Piece",),
     "runtime.edge.client": ("AsyncEdge", "Edge"),
     "runtime.edge.net.link": ("ServerError",),

@@ -8,11 +8,11 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from runtime.config import ConfigError, Options, flag, read_toml, types_of, version
+from runtime.config import ConfigError, Options, flag, flags_of, read_toml, types_of, version
 
 Config = TypeVar("Config", bound=Options)
 # What options were called, and how they are called now: a setting must not be lost in silence.
@@ -51,7 +51,7 @@ def _variable(name: str) -> str:
 
 def _renamed(cls: "type[Options]", spelled: Callable[[str], str]) -> dict[str, str]:
     """The new name of an option of this process by the old one."""
-    names = {item.name for item in fields(cls)}
+    names = {item.name for item in flags_of(cls)}
     return {spelled(old): spelled(new) for old, new in RENAMED.items() if new in names}
 
 
@@ -72,7 +72,7 @@ def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
     kinds = _readers(cls)
     parser.add_argument("--version", action="store_true", default=None, help="print it, and end")
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
-    for item in fields(cls):
+    for item in flags_of(cls):
         default = "" if item.default in (None, (), MISSING) else f" (default: {item.default})"
         shared = {"default": None, "help": item.metadata["help"] + default}
         names, kind = (flag(item.name), *item.metadata["also"]), kinds[item.name]
@@ -92,9 +92,10 @@ def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
 
 def _readers(cls: "type[Options]") -> dict[str, Any]:
     """What makes each field's value of a text: its type, that also knows the word auto for 0."""
-    kinds = types_of(cls)
-    automatic = {item.name for item in fields(cls) if item.metadata["auto"]}
-    return {name: _or_auto(kind) if name in automatic else kind for name, kind in kinds.items()}
+    kinds, items = types_of(cls), flags_of(cls)
+    automatic = {item.name for item in items if item.metadata["auto"]}
+    readers = {item.name: kinds[item.name] for item in items}
+    return {name: _or_auto(kind) if name in automatic else kind for name, kind in readers.items()}
 
 
 def _or_auto(kind: type) -> Callable[[str], Any]:
@@ -127,7 +128,7 @@ def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ConfigError(f"cannot read --config {path}: {reason}") from error
-    known, kinds = {item.name: item for item in fields(cls)}, _readers(cls)
+    known, kinds = {item.name: item for item in flags_of(cls)}, _readers(cls)
     for name in table:
         if name not in known:
             raise ConfigError(f"{path}: " + _unknown(name, cls, str))
@@ -160,7 +161,7 @@ def _convert(kind: Any, text: str, name: str) -> Any:
 
 
 def _unknown(given: str, cls: "type[Options]", spelled: Callable[[str], str]) -> str:
-    name, known = given.split("=")[0], [spelled(item.name) for item in fields(cls)]
+    name, known = given.split("=")[0], [spelled(item.name) for item in flags_of(cls)]
     if (new := _renamed(cls, spelled).get(name)) is not None:
         return f"option {name} is called {new} now"
     near = difflib.get_close_matches(name, known, n=1)

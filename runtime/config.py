@@ -7,7 +7,7 @@ once.
 import math
 import os
 import sys
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from importlib import import_module
 from ipaddress import ip_address
@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from runtime.constraint import Constraint
 from runtime.system import cpu_quota, others_may_read
 
 
@@ -29,6 +30,7 @@ WEIGHTS = (
 SPINS = "2000"  # about a tenth of a millisecond: the gaps within a step are shorter
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 MIN_TOKEN_CHARACTERS = 32  # of a user's secret
+MOST_BIASES, MOST_BIAS, MOST_LOGPROBS = 1024, 100, 20  # that a request carries
 
 
 def option(
@@ -48,6 +50,11 @@ def option(
     """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
     return field(default=default, metadata={**metadata, "also": also, "auto": auto})
+
+
+def flags_of(cls: "type[Options]") -> "list[Field[Any]]":
+    """The options that can be typed; what is left can be given in Python alone."""
+    return [item for item in fields(cls) if item.metadata]
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Options:
 
     def __post_init__(self) -> None:
         kinds = types_of(type(self))
-        for item in fields(self):
+        for item in flags_of(type(self)):
             value = getattr(self, item.name)
             if value is not None or kinds[item.name] in (int, float):
                 _check(item, kinds[item.name], value)
@@ -210,6 +217,18 @@ class EdgeConfig(Options):
     top_p: float = option(1.0, "sample among the likeliest tokens of this total probability")
     min_p: float = option(0.0, "drop tokens below this share of the likeliest one's probability")
     seed: int = option(0, "same seed, same prompt, same text", minimum=0, maximum=U64_MAX)
+    frequency_penalty: float = option(
+        0.0, "less for each time that a token was said before", minimum=-2, maximum=2
+    )
+    presence_penalty: float = option(
+        0.0, "less for tokens that were said before", minimum=-2, maximum=2
+    )
+    repetition_penalty: float = option(
+        1.0, "divides logits of tokens that the prompt or the answer has", minimum=0.01, maximum=100
+    )
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    constraint: Constraint | None = None
     max_budget: int = option(32, "nodes of a draft tree; 0 is plain decoding", minimum=0)
     max_n_beams: int = option(
         6, "nodes expanded in one pass of the draft model", minimum=1, maximum=255
@@ -248,6 +267,7 @@ class EdgeConfig(Options):
             raise ConfigError(f"--top-p is {self.top_p}; it lies above 0 and at most at 1")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"--min-p is {self.min_p}; it lies between 0 and 1")
+        self._check_told_in_python()
         if self.max_budget > 255:
             raise ConfigError(f"--max-budget is {self.max_budget}; a tree has at most 255 nodes")
         if self.seed >= 1 << 63:
@@ -276,6 +296,37 @@ class EdgeConfig(Options):
             raise ConfigError(
                 f"--http {self.http} can be reached by others, who must then give an API key: "
                 "write one into a file, and name it with --http-key-file FILE"
+            )
+
+    def _check_told_in_python(self) -> None:
+        _check_bias(self.logit_bias)
+        if not isinstance(self.constraint, Constraint | None):
+            raise ConfigError(f"constraint= is {self.constraint!r}; expected a Constraint, or None")
+        if self.logprobs is None:
+            return
+        if type(self.logprobs) is not int or not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise ConfigError(
+                f"logprobs= is {self.logprobs!r}; give None, 0 for the tokens' own, or up to "
+                f"{MOST_LOGPROBS} for as many likeliest ones besides"
+            )
+        if self.resume_file:
+            raise ConfigError("a resume file keeps no log-probabilities; leave logprobs= out")
+
+
+def _check_bias(bias: Any) -> None:
+    """Raises ConfigError where it is not a number for each of some token ids."""
+    if not isinstance(bias, Mapping):
+        raise ConfigError(f"logit_bias= is {bias!r}; give a number for each token id")
+    if len(bias) > MOST_BIASES:
+        raise ConfigError(f"logit_bias= has {len(bias)} tokens; at most {MOST_BIASES} are allowed")
+    for token, value in bias.items():
+        if type(token) is not int or token < 0:
+            raise ConfigError(f"logit_bias= has the token {token!r}; expected an id")
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not -MOST_BIAS <= value <= MOST_BIAS:
+            raise ConfigError(
+                f"logit_bias= has {value!r} for token {token}; expected a number from "
+                f"-{MOST_BIAS} to {MOST_BIAS}"
             )
 
 

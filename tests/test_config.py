@@ -18,6 +18,7 @@ from runtime.config import (
     parse_address,
     prepare_threads,
 )
+from runtime.constraint import Constraint
 from runtime.edge.net.link import Sampling
 
 
@@ -100,7 +101,7 @@ NUMBERS = [
 @pytest.mark.parametrize(("cls", "item"), NUMBERS, ids=lambda value: getattr(value, "name", None))
 def test_every_number_has_limits(cls: type[EdgeConfig], item: "Field[Any]") -> None:
     """Neither infinite nor more than the protocol's structures hold, nor what is no number."""
-    for text in ("nan", "inf", "-inf", "1e999", str(2**64), "-1", "9" * 5000, "x", ""):
+    for text in ("nan", "inf", "-inf", "1e999", str(2**64), "-3", "9" * 5000, "x", ""):
         with pytest.raises(ConfigError, match=flag(item.name)):
             parse(cls, [f"{flag(item.name)}={text}"], {}, "program")
     for value in ("3", True, float("nan"), 2**200):
@@ -297,3 +298,41 @@ def test_the_word_auto_stands_for_0_where_0_means_that(tmp_path):
         parse(ServerConfig, ["--max-nodes", "auto"], {}, "server")
     with pytest.raises(ConfigError, match="int"):
         parse(ServerConfig, ["--kv-tokens", "many"], {}, "server")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"frequency_penalty": 2.1}, "the most it takes is 2"),
+        ({"presence_penalty": -2.1}, "the least it takes is -2"),
+        ({"repetition_penalty": 0.0}, "the least it takes is 0.01"),
+        ({"logit_bias": [1]}, "give a number for each token id"),
+        ({"logit_bias": {"1": 2.0}}, "has the token '1'; expected an id"),
+        ({"logit_bias": {-1: 2.0}}, "has the token -1; expected an id"),
+        ({"logit_bias": {1: "2"}}, "has '2' for token 1"),
+        ({"logit_bias": {1: True}}, "has True for token 1"),
+        ({"logit_bias": {1: 100.5}}, "from -100 to 100"),
+        ({"logit_bias": {1: float("nan")}}, "from -100 to 100"),
+        ({"logit_bias": dict.fromkeys(range(1025), 1.0)}, "at most 1024 are allowed"),
+        ({"logprobs": -1}, "give None, 0"),
+        ({"logprobs": 21}, "give None, 0"),
+        ({"logprobs": True}, "give None, 0"),
+        ({"logprobs": 1, "resume_file": "x"}, "keeps no log-probabilities"),
+        ({"constraint": "[a-z]"}, "expected a Constraint"),
+    ],
+)
+def test_what_only_python_can_tell_is_checked_too(options: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        EdgeConfig(**options)
+
+
+def test_a_constraint_has_a_kind_and_a_text() -> None:
+    assert EdgeConfig(constraint=Constraint("regex", "x" * 61_431)).constraint
+    with pytest.raises(ValueError, match="cannot be of the kind 'sql'; there are json_schema"):
+        Constraint("sql", "x")
+    for text in ("", "x" * 61_432, "é" * 30_716):
+        with pytest.raises(ValueError, match="bytes; there are 1 to 61431"):
+            Constraint("lark", text)
+    for text in (None, 7, b"x", "\ud800"):
+        with pytest.raises(ValueError, match="expected text"):
+            Constraint("lark", text)

@@ -64,7 +64,10 @@ KNOWN = {
         *("runtime.model", "runtime.tree", "runtime.wire"),
     },
     "runtime/edge/draft": {"runtime.edge.draft", "runtime.model", "runtime.tree"},
-    "runtime/edge/net": {"runtime.edge.net", "runtime.logs", "runtime.tree", "runtime.wire"},
+    "runtime/edge/net": {
+        *("runtime.edge.net", "runtime.constraint", "runtime.logs", "runtime.tree"),
+        "runtime.wire",
+    },
     "runtime/embedded": {"runtime.embedded"},
 }
 # these may be imported, but only inside functions, when they are needed

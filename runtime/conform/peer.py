@@ -122,6 +122,7 @@ class Peer:
         self.at_end = False  # the server has closed
         self._reader, self._writer, self._target = reader, writer, target
         self._mail: dict[int, deque[wire.Message]] = defaultdict(deque)
+        self.readings: dict[int, list[wire.Reading]] = defaultdict(list)
         link = writer.get_extra_info("ssl_object")
         self.certificate = (
             certificate_hash(link.getpeercert(binary_form=True)) if link else NO_CERTIFICATE
@@ -200,7 +201,10 @@ class Peer:
         return bool(self._mail[request])
 
     async def receive(self, request: int = 0) -> wire.Message:
-        """The next message for a request, or for the connection. Pings are answered."""
+        """The next message for a request, or for the connection. Pings are answered.
+
+        A Reading is kept aside: it may come or not.
+        """
         mail = self._mail[request]
         while not mail:
             message = await self._read()
@@ -208,7 +212,10 @@ class Peer:
                 raise Failed("the server closes the connection")
             if isinstance(message, wire.Error) and message.fatal and request:
                 raise Failed(f"the server ends the connection: {message.sentence}")
-            self._mail[message.request].append(message)
+            if isinstance(message, wire.Reading):
+                self.readings[message.request].append(message)
+            else:
+                self._mail[message.request].append(message)
         return mail.popleft()
 
     async def expect(self, kind: type[Kind], request: int = 0) -> Kind:

@@ -1,14 +1,17 @@
 """Cases 301 and on: how requests begin, what an Open may say, and who may have how many."""
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from runtime.conform.peer import Failed, Peer, Request, Skipped, Visitor, opening
 from runtime.wire import messages as wire
 from runtime.wire.messages import ErrorCode
-from runtime.wire.token_bits import packed_bytes, token_bits
+from runtime.wire.token_bits import pack_tokens, packed_bytes, token_bits
 
 MOST_REQUESTS = 1000  # beyond it a case would be a load test
+RULE = wire.Rule(1, frequency_penalty=0.5)
+CONSTRAINT = wire.Constraint(1, wire.ConstraintKind.REGEX, "[a-z]*")
 LONGEST_CONTEXT = 4096  # beyond it a case would take the server's memory for itself
 
 
@@ -253,6 +256,109 @@ async def requests_end_with_their_connection(visitor: Visitor) -> None:
     await (await visitor.admitted()).open().rest()
 
 
+async def an_answer_that_is_all_of_its_prompt(visitor: Visitor) -> None:
+    """§3.3 output_tokens is less than prompt_tokens."""
+    await _refused_open(visitor, output_tokens=5)
+    await _refused_open(visitor, output_tokens=2**32 - 1)
+
+
+async def too_many_likeliest_tokens(visitor: Visitor) -> None:
+    """§3.3 logprobs is 0 to 21."""
+    await _refused_open(visitor, logprobs=22)
+    await _refused_open(visitor, logprobs=255)
+
+
+async def a_rule_of_nothing(visitor: Visitor) -> None:
+    """§5.1 A Rule or Constraint for a number that was never opened is a fault."""
+    for message in (RULE, CONSTRAINT):
+        await _refused_message(visitor, message)
+
+
+async def a_rule_twice(visitor: Visitor) -> None:
+    """§5.2 A Rule and a Constraint come at most once each."""
+    for message in (RULE, CONSTRAINT):
+        peer = await visitor.admitted()
+        peer.send(opening(), message, message)
+        await _refused_in_a_request(peer)
+
+
+async def a_rule_in_the_prompt(visitor: Visitor) -> None:
+    """§5.2 They come before the first Prompt."""
+    for message in (RULE, CONSTRAINT):
+        await _refused_message(visitor, opening(), wire.Prompt(1, (1,)), message)
+
+
+async def penalties(visitor: Visitor) -> None:
+    """§3.16 Penalties are -2 to 2, the repetition penalty is 0.01 to 100."""
+    for value in (-2.5, 2.5, float("nan"), float("inf")):
+        await _refused_rule(visitor, frequency=value)
+        await _refused_rule(visitor, presence=value)
+    for value in (0.0, -1.0, 101.0, float("nan")):
+        await _refused_rule(visitor, repetition=value)
+
+
+async def biases(visitor: Visitor) -> None:
+    """§3.16 At most 1,024 ids have a bias each, from -100 to 100 and not 0."""
+    for value in (-100.5, 100.5, 0.0, float("nan"), float("inf")):
+        await _refused_rule(visitor, biases=((7, value),))
+    await _refused_rule(visitor, biases=((7, 1.0),) * 1025)
+
+
+async def biases_in_any_order(visitor: Visitor) -> None:
+    """§3.16 The ids of biases ascend."""
+    await _refused_rule(visitor, biases=((8, 1.0), (7, 1.0)))
+    await _refused_rule(visitor, biases=((7, 1.0), (7, 2.0)))
+
+
+async def a_bias_outside_the_vocabulary(visitor: Visitor) -> None:
+    """§2.3 An id with a bias outside the vocabulary is a fault, LIMIT."""
+    peer = await visitor.admitted()
+    outside, value = _id_outside(peer), struct.pack("<d", 1.0)
+    peer.send(opening())
+    peer.write(peer.raw(wire.Rule, _rule_head(1) + outside + value, request=1))
+    await peer.refused(ErrorCode.LIMIT)
+
+
+async def a_rule_that_changes_nothing(visitor: Visitor) -> None:
+    """§3.16 A Rule that changes nothing is not sent."""
+    await _refused_rule(visitor)
+
+
+async def an_empty_constraint(visitor: Visitor) -> None:
+    """§3.17 A Constraint has a kind that there is, and a text."""
+    for body in (b"\x01", b"\x00{}", b"\x04{}", b"\x02\xff"):
+        peer = await visitor.admitted()
+        peer.send(opening())
+        peer.write(peer.raw(wire.Constraint, body, request=1))
+        await peer.refused(ErrorCode.PROTOCOL)
+
+
+async def a_constraint_that_is_none(visitor: Visitor) -> None:
+    """§5.2 A Constraint that cannot be enforced is refused with CONSTRAINT; the others go on."""
+    peer = await visitor.admitted()
+    message = wire.Constraint(1, wire.ConstraintKind.REGEX, "(unfinished")
+    prompt = peer.prompt(5)
+    peer.send(opening(), message, wire.Prompt(1, prompt))
+    await Request(peer, opening(), prompt).failed(ErrorCode.CONSTRAINT)
+    await peer.open(2).rest()
+    await peer.is_alive()
+
+
+async def how_far_a_prompt_is_read(visitor: Visitor) -> None:
+    """§3.18 A Reading comes before Verdict 0, and says no more than there is."""
+    peer = await visitor.admitted()
+    request = peer.open(1, peer.prompt(60))
+    await request.verdict()
+    before = list(peer.readings[1])
+    await request.rest()
+    if not before and not peer.readings[1]:
+        raise Skipped("this server does not say how far it has read")
+    if peer.readings[1] != before:
+        raise Failed("a Reading comes after Verdict 0")
+    if any(reading.read_tokens > 60 for reading in before):
+        raise Failed(f"{before[-1].read_tokens} tokens of 60 are read")
+
+
 async def _refused_message(visitor: Visitor, *messages: wire.Message) -> None:
     peer = await visitor.admitted()
     peer.send(*messages)
@@ -264,6 +370,29 @@ async def _refused_in_a_request(peer: Peer) -> None:
     message = await peer.receive()
     if not isinstance(message, wire.Error) or message.code is not ErrorCode.PROTOCOL:
         raise Failed(f"a {type(message).__name__} comes, not PROTOCOL")
+
+
+async def _refused_rule(
+    visitor: Visitor,
+    frequency: float = 0.0,
+    presence: float = 0.0,
+    repetition: float = 1.0,
+    biases: Sequence[tuple[int, float]] = (),
+) -> None:
+    peer = await visitor.admitted()
+    peer.send(opening())
+    ids = pack_tokens([index for index, _ in biases], peer.vocabulary_size)
+    values = struct.pack(f"<{len(biases)}d", *(value for _, value in biases))
+    body = _rule_head(len(biases), frequency, presence, repetition) + ids + values
+    peer.write(peer.raw(wire.Rule, body, request=1))
+    await peer.refused(ErrorCode.PROTOCOL)
+
+
+def _rule_head(
+    biases: int, frequency: float = 0.0, presence: float = 0.0, repetition: float = 1.0
+) -> bytes:
+    """The body of a Rule with any values, without its biases."""
+    return wire.Rule.LAYOUT.pack(frequency, presence, repetition, biases)
 
 
 async def _refused_open(visitor: Visitor, **values: Any) -> None:
@@ -286,11 +415,14 @@ def _open_body(
     min_p: float = 0.0,
     max_tokens: int = 16,
     prompt_tokens: int = 5,
+    output_tokens: int = 0,
+    logprobs: int = 0,
     stop_ids: int = 0,
 ) -> bytes:
     """The body of an Open with any values, without stop ids."""
-    counts = (0, max_tokens, prompt_tokens, 32, stop_ids)
-    return wire.Open.LAYOUT.pack(0, temperature, top_p, min_p, *counts)
+    counts = (max_tokens, prompt_tokens, output_tokens)
+    wanted = (logprobs, 32, stop_ids)
+    return wire.Open.LAYOUT.pack(0, temperature, top_p, min_p, 0, *counts, *wanted)
 
 
 async def _refused_for_its_length(peer: Peer, number: int) -> None:

@@ -8,10 +8,23 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from threading import Lock
+from typing import NamedTuple
 
 from runtime.edge.answer_text import Piece
 from runtime.edge.resume import FinishReason
 from runtime.edge.statistics import Statistics
+
+
+class TokenLogprob(NamedTuple):
+    """What the model thought of a token: natural logarithms of probabilities.
+
+    Of its own distribution, before penalties, biases, constraint and temperature.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """Ids and log-probabilities of the likeliest tokens in its place, likeliest first."""
 
 
 class Stream:
@@ -20,6 +33,7 @@ class Stream:
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
         self.statistics = Statistics()
         self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None
@@ -27,12 +41,18 @@ class Stream:
         self._lock = Lock()
         self._waiting: list[Future[None]] = []
 
-    def add(self, pieces: Sequence[Piece], tokens: Sequence[int]) -> None:
+    def add(
+        self,
+        pieces: Sequence[Piece],
+        tokens: Sequence[int],
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> None:
         """Append what a round brought; nothing once the answer has ended."""
         with self._lock:
             if not self.ended:
                 self.pieces += pieces
                 self.tokens += tokens
+                self.logprobs += logprobs
         if pieces:  # tokens alone may be the beginning of a character or of a stop string
             self._wake()
 
@@ -80,6 +100,11 @@ class _Answer:
     def tokens(self) -> list[int]:
         """The token ids so far; one that ended the text, and has none, is the last of them."""
         return list(self._stream.tokens)
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        """Of each of the `tokens`, where they were asked for; otherwise none."""
+        return list(self._stream.logprobs)
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -5,21 +5,34 @@ Knows tokens and text, no model, no connection and no terminal.
 
 from collections.abc import Sequence
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
+from typing import NamedTuple
 
 from runtime.model.text_stream import Spelled, TextStream
 
 
 class Piece(str):
-    """A bit of the answer: a text that also knows whether the edge had `drafted` it."""
+    """A bit of the answer: a text that also knows whether the edge had `drafted` it.
 
-    __slots__ = ("drafted",)
+    It shows the answer's tokens from the `end` of the piece before up to its own `end`.
+    """
+
+    __slots__ = ("drafted", "end")
     drafted: bool
+    end: int
 
-    def __new__(cls, text: str, drafted: bool) -> "Piece":
+    def __new__(cls, text: str, drafted: bool, end: int = 0) -> "Piece":
         piece = super().__new__(cls, text)
-        piece.drafted = drafted
+        piece.drafted, piece.end = drafted, end
         return piece
+
+
+class Character(NamedTuple):
+    """One that has not been shown, and what its piece will say of it."""
+
+    text: str
+    drafted: bool
+    end: int
 
 
 class AnswerText:
@@ -35,19 +48,23 @@ class AnswerText:
         self._stream = TextStream(tokenizer)
         self._stop = stop
         self._longest = max(map(len, stop), default=0)
-        self._held: list[tuple[str, bool]] = []  # characters that have not been shown
+        self._held: list[Character] = []
+        self._read = 0  # tokens
 
     def push(self, token: int, drafted: bool) -> list[Piece]:
         """What may be shown with this token; nothing once the text has ended."""
-        return [] if self.ended else self._show(self._stream.push([token]), drafted)
+        if self.ended:
+            return []
+        self._read += 1
+        return self._show(self._stream.push([token]), drafted)
 
     def finish(self) -> list[Piece]:
         """What is left when no more tokens come."""
         return [] if self.ended else self._show(self._stream.finish(), drafted=False, final=True)
 
     def _show(self, text: str, drafted: bool, final: bool = False) -> list[Piece]:
-        self._held += [(character, drafted) for character in text]
-        place, self.ended = self._first("".join(map(itemgetter(0), self._held)), final)
+        self._held += [Character(character, drafted, self._read) for character in text]
+        place, self.ended = self._first("".join(one.text for one in self._held), final)
         return self._release(place)
 
     def _first(self, text: str, final: bool) -> tuple[int, bool]:
@@ -62,5 +79,5 @@ class AnswerText:
 
     def _release(self, count: int) -> list[Piece]:
         shown, self._held = self._held[:count], self._held[count:]
-        runs = groupby(shown, key=itemgetter(1))
-        return [Piece("".join(map(itemgetter(0), run)), drafted) for drafted, run in runs]
+        runs = [list(run) for _, run in groupby(shown, key=attrgetter("drafted"))]
+        return [Piece("".join(one.text for one in run), *run[-1][1:]) for run in runs]

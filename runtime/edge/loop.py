@@ -6,7 +6,7 @@ server says is heard at once. Deals in token ids only; text is the business of `
 
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from runtime.edge.draft.batcher import Batcher
@@ -37,6 +37,7 @@ class Round:
     passes: int  # of the draft model, for the draft of this round
     passes_ahead: int  # while it was in flight
     waited_s: float | None = None  # from when the draft was sent; None where none was
+    logprobs: wire.Logprobs | None = None  # of its tokens, where they were asked for
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -45,11 +46,17 @@ class Round:
 
 
 def generate(
-    link: Link, batcher: Batcher, prompt: Sequence[int], sampling: Sampling, drafting: Drafting
+    link: Link,
+    batcher: Batcher,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    drafting: Drafting,
+    on_reading: Callable[[wire.Reading], None] = lambda reading: None,
 ) -> AsyncGenerator[Round, None]:
     """The whole exchange for one prompt, a `Round` for each verdict.
 
-    Raises ServerError. Leaving the iteration early cancels the request on the server.
+    `on_reading` hears how far the server has read the prompt. Raises ServerError. Leaving the
+    iteration early cancels the request on the server.
     """
     budget = min(drafting.shape.max_budget, link.welcome.max_nodes)
     vocabulary_size = min(batcher.vocabulary_size, link.welcome.vocabulary_size)
@@ -63,14 +70,19 @@ def generate(
         noise=Noise(sampling.seed, sampling.temperature if drafting.coupling else 0.0),
         vocabulary_size=vocabulary_size,
     )
-    return rounds(link, batcher, sampling, speculation)
+    return rounds(link, batcher, sampling, speculation, on_reading)
 
 
 async def rounds(
-    link: Link, batcher: Batcher, sampling: Sampling, speculation: Speculation
+    link: Link,
+    batcher: Batcher,
+    sampling: Sampling,
+    speculation: Speculation,
+    on_reading: Callable[[wire.Reading], None] = lambda reading: None,
 ) -> AsyncGenerator[Round, None]:
     """`generate` for a speculation that has only its prompt."""
-    request = link.request(speculation.context, sampling, speculation.shape.max_budget)
+    budget = speculation.shape.max_budget
+    request = link.request(speculation.context, sampling, budget, on_reading)
     exchange = Exchange(request, speculation, batcher)
     try:
         while True:
@@ -138,7 +150,8 @@ class Exchange:
         self._pace.saw_step(verdict.verify_ms * 1e-3)
         step = self._speculation.commit(verdict.node, verdict.bonus)
         waited_s = None if self._sent_s is None else self._request.arrived_s - self._sent_s
-        result = Round(verdict, step, self._passes, self._passes_ahead, waited_s)
+        counts = (self._passes, self._passes_ahead)
+        result = Round(verdict, step, *counts, waited_s, self._request.logprobs)
         self._used_s, self._sent_s, self._passes = None, None, 0
         return result
 

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any, TypedDict
 
 from runtime.config import ConfigError, EdgeConfig
+from runtime.constraint import Constraint
 
 
 class RequestOptions(TypedDict, total=False):
@@ -35,6 +36,18 @@ class RequestOptions(TypedDict, total=False):
     """Drop tokens below this share of the likeliest one's probability."""
     seed: int
     """The same seed and the same prompt give the same text."""
+    frequency_penalty: float
+    """Taken off a token's logit for each time that the answer has it; from -2 to 2."""
+    presence_penalty: float
+    """Taken off the logit of each token that the answer has; from -2 to 2."""
+    repetition_penalty: float
+    """Divides the logits of tokens that prompt or answer have, multiplies negative ones."""
+    logit_bias: Mapping[int, float]
+    """Added to the logits of these token ids, at most 1,024 of them; from -100 to 100."""
+    logprobs: int | None
+    """0 for each token's log-probability, n (up to 20) for those of the n likeliest besides."""
+    constraint: Constraint | None
+    """What the answer must be: JSON of a schema, a regular expression, a grammar."""
     max_budget: int
     """Nodes of a draft tree; 0 is plain decoding."""
     max_n_beams: int

@@ -78,7 +78,22 @@ class Prompts:
             min_p=config.min_p,
             seed=config.seed,
             stop_ids=self.stop_ids(config),
+            frequency_penalty=config.frequency_penalty,
+            presence_penalty=config.presence_penalty,
+            repetition_penalty=config.repetition_penalty,
+            logit_bias=self._bias(config),
+            logprobs=config.logprobs,
+            constraint=config.constraint,
         )
+
+    def _bias(self, config: EdgeConfig) -> tuple[tuple[int, float], ...]:
+        rows = self._target_rows
+        for index in config.logit_bias:
+            if index >= rows:
+                raise ConfigError(
+                    f"logit_bias= has the token {index}; the target knows only ids below {rows}"
+                )
+        return tuple(sorted(config.logit_bias.items()))
 
     def stop_ids(self, config: EdgeConfig) -> tuple[int, ...]:
         """The draft's own and control tokens that `stop` spells; the server adds the target's.

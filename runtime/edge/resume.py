@@ -14,6 +14,7 @@ from runtime.edge.draft.batcher import Batcher
 from runtime.edge.loop import Drafting, Round, generate
 from runtime.edge.net.link import Sampling, ServerError
 from runtime.edge.net.uplink import PASSING, Retries, Uplink
+from runtime.wire import messages as wire
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -31,8 +32,11 @@ class Transcript:
     @property
     def rest(self) -> tuple[list[int], Sampling]:
         """The prompt and the parameters of what is still to come."""
-        left = self.sampling.max_tokens - len(self.accepted)
-        return [*self.prompt, *self.accepted], replace(self.sampling, max_tokens=left)
+        said = len(self.accepted)
+        left = replace(
+            self.sampling, max_tokens=self.sampling.max_tokens - said, output_tokens=said
+        )
+        return [*self.prompt, *self.accepted], left
 
 
 async def resuming(
@@ -42,6 +46,7 @@ async def resuming(
     drafting: Drafting,
     reconnect_s: float,
     tell: Callable[[ServerError], None] = lambda error: None,
+    on_reading: Callable[[wire.Reading], None] = lambda reading: None,
 ) -> AsyncGenerator[Round, None]:
     """`loop.generate` until the text ends, adding to `transcript.accepted` as it goes.
 
@@ -52,7 +57,8 @@ async def resuming(
     while True:
         try:
             link = await uplink.link()
-            async with aclosing(generate(link, batcher, *transcript.rest, drafting)) as rounds:
+            going = generate(link, batcher, *transcript.rest, drafting, on_reading)
+            async with aclosing(going) as rounds:
                 async for turn in rounds:
                     transcript.accepted += turn.tokens
                     retries.succeeded()

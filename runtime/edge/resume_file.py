@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from runtime.config import ConfigError, read_secret
+from runtime.constraint import Constraint
 from runtime.edge.net.link import Sampling
 from runtime.edge.resume import FinishReason, Transcript
 from runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 
 
 class ResumeFile:
@@ -94,10 +95,9 @@ def load(path: Path, vocabulary_hash: bytes) -> Transcript:
         table = json.loads(first)
         if (table["format"], table["vocabulary"]) != (FORMAT, vocabulary_hash.hex()):
             raise ConfigError(f"{path} holds an answer of another draft model or another version")
-        stop_ids = _ids(table["sampling"].pop("stop_ids"))
         transcript = Transcript(
             prompt=_ids(table["prompt"]),
-            sampling=Sampling(**table["sampling"], stop_ids=tuple(stop_ids)),
+            sampling=_sampling(table["sampling"]),
             accepted=_ids(table["accepted"]),
             stop=_texts(table["stop"]),
             finish=_reason(table["finish"]),
@@ -109,12 +109,25 @@ def load(path: Path, vocabulary_hash: bytes) -> Transcript:
                 transcript.finish = _reason(finish)
         context, left = transcript.rest
         if transcript.finish is None:
-            left.opening(1, len(context), max_nodes=0)  # checks every number
+            left.messages(1, len(context), max_nodes=0)  # checks every number
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} holds no answer that can go on: {error}") from error
     return transcript
+
+
+def _sampling(table: Any) -> Sampling:
+    stop_ids, bias = _ids(table.pop("stop_ids")), table.pop("logit_bias")
+    constraint = table.pop("constraint")
+    return Sampling(
+        **table,
+        stop_ids=tuple(stop_ids),
+        logit_bias=tuple(
+            zip(_ids([index for index, _ in bias]), (v for _, v in bias), strict=True)
+        ),
+        constraint=constraint and Constraint(**constraint),
+    )
 
 
 def _ids(value: Any) -> list[int]:

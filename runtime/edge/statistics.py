@@ -13,10 +13,13 @@ class Statistics:
     that are written at the same time each counts the others' as well.
     """
 
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, that the server had in its cache
+    read_tokens: int = 0  # of the prompt, that it has there now, as far as it has said
     tokens: int = 0
     verifications: int = 0
     drafted_nodes: int = 0
-    accepted_nodes: int = 0
+    accepted_nodes: int = 0  # of these, in the text
     bytes_sent: int = 0
     bytes_received: int = 0
     first_token_s: float = 0.0

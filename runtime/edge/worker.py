@@ -122,6 +122,8 @@ class Worker:
         assert self.uplink is not None, "not connected"
         assert self._batcher is not None, "not connected"
         assert self.prompts is not None, "not connected"
+        tell = partial(self.on_round, next(self._numbers))
+        writer = Writer(transcript, stream, self.prompts.tokenizer, self.uplink, file, tell)
         rounds = resuming(
             self.uplink,
             self._batcher,
@@ -129,12 +131,10 @@ class Worker:
             _drafting(config),
             config.reconnect_s,
             self._on_lost,
+            writer.read,
         )
         # leaving it ends the request on the server, if it is still running
         async with aclosing(rounds):
-            tokenizer = self.prompts.tokenizer
-            tell = partial(self.on_round, next(self._numbers))
-            writer = Writer(transcript, stream, tokenizer, self.uplink, file, tell)
             return await writer.write(rounds)
 
     async def close(self) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from runtime.edge.answer import Stream
+from runtime.edge.answer import Stream, TokenLogprob
 from runtime.edge.answer_text import AnswerText, Piece
 from runtime.edge.loop import Round
 from runtime.edge.net.uplink import Uplink
@@ -36,9 +36,16 @@ class Writer:
         self._started_s = time.monotonic()
         self._before = uplink.bytes_sent, uplink.bytes_received, uplink.opened
 
+    def read(self, reading: wire.Reading) -> None:
+        """The server has read so much of the prompt."""
+        stats = self._stream.statistics
+        if not stats.tokens:  # what a resumed one reads again is no part of the figures
+            stats.cached_tokens, stats.read_tokens = reading.cached_tokens, reading.read_tokens
+
     async def write(self, rounds: AsyncIterator[Round]) -> FinishReason:
         """Why the text ended: by its verdicts or by a stop string, whichever comes first."""
         transcript, accepted = self._transcript, list(self._transcript.accepted)
+        self._stream.statistics.prompt_tokens = len(transcript.prompt)
         pieces = [piece for token in accepted for piece in self._text.push(token, drafted=False)]
         reason = "stop" if self._text.ended else transcript.finish
         self._stream.add(pieces, accepted)
@@ -49,7 +56,7 @@ class Writer:
             self._on_round(turn)
             # before anybody sees the new tokens
             await self._keep(turn, reason)
-            self._stream.add(pieces, turn.tokens)
+            self._stream.add(pieces, turn.tokens, told(turn))
         self._stream.add(self._text.finish(), ())
         return reason
 
@@ -86,3 +93,17 @@ class Writer:
         stats.bytes_received = uplink.bytes_received - received
         stats.reconnects = uplink.opened - opened
         stats.count(turn)
+
+
+def told(turn: Round) -> list[TokenLogprob]:
+    """The log-probabilities of a round's tokens, none where there are none."""
+    if turn.logprobs is None:
+        return []
+    values, ids = turn.logprobs.logprobs, turn.logprobs.top_ids
+    each = len(ids) // len(values)
+    listed = list(zip(ids, turn.logprobs.top_logprobs, strict=True))
+    # a stop string may have cut the tokens
+    return [
+        TokenLogprob(token, values[place], tuple(listed[place * each : (place + 1) * each]))
+        for place, token in enumerate(turn.tokens)
+    ]

@@ -42,6 +42,7 @@ SWITCH_S = 0.0005
 # A draft model may take minutes for a long prompt; meanwhile its edge answers Pings.
 DRAFTING_SILENCES = 10
 DEVICE_FAILURES = 3  # in a row; a fault of a GPU's context stays as long as its process
+NOT_YET = "this server has no penalties, biases, log-probabilities or constraints yet"
 TELL_LOOKS = 5  # between two words to those who wait in line
 NO_GRANT = Grant(wire.Turn.SERVER)
 
@@ -151,6 +152,10 @@ class Server:
                 self.metrics.pong(self._pulses[peer].answered(time.monotonic()))
             case wire.Open():
                 self._open(peer, message)
+            case wire.Rule():
+                self.requests[peer, message.request].rule = message
+            case wire.Constraint():
+                self.requests[peer, message.request].constraint = message
             case wire.Prompt():
                 self._extend_prompt(peer, message)
             case wire.Draft():
@@ -181,6 +186,9 @@ class Server:
         identity, user = self.door.identity, self.door.admitted[peer]
         assert identity is not None, "a request where there is no model"
         room = identity.max_context - message.prompt_tokens
+        if message.logprobs:
+            self._refuse(peer, message.request, wire.ErrorCode.CONSTRAINT, NOT_YET)
+            return
         if refusal := self._refusal(identity, user, message.prompt_tokens):
             self._refuse(peer, message.request, *refusal)
             return
@@ -222,6 +230,9 @@ class Server:
             return
         request.ready_s = time.monotonic()
         self.pipeline.opened(request, request.ready_s)
+        if request.rule or request.constraint:
+            self._refuse(peer, message.request, wire.ErrorCode.CONSTRAINT, NOT_YET)
+            return
         try:
             self.scheduler.submit(request)
         except Refused as error:
@@ -361,12 +372,22 @@ class Server:
         self.totals.steps += 1
         self.totals.busy_s += step.seconds
         self.on_step(step)
+        self._tell_reading(step)
         for outcome in outcomes:
             was_there = not outcome.request.ended  # else its step before has failed, and counted
             self._deliver(outcome, step)
             if was_there:
                 self._judge_device(outcome)
         self._give_credits()
+
+    def _tell_reading(self, step: Step) -> None:
+        """Tell edges how much of their prompts the step leaves in the cache."""
+        for work in step.work:
+            request = work.request
+            if request.round == 0 and not request.ended:
+                peer, number = request.key
+                read = work.start + work.chunk + work.verify
+                peer.send(wire.Reading(number, request.found, read))
 
     def _judge_device(self, outcome: Outcome) -> None:
         """Raise DeviceError where no step succeeds any more, whoever's it is."""

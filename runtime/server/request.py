@@ -23,7 +23,7 @@ from typing import Any
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.schedule.prefix_cache import Key
 from runtime.tree import Tree
-from runtime.wire.messages import Draft, Finish, Open, Turn
+from runtime.wire.messages import Constraint, Draft, Finish, Open, Rule, Turn
 
 NO_NODES = Tree()
 
@@ -69,12 +69,15 @@ class Request:
     context: list[int]
     user: Hashable = ""
     target_stop_ids: frozenset[int] = frozenset()  # that end it beside the request's own
+    rule: Rule | None = None  # that changes its logits
+    constraint: Constraint | None = None
     # its pages, while it is admitted
     admitted: bool = False
     pages: list[int] = field(default_factory=list)
     page_keys: list[Key] = field(default_factory=list)  # of the context's full pages, so far known
     published: int = 0  # leading pages that others may find
     cached: int = 0
+    found: int = 0  # tokens that were in its pages when it was admitted last
     admission: int = 0  # of all admissions, which one was its last
     preemptions: int = 0
     opened_s: float = 0.0
@@ -156,7 +159,7 @@ class Request:
         """It has pages, of which the first ones hold `cached` tokens of its text already."""
         assert self.phase is Phase.NEEDS_PAGES, f"{self.key} is admitted while {self.phase}"
         self.admitted, self.pages, self.admission = True, pages, admission
-        self.cached = cached
+        self.cached = self.found = cached
 
     def lose_pages(self) -> list[int]:
         """It has no pages any more: those that it had. Its text and its draft stay."""

@@ -387,10 +387,10 @@ class Open:
 class Rule:
     """Edge to server, after Open where the logits are to be changed before a token is drawn.
 
-    In this order: the logit of a token of the text is divided by repetition_penalty, or multiplied
-    by it if it is negative; of a token that stands c times in the answer so far, c times
-    frequency_penalty and once presence_penalty are subtracted; bias_values [i] is added to the
-    logit of token bias_ids [i]. The ids ascend.
+    In this order: bias_values [i] is added to the logit of token bias_ids [i], which ascend; the
+    logit of a token of the text is divided by repetition_penalty, or multiplied by it if it is
+    negative; from that of a token that stands c times in the answer so far, c times
+    frequency_penalty and once presence_penalty are subtracted.
     """
 
     TYPE: ClassVar[int] = 16

@@ -96,3 +96,16 @@ def test_bytes_that_are_no_character_can_be_a_stop_string() -> None:
     assert shown_by(answer, tokens_of("a€")[:-1]) == ("a", 3)
     assert answer.finish() == []
     assert answer.ended
+
+
+@given(text=st.text(LETTERS, max_size=24), stop=st.lists(words, max_size=2))
+def test_a_piece_says_which_tokens_it_shows(text: str, stop: list[str]) -> None:
+    """The tokens up to a piece's end spell at least the text so far; without its last, less."""
+    answer, tokens, shown, before = AnswerText(TOKENIZER, stop), tokens_of(text), "", 0
+    pieces = [piece for token in tokens for piece in answer.push(token, drafted=token % 2 == 0)]
+    for piece in [*pieces, *answer.finish()]:
+        shown += piece
+        assert before < piece.end <= len(tokens) or (before == piece.end == len(tokens))
+        assert len(TOKENIZER.decode(tokens[: piece.end])) >= len(shown)
+        assert len(TOKENIZER.decode(tokens[: piece.end - 1]).rstrip("\ufffd")) < len(shown)
+        before = piece.end

@@ -8,18 +8,29 @@ from pathlib import Path
 import pytest
 
 from runtime.config import ConfigError, EdgeConfig
+from runtime.constraint import Constraint
 from runtime.edge import resume_file
 from runtime.edge.client import Edge
 from runtime.edge.net.link import Sampling
 from runtime.edge.resume import Transcript
 
 VOCABULARY = bytes(range(16))
+SAMPLED = {"max_tokens": 9, "stop_ids": [], "logit_bias": [], "constraint": None}
 
 
 def answer(seed: int = 0, accepted: int = 5) -> Transcript:
     rng = random.Random(seed)
     draws = {"temperature": rng.random(), "top_p": rng.random(), "seed": rng.getrandbits(63)}
-    sampling = Sampling(100, **draws, top_k=rng.randrange(50), stop_ids=(2, 7))
+    rule = {"presence_penalty": -0.5, "logit_bias": ((3, -100.0), (2**17, 0.25))}
+    constraint = Constraint("regex", "(é|\n)+") if seed % 2 else None
+    sampling = Sampling(
+        100,
+        **draws,
+        **rule,
+        top_k=rng.randrange(50),
+        stop_ids=(2, 7),
+        constraint=constraint,
+    )
     ids = [rng.randrange(2**18) for _ in range(20 + accepted)]
     return Transcript(ids[:20], sampling, ids[20:], stop=("\n\n", "é"))
 
@@ -33,6 +44,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, seed: int) -> None:
     assert loaded == saved
     assert loaded.rest[0] == saved.prompt + saved.accepted
     assert loaded.rest[1].max_tokens == 100 - seed
+    assert loaded.rest[1].output_tokens == seed
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
 
@@ -146,8 +158,15 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
         ({"stop": ["x", ""]}, "stop strings are a list of texts"),
         ({"stop": [7]}, "stop strings are a list of texts"),
         ({"sampling": {"max_tokens": 5}}, "stop_ids"),
-        ({"sampling": {"max_tokens": 9, "stop_ids": [], "temperature": -1}}, "temperature is -1"),
-        ({"sampling": {"max_tokens": 9, "stop_ids": [], "top": 1}}, "top"),
+        ({"sampling": SAMPLED | {"temperature": -1}}, "temperature is -1"),
+        ({"sampling": SAMPLED | {"top": 1}}, "top"),
+        ({"sampling": SAMPLED | {"presence_penalty": 3}}, "presence_penalty is 3"),
+        ({"sampling": SAMPLED | {"logit_bias": [[1, 101]]}}, "bias is 101"),
+        ({"sampling": SAMPLED | {"logit_bias": [["1", 1]]}}, "list of numbers"),
+        ({"sampling": SAMPLED | {"logit_bias": [1]}}, "no answer"),
+        ({"sampling": SAMPLED | {"constraint": {"kind": "sql", "text": "x"}}}, "kind 'sql'"),
+        ({"sampling": SAMPLED | {"constraint": {"kind": "regex", "text": ""}}}, "has 0 bytes"),
+        ({"sampling": SAMPLED | {"constraint": "x"}}, "no answer"),
         ({"sampling": []}, "no answer"),
         ({"finish": "never"}, "does not end with 'never'"),
     ],

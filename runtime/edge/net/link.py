@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from runtime.constraint import Constraint
 from runtime.edge.net.watchdog import Sign, Watchdog
 from runtime.logs import fields
 from runtime.tree import Tree
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 MAX_REDIRECTS = 3
 PROMPT_FRAME_TOKENS = 4096  # small enough that other requests' drafts get through between
 
-Answer = TypeVar("Answer", wire.Verdict, wire.Credit)
+Answer = TypeVar("Answer", wire.Logprobs, wire.Verdict, wire.Credit)
 Mail = tuple[wire.Message, float]  # and when it arrived, by time.monotonic()
 
 
@@ -44,7 +45,11 @@ class ServerError(ConnectionError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the target's tokens are drawn. Temperature 0 is greedy."""
+    """How the target's tokens are drawn. Temperature 0 is greedy.
+
+    The last `output_tokens` of the prompt are the beginning of the answer. `logprobs` is None for
+    none, or how many likeliest tokens are told of besides each token's own.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -53,6 +58,32 @@ class Sampling:
     min_p: float = 0.0
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+    output_tokens: int = 0
+
+    def known_to(self, vocabulary_size: int) -> "Sampling":
+        """The same without stop ids and biases of tokens that a target lacks: it cannot say them"""
+        stop_ids = tuple(index for index in self.stop_ids if index < vocabulary_size)
+        bias = tuple((index, value) for index, value in self.logit_bias if index < vocabulary_size)
+        return replace(self, stop_ids=stop_ids, logit_bias=bias)
+
+    def messages(self, number: int, prompt_tokens: int, max_nodes: int) -> list[wire.Message]:
+        """All that comes before the prompt. Raises ValueError."""
+        said: list[wire.Message] = [self.opening(number, prompt_tokens, max_nodes)]
+        bias = sorted((index, float(value)) for index, value in self.logit_bias if value)
+        penalties = (self.frequency_penalty, self.presence_penalty, self.repetition_penalty)
+        if bias or penalties != (0, 0, 1):
+            ids, values = tuple(index for index, _ in bias), tuple(value for _, value in bias)
+            said.append(wire.Rule(number, *penalties, ids, values))
+        if self.constraint is not None:
+            kind = wire.ConstraintKind[self.constraint.kind.upper()]
+            said.append(wire.Constraint(number, kind, self.constraint.text))
+        return said
 
     def opening(self, number: int, prompt_tokens: int, max_nodes: int) -> wire.Open:
         """The message that asks for an answer drawn so. Raises ValueError."""
@@ -67,6 +98,8 @@ class Sampling:
             prompt_tokens=prompt_tokens,
             stop_ids=self.stop_ids,
             max_nodes=max_nodes,
+            output_tokens=self.output_tokens,
+            logprobs=0 if self.logprobs is None else 1 + self.logprobs,
         )
 
 
@@ -114,6 +147,7 @@ class Link:
             asyncio.get_running_loop().create_future()
         )
         self._inboxes: dict[int, asyncio.Queue[Mail | None]] = {}  # None when the link is lost
+        self._on_reading: dict[int, Callable[[wire.Reading], None]] = {}
         self._last_number = 0
         self._lost: ServerError | None = None
         self._gone = asyncio.Event()
@@ -152,31 +186,37 @@ class Link:
         return self._lost is None
 
     def request(
-        self, prompt: Sequence[int], sampling: Sampling, max_nodes: int = wire.MAX_NODES
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_nodes: int = wire.MAX_NODES,
+        on_reading: Callable[[wire.Reading], None] = lambda reading: None,
     ) -> "Request":
         """Send OPEN and the prompt; drafts will have `max_nodes` at most, 0 to decode plainly.
 
-        Stop ids that this server's target lacks are left out: it cannot say them. Raises
-        ServerError, and sends nothing, where another id is not one of the target's.
+        Stop ids and biases of tokens that this server's target lacks are left out: it cannot say
+        them. `on_reading` hears how far the prompt has been read. Raises ServerError, and sends
+        nothing, where an id of the prompt is not one of the target's.
         """
         self._check_alive()
         number = self._free_number()
         # here and not only where they are gathered: the server before may have had more rows
         rows = self.welcome.vocabulary_size
-        stop_ids = tuple(index for index in sampling.stop_ids if index < rows)
-        opening = replace(sampling, stop_ids=stop_ids).opening(number, len(prompt), max_nodes)
+        said = sampling.known_to(rows).messages(number, len(prompt), max_nodes)
         try:
-            check_tokens((*prompt, *stop_ids), rows)
+            check_tokens(prompt, rows)
         except OutsideVocabulary as error:
             raise ServerError(
                 f"the request cannot be sent: {error}", wire.ErrorCode.LIMIT
             ) from None
         self._last_number = number
         self._inboxes[number] = asyncio.Queue()
-        self._peer.send(opening)
+        self._on_reading[number] = on_reading
+        for message in said:
+            self._peer.send(message)
         for start in range(0, len(prompt), PROMPT_FRAME_TOKENS):
             self._peer.send(wire.Prompt(number, tuple(prompt[start : start + PROMPT_FRAME_TOKENS])))
-        return Request(self, number, self.bytes_sent)
+        return Request(self, number, self.bytes_sent, sampling.logprobs is not None)
 
     def _free_number(self) -> int:
         """The next number, round and round, that no request has. Raises ServerError."""
@@ -279,6 +319,7 @@ class Link:
 
     def _release(self, number: int, finished: bool) -> None:
         """Forget a request; one that is still running is cancelled on the server."""
+        self._on_reading.pop(number, None)
         if self._inboxes.pop(number, None) is not None and not finished and self._lost is None:
             self._peer.send(wire.Close(number))
 
@@ -328,7 +369,9 @@ class Link:
             case wire.Error(request=0):
                 code = message.code.name.lower()
                 log.warning("the server says", extra=fields(code=code, reason=message.sentence))
-            case wire.Verdict() | wire.Credit() | wire.Error() if message.request in self._inboxes:
+            case wire.Reading() if message.request in self._on_reading:
+                self._on_reading[message.request](message)
+            case _ if message.request in self._inboxes:
                 self._inboxes[message.request].put_nowait((message, time.monotonic()))
 
     def _on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
@@ -355,10 +398,12 @@ class Request:
     link: Link
     number: int
     sent_bytes: int  # of the link, up to the last frame that was sent for it
+    wants_logprobs: bool = False
     round: int = -1  # of the last verdict
     arrived_s: float = 0.0  # when the last message came, by time.monotonic()
     asked_s: float = field(default_factory=time.monotonic)  # since when a verdict is due
     finished: bool = False
+    logprobs: wire.Logprobs | None = None  # of the last verdict's tokens, where they were asked for
 
     def send(self, base: int, tree: Tree) -> None:
         """Send the draft of the next round, made after `base` tokens, within the turn received."""
@@ -375,7 +420,9 @@ class Request:
         return self.link._has_mail(self.number)
 
     async def verdict(self) -> wire.Verdict:
-        """The next verdict. Raises ServerError."""
+        """The next verdict, and its `logprobs`. Raises ServerError."""
+        if self.wants_logprobs:
+            self.logprobs = await self._receive(wire.Logprobs)
         verdict = await self._receive(wire.Verdict)
         self.link._saw_round(self.arrived_s - self.asked_s, verdict, self.sent_bytes)
         self.round, self.asked_s = verdict.round, self.arrived_s
