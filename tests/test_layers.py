@@ -38,6 +38,7 @@ FORBIDDEN = {
     "runtime/server/verify": {"asyncio", "socket"},
     "runtime/server/verify/verifier.py": {"time"},
     "runtime/model": {"asyncio", "socket"},
+    "runtime/grammar": {"torch", "asyncio", "socket", "time"},
     "runtime/edge": {"runtime.server"},
     "runtime/edge/net": {"numpy"},
     "runtime/edge/net/watchdog.py": HEAVY | {"socket", "time", "runtime"},
@@ -57,6 +58,7 @@ FORBIDDEN = {
 KNOWN = {
     "runtime/wire": {"runtime.wire", "runtime.system"},
     "runtime/model": {"runtime.model", "runtime.embedded"},
+    "runtime/grammar": {"runtime.grammar", "runtime.model"},
     "runtime/server/policy": {"runtime.server.policy", "runtime.server.request", "runtime.wire"},
     "runtime/server/schedule": {"runtime.server.schedule", "runtime.server.request"},
     "runtime/server/verify": {

@@ -1,0 +1,110 @@
+"""Where an answer stands in its grammar, and what each node of a tree may be followed by."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLMatcher
+from llguidance.numpy import fill_next_token_bitmask
+
+from runtime.grammar.tokens import Tokens
+
+
+class Matcher:
+    """The grammar of one answer. Of one thread at a time.
+
+    Every row of a mask is a function of the text before it alone: it allows the tokens with which
+    a beginning of some allowed answer goes on, and the stop ids where the text is a whole one.
+    """
+
+    def __init__(self, compiled: LLMatcher, tokens: Tokens):
+        """compiled: a matcher in front of the text, which is copied."""
+        self._compiled, self._tokens = compiled, tokens
+        self._at: LLMatcher = compiled.deep_copy()
+        self._text: list[int] = []  # the answer so far
+        self._path: list[int] = []  # drafted tokens behind it that `_at` has taken as well
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Take more tokens into the answer; a stop id and what follows it are not of it.
+
+        Raises ValueError where the grammar does not allow them.
+        """
+        for token in tokens:
+            if token in self._tokens.stop_ids:
+                return
+            if not self._take(token):
+                raise ValueError(
+                    f"token {len(self._text)} of the answer is not one that its constraint allows"
+                )
+            self._text.append(self._path.pop())
+
+    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> np.ndarray:
+        """What may follow the answer, and each node of a tree drafted behind it.
+
+        Node i is tokens[i - 1], below node parents[i - 1]; node 0 is the end of the answer.
+        Returns [1 + nodes, words] int32: bit t % 32 of word t // 32 is that of token t. The row of
+        a node that its parent's row does not allow is empty, as is one where the grammar asks for
+        what no token spells, or has become too complex. Behind a stop id anything goes, for what
+        is drawn there is not of the answer.
+        """
+        masks = np.zeros((1 + len(tokens), self._tokens.words), np.int32)
+        depths, children = [0], list[list[int]]([[] for _ in range(1 + len(tokens))])
+        for node, parent in enumerate(parents, start=1):
+            depths.append(depths[parent] + 1)
+            children[parent].append(node)
+        stack = [0]
+        while stack:
+            node = stack.pop()
+            if node and not self._enter(masks, tokens[node - 1], node, parents[node - 1], depths):
+                continue
+            self._fill(masks, node)
+            stack.extend(reversed(children[node]))
+        self._return(0)
+        return masks
+
+    def _enter(
+        self, masks: np.ndarray, token: int, node: int, parent: int, depths: Sequence[int]
+    ) -> bool:
+        """Go from where the walk is to a node; False, and its row is done, if nothing is below."""
+        if not is_allowed(masks[parent], token):
+            return False
+        if token in self._tokens.stop_ids:
+            masks[node] = -1
+            return False
+        self._return(depths[parent])
+        return self._take(token)
+
+    def _fill(self, masks: np.ndarray, node: int) -> None:
+        """The row of the node where the walk is."""
+        fill_next_token_bitmask(self._at, masks, node)
+        if self._at.is_error():  # then the row has the stop ids
+            masks[node] = 0
+            self._start_again()
+        elif not self._text and not self._path:
+            self._tokens.spell_first(masks[node])
+
+    def _take(self, token: int) -> bool:
+        """Go on by a token, which is put on the path; False where it cannot be."""
+        first = not self._text and not self._path
+        taken = self._tokens.as_first(token) if first else token
+        if 0 <= taken < self._tokens.size and self._at.consume_token(taken):
+            self._path.append(token)
+            return True
+        self._start_again()
+        return False
+
+    def _return(self, depth: int) -> None:
+        """Go back to the node of the path at this depth."""
+        if len(self._path) > depth:
+            self._at.rollback(len(self._path) - depth)
+            del self._path[depth:]
+
+    def _start_again(self) -> None:
+        """A matcher that has failed is of no more use: another, at the same place."""
+        self._at = self._compiled.deep_copy()
+        taken = [*self._text, *self._path]
+        self._at.consume_tokens([self._tokens.as_first(token) for token in taken[:1]] + taken[1:])
+
+
+def is_allowed(mask: np.ndarray, token: int) -> bool:
+    """Whether a mask [words] has the bit of a token."""
+    return bool(int(mask[token >> 5]) >> (token & 31) & 1)
