@@ -1,4 +1,4 @@
-# make demo | make test | make test-all | make check | make bench | make torture
+# make demo | make test | make test-all | make check | make docs | make bench | make torture
 # Everything lives in .venv.
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Tests run side by side and share this machine's cores: idle OpenMP threads must not spin.
 test test-all torture: export GOMP_SPINCOUNT ?= 0
 
-.PHONY: demo test test-all check format bench torture clean
+.PHONY: demo test test-all check format docs bench torture clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -34,6 +34,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+
+# tests/test_site.py builds it as well, and follows every link.
+docs: $(INSTALLED)
+	$(BIN)/zensical build --strict
+	@echo "build/site/index.html; to search in it: $(BIN)/zensical serve"
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.wire
