@@ -175,11 +175,13 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("target_tokens",
         [](Address logits, int64_t rows, int64_t vocabulary, Address temperature, Address top_k,
-           Address top_p, Address min_p, Address seed, Address position, Address out) {
+           Address top_p, Address min_p, Address seed, Address position, Address mask,
+           int64_t n_masks, Address mask_row, Address out) {
           py::gil_scoped_release release;
+          const Masks masks{at<int32_t>(mask), n_masks, at<int32_t>(mask_row)};
           const Draws draws{at<float>(temperature), at<int32_t>(top_k), at<float>(top_p),
                             at<float>(min_p),       at<int64_t>(seed),  at<int64_t>(position)};
-          target_tokens(at<float>(logits), rows, vocabulary, draws, at<int64_t>(out));
+          target_tokens(at<float>(logits), rows, vocabulary, masks, draws, at<int64_t>(out));
         });
 
   m.def("draft_topk",

@@ -39,10 +39,10 @@ struct alignas(16) Rounded {
   void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,       \
                       const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out, \
                       float* lse);                                                                 \
-  /* The maximum of x [n], n >= 1. */                                                              \
-  RowMax row_max(const float* x, int64_t n);                                                       \
-  /* x [n] / divisor -> out [n] */                                                                 \
-  void divide(const float* x, int64_t n, float divisor, float* out);                               \
+  /* The maximum of x [n], n >= 1. What is not allowed [ceil(n / 32)] is -inf; null allows all. */ \
+  RowMax row_max(const float* x, const uint32_t* allowed, int64_t n);                              \
+  /* x [n] / divisor -> out [n]; -inf for what is not allowed. */                                  \
+  void divide(const float* x, const uint32_t* allowed, int64_t n, float divisor, float* out);      \
   /* The first index from `start` on with x > threshold, or n. */                                  \
   int64_t find_above(const float* x, int64_t start, int64_t n, float threshold);                   \
   /* Sum of e^(x - shift), in double; x <= shift. */                                               \

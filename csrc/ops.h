@@ -101,6 +101,13 @@ struct Draws {
   const int64_t *seed, *position;
 };
 
+// The tokens that may be drawn: bit t % 32 of word t / 32.
+struct Masks {
+  const int32_t* words;  // [M, ceil(V / 32)]
+  int64_t count;         // M
+  const int32_t* row;    // [N], -1 where all tokens are allowed; null where they are for all rows
+};
+
 // parents [N], offsets [B+1] -> ancestors [N, W], depth [N]
 void build_tree(const int32_t* parents, const int32_t* offsets, int64_t batch, int64_t rows,
                 int64_t words, int64_t* ancestors, int32_t* depth);
@@ -127,8 +134,8 @@ void verify(const int64_t* tokens, const int64_t* ancestors, const int32_t* offs
             int32_t* path, int32_t* accepted_lens, int64_t* bonus);
 
 // logits [N, V] -> out [N]
-void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const Draws& draws,
-                   int64_t* out);
+void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const Masks& masks,
+                   const Draws& draws, int64_t* out);
 
 // logits [N, V], token_ids [V] or null -> ids [N, k], logprobs [N, k]
 void draft_topk(const float* logits, int64_t rows, int64_t vocabulary, int64_t k,

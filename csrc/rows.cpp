@@ -23,6 +23,47 @@ void store_some(float* x, int64_t i, int64_t n, vec value) {
   for (int64_t j = 0; i + j < n; ++j) x[i + j] = lanes[j];
 }
 
+// A row of logits, and as load_some kLanes of them from i on.
+struct Logits {
+  const float* x;  // [n]
+  int64_t n;
+
+  vec at(int64_t i) const { return load_some(x, i, n); }
+};
+
+// The same, with -inf for tokens whose bit is not set.
+struct AllowedLogits : Logits {
+  const uint32_t* bits;  // [ceil(n / 32)]
+
+  vec at(int64_t i) const {
+    return select_bits(bits[i / 32] >> (i % 32), Logits::at(i), splat(kMinusInfinity));
+  }
+};
+
+template <typename Row>
+RowMax max_of_row(const Row& row) {
+  vec best = splat(kMinusInfinity);
+  ivec is_nan = ivec{};
+  for (int64_t i = 0; i < row.n; i += kLanes) {
+    const vec values = row.at(i);
+    is_nan |= values != values;
+    best = larger(values, best);
+  }
+  const float value = max_of(best);
+  if (any(is_nan)) return {value, -1, true};
+  for (int64_t i = 0;; i += kLanes) {
+    const vec values = row.at(i);
+    if (!any(values == splat(value))) continue;
+    while (values[i % kLanes] != value) ++i;
+    return {value, i, false};
+  }
+}
+
+template <typename Row>
+void divide_row(const Row& row, float divisor, float* out) {
+  for (int64_t i = 0; i < row.n; i += kLanes) store_some(out, i, row.n, row.at(i) / divisor);
+}
+
 // e^x in double for x <= 0: exactly 0 below -700. Reduction to |r| <= log(2) / 2, then the Taylor
 // polynomial of degree 13, whose remainder is below 2^-57.
 dvec exp_of(dvec x) {
@@ -38,25 +79,13 @@ dvec exp_of(dvec x) {
 
 }  // namespace
 
-RowMax row_max(const float* x, int64_t n) {
-  vec best = splat(kMinusInfinity);
-  ivec is_nan = ivec{};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const vec values = load_some(x, i, n);
-    is_nan |= values != values;
-    best = larger(values, best);
-  }
-  const float value = max_of(best);
-  if (any(is_nan)) return {value, -1, true};
-  for (int64_t i = 0;; i += kLanes) {
-    if (!any(load_some(x, i, n) == splat(value))) continue;
-    while (x[i] != value) ++i;
-    return {value, i, false};
-  }
+RowMax row_max(const float* x, const uint32_t* allowed, int64_t n) {
+  return allowed ? max_of_row(AllowedLogits{{x, n}, allowed}) : max_of_row(Logits{x, n});
 }
 
-void divide(const float* x, int64_t n, float divisor, float* out) {
-  for (int64_t i = 0; i < n; i += kLanes) store_some(out, i, n, load_some(x, i, n) / divisor);
+void divide(const float* x, const uint32_t* allowed, int64_t n, float divisor, float* out) {
+  if (allowed) return divide_row(AllowedLogits{{x, n}, allowed}, divisor, out);
+  divide_row(Logits{x, n}, divisor, out);
 }
 
 int64_t find_above(const float* x, int64_t start, int64_t n, float threshold) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "masks.h"
 #include "noise.h"
 #include "ops.h"
 #include "threads.h"
@@ -111,15 +112,17 @@ std::vector<Candidate> allowed(const Row& row, const Limits& limits) {
   return kept;
 }
 
-// logits [V], room for [V] -> the drawn token, or -1
-int64_t draw(const float* logits, int64_t vocabulary, float temperature, const Limits& limits,
-             uint64_t key, float* scaled) {
-  const RowMax most = isa().row_max(logits, vocabulary);
+// logits [V], mask or null, room for [V] -> the drawn token, or -1
+int64_t draw(const float* logits, const uint32_t* mask, int64_t vocabulary, float temperature,
+             const Limits& limits, uint64_t key, float* scaled) {
+  const RowMax most = isa().row_max(logits, mask, vocabulary);
   if (most.has_nan || !std::isfinite(most.value)) return -1;
   // A temperature so small that even the greatest logit overflows is as good as none.
   const bool is_greedy = !(temperature > 0) || !std::isfinite(most.value / temperature);
   if (is_greedy) return most.index;
-  isa().divide(logits, vocabulary, temperature, scaled);
+  // -inf divided by infinity would be a number that is none.
+  temperature = std::min(temperature, std::numeric_limits<float>::max());
+  isa().divide(logits, mask, vocabulary, temperature, scaled);
   const float top = scaled[most.index];
   if (limits.none()) return isa().noisy_argmax(scaled, nullptr, vocabulary, top, key, most.index);
   std::vector<Candidate> kept = allowed({scaled, vocabulary, top}, limits);
@@ -138,8 +141,9 @@ int64_t draw(const float* logits, int64_t vocabulary, float temperature, const L
 }  // namespace
 
 // logits [N, V] -> out [N]
-void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const Draws& draws,
-                   int64_t* out) {
+void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const Masks& masks,
+                   const Draws& draws, int64_t* out) {
+  check_masks(masks, rows);
   Failure failure;
 #pragma omp parallel if (rows * vocabulary > 1 << 16)
   {
@@ -148,9 +152,10 @@ void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const 
     for (int64_t row = 0; row < rows; ++row) {
       failure.keep([&] {
         scaled.resize(vocabulary);
-        out[row] = draw(logits + row * vocabulary, vocabulary, draws.temperature[row],
-                        {draws.top_k[row], draws.top_p[row], draws.min_p[row]},
-                        noise_key(draws.seed[row], draws.position[row]), scaled.data());
+        out[row] =
+            draw(logits + row * vocabulary, mask_of(masks, row, vocabulary), vocabulary,
+                 draws.temperature[row], {draws.top_k[row], draws.top_p[row], draws.min_p[row]},
+                 noise_key(draws.seed[row], draws.position[row]), scaled.data());
       });
     }
   }

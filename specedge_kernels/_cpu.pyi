@@ -213,6 +213,9 @@ def target_tokens(
     min_p: int,
     seed: int,
     position: int,
+    mask: int,
+    n_masks: int,
+    mask_row: int,
     out: int,
     /,
 ) -> None: ...

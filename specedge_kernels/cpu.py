@@ -224,6 +224,8 @@ def target_tokens(
     min_p: Tensor,
     seed: Tensor,
     position: Tensor,
+    mask: Tensor | None = None,
+    mask_row: Tensor | None = None,
 ) -> Tensor:
     rows, vocabulary = logits.shape
     out = logits.new_empty(rows, dtype=torch.int64)
@@ -237,9 +239,17 @@ def target_tokens(
         min_p.data_ptr(),
         seed.data_ptr(),
         position.data_ptr(),
+        *_masks_of(mask, mask_row),
         out.data_ptr(),
     )
     return out
+
+
+def _masks_of(mask: Tensor | None, mask_row: Tensor | None) -> tuple[int, int, int]:
+    """Masks [M, words] and the one of each row [N] as C++ sees them."""
+    if mask is None or mask_row is None:
+        return 0, 0, 0
+    return mask.data_ptr(), mask.shape[0], mask_row.data_ptr()
 
 
 def draft_topk(

@@ -254,6 +254,8 @@ def target_tokens(
     min_p: Tensor,
     seed: Tensor,
     position: Tensor,
+    mask: Tensor | None = None,
+    mask_row: Tensor | None = None,
 ) -> Tensor:
     """The target's own token after each row: argmax of logit / T + noise over allowed tokens.
 
@@ -263,13 +265,18 @@ def target_tokens(
     Gumbel noise of each token is a pure function, with the same bits on every processor and device
     (reference.gumbel). It reaches from -3.79 to 44.36: a token 25 nats below the best is drawn as
     often as its probability. Top-k comes first, top-p counts what top-k left, the likeliest token
-    always stays. Ties go to the lowest id. Returns [N] int64; -1 marks a row with a NaN or without
-    a finite maximum.
+    always stays. Ties go to the lowest id.
+    mask [M, ceil(V / 32)] int32, M from 0 on: bit t % 32 of word t / 32 says that token t may be
+    drawn (llguidance's form). mask_row [N] int32 names the row of `mask` for each row of logits, -1
+    where all tokens are allowed; several may name the same. Both are given or neither. The logits
+    of other tokens count as -inf, whatever they are, so limits see only what is allowed.
+    Returns [N] int64; -1 marks a row that has a NaN or no finite maximum among the tokens allowed.
 
     Gumbel-max draw with shared counter-based noise: arXiv:2408.07978.
     """
     rows = (temperature, top_k, top_p, min_p, seed, position)
-    _check_device("target_tokens", logits, *rows)
+    masks = _check_masks(mask, mask_row)
+    _check_device("target_tokens", logits, *rows, *masks)
     _check("logits", logits, torch.float32, (None, None))
     _expect(logits.shape[1] >= 1, "logits", "at least one token", _shape(logits))
     n = logits.shape[0]
@@ -279,7 +286,10 @@ def target_tokens(
     _check("min_p", min_p, torch.float32, (n,))
     _check("seed", seed, torch.int64, (n,))
     _check("position", position, torch.int64, (n,))
-    return _ops.target_tokens.default(logits, *rows)
+    if masks:
+        _check("mask", masks[0], torch.int32, (None, -(-logits.shape[1] // 32)))
+        _check("mask_row", masks[1], torch.int32, (n,))
+    return _ops.target_tokens.default(logits, *rows, *masks)
 
 
 def draft_topk(
@@ -509,6 +519,13 @@ def _check(
             f"{name}: expected a contiguous {_names(dtypes)} tensor of shape {_pattern(shape)}, "
             f"got {tensor.dtype} {_shape(tensor)} with strides {list(tensor.stride())}"
         )
+
+
+def _check_masks(mask: Tensor | None, mask_row: Tensor | None) -> tuple[Tensor, ...]:
+    """Both or neither of them."""
+    given = tuple(tensor for tensor in (mask, mask_row) if tensor is not None)
+    _expect(len(given) != 1, "mask and mask_row", "both or neither", "one")
+    return given
 
 
 def _check_cache(name: str, cache: Tensor, shape: tuple[int | None, ...]) -> None:

@@ -14,6 +14,7 @@ from specedge_kernels.quantized import FORMS, Form, QuantizedWeight
 
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as a signed 64-bit integer
 LN2 = 0.693147182
+FLOAT_MAX = torch.finfo(torch.float32).max
 # (log(1 + f) - f) / f^2 for 1 + f from sqrt(1/2) to sqrt(2), by falling power: the minimax fit of
 # the relative error of log(1 + f), 1.8e-7.
 LOG1P = (
@@ -217,29 +218,40 @@ def target_tokens(
     min_p: Tensor,
     seed: Tensor,
     position: Tensor,
+    mask: Tensor | None = None,
+    mask_row: Tensor | None = None,
 ) -> Tensor:
     """The target's own token after each row: argmax of logit / T + noise over allowed tokens.
 
     The row's greatest logit / T is subtracted first, so that float32 resolves the sums where they
     compete: two of 152,064 equal tokens share the greatest in less than one draw of a million.
 
-    All of temperature, top_k, top_p, min_p, seed, position are [N]; logits [N, V] f32. Returns
-    [N] i64; -1 marks a row with a NaN or without a finite maximum. Ties go to the lowest id.
+    All of temperature, top_k, top_p, min_p, seed, position are [N]; logits [N, V] f32. A logit
+    that row mask_row [N] i32 of the mask [M, W] i32 forbids is as good as -inf. Returns [N] i64;
+    -1 marks a row with a NaN or without a finite maximum. Ties go to the lowest id.
     """
     out = torch.empty(logits.shape[0], dtype=torch.int64)
     for row in range(logits.shape[0]):
-        values = logits[row].float()
+        values, heat = logits[row].float(), temperature[row].clamp(max=FLOAT_MAX)
+        if mask is not None and mask_row is not None and mask_row[row] >= 0:
+            permitted = mask_bits(mask[mask_row[row]], torch.arange(values.shape[0]))
+            values = values.masked_fill(~permitted, -math.inf)
         if values.isnan().any() or not values.max().isfinite():
             out[row] = -1
-        elif temperature[row] <= 0 or not (values.max() / temperature[row]).isfinite():
+        elif not heat > 0 or not (values.max() / heat).isfinite():
             out[row] = values.argmax()
         else:
-            scaled = values / temperature[row]
+            scaled = values / heat
             allowed = _allowed(scaled, int(top_k[row]), float(top_p[row]), float(min_p[row]))
             noise = gumbel(int(seed[row]), int(position[row]), torch.arange(values.shape[0]))
             noisy = scaled - scaled.max() + noise
             out[row] = noisy.masked_fill(~allowed, -math.inf).argmax()
     return out
+
+
+def mask_bits(words: Tensor, tokens: Tensor) -> Tensor:
+    """Bit t % 32 of word t / 32 of a mask's row [W] i32, for tokens [X] -> [X] bool."""
+    return (words[tokens // 32] >> (tokens % 32) & 1).bool()
 
 
 def _allowed(scaled: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:

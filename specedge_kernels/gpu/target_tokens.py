@@ -16,7 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specedge_kernels.gpu.allowed import allowed, counts, scaled
+from specedge_kernels.gpu.allowed import (
+    allowed,
+    counts,
+    divided,
+    heat_of,
+    logits_of,
+    masked,
+    scaled,
+)
 from specedge_kernels.gpu.noise import (
     MOST_NOISE,
     gumbel,
@@ -42,17 +50,22 @@ def chunks_kernel(
     temperature,  # [N]
     top_k,  # [N]
     top_p,  # [N]
+    mask,  # [M, words]
+    mask_row,  # [N]
     maxima,  # [N, chunks] f32: NaN if the chunk holds one
     sums,  # [N, chunks] f64: of exp((logit - maximum) / T); rows with top-p alone
     vocabulary,
     chunks,
     CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
+    HAS_MASK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
     index = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
-    x = tl.load(logits + row * vocabulary + index, mask=index < vocabulary, other=float("-inf"))
+    values, words, chosen = logits_of(logits, mask, mask_row, row, vocabulary, HAS_MASK)
+    x = tl.load(values + index, mask=index < vocabulary, other=float("-inf"))
+    x = masked(x, words, chosen, index, vocabulary, HAS_MASK)
     broken = tl.max((x != x).to(tl.int32), 1) > 0
     top = tl.max(tl.where(x != x, float("-inf"), x), 1)
     tl.store(
@@ -60,7 +73,7 @@ def chunks_kernel(
         tl.where(broken, float("nan"), top),
         mask=chunk < chunks,
     )
-    heat = tl.load(temperature + row)
+    heat = heat_of(temperature, row)
     if (heat > 0) & (tl.load(top_p + row) < 1) & ~counts(tl.load(top_k + row), vocabulary):
         shift = tl.where(top > float("-inf"), top, 0.0)
         difference = tl.div_rn(x, heat).to(tl.float64) - tl.div_rn(shift, heat)[:, None]
@@ -76,6 +89,8 @@ def rows_kernel(
     min_p,  # [N]
     seed,  # [N]
     position,  # [N]
+    mask,  # [M, words]
+    mask_row,  # [N]
     maxima,  # [N, chunks]
     sums,  # [N, chunks]
     found,  # [N, capacity] f32
@@ -86,16 +101,17 @@ def rows_kernel(
     capacity,
     CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
+    HAS_MASK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     chunks = tl.cdiv(vocabulary, CHUNK)
-    logits += row * vocabulary
+    values = logits_of(logits, mask, mask_row, row, vocabulary, HAS_MASK)
     maxima += row * chunks
     chunk = tl.arange(0, CHUNKS)
     tops = tl.load(maxima + chunk, mask=chunk < chunks, other=float("-inf"))
     broken = tl.max((tops != tops).to(tl.int32), 0) > 0
     top = tl.max(tl.where(tops != tops, float("-inf"), tops), 0)
-    heat = tl.load(temperature + row)
+    heat = heat_of(temperature, row)
     cut, last = tl.full([], NEVER, tl.int32), vocabulary
     noise = tl.full([], 0.0, tl.float32)
     token = vocabulary * 0 - 1
@@ -103,14 +119,14 @@ def rows_kernel(
         is_drawn = (heat > 0) & (tl.abs(tl.div_rn(top, heat)) < float("inf"))
         heat = tl.where(is_drawn, heat, 1.0)
         top = tl.div_rn(top, heat)
-        first = tl.min(tl.where(scaled(maxima, chunk, chunks, heat) == top, chunk, CHUNKS), 0)
+        first = tl.min(tl.where(divided(maxima, chunk, chunks, heat) == top, chunk, CHUNKS), 0)
         index = first * CHUNK + tl.arange(0, CHUNK)
-        is_top = scaled(logits, index, vocabulary, heat) == top
+        is_top = scaled(values, index, vocabulary, heat, HAS_MASK) == top
         likeliest = tl.min(tl.where(is_top, index, vocabulary), 0)
         if is_drawn:
             k, p, ratio = tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
             cut, last = allowed(
-                logits,
+                values,
                 maxima,
                 sums + row * chunks,
                 found + row * capacity,
@@ -123,6 +139,7 @@ def rows_kernel(
                 ratio,
                 CHUNKS,
                 CHUNK,
+                HAS_MASK,
             )
             key = noise_key(tl.load(seed + row), tl.load(position + row))
             noise = gumbel(noise_bits(key, likeliest))
@@ -141,6 +158,8 @@ def draw_kernel(
     temperature,  # [N]
     seed,  # [N]
     position,  # [N]
+    mask,  # [M, words]
+    mask_row,  # [N]
     maxima,  # [N, chunks]
     limits,  # [N, 2]
     leads,  # [N, 2]
@@ -148,19 +167,21 @@ def draw_kernel(
     vocabulary,
     CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
+    HAS_MASK: tl.constexpr,
 ):
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     chunks = tl.cdiv(vocabulary, CHUNK)
     cut, last = tl.load(limits + row * 2), tl.load(limits + row * 2 + 1)
     top, lead = tl.load(leads + row * 2), tl.load(leads + row * 2 + 1)
-    heat = tl.load(temperature + row)
+    heat = heat_of(temperature, row)
     key = noise_key(tl.load(seed + row), tl.load(position + row))
+    values = logits_of(logits, mask, mask_row, row, vocabulary, HAS_MASK)
     ranks = tl.full([CHUNK], NOTHING, tl.int64)
     for chunk in range(part * CHUNKS, tl.minimum(part * CHUNKS + CHUNKS, chunks)):
         most = tl.div_rn(tl.load(maxima + row * chunks + chunk), heat)
         if (ordered(most) >= cut) & (most - top + MOST_NOISE >= lead):
             index = chunk * CHUNK + tl.arange(0, CHUNK)
-            x = scaled(logits + row * vocabulary, index, vocabulary, heat)
+            x = scaled(values, index, vocabulary, heat, HAS_MASK)
             order = ordered(x)
             kept = (index < vocabulary) & ((order > cut) | ((order == cut) & (index <= last)))
             bits = noise_bits(key, index)
@@ -192,6 +213,8 @@ def target_tokens(
     min_p: Tensor,
     seed: Tensor,
     position: Tensor,
+    mask: Tensor | None = None,
+    mask_row: Tensor | None = None,
 ) -> Tensor:
     rows, vocabulary = logits.shape
     chunks = triton.cdiv(vocabulary, CHUNK)
@@ -204,26 +227,33 @@ def target_tokens(
     limits = logits.new_empty(rows, 2, dtype=torch.int32)
     leads = logits.new_empty(rows, 2)
     best = logits.new_empty(rows, parts, dtype=torch.int64)
+    has_mask = mask is not None and mask_row is not None
+    # Triton wants a tensor in either place.
+    masks = (mask, mask_row) if has_mask else (top_k, top_k)
     if rows:
         chunks_kernel[(rows, triton.cdiv(chunks, CHUNKS_AT_ONCE))](
-            *(logits, temperature, top_k, top_p, maxima, sums, vocabulary, chunks),
+            *(logits, temperature, top_k, top_p, *masks, maxima, sums, vocabulary, chunks),
             CHUNKS=CHUNKS_AT_ONCE,
             CHUNK=CHUNK,
+            HAS_MASK=has_mask,
         )
         # Noise has the same bits everywhere, so nothing is fused. With 128 registers four programs
-        # fit side by side; for a fifth the compiler would spill.
+        # fit side by side; for a fifth the compiler would spill, and with masks for the fourth.
         rows_kernel[(rows,)](
-            *(logits, temperature, top_k, top_p, min_p, seed, position),
+            *(logits, temperature, top_k, top_p, min_p, seed, position, *masks),
             *(maxima, sums, found, limits, leads, out, vocabulary, capacity),
             CHUNKS=triton.next_power_of_2(chunks),
             CHUNK=CHUNK,
-            maxnreg=128,
+            HAS_MASK=has_mask,
+            maxnreg=168 if has_mask else 128,
             enable_fp_fusion=False,
         )
         draw_kernel[(rows, parts)](
-            *(logits, temperature, seed, position, maxima, limits, leads, best, vocabulary),
+            *(logits, temperature, seed, position, *masks),
+            *(maxima, limits, leads, best, vocabulary),
             CHUNKS=CHUNKS_IN_PART,
             CHUNK=CHUNK,
+            HAS_MASK=has_mask,
             enable_fp_fusion=False,
         )
         merge_kernel[(rows,)](best, out, parts, PARTS=triton.next_power_of_2(parts))

@@ -80,6 +80,10 @@ CASES = {
     "compact_kv-float8": ("compact_kv", (empty(3, 2, 9, 64, 8, 64, dtype=torch.int8), *TABLES)),
     "target_tokens": ("target_tokens", (real(2, VOCABULARY), *rows_of(*DRAWS))),
     "target_tokens-odd": ("target_tokens", (real(2, 32_003), *rows_of(*DRAWS))),
+    "target_tokens-masked": (
+        "target_tokens",
+        (real(2, VOCABULARY), *rows_of(*DRAWS), empty(3, VOCABULARY // 32), empty(2)),
+    ),
     "draft_topk": ("draft_topk", (real(2, 8192), 4, *rows_of(F32, I64, I64))),
     "draft_topk-64": (
         "draft_topk",
@@ -90,7 +94,7 @@ CASES = {
 }
 FIRST_CASES = {op: name for name, (op, _) in reversed(CASES.items())}.values()
 # On sm_80 there is no instruction that makes a float8.
-ELSEWHERE = [*FIRST_CASES, "rope_append_kv-float8"]
+ELSEWHERE = [*FIRST_CASES, "rope_append_kv-float8", "target_tokens-masked"]
 OPTIONS = {name: {"k_scale": 0.5} for name in ("append_kv-float8", "rope_append_kv-float8")}
 LAUNCHES = {"target_tokens": 4, "draft_topk": 2}
 

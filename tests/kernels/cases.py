@@ -149,3 +149,15 @@ def offsets_of(sizes: list[int]) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [N, heads, D] turned by the tables' rows cos, sin [N, 1, D] of its positions."""
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+
+
+def masks_of(rows: int, vocabulary: int, share: float, generator: torch.Generator) -> tuple:
+    """Random masks that allow this share of the tokens, the first none, and one for each row of
+    logits: some have none, some share one. Bits beyond the vocabulary are random."""
+    count, words = max(rows // 2, 1), -(-vocabulary // 32)
+    allowed = torch.rand(count, words * 32, generator=generator) < share
+    allowed[0, :vocabulary] = False
+    bits = allowed.view(count, words, 32).long() << torch.arange(32)
+    chosen = torch.randint(-1, count, (rows,), generator=generator)
+    chosen[: count + 1] = torch.arange(-1, count)[:rows]
+    return bits.sum(-1).to(torch.int32), chosen.to(torch.int32)

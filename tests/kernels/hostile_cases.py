@@ -23,6 +23,7 @@ WRITTEN = (
 # the first dimension of these belongs to no other argument
 FREE_ROWS = {
     *(("compact_kv", "kv"), ("linear", "x"), ("silu_mul", "gate_up")),
+    *(("target_tokens", "mask"),),
     *(("pack_quantized", "stored"), ("dequantize", "stored"), ("quantized_linear", "x")),
 }
 ANY_TYPE = {("compact_kv", "kv")}
@@ -49,6 +50,11 @@ def rows_of_draws(rows):
         "seed": torch.arange(rows),
         "position": torch.arange(rows),
     }
+
+
+def masks():
+    """For two rows of 40 logits, the second of which may be anything."""
+    return {"mask": int32([[-1, -1], [7, 0], [-9, 3]]), "mask_row": int32([2, -1])}
 
 
 def draft_arguments():
@@ -110,7 +116,7 @@ CALLS = {
         "target": torch.tensor([8, 0, 9, 4, 3, 6]),
         "max_path": 3,
     },
-    "target_tokens": lambda: {"logits": torch.randn(2, 40), **rows_of_draws(2)},
+    "target_tokens": lambda: {"logits": torch.randn(2, 40), **rows_of_draws(2), **masks()},
     "draft_topk": draft_arguments,
     "grow_tree": growing_arguments,
     "linear": lambda: {
@@ -138,7 +144,7 @@ TENSORS = [
     for name, value in make().items()
     if isinstance(value, torch.Tensor)
 ]
-OPTIONAL = {"qk_norm", "token_ids", "delta"}
+OPTIONAL = {"qk_norm", "token_ids", "delta", "mask", "mask_row"}
 REAL = {"scale", "softcap", "k_scale", "v_scale", "eps"}
 SCALED = ("tree_attention", "append_kv", "rope_append_kv")
 NUMBERS = [
@@ -273,6 +279,8 @@ def test_packing_wants_a_tensor_without_gradients():
         ("grow_tree", "expanded", (0, 0), -3, "expanded"),
         ("grow_tree", "parents", (0, 2), 2, r"parents in -1 \.\. 1, got 2 at index 2"),
         ("grow_tree", "slots", (1, 0), 64, r"slots in -1 \.\. 63, got 64 at index 0"),
+        ("target_tokens", "mask_row", 1, 3, r"row 1: expected a mask row in -1 \.\. 2, got 3"),
+        ("target_tokens", "mask_row", 0, -2, "row 0: expected a mask row"),
         ("verify", "ancestors", (2, 0), 0, "mask of node 2 to hold the node itself"),
         ("verify", "offsets", 1, 9, "offsets not to decrease"),
     ],

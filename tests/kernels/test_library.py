@@ -38,7 +38,10 @@ def arguments(op):
             int32([3]),
         ),
         "verify": (tokens, batch.ancestors, batch.offsets, tokens + 1, 9),
-        "target_tokens": (torch.randn(rows, 40), *whole, tokens, tokens),
+        "target_tokens": (
+            *(torch.randn(rows, 40), *whole, tokens, tokens),
+            *(torch.full((2, 2), 77, dtype=torch.int32), int32([1, -1] * rows)[:rows]),
+        ),
         "draft_topk": (torch.randn(rows, 40), 3, zeros + 1, tokens, tokens, torch.arange(40) * 2),
         "rms_norm": (torch.randn(3, 20), torch.randn(20), 1e-6, torch.randn(3, 20)),
         "silu_mul": (torch.randn(3, 20),),

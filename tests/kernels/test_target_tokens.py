@@ -6,6 +6,7 @@ import torch
 
 import specedge_kernels as kernels
 from specedge_kernels import reference
+from tests.kernels.cases import int32, masks_of
 from tests.kernels.hashes import positions_for
 
 INF = math.inf
@@ -80,10 +81,18 @@ def test_tokens_equal_the_reference(vocabulary):
     rows = 24
     logits = torch.randn(rows, vocabulary, generator=generator) * 4
 
+    arguments = mixed(rows, generator)
+    want = reference.target_tokens(logits, *arguments)
+    assert torch.equal(kernels.target_tokens(logits, *arguments), want)
+
+
+def mixed(rows, generator):
+    """Rows of all kinds in one batch."""
+
     def pick(values):
         return torch.tensor(values)[torch.randint(len(values), (rows,), generator=generator)]
 
-    arguments = draws(
+    return draws(
         rows,
         pick([-1.0, 0.0, 0.05, 0.7, 1.0, 3.0]),
         pick([-1, 0, 1, 2, 40, 10_000]),
@@ -92,8 +101,79 @@ def test_tokens_equal_the_reference(vocabulary):
         torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator),
         torch.randint(0, 2**40, (rows,), generator=generator),
     )
+
+
+@pytest.mark.parametrize("share", [0.5, 0.01, 0.999])
+@pytest.mark.parametrize("vocabulary", [1, 2, 15, 31, 32, 33, 1000, 5003])
+def test_masked_tokens_equal_the_reference(vocabulary, share):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(24, vocabulary, generator=generator) * 4
+    logits[:, : vocabulary // 2] += 3
+    arguments = *mixed(24, generator), *masks_of(24, vocabulary, share, generator)
     want = reference.target_tokens(logits, *arguments)
     assert torch.equal(kernels.target_tokens(logits, *arguments), want)
+    assert -1 in want
+
+
+@pytest.mark.parametrize("limits", [(0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.8, 0.0), (7, 0.9, 0.02)])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_masked_draw_is_the_draw_among_what_is_allowed(limits, temperature):
+    """The oracle: logits of -inf written out, bit by bit, by Python."""
+    rows, vocabulary = 40, 70
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(rows, vocabulary, generator=generator) * 3
+    mask, mask_row = masks_of(rows, vocabulary, 0.3, generator)
+    arguments = draws(rows, temperature, *limits, seed=5, position=torch.arange(rows))
+    written = logits.clone()
+    for row, chosen in enumerate(mask_row.tolist()):
+        for token in range(vocabulary if chosen >= 0 else 0):
+            if not mask[chosen, token // 32].item() >> token % 32 & 1:
+                written[row, token] = -INF
+    got = kernels.target_tokens(logits, *arguments, mask, mask_row)
+    assert torch.equal(got, kernels.target_tokens(written, *arguments))
+    assert (got[mask_row == 0] == -1).all()
+
+
+def test_what_is_forbidden_may_be_anything_and_is_never_drawn():
+    logits = torch.zeros(4, 40)
+    logits[:, 39] = torch.tensor([INF, float("nan"), 1e38, 3.0])
+    allowed = int32([[-1, 0x7F]])
+    for temperature in (0.0, 1.0):
+        arguments = draws(4, temperature, position=torch.arange(4))
+        rows = int32([0, 0, 0, 0])
+        assert (kernels.target_tokens(logits, *arguments, allowed, rows) != 39).all()
+        got = kernels.target_tokens(logits, *arguments, allowed, rows - 1)
+        assert got[:3].tolist() == [-1, -1, 39]
+
+
+def test_masks_are_named_by_rows_that_exist_and_both_are_given():
+    logits, arguments = torch.zeros(2, 40), draws(2)
+    mask = torch.full((3, 2), -1, dtype=torch.int32)
+    for wrong in (-2, 3, 2**31 - 1, -(2**31)):
+        with pytest.raises(
+            ValueError, match=rf"row 1: expected a mask row in -1 \.\. 2, got {wrong}"
+        ):
+            kernels.target_tokens(logits, *arguments, mask, int32([0, wrong]))
+    with pytest.raises(ValueError, match="mask and mask_row: expected both or neither, got one"):
+        kernels.target_tokens(logits, *arguments, mask)
+    with pytest.raises(ValueError, match=r"mask: .* shape \[any, 2\], got torch.int32 \[3, 1\]"):
+        kernels.target_tokens(logits, *arguments, mask[:, :1].contiguous(), int32([0, 0]))
+    no_masks = kernels.target_tokens(logits, *arguments, mask[:0], int32([-1, -1]))
+    assert torch.equal(no_masks, kernels.target_tokens(logits, *arguments))
+    with pytest.raises(ValueError, match=r"row 0: expected a mask row in -1 \.\. -1, got 0"):
+        kernels.target_tokens(logits, *arguments, mask[:0], int32([0, -1]))
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e38, INF, math.nan])
+def test_extreme_temperatures_with_impossible_tokens(temperature):
+    logits = torch.randn(4, 99, generator=torch.Generator().manual_seed(3))
+    logits[:, ::2] = -INF
+    limits = (torch.tensor([0, 0, 3, 0]), torch.tensor([1.0, 0.9, 0.5, 1.0]))
+    min_p = torch.tensor([0.0, 0.0, 0.1, 0.2])
+    arguments = draws(4, temperature, *limits, min_p, position=torch.arange(4))
+    want = reference.target_tokens(logits, *arguments)
+    assert torch.equal(kernels.target_tokens(logits, *arguments), want)
+    assert (want % 2 == 1).all()
 
 
 def test_a_flat_nucleus_reaches_deep_and_equals_the_reference():
@@ -169,15 +249,18 @@ def test_a_row_does_not_depend_on_the_others_or_on_threads():
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(40, 3000, generator=generator)
     arguments = draws(40, 0.9, 0, 0.9, 0.0, torch.arange(40), torch.arange(40) * 3)
-    alone = [
-        kernels.target_tokens(logits[i : i + 1], *(a[i : i + 1] for a in arguments)).item()
-        for i in range(40)
-    ]
+    mask, mask_row = masks_of(40, 3000, 0.3, generator)
+    arguments = (*arguments, mask_row)
+
+    def draw(*rows):
+        return kernels.target_tokens(*rows[:-1], mask, rows[-1])
+
+    alone = [draw(logits[i : i + 1], *(a[i : i + 1] for a in arguments)).item() for i in range(40)]
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            assert kernels.target_tokens(logits, *arguments).tolist() == alone
+            assert draw(logits, *arguments).tolist() == alone
     finally:
         torch.set_num_threads(before)
 

@@ -90,12 +90,29 @@ void check_draw(const std::vector<float>& logits, const Draw& draw, int64_t got)
          best);
 }
 
+// For each row none, or one of up to three masks; sometimes one that is not there.
+Masks make_masks(Random& random, int64_t rows, int64_t vocabulary, std::vector<int32_t>& words,
+                 std::vector<int32_t>& mask_row) {
+  if (random.chance(40)) return {};
+  const int64_t count = random.between(0, 3), one_in = random.pick({1, 2, 30});
+  words.assign(count * ((vocabulary + 31) / 32), 0);
+  for (int32_t& word : words) {
+    for (int bit = 0; bit < 32; ++bit) word |= int32_t(random.fill() % one_in == 0) << bit;
+  }
+  words.shrink_to_fit();
+  for (int64_t row = 0; row < rows; ++row) {
+    mask_row.push_back(int32_t(random.between(-1, count - 1)));
+  }
+  if (random.chance(10)) random.spoil(mask_row, count);
+  return {words.data(), count, mask_row.data()};
+}
+
 }  // namespace
 
 void check_target_tokens(Random& random) {
   const int64_t rows = random.between(0, 3), vocabulary = random.pick({1, 2, 15, 16, 17, 100, 900});
   std::vector<float> logits, temperature, top_p, min_p;
-  std::vector<int32_t> top_k;
+  std::vector<int32_t> top_k, words, mask_row;
   std::vector<int64_t> seed, position, out(rows, 7);
   std::vector<Draw> draws;
   for (int64_t row = 0; row < rows; ++row) {
@@ -110,13 +127,27 @@ void check_target_tokens(Random& random) {
     position.push_back(draw.position);
   }
   logits.shrink_to_fit();
-  target_tokens(
-      logits.data(), rows, vocabulary,
-      {temperature.data(), top_k.data(), top_p.data(), min_p.data(), seed.data(), position.data()},
-      out.data());
-  for (int64_t row = 0; row < rows; ++row) {
+  const Masks masks = make_masks(random, rows, vocabulary, words, mask_row);
+  const bool is_good = accepted([&] {
+    target_tokens(logits.data(), rows, vocabulary, masks,
+                  {temperature.data(), top_k.data(), top_p.data(), min_p.data(), seed.data(),
+                   position.data()},
+                  out.data());
+  });
+  const bool is_due = std::all_of(mask_row.begin(), mask_row.end(), [&](int32_t m) {
+    return !masks.row || (m >= -1 && m < masks.count);
+  });
+  expect(is_good == is_due, "masks were ", is_good ? "taken" : "refused");
+  for (int64_t row = 0; is_good && row < rows; ++row) {
     const auto first = logits.begin() + row * vocabulary;
-    check_draw({first, first + vocabulary}, draws[row], out[row]);
+    std::vector<float> values{first, first + vocabulary};
+    if (masks.row && mask_row[row] >= 0) {
+      const int32_t* mask = masks.words + mask_row[row] * ((vocabulary + 31) / 32);
+      for (int64_t t = 0; t < vocabulary; ++t) {
+        if (!(uint32_t(mask[t / 32]) >> (t % 32) & 1)) values[t] = float(-kInfinity);
+      }
+    }
+    check_draw(values, draws[row], out[row]);
   }
 }
 

@@ -7,6 +7,7 @@ import torch
 from specedge_kernels import reference
 from specedge_kernels.gpu import target_tokens as gpu
 from specedge_kernels.gpu.target_tokens import CHUNK, target_tokens
+from tests.kernels.cases import masks_of
 from tests.kernels.hashes import positions_for
 
 INF = math.inf
@@ -31,6 +32,27 @@ def draws(rows, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position
 
 def run(logits, arguments, device):
     return target_tokens(logits.to(device), *(a.to(device) for a in arguments)).cpu()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.01])
+@pytest.mark.parametrize("vocabulary", [1, 33, CHUNK + 1, 3 * CHUNK])
+def test_masked_rows_equal_the_reference(vocabulary, share, device):
+    """The best tokens are forbidden in some, and in one all are."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(6, vocabulary, generator=generator) * 4
+    logits[:, : vocabulary // 2] += 3
+    masks = masks_of(6, vocabulary, share, generator)
+    check(logits, (*mixed(6, generator), *masks), device)
+
+
+@pytest.mark.parametrize("capacity", [1, 60])
+def test_a_masked_row_with_too_many_candidates_is_read_whole(capacity, device, monkeypatch):
+    monkeypatch.setattr(gpu, "CAPACITY", capacity)
+    generator = torch.Generator().manual_seed(capacity)
+    logits = torch.randint(-9, 3, (6, CHUNK + 90), generator=generator).float()
+    top_k, top_p = torch.tensor([0, 0, 0, 70, 200, 3]), torch.tensor([0.5, 0.9, 0.999, 1, 0.9, 1])
+    arguments = draws(6, 1.5, top_k, top_p, 0.0, torch.arange(6), 7)
+    check(logits, (*arguments, *masks_of(6, CHUNK + 90, 0.5, generator)), device)
 
 
 def check(logits, arguments, device):
@@ -216,6 +238,15 @@ def test_a_row_does_not_depend_on_the_others(device):
     for i in range(4):
         alone = run(logits[i : i + 1], [a[i : i + 1] for a in arguments], device)
         assert alone.tolist() == together[i : i + 1]
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e38, INF, math.nan])
+def test_extreme_temperatures_with_impossible_tokens(temperature, device):
+    logits = torch.randn(4, CHUNK + 9, generator=torch.Generator().manual_seed(3))
+    logits[:, ::2] = -INF
+    limits = (torch.tensor([0, 0, 3, 0]), torch.tensor([1.0, 0.9, 0.5, 1.0]))
+    min_p = torch.tensor([0.0, 0.0, 0.1, 0.2])
+    check(logits, draws(4, temperature, *limits, min_p, position=torch.arange(4)), device)
 
 
 def test_no_rows(device):
