@@ -18,6 +18,7 @@ FORBIDDEN = {
     "runtime/wire/connection.py": HEAVY | {"socket", "time"},
     "runtime/tree.py": {"torch", "asyncio", "runtime.model", "runtime.edge", "runtime.server"},
     "runtime/system.py": {"runtime", "socket", "torch", "numpy"},
+    "runtime/history.py": HEAVY | {"runtime"},
     "runtime/config.py": HEAVY
     | {"runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
     "runtime/arguments.py": HEAVY
@@ -63,9 +64,11 @@ KNOWN = {
     "runtime/server/schedule": {"runtime.server.schedule", "runtime.server.request"},
     "runtime/server/verify": {
         *("runtime.server.verify", "runtime.server.request", "runtime.server.schedule"),
-        *("runtime.model", "runtime.tree", "runtime.wire"),
+        *("runtime.history", "runtime.model", "runtime.tree", "runtime.wire"),
     },
-    "runtime/edge/draft": {"runtime.edge.draft", "runtime.model", "runtime.tree"},
+    "runtime/edge/draft": {
+        *("runtime.edge.draft", "runtime.history", "runtime.model", "runtime.tree"),
+    },
     "runtime/edge/net": {
         *("runtime.edge.net", "runtime.constraint", "runtime.logs", "runtime.tree"),
         "runtime.wire",

@@ -15,17 +15,32 @@ decoding step and a tree are one case:
 Knows nothing of models, sockets or clocks.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
+from runtime.history import History
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.schedule.prefix_cache import Key
 from runtime.tree import Tree
 from runtime.wire.messages import Constraint, Draft, Finish, Open, Rule, Turn
 
 NO_NODES = Tree()
+
+
+class Guide(Protocol):
+    """What a Constraint allows next, for a request that has one."""
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """The answer goes on with these."""
+
+    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> Any:
+        """Bits of the tokens that may follow the root and each node of a tree under it.
+
+        Nodes as in `Tree`. An array [1 + nodes, ceil(V / 32)] i32: bit i % 32 of word i // 32
+        allows token i. No tree is walked for good: the next call begins at the root again.
+        """
 
 
 class Phase(Enum):
@@ -70,7 +85,9 @@ class Request:
     user: Hashable = ""
     target_stop_ids: frozenset[int] = frozenset()  # that end it beside the request's own
     rule: Rule | None = None  # that changes its logits
+    history: History | None = None  # of its text, where the rule looks at it
     constraint: Constraint | None = None
+    guide: Guide | None = None  # that enforces it
     # its pages, while it is admitted
     admitted: bool = False
     pages: list[int] = field(default_factory=list)
@@ -120,6 +137,11 @@ class Request:
         return len(self.context) - 1
 
     @property
+    def answer(self) -> list[int]:
+        """The tokens of the text that count as answer."""
+        return self.context[self.params.prompt_tokens - self.params.output_tokens :]
+
+    @property
     def uncached(self) -> int:
         """Tokens before the root that still have to be prefilled."""
         return len(self.context) - 1 - self.cached
@@ -133,6 +155,11 @@ class Request:
     def is_plain(self) -> bool:
         """Whether it decodes plainly: then it can be in every step. A prompt does not yet."""
         return self.turn is Turn.SERVER
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether no token can be drawn before those in front of it are known."""
+        return self.history is not None or self.guide is not None
 
     @property
     def is_drafting(self) -> bool:
@@ -153,7 +180,10 @@ class Request:
         assert self.phase is Phase.READING, f"{self.key} reads a prompt while {self.phase}"
         self.context.extend(tokens)
         self.owed_s = 0.0
-        return len(self.context) == self.params.prompt_tokens
+        is_whole = len(self.context) == self.params.prompt_tokens
+        if is_whole and self.rule is not None and self.rule.counts_tokens:
+            self.history = History(self.context, self.answer)
+        return is_whole
 
     def admit(self, pages: list[int], cached: int, admission: int) -> None:
         """It has pages, of which the first ones hold `cached` tokens of its text already."""
@@ -236,6 +266,10 @@ class Request:
                 new = new[: count + 1]
                 break
         self.context += new
+        if self.history is not None:
+            self.history.extend(new)
+        if self.guide is not None:
+            self.guide.advance(new)
         self.cached = self.root
         self.round += 1
         self.draft = None

@@ -4,8 +4,10 @@ import random
 
 import pytest
 
+from runtime.history import History
 from runtime.server.request import RejectedDraft, Request
-from runtime.wire.messages import Draft, Finish, Open
+from runtime.tree import Tree
+from runtime.wire.messages import Draft, Finish, Open, Rule
 
 
 def request(context: int, limit: int, stop_ids: tuple[int, ...] = ()) -> Request:
@@ -79,3 +81,31 @@ def test_advance_equals_appending_token_by_token(seed: int) -> None:
     assert state.cached == len(expected) - 1
     assert state.round == 1
     assert state.draft is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_history_grows_with_the_text(seed: int) -> None:
+    """In whatever portions the prompt and the verdicts come; the resumed part counts as answer."""
+    rng = random.Random(seed)
+    prompt, said = [rng.randrange(9) for _ in range(6)], rng.randrange(6)
+    params = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 6, (), output_tokens=said)
+    state = Request(1, params, limit=60, context=[], rule=Rule(1, presence_penalty=0.5))
+    assert not state.needs_text, "there is no text yet"
+    assert not state.read(tuple(prompt[:4]))
+    assert state.read(tuple(prompt[4:]))
+    assert state.needs_text
+    for _ in range(5):
+        state.draft = Tree()
+        state.advance([rng.randrange(9) for _ in range(rng.randrange(4))], rng.randrange(9))
+    assert state.answer == state.context[6 - said :]
+    anew = History(state.context, state.answer)
+    assert (state.history.tokens, state.history.counts) == (anew.tokens, anew.counts)
+
+
+def test_who_looks_at_no_text_keeps_no_history() -> None:
+    for rule in (None, Rule(1, bias_ids=(3,), bias_values=(1.0,))):
+        params = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 2, ())
+        state = Request(1, params, limit=60, context=[], rule=rule)
+        assert state.read((1, 2))
+        assert state.history is None
+        assert not state.needs_text

@@ -211,7 +211,9 @@ class Scheduler:
 
     def _goes_on(self, request: Request) -> bool:
         """Whether it decodes plainly and the verdict that is owed cannot be its last by length."""
-        return request.is_plain and not request.ended and request.remaining > 1
+        if request.needs_text or request.ended:
+            return False
+        return request.is_plain and request.remaining > 1
 
     def _pages_to_follow(self, request: Request) -> int:
         """Pages that it lacks for one token after the one that is being drawn."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from runtime.history import History
 from runtime.server.request import Request
 from runtime.server.schedule import prefix_cache
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler, Work
@@ -595,6 +596,18 @@ def test_plain_decoding_follows_its_own_step(scheduler: Scheduler, model: FakeMo
     scheduler.take_back()
     assert (state.verifying, state.in_steps) == (1, 1)
     assert scheduler.next_ahead(lambda state: False) == [], "its edge is going to draft"
+
+
+def test_who_needs_the_text_of_the_step_before_does_not_follow_it(
+    scheduler: Scheduler, model: FakeModel
+) -> None:
+    """Its logits depend on the token that is being drawn; others follow as before."""
+    penalised, other = plain(scheduler, model, 1), plain(scheduler, model, 2)
+    penalised.history = History(penalised.context, penalised.answer)
+    while len(scheduler.next_batch()) < 2:
+        deliver(scheduler, [], model.step([]))
+    assert ahead(scheduler) == [(2, 0, True, True)]
+    assert (penalised.verifying, other.verifying) == (1, 2)
 
 
 def test_nobody_follows_a_step_that_gives_its_last_token(
