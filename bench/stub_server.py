@@ -19,6 +19,7 @@ import torch
 from prometheus_client import Gauge
 from torch import Tensor
 
+from runtime.api.serving import serving
 from runtime.arguments import parse
 from runtime.config import ServerConfig
 from runtime.logs import configure
@@ -27,7 +28,7 @@ from runtime.model.engine import Engine, TreeRequest
 from runtime.model.kv_cache import PagedKV
 from runtime.model.open import CPU_KV_TOKENS
 from runtime.server.door import Door, Identity
-from runtime.server.http import application, serving
+from runtime.server.http import application
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
 from runtime.server.schedule.step import Step

@@ -108,6 +108,12 @@ class ServerConfig(Options):
     tls_certificate: str = option("", "PEM file; with --tls-key, connections are encrypted")
     tls_key: str = option("", "PEM file of the certificate's private key")
     http: str = option("127.0.0.1:8402", 'address of /health, /ready and /metrics; "" for none')
+    openai: str = option(
+        "", "address of the OpenAI API for clients without an edge, such as 127.0.0.1:8403"
+    )
+    origins: tuple[str, ...] = option(
+        (), "web pages that may ask it, beside this machine's own, or *; may be repeated"
+    )
     redirect: str = option("", "load no model; send edges to these host:port,host:port in turn")
     max_requests: int = option(64, "requests admitted at once, over all edges", minimum=1)
     max_waiting: int = option(256, "requests that may wait for pages before BUSY", minimum=0)
@@ -165,6 +171,7 @@ class ServerConfig(Options):
                 f"--host {self.host} can be reached by others, who must then prove who they are: "
                 "make a file of users with --users FILE --add-user NAME"
             )
+        self._check_openai()
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ConfigError("--tls-certificate and --tls-key belong together; give both or none")
         if self.add_user and not self.users:
@@ -173,6 +180,21 @@ class ServerConfig(Options):
             parse_address(self.http, "--http", least_port=0)
         for address in self.replicas:
             parse_address(address, "--redirect")
+
+    def _check_openai(self) -> None:
+        if not self.openai:
+            return
+        host, _ = parse_address(self.openai, "--openai", least_port=0)
+        if not self.users and not is_loopback(host):
+            raise ConfigError(
+                f"--openai {self.openai} can be reached by others, whose API key is their token: "
+                "make a file of users with --users FILE --add-user NAME"
+            )
+        if self.redirect:
+            raise ConfigError(
+                "--redirect sends edges to replicas and has no model that --openai could ask; "
+                "give --openai to the replicas"
+            )
 
     @property
     def replicas(self) -> tuple[str, ...]:

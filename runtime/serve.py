@@ -18,6 +18,7 @@ class Server:
                 print(edge.generate("Why is the sky blue?").text)
 
     port, address   where it listens, "host:port" as an edge's `server` takes it
+    openai_url      of the API for clients without an edge, as they take it: empty without `openai`
     """
 
     def __init__(self, config: ServerConfig | None = None) -> None:
@@ -28,6 +29,7 @@ class Server:
                 raise ConfigError(f"{name}= is for python -m runtime.server; leave it out here")
         self.port = 0
         self.address = ""
+        self.openai_url = ""
         self._background = Background()
 
     def __enter__(self) -> "Server":
@@ -50,7 +52,12 @@ class Server:
         def on_open(host: str, port: int) -> None:
             opened.set_result((host, port))
 
-        serving = self._background.run(serve(self.config, Terminal(quiet=True), opened=on_open))
+        def on_api_open(url: str) -> None:
+            self.openai_url = url
+
+        serving = self._background.run(
+            serve(self.config, Terminal(quiet=True), opened=on_open, api_opened=on_api_open)
+        )
         try:
             either: list[Future[Any]] = [opened, serving]
             wait(either, return_when=FIRST_COMPLETED)

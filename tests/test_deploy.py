@@ -175,7 +175,7 @@ def test_every_expression_of_the_dashboard_names_a_metric(metrics: Metrics) -> N
 
 def test_the_table_of_metrics_is_the_code(metrics: Metrics) -> None:
     table = OPERATIONS.split("<!-- metrics -->")[1].split("<!-- end -->")[0]
-    rows = dict(re.findall(r"^\| `(\w+)(?:\{\w+\})?` (\| \w+ \| .*) \|$", table, flags=re.M))
+    rows = dict(re.findall(r"^\| `(\w+)(?:\{[\w,]+\})?` (\| \w+ \| .*) \|$", table, flags=re.M))
     assert rows == {
         family.name.removeprefix("specedge:") + ("_total" if family.type == "counter" else ""): (
             f"| {family.type} | {family.documentation}"

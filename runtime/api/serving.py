@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -14,39 +15,47 @@ from runtime.wire.places import listen
 
 
 @asynccontextmanager
-async def serving(address: str, app: ASGIApp, most: int | None = None) -> AsyncIterator[str]:
+async def serving(
+    address: str,
+    app: ASGIApp,
+    most: int | None = None,
+    option: str = "--http",
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[str]:
     """Serve an app at host:port while the context lasts; gives its URL.
 
-    Port 0 picks a free one; beyond `most` connections all are told 503. Raises what `listen` raises
-    if the address cannot be had.
+    Port 0 picks a free one; beyond `most` connections all are told 503. `option` is where the
+    address comes from. Raises what `listen` raises if the address cannot be had.
     """
     try:
-        reserved = await listen(*parse_address(address, "--http", 0), asyncio.Protocol, start=False)
+        reserved = await listen(*parse_address(address, option, 0), asyncio.Protocol, start=False)
     except ConnectionError as error:
-        sentence = f'{error}; give --http another address, or "" for none'
+        sentence = f'{error}; give {option} another address, or "" for none'
         raise type(error)(sentence) from error
     sockets = [socket.dup() for socket in reserved.sockets]
     for socket in sockets:
         socket.listen()  # whoever reads the URL may connect, even before the first turn below
     host, port = sockets[0].getsockname()[:2]
     reserved.close()
-    server = _Quiet(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            ws="none",
-            http="h11",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=most,
-            timeout_graceful_shutdown=1,
-        )
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        http="h11",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=most,
+        timeout_graceful_shutdown=1,
     )
+    config.load()
+    config.ssl = tls
+    server = _Quiet(config)
     running = asyncio.ensure_future(server.serve(sockets))
     try:
-        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        yield f"{'https' if tls else 'http'}://{place}"
     finally:
         server.should_exit = True
         await running

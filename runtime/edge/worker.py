@@ -4,14 +4,11 @@ To be called on that loop alone; the fronts for other threads are in `client.py`
 """
 
 import asyncio
-import itertools
-from collections.abc import Callable
-from contextlib import aclosing
-from functools import partial
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from runtime.config import ConfigError, EdgeConfig, parse_address, read_token
-from runtime.edge.answer import Stream
+from runtime.edge.answers import Answers
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loading import Loading, OpenDraft, Vocabulary
@@ -19,29 +16,22 @@ from runtime.edge.loop import Drafting, Round
 from runtime.edge.net.link import Credentials, ServerError, reach
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.prompts import Prompts
-from runtime.edge.resume import FinishReason, Transcript, resuming
-from runtime.edge.resume_file import ResumeFile
-from runtime.edge.writer import Writer
+from runtime.edge.resume import Transcript, resuming
 from runtime.terminal import inert
 from runtime.wire import messages as wire
 from runtime.wire.tls import TLSError, Trust, trust
 
 
-class Worker:
+class Worker(Answers):
     """One edge. `on_lost` hears when a lost server begins to be looked for."""
 
     def __init__(
         self, config: EdgeConfig, on_lost: Callable[[ServerError], None], open_draft: OpenDraft
     ) -> None:
-        self.uplink: Uplink | None = None
-        self.prompts: Prompts | None = None
+        super().__init__()
         self._config, self._on_lost, self._open_draft = config, on_lost, open_draft
         self._loading: Loading | None = None
         self._batcher: Batcher | None = None
-        self._writing: set[asyncio.Task[object]] = set()
-        self._numbers = itertools.count(1)
-        # told of each round that is over, with the number of its answer, on the edge's own loop
-        self.on_round: Callable[[int, Round], None] = lambda answer, turn: None
 
     @property
     def connected(self) -> bool:
@@ -93,57 +83,27 @@ class Worker:
         except TLSError as error:
             raise ConfigError(str(error)) from error
 
-    async def write(
+    def _rounds(
         self,
+        uplink: Uplink,
         transcript: Transcript,
         config: EdgeConfig,
-        stream: Stream,
-        file: ResumeFile | None = None,
-    ) -> FinishReason:
-        """Write an answer into a stream, within `timeout_s`. Raises ServerError, TimeoutError."""
-        task = asyncio.current_task()
-        assert task is not None, "not on the event loop"
-        self._writing.add(task)
-        try:
-            return await asyncio.wait_for(
-                self._write(transcript, config, stream, file), config.timeout_s or None
-            )
-        except asyncio.TimeoutError:
-            tokens = f"{len(stream.tokens)} of at most {config.max_tokens} tokens"
-            raise TimeoutError(
-                f"the answer has {tokens} after {config.timeout_s:g} s, the time it was given"
-            ) from None
-        finally:
-            self._writing.discard(task)
-
-    async def _write(
-        self, transcript: Transcript, config: EdgeConfig, stream: Stream, file: ResumeFile | None
-    ) -> FinishReason:
-        assert self.uplink is not None, "not connected"
+        on_reading: Callable[[wire.Reading], None],
+    ) -> AsyncGenerator[Round, None]:
         assert self._batcher is not None, "not connected"
-        assert self.prompts is not None, "not connected"
-        tell = partial(self.on_round, next(self._numbers))
-        writer = Writer(transcript, stream, self.prompts.tokenizer, self.uplink, file, tell)
-        rounds = resuming(
-            self.uplink,
+        return resuming(
+            uplink,
             self._batcher,
             transcript,
             _drafting(config),
             config.reconnect_s,
             self._on_lost,
-            writer.read,
+            on_reading,
         )
-        # leaving it ends the request on the server, if it is still running
-        async with aclosing(rounds):
-            return await writer.write(rounds)
 
     async def close(self) -> None:
         """Cancel all answers, hang up, and stop drafting."""
-        for task in self._writing:
-            task.cancel()
-        await asyncio.gather(*self._writing, return_exceptions=True)
-        if self.uplink is not None:
-            await self.uplink.close()
+        await super().close()
         if self._batcher is not None:
             await self._batcher.close()
 

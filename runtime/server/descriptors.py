@@ -16,6 +16,7 @@ from runtime.system import raise_descriptor_limit
 log = logging.getLogger(__name__)
 
 OWN = 64  # the model's files, the listeners, the event loop, what libraries keep open
+MAX_CLIENTS = 1024  # of the OpenAI API, connected at once
 KEPT = OWN + MAX_CONNECTIONS  # so that /health answers however many edges there are
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -26,18 +27,30 @@ def edges_that_fit(config: ServerConfig) -> int:
     Raises this process's limit to what all connections may need, as far as it may.
     """
     edges = config.max_connections + config.max_strangers
-    limit = raise_descriptor_limit(edges + KEPT)
-    return min(edges, max(limit - KEPT, limit // 4))
+    limit = raise_descriptor_limit(_wanted(config))
+    left = limit - KEPT - clients_that_fit(config)
+    return min(edges, max(left, limit // 4))
+
+
+def clients_that_fit(config: ServerConfig) -> int:
+    """Connections of the OpenAI API; none where it is not served."""
+    if not config.openai:
+        return 0
+    return min(MAX_CLIENTS, raise_descriptor_limit(_wanted(config)) // 4)
+
+
+def _wanted(config: ServerConfig) -> int:
+    clients = MAX_CLIENTS if config.openai else 0
+    return config.max_connections + config.max_strangers + clients + KEPT
 
 
 def check_descriptors(config: ServerConfig) -> None:
     """A warning if there are not enough for all edges that may come."""
     edges, fit = config.max_connections + config.max_strangers, edges_that_fit(config)
     if fit < edges:
-        limit = raise_descriptor_limit(edges + KEPT)
         about = fields(
-            limit=limit,
-            wanted=edges + KEPT,
+            limit=raise_descriptor_limit(_wanted(config)),
+            wanted=_wanted(config),
             reason=f"{fit} edges can be connected at once; raise `ulimit -n`",
         )
         log.warning("few descriptors", extra=about)

@@ -150,8 +150,7 @@ class Door:
             host, port = parse_address(next(self._replicas))
             peer.send(wire.Redirect(port, host))
             return
-        mine = self.identity
-        welcome = self._welcome_of(mine)
+        mine, welcome = self.identity, self.welcome
         if not same_vocabulary(hello, mine.vocabulary_size, mine.vocabulary_hash):
             peer.refuse(wire.ErrorCode.VOCABULARY, other_vocabulary(hello, welcome))
             return
@@ -167,7 +166,11 @@ class Door:
             assert mine.template is not None, "a template follows where there is none"
             peer.send(wire.Template.of(mine.template))
 
-    def _welcome_of(self, mine: Identity) -> wire.Welcome:
+    @property
+    def welcome(self) -> wire.Welcome:
+        """What every edge is told that is admitted, where there is a model."""
+        mine = self.identity
+        assert mine is not None, "a welcome where there is no model"
         return wire.Welcome(
             version=wire.VERSION,
             vocabulary_size=mine.vocabulary_size,

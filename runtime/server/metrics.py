@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -67,6 +67,17 @@ class Metrics:
         self._connection_errors = self._counter(
             "connection_errors", "Connections ended by an Error of either end", "code", ErrorCode
         )
+        self._http_requests = Counter(
+            PREFIX + "http_requests",
+            "Requests of the OpenAI API that are over; 499 where the client left before an answer",
+            ["route", "status"],
+            registry=self.registry,
+        )
+        self.http_streams = Gauge(
+            PREFIX + "http_streams_open",
+            "Answers of the OpenAI API that are being streamed",
+            registry=self.registry,
+        )
         self._add_times()
 
     def _add_times(self) -> None:
@@ -110,6 +121,10 @@ class Metrics:
         self._gone_bytes["sent"] += peer.bytes_sent
         if peer.ended_with is not None:
             self._connection_errors.labels(label(peer.ended_with)).inc()
+
+    def http_answered(self, route: str, status: int) -> None:
+        """A request of the API is over; of one that got no answer, the status is 499."""
+        self._http_requests.labels(route, str(status)).inc()
 
     def opened(self) -> None:
         """An edge has opened a request, which may still be refused."""

@@ -6,8 +6,10 @@ import platform
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
@@ -131,54 +133,83 @@ async def serve(
     console: Terminal,
     on_step: Callable[[Step], None] = lambda step: None,
     opened: Callable[[str, int], None] = lambda host, port: None,
+    api_opened: Callable[[str], None] = lambda url: None,
     open_engine: OpenTarget = open_target,
 ) -> None:
     """Load, listen and serve until a signal, or until it is cancelled.
 
-    `opened` is told the address. Raises ConfigError, ModelError, TLSError or ConnectionError.
+    `opened` is told the address, and before that `api_opened` the API's URL if there is one.
+    Raises ConfigError, ModelError, TLSError or ConnectionError.
     """
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
     # opened last, so that nobody reaches a server that cannot answer.
     tell_accept_failures(asyncio.get_running_loop())
     certificate = _certificate(config)
-    server: Server | None = None
-
-    def new_peer() -> FramedProtocol:
-        assert server is not None, "the port is not open yet"
-        return server.new_peer()
-
-    def unready() -> str:
-        return server.unready if server else f"{Path(config.model).name} is being loaded"
-
-    def requests() -> Collection[Request]:
-        return server.requests.values() if server else ()
+    there = _There(config)
 
     def announce(host: str, port: int) -> None:
         _announce(config, console, certificate, host, port)
         opened(host, port)
 
     tls = certificate.context if certificate else None
-    listener = await listen(config.host, config.port, new_peer, start=False, tls=tls)
+    listener = await listen(config.host, config.port, there.new_peer, start=False, tls=tls)
     users = load_users(Path(config.users)) if config.users else None
     metrics = Metrics()
-    async with _pages(config, console, unready, metrics, requests, on_step) as step_ended:
+    async with (
+        _pages(config, console, there.unready, metrics, there.requests, on_step) as step_ended,
+        _clients(config, console, there.unready, users, metrics, api_opened) as join,
+    ):
         # in a thread, so that the pages answer meanwhile
-        engine, identity, costs = await asyncio.to_thread(_load, config, console, open_engine)
-        door = _door(config, users, certificate, identity)
-        server = Server(config, engine, door, step_ended, metrics)
-        server.pipeline.load.cost.learn(costs)
-        _tell_ready(config, console, engine)
+        loaded = await asyncio.to_thread(_load, config, console, open_engine)
+        door = _door(config, users, certificate, loaded.identity)
+        server = there.server = Server(config, loaded.engine, door, step_ended, metrics)
+        server.pipeline.load.cost.learn(loaded.costs)
+        join(server, loaded.tokenizer)
+        _tell_ready(config, console, loaded.engine)
+        del loaded
         await server.run(listener, announce)
     _tell_totals(console, server)
 
 
-def _load(
-    config: ServerConfig, console: Terminal, open_engine: OpenTarget
-) -> tuple[Engine, Identity, list[tuple[int, float]]]:
-    """The model, ready to run, what it is, and what its steps cost: (rows, seconds)."""
+@dataclass
+class _There:
+    """A server, once its model is loaded."""
+
+    config: ServerConfig
+    server: Server | None = None
+
+    def new_peer(self) -> FramedProtocol:
+        assert self.server is not None, "the port is not open yet"
+        return self.server.new_peer()
+
+    def unready(self) -> str:
+        """Why no requests are taken; empty if they are."""
+        if self.server is None:
+            return f"{Path(self.config.model).name} is being loaded"
+        return self.server.unready
+
+    def requests(self) -> Collection[Request]:
+        return self.server.requests.values() if self.server is not None else ()
+
+
+class _Loaded(NamedTuple):
+    """A model, ready to run, what it is, and what its steps cost: (rows, seconds).
+
+    A server needs no tokenizer, which takes memory, but for clients without an edge.
+    """
+
+    engine: Engine
+    identity: Identity
+    costs: list[tuple[int, float]]
+    tokenizer: Tokenizer | None
+
+
+def _load(config: ServerConfig, console: Terminal, open_engine: OpenTarget) -> _Loaded:
     engine = open_engine(config, console)
-    identity = _identity(config, engine)
-    return engine, identity, [*warm_up(engine, config.max_step_nodes, config.max_batch)]
+    tokenizer = Tokenizer.load(config.model)
+    identity = _identity(config, engine, tokenizer)
+    costs = [*warm_up(engine, config.max_step_nodes, config.max_batch)]
+    return _Loaded(engine, identity, costs, tokenizer if config.openai else None)
 
 
 def _tell_ready(config: ServerConfig, console: Terminal, engine: Engine) -> None:
@@ -216,15 +247,42 @@ async def _pages(
         yield on_step
         return
     # Without the pages, neither starlette nor uvicorn is needed.
+    from runtime.api.serving import serving
     from runtime.pages.server import ServerPage
-    from runtime.server.http import application, serving
+    from runtime.server.http import MAX_CONNECTIONS, application
 
     page = ServerPage(requests, on_step) if requests else None
     app = application(unready, metrics.registry, page.routes() if page else ())
-    async with serving(config.http, app) as url:
+    async with serving(config.http, app, MAX_CONNECTIONS) as url:
         watch = f"; {url} to watch it" if page else ""
         console.print(f"{url}/health, /ready and /metrics{watch}", soft_wrap=True)
         yield page.step if page else on_step
+
+
+@asynccontextmanager
+async def _clients(
+    config: ServerConfig,
+    console: Terminal,
+    unready: Callable[[], str],
+    users: Mapping[str, bytes] | None,
+    metrics: Metrics,
+    opened: Callable[[str], None],
+) -> AsyncIterator[Callable[[Server, Tokenizer | None], None]]:
+    """Serve clients without an edge while the context lasts, if it is wanted.
+
+    Gives a function that joins them to a server; until then, they are told why they have to wait.
+    """
+    if not config.openai:
+        yield lambda server, tokenizer: None
+        return
+    # Without it, neither the API nor an edge is needed.
+    from runtime.server.local import serving_clients
+
+    certificate = _certificate(config, "a client of the API")
+    async with serving_clients(config, unready, users, certificate, metrics) as (url, join):
+        console.print(f"{url}/v1 for clients without an edge", soft_wrap=True)
+        opened(f"{url}/v1")
+        yield join
 
 
 def _announce(
@@ -262,13 +320,13 @@ def _trace(config: ServerConfig) -> Iterator[Callable[[Step], None]]:
         yield on_step
 
 
-def _certificate(config: ServerConfig) -> Certificate | None:
+def _certificate(config: ServerConfig, whom: str = "an edge") -> Certificate | None:
     if not config.tls_certificate:
         return None
     return load_certificate(
         Path(config.tls_certificate),
         Path(config.tls_key),
-        Seldom(log, "no TLS with an edge"),
+        Seldom(log, f"no TLS with {whom}"),
     )
 
 
@@ -282,8 +340,7 @@ def _door(
     return Door(config, identity, users, known, edges_that_fit(config))
 
 
-def _identity(config: ServerConfig, engine: Engine) -> Identity:
-    tokenizer = Tokenizer.load(config.model)
+def _identity(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> Identity:
     pool_tokens = engine.kv.n_pages * engine.kv.page_size
     longest, rows = engine.model.config.max_context, engine.model.config.vocab_size
     return Identity(

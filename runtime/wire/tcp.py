@@ -81,8 +81,12 @@ class FramedProtocol(asyncio.Protocol):
     @property
     def certificate(self) -> bytes:
         """The hash of the server's certificate, on the edge; empty without TLS."""
-        link = self._transport and self._transport.get_extra_info("ssl_object")
-        return certificate_hash(link.getpeercert(binary_form=True)) if link else NO_CERTIFICATE
+        if self._transport is None:
+            return NO_CERTIFICATE
+        if link := self._transport.get_extra_info("ssl_object"):
+            return certificate_hash(link.getpeercert(binary_form=True))
+        known: bytes = self._transport.get_extra_info("certificate", NO_CERTIFICATE)
+        return known
 
     @property
     def is_closing(self) -> bool:
@@ -154,15 +158,17 @@ class FramedProtocol(asyncio.Protocol):
         """What waits here, and what the other machine has not confirmed."""
         if self._transport is None:
             return 0
-        descriptor: int = self._transport.get_extra_info("socket").fileno()
-        return _buffered_bytes(self._transport) + unacknowledged_bytes(descriptor)
+        link: socket.socket | None = self._transport.get_extra_info("socket")
+        under_way = unacknowledged_bytes(link.fileno()) if link else 0  # none in memory
+        return _buffered_bytes(self._transport) + under_way
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport), "only stream transports carry frames"
         self._transport = transport
         name = transport.get_extra_info("peername")
-        self.peer_name, self.host = address(name), _host(name or ("nowhere",))
-        _set_options(transport.get_extra_info("socket"))
+        self.peer_name, self.host = address(name), _host(name)
+        if link := transport.get_extra_info("socket"):
+            _set_options(link)
         self._start_timer(self._handshake_timeout_s, self._give_up_handshake)
         if (sentence := self._on_connected(self)) is not None:
             self.refuse(ErrorCode.BUSY, sentence)
@@ -276,15 +282,16 @@ def _buffered_bytes(transport: asyncio.Transport) -> int:
 
 def address(name: tuple[object, ...] | str | None) -> str:
     """A socket's name as people write it: host:port, an IPv6 host in brackets."""
-    if not isinstance(name, tuple):
-        return str(name)
     host = _host(name)
+    if not isinstance(name, tuple):
+        return host
     return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
 
 
-def _host(name: tuple[object, ...]) -> str:
+def _host(name: tuple[object, ...] | str | None) -> str:
     """An address without its port; an IPv4 one on a socket of both families is one of IPv4."""
-    return str(name[0]).removeprefix("::ffff:")
+    host = name[0] if isinstance(name, tuple) else name or "nowhere"
+    return str(host).removeprefix("::ffff:")
 
 
 def _set_options(link: socket.socket) -> None:

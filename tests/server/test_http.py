@@ -15,11 +15,12 @@ from urllib.request import urlopen
 import pytest
 import torch
 
+from runtime.api.serving import serving
 from runtime.config import ConfigError, ServerConfig
 from runtime.edge.net.link import Link, Sampling, ServerError
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.door import Door, Identity
-from runtime.server.http import application, serving
+from runtime.server.http import application
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
 from runtime.server.request import Request

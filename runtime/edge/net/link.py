@@ -16,6 +16,7 @@ from runtime.logs import fields
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 from runtime.wire.auth import is_proven, new_nonce, prove
+from runtime.wire.memory import join
 from runtime.wire.places import connect
 from runtime.wire.states import Phase, Role, State
 from runtime.wire.tcp import FramedProtocol
@@ -151,6 +152,7 @@ class Link:
         self._last_number = 0
         self._lost: ServerError | None = None
         self._gone = asyncio.Event()
+        self._log_level = logging.WARNING  # of what the server says to the edge as a whole
         self._watchdog = Watchdog()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -169,6 +171,24 @@ class Link:
                 return link
             host, port = answer.host, answer.port
         raise ServerError(f"sent on {MAX_REDIRECTS} times, last to {host}:{port}: a circle?")
+
+    @classmethod
+    async def join(
+        cls, server: FramedProtocol, hello: wire.Hello, token: bytes, certificate: bytes
+    ) -> "Link":
+        """The same with a server in this event loop, by a protocol that it has for one more edge.
+
+        certificate: its hash, to which proofs are bound. Raises ServerError.
+        """
+        link = cls(replace(hello, nonce=new_nonce()), Credentials(token))
+        link._log_level = logging.DEBUG  # it is said in the log of that server itself
+        link._peer = join(server, link._on_message, link._on_closed, certificate)
+        answer = await link._say_hello()
+        if isinstance(answer, wire.Redirect):
+            raise ServerError("this server has no model: it sends its edges to others")
+        link.welcome = answer
+        link._watch()
+        return link
 
     @property
     def bytes_sent(self) -> int:
@@ -250,6 +270,9 @@ class Link:
                 f"the certificate of {host}:{port} is not the one that --tls names; "
                 "if the server has a new one, ask its operator for the new hash"
             )
+        return await self._say_hello()
+
+    async def _say_hello(self) -> wire.Welcome | wire.Redirect:
         self._peer.send(self._hello)
         try:
             return await self._greeted
@@ -368,7 +391,8 @@ class Link:
                 self._lose(message.sentence, message.code)
             case wire.Error(request=0):
                 code = message.code.name.lower()
-                log.warning("the server says", extra=fields(code=code, reason=message.sentence))
+                about = fields(code=code, reason=message.sentence)
+                log.log(self._log_level, "the server says", extra=about)
             case wire.Reading() if message.request in self._on_reading:
                 self._on_reading[message.request](message)
             case _ if message.request in self._inboxes:

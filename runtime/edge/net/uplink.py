@@ -37,10 +37,13 @@ class Uplink:
         async with self._opening:
             if self._link is None or not self._link.alive:
                 await self.close()
-                self._link = await Link.open(*self._greeting)
+                self._link = await self._open()
                 self.welcome, self.template = self._link.welcome, self._link.template
                 self.opened += 1
             return self._link
+
+    async def _open(self) -> Link:
+        return await Link.open(*self._greeting)
 
     async def close(self) -> None:
         """Hang up; the next request would open a new link."""
