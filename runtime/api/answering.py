@@ -192,7 +192,10 @@ async def begin(backend: Backend, asked: Asked) -> list[Choice]:
     choices: list[Choice] = []
     for prompt in asked.prompts:
         # a long prompt takes a while, in which others are served
-        ids = await asyncio.to_thread(backend.encode, prompt, **asked.options)
+        try:
+            ids = await asyncio.to_thread(backend.encode, prompt, **asked.options)
+        except ValueError as error:
+            raise APIError(400, str(error), param=asked.param) from error
         room = backend.max_context - len(ids)
         if room < 1:
             raise APIError(

@@ -118,7 +118,9 @@ def _check_model(name: str | None, backend: Backend) -> None:
 
 def key_of(request: Request) -> str | None:
     """The key that a request brings, None where it brings none."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    # headers are bytes, which Starlette takes for Latin-1
+    sent = request.headers.get("authorization", "").encode("latin-1").decode(errors="replace")
+    scheme, _, key = sent.partition(" ")
     return key.strip() if scheme.lower() == "bearer" and key.strip() else None
 
 

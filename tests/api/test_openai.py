@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from runtime.api.of_edge import EdgeBackend
+from tests.api.plain import plain, question
 
 GREEDY = {"temperature": 0, "max_tokens": 24}
 
@@ -19,20 +20,6 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 def model(edge: EdgeBackend) -> str:
     return edge.model
-
-
-def question(text: str = "Why?") -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
-
-
-def plain(edge: EdgeBackend, prompt: object, **options: object) -> str:
-    """The text of plain decoding, by the library."""
-    import asyncio
-
-    async def ask() -> str:
-        return await edge.edge.generate(prompt, max_budget=0, **options).text
-
-    return asyncio.run(ask())
 
 
 def test_a_chat_is_the_plain_text(client: openai.OpenAI, edge: EdgeBackend, model: str) -> None:

@@ -1,0 +1,170 @@
+"""Bodies of any kind: an answer, or an error in OpenAI's shape that names what is wrong."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.api.bodies import MAX_BODY_BYTES, MAX_DEPTH, NEUTRAL
+from runtime.api.errors import TYPES
+from runtime.api.of_edge import EdgeBackend
+
+PATHS = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]
+MESSAGES = [{"role": "user", "content": "Why?"}]
+FIELDS = [
+    *("model", "messages", "prompt", "content", "tokens", "stream", "stream_options", "n", "seed"),
+    *("max_tokens", "max_completion_tokens", "stop", "temperature", "top_p", "min_p", "top_k"),
+    *sorted(NEUTRAL),
+]
+numbers = st.one_of(
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([0, 1, -1, 2**31, 2**63 - 1, -(2**63), 1e308, -0.0]),
+)
+scalars = st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=8))
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+messages = st.lists(
+    st.one_of(
+        values,
+        st.fixed_dictionaries(
+            {"role": st.one_of(st.sampled_from(["user", "system", "assistant", "tool"]), values)},
+            optional={"content": values, "tool_calls": values, "name": values},
+        ),
+    ),
+    max_size=3,
+)
+bodies = st.fixed_dictionaries(
+    {"max_tokens": st.sampled_from([1, 2, None, 0, "x"])},
+    optional={
+        **{name: values for name in FIELDS if name not in ("max_tokens", "messages", "n")},
+        "messages": st.one_of(messages, values),
+        "n": st.one_of(
+            st.sampled_from([1, 2, 0, None]),
+            scalars.filter(lambda n: n != n or n not in range(3, 129)),
+        ),
+    },
+)
+
+
+@pytest.fixture(scope="session")
+def client(served: tuple[str, EdgeBackend]) -> httpx.Client:
+    return httpx.Client(base_url=served[0], timeout=60)
+
+
+def check(answer: httpx.Response) -> dict[str, Any]:
+    """The error of an answer that is one; in a stream it may come later."""
+    if answer.status_code == 200:
+        assert "Traceback" not in answer.text
+        return {}
+    assert answer.status_code in TYPES, answer.text
+    (error,) = answer.json().values()
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert "Traceback" not in error["message"]
+    assert error["type"] == TYPES[answer.status_code]
+    return error
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=25)
+@given(body=bodies)
+def test_any_json_is_answered(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    check(client.post(path, content=json.dumps(body)))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=15)
+@given(body=st.binary(max_size=40))
+def test_any_bytes_are_answered(client: httpx.Client, path: str, body: bytes) -> None:
+    answer = client.post(path, content=body)
+    assert answer.status_code == 400
+    check(answer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": ["hello"]}, "messages[0]"),
+        ({"messages": [{"content": "no role"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": [3]}, "stop[0]"),
+        ({"seed": 2**64}, "seed"),
+        ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage"),
+        ({"suffix": "x"}, "suffix"),
+        ({"metadata": json.loads("[" * 99 + "]" * 99)}, "metadata"),
+    ],
+)
+def test_an_error_names_its_field(client: httpx.Client, fields: dict[str, Any], param: str) -> None:
+    answer = client.post("/v1/chat/completions", json={"messages": MESSAGES, **fields})
+    assert answer.status_code == 400
+    assert check(answer)["param"] == param
+
+
+def test_what_is_unknown_or_says_nothing_is_passed_over(client: httpx.Client) -> None:
+    body = {"messages": MESSAGES, "max_tokens": 1, "user": "me", "store": False, "x": {"y": [1]}}
+    body |= {name: None for name in FIELDS if name not in ("messages", "max_tokens")}
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+    for name, neutral in NEUTRAL.items():
+        for value in neutral:
+            body = {"messages": MESSAGES, "max_tokens": 1, name: value}
+            answer = client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200, (name, value, answer.text)
+
+
+def test_a_body_is_bounded_in_length_and_depth(client: httpx.Client) -> None:
+    long = b'{"messages": "' + b"a" * MAX_BODY_BYTES + b'"}'
+    assert client.post("/v1/chat/completions", content=long).status_code == 413
+    deep = {"messages": MESSAGES, "metadata": json.loads("[" * MAX_DEPTH + "]" * MAX_DEPTH)}
+    assert client.post("/v1/chat/completions", json={**deep, "max_tokens": 1}).status_code == 200
+    for depth in (10_000, 1_000_000):
+        answer = client.post("/v1/chat/completions", content=b'{"metadata": ' + b"[" * depth)
+        assert answer.status_code == 400
+        check(answer)
+
+
+def test_paths_and_methods_that_are_not_there(client: httpx.Client) -> None:
+    assert client.get("/v1/nothing").status_code == 404
+    assert client.post("/v1/models").status_code == 405
+    refused = client.get("/v1/chat/completions")
+    assert refused.status_code == 405
+    assert check(refused)
+    assert refused.headers["allow"] == "POST"
+    assert (
+        check(client.post("/v1/embeddings", json={"input": "a"}))["type"] == "not_implemented_error"
+    )
+
+
+def test_a_prompt_that_is_too_long_is_told_as_openai_tells_it(client: httpx.Client) -> None:
+    answer = client.post("/v1/completions", json={"prompt": "a" * 1024, "stream": True})
+    assert answer.status_code == 400
+    error = check(answer)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    answer = client.post("/v1/completions", json={"prompt": "a" * 1023, "max_tokens": 9}).json()
+    assert answer["usage"]["completion_tokens"] == 1
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_ids_that_the_model_lacks_are_refused(client: httpx.Client) -> None:
+    for prompt in ([1, 2, 999], [-1], [[1], [2, 300]], [1, "a"], [[]], [], [True], [1.0]):
+        answer = client.post("/v1/completions", json={"prompt": prompt})
+        assert answer.status_code == 400, (prompt, answer.text)
+        check(answer)
