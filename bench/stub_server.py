@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -105,6 +106,15 @@ async def serve(config: ServerConfig, step_s: float, on_step: Callable[[Step], N
     async with serving(config.http, pages) as url:
         await server.run(listener, lambda host, port: print(url, f"{host}:{port}", flush=True))
     server.scheduler.check()
+
+
+def _identity(config: ServerConfig) -> Identity:
+    """With --model the ids stand for what those of that folder do."""
+    if config.model == ServerConfig.model:
+        return IDENTITY
+    from runtime.model.tokenizer import Tokenizer
+
+    return replace(IDENTITY, vocabulary_hash=Tokenizer.load(config.model).hashes.below)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from runtime.edge.options import RequestOptions
     from runtime.edge.prompts import Prompt
 
-# A refusal that comes this soon is a status; a later one is an event, as the stream has begun.
+# What the server refuses this soon is a status; later it is an event, as the stream has begun.
 GRACE_S = 0.01
 KEEP_ALIVE_S = 1.0
 COMMENT = b": keep-alive\n\n"
@@ -97,9 +97,10 @@ class Form(Protocol):
 class Answering(Response):
     """What an endpoint returns: the answers, once they are there, or as they come."""
 
-    def __init__(self, backend: Backend, asked: Asked, form: Form) -> None:
+    def __init__(self, backend: Backend, asked: Asked, form: Form, is_long: bool = False) -> None:
+        """is_long: whether reading the prompts may take so long that a stream begins before."""
         super().__init__()
-        self._backend, self._asked, self._form = backend, asked, form
+        self._backend, self._asked, self._form, self._is_long = backend, asked, form, is_long
         self._choices: list[Choice] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,6 +124,8 @@ class Answering(Response):
 
     async def _stream(self, send: Send) -> None:
         """Raises only as long as nothing has been sent."""
+        if not self._is_long:
+            self._choices = await begin(self._backend, self._asked)
         events = self._events()
         event = asyncio.ensure_future(anext(events, None))
         try:
@@ -170,7 +173,7 @@ class Answering(Response):
 
     async def _written(self) -> AsyncGenerator[tuple[Choice, str], None]:
         """Text of any choice as it comes; an empty one is its end."""
-        self._choices = await begin(self._backend, self._asked)
+        self._choices = self._choices or await begin(self._backend, self._asked)
         news: asyncio.Queue[tuple[Choice, str] | BaseException] = asyncio.Queue()
         followers = [asyncio.ensure_future(_follow(choice, news)) for choice in self._choices]
         left = len(followers)

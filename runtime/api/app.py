@@ -20,6 +20,8 @@ from runtime.api.backend import Backend, BackendOf
 from runtime.api.bodies import ChatBody, CompletionBody, DetokenizeBody, Known, TokenizeBody, read
 from runtime.api.errors import APIError, api_error
 
+LONG_BYTES = 16 * 1024  # some milliseconds of any tokenizer
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -62,12 +64,14 @@ class _API:
     async def chat(self, request: Request) -> Response:
         backend, body = await self._asked(request, ChatBody)
         asked = chat.asked(body)
-        return Answering(backend, asked, chat.ChatForm(backend.model, asked.include_usage))
+        form = chat.ChatForm(backend.model, asked.include_usage)
+        return Answering(backend, asked, form, _is_long(request))
 
     async def completions(self, request: Request) -> Response:
         backend, body = await self._asked(request, CompletionBody)
-        asked, model = completions.asked(body), backend.model
-        return Answering(backend, asked, completions.CompletionForm(model, asked.include_usage))
+        asked = completions.asked(body)
+        form = completions.CompletionForm(backend.model, asked.include_usage)
+        return Answering(backend, asked, form, _is_long(request))
 
     async def tokenize(self, request: Request) -> Response:
         return _json(
@@ -114,6 +118,11 @@ def _check_model(name: str | None, backend: Backend) -> None:
             param="model",
             code="model_not_found",
         )
+
+
+def _is_long(request: Request) -> bool:
+    """Whether its prompt may be; the length of the body is at hand."""
+    return int(request.headers.get("content-length", LONG_BYTES)) >= LONG_BYTES
 
 
 def key_of(request: Request) -> str | None:
