@@ -22,6 +22,7 @@ from runtime.api.errors import APIError, api_error
 
 if TYPE_CHECKING:
     from runtime.edge.answer import AsyncAnswer
+    from runtime.edge.answer_text import Piece
     from runtime.edge.options import RequestOptions
     from runtime.edge.prompts import Prompt
 
@@ -56,6 +57,11 @@ class Asked:
     include_usage: bool = False
     param: str = "prompt"  # the field that the prompts came in
 
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the answers come with log-probabilities."""
+        return self.options.get("logprobs") is not None
+
 
 @dataclass
 class Choice:
@@ -64,7 +70,19 @@ class Choice:
     index: int
     prompt: list[int]
     answer: AsyncAnswer
-    text: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    shown: int = 0  # of the answer's tokens, those whose text has come
+
+    @property
+    def text(self) -> str:
+        """What has come of it."""
+        return "".join(self.texts)
+
+    def add(self, pieces: Sequence[Piece]) -> tuple[str, slice]:
+        """Take in what has come; gives the text of it, and where its tokens are in the answer."""
+        text, start, self.shown = "".join(pieces), self.shown, pieces[-1].end
+        self.texts.append(text)
+        return text, slice(start, self.shown)
 
     @property
     def finish_reason(self) -> str:
@@ -75,14 +93,17 @@ class Choice:
         return reason
 
 
+News = tuple[Choice, Sequence["Piece"]]
+
+
 class Form(Protocol):
     """How an endpoint spells its answers."""
 
     def begin(self, choice: Choice) -> list[dict[str, Any]]:
         """Chunks in front of a choice's text."""
 
-    def text(self, choice: Choice, text: str) -> list[dict[str, Any]]:
-        """Chunks for more of its text."""
+    def text(self, choice: Choice, text: str, tokens: slice) -> list[dict[str, Any]]:
+        """Chunks for more of its text, that of these of its tokens."""
 
     def end(self, choice: Choice) -> list[dict[str, Any]]:
         """Chunks behind it."""
@@ -115,8 +136,9 @@ class Answering(Response):
                 choice.answer.cancel()
 
     async def _send_whole(self, send: Send) -> None:
-        async for choice, text in self._written():
-            choice.text.append(text)
+        async for choice, pieces in self._written():
+            if pieces:
+                choice.add(pieces)
         body = msgspec.json.encode(self._form.whole(self._choices))
         head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": head})
@@ -151,30 +173,40 @@ class Answering(Response):
         while not event.done():
             await asyncio.wait({event}, timeout=KEEP_ALIVE_S)
             if not event.done():
-                await send(_part(COMMENT))
+                await send(_part(self._sign_of_life()))
         try:
             return event.result()
         except Exception as error:
             # the iterator has ended with it, so this is the last event
             return _event(api_error(error).body())
 
+    def _sign_of_life(self) -> bytes:
+        """A comment, for clients and whatever is between; says how far a prompt has been read."""
+        spent = [choice.answer.statistics for choice in self._choices]
+        total = sum(one.prompt_tokens for one in spent)
+        if not total or any(one.tokens for one in spent):
+            return COMMENT
+        return b": %d of %d tokens read\n\n" % (sum(one.read_tokens for one in spent), total)
+
     async def _events(self) -> AsyncGenerator[bytes, None]:
         begun: set[int] = set()
-        async for choice, text in self._written():
+        async for choice, pieces in self._written():
             if choice.index not in begun:
                 begun.add(choice.index)
                 for chunk in self._form.begin(choice):
                     yield _event(chunk)
-            chunks = self._form.text(choice, text) if text else self._form.end(choice)
+            chunks = (
+                self._form.text(choice, *choice.add(pieces)) if pieces else self._form.end(choice)
+            )
             for chunk in chunks:
                 yield _event(chunk)
         if self._asked.include_usage:
             yield _event(self._form.usage(self._choices))
 
-    async def _written(self) -> AsyncGenerator[tuple[Choice, str], None]:
-        """Text of any choice as it comes; an empty one is its end."""
+    async def _written(self) -> AsyncGenerator[News, None]:
+        """Pieces of any choice as they come; none are its end."""
         self._choices = self._choices or await begin(self._backend, self._asked)
-        news: asyncio.Queue[tuple[Choice, str] | BaseException] = asyncio.Queue()
+        news: asyncio.Queue[News | BaseException] = asyncio.Queue()
         followers = [asyncio.ensure_future(_follow(choice, news)) for choice in self._choices]
         left = len(followers)
         try:
@@ -182,7 +214,7 @@ class Answering(Response):
                 item = await news.get()
                 if isinstance(item, BaseException):
                     raise item
-                left -= not item[1]
+                left -= not item[1]  # one more has ended
                 yield item
         finally:
             for follower in followers:
@@ -219,14 +251,14 @@ async def begin(backend: Backend, asked: Asked) -> list[Choice]:
     return choices
 
 
-async def _follow(choice: Choice, news: asyncio.Queue[tuple[Choice, str] | BaseException]) -> None:
+async def _follow(choice: Choice, news: asyncio.Queue[News | BaseException]) -> None:
     try:
-        async for piece in choice.answer:
-            news.put_nowait((choice, str(piece)))
+        async for pieces in choice.answer.batches():
+            news.put_nowait((choice, pieces))
     except Exception as error:
         news.put_nowait(error)
     else:
-        news.put_nowait((choice, ""))
+        news.put_nowait((choice, []))
 
 
 async def _unless(gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:

@@ -54,7 +54,8 @@ class _API:
 
     async def models(self, request: Request) -> Response:
         backend = await self._ready(request)
-        return _json({"object": "list", "data": [self._model(backend)]})
+        # Codex takes a list without `models` for an error, and one with none for what it is
+        return _json({"object": "list", "data": [self._model(backend)], "models": []})
 
     async def model(self, request: Request) -> Response:
         backend = await self._ready(request)
@@ -64,13 +65,12 @@ class _API:
     async def chat(self, request: Request) -> Response:
         backend, body = await self._asked(request, ChatBody)
         asked = chat.asked(body)
-        form = chat.ChatForm(backend.model, asked.include_usage)
-        return Answering(backend, asked, form, _is_long(request))
+        return Answering(backend, asked, chat.ChatForm(backend, asked), _is_long(request))
 
     async def completions(self, request: Request) -> Response:
         backend, body = await self._asked(request, CompletionBody)
         asked = completions.asked(body)
-        form = completions.CompletionForm(backend.model, asked.include_usage)
+        form = completions.CompletionForm(backend, asked)
         return Answering(backend, asked, form, _is_long(request))
 
     async def tokenize(self, request: Request) -> Response:

@@ -23,6 +23,9 @@ PATH = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Repetition = Annotated[float, Meta(ge=0.01, le=100)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Likeliest = Annotated[int, Meta(ge=0, le=20)]
 Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
@@ -30,6 +33,12 @@ class StreamOptions(msgspec.Struct):
     """Of a streamed answer."""
 
     include_usage: bool | None = None
+
+
+class TemplateVariables(msgspec.Struct, forbid_unknown_fields=True):
+    """What a request may tell the chat template."""
+
+    enable_thinking: bool | None = None
 
 
 class Asking(msgspec.Struct, kw_only=True):
@@ -51,6 +60,11 @@ class Body(Asking, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     min_p: Share | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Repetition | None = None
+    repeat_penalty: Repetition | None = None  # llama.cpp's name
+    logit_bias: Annotated[dict[int, Bias], Meta(max_length=1024)] | None = None
 
 
 class ChatBody(Body, kw_only=True):
@@ -58,12 +72,16 @@ class ChatBody(Body, kw_only=True):
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Likeliest | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
 
 class CompletionBody(Body, kw_only=True):
     """POST /v1/completions"""
 
     prompt: str | list[Any]
+    logprobs: Likeliest | bool | None = None
 
 
 class TokenizeBody(Asking, kw_only=True):
@@ -96,7 +114,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "dry_multiplier": (0,),
     "dynatemp_range": (0,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
     "grammar": ("",),
@@ -108,23 +125,17 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "json_schema": (),
     "length_penalty": (1,),
-    "logit_bias": ({}, []),
-    "logprobs": (False,),
     "min_tokens": (0,),
     "mirostat": (0,),
     "modalities": (["text"],),
     "n_probs": (0,),
-    "presence_penalty": (0,),
     "prompt_logprobs": (0,),
     "reasoning_effort": (),
-    "repeat_penalty": (1,),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "stop_token_ids": ([],),
     "structured_outputs": (),
     "suffix": ("",),
     "tools": ([],),
-    "top_logprobs": (0,),
     "truncate_prompt_tokens": (),
     "typical_p": (1,),
     "use_beam_search": (False,),
@@ -164,7 +175,7 @@ def parse(body: bytes, kind: type[Known]) -> Known:
         if _is_deeper(value, MAX_DEPTH):
             raise APIError(400, f"{name} is nested more than {MAX_DEPTH} deep", param=name)
     try:
-        return msgspec.convert(fields, kind)
+        return msgspec.convert(fields, kind, str_keys=True)
     except msgspec.ValidationError as error:
         sentence, param = str(error), None
         if found := PATH.search(sentence):

@@ -8,38 +8,52 @@ from typing import Any
 from uuid import uuid4
 
 from runtime.api.answering import Asked, Choice
+from runtime.api.backend import Backend
 from runtime.api.bodies import ChatBody
+from runtime.api.errors import APIError
+from runtime.api.logprobs import of_chat
 from runtime.api.options import drawn
 from runtime.api.usage import timings, usage
 
 
 def asked(body: ChatBody) -> Asked:
-    """What a body asks for: the whole room for an answer, where it names no length."""
-    return drawn(
+    """What a body asks for: the whole room for an answer, where it names no length.
+
+    Raises APIError.
+    """
+    asked = drawn(
         body, [body.messages], body.max_completion_tokens or body.max_tokens, param="messages"
     )
+    if body.logprobs:
+        asked.options["logprobs"] = body.top_logprobs or 0
+    elif body.top_logprobs:
+        raise APIError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
+    if body.chat_template_kwargs and body.chat_template_kwargs.enable_thinking is not None:
+        asked.options["enable_thinking"] = body.chat_template_kwargs.enable_thinking
+    return asked
 
 
 class ChatForm:
     """The chunks and the whole of one request's answers."""
 
-    def __init__(self, model: str, include_usage: bool) -> None:
+    def __init__(self, backend: Backend, asked: Asked) -> None:
+        self._tokenizer = backend.tokenizer if asked.wants_logprobs else None
         self._head = {
             "id": f"chatcmpl-{uuid4().hex}",
             "object": "chat.completion.chunk",
             "created": int(time.time()),
-            "model": model,
+            "model": backend.model,
         }
         # as OpenAI does: those who asked for it find a null in all chunks but the last
-        self._tail: dict[str, Any] = {"usage": None} if include_usage else {}
+        self._tail: dict[str, Any] = {"usage": None} if asked.include_usage else {}
 
     def begin(self, choice: Choice) -> list[dict[str, Any]]:
         """The role, once."""
         return [self._chunk(choice, {"role": "assistant", "content": ""})]
 
-    def text(self, choice: Choice, text: str) -> list[dict[str, Any]]:
+    def text(self, choice: Choice, text: str, tokens: slice) -> list[dict[str, Any]]:
         """One chunk of content."""
-        return [self._chunk(choice, {"content": text})]
+        return [self._chunk(choice, {"content": text}, tokens=tokens)]
 
     def end(self, choice: Choice) -> list[dict[str, Any]]:
         """Why it ended, and what it took."""
@@ -58,8 +72,8 @@ class ChatForm:
             "choices": [
                 {
                     "index": choice.index,
-                    "message": {"role": "assistant", "content": "".join(choice.text)},
-                    "logprobs": None,
+                    "message": {"role": "assistant", "content": choice.text},
+                    "logprobs": self._logprobs(choice, slice(choice.shown)),
                     "finish_reason": choice.finish_reason,
                 }
                 for choice in choices
@@ -69,12 +83,21 @@ class ChatForm:
         }
 
     def _chunk(
-        self, choice: Choice, delta: dict[str, Any], finish_reason: str | None = None
+        self,
+        choice: Choice,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        tokens: slice | None = None,
     ) -> dict[str, Any]:
         one = {
             "index": choice.index,
             "delta": delta,
-            "logprobs": None,
+            "logprobs": self._logprobs(choice, tokens) if tokens else None,
             "finish_reason": finish_reason,
         }
         return {**self._head, "choices": [one], **self._tail}
+
+    def _logprobs(self, choice: Choice, tokens: slice) -> dict[str, Any] | None:
+        if self._tokenizer is None:
+            return None
+        return of_chat(self._tokenizer, choice.answer.logprobs[tokens])

@@ -8,8 +8,10 @@ from typing import Any
 from uuid import uuid4
 
 from runtime.api.answering import Asked, Choice
+from runtime.api.backend import Backend
 from runtime.api.bodies import MAX_ANSWERS, CompletionBody
 from runtime.api.errors import APIError
+from runtime.api.logprobs import CompletionLogprobs
 from runtime.api.options import drawn
 from runtime.api.usage import timings, usage
 
@@ -23,7 +25,10 @@ def asked(body: CompletionBody) -> Asked:
         raise APIError(
             400, f"a request has at most {MAX_ANSWERS} answers, all prompts together", param="n"
         )
-    return drawn(body, prompts, body.max_tokens or DEFAULT_TOKENS, param="prompt", raw=True)
+    asked = drawn(body, prompts, body.max_tokens or DEFAULT_TOKENS, param="prompt", raw=True)
+    if body.logprobs is not None and body.logprobs is not False:
+        asked.options["logprobs"] = int(body.logprobs)
+    return asked
 
 
 def _prompts(given: str | list[Any]) -> list[str | list[int]]:
@@ -45,26 +50,29 @@ def _prompts(given: str | list[Any]) -> list[str | list[int]]:
 class CompletionForm:
     """The chunks and the whole of one request's answers."""
 
-    def __init__(self, model: str, include_usage: bool) -> None:
+    def __init__(self, backend: Backend, asked: Asked) -> None:
+        self._tokenizer = backend.tokenizer if asked.wants_logprobs else None
+        self._of_answers: dict[int, CompletionLogprobs] = {}  # by the index of their choice
         self._head = {
             "id": f"cmpl-{uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": model,
+            "model": backend.model,
         }
-        self._tail: dict[str, Any] = {"usage": None} if include_usage else {}
+        self._tail: dict[str, Any] = {"usage": None} if asked.include_usage else {}
 
     def begin(self, choice: Choice) -> list[dict[str, Any]]:
         """Nothing: there is no role."""
         return []
 
-    def text(self, choice: Choice, text: str) -> list[dict[str, Any]]:
+    def text(self, choice: Choice, text: str, tokens: slice) -> list[dict[str, Any]]:
         """One chunk of text."""
-        return [{**self._head, "choices": [_one(choice, text, None)], **self._tail}]
+        one = self._one(choice, text, self._logprobs(choice, tokens), None)
+        return [{**self._head, "choices": [one], **self._tail}]
 
     def end(self, choice: Choice) -> list[dict[str, Any]]:
         """Why it ended, and what it took."""
-        last = _one(choice, "", choice.finish_reason)
+        last = self._one(choice, "", None, choice.finish_reason)
         return [{**self._head, "choices": [last], **self._tail, "timings": timings(choice)}]
 
     def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -73,15 +81,30 @@ class CompletionForm:
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """A text_completion."""
-        texts = [_one(choice, "".join(choice.text), choice.finish_reason) for choice in choices]
+        texts = [
+            self._one(
+                choice,
+                choice.text,
+                self._logprobs(choice, slice(0, choice.shown)),
+                choice.finish_reason,
+            )
+            for choice in choices
+        ]
         took = {"usage": usage(choices), "timings": timings(choices[0])}
         return {**self._head, "choices": texts, **took}
 
+    def _one(
+        self, choice: Choice, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
+    ) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
 
-def _one(choice: Choice, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {
-        "index": choice.index,
-        "text": text,
-        "logprobs": None,
-        "finish_reason": finish_reason,
-    }
+    def _logprobs(self, choice: Choice, tokens: slice) -> dict[str, Any] | None:
+        if self._tokenizer is None:
+            return None
+        of_answer = self._of_answers.setdefault(choice.index, CompletionLogprobs(self._tokenizer))
+        return of_answer.next(choice.answer.logprobs[tokens])

@@ -31,6 +31,7 @@ STATUS = {
     None: 503,
     ErrorCode.BUSY: 429,
     ErrorCode.LIMIT: 400,
+    ErrorCode.CONSTRAINT: 400,
     ErrorCode.DRAINING: 503,
     ErrorCode.TIMEOUT: 503,
 }

@@ -38,6 +38,10 @@ def drawn(
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "min_p": body.min_p or 0.0,
         "top_k": max(body.top_k or 0, 0),  # -1 is all as well, as in vLLM
+        "frequency_penalty": body.frequency_penalty or 0.0,
+        "presence_penalty": body.presence_penalty or 0.0,
+        "repetition_penalty": body.repetition_penalty or body.repeat_penalty or 1.0,
+        "logit_bias": body.logit_bias or {},
     }
     seed = None if body.seed in (None, RANDOM_SEED) else body.seed
     return Asked(

@@ -5,8 +5,9 @@ follow. Knows no tokenizer and no connection.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import aclosing
 from threading import Lock
 from typing import NamedTuple
 
@@ -165,6 +166,13 @@ class AsyncAnswer(_Answer):
     """The same for `async for`, and `await answer.text`."""
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
+        async with aclosing(self.batches()) as batches:
+            async for pieces in batches:
+                for piece in pieces:
+                    yield piece
+
+    async def batches(self) -> AsyncGenerator[list[Piece], None]:
+        """The pieces as they come, those that came together in one list."""
         seen = 0
         try:
             while True:
@@ -172,8 +180,7 @@ class AsyncAnswer(_Answer):
                 pieces = self._from(seen)
                 if not pieces:
                     return
-                for piece in pieces:
-                    yield piece
+                yield pieces
                 seen += len(pieces)
         finally:
             self.cancel()

@@ -1,0 +1,63 @@
+"""Log-probabilities of an answer's tokens, as either endpoint spells them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from runtime.model.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from runtime.edge.answer import TokenLogprob
+    from runtime.model.tokenizer import Tokenizer
+
+LEAST = -9999.0  # JSON has no infinity; vLLM says it so too
+
+
+def of_chat(tokenizer: Tokenizer, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """{"content": [...]}, a token each with its bytes, which may be a part of a character."""
+    content = [
+        {
+            **_token(tokenizer, entry.token, entry.logprob),
+            "top_logprobs": [_token(tokenizer, *likely) for likely in entry.top],
+        }
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+class CompletionLogprobs:
+    """Those of one answer, lists beside each other; knows how much text has been before."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._stream, self._length = tokenizer, TextStream(tokenizer), 0
+
+    def next(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Of the tokens that follow."""
+        offsets = []
+        for entry in entries:
+            offsets.append(self._length)
+            self._length += len(self._stream.push([entry.token]))
+        return {
+            "tokens": [_text(self._tokenizer, entry.token) for entry in entries],
+            "token_logprobs": [max(entry.logprob, LEAST) for entry in entries],
+            "top_logprobs": [
+                {_text(self._tokenizer, token): max(logprob, LEAST) for token, logprob in entry.top}
+                for entry in entries
+            ],
+            "text_offset": offsets,
+        }
+
+
+def _token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    spelled = list(_bytes(tokenizer, token))
+    return {"token": _text(tokenizer, token), "logprob": max(logprob, LEAST), "bytes": spelled}
+
+
+def _text(tokenizer: Tokenizer, token: int) -> str:
+    """A control token, which is no text, as the vocabulary has it."""
+    return _bytes(tokenizer, token).decode(errors="replace") or tokenizer.token(token)
+
+
+def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    return tokenizer.token_bytes.get(token, first=False) or b""
