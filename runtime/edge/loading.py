@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +17,8 @@ from runtime.config import EdgeConfig
 
 if TYPE_CHECKING:
     from runtime.edge.draft.drafter import Drafter
+    from runtime.grammar.grammars import Grammars
+    from runtime.grammar.matcher import Matcher
     from runtime.model.engine import Engine
     from runtime.model.tokenizer import Tokenizer
 
@@ -32,6 +35,17 @@ class Vocabulary:
 
     tokenizer: Tokenizer
     rows: int
+
+    def matcher(self, kind: str, text: str) -> Matcher:
+        """That of a constraint. Takes up to seconds; raises ValueError where it has none."""
+        return self._grammars.matcher(kind, text)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        from runtime.grammar.grammars import Grammars
+        from runtime.grammar.tokens import Tokens
+
+        return Grammars(lambda: Tokens(self.tokenizer, self.rows))
 
 
 class Loading:

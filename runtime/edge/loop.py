@@ -8,8 +8,10 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.guide import Guide, Matcher
 from runtime.edge.draft.pace import Slot
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, Step, TreeShape
 from runtime.edge.net.link import Link, Request, Sampling, ServerError
@@ -21,11 +23,23 @@ __all__ = ["Drafting", "Link", "Request", "Round", "Sampling", "ServerError", "g
 
 @dataclass(frozen=True)
 class Drafting:
-    """How the edge predicts the target's tokens; `coupling` uses the noise they are drawn with."""
+    """How the edge predicts the target's tokens; `coupling` uses the noise they are drawn with.
+
+    `matcher` makes one of a constraint's kind and text, so that only what it allows is drafted.
+    """
 
     shape: TreeShape
     coupling: bool = True
     proactive: Proactive = Proactive.MULTI
+    matcher: Callable[[str, str], Matcher] | None = None
+
+    def guide(self, sampling: Sampling, prompt_tokens: int) -> Guide | None:
+        """That of an answer, of which the end of the prompt may be the beginning."""
+        constraint = sampling.constraint
+        if constraint is None or self.matcher is None:
+            return None
+        make = partial(self.matcher, constraint.kind, constraint.text)
+        return Guide(make, prompt_tokens - sampling.output_tokens)
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ def generate(
         proactive=drafting.proactive,
         noise=Noise(sampling.seed, sampling.temperature if drafting.coupling else 0.0),
         vocabulary_size=vocabulary_size,
+        guide=drafting.guide(sampling, len(prompt)),
     )
     return rounds(link, batcher, sampling, speculation, on_reading)
 

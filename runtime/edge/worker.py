@@ -10,6 +10,7 @@ from pathlib import Path
 from runtime.config import ConfigError, EdgeConfig, parse_address, read_token
 from runtime.edge.answers import Answers
 from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.guide import Matcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loading import Loading, OpenDraft, Vocabulary
 from runtime.edge.loop import Drafting, Round
@@ -90,12 +91,13 @@ class Worker(Answers):
         config: EdgeConfig,
         on_reading: Callable[[wire.Reading], None],
     ) -> AsyncGenerator[Round, None]:
+        assert self._loading is not None, "not connected"
         assert self._batcher is not None, "not connected"
         return resuming(
             uplink,
             self._batcher,
             transcript,
-            _drafting(config),
+            _drafting(config, self._loading.vocabulary.result().matcher),
             config.reconnect_s,
             self._on_lost,
             on_reading,
@@ -108,8 +110,8 @@ class Worker(Answers):
             await self._batcher.close()
 
 
-def _drafting(config: EdgeConfig) -> Drafting:
+def _drafting(config: EdgeConfig, matcher: Callable[[str, str], Matcher]) -> Drafting:
     shape = TreeShape(
         config.max_budget, config.max_n_beams, config.max_beam_len, config.max_branch_width
     )
-    return Drafting(shape, config.coupling, Proactive(config.proactive))
+    return Drafting(shape, config.coupling, Proactive(config.proactive), matcher)

@@ -100,7 +100,7 @@ def _lark(kind: str, text: str) -> str:
         case "regex":
             return f"start: /{regex_to_lark(text, use_ascii='')}/"
         case "lark":
-            return _with_exclusive(text)
+            return _with_options(text)
     raise ValueError(f"a constraint cannot be of the kind {kind!r}; there are {', '.join(_NAMES)}")
 
 
@@ -111,8 +111,8 @@ def _written(json_schema: object) -> str:
         raise ValueError(f"the JSON schema cannot be enforced: {error}") from None
 
 
-def _with_exclusive(text: str) -> str:
-    """A grammar whose JSON schemas are checked, and told where "oneOf" says what "anyOf" says."""
+def _with_options(text: str) -> str:
+    """A grammar with its JSON schemas made ready, but for those that have options of their own."""
     pieces, done, decoder = [], 0, json.JSONDecoder()
     for found in re.finditer(r"%json\s*", text):
         try:
@@ -121,10 +121,10 @@ def _with_exclusive(text: str) -> str:
             raise ValueError("the grammar has a JSON schema that is nested too deeply") from None
         except ValueError:
             continue  # in a comment, or llguidance finds it as well
-        schema.check(part)
-        if isinstance(part, dict) and schema.OPTIONS not in part:
-            options = {"coerce_one_of": schema.is_exclusive(part)}
-            pieces += [text[done : found.end()], _written({**part, schema.OPTIONS: options})]
+        if isinstance(part, dict) and schema.OPTIONS in part:
+            schema.check(part)
+        else:
+            pieces += [text[done : found.end()], _written(schema.ready(part))]
             done = end
     return "".join([*pieces, text[done:]])
 

@@ -1,6 +1,7 @@
 """Where an answer stands in its grammar, and what each node of a tree may be followed by."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 from llguidance import LLMatcher
@@ -58,6 +59,22 @@ class Matcher:
                 continue
             self._fill(masks, node)
             stack.extend(reversed(children[node]))
+        self._return(0)
+        return masks
+
+    def after(self, paths: Sequence[Sequence[int]]) -> np.ndarray:
+        """What may follow each of these ways behind the answer: [paths, words] int32.
+
+        Nothing follows a way that the grammar does not allow, or one with a stop id.
+        """
+        masks = np.zeros((len(paths), self._tokens.words), np.int32)
+        for row, path in enumerate(paths):
+            if not self._tokens.stop_ids.isdisjoint(path):
+                continue
+            pairs = zip(path, self._path, strict=False)
+            self._return(len([*takewhile(lambda pair: pair[0] == pair[1], pairs)]))
+            if all(self._take(token) for token in path[len(self._path) :]):
+                self._fill(masks, row)
         self._return(0)
         return masks
 

@@ -9,9 +9,11 @@ Source: SpecEdge (arXiv:2505.17052, section 4.1); coupled ranking as in drafter-
 speculation (arXiv:2408.07978).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,6 +143,8 @@ class Drafter:
         shares = [s.lookup.next_tokens(path) for (s, _), path in zip(expanded, paths, strict=True)]
         known = self._known_columns(min(s.vocabulary_size for s, _ in expanded))
         mixed, token_ids = mix(logits[:, :known].contiguous(), self._token_ids[:known], shares)
+        if (allowed := self._allowed(expanded, paths, token_ids)) is not None:
+            mixed = mixed.masked_fill(~allowed, -math.inf)
         widths = [s.shape.max_branch_width for s, _ in expanded]
 
         def column(values: list[float], dtype: torch.dtype) -> Tensor:
@@ -159,7 +163,35 @@ class Drafter:
         )
         rows = zip(expanded, widths, ids.tolist(), log_probabilities.tolist(), strict=True)
         for (speculation, node), width, tokens, scores in rows:
-            speculation.tree.add_children(node, list(zip(tokens, scores, strict=True))[:width])
+            children = zip(tokens[:width], scores[:width], strict=True)
+            # a row of which nothing is allowed has no numbers for scores
+            found = [(token, score) for token, score in children if score > -math.inf]
+            speculation.tree.add_children(node, found)
+
+    def _allowed(
+        self,
+        expanded: Sequence[tuple[Speculation, int]],
+        paths: Sequence[Sequence[int]],
+        token_ids: Tensor,
+    ) -> Tensor | None:
+        """Which columns may follow each node, [len(expanded), len(token_ids)]; None if all may."""
+        guided: dict[int, list[int]] = {}
+        for row, (speculation, _) in enumerate(expanded):
+            if speculation.guide is not None:
+                guided.setdefault(id(speculation), []).append(row)
+        allowed: Tensor | None = None
+        for rows in guided.values():
+            speculation, _ = expanded[rows[0]]
+            assert speculation.guide is not None, "a row without a guide"
+            masks = speculation.guide.after(speculation.context, [paths[row] for row in rows])
+            if masks is None:
+                continue
+            bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
+            columns = torch.from_numpy(bits).bool().to(token_ids.device)[:, token_ids]
+            if allowed is None:
+                allowed = columns.new_ones(len(expanded), len(token_ids))
+            allowed[rows] = columns
+        return allowed
 
     def _known_columns(self, vocabulary_size: int) -> int:
         """How many columns of the logits are tokens that the target has as well."""

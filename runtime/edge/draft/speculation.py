@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from runtime.edge.draft.guide import Guide
 from runtime.tree import ROOT, DraftTree, OrderedTree
 
 MAX_EXPANDED = 256  # what the four mask words of tree attention can tell apart
@@ -79,6 +80,7 @@ class Speculation:
     proactive: Proactive
     noise: Noise
     vocabulary_size: int  # ids that both models have are below it
+    guide: Guide | None = None  # where the answer has to fit a constraint
     cached: int = 0
     pages: list[int] = field(default_factory=list)
     # Where the cache is out of order: place moved_from + i belongs to what lies at
