@@ -184,6 +184,29 @@ PYBIND11_MODULE(_cpu, m) {
           target_tokens(at<float>(logits), rows, vocabulary, masks, draws, at<int64_t>(out));
         });
 
+  m.def("edit_logits",
+        [](Address logits, int64_t rows, int64_t vocabulary, Address tokens, Address ancestors,
+           int64_t words, Address offsets, int64_t batch, Address text_offsets, Address text_tokens,
+           Address text_counts, int64_t n_text, Address bias_offsets, Address bias_tokens,
+           Address bias_values, int64_t n_bias, Address repetition, Address frequency,
+           Address presence) {
+          py::gil_scoped_release release;
+          const Drafts drafts{batch, words, at<int64_t>(tokens), at<int64_t>(ancestors),
+                              at<int32_t>(offsets)};
+          const Edits edits{n_text,
+                            n_bias,
+                            at<int32_t>(text_offsets),
+                            at<int64_t>(text_tokens),
+                            at<int32_t>(text_counts),
+                            at<int32_t>(bias_offsets),
+                            at<int64_t>(bias_tokens),
+                            at<float>(bias_values),
+                            at<float>(repetition),
+                            at<float>(frequency),
+                            at<float>(presence)};
+          edit_logits(at<float>(logits), rows, vocabulary, drafts, edits);
+        });
+
   m.def("draft_topk",
         [](Address logits, int64_t rows, int64_t vocabulary, int64_t k, Address temperature,
            Address seed, Address position, Address token_ids, Address ids, Address logprobs) {

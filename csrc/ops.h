@@ -108,6 +108,27 @@ struct Masks {
   const int32_t* row;    // [N], -1 where all tokens are allowed; null where they are for all rows
 };
 
+// The trees of a batch, one token a node.
+struct Drafts {
+  int64_t batch, words;
+  const int64_t* tokens;     // [N]
+  const int64_t* ancestors;  // [N, W]
+  const int32_t* offsets;    // [B+1]
+};
+
+// What is done to the logits of each request. Lists have the tokens of request b, rising, at
+// offsets[b] .. offsets[b+1]-1.
+struct Edits {
+  int64_t n_text, n_bias;                          // K, J
+  const int32_t* text_offsets;                     // [B+1]
+  const int64_t* text_tokens;                      // [K]
+  const int32_t* text_counts;                      // [K], 0 for what is in the prompt alone
+  const int32_t* bias_offsets;                     // [B+1]
+  const int64_t* bias_tokens;                      // [J]
+  const float* bias_values;                        // [J]
+  const float *repetition, *frequency, *presence;  // [B]
+};
+
 // parents [N], offsets [B+1] -> ancestors [N, W], depth [N]
 void build_tree(const int32_t* parents, const int32_t* offsets, int64_t batch, int64_t rows,
                 int64_t words, int64_t* ancestors, int32_t* depth);
@@ -136,6 +157,10 @@ void verify(const int64_t* tokens, const int64_t* ancestors, const int32_t* offs
 // logits [N, V] -> out [N]
 void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const Masks& masks,
                    const Draws& draws, int64_t* out);
+
+// logits [N, V] in place: bias, then penalties for the text and the drafted tokens above a row
+void edit_logits(float* logits, int64_t rows, int64_t vocabulary, const Drafts& drafts,
+                 const Edits& edits);
 
 // logits [N, V], token_ids [V] or null -> ids [N, k], logprobs [N, k]
 void draft_topk(const float* logits, int64_t rows, int64_t vocabulary, int64_t k,

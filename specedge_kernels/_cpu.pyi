@@ -219,6 +219,28 @@ def target_tokens(
     out: int,
     /,
 ) -> None: ...
+def edit_logits(
+    logits: int,
+    rows: int,
+    vocabulary: int,
+    tokens: int,
+    ancestors: int,
+    words: int,
+    offsets: int,
+    batch: int,
+    text_offsets: int,
+    text_tokens: int,
+    text_counts: int,
+    n_text: int,
+    bias_offsets: int,
+    bias_tokens: int,
+    bias_values: int,
+    n_bias: int,
+    repetition: int,
+    frequency: int,
+    presence: int,
+    /,
+) -> None: ...
 def draft_topk(
     logits: int,
     rows: int,

@@ -252,6 +252,45 @@ def _masks_of(mask: Tensor | None, mask_row: Tensor | None) -> tuple[int, int, i
     return mask.data_ptr(), mask.shape[0], mask_row.data_ptr()
 
 
+def edit_logits(
+    logits: Tensor,
+    tokens: Tensor,
+    ancestors: Tensor,
+    offsets: Tensor,
+    text_offsets: Tensor,
+    text_tokens: Tensor,
+    text_counts: Tensor,
+    bias_offsets: Tensor,
+    bias_tokens: Tensor,
+    bias_values: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    rows, vocabulary = logits.shape
+    _cpu.edit_logits(
+        logits.data_ptr(),
+        rows,
+        vocabulary,
+        tokens.data_ptr(),
+        ancestors.data_ptr(),
+        ancestors.shape[1],
+        offsets.data_ptr(),
+        repetition.shape[0],
+        text_offsets.data_ptr(),
+        text_tokens.data_ptr(),
+        text_counts.data_ptr(),
+        text_tokens.shape[0],
+        bias_offsets.data_ptr(),
+        bias_tokens.data_ptr(),
+        bias_values.data_ptr(),
+        bias_tokens.shape[0],
+        repetition.data_ptr(),
+        frequency.data_ptr(),
+        presence.data_ptr(),
+    )
+
+
 def draft_topk(
     logits: Tensor,
     k: int,

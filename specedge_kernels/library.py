@@ -28,6 +28,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "compact_kv": ("kv",),
     "verify": (),
     "target_tokens": (),
+    "edit_logits": ("logits",),
     "draft_topk": (),
     "grow_tree": ("tokens", "parents", "scores", "depths", "slots", "found"),
     "linear": (),
@@ -47,6 +48,7 @@ TRITON_OPS = (
     "compact_kv",
     "verify",
     "target_tokens",
+    "edit_logits",
     "draft_topk",
     "grow_tree",
     "rms_norm",
@@ -111,6 +113,10 @@ class Shapes:
     @staticmethod
     def target_tokens(a: Any) -> Tensor:
         return a.logits.new_empty(a.logits.shape[0], dtype=torch.int64)
+
+    @staticmethod
+    def edit_logits(a: Any) -> None:
+        return None
 
     @staticmethod
     def draft_topk(a: Any) -> tuple[Tensor, Tensor]:

@@ -292,6 +292,60 @@ def target_tokens(
     return _ops.target_tokens.default(logits, *rows, *masks)
 
 
+def edit_logits(
+    logits: Tensor,
+    tokens: Tensor,
+    ancestors: Tensor,
+    offsets: Tensor,
+    text_offsets: Tensor,
+    text_tokens: Tensor,
+    text_counts: Tensor,
+    bias_offsets: Tensor,
+    bias_tokens: Tensor,
+    bias_values: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    """Bias and penalties of each request, in place, before `target_tokens` draws.
+
+    logits [N, V] float32 are changed at the tokens named here alone. The rows are the nodes of
+    trees, as for `verify`: tokens [N] int64, ancestors [N, W] int64, offsets [B+1] int32; node 0 of
+    a request is the last token of its text. Plain decoding is a tree of one node.
+    The text of request b is entries text_offsets[b] .. text_offsets[b+1]-1 (int32 [B+1]) of
+    text_tokens [K] int64, distinct and rising, and text_counts [K] int32: how often each is in the
+    output, 0 if it is in the prompt alone. To it each row adds, as output, the drafted tokens of
+    its node and the node's ancestors but node 0. bias_offsets [B+1] int32, bias_tokens [J] int64,
+    distinct and rising in each request, and bias_values [J] float32 (not NaN) name biases in the
+    same way. Entries beyond the last offset are not looked at, so that K and J may be padded.
+    Three steps, each rounded to float32: the bias is added; a logit of a token in the text is
+    divided by repetition [B] float32 (above 0; 1: none) if it is above 0 and multiplied by it
+    otherwise; a token that is `count` times in the output loses frequency * count and, if count is
+    not 0, presence (both [B] float32; 0: none). A row's bits do not depend on its batch.
+
+    Order and meaning: vLLM. Repetition penalty: CTRL (arXiv:1909.05858, section 4.1).
+    """
+    lists = (text_offsets, text_tokens, text_counts, bias_offsets, bias_tokens, bias_values)
+    numbers = (repetition, frequency, presence)
+    _check_device("edit_logits", logits, tokens, ancestors, offsets, *lists, *numbers)
+    _check("logits", logits, torch.float32, (None, None))
+    n = logits.shape[0]
+    _check("tokens", tokens, torch.int64, (n,))
+    _check("ancestors", ancestors, torch.int64, (n, None))
+    _check("repetition", repetition, torch.float32, (None,))
+    batch = repetition.shape[0]
+    _check("frequency", frequency, torch.float32, (batch,))
+    _check("presence", presence, torch.float32, (batch,))
+    _check("offsets", offsets, torch.int32, (batch + 1,))
+    _check("text_offsets", text_offsets, torch.int32, (batch + 1,))
+    _check("text_tokens", text_tokens, torch.int64, (None,))
+    _check("text_counts", text_counts, torch.int32, tuple(text_tokens.shape))
+    _check("bias_offsets", bias_offsets, torch.int32, (batch + 1,))
+    _check("bias_tokens", bias_tokens, torch.int64, (None,))
+    _check("bias_values", bias_values, torch.float32, tuple(bias_tokens.shape))
+    _ops.edit_logits.default(logits, tokens, ancestors, offsets, *lists, *numbers)
+
+
 def draft_topk(
     logits: Tensor,
     k: int,

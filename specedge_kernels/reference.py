@@ -249,6 +249,44 @@ def target_tokens(
     return out
 
 
+def edit_logits(
+    logits: Tensor,
+    tokens: Tensor,
+    ancestors: Tensor,
+    offsets: Tensor,
+    text_offsets: Tensor,
+    text_tokens: Tensor,
+    text_counts: Tensor,
+    bias_offsets: Tensor,
+    bias_tokens: Tensor,
+    bias_values: Tensor,
+    repetition: Tensor,
+    frequency: Tensor,
+    presence: Tensor,
+) -> None:
+    """Bias, then penalties: logits [N, V] f32 in place, at the tokens of each row's text alone.
+
+    The text of a row is its request's tokens, with their counts in the output, and the tokens of
+    its own node and that node's ancestors but node 0. Tokens of the text have their logit divided
+    (or, below 0, multiplied) by the repetition penalty; those of the output are lowered by
+    frequency times their count, and once by presence.
+    """
+    bounds, texts, biases = offsets.tolist(), text_offsets.tolist(), bias_offsets.tolist()
+    for b in range(len(bounds) - 1):
+        first, text = bounds[b], slice(texts[b], texts[b + 1])
+        bias = slice(biases[b], biases[b + 1])
+        counts = dict(zip(text_tokens[text].tolist(), text_counts[text].tolist(), strict=True))
+        for row in range(first, bounds[b + 1]):
+            logits[row, bias_tokens[bias]] += bias_values[bias]
+            path = visible_nodes(ancestors[row], -1, row - first)
+            drafted = [int(tokens[first + node]) for node in path if node > 0]
+            for token in {*counts, *drafted}:
+                count, x = counts.get(token, 0) + drafted.count(token), logits[row, token]
+                x = x / repetition[b] if x > 0 else x * repetition[b]
+                x = x - frequency[b] * count
+                logits[row, token] = x - presence[b] if count > 0 else x
+
+
 def mask_bits(words: Tensor, tokens: Tensor) -> Tensor:
     """Bit t % 32 of word t / 32 of a mask's row [W] i32, for tokens [X] -> [X] bool."""
     return (words[tokens // 32] >> (tokens % 32) & 1).bool()

@@ -50,6 +50,12 @@ def grow_case(beams, width, passes, words):
     return (*state, empty(2), *offered, beams, beams, words)
 
 
+def edit_case(words):
+    lists = (empty(9), long(1000), empty(1000), empty(9), long(30), real(30))
+    trees = (long(90), long(90, words), empty(9))
+    return (real(90, VOCABULARY), *trees, *lists, real(8), real(8), real(8))
+
+
 F32, I32, I64 = torch.float32, torch.int32, torch.int64
 E4M3 = torch.float8_e4m3fn
 DRAWS = (F32, I32, F32, F32, I64, I64)
@@ -84,6 +90,7 @@ CASES = {
         "target_tokens",
         (real(2, VOCABULARY), *rows_of(*DRAWS), empty(3, VOCABULARY // 32), empty(2)),
     ),
+    **{f"edit_logits-{words}": ("edit_logits", edit_case(words)) for words in (1, 4)},
     "draft_topk": ("draft_topk", (real(2, 8192), 4, *rows_of(F32, I64, I64))),
     "draft_topk-64": (
         "draft_topk",

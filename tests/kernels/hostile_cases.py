@@ -17,13 +17,13 @@ HOSTILE = (INT64.min, INT32.min, -65, -2, -1, 0, 1, 2, 5, 63, 64, 1000, INT32.ma
 PARENTS = int32([-1, 0, 0, 2, -1, 0])  # a tree of four nodes, and one of two
 OFFSETS = int32([0, 4, 6])
 WRITTEN = (
-    *("k_cache", "v_cache", "kv", "x"),
+    *("k_cache", "v_cache", "kv", "x", "logits"),
     *("tokens", "parents", "scores", "depths", "slots", "found"),
 )
 # the first dimension of these belongs to no other argument
 FREE_ROWS = {
     *(("compact_kv", "kv"), ("linear", "x"), ("silu_mul", "gate_up")),
-    *(("target_tokens", "mask"),),
+    ("target_tokens", "mask"),
     *(("pack_quantized", "stored"), ("dequantize", "stored"), ("quantized_linear", "x")),
 }
 ANY_TYPE = {("compact_kv", "kv")}
@@ -55,6 +55,21 @@ def rows_of_draws(rows):
 def masks():
     """For two rows of 40 logits, the second of which may be anything."""
     return {"mask": int32([[-1, -1], [7, 0], [-9, 3]]), "mask_row": int32([2, -1])}
+
+
+def edit_arguments():
+    trees = {
+        "tokens": torch.tensor([9, 7, 7, 9, 0, 3]),
+        "ancestors": reference.build_tree(PARENTS, OFFSETS, 1)[0],
+        "offsets": OFFSETS.clone(),
+    }
+    text = {"text_offsets": int32([0, 2, 3]), "text_tokens": torch.tensor([7, 9, 0, -5])}
+    text |= {"text_counts": int32([0, 2, 1, -5])}
+    bias = {"bias_offsets": int32([0, 1, 3]), "bias_tokens": torch.tensor([3, 0, 39])}
+    bias |= {"bias_values": torch.tensor([1.0, -100.0, 100.0])}
+    numbers = {"repetition": torch.tensor([1.3, 1.0]), "frequency": torch.tensor([0.5, 0.0])}
+    numbers |= {"presence": torch.tensor([0.0, -2.0])}
+    return {"logits": torch.randn(6, 40)} | trees | text | bias | numbers
 
 
 def draft_arguments():
@@ -117,6 +132,7 @@ CALLS = {
         "max_path": 3,
     },
     "target_tokens": lambda: {"logits": torch.randn(2, 40), **rows_of_draws(2), **masks()},
+    "edit_logits": edit_arguments,
     "draft_topk": draft_arguments,
     "grow_tree": growing_arguments,
     "linear": lambda: {
@@ -281,6 +297,24 @@ def test_packing_wants_a_tensor_without_gradients():
         ("grow_tree", "slots", (1, 0), 64, r"slots in -1 \.\. 63, got 64 at index 0"),
         ("target_tokens", "mask_row", 1, 3, r"row 1: expected a mask row in -1 \.\. 2, got 3"),
         ("target_tokens", "mask_row", 0, -2, "row 0: expected a mask row"),
+        ("edit_logits", "text_offsets", 1, 4, "offsets not to decrease, got 4 then 3"),
+        ("edit_logits", "text_offsets", 2, 5, "expected at most 4 text tokens, got 5"),
+        ("edit_logits", "text_offsets", 2, INT32.max, "expected at most 4 text tokens"),
+        ("edit_logits", "bias_offsets", 2, INT32.min, "offsets not to decrease"),
+        ("edit_logits", "text_tokens", 1, 7, r"request 0: expected text tokens in rising order"),
+        ("edit_logits", "text_tokens", 1, 40, r"in rising order in 0 \.\. 39, got 40 at index 1"),
+        ("edit_logits", "text_tokens", 2, -1, "request 1: expected text tokens"),
+        ("edit_logits", "text_tokens", 1, INT64.max, "request 0: expected text tokens"),
+        ("edit_logits", "bias_tokens", 2, 0, "request 1: expected bias tokens in rising order"),
+        ("edit_logits", "text_counts", 1, -1, "counts of 0 or more, got -1 at index 1"),
+        ("edit_logits", "bias_values", 1, float("nan"), "biases that are numbers, got nan"),
+        ("edit_logits", "tokens", 1, 40, r"tokens in 0 \.\. 39, got 40 at node 1"),
+        ("edit_logits", "tokens", 5, -1, "request 1: expected tokens"),
+        ("edit_logits", "repetition", 0, 0.0, "request 0: expected a repetition penalty of more"),
+        ("edit_logits", "repetition", 1, float("nan"), "request 1: expected a repetition penalty"),
+        ("edit_logits", "frequency", 1, float("inf"), "request 1: expected penalties that are"),
+        ("edit_logits", "presence", 0, float("nan"), "request 0: expected penalties that are"),
+        ("edit_logits", "offsets", 2, 5, "last offset to be the number of rows 6, got 5"),
         ("verify", "ancestors", (2, 0), 0, "mask of node 2 to hold the node itself"),
         ("verify", "offsets", 1, 9, "offsets not to decrease"),
     ],

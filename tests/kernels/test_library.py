@@ -4,6 +4,7 @@ import torch
 import specedge_kernels as kernels
 from specedge_kernels import library
 from tests.kernels.cases import int32, make_batch, make_caches, offsets_of, parents_of
+from tests.kernels.edits import make_edit
 from tests.kernels.growth import empty_state
 from tests.kernels.quantized_cases import random_stored
 
@@ -42,6 +43,7 @@ def arguments(op):
             *(torch.randn(rows, 40), *whole, tokens, tokens),
             *(torch.full((2, 2), 77, dtype=torch.int32), int32([1, -1] * rows)[:rows]),
         ),
+        "edit_logits": tuple(make_edit([2, 5], 40, 0).arguments().values()),
         "draft_topk": (torch.randn(rows, 40), 3, zeros + 1, tokens, tokens, torch.arange(40) * 2),
         "rms_norm": (torch.randn(3, 20), torch.randn(20), 1e-6, torch.randn(3, 20)),
         "silu_mul": (torch.randn(3, 20),),
