@@ -14,7 +14,7 @@ from runtime.bench.link import Conditions
 from runtime.bench.prompts import BUILT_IN, Question, read_questions
 from runtime.bench.report import print_report, to_json
 from runtime.bench.runs import Setup, Shape
-from runtime.console import Terminal
+from runtime.console import Terminal, saying
 
 PRICES = Path(__file__).with_name("prices.json")
 QUICK_TOKENS, QUICK_REPEATS = 32, 2
@@ -33,12 +33,14 @@ def run(options: argparse.Namespace) -> int:
     modes = dict.fromkeys(["plain", *options.modes])  # the plain texts judge the others
     rtts_s = [rtt_ms / 1e3 for rtt_ms in options.rtt_ms]
     with ExitStack() as stack:
+        say = stack.enter_context(saying(progress))
+        say("looking for the baseline's best tree")
         laboratory = Laboratory(setup, stack)
         shape = laboratory.search(search_shapes(options), progress.print)
         sweeps = (rtts_s, options.depths, options.replayed)
         cases = make_cases(laboratory.setup, list(modes), *sweeps)
         repeats = QUICK_REPEATS if options.quick else options.repeats
-        runs = run_all(laboratory, cases, repeats, progress.print)
+        runs = run_all(laboratory, cases, repeats, say)
     rows = make_rows(runs, prices)
     print_report(rows, setup, shape, prices, console, objective_ms)
     if options.json:

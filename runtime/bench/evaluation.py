@@ -4,6 +4,7 @@ Modes take turns (A B C A B C ...), so that what else the machine does falls on 
 """
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -132,11 +133,15 @@ def run_all(
 ) -> dict[Case, list[Run]]:
     """All cases in turn, `repeats` times over; the first one decodes plainly."""
     runs: dict[Case, list[Run]] = {case: [] for case in cases}
-    for turn in range(repeats):
-        for case in cases:
-            say(f"run {turn + 1} of {repeats}: {case.label}, RTT {case.rtt_ms:g} ms")
-            plain = next(iter(runs[cases[0]]), None)
-            runs[case].append(laboratory.run(case, plain))
+    began_s = time.monotonic()
+    for done, case in enumerate([*cases] * repeats):
+        left_s = (time.monotonic() - began_s) / max(done, 1) * (repeats * len(cases) - done)
+        say(
+            f"run {done + 1} of {repeats * len(cases)}: {case.label}, RTT {case.rtt_ms:g} ms"
+            + (f"; about {left_s:.0f} s left" if done else "")
+        )
+        plain = next(iter(runs[cases[0]]), None)
+        runs[case].append(laboratory.run(case, plain))
     return runs
 
 

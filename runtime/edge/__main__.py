@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime.arguments import parse
@@ -35,19 +36,26 @@ def main() -> int:
 def _run(config: EdgeConfig) -> int:
     # What is imported stays: to look through it again and again would be a tenth of the start.
     gc.disable()
-    from runtime.console import Terminal
+    from runtime.console import Terminal, loading_bar
     from runtime.edge.chat import chat, print_statistics, stream_answer
     from runtime.edge.client import Edge
+    from runtime.edge.loading import open_draft
 
     gc.freeze()
     gc.enable()
     console, errors = Terminal(), Terminal(stderr=True)
+    dim = partial(errors.print, style="dim")
     try:
         # Not on standard output, which has the text and nothing else.
         if config.serve:
             _serve(config, console)
             return 0
-        with Edge(config, lambda error: errors.print("reconnecting…", style="dim")) as edge:
+        with ExitStack() as stack:
+            with loading_bar(errors, config.draft) as progress:
+                open_it = partial(open_draft, progress=progress)
+                edge = stack.enter_context(
+                    Edge(config, lambda error: dim("reconnecting…"), open_it)
+                )
             if config.chat:
                 with _endpoint(edge, console):
                     chat(edge, console)

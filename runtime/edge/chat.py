@@ -1,11 +1,12 @@
 """The terminal: a streamed answer with the drafted tokens coloured, a conversation, statistics."""
 
 from collections.abc import Callable
+from itertools import chain
 
 from rich.style import Style
 
 from runtime.config import ConfigError
-from runtime.console import Terminal
+from runtime.console import Terminal, waiting
 from runtime.edge.answer import Answer
 from runtime.edge.client import Edge
 from runtime.edge.net.link import ServerError
@@ -18,7 +19,10 @@ HELP = "/reset forgets the conversation, /stats shows the last answer's figures,
 def stream_answer(answer: Answer, console: Terminal) -> None:
     """Print an answer as it arrives. Ctrl-C ends the answer, not the edge."""
     try:
-        for piece in answer:
+        pieces = iter(answer)
+        with waiting(console, lambda: reading(answer.statistics)):
+            first = next(pieces, None)
+        for piece in () if first is None else chain([first], pieces):
             console.stream(piece, DRAFTED if piece.drafted else None)
     except KeyboardInterrupt:
         console.stream(" [stopped]", Style(dim=True))
@@ -26,6 +30,14 @@ def stream_answer(answer: Answer, console: Terminal) -> None:
         console.print()  # its sentence begins a new line
         raise
     console.print()
+
+
+def reading(stats: Statistics) -> str:
+    """How far the server has read a prompt; nothing of one that it has read, or not begun."""
+    if not 0 < stats.read_tokens < stats.prompt_tokens:
+        return ""
+    share = stats.read_tokens / stats.prompt_tokens
+    return f"reading the prompt: {stats.read_tokens} of {stats.prompt_tokens} tokens, {share:.0%}"
 
 
 def chat(edge: Edge, console: Terminal, read_line: Callable[[str], str] = input) -> None:

@@ -78,8 +78,10 @@ def read_vocabulary(config: EdgeConfig) -> Vocabulary:
     return Vocabulary(tokenizer, open_checkpoint(config.draft).config.vocab_size)
 
 
-def open_draft(config: EdgeConfig) -> Engine:
-    """The draft model with its KV pool. Raises ModelError."""
+def open_draft(
+    config: EdgeConfig, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Engine:
+    """The draft model with its KV pool; `progress` hears of bytes. Raises ModelError."""
     from runtime.model.open import open_engine
 
     return open_engine(
@@ -88,6 +90,7 @@ def open_draft(config: EdgeConfig) -> Engine:
         config.device,
         lambda model: min(model.config.max_context, CONTEXT_TOKENS),
         PAGE_TOKENS,
+        progress,
         kv_dtype=config.kv_dtype,
         activations=config.activations,
     )

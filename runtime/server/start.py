@@ -11,10 +11,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
 from runtime.config import ConfigError, ServerConfig, is_loopback
-from runtime.console import Terminal
+from runtime.console import Terminal, loading_bar, waiting
 from runtime.logs import Seldom, fields
 from runtime.model import open as models
 from runtime.model.engine import Engine
@@ -54,16 +52,14 @@ class StartError(Exception):
 
 def open_target(config: ServerConfig, console: Terminal) -> Engine:
     """The target with its KV pool; the console has a bar meanwhile. Raises ModelError."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(inert(f"loading {config.model}"), total=None)
+    with loading_bar(console, config.model) as progress:
         return models.open_engine(
             config.model,
             config.weights,
             config.device,
             lambda model: config.kv_tokens,
             config.page_size,
-            lambda done, total: bar.update(task, completed=done, total=total),
+            progress,
             kv_dtype=config.kv_dtype,
             activations=config.activations,
         )
@@ -208,7 +204,8 @@ def _load(config: ServerConfig, console: Terminal, open_engine: OpenTarget) -> _
     engine = open_engine(config, console)
     tokenizer = Tokenizer.load(config.model)
     identity = _identity(config, engine, tokenizer)
-    costs = [*warm_up(engine, config.max_step_nodes, config.max_batch)]
+    with waiting(console, lambda: "measuring what steps cost"):
+        costs = [*warm_up(engine, config.max_step_nodes, config.max_batch)]
     return _Loaded(engine, identity, costs, tokenizer if config.openai else None)
 
 
