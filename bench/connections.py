@@ -23,7 +23,8 @@ def main() -> None:
     """Print the report."""
     options = _options()
     n = str(options.edges)
-    limits = ["--max-requests", n, "--max-user-requests", n, "--kv-tokens", str(2**20)]
+    limits = ["--max-connections", n, "--max-requests", n, "--max-user-requests", n]
+    limits += ["--kv-tokens", str(2**20)]
     with stub_server(options.step_ms * 1e-3, *limits, *options.server) as server:
         figures = asyncio.run(_measure(server, options.edges, options.measure_s))
     rows = [[name, f"{value:,.1f}"] for name, value in figures.items()]
