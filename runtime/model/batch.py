@@ -20,7 +20,7 @@ from specedge_kernels import build_tree
 MAX_TREE_NODES = 256  # four mask words; chains may be longer
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: a step makes many, and freezing doubles what one costs
 class TreeRequest:
     """What one request brings to one forward pass."""
 

@@ -249,6 +249,7 @@ class Server:
         except RejectedDraft as error:
             self._refuse(peer, message.request, wire.ErrorCode.PROTOCOL, str(error))
         else:
+            self._pulses[peer].drafted()
             self.scheduler.drafted(request)
             self.pipeline.draft_arrived(request, message.draft_ms * 1e-3, request.ready_s)
         self._work.set()
@@ -276,7 +277,7 @@ class Server:
             if self._pulses[peer].silent_s >= silence_s:
                 sentence = f"nothing has come from this edge for {silence_s:g} s"
                 peer.refuse(wire.ErrorCode.TIMEOUT, sentence)
-            else:
+            elif not self._pulses[peer].has_drafted:
                 self._ask(peer)
         for request in [*self.requests.values()]:
             request.look(LOOK_S)

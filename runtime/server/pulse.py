@@ -2,7 +2,8 @@
 
 A process that is stopped keeps its connection, as its system goes on confirming what comes; so does
 one that hangs. Only what it says itself shows that it lives. An edge is asked while it has
-requests, as one without holds nothing, and as it may not listen between them.
+requests, as one without holds nothing, and as it may not listen between them; not while it sends
+trees, which tell the same.
 
 Knows no socket and no clock: it is asked every LOOK_S seconds and counts those times, so that a
 server which was stopped itself takes nobody for silent.
@@ -20,7 +21,12 @@ class Pulse:
     """Of one edge."""
 
     silent_s: float = 0.0  # for how long nothing has come, as far as was looked
+    has_drafted: bool = False  # a tree has come between the last two looks
+    # The shortest of the last round trips, None before the first. The others had to wait for
+    # something: an edge that did not listen, a link that was full.
+    rtt_s: float | None = None
     _heard_bytes: int = 0
+    _drafts: int = 0  # since the last look
     _asked_s: float | None = None  # when the Ping went that has no answer yet
     _trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=TRIPS))
 
@@ -28,6 +34,11 @@ class Pulse:
         """LOOK_S have passed; so many bytes have come in all."""
         self.silent_s = self.silent_s + LOOK_S if heard_bytes == self._heard_bytes else 0.0
         self._heard_bytes = heard_bytes
+        self.has_drafted, self._drafts = self._drafts > 0, 0
+
+    def drafted(self) -> None:
+        """A tree has come: it tells that the edge is there, and how far away, as a Pong does."""
+        self._drafts += 1
 
     def may_ask(self) -> bool:
         """Whether no Ping is under way: there may be only one."""
@@ -42,12 +53,5 @@ class Pulse:
         assert self._asked_s is not None, "a Pong without a Ping"
         trip_s, self._asked_s = now_s - self._asked_s, None
         self._trips_s.append(trip_s)
+        self.rtt_s = min(self._trips_s)
         return trip_s
-
-    @property
-    def rtt_s(self) -> float | None:
-        """The shortest of the last round trips, None before the first.
-
-        The others had to wait for something: an edge that did not listen, a link that was full.
-        """
-        return min(self._trips_s, default=None)

@@ -132,6 +132,11 @@ class Request:
         return Phase.DRAFTING if self.turn is Turn.EDGE else Phase.NEEDS_CREDIT
 
     @property
+    def nodes(self) -> int:
+        """Drafted nodes that wait to be verified."""
+        return 0 if self.draft is None else len(self.draft.tokens)
+
+    @property
     def root(self) -> int:
         """Index of the root in the context."""
         return len(self.context) - 1

@@ -166,6 +166,8 @@ class Connection:
 
     def data_to_send(self) -> bytes:
         """Bytes of answers that receive has left to be written; each is given once."""
+        if not self._outgoing:
+            return b""
         data = bytes(self._outgoing)
         self._outgoing.clear()
         return data

@@ -40,7 +40,13 @@ from runtime.wire.messages import (
 )
 
 
-class Role(Enum):
+class _Named(Enum):
+    """Members that are found in a table by what they are: to hash their names would cost more."""
+
+    __hash__ = object.__hash__
+
+
+class Role(_Named):
     """The two ends of a connection."""
 
     EDGE = "edge"
@@ -52,7 +58,7 @@ class Role(Enum):
         return Role.SERVER if self is Role.EDGE else Role.EDGE
 
 
-class State(Enum):
+class State(_Named):
     """What a connection waits for."""
 
     HELLO_DUE = "the edge's Hello is due"
@@ -64,7 +70,7 @@ class State(Enum):
     CLOSED = "a fatal Error or a fault has ended it"
 
 
-class Phase(Enum):
+class Phase(_Named):
     """What a request waits for."""
 
     UNUSED = "no request has this number"

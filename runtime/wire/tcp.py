@@ -208,8 +208,10 @@ class FramedProtocol(asyncio.Protocol):
             self._write(self.connection.data_to_send())
             self._close(f"the peer broke the protocol: {fault.sentence}")
             return None
-        self._write(self.connection.data_to_send())
-        self._end_handshake()
+        if owed := self.connection.data_to_send():
+            self._write(owed)
+        if self._timer is not None:
+            self._end_handshake()
         return message
 
     def eof_received(self) -> bool:
@@ -232,7 +234,8 @@ class FramedProtocol(asyncio.Protocol):
             return
         self.bytes_sent += len(data)
         self._transport.write(data)
-        self._end_handshake()
+        if self._timer is not None:
+            self._end_handshake()
         waiting_bytes = _buffered_bytes(self._transport)
         if waiting_bytes > MAX_WRITE_BUFFER_BYTES[self.connection.role]:
             sentence = f"the peer reads too slowly: {waiting_bytes} bytes wait for it"

@@ -24,10 +24,12 @@ class Mean:
     def observe(self, sample: float) -> None:
         """Take one more sample into account."""
         self.count += 1
-        gain = max(self._gain, 1 / self.count)
-        error = sample - self.value
+        gain, error = self._gain, sample - self.value
+        if self.count * gain < 1:
+            gain = 1 / self.count
         self.value += gain * error
-        self.deviation += gain * (abs(error) * (self.count > 1) - self.deviation)
+        if self.count > 1:
+            self.deviation += gain * (abs(error) - self.deviation)
 
     def at_least(self) -> float:
         """A lower bound of the mean, three standard errors below; minus infinity of one sample."""
@@ -75,7 +77,7 @@ class Acceptance:
 
     def accepted(self, nodes: int) -> float:
         """Nodes accepted of the best `nodes`, expected."""
-        return sum(math.pow(self.chance, exponent) for exponent in EXPONENTS[:nodes])
+        return sum([math.pow(self.chance, exponent) for exponent in EXPONENTS[:nodes]])
 
     def best_below(self, chance: float) -> float:
         """The rank, as a real number, from which on a node's chance is below `chance` > 0."""
@@ -89,10 +91,12 @@ class Acceptance:
         if nodes == 0:
             return
         self._rounds += 1
-        powers = [(math.pow(self.chance, exponent), exponent) for exponent in EXPONENTS[:nodes]]
-        error = accepted - sum(power for power, _ in powers)
-        slope = sum(power * exponent for power, exponent in powers) / self.chance
-        chance = self.chance + max(GAIN, 1 / self._rounds) * error / slope
+        expected = slope = 0.0
+        for exponent in EXPONENTS[:nodes]:
+            power = math.pow(self.chance, exponent)
+            expected += power
+            slope += power * exponent / self.chance
+        chance = self.chance + max(GAIN, 1 / self._rounds) * (accepted - expected) / slope
         self.chance = min(max(chance, self.LEAST), self.MOST)
 
 

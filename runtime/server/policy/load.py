@@ -26,10 +26,12 @@ class Load:
         if not self.requests:
             self._ended_s = now_s
         self.requests += 1
+        self._take_turns()
 
     def closed(self) -> None:
         """One request has ended."""
         self.requests -= 1
+        self._take_turns()
 
     def step_ended(
         self, trees: int, rows: int, chunk_rows: int, tokens: int, step_s: float, now_s: float
@@ -50,16 +52,6 @@ class Load:
         """Trees verified."""
         return self._trees.per_s
 
-    @property
-    def turns(self) -> int:
-        """Steps until everybody had one."""
-        return -(-self.requests // self.batch)
-
-    @property
-    def plain_s(self) -> float:
-        """Time of one token of plain decoding beside the others' trees."""
-        return self.turns * self._token_s
-
     def step_with_s(self, nodes: int) -> float:
         """A step in which one of the trees, of average number, has so many drafted nodes."""
         return self.cost.step_s(self._other_rows + 1 + nodes)
@@ -73,3 +65,9 @@ class Load:
         # Of more rows than these: how many cost how many tokens each.
         root, per_s = self._other_rows + 1, self._tokens.per_s
         self.prices = [(end - root, row_s * per_s) for end, row_s in self.cost.slopes(root)]
+        self._take_turns()
+
+    def _take_turns(self) -> None:
+        self.turns = -(-self.requests // self.batch)  # steps until everybody had one
+        # Time of one token of plain decoding beside the others' trees.
+        self.plain_s = self.turns * self._token_s

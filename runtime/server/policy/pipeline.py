@@ -17,7 +17,7 @@ Source: SpecEdge (arXiv:2505.17052) section 4.3, its calibration made continuous
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from runtime.server.policy.budget import most_draft_s, nodes_to_grant
 from runtime.server.policy.credits import Credits
@@ -33,8 +33,7 @@ from runtime.wire.messages import Turn
 HURRY = 0.5
 
 
-@dataclass(frozen=True)
-class Grant:
+class Grant(NamedTuple):
     """The next move. With Turn.WAIT it says nothing yet but that; the credit's grant does.
 
     A tree of at most `max_nodes` drafted nodes may be sent. Drafted for `free_s` seconds it comes

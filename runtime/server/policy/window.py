@@ -13,14 +13,14 @@ Knows nothing of users and clocks; the time is an argument.
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from runtime.server.request import Credit, Request
 
 HOLD_S = 0.12  # a credit is taken back when the tree is so much later than it was expected
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """In the first step that a tree can be in: steps have numbers, and `batch` places each.
 
     `steps` of them begin from now until that one has begun, itself included: in the example above
@@ -59,11 +59,12 @@ class Window:
         """Whether one more credit may go out for this place."""
         if math.isinf(self.size):
             return True
-        later = sum(count for step, count in self._of_step.items() if step > place.step)
+        out, places = len(self.holders), place.places
+        later = sum([count for step, count in self._of_step.items() if step > place.step])
         return (
             self._of_step[place.step] < place.batch
-            and len(self) - later < place.places
-            and len(self) < max(self.size, place.places)
+            and out - later < places
+            and out < max(self.size, places)
         )
 
     def take(self, request: Request, place: Place) -> None:

@@ -77,7 +77,7 @@ def choose(
     for request in ready:
         if not trees or not rows:
             break
-        nodes = 1 + len(request.draft or ())
+        nodes = 1 + request.nodes
         if nodes <= rows:
             trees, rows = trees - 1, rows - nodes
             batch.append(Work(request, 0, verify=True))
@@ -85,7 +85,7 @@ def choose(
         trees, rows = trees - 1, rows - 1
         batch.append(Work(request, 0, verify=True, follows=True))
     for request, chunk in _chunks(prompts, limits.chunk_tokens):
-        nodes = 1 + len(request.draft or ())
+        nodes = 1 + request.nodes
         complete = request.draft is not None and chunk == request.uncached
         verify = complete and trees > 0 and nodes <= rows
         if verify:

@@ -305,7 +305,7 @@ class Scheduler:
         self.waiting.appendleft(request)
 
     def _pages_with_draft(self, request: Request) -> int:
-        return self.limits.pages_for(len(request.context) + len(request.draft or ()))
+        return self.limits.pages_for(len(request.context) + request.nodes)
 
     def _pages_missing(self, request: Request) -> int:
         return self._pages_with_draft(request) - len(request.pages)

@@ -31,7 +31,7 @@ class Work:
     @property
     def nodes(self) -> int:
         """Drafted nodes that it verifies."""
-        return 0 if self.follows or not self.verify else len(self.request.draft or ())
+        return 0 if self.follows or not self.verify else self.request.nodes
 
 
 @dataclass
