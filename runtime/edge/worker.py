@@ -5,22 +5,20 @@ To be called on that loop alone; the fronts for other threads are in `client.py`
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 
-from runtime.config import ConfigError, EdgeConfig, parse_address, read_token
+from runtime.config import EdgeConfig, parse_address
+from runtime.edge import greeting
 from runtime.edge.answers import Answers
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.guide import Matcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
-from runtime.edge.loading import Loading, OpenDraft, Vocabulary
+from runtime.edge.loading import Loading, OpenDraft
 from runtime.edge.loop import Drafting, Round
 from runtime.edge.net.link import Credentials, ServerError, reach
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.prompts import Prompts
 from runtime.edge.resume import Transcript, resuming
-from runtime.terminal import inert
 from runtime.wire import messages as wire
-from runtime.wire.tls import TLSError, Trust, trust
 
 
 class Worker(Answers):
@@ -45,44 +43,22 @@ class Worker(Answers):
         Where nobody listens nothing is loaded, and what a greeting may be refused for is told
         before the model is waited for. Raises ConfigError, ModelError or ServerError.
         """
-        address, token, known = parse_address(self._config.server), self._token(), self._trust()
+        config = self._config
+        address, token = parse_address(config.server), greeting.token(config)
+        known = greeting.trusted(config)
         if self._loading is None or self._loading.failed:
             await reach(*address, known)
-            self._loading = Loading(self._config, self._open_draft)
+            self._loading = Loading(config, self._open_draft)
         if self.uplink is None:
             # shielded: who gives up does not end what others may wait for
             vocabulary = await asyncio.shield(asyncio.wrap_future(self._loading.vocabulary))
             credentials = Credentials(token, known, vocabulary.tokenizer.vocabulary_hash)
-            self.uplink = Uplink(*address, self._hello(vocabulary), credentials)
+            self.uplink = Uplink(*address, greeting.hello(config, vocabulary), credentials)
         await self.uplink.link()
         if self._batcher is None:
             drafter = await asyncio.shield(asyncio.wrap_future(self._loading.drafter))
             self._batcher = Batcher(drafter)
             self.prompts = Prompts(self._loading.vocabulary.result().tokenizer, self.uplink)
-
-    def _hello(self, vocabulary: Vocabulary) -> wire.Hello:
-        tokenizer, rows = vocabulary.tokenizer, vocabulary.rows
-        try:
-            return wire.Hello(
-                wire.VERSION,
-                rows,
-                tokenizer.vocabulary_hash(rows),
-                inert(Path(self._config.draft).name),  # not the path: it is nobody's business
-                self._config.user,
-                template_hash=wire.template_hash(tokenizer.portable_template),
-            )
-        except ValueError as error:
-            raise ConfigError(f"the server cannot be greeted so: {error}") from error
-
-    def _token(self) -> bytes:
-        file = self._config.token_file
-        return read_token(Path(file)).encode() if file else b""
-
-    def _trust(self) -> Trust | None:
-        try:
-            return trust(self._config.tls)
-        except TLSError as error:
-            raise ConfigError(str(error)) from error
 
     def _rounds(
         self,

@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import save_file
 
 from runtime import AsyncEdge, Edge, EdgeConfig, ModelError, Server, ServerConfig, ServerError
+from runtime.edge import greeting
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.users import add_user
 from runtime.wire import messages as wire
@@ -113,9 +114,9 @@ def test_what_was_loaded_is_kept_for_the_next_try(
     load = Tokenizer.load
     monkeypatch.setattr(Tokenizer, "load", lambda name: loads.append(name) or load(name))
     edge = Edge(EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), max_tokens=5))
-    real = edge._worker._hello
+    real = greeting.hello
     hellos = iter([wire.Hello(99, 260, bytes(16), "from another time")])
-    monkeypatch.setattr(edge._worker, "_hello", lambda known: next(hellos, None) or real(known))
+    monkeypatch.setattr(greeting, "hello", lambda *known: next(hellos, None) or real(*known))
     with pytest.raises(ServerError, match="version"):
         edge.connect()
     edge._worker.uplink = None  # it goes on greeting with the words that it was made with
