@@ -251,6 +251,8 @@ class EdgeConfig(Options):
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     constraint: Constraint | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    spelled: Sequence[str] = ()
     max_budget: int = option(32, "nodes of a draft tree; 0 is plain decoding", minimum=0)
     max_n_beams: int = option(
         6, "nodes expanded in one pass of the draft model", minimum=1, maximum=255

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,6 +38,7 @@ AS_IT_IS: RequestOptions = {
     "system": None,
     "chat_template": "",
     "enable_thinking": None,
+    "tools": None,
 }
 
 
@@ -56,6 +57,8 @@ class Asked:
     stream: bool = False
     include_usage: bool = False
     param: str = "prompt"  # the field that the prompts came in
+    # further options of an answer, once the ids of its prompt are known; called in threads
+    of_prompt: Callable[[Sequence[int]], RequestOptions] = lambda ids: {}
 
     @property
     def wants_logprobs(self) -> bool:
@@ -97,7 +100,9 @@ News = tuple[Choice, Sequence["Piece"]]
 
 
 class Form(Protocol):
-    """How an endpoint spells its answers."""
+    """How an endpoint spells its answers. tail: what ends a stream."""
+
+    tail: bytes
 
     def begin(self, choice: Choice) -> list[dict[str, Any]]:
         """Chunks in front of a choice's text."""
@@ -107,6 +112,9 @@ class Form(Protocol):
 
     def end(self, choice: Choice) -> list[dict[str, Any]]:
         """Chunks behind it."""
+
+    def failed(self, error: APIError) -> list[dict[str, Any]]:
+        """Chunks that end a stream which an error has broken off."""
 
     def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The last chunk, for those who want it."""
@@ -161,7 +169,7 @@ class Answering(Response):
             while (data := await self._next(event, send)) is not None:
                 await send(_part(data))
                 event = asyncio.ensure_future(anext(events, None))
-            await send({"type": "http.response.body", "body": DONE})
+            await send({"type": "http.response.body", "body": self._form.tail})
         finally:
             event.cancel()
             with suppress(asyncio.CancelledError, Exception):
@@ -178,7 +186,7 @@ class Answering(Response):
             return event.result()
         except Exception as error:
             # the iterator has ended with it, so this is the last event
-            return _event(api_error(error).body())
+            return b"".join(map(_event, self._form.failed(api_error(error))))
 
     def _sign_of_life(self) -> bytes:
         """A comment, for clients and whatever is between; says how far a prompt has been read."""
@@ -240,10 +248,12 @@ async def begin(backend: Backend, asked: Asked) -> list[Choice]:
                 param=asked.param,
                 code="context_length_exceeded",
             )
+        more = await asyncio.to_thread(asked.of_prompt, ids)
         for number in range(asked.n):
             options: RequestOptions = {
                 **asked.options,
                 **AS_IT_IS,
+                **more,
                 "max_tokens": min(asked.max_tokens or room, room),
                 "seed": (seed + number) % SEEDS,
             }
@@ -280,7 +290,9 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    """One of server-sent events, which has a name where its data say so."""
+    name = f"event: {data['type']}\n".encode() if "type" in data else b""
+    return name + b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 def _part(body: bytes) -> dict[str, Any]:

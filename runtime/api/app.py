@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from runtime.api import chat, completions, tokens
+from runtime.api import chat, completions, responses, tokens
 from runtime.api.answering import Answering
 from runtime.api.backend import Backend, BackendOf
 from runtime.api.bodies import ChatBody, CompletionBody, DetokenizeBody, Known, TokenizeBody, read
 from runtime.api.errors import APIError, api_error
+from runtime.api.responses import ResponseBody
 
 LONG_BYTES = 16 * 1024  # some milliseconds of any tokenizer
 
@@ -39,6 +40,8 @@ def routes(backend_of: BackendOf) -> list[BaseRoute]:
         Route("/v1/models", told(api.models), methods=["GET"]),
         Route("/v1/models/{model:path}", told(api.model), methods=["GET"]),
         Route("/v1/chat/completions", told(api.chat), methods=["POST"]),
+        Route("/v1/responses", told(api.responses), methods=["POST"]),
+        Route("/v1/responses/{id}", told(api.response), methods=["GET", "DELETE"]),
         Route("/v1/completions", told(api.completions), methods=["POST"]),
         Route("/v1/embeddings", told(api.embeddings), methods=["POST"]),
         Route("/tokenize", told(api.tokenize), methods=["POST"]),
@@ -64,8 +67,19 @@ class _API:
 
     async def chat(self, request: Request) -> Response:
         backend, body = await self._asked(request, ChatBody)
-        asked = chat.asked(body)
-        return Answering(backend, asked, chat.ChatForm(backend, asked), _is_long(request))
+        use = await asyncio.to_thread(chat.use_of, body, backend)
+        asked = chat.asked(body, use)
+        return Answering(backend, asked, chat.ChatForm(backend, asked, use), _is_long(request))
+
+    async def responses(self, request: Request) -> Response:
+        backend, body = await self._asked(request, ResponseBody)
+        use = await asyncio.to_thread(responses.use_of, body, backend)
+        form = responses.ResponseForm(backend.model, body, use)
+        return Answering(backend, responses.asked(body, use), form, _is_long(request))
+
+    async def response(self, request: Request) -> Response:
+        await self._ready(request)
+        raise APIError(404, responses.NOT_STORED)
 
     async def completions(self, request: Request) -> Response:
         backend, body = await self._asked(request, CompletionBody)

@@ -32,6 +32,10 @@ class Backend(Protocol):
     def tokenizer(self) -> Tokenizer:
         """Its ids are the target's."""
 
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source by which `encode` writes conversations, None where there is none."""
+
     def unready(self) -> str:
         """Why no request can be taken now, as a sentence; empty if one can."""
 

@@ -75,6 +75,10 @@ class ChatBody(Body, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Likeliest | None = None
     chat_template_kwargs: TemplateVariables | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
 
 
 class CompletionBody(Body, kw_only=True):
@@ -131,11 +135,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n_probs": (0,),
     "prompt_logprobs": (0,),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "stop_token_ids": ([],),
     "structured_outputs": (),
     "suffix": ("",),
-    "tools": ([],),
     "truncate_prompt_tokens": (),
     "typical_p": (1,),
     "use_beam_search": (False,),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from runtime.api.answering import Asked, Choice
+from runtime.api.answering import DONE, Asked, Choice
 from runtime.api.backend import Backend
 from runtime.api.bodies import MAX_ANSWERS, CompletionBody
 from runtime.api.errors import APIError
@@ -50,6 +50,8 @@ def _prompts(given: str | list[Any]) -> list[str | list[int]]:
 class CompletionForm:
     """The chunks and the whole of one request's answers."""
 
+    tail = DONE
+
     def __init__(self, backend: Backend, asked: Asked) -> None:
         self._tokenizer = backend.tokenizer if asked.wants_logprobs else None
         self._of_answers: dict[int, CompletionLogprobs] = {}  # by the index of their choice
@@ -74,6 +76,10 @@ class CompletionForm:
         """Why it ended, and what it took."""
         last = self._one(choice, "", None, choice.finish_reason)
         return [{**self._head, "choices": [last], **self._tail, "timings": timings(choice)}]
+
+    def failed(self, error: APIError) -> list[dict[str, Any]]:
+        """The error, as an event."""
+        return [error.body()]
 
     def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """A chunk without choices."""

@@ -59,6 +59,11 @@ class EdgeBackend:
         """The draft's; its ids are the target's."""
         return self.edge.tokenizer
 
+    @property
+    def chat_template(self) -> str | None:
+        """The one that conversations are written by."""
+        return self.edge.chat_template
+
     def unready(self) -> str:
         """Why no request can be taken now, as a sentence; empty if one can."""
         return "" if self.edge.connected else self._reason

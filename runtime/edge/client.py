@@ -78,6 +78,11 @@ class _Front:
         """The most tokens of a prompt and its answer."""
         return self._prompts.welcome.max_context
 
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source by which conversations are written; None where there is none."""
+        return self._prompts.chat_template(self.config)
+
     def encode(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> list[int]:
         """Token ids of a prompt, in the chat template unless `raw` was asked for.
 

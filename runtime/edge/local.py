@@ -78,6 +78,12 @@ class LocalEdge(Answers):
         """The target's."""
         return self.server.tokenizer
 
+    @property
+    def chat_template(self) -> str | None:
+        """The one that conversations are written by."""
+        assert self.prompts is not None, "made with them"
+        return self.prompts.chat_template(self._config)
+
     def unready(self) -> str:
         """Why the server takes no requests; empty if it does."""
         return self.server.unready()

@@ -20,6 +20,10 @@ class RequestOptions(TypedDict, total=False):
     """"draft" for the draft's own, or a file; "" is the target's."""
     enable_thinking: bool | None
     """For chat templates that have this switch; None leaves it to them."""
+    tools: Sequence[Mapping[str, Any]] | None
+    """Functions that the chat template tells the model of, as OpenAI's API has them."""
+    spelled: Sequence[str]
+    """Control tokens that are part of the text, such as "[TOOL_CALLS]"."""
     stop: str | Sequence[str]
     """The text ends before the first of these."""
     max_tokens: int

@@ -66,6 +66,7 @@ class Prompts:
             _conversation(prompt, config.system),
             template=self._template(config),
             enable_thinking=config.enable_thinking,
+            tools=config.tools,
         )
 
     def sampling(self, config: EdgeConfig) -> Sampling:
@@ -119,6 +120,10 @@ class Prompts:
                     f"the prompt has the token {self.tokenizer.token(index)!r} (id {index}), "
                     f"and the target knows only ids below {rows}; leave it out"
                 )
+
+    def chat_template(self, config: EdgeConfig) -> str | None:
+        """The chat template that is in effect, None where there is none. Raises ConfigError."""
+        return self._template(config) or self.tokenizer.portable_template
 
     def _template(self, config: EdgeConfig) -> str | None:
         """The chat template to use, None for the draft's own. Raises ConfigError."""

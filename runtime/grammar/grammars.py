@@ -71,6 +71,19 @@ class Grammars:
         return compiled
 
 
+def check(kind: str, text: str) -> None:
+    """Raises ValueError, as `Grammars.matcher`, for what no vocabulary could be held to."""
+    grammar = LLMatcher.grammar_from_lark(_lark(kind, text) + NOT_FORCED)
+    errors: list[str] = []
+
+    def validate() -> None:
+        errors.append(LLMatcher.validate_grammar(grammar, limits=LIMITS))
+
+    _in_deep_stack(validate)
+    if errors[0]:
+        raise ValueError(f"the {_NAMES[kind]} cannot be enforced: {_reason(kind, errors[0])}")
+
+
 def _compiled(kind: str, text: str, tokens: Tokens) -> LLMatcher:
     """The grammar in front of a text, with its first mask done. Raises ValueError."""
     grammar = LLMatcher.grammar_from_lark(_lark(kind, text) + NOT_FORCED)

@@ -10,9 +10,12 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from runtime.api.tools.chat_format import Calls
+from runtime.grammar.grammars import check
+from runtime.grammar.schema import ready
 
 OBJECT: Mapping[str, Any] = {"type": "object"}
 ANYTHING = "/(?s:.*)/"
@@ -58,7 +61,7 @@ def lark(
     """The grammar of an answer: thoughts, and then calls, or content under a JSON schema.
 
     spell: how a grammar names a mark, as a control token or as a text. schema: None where content
-    is free.
+    is free. Raises ValueError for a schema that cannot be enforced.
     """
     rules: Rules = {}
     said = _json(schema) if schema is not None else ANYTHING
@@ -76,23 +79,31 @@ def lark(
     return f"start: {start}\n{written}\n"
 
 
-def checked(calling: Calling, reason: Callable[[Calling], str], most_bytes: int) -> Calling:
-    """The same with schemas that can be enforced; of functions that are not strict only these.
+def enforceable(functions: Sequence[Function], most_bytes: int) -> list[Function]:
+    """The functions with schemas that can be enforced, together in so many bytes.
 
-    reason: why the grammar of a Calling does not do, empty if it does. Raises ValueError for a
-    strict function whose schema does not.
+    One that is not strict is any object instead, where it has to be. Raises ValueError for a strict
+    one whose schema cannot.
     """
     kept = list[Function]()
-    for function in calling.functions:
-        why = reason(replace(calling, functions=[function]))
+    for function in functions:
+        why = _refusal(json.dumps(function.parameters))
         if why and function.strict:
-            raise ValueError(f"the parameters of {function.name} cannot be enforced: {why}")
+            raise ValueError(f"the parameters of {function.name}: {why}")
         kept.append(replace(function, parameters=OBJECT) if why else function)
-    whole = replace(calling, functions=kept)
-    if len(json.dumps([function.parameters for function in kept])) > most_bytes // 2:
-        loose = [one if one.strict else replace(one, parameters=OBJECT) for one in kept]
-        return replace(whole, functions=loose)
-    return whole
+    if sum(len(json.dumps(function.parameters)) for function in kept) > most_bytes:
+        return [one if one.strict else replace(one, parameters=OBJECT) for one in kept]
+    return kept
+
+
+@lru_cache(maxsize=512)  # agents send the same functions with every request
+def _refusal(text: str) -> str:
+    """Why a schema cannot be enforced; empty if it can."""
+    try:
+        check("json_schema", text)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _thoughts(thinking: Thinking, spell: Spell, rules: Rules) -> str:
@@ -188,7 +199,7 @@ def _lazily(calling: Calling, spell: Spell, rules: Rules) -> str:
 
 
 def _json(schema: Any) -> str:
-    return f"%json {json.dumps(schema)}"
+    return f"%json {json.dumps(ready(schema))}"
 
 
 def _literal(text: str) -> str:

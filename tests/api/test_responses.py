@@ -1,0 +1,188 @@
+"""/v1/responses as OpenAI's own client sees it, whole and event by event."""
+
+import asyncio
+
+import httpx
+import openai
+import pytest
+
+from tests.api.scripted import TOKENIZER, Scripted, served
+from tests.api.test_tool_chat import CALL, SCHEMA, client_of
+from tests.chat_templates import CHATML, QWEN3
+
+WEATHER = {"type": "function", "name": "weather", "description": "Of a city.", "parameters": SCHEMA}
+HOSTED = [{"type": "web_search"}, {"type": "local_shell"}, {"type": "custom", "name": "patch"}]
+TEXT = "<think>\nHm.\n</think>\n\nOne moment.\n" + CALL
+
+
+def asked(backend, **body):
+    """A whole response, and the events and the response of a streamed one."""
+    body = {"model": "scripted", "input": "What is the weather?", **body}
+
+    async def ask():
+        async with client_of(backend) as client:
+            whole = await client.responses.create(**body)
+            events = []
+            async with client.responses.stream(**body) as stream:
+                async for event in stream:
+                    events.append(event)
+                # the helper has none for one that is incomplete
+                is_whole = whole.status == "completed"
+                return whole, events, await stream.get_final_response() if is_whole else None
+
+    return asyncio.run(ask())
+
+
+def test_reasoning_text_and_calls_are_items():
+    backend = Scripted(QWEN3, TEXT)
+    whole, events, streamed = asked(backend, tools=[*HOSTED, WEATHER], instructions="Be brief.")
+    for response in (whole, streamed):
+        assert response.status == "completed"
+        reasoning, message, call = response.output
+        assert (reasoning.type, reasoning.summary) == ("reasoning", [])
+        assert [part.text for part in reasoning.content] == ["Hm."]
+        assert (message.role, message.status) == ("assistant", "completed")
+        assert response.output_text == "One moment."
+        assert (call.type, call.name, call.arguments) == (
+            "function_call",
+            "weather",
+            '{"city": "Köln"}',
+        )
+        assert call.call_id != call.id
+        usage = response.usage
+        assert usage.output_tokens == len(TOKENIZER._ids(TEXT, add_special_tokens=False))
+        assert usage.total_tokens == usage.input_tokens + usage.output_tokens
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events]
+    ends = [kind for kind in kinds if not kind.endswith("delta")]
+    assert ends == [
+        *("created", "in_progress"),
+        *("output_item.added", "content_part.added", "reasoning_text.done"),
+        *("content_part.done", "output_item.done"),
+        *("output_item.added", "content_part.added", "output_text.done"),
+        *("content_part.done", "output_item.done"),
+        *("output_item.added", "function_call_arguments.done", "output_item.done"),
+        "completed",
+    ]
+    assert kinds.count("function_call_arguments.delta") > 5
+    items = [event for event in events if event.type.startswith("response.output_item")]
+    assert [event.output_index for event in items] == [0, 0, 1, 1, 2, 2]
+    prompt = TOKENIZER.decode(backend.asked[0][0])
+    assert "Be brief." in prompt
+    assert "Of a city." in prompt
+    assert "web_search" not in prompt
+
+
+def test_a_conversation_goes_on_with_its_items():
+    backend = Scripted(QWEN3, "It rains.")
+    call = {"type": "function_call", "call_id": "call_7", "name": "weather", "id": "fc_1"}
+    items = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
+        {"type": "message", "role": "user", "content": "What is the weather?"},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "?"},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "One moment."}],
+        },
+        {**call, "arguments": '{"city": "Köln"}'},
+        {**call, "arguments": '{"city": "Rom"}', "call_id": "call_8"},
+        {"type": "function_call_output", "call_id": "call_7", "output": "rain"},
+        {
+            "type": "function_call_output",
+            "call_id": "call_8",
+            "output": [{"type": "input_text", "text": "sun"}],
+        },
+    ]
+    whole, _, _ = asked(backend, input=items, tools=[WEATHER], store=True)
+    assert whole.output_text == "It rains."
+    assert whole.store is False
+    ((messages,), _) = backend.encoded[0][:1], None
+    assert [message["role"] for message in messages] == [
+        *("system", "user", "assistant", "tool", "tool")
+    ]
+    assert messages[2]["content"] == "One moment."
+    calls = [call["function"]["arguments"]["city"] for call in messages[2]["tool_calls"]]
+    assert calls == ["Köln", "Rom"]
+    assert [message.get("content") for message in messages[3:]] == ["rain", "sun"]
+    assert messages[3]["tool_call_id"] == messages[2]["tool_calls"][0]["id"]
+
+
+def test_an_answer_that_is_cut_off_is_incomplete():
+    backend = Scripted(QWEN3, TEXT[:-18], finish_reason="length")
+    whole, events, _ = asked(backend, tools=[WEATHER], max_output_tokens=99)
+    assert whole.status == "incomplete"
+    assert whole.incomplete_details.reason == "max_output_tokens"
+    assert whole.output[-1].status == "incomplete"
+    assert events[-1].type == "response.incomplete"
+    kinds = [event.type for event in events]
+    assert "response.function_call_arguments.done" not in kinds
+    assert backend.asked[0][1]["max_tokens"] == 99
+
+
+def test_what_is_no_call_is_text():
+    text = '<tool_call>\n{"name": "weather", "arguments": {"city": oops}}\n</tool_call>'
+    whole, events, streamed = asked(Scripted(QWEN3, text), tools=[WEATHER])
+    for response in (whole, streamed):
+        assert response.output_text == text
+        assert [item.type for item in response.output] == ["message"]
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert [item.status for item in done] == ["incomplete", "completed"]
+    assert [item.type for item in done] == ["function_call", "message"]
+
+
+def test_nothing_is_stored():
+    async def ask(url, client):
+        for field, value in {
+            "previous_response_id": "resp_1",
+            "conversation": "conv_1",
+            "background": True,
+            "prompt": {"id": "pmpt_1"},
+        }.items():
+            with pytest.raises(openai.BadRequestError, match="not stored here") as refused:
+                await client.responses.create(model="scripted", input="x", **{field: value})
+            assert refused.value.param == field
+        with pytest.raises(openai.NotFoundError, match="not stored here"):
+            await client.responses.retrieve("resp_1")
+        with pytest.raises(openai.NotFoundError, match="not stored here"):
+            await client.responses.delete("resp_1")
+
+    async def both():
+        backend = Scripted(QWEN3, "")
+        async with served(backend) as url, client_of(backend) as client:
+            await ask(url, client)
+
+    asyncio.run(both())
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"input": [{"type": "computer_call"}]}, "of the type 'computer_call'"),
+        ({"input": ["x"]}, r"input\[0\] is no item"),
+        ({"tools": [WEATHER]}, "leaves tools out"),
+        ({"input": []}, "input"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "reads text alone",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(body, sentence):
+    with pytest.raises(openai.BadRequestError, match=sentence):
+        asked(Scripted(CHATML, ""), **body)
+
+
+def test_events_have_names_and_no_mark_at_the_end():
+    async def ask():
+        async with served(Scripted(CHATML, "Hi.")) as url, httpx.AsyncClient() as client:
+            body = {"input": "x", "stream": True}
+            return (await client.post(f"{url}/responses", json=body)).text
+
+    lines = asyncio.run(ask()).split("\n")
+    named = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    data = [line for line in lines if line.startswith("data: ")]
+    assert len(named) == len(data)
+    assert all(f'"type":"{name}"' in line for name, line in zip(named, data, strict=True))
+    assert "[DONE]" not in data[-1]
