@@ -75,7 +75,8 @@ class Answers:
         assert self.uplink is not None, "not connected"
         assert self.prompts is not None, "not connected"
         tell = partial(self.on_round, next(self._numbers))
-        writer = Writer(transcript, stream, self.prompts.tokenizer, self.uplink, file, tell)
+        tokenizer = self.prompts.tokenizer.showing(config.spelled)
+        writer = Writer(transcript, stream, tokenizer, self.uplink, file, tell)
         rounds = self._rounds(self.uplink, transcript, config, writer.read)
         async with aclosing(rounds):
             return await writer.write(rounds)

@@ -19,6 +19,15 @@ from tests.conftest import byte_tokenizer
 TOKENIZER = Tokenizer(byte_tokenizer(CONTROL), [])
 
 
+class OneByOne(AsyncAnswer):
+    """Whatever is there, readers get it token by token."""
+
+    async def batches(self):
+        async for pieces in super().batches():
+            for piece in pieces:
+                yield [piece]
+
+
 class Scripted:
     """The same text for everyone who asks, a token a piece."""
 
@@ -49,7 +58,7 @@ class Scripted:
         for end, index in enumerate(ids, 1):
             piece = text.push([index])
             stream.add([Piece(piece, False, end)] if piece else [], [index])
-        answer = AsyncAnswer(stream, writing, lambda: None)
+        answer = OneByOne(stream, writing, lambda: None)
         writing.set_result(self.finish_reason)
         return answer
 
