@@ -52,14 +52,19 @@ async def predict(
     sampling: Sampling,
     drafting: Drafting,
     rtt_s: float,
-) -> Prediction:
-    """From an answer to each prompt with drafts, and to the first without. Raises ServerError."""
+) -> Prediction | None:
+    """From an answer to each prompt with drafts, and to the first without.
+
+    None where answers end before anything can be measured. Raises ServerError.
+    """
     rounds: list[Round] = []
     for prompt in prompts:
         rounds += (await ask(link, batcher, prompt, sampling, drafting)).rounds[1:]
     drafted = [turn for turn in rounds if turn.step.sent]
     undrafted = Drafting(TreeShape(0, 1, 1, 1))
     plain = await ask(link, batcher, prompts[0], sampling, undrafted)
+    if len(plain.rounds) < LEAST_ROUNDS:
+        return None
     if len(drafted) < LEAST_ROUNDS:
         return Prediction(rtt_s, plain.per_s, None)
     plain_share = 1 - len(drafted) / len(rounds)

@@ -179,7 +179,7 @@ def upload(sent_bytes: int, seconds: float) -> Finding:
 
 async def _predict(
     link: ProbedLink, batcher: Batcher, vocabulary: Vocabulary, config: EdgeConfig, rtt_s: float
-) -> Prediction:
+) -> Prediction | None:
     shape = TreeShape(
         config.max_budget, config.max_n_beams, config.max_beam_len, config.max_branch_width
     )
@@ -209,8 +209,11 @@ def drafting(pass_s: float) -> Finding:
     return ok("drafting", f"a pass takes {pass_s * 1e3:.1f} ms here", pass_ms=pass_s * 1e3)
 
 
-def speed(prediction: Prediction) -> Finding:
+def speed(prediction: Prediction | None) -> Finding:
     """Of one answer; a server shared with others is another matter."""
+    if prediction is None:
+        mend = "ask it yourself with --prompt: the model may want another chat template"
+        return warning("speed", "short questions had answers of hardly any token", mend)
     plain, drafted = prediction.plain_per_s, prediction.drafted
     with_drafts = prediction.drafted_per_s
     figures: dict[str, object] = {"plain_tokens_per_s": plain, "drafted_tokens_per_s": with_drafts}

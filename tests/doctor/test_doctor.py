@@ -94,6 +94,15 @@ def test_a_far_server(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
     assert speed["drafted_tokens_per_s"] < 1.5 * speed["tokens_per_verification"] / 0.03
 
 
+def test_answers_that_end_at_once(
+    tiny_pair: tuple[Path, Path], tiny_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "PROBE_TOKENS", 1)
+    told = look(tiny_server, tiny_pair[1])["speed"]
+    assert told.state is State.WARNING
+    assert "hardly any token" in told.sentence
+
+
 def test_nobody_there(tiny_pair: tuple[Path, Path]) -> None:
     with reserved_port() as port:
         told = only_fault(look(f"127.0.0.1:{port}", tiny_pair[1]))

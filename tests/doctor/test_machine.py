@@ -115,4 +115,5 @@ def test_a_prediction_is_the_arithmetic_that_the_page_says() -> None:
     assert "within a round trip of 70 ms" in far.mend
     poor = Drafted(tokens=1.1, nodes=20, draft_s=0.02, verify_s=0.05, queue_s=0.01)
     assert "right more often" in speed(Prediction(0.0, 20.0, poor, 0.0)).mend
+    assert "hardly any token" in speed(None).sentence
     assert "--max-budget 0" in speed(Prediction(0.0, 20.0, None)).mend
