@@ -9,12 +9,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
 import yaml
+
+from runtime.config import EdgeConfig, ServerConfig, flag
+from runtime.doctor.__main__ import DoctorConfig
 
 ROOT = Path(__file__).parent.parent
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
@@ -117,6 +121,16 @@ def test_every_page_is_in_the_navigation() -> None:
 
     named = [name for entry in tree for name in files(entry)]
     assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_commands_have_the_options_that_a_page_gives_them(page: Path) -> None:
+    configs = {"server": ServerConfig, "edge": EdgeConfig, "doctor": DoctorConfig}
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for name, rest in re.findall(r"(?:runtime\.|specedge-)(server|edge|doctor)\b([^`\n]*)", text):
+        flags = {flag(item.name) for item in fields(configs[name])}
+        for option in re.findall(r"(?<= )--[a-z][a-z-]*", rest.partition(" #")[0]):
+            assert option in flags | {"--help", "--version", "--config"}, f"{name} {option}"
 
 
 @pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "runtime/embedded/README.md"])
