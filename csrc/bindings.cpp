@@ -207,6 +207,14 @@ PYBIND11_MODULE(_cpu, m) {
           edit_logits(at<float>(logits), rows, vocabulary, drafts, edits);
         });
 
+  m.def("token_logprobs",
+        [](Address logits, int64_t rows, int64_t vocabulary, Address tokens, int64_t n,
+           Address logprobs, Address top_tokens, Address top_logprobs) {
+          py::gil_scoped_release release;
+          token_logprobs(at<float>(logits), rows, vocabulary, at<int64_t>(tokens), n,
+                         at<float>(logprobs), at<int64_t>(top_tokens), at<float>(top_logprobs));
+        });
+
   m.def("draft_topk",
         [](Address logits, int64_t rows, int64_t vocabulary, int64_t k, Address temperature,
            Address seed, Address position, Address token_ids, Address ids, Address logprobs) {

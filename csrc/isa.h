@@ -45,7 +45,7 @@ struct alignas(16) Rounded {
   void divide(const float* x, const uint32_t* allowed, int64_t n, float divisor, float* out);      \
   /* The first index from `start` on with x > threshold, or n. */                                  \
   int64_t find_above(const float* x, int64_t start, int64_t n, float threshold);                   \
-  /* Sum of e^(x - shift), in double; x <= shift. */                                               \
+  /* Sum of e^(x - shift), in double; x <= shift. The same bits in all sets. */                    \
   double exp_sum(const float* x, int64_t n, float shift);                                          \
   /* x + factor * noise of tokens ids [n], by default 0 .. n-1 -> out [n] */                       \
   void add_noise(const float* x, const int64_t* ids, int64_t n, uint64_t key, float factor,        \

@@ -162,6 +162,10 @@ void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const 
 void edit_logits(float* logits, int64_t rows, int64_t vocabulary, const Drafts& drafts,
                  const Edits& edits);
 
+// logits [N, V], tokens [N] or -1 -> logprobs [N], top_tokens [N, n], top_logprobs [N, n]
+void token_logprobs(const float* logits, int64_t rows, int64_t vocabulary, const int64_t* tokens,
+                    int64_t n, float* logprobs, int64_t* top_tokens, float* top_logprobs);
+
 // logits [N, V], token_ids [V] or null -> ids [N, k], logprobs [N, k]
 void draft_topk(const float* logits, int64_t rows, int64_t vocabulary, int64_t k,
                 const float* temperature, const int64_t* seed, const int64_t* position,

@@ -99,19 +99,22 @@ int64_t find_above(const float* x, int64_t start, int64_t n, float threshold) {
 }
 
 double exp_sum(const float* x, int64_t n, float shift) {
-  constexpr int kHalf = kLanes / 2;
-  dvec sums[2] = {};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    float lanes[kLanes];
-    store_vec(lanes, load_some(x, i, n));
-    for (int h = 0; h < 2; ++h) {
-      const half_vec half = load_as<half_vec>(lanes + h * kHalf);
-      sums[h] += exp_of(__builtin_convertvector(half, dvec) - double(shift));
+  // Sixteen sums, each of every sixteenth number, whatever the instruction set: equal bits.
+  constexpr int kSums = 16, kHalf = kLanes / 2;
+  dvec sums[kSums / kHalf] = {};
+  for (int64_t i = 0; i < n; i += kSums) {
+    for (int j = 0; j < kSums && i + j < n; j += kLanes) {
+      float lanes[kLanes];
+      store_vec(lanes, load_some(x, i + j, n));
+      for (int h = 0; h < 2; ++h) {
+        const half_vec half = load_as<half_vec>(lanes + h * kHalf);
+        sums[j / kHalf + h] += exp_of(__builtin_convertvector(half, dvec) - double(shift));
+      }
     }
   }
   double total = 0;
-  for (int h = 0; h < 2; ++h) {
-    for (int i = 0; i < kHalf; ++i) total += sums[h][i];
+  for (const dvec& some : sums) {
+    for (int i = 0; i < kHalf; ++i) total += some[i];
   }
   return total;
 }

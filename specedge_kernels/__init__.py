@@ -35,6 +35,7 @@ from specedge_kernels.ops import (
     rope_append_kv,
     silu_mul,
     target_tokens,
+    token_logprobs,
     tree_attention,
     verify,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "rope_append_kv",
     "silu_mul",
     "target_tokens",
+    "token_logprobs",
     "tree_attention",
     "verify",
 ]

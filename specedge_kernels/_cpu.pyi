@@ -241,6 +241,17 @@ def edit_logits(
     presence: int,
     /,
 ) -> None: ...
+def token_logprobs(
+    logits: int,
+    rows: int,
+    vocabulary: int,
+    tokens: int,
+    n: int,
+    logprobs: int,
+    top_tokens: int,
+    top_logprobs: int,
+    /,
+) -> None: ...
 def draft_topk(
     logits: int,
     rows: int,

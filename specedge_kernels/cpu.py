@@ -291,6 +291,23 @@ def edit_logits(
     )
 
 
+def token_logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows, vocabulary = logits.shape
+    logprobs = logits.new_empty(rows)
+    top_tokens, top_logprobs = tokens.new_empty(rows, n), logits.new_empty(rows, n)
+    _cpu.token_logprobs(
+        logits.data_ptr(),
+        rows,
+        vocabulary,
+        tokens.data_ptr(),
+        n,
+        logprobs.data_ptr(),
+        top_tokens.data_ptr(),
+        top_logprobs.data_ptr(),
+    )
+    return logprobs, top_tokens, top_logprobs
+
+
 def draft_topk(
     logits: Tensor,
     k: int,

@@ -29,6 +29,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "verify": (),
     "target_tokens": (),
     "edit_logits": ("logits",),
+    "token_logprobs": (),
     "draft_topk": (),
     "grow_tree": ("tokens", "parents", "scores", "depths", "slots", "found"),
     "linear": (),
@@ -49,6 +50,7 @@ TRITON_OPS = (
     "verify",
     "target_tokens",
     "edit_logits",
+    "token_logprobs",
     "draft_topk",
     "grow_tree",
     "rms_norm",
@@ -117,6 +119,12 @@ class Shapes:
     @staticmethod
     def edit_logits(a: Any) -> None:
         return None
+
+    @staticmethod
+    def token_logprobs(a: Any) -> tuple[Tensor, Tensor, Tensor]:
+        rows = a.logits.shape[0]
+        tops = a.tokens.new_empty(rows, a.n), a.logits.new_empty(rows, a.n)
+        return a.logits.new_empty(rows), *tops
 
     @staticmethod
     def draft_topk(a: Any) -> tuple[Tensor, Tensor]:

@@ -346,6 +346,28 @@ def edit_logits(
     _ops.edit_logits.default(logits, tokens, ancestors, offsets, *lists, *numbers)
 
 
+def token_logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The log-probability of a token of each row, and the n best with theirs.
+
+    logits [N, V] float32, V >= 1, as the model gave them: before `edit_logits`, which changes them
+    in place, and before any temperature or mask. tokens [N] int64 in 0 .. V-1, or -1 for none;
+    0 <= n <= V, on a GPU at most 64. Returns logprobs [N] float32 = log_softmax(logits)[tokens],
+    top_tokens [N, n] int64 and top_logprobs [N, n] float32, best first, ties to the lowest token.
+    Token -1 has NaN, and a row with a NaN or without a finite maximum has -1 and NaN throughout.
+    The exponentials of a row are summed in float64 (float32 on a GPU) in a fixed order, so that its
+    bits do not depend on its batch, nor on the instruction set of a CPU.
+    """
+    _check_device("token_logprobs", logits, tokens)
+    _check("logits", logits, torch.float32, (None, None))
+    rows, vocabulary = logits.shape
+    _expect(vocabulary >= 1, "logits", "at least one token", _shape(logits))
+    _check("tokens", tokens, torch.int64, (rows,))
+    _expect(
+        isinstance(n, int | torch.SymInt) and 0 <= n <= vocabulary, "n", f"0 .. {vocabulary}", n
+    )
+    return _ops.token_logprobs.default(logits, tokens, n)
+
+
 def draft_topk(
     logits: Tensor,
     k: int,

@@ -287,6 +287,24 @@ def edit_logits(
                 logits[row, token] = x - presence[b] if count > 0 else x
 
 
+def token_logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """log_softmax of logits [N, V] f32 at tokens [N] i64 and at the n best of each row.
+
+    Returns [N] f32, [N, n] i64 and [N, n] f32, best first, ties to the lowest token. NaN for token
+    -1; NaN and -1 throughout for a row with a NaN or without a finite maximum.
+    """
+    all_of_row = logits.double().log_softmax(-1).float()
+    order = torch.sort(logits, dim=-1, descending=True, stable=True).indices[:, :n]
+    logprobs = all_of_row.gather(1, tokens.clamp(min=0)[:, None])[:, 0]
+    tops = all_of_row.gather(1, order)
+    broken = ~logits.amax(-1).isfinite()  # the maximum of a row with a NaN is NaN
+    return (
+        logprobs.masked_fill(broken | (tokens < 0), math.nan),
+        order.masked_fill(broken[:, None], -1),
+        tops.masked_fill(broken[:, None], math.nan),
+    )
+
+
 def mask_bits(words: Tensor, tokens: Tensor) -> Tensor:
     """Bit t % 32 of word t / 32 of a mask's row [W] i32, for tokens [X] -> [X] bool."""
     return (words[tokens // 32] >> (tokens % 32) & 1).bool()

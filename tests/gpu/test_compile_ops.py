@@ -91,6 +91,7 @@ CASES = {
         (real(2, VOCABULARY), *rows_of(*DRAWS), empty(3, VOCABULARY // 32), empty(2)),
     ),
     **{f"edit_logits-{words}": ("edit_logits", edit_case(words)) for words in (1, 4)},
+    "token_logprobs": ("token_logprobs", (real(2, VOCABULARY), long(2), 20)),
     "draft_topk": ("draft_topk", (real(2, 8192), 4, *rows_of(F32, I64, I64))),
     "draft_topk-64": (
         "draft_topk",
@@ -103,7 +104,7 @@ FIRST_CASES = {op: name for name, (op, _) in reversed(CASES.items())}.values()
 # On sm_80 there is no instruction that makes a float8.
 ELSEWHERE = [*FIRST_CASES, "rope_append_kv-float8", "target_tokens-masked"]
 OPTIONS = {name: {"k_scale": 0.5} for name in ("append_kv-float8", "rope_append_kv-float8")}
-LAUNCHES = {"target_tokens": 4, "draft_topk": 2}
+LAUNCHES = {"target_tokens": 4, "draft_topk": 2, "token_logprobs": 2}
 
 
 def compile_case(name, arch, monkeypatch):

@@ -12,7 +12,7 @@ from specedge_kernels import _cpu
 HERE = Path(__file__).parent
 NAMES = (
     *("linear", "quantized_linear", "rms_norm", "silu_mul", "rope_append_kv", "tree_attention"),
-    *("noise", "target_tokens", "draft_topk"),
+    *("noise", "target_tokens", "draft_topk", "token_logprobs"),
 )
 TESTS = [str(HERE / f"test_{name}.py") for name in NAMES]
 SELECTION = (

@@ -44,6 +44,7 @@ def arguments(op):
             *(torch.full((2, 2), 77, dtype=torch.int32), int32([1, -1] * rows)[:rows]),
         ),
         "edit_logits": tuple(make_edit([2, 5], 40, 0).arguments().values()),
+        "token_logprobs": (torch.randn(rows, 40), tokens, 3),
         "draft_topk": (torch.randn(rows, 40), 3, zeros + 1, tokens, tokens, torch.arange(40) * 2),
         "rms_norm": (torch.randn(3, 20), torch.randn(20), 1e-6, torch.randn(3, 20)),
         "silu_mul": (torch.randn(3, 20),),

@@ -205,6 +205,8 @@ void check_append_kv(Random& random);
 void check_rope_append_kv(Random& random);
 void check_compact_kv(Random& random);
 void check_target_tokens(Random& random);
+void check_edit_logits(Random& random);
+void check_token_logprobs(Random& random);
 void check_draft_topk(Random& random);
 void check_linear(Random& random);
 void check_rms_norm(Random& random);
@@ -214,9 +216,9 @@ void check_quantized_linear(Random& random);
 
 // Attention twice: it has the most ways.
 constexpr void (*kChecks[])(Random&) = {
-    check_build_tree,     check_verify,          check_tree_attention, check_append_kv,
-    check_rope_append_kv, check_compact_kv,      check_target_tokens,  check_draft_topk,
-    check_linear,         check_tree_attention,  check_rms_norm,       check_silu_mul,
-    check_decode,         check_quantized_linear};
+    check_build_tree,     check_verify,           check_tree_attention, check_append_kv,
+    check_rope_append_kv, check_compact_kv,       check_target_tokens,  check_draft_topk,
+    check_linear,         check_tree_attention,   check_rms_norm,       check_silu_mul,
+    check_decode,         check_quantized_linear, check_edit_logits,    check_token_logprobs};
 
 }  // namespace specedge::native
