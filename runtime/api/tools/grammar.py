@@ -69,10 +69,15 @@ def lark(
         calls = _calls(calling, spell, rules)
         if calling.must:
             said = calls
-        elif schema is not None:
-            said = f"{calls} | {said}"
+        elif schema is None:
+            said = _lazily(calling, thinking, spell, rules)
+        elif calling.form is Calls.BARE:
+            raise ValueError(
+                "this model writes calls as it would write content in JSON; leave response_format "
+                'out, or let tool_choice be "required" or "none"'
+            )
         else:
-            said = _lazily(calling, spell, rules)
+            said = f"{calls} | {said}"
     rules["said"] = said
     start = f"{_thoughts(thinking, spell, rules)} said" if thinking else "said"
     written = "\n".join(f"{name}: {body}" for name, body in rules.items())
@@ -182,20 +187,25 @@ def _value(value: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     return _json({**value, **defined})
 
 
-def _lazily(calling: Calling, spell: Spell, rules: Rules) -> str:
+def _lazily(calling: Calling, thinking: Thinking | None, spell: Spell, rules: Rules) -> str:
     """Any text, in which a call that has been opened is a valid one."""
+    # what begins thoughts is no such text: a call within them is none
+    but = f" & ~/{_literal(thinking.begin)}(?s:.*)/" if thinking and not thinking.is_begun else ""
     if calling.form is Calls.BARE:
-        return f'{_calls(calling, spell, rules)} | /[^{{](?s:.*)/ | ""'
+        rules["TEXT"] = f"/[^{{](?s:.*)/{but}"
+        return f'{_calls(calling, spell, rules)} | TEXT | ""'
     is_listed = calling.form in (Calls.LISTED, Calls.NAMED)
     mark = "[TOOL_CALLS]" if is_listed else "<tool_call>"
     # a list has several calls behind one mark, in the other forms each has its own
     one = calling if calling.form is Calls.LISTED else replace(calling, several=False)
     rest = _calls(one, spell, rules).removeprefix(spell(mark))
+    rules["TEXT"] = f"{ANYTHING}{but}"
     if spell(mark).startswith("<"):
-        rules["opened"] = f"{ANYTHING} {spell(mark)}"
+        rules["opened"] = f"TEXT {spell(mark)}"
     else:
-        rules["opened[lazy]"] = f"/(?s:.*){_literal(mark)}/"
-    return f"(opened {rest})* {ANYTHING}" if calling.several else f"opened {rest} | {ANYTHING}"
+        rules["TO_CALL"] = f"/(?s:.*){_literal(mark)}/{but}"
+        rules["opened[lazy]"] = "TO_CALL"
+    return f"(opened {rest})* TEXT" if calling.several else f"opened {rest} | TEXT"
 
 
 def _json(schema: Any) -> str:
