@@ -22,8 +22,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 from bench.harness import option_parser, report
 from runtime.bench.attempt import attempt
 from runtime.bench.prompts import read_questions
-from runtime.config import WEIGHTS
+from runtime.config import NO_MODEL, WEIGHTS
+from runtime.edge.draft.batcher import Drafts
 from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, Step, TreeShape
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
@@ -86,7 +88,7 @@ class Ahead:
 
 def answer(
     engine: Engine,
-    drafter: Drafter,
+    drafter: Drafts,
     prompt: list[int],
     params: Open,
     shape: TreeShape,
@@ -118,7 +120,7 @@ def answer(
     return request.context[len(prompt) :], steps, passes
 
 
-def grow(drafter: Drafter, speculation: Speculation) -> int:
+def grow(drafter: Drafts, speculation: Speculation) -> int:
     """Run the text that the cache lacks, then deepen the tree; how many passes it took."""
     passes = deeper = 0
     while frontier := speculation.frontier(max_nodes=255):
@@ -128,6 +130,11 @@ def grow(drafter: Drafter, speculation: Speculation) -> int:
         drafter.run([Pass(speculation, frontier)])
         passes += 1
     return passes
+
+
+def open_model(name: str, weights: str) -> Engine:
+    """A model with room for one context."""
+    return open_engine(name, weights, "cpu", lambda _: CONTEXT_TOKENS, 16)
 
 
 def verify(engine: Engine, request: Request) -> Verified:
@@ -170,11 +177,12 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, ahead: Ahead) -> dict[str, Count]:
     """Of each task, and of "all" prompts that fit the context."""
-    engine, draft = (
-        open_engine(name, options.weights, "cpu", lambda _: CONTEXT_TOKENS, 16)
-        for name in (options.model, options.draft)
+    engine = open_model(options.model, options.weights)
+    is_lookup = options.draft == NO_MODEL
+    drafter: Drafts = (
+        LookupDrafter() if is_lookup else Drafter(open_model(options.draft, options.weights))
     )
-    drafter, tokenizer = Drafter(draft), Tokenizer.load(options.model)
+    tokenizer = Tokenizer.load(options.model)
     shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)
     counts: dict[str, Count] = {}
     for question in read_questions(options.prompts, options.per_task):

@@ -23,6 +23,7 @@ class ConfigError(ValueError):
     """An option that cannot be used; the message is a sentence for the person who set it."""
 
 
+NO_MODEL = "none"  # in place of the name of a draft
 FLOATS = ("float32", "bfloat16", "float16")
 WEIGHTS = (
     "stored", *FLOATS, "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"
@@ -210,7 +211,13 @@ class EdgeConfig(Options):
     user: str = option("", "name that the server knows; needs --token-file")
     token_file: str = option("", "file with the user's token, chmod 600")
     tls: str = option("", "how to know the server: system, sha256:<hash>, or an authority's file")
-    draft: str = option("smollm2-draft", "draft: HF directory, .gguf, hub id, or smollm2-draft")
+    draft: str = option(
+        "smollm2-draft",
+        "draft: HF directory, .gguf, hub id, or smollm2-draft; none looks words up instead",
+    )
+    tokenizer: str = option(
+        "", "with --draft none: where the target's tokenizer is; without it the embedded target's"
+    )
     prompt: str | None = option(None, "one question; the answer is streamed, then the edge ends")
     chat: bool = option(False, "talk in the terminal, and answer at --http; /quit leaves")
     serve: bool = option(False, "answer OpenAI's HTTP API at --http until Ctrl-C")

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from runtime.config import parse_address
-from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.batcher import Batcher, Drafts
 from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
 from runtime.edge.loop import Drafting, Round, generate, rounds
 from runtime.edge.net.link import Link, Sampling
@@ -125,7 +126,7 @@ def adversary(
 
 
 # (who drafts, prompt, ...)
-Job = tuple[Drafter | Adversary, Sequence[int], Sampling, Drafting]
+Job = tuple[Drafts | Adversary, Sequence[int], Sampling, Drafting]
 
 
 async def all_rounds(address: str, hello: wire.Hello, jobs: list[Job]) -> list[list[Round]]:
@@ -231,6 +232,19 @@ def test_every_way_of_drafting_ahead_gives_the_plain_text(
         for budget in (4, 32)
     ]
     assert answers(tiny_server, tiny.hello, jobs) == [expected] * len(jobs)
+
+
+@pytest.mark.parametrize("name", ["greedy", "T1", "T0.3 all"])
+def test_a_draft_without_a_model_gives_the_plain_text(
+    tiny: Pair, tiny_server: str, name: str
+) -> None:
+    """Asked twice, so that the second time everything has been read before."""
+    prompt = tiny.tokenizer.encode("over and over and over and over again and over and")
+    expected = tiny.plain_text(prompt, SAMPLINGS[name])
+    drafter = LookupDrafter()
+    for budget in (32, 4):
+        job = (drafter, prompt, SAMPLINGS[name], drafting(budget))
+        assert answers(tiny_server, tiny.hello, [job]) == [expected]
 
 
 @pytest.mark.parametrize("edges", [1, 2, 8])

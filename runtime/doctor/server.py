@@ -64,7 +64,7 @@ async def look(config: EdgeConfig) -> AsyncIterator[Finding]:
             yield round_trip(rtts_s)
             yield upload(*await _upload(link, min(rtts_s)))
             with _stage("draft", lambda error: "name another model with --draft"):
-                batcher = Batcher(make_drafter(open_draft(config)))
+                batcher = Batcher(make_drafter(config, open_draft))
             try:
                 prediction = await _predict(link, batcher, vocabulary, config, median(rtts_s))
             finally:

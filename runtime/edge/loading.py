@@ -13,10 +13,10 @@ from functools import cached_property
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
-from runtime.config import EdgeConfig
+from runtime.config import NO_MODEL, EdgeConfig, ServerConfig
 
 if TYPE_CHECKING:
-    from runtime.edge.draft.drafter import Drafter
+    from runtime.edge.draft.batcher import Drafts
     from runtime.grammar.grammars import Grammars
     from runtime.grammar.matcher import Matcher
     from runtime.model.engine import Engine
@@ -31,7 +31,7 @@ CONTEXT_TOKENS = 8192  # beyond it the edge stops drafting and decodes plainly
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that a greeting takes; `rows` are those of the draft's embedding."""
+    """All that a greeting takes; `rows` are those of the draft's embedding, or the tokenizer's."""
 
     tokenizer: Tokenizer
     rows: int
@@ -53,7 +53,7 @@ class Loading:
 
     def __init__(self, config: EdgeConfig, open_draft: OpenDraft) -> None:
         self.vocabulary: Future[Vocabulary] = Future()
-        self.drafter: Future[Drafter] = Future()
+        self.drafter: Future[Drafts] = Future()
         # a daemon: nobody waits for it who has given up
         Thread(target=self._load, args=(config, open_draft), name="loading", daemon=True).start()
 
@@ -66,13 +66,17 @@ class Loading:
     def _load(self, config: EdgeConfig, open_draft: OpenDraft) -> None:
         _settle(self.vocabulary, lambda: read_vocabulary(config))
         if self.vocabulary.exception() is None:
-            _settle(self.drafter, lambda: make_drafter(open_draft(config)))
+            _settle(self.drafter, lambda: make_drafter(config, open_draft))
 
 
 def read_vocabulary(config: EdgeConfig) -> Vocabulary:
     """The tokenizer of the draft model, and its size. Raises ModelError."""
-    from runtime.model.checkpoint import open_checkpoint
     from runtime.model.tokenizer import Tokenizer
+
+    if config.draft == NO_MODEL:
+        tokenizer = Tokenizer.load(config.tokenizer or ServerConfig.model)
+        return Vocabulary(tokenizer, tokenizer.vocabulary_size)
+    from runtime.model.checkpoint import open_checkpoint
 
     tokenizer = Tokenizer.load(config.draft)
     return Vocabulary(tokenizer, open_checkpoint(config.draft).config.vocab_size)
@@ -96,11 +100,15 @@ def open_draft(
     )
 
 
-def make_drafter(engine: Engine) -> Drafter:
-    """What drafts with the model."""
+def make_drafter(config: EdgeConfig, open_draft: OpenDraft) -> Drafts:
+    """What drafts, with a model or without. Raises ModelError."""
+    if config.draft == NO_MODEL:
+        from runtime.edge.draft.lookup_drafter import LookupDrafter
+
+        return LookupDrafter()
     from runtime.edge.draft.drafter import Drafter
 
-    return Drafter(engine)
+    return Drafter(open_draft(config))
 
 
 def _settle(future: Future[Result], make: Callable[[], Result]) -> None:

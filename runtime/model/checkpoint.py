@@ -20,9 +20,9 @@ from runtime.model.folder import (
     copied,
     n_bytes,
     open_safetensors,
-    read_json,
 )
 from runtime.model.gguf import GgufFile
+from runtime.model.json_file import read_json
 from runtime.model.locate import DRAFT, TARGET, locate
 from specedge_kernels import StoredWeight
 from specedge_kernels.quantized import BLOCK

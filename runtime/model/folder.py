@@ -4,7 +4,6 @@ Knows names, shapes and bytes, not what a transformer does with them. transforme
 are imported when they are needed.
 """
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import replace
@@ -29,6 +28,7 @@ from runtime.model.foreign import (
     quantisation,
     quantised_tensors,
 )
+from runtime.model.json_file import read_json
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -135,14 +135,6 @@ def read_config(path: Path) -> ModelConfig:
     # older versions of transformers let fields of wrong types through
     except (ArithmeticError, AttributeError, TypeError) as error:
         raise ModelError(f"{path} is not a {model_type} configuration: {error}") from error
-
-
-def read_json(path: Path) -> Any:
-    """Raises ModelError for a file that is not JSON, OSError where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from None
 
 
 def open_safetensors(path: Path) -> Any:

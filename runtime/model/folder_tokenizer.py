@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.model.config import ModelError
-from runtime.model.folder import read_json
+from runtime.model.json_file import read_json
 
 
 def folder_tokenizer(folder: Path) -> Any:

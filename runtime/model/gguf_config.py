@@ -5,13 +5,13 @@ read for these architectures is not read here either, and what it reads and the 
 do is refused. Knows the tensors' names and shapes, not their bytes.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from runtime.model.config import ModelConfig, ModelError, check_count
 from runtime.model.gguf_header import Header, read_header
@@ -23,6 +23,9 @@ from runtime.model.rope import (
     scaling_from,
     stretched_context,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # mistral's files call themselves llama
 ROPE_DIVISORS = "rope_freqs.weight"

@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 from runtime.model.config import ModelError
-from runtime.model.gguf import Metadata
+from runtime.model.gguf_config import Metadata
 from runtime.model.gguf_vocabulary import SPECIAL, Kind, Vocabulary
 from runtime.model.pretokenizers import SPACE_MARK
 from runtime.model.text_stream import BYTE_OF, BYTE_TOKEN

@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any
 
 from runtime.model import pretokenizers
-from runtime.model.gguf import Metadata
+from runtime.model.gguf_config import Metadata
 from runtime.model.pretokenizers import PreTokenizer
 
 BYTE_PAIRS, SENTENCE_PIECES = "gpt2", "llama"  # the values of tokenizer.ggml.model

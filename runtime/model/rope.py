@@ -4,13 +4,15 @@ Source: RoFormer (arXiv:2104.09864), in the half-rotated layout of llama: dimens
 together with d + D/2. Knows nothing of models: only head size, base and scaling.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class YarnScaling:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * half - 1)
         # the width of an empty ramp is the one transformers uses, to give the same numbers
+        import torch
+
         ramp = (torch.arange(half) - low) / (high - low or 0.001)
         keep = 1 - ramp.clamp(0, 1)
         return frequencies / self.factor * (1 - keep) + frequencies * keep
@@ -89,6 +93,8 @@ class DividedScaling:
             raise ValueError(
                 f"rope scaling has {len(self.divisors)} divisors, expected {len(frequencies)}"
             )
+        import torch
+
         return self.scaling.apply(frequencies / torch.tensor(self.divisors), theta)
 
 
@@ -164,6 +170,8 @@ def rope_tables(
     head_dim: int, theta: float, scaling: RopeScaling | None, max_context: int
 ) -> tuple[Tensor, Tensor]:
     """cos and sin [C, D] float32 as `rope_append_kv` takes them: half of sin is negated."""
+    import torch
+
     powers = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies = 1.0 / theta**powers  # [D / 2]
     if scaling is not None:

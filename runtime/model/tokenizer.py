@@ -12,9 +12,9 @@ from typing import Any
 
 from runtime.model.chat_template import rendered
 from runtime.model.config import ModelError
-from runtime.model.folder import read_json
 from runtime.model.folder_tokenizer import folder_tokenizer
 from runtime.model.gguf_tokenizer import gguf_tokenizer
+from runtime.model.json_file import read_json
 from runtime.model.literal_text import Spellings, encoded_in_parts
 from runtime.model.locate import locate
 from runtime.model.portable_template import portable

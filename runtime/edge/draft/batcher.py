@@ -7,19 +7,36 @@ wants is the business of `loop.py`.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from runtime.edge.draft.pace import Pace
 from runtime.edge.draft.speculation import Pass, Speculation
 
-if TYPE_CHECKING:
-    from runtime.edge.draft.drafter import Drafter
+
+class Drafts(Protocol):
+    """What drafts for all requests of an edge; one thread calls it, a pass at a time."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """It can read the ids below."""
+
+    def run(self, passes: Sequence[Pass]) -> list[bool]:
+        """Run one pass for each; False where there is no room for it.
+
+        For text (`Pass.is_text`) note in `cached` how much of the context has been read; when all
+        has been, and for every node of a frontier, which is added to `tree.expanded`, offer the
+        likeliest next tokens with `tree.add_children`. What `places` says has to be moved in a
+        cache is moved before, and `places` is empty then.
+        """
+
+    def finish(self, speculation: Speculation) -> None:
+        """The request has ended: free what is kept for it, with `Speculation.forget_cache`."""
 
 
 class Batcher:
     """Awaitable calls of a drafter. Calls take effect in order."""
 
-    def __init__(self, drafter: "Drafter"):
+    def __init__(self, drafter: Drafts):
         self.pace = Pace()
         self._drafter = drafter
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draft")

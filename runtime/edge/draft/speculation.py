@@ -195,8 +195,8 @@ class Speculation:
     def _single(self) -> list[int]:
         """The best leaf in flight until its children are known, then its best child's subtree."""
         leaf, bonus = self._likeliest_end()
-        if bonus is None:
-            return [leaf]
+        if bonus is None:  # below the root nothing was found: it has been run with the text
+            return [] if leaf == ROOT else [leaf]
         below = self.tree.best_first(self.tree.below(bonus))
         return [bonus, *below[: self.tree.budget]]
 

@@ -1,0 +1,126 @@
+"""Drafts without a model: what stood behind the same words before, in this text and earlier ones.
+
+In place of a `Drafter`, for an edge that has no weights. Such a draft costs next to nothing, so it
+is only a question of which continuations are likely; how far a match of which length can be trusted
+is learned from what the target says.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+
+from runtime.edge.draft.speculation import Pass, Speculation
+from runtime.edge.draft.suffixes import LONGEST, Suffixes
+from runtime.tree import ROOT
+
+MOST_TOKENS = 2**18  # of earlier texts; beyond, those of the older half are forgotten
+# How often what followed is right after a match of each length, before anything is known here, and
+# how many tokens that opinion counts for.
+EXPECTED = {length: 0.1 + 0.05 * length for length in range(1, LONGEST + 1)}
+EXPECTED_TOKENS = 8.0
+
+
+class Trust:
+    """How likely what followed a match follows again, by the length of the match."""
+
+    def __init__(self) -> None:
+        self._right = {length: EXPECTED_TOKENS * share for length, share in EXPECTED.items()}
+        self._seen = dict.fromkeys(EXPECTED, EXPECTED_TOKENS)
+
+    def of(self, length: int) -> float:
+        """A probability, never 1."""
+        return self._right[length] / (self._seen[length] + 1)
+
+    def saw(self, length: int, right: bool) -> None:
+        """Whether the target's token is one of those that followed."""
+        self._right[length] += right
+        self._seen[length] += 1
+
+
+class LookupDrafter:
+    """One for all requests of an edge; its texts are those of one user."""
+
+    vocabulary_size = sys.maxsize  # it can draft whatever it has read
+
+    def __init__(self, most_tokens: int = MOST_TOKENS) -> None:
+        self._most_tokens = most_tokens
+        self._trust = Trust()
+        self._texts: dict[int, Suffixes] = {}  # of the running requests, by their speculation's id
+        self._earlier, self._oldest = Suffixes(), Suffixes()
+
+    def run(self, passes: Sequence[Pass]) -> list[bool]:
+        """Grow the tree of each as far as it goes; there is always room."""
+        for one in passes:
+            speculation, frontier = one.speculation, one.frontier
+            text = self._text_of(speculation)
+            speculation.places = []  # there is no cache whose order would matter
+            speculation.cached = len(speculation.context)
+            while frontier:
+                if frontier != [ROOT]:
+                    speculation.tree.expanded += frontier
+                for node in frontier:
+                    self._add_children(speculation, node, text)
+                frontier = _deeper(speculation)
+        return [True] * len(passes)
+
+    def finish(self, speculation: Speculation) -> None:
+        """End a request; its text is looked up for those that come."""
+        self._texts.pop(id(speculation), None)
+        most = self._most_tokens // 2  # in each of the two
+        text = speculation.context[-most:]
+        if len(self._earlier) + len(text) > most:
+            self._oldest, self._earlier = self._earlier, Suffixes()
+        self._earlier.extend(text)
+        speculation.forget_cache()
+
+    def _text_of(self, speculation: Speculation) -> Suffixes:
+        """The request's own text so far, its new tokens looked at before they are taken in."""
+        text, context = self._texts.setdefault(id(speculation), Suffixes()), speculation.context
+        is_answer = len(text) > 0  # of a prompt there is nothing to be learned
+        for place in range(len(text), len(context)):
+            if is_answer:
+                self._learn(context[max(place - LONGEST, 0) : place], text, context[place])
+            text.extend(context[place : place + 1])
+        return text
+
+    def _learn(self, tail: Sequence[int], own: Suffixes, token: int) -> None:
+        """The target says that this token follows."""
+        for length, counts in self._found(tail, own):
+            self._trust.saw(length, token in counts)
+            if token in counts:
+                return
+
+    def _found(self, tail: Sequence[int], own: Suffixes) -> list[tuple[int, dict[int, int]]]:
+        """Length of a match, and how often each token followed, in all texts; the longest first."""
+        found: dict[int, dict[int, int]] = {}
+        for text in (own, self._earlier, self._oldest):
+            for length, token in text.followers(tail):
+                counts = found.setdefault(length, {})
+                counts[token] = counts.get(token, 0) + 1
+        return sorted(found.items(), reverse=True)
+
+    def _likely(self, tail: Sequence[int], own: Suffixes) -> dict[int, float]:
+        """Token -> probability: what a longer match leaves open, the shorter ones share."""
+        likely: dict[int, float] = {}
+        left = 1.0
+        for length, counts in self._found(tail, own):
+            trust, total = self._trust.of(length), sum(counts.values())
+            for token, count in counts.items():
+                likely[token] = likely.get(token, 0.0) + left * trust * count / total
+            left *= 1 - trust
+        return likely
+
+    def _add_children(self, speculation: Speculation, node: int, text: Suffixes) -> None:
+        path = [] if node == ROOT else speculation.tree.path(node)
+        likely = self._likely([*speculation.context[-LONGEST:], *path][-LONGEST:], text)
+        known = [token for token in likely if token < speculation.vocabulary_size]
+        best = sorted(known, key=lambda token: (-likely[token], token))
+        children = [(token, math.log(likely[token])) for token in best]
+        speculation.tree.add_children(node, children[: speculation.shape.max_branch_width])
+
+
+def _deeper(speculation: Speculation) -> Sequence[int]:
+    """What the next pass of a model would expand."""
+    if speculation.in_flight:
+        return speculation.frontier_ahead()
+    return speculation.frontier(speculation.tree.budget)

@@ -1,0 +1,50 @@
+"""What followed the end of a text where it stood before: in the text itself, and in earlier ones.
+
+A place of a text is found again by the token before it and by the two before it, and counts for as
+many tokens as are the same as ours before that. Knows nothing of models and requests.
+Source: suffix decoding (arXiv:2411.04975) and prompt-lookup decoding (Saxena, 2023).
+"""
+
+from collections.abc import Iterable, Sequence
+
+LONGEST = 16  # tokens of a match that are counted
+MOST_PLACES = 8  # of those that stand behind the same tokens, the last ones
+
+
+class Suffixes:
+    """Texts one after another, and where each token and each pair of tokens stands in them."""
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._after: dict[tuple[int, ...], list[int]] = {}  # one token or two -> places behind
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Go on with the text."""
+        for token in tokens:
+            place = len(self._tokens)
+            for length in (1, 2):
+                if place >= length:
+                    self._after.setdefault((*self._tokens[-length:],), []).append(place)
+            self._tokens.append(token)
+
+    def followers(self, tail: Sequence[int]) -> list[tuple[int, int]]:
+        """Where the end of `tail` stands: how much of it, and which token is behind; see above.
+
+        tail: the last tokens of a text, `LONGEST` of them or as many as there are.
+        """
+        pair = self._after.get((*tail[-2:],), [])[-MOST_PLACES:]
+        single = self._after.get((*tail[-1:],), [])[-MOST_PLACES:]
+        # of a text of one token both are the same
+        places = {*pair, *single} if tail else ()
+        return [(self._matched(place, tail), self._tokens[place]) for place in places]
+
+    def _matched(self, place: int, tail: Sequence[int]) -> int:
+        """How many tokens before a place are the last ones of `tail`."""
+        most = min(place, len(tail), LONGEST)
+        for length in range(1, most):
+            if self._tokens[place - length - 1] != tail[-length - 1]:
+                return length
+        return most
