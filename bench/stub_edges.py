@@ -33,6 +33,7 @@ class StubServer:
 
     url: str
     address: tuple[str, int]
+    openai_url: str = ""  # of the API for clients without an edge, where it is on
 
     async def samples(self) -> dict[str, float]:
         """The samples of /metrics that have no labels, by name without specedge:."""
@@ -65,8 +66,8 @@ def stub_server(step_s: float, *options: str) -> Iterator[StubServer]:
         assert process.stdout is not None
         try:
             line = process.stdout.readline().split()
-            assert len(line) == 2, f"the server did not start: {_last_line(log)}"
-            yield StubServer(line[0], parse_address(line[1]))
+            assert len(line) >= 2, f"the server did not start: {_last_line(log)}"
+            yield StubServer(line[0], parse_address(line[-1]), *line[1:-1])
             process.send_signal(signal.SIGTERM)
             status = process.wait(timeout=60)
         finally:

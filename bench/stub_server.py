@@ -10,7 +10,8 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from runtime.model.config import ModelConfig
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.kv_cache import PagedKV
 from runtime.model.open import CPU_KV_TOKENS
+from runtime.model.tokenizer import Tokenizer
 from runtime.server.door import Door, Identity
 from runtime.server.http import application
 from runtime.server.loop import Server
@@ -80,7 +82,7 @@ class StubEngine:
 
 
 async def serve(config: ServerConfig, step_s: float, on_step: Callable[[Step], None]) -> None:
-    """Until SIGTERM; prints the addresses of the pages and of the server."""
+    """Until SIGTERM; prints where pages, clients without an edge (if `openai`) and edges ask."""
     largest_window = 0.0
 
     def hold() -> None:
@@ -99,12 +101,14 @@ async def serve(config: ServerConfig, step_s: float, on_step: Callable[[Step], N
     window = Gauge("stub_largest_window", "Credits, since the start", registry=metrics.registry)
     window.set_function(lambda: largest_window)
     users = load_users(Path(config.users)) if config.users else None
-    server = Server(config, cast(Engine, engine), Door(config, IDENTITY, users), on_step, metrics)
+    door = Door(config, _identity(config), users)
+    server = Server(config, cast(Engine, engine), door, on_step, metrics)
     server.pipeline.load.cost.learn((rows, step_s) for rows in ROWS)
     listener = await listen(config.host, config.port, server.new_peer, start=False)
     pages = application(lambda: server.unready, metrics.registry)
-    async with serving(config.http, pages) as url:
-        await server.run(listener, lambda host, port: print(url, f"{host}:{port}", flush=True))
+    async with serving(config.http, pages) as url, _clients(config, server) as api:
+        words = (url, api) if api else (url,)
+        await server.run(listener, lambda host, port: print(*words, f"{host}:{port}", flush=True))
     server.scheduler.check()
 
 
@@ -112,9 +116,25 @@ def _identity(config: ServerConfig) -> Identity:
     """With --model the ids stand for what those of that folder do."""
     if config.model == ServerConfig.model:
         return IDENTITY
-    from runtime.model.tokenizer import Tokenizer
-
     return replace(IDENTITY, vocabulary_hash=Tokenizer.load(config.model).hashes.below)
+
+
+@asynccontextmanager
+async def _clients(config: ServerConfig, server: Server) -> AsyncIterator[str]:
+    """Serve clients without an edge at `config.openai`, if it is given; the URL.
+
+    `config.model` has the tokenizer, with a text for each id.
+    """
+    if not config.openai:
+        yield ""
+        return
+    from runtime.server.local import serving_clients
+
+    users = server.door.users
+    async with serving_clients(config, lambda: server.unready, users, None, server.metrics) as it:
+        url, join = it
+        join(server, Tokenizer.load(config.model))
+        yield url
 
 
 def main() -> None:
