@@ -201,7 +201,8 @@ def _make_draft(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes, **heads)).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=VOCABULARY, eos_token_id=None, **sizes, **heads)
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -46,9 +46,9 @@ class StubServer:
         }
 
     @asynccontextmanager
-    async def link(self) -> AsyncIterator[Link]:
+    async def link(self, hello: wire.Hello = HELLO) -> AsyncIterator[Link]:
         """A connection that is admitted. Raises ServerError."""
-        link = await Link.open(*self.address, HELLO)
+        link = await Link.open(*self.address, hello)
         try:
             yield link
         finally:
