@@ -18,6 +18,9 @@ PLACE = "this process"
 # Of what an end sends, so much arrives in one turn of the loop, which has others to serve between.
 # Each verdict wakes whoever writes that answer; about thirty have room.
 TURN_BYTES = {Role.SERVER: 1024, Role.EDGE: 64 * 1024}
+# Who is slow here is this process, with more to do than it can. Cut as a slow edge is, a user would
+# lose all answers at once; so they come late instead.
+MOST_WAITING_BYTES = 8 * 1024 * 1024
 
 
 def join(
@@ -45,7 +48,8 @@ class _End(asyncio.Transport):
     other: _End
 
     def __init__(self, protocol: FramedProtocol, certificate: bytes) -> None:
-        super().__init__({"peername": PLACE, "certificate": certificate})
+        told = {"certificate": certificate, "most_waiting_bytes": MOST_WAITING_BYTES}
+        super().__init__({"peername": PLACE, **told})
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         self._turn_bytes = TURN_BYTES[protocol.connection.role]

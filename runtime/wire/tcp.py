@@ -237,7 +237,8 @@ class FramedProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._end_handshake()
         waiting_bytes = _buffered_bytes(self._transport)
-        if waiting_bytes > MAX_WRITE_BUFFER_BYTES[self.connection.role]:
+        most_bytes = MAX_WRITE_BUFFER_BYTES[self.connection.role]
+        if waiting_bytes > self._transport.get_extra_info("most_waiting_bytes", most_bytes):
             sentence = f"the peer reads too slowly: {waiting_bytes} bytes wait for it"
             self._cut(waiting_bytes, sentence)
 

@@ -7,9 +7,18 @@ import pytest
 
 from runtime.wire.auth import NO_CERTIFICATE
 from runtime.wire.connection import Role, State
-from runtime.wire.memory import PLACE, TURN_BYTES, join
-from runtime.wire.messages import Error, ErrorCode, Open, Ping, Prompt, Template, template_hash
-from runtime.wire.tcp import FramedProtocol
+from runtime.wire.memory import MOST_WAITING_BYTES, PLACE, TURN_BYTES, join
+from runtime.wire.messages import (
+    MAX_SENTENCE_BYTES,
+    Error,
+    ErrorCode,
+    Open,
+    Ping,
+    Prompt,
+    Template,
+    template_hash,
+)
+from runtime.wire.tcp import MAX_WRITE_BUFFER_BYTES, FramedProtocol
 from tests.wire.cases import HELLO, WELCOME, opening
 
 
@@ -99,6 +108,25 @@ def test_what_is_long_comes_bit_by_bit_and_leaves_the_loop_to_others():
             assert gone_bytes <= TURN_BYTES[Role.SERVER]
         assert turns >= 20
         assert rig.told[1] == Template(source)
+
+    run(scenario)
+
+
+def test_an_end_that_is_late_is_not_cut_for_it():
+    """Over a socket it would be: MAX_WRITE_BUFFER_BYTES."""
+
+    async def scenario():
+        rig = await Rig().greet()
+        notice = Error(0, ErrorCode.BUSY, False, "x" * MAX_SENTENCE_BYTES)
+        count = 1 + MAX_WRITE_BUFFER_BYTES[Role.SERVER] // MAX_SENTENCE_BYTES
+        for _ in range(count):  # without a turn of the loop in between
+            rig.server.send(notice)
+        await rig.until(lambda: len(rig.told) == 1 + count)
+        assert not rig.reasons
+        for _ in range(MOST_WAITING_BYTES // MAX_SENTENCE_BYTES):  # but there is an end to it
+            rig.server.send(notice)
+        await rig.until(lambda: len(rig.reasons) == 2)
+        assert "reads too slowly" in rig.reasons[Role.SERVER]
 
     run(scenario)
 
