@@ -7,8 +7,8 @@ follow. Knows no tokenizer and no connection.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import aclosing
-from threading import Lock
+from contextlib import aclosing, suppress
+from threading import Lock, get_ident
 from typing import NamedTuple
 
 from runtime.edge.answer_text import Piece
@@ -176,7 +176,7 @@ class AsyncAnswer(_Answer):
         seen = 0
         try:
             while True:
-                await asyncio.wrap_future(self._stream.more(seen))
+                await _done(self._stream.more(seen))
                 pieces = self._from(seen)
                 if not pieces:
                     return
@@ -189,3 +189,28 @@ class AsyncAnswer(_Answer):
     async def text(self) -> str:
         """The whole text, when the answer has ended."""
         return "".join([piece async for piece in self])
+
+
+async def _done(future: "Future[None]") -> None:
+    """`asyncio.wrap_future`, which wakes its loop by a system call even from within that loop."""
+    if future.done():
+        return
+    loop, reader = asyncio.get_running_loop(), get_ident()
+    here = loop.create_future()
+
+    def settle() -> None:
+        if not here.done():
+            here.set_result(None)
+
+    def wake(future: "Future[None]") -> None:
+        if get_ident() == reader:
+            settle()
+        else:
+            with suppress(RuntimeError):  # that loop has been closed
+                loop.call_soon_threadsafe(settle)
+
+    future.add_done_callback(wake)
+    try:
+        await here
+    finally:
+        future.cancel()  # nothing happens where it is done
