@@ -22,6 +22,13 @@ class History:
         self.tokens = array("q", sorted(counts.keys() | set(prompt)))
         self.counts = array("i", [counts[token] for token in self.tokens])
 
+    def followed_by(self, tokens: Iterable[int]) -> "History":
+        """Another one, whose answer goes on with these."""
+        longer = History((), ())
+        longer.tokens, longer.counts = self.tokens[:], self.counts[:]
+        longer.extend(tokens)
+        return longer
+
     def extend(self, tokens: Iterable[int]) -> None:
         """The answer goes on."""
         for token in tokens:

@@ -17,8 +17,11 @@ def test_it_is_what_a_count_of_the_whole_text_gives(
     """However much of the answer was there at the beginning, and in whichever portions it came."""
     before = [token for part in parts[:begun] for token in part]
     history = History([*prompt, *before], before)
+    rest = [token for part in parts[begun:] for token in part]
+    longer = history.followed_by(rest)
     for part in parts[begun:]:
         history.extend(part)
+    assert (longer.tokens, longer.counts) == (history.tokens, history.counts)
     counts = Counter(token for part in parts for token in part)
     assert list(history.tokens) == sorted({*prompt, *counts})
     assert list(history.counts) == [counts[token] for token in history.tokens]

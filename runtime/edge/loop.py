@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide, Matcher
 from runtime.edge.draft.pace import Slot
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, Step, TreeShape
@@ -76,6 +77,7 @@ def generate(
     vocabulary_size = min(batcher.vocabulary_size, link.welcome.vocabulary_size)
     if max(prompt, default=0) >= vocabulary_size:
         budget = 0  # the draft model cannot read it
+    edits = edits_of(sampling)
     speculation = Speculation(
         context=list(prompt),
         limit=min(len(prompt) + sampling.max_tokens, link.welcome.max_context),
@@ -84,8 +86,17 @@ def generate(
         noise=Noise(sampling.seed, sampling.temperature if drafting.coupling else 0.0),
         vocabulary_size=vocabulary_size,
         guide=drafting.guide(sampling, len(prompt)),
+        edits=edits,
+        history=edits.history(prompt, sampling.output_tokens) if edits else None,
     )
     return rounds(link, batcher, sampling, speculation, on_reading)
+
+
+def edits_of(sampling: Sampling) -> Edits | None:
+    """What the target does to its logits, None where it leaves them as they are."""
+    penalties = (sampling.frequency_penalty, sampling.presence_penalty, sampling.repetition_penalty)
+    edits = Edits(*penalties, sampling.logit_bias)
+    return edits if edits.change_something else None
 
 
 async def rounds(

@@ -29,6 +29,7 @@ from runtime.server.request import NO_NODES, Phase, RejectedDraft, Request
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler
 from runtime.server.schedule.step import Step
 from runtime.server.steps import Steps
+from runtime.server.verify.logprobs import message as logprobs_message
 from runtime.server.verify.verifier import Failed, Outcome, Verified
 from runtime.system import on_stop
 from runtime.wire import messages as wire
@@ -42,7 +43,7 @@ SWITCH_S = 0.0005
 # A draft model may take minutes for a long prompt; meanwhile its edge answers Pings.
 DRAFTING_SILENCES = 10
 DEVICE_FAILURES = 3  # in a row; a fault of a GPU's context stays as long as its process
-NOT_YET = "this server has no penalties, biases, log-probabilities or constraints yet"
+NOT_YET = "this server enforces no constraints"
 TELL_LOOKS = 5  # between two words to those who wait in line
 NO_GRANT = Grant(wire.Turn.SERVER)
 
@@ -186,9 +187,6 @@ class Server:
         identity, user = self.door.identity, self.door.admitted[peer]
         assert identity is not None, "a request where there is no model"
         room = identity.max_context - message.prompt_tokens
-        if message.logprobs:
-            self._refuse(peer, message.request, wire.ErrorCode.CONSTRAINT, NOT_YET)
-            return
         if refusal := self._refusal(identity, user, message.prompt_tokens):
             self._refuse(peer, message.request, *refusal)
             return
@@ -230,7 +228,7 @@ class Server:
             return
         request.ready_s = time.monotonic()
         self.pipeline.opened(request, request.ready_s)
-        if request.rule or request.constraint:
+        if request.constraint:
             self._refuse(peer, message.request, wire.ErrorCode.CONSTRAINT, NOT_YET)
             return
         try:
@@ -411,6 +409,9 @@ class Server:
             self._refuse(peer, number, wire.ErrorCode.INTERNAL, outcome.sentence)
             return
         verdict = self._verdict(request, outcome, step)
+        if outcome.logprobs:
+            tokens = 1 + outcome.path.index(verdict.node)
+            peer.send(logprobs_message(number, outcome.logprobs[:tokens]))
         peer.send(verdict)
         if verdict.finish:
             tokens = len(request.context) - request.params.prompt_tokens

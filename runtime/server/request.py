@@ -187,7 +187,8 @@ class Request:
         self.owed_s = 0.0
         is_whole = len(self.context) == self.params.prompt_tokens
         if is_whole and self.rule is not None and self.rule.counts_tokens:
-            self.history = History(self.context, self.answer)
+            read = self.context if self.rule.repetition_penalty != 1 else ()
+            self.history = History(read, self.answer)
         return is_whole
 
     def admit(self, pages: list[int], cached: int, admission: int) -> None:

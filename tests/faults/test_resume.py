@@ -30,7 +30,10 @@ from tests.server.test_door import self_signed
 
 PROMPT = [7, 3, 200, 41, 5, 99, 12]
 TOKENS = 40
-GREEDY, SAMPLED = Sampling(TOKENS), Sampling(TOKENS, temperature=1.0, seed=5)
+GREEDY = Sampling(TOKENS)
+# the rest of an answer must know which tokens of its prompt were said
+PENALTIES = {"frequency_penalty": 0.6, "presence_penalty": 0.4, "repetition_penalty": 1.3}
+SAMPLED = Sampling(TOKENS, temperature=1.0, seed=5, **PENALTIES)
 DRAFTING = Drafting(TreeShape(8, 3, 3, 3))
 
 # the bytes that an answer takes do not depend on how fast the machine is

@@ -8,6 +8,7 @@ import logging
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from runtime.server.request import Request
 from runtime.server.schedule.scheduler import Limits, Scheduler
 from runtime.server.verify.verifier import Outcome, Verified, verify_batch
 from runtime.tree import Tree
-from runtime.wire.messages import Open, Turn
+from runtime.wire.messages import Open, Rule, Turn
 from specedge_kernels import reference
 
 PAGE_TOKENS = 8
@@ -26,25 +27,28 @@ OUTPUT_TOKENS = 40
 PREFIXES = [[(31 * text + i) % 250 for i in range(30)] for text in range(3)]
 
 
-def requests(dice: random.Random, count: int) -> list[tuple[Open, list[int]]]:
-    """Prompts that share their beginnings, greedy and sampled."""
+def requests(dice: random.Random, count: int) -> list[tuple[Open, Rule | None, list[int]]]:
+    """Prompts that share their beginnings, greedy and sampled, every third one by a rule."""
     result = []
     for number in range(count):
         ending = [dice.randrange(250) for _ in range(dice.randint(1, 10))]
         prompt = dice.choice(PREFIXES)[: dice.choice([9, 30, 30])] + ending
         temperature = dice.choice([0.0, 0.7, 1.0])
         params = Open(1, number, temperature, 1.0, 0.0, 0, OUTPUT_TOKENS, len(prompt), ())
-        result.append((params, prompt))
+        rule = Rule(1, 0.5, 0.25, 1.5, (7, 99), (1.5, -9.0)) if number % 3 == 0 else None
+        result.append((params, rule, prompt))
     return result
 
 
-def plain(engine: Engine, params: Open, prompt: list[int]) -> list[int]:
+def plain(engine: Engine, params: Open, rule: Rule | None, prompt: list[int]) -> list[int]:
     context, pages = list(prompt), engine.kv.allocate(engine.kv.n_free)
     for _ in range(params.max_tokens):
         last = len(context) - 1
         request = TreeRequest(context, range(-1, last), 0, pages, (last,))
+        row = engine.forward([request]).numpy().copy()
+        changed(row[0], rule, prompt, context[len(prompt) :])
         (token,) = reference.target_tokens(
-            engine.forward([request]),
+            torch.from_numpy(row),
             torch.tensor([params.temperature]),
             torch.tensor([params.top_k]),
             torch.tensor([params.top_p]),
@@ -55,6 +59,20 @@ def plain(engine: Engine, params: Open, prompt: list[int]) -> list[int]:
         context.append(token)
     engine.kv.free(pages)
     return context
+
+
+def changed(row: np.ndarray, rule: Rule | None, prompt: list[int], output: list[int]) -> None:
+    """Logits [V] f32 as a rule changes them, token by token."""
+    if rule is None:
+        return
+    for token, bias in zip(rule.bias_ids, rule.bias_values, strict=True):
+        row[token] += np.float32(bias)
+    for token in {*prompt, *output}:
+        factor = np.float32(rule.repetition_penalty)
+        row[token] = row[token] / factor if row[token] > 0 else row[token] * factor
+    for token in {*output}:
+        row[token] -= np.float32(rule.frequency_penalty) * np.float32(output.count(token))
+        row[token] -= np.float32(rule.presence_penalty)
 
 
 def draft(dice: random.Random, text: list[int], request: Request) -> Tree:
@@ -89,7 +107,7 @@ class Server:
             if batch and self._dice.random() < 0.1:
                 gone = self._dice.choice(batch).request
                 scheduler.remove(gone)
-                left.append(opened(gone.key, gone.params, self._texts[gone.key]))
+                left.append(opened(gone.key, gone.params, gone.rule, self._texts[gone.key]))
             outcomes = verify_batch(self._engine, batch) if batch else []
             if batch:
                 scheduler.step_ended()
@@ -120,9 +138,11 @@ class Server:
             self.scheduler.remove(request)
 
 
-def opened(key: int, params: Open, text: list[int]) -> Request:
-    prompt = text[: params.prompt_tokens]
-    return Request(key, params, limit=len(prompt) + params.max_tokens, context=prompt)
+def opened(key: int, params: Open, rule: Rule | None, text: list[int]) -> Request:
+    limit = params.prompt_tokens + params.max_tokens
+    request = Request(key, params, limit, context=[], rule=rule)
+    assert request.read(tuple(text[: params.prompt_tokens]))
+    return request
 
 
 @pytest.mark.parametrize(
@@ -132,9 +152,9 @@ def test_every_text_is_plain(
     tiny_pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, weights: str, seed: int
 ) -> None:
     work = requests(random.Random(seed), 16)
-    demand = sum(len(prompt) + OUTPUT_TOKENS + MAX_NODES for _, prompt in work)
+    demand = sum(len(prompt) + OUTPUT_TOKENS + MAX_NODES for _, _, prompt in work)
     engine = open_engine(str(tiny_pair[0]), weights, "cpu", lambda model: demand // 4, PAGE_TOKENS)
-    texts = [plain(engine, params, prompt) for params, prompt in work]
+    texts = [plain(engine, *one) for one in work]
     limits = Limits(
         max_requests=16,
         max_waiting=16,
@@ -146,8 +166,9 @@ def test_every_text_is_plain(
         n_pages=engine.kv.n_pages,
     )
     server = Server(engine, limits, texts, seed)
+    asked = [opened(key, params, rule, texts[key]) for key, (params, rule, _) in enumerate(work)]
     with caplog.at_level(logging.ERROR):
-        server.run([opened(key, params, texts[key]) for key, (params, _) in enumerate(work)])
+        server.run(asked)
     assert [server.finished[key] for key in range(16)] == texts
     ours = [record for record in caplog.records if record.name.startswith("runtime")]
     assert not ours, "a step failed and was run again request by request"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from runtime.edge.draft.mixture import mix
+from runtime.edge.draft.shift import shift
 from runtime.edge.draft.speculation import Pass, Speculation
 from runtime.model.engine import Engine, KeptPath, TreeRequest
 from runtime.tree import ROOT
@@ -137,12 +138,21 @@ class Drafter:
         s.tree.expanded += one.frontier
         return one.frontier
 
+    @torch.inference_mode()
     def _add_children(self, expanded: list[tuple[Speculation, int]], logits: Tensor) -> None:
         """Offer each node's likeliest children to its tree; logits [len(expanded), V]."""
         paths = [s.tree.path(node) for s, node in expanded]
         shares = [s.lookup.next_tokens(path) for (s, _), path in zip(expanded, paths, strict=True)]
         known = self._known_columns(min(s.vocabulary_size for s, _ in expanded))
-        mixed, token_ids = mix(logits[:, :known].contiguous(), self._token_ids[:known], shares)
+        logits, token_ids = logits[:, :known].contiguous(), self._token_ids[:known]
+        shifts = [
+            shift(s.edits, s.history, path, row, token_ids) if s.edits else None
+            for (s, _), path, row in zip(expanded, paths, logits, strict=True)
+        ]
+        mixed, token_ids = mix(logits, token_ids, shares)
+        for row, change in enumerate(shifts):
+            if change is not None:
+                mixed[row, :known] += change
         if (allowed := self._allowed(expanded, paths, token_ids)) is not None:
             mixed = mixed.masked_fill(~allowed, -math.inf)
         widths = [s.shape.max_branch_width for s, _ in expanded]

@@ -20,7 +20,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide
+from runtime.history import History
 from runtime.tree import ROOT, DraftTree, OrderedTree
 
 MAX_EXPANDED = 256  # what the four mask words of tree attention can tell apart
@@ -81,6 +83,8 @@ class Speculation:
     noise: Noise
     vocabulary_size: int  # ids that both models have are below it
     guide: Guide | None = None  # where the answer has to fit a constraint
+    edits: Edits | None = None  # that the target makes to its logits
+    history: History | None = None  # of the text, where they look at it
     cached: int = 0
     pages: list[int] = field(default_factory=list)
     # Where the cache is out of order: place moved_from + i belongs to what lies at
@@ -167,6 +171,8 @@ class Speculation:
         self.cached += len(set(chain) & set(self.tree.expanded))
         self.tree = self._new_tree() if foreseen is None else self.tree.reroot(foreseen)
         self.context += tokens
+        if self.history is not None:
+            self.history.extend(tokens)
         self.lookup.extend(tokens)
         self._is_readable = self._is_readable and max(tokens) < self.vocabulary_size
         self.sent, self.in_flight = OrderedTree(), False

@@ -9,7 +9,7 @@ verification in one pass, Gumbel-max coupling as in arXiv:2408.07978.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, chain
 
@@ -22,8 +22,10 @@ from runtime.model.kv_cache import page_table
 from runtime.model.staging import Layout
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
+from runtime.server.verify.logprobs import TokenLogprobs, Wanted
+from runtime.server.verify.rule import Edits, grouped, masked
 from runtime.wire.messages import Finish, Open
-from specedge_kernels import build_tree, target_tokens, verify
+from specedge_kernels import build_tree, edit_logits, target_tokens, verify
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +38,14 @@ UNKNOWN = 0  # stands for a token that is still to be drawn, or was not
 class Verified:
     """The walk along the target's tokens: `path` of node numbers from the root (0), and the bonus.
 
-    The KV of the path already lies in order behind the prefix.
+    The KV of the path already lies in order behind the prefix. `logprobs` are those of the token
+    after each node of the path, where the request asked for them.
     """
 
     request: Request
     path: list[int]
     bonus: int
+    logprobs: Sequence[TokenLogprobs] = ()
 
     def commit(self) -> tuple[int, Finish]:
         """Make it part of the request's text; what follows from it, as `Request.advance` says."""
@@ -73,6 +77,8 @@ class Part:
     chunk: TreeRequest | None
     tree: TreeRequest | None
     follows: bool  # the token of the root is drawn by the step before
+    edits: Edits | None = None  # of the tree's logits
+    mask: np.ndarray | None = None  # [rows of the tree, words] i32: which tokens may follow them
 
     @classmethod
     def of(cls, work: Work) -> "Part":
@@ -86,7 +92,19 @@ class Part:
             assert request.draft is not None, "a request without a draft was scheduled"
             root, draft = request.root, request.draft
             tree = _tree_rows(request, request.context[root], root, draft.tokens, draft.parents)
-        return cls(request, chunk, tree, work.follows)
+        part = cls(request, chunk, tree, work.follows)
+        return part if tree is None else part._with_rule()
+
+    def _with_rule(self) -> "Part":
+        """The same with all that the request has of its own to say about its tokens."""
+        request = self.request
+        if request.rule is None and request.guide is None:
+            return self
+        edits = Edits.of(request.rule, request.history) if request.rule else None
+        draft = None if self.follows else request.draft
+        nodes = ((), ()) if draft is None else (draft.tokens, draft.parents)
+        mask = request.guide.masks(*nodes) if request.guide else None
+        return replace(self, edits=edits, mask=mask)
 
 
 def _chunk_rows(request: Request, start: int, count: int) -> TreeRequest:
@@ -144,6 +162,11 @@ class Batch:
         arrays["position"][:] = np.repeat(prefix_lens + 1, sizes) + depth.numpy()
         arrays["prefix_lens"][:], arrays["page_table"][:] = prefix_lens, table
         self.columns = layout.views(staging.upload(buffer, device))
+        edits, masks = [p.edits for p in self.verified], [p.mask for p in self.verified]
+        wanted, rows = [part.request.params.logprobs for part in self.verified], sizes.tolist()
+        self.edits = grouped(edits, device) if any(edits) else None
+        self.masks = masked(masks, rows, device) if any(m is not None for m in masks) else None
+        self.logprobs = Wanted.of(wanted, rows, device) if any(wanted) else None
 
     def follow(self, drawn: Mapping[Request, int]) -> None:
         """Give those who follow the step before the tokens that it drew.
@@ -232,6 +255,7 @@ def _works(engine: Engine, failed: Part) -> bool:
     return True
 
 
+@torch.inference_mode()
 def _run(engine: Engine, batch: Batch) -> list[Outcome]:
     """The pass; then draw the target's token at every node, walk each tree, compact the cache.
 
@@ -240,17 +264,25 @@ def _run(engine: Engine, batch: Batch) -> list[Outcome]:
     logits, columns = engine.forward(batch.rows), batch.columns
     if not batch.trees:
         return []
-    target = target_tokens(logits, *(columns[name] for name in SAMPLING))
-    path, accepted_lens, bonus = verify(
-        columns["tokens"], columns["ancestors"], columns["offsets"], target, batch.most_nodes
-    )
+    trees = (columns["tokens"], columns["ancestors"], columns["offsets"])
+    raw = None if batch.logprobs is None else batch.logprobs.rows_of(logits)
+    if batch.edits is not None:
+        edit_logits(logits, *trees, **batch.edits)
+    target = target_tokens(logits, *(columns[name] for name in SAMPLING), **(batch.masks or {}))
+    path, accepted_lens, bonus = verify(*trees, target, batch.most_nodes)
     pages, prefix_lens = columns["page_table"], columns["prefix_lens"]
     engine.compact_verified(pages, prefix_lens, path, accepted_lens)
     verdicts = torch.cat((accepted_lens[:, None], bonus[:, None], path), dim=1).tolist()
-    return [
+    outcomes = [
         _outcome(part.request, nodes[:count], token)
         for part, (count, token, *nodes) in zip(batch.verified, verdicts, strict=True)
     ]
+    if batch.logprobs is not None and raw is not None:
+        told = batch.logprobs.of_targets(raw, target)
+        for outcome, rows in zip(outcomes, told, strict=True):
+            if rows and isinstance(outcome, Verified):
+                outcome.logprobs = [rows[node] for node in outcome.path]
+    return outcomes
 
 
 def _outcome(request: Request, path: list[int], bonus: int) -> Outcome:

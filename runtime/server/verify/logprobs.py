@@ -1,0 +1,70 @@
+"""What the model thought of the tokens of a step, for the requests that want to know.
+
+Of its own distribution: of the logits as they leave the model, before anything changes them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from runtime.wire.messages import Logprobs
+from specedge_kernels import token_logprobs
+
+
+class TokenLogprobs(NamedTuple):
+    """The log-probability of a token, and the likeliest ones in its place with theirs."""
+
+    logprob: float
+    top_ids: Sequence[int]
+    top_logprobs: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows of a step's trees; rows [R] i64, and for each tree what its Open says."""
+
+    rows: Tensor
+    sizes: Sequence[int]
+    wanted: Sequence[int]
+
+    @classmethod
+    def of(cls, wanted: Sequence[int], sizes: Sequence[int], device: torch.device) -> "Wanted":
+        """Of trees of so many rows."""
+        ends = [*accumulate(sizes, initial=0)]
+        rows = [range(ends[i], ends[i + 1]) for i, one in enumerate(wanted) if one]
+        chosen = torch.tensor([row for tree in rows for row in tree], dtype=torch.int64)
+        return cls(chosen.to(device, non_blocking=True), sizes, wanted)
+
+    def rows_of(self, logits: Tensor) -> Tensor:
+        """A copy of these rows of logits [N, V] f32."""
+        return logits[self.rows]
+
+    def of_targets(self, raw: Tensor, target: Tensor) -> list[list[TokenLogprobs]]:
+        """By tree, those of the target's token [N] i64 after each row; none where none are wanted.
+
+        raw: what `rows_of` gave. A row that has no token (-1) has something of no meaning.
+        """
+        most = min(max(self.wanted) - 1, raw.shape[1])
+        drawn = target[self.rows].clamp(min=0)
+        columns = (column.tolist() for column in token_logprobs(raw, drawn, most))
+        rows = iter(zip(*columns, strict=True))
+        told: list[list[TokenLogprobs]] = []
+        for size, wanted in zip(self.sizes, self.wanted, strict=True):
+            n = wanted - 1
+            of_tree = [next(rows) for _ in range(size)] if wanted else []
+            told.append([TokenLogprobs(own, ids[:n], values[:n]) for own, ids, values in of_tree])
+        return told
+
+
+def message(number: int, told: Sequence[TokenLogprobs]) -> Logprobs:
+    """What an edge hears of the tokens of a verdict."""
+    return Logprobs(
+        number,
+        tuple(one.logprob for one in told),
+        tuple(token for one in told for token in one.top_ids),
+        tuple(value for one in told for value in one.top_logprobs),
+    )
