@@ -333,11 +333,18 @@ class Peer:
         rng = random.Random(seed)
         return tuple(rng.randrange(min(self.vocabulary_size, 250)) for _ in range(tokens))
 
-    def open(self, number: int = 1, prompt: Sequence[int] = (), **options: Any) -> "Request":
+    def open(
+        self,
+        number: int = 1,
+        prompt: Sequence[int] = (),
+        rule: wire.Rule | None = None,
+        **options: Any,
+    ) -> "Request":
         """Open a request and send its prompt, of 5 tokens unless given; greedy, 16 tokens."""
         prompt = tuple(prompt) or self.prompt(5)
         message = opening(number, len(prompt), **options)
-        self.send(message, wire.Prompt(number, prompt))
+        ruled = [] if rule is None else [replace(rule, request=number)]
+        self.send(message, *ruled, wire.Prompt(number, prompt))
         return Request(self, message, prompt)
 
 
@@ -381,13 +388,22 @@ class Request:
         self.peer.send(self._drafted)
 
     async def verdict(self) -> wire.Verdict:
-        """The next Verdict, checked against what it answers and added to the answer."""
+        """The next Verdict, checked against what it answers and added to the answer.
+
+        The Logprobs before it are checked against it.
+        """
+        told = None
+        if self.params.logprobs:
+            told = await self.peer.expect(wire.Logprobs, self.number)
         verdict = await self.peer.receive(self.number)
         if not isinstance(verdict, wire.Verdict):
             raise Failed(f"{_words(verdict)} comes where a Verdict is due")
         if verdict.round != len(self.verdicts):
             raise Failed(f"the Verdict has round {verdict.round}, {len(self.verdicts)} is due")
-        self.answer += [*self._path(verdict.node), verdict.bonus]
+        brought = [*self._path(verdict.node), verdict.bonus]
+        if told is not None:
+            self._check_logprobs(told, brought)
+        self.answer += brought
         self.verdicts.append(verdict)
         self._drafted = None
         is_early = len(self.answer) < self.params.max_tokens
@@ -400,6 +416,20 @@ class Request:
         if verdict.turn is wire.Turn.EDGE:
             self._granted(verdict)
         return verdict
+
+    def _check_logprobs(self, told: wire.Logprobs, tokens: Sequence[int]) -> None:
+        """As many as the Verdict brings, with as many likeliest ones each, and these in order."""
+        each = min(self.params.logprobs - 1, self.peer.vocabulary_size)
+        if (len(told.logprobs), len(told.top_ids)) != (len(tokens), each * len(tokens)):
+            raise Failed(f"{len(told.logprobs)} Logprobs come with {len(tokens)} tokens")
+        for place, token in enumerate(tokens):
+            listed = range(place * each, (place + 1) * each)
+            values = [told.top_logprobs[index] for index in listed]
+            if values != sorted(values, reverse=True):
+                raise Failed("the likeliest tokens do not come first")
+            known = {told.top_ids[index]: told.top_logprobs[index] for index in listed}
+            if known.get(token, told.logprobs[place]) != told.logprobs[place]:
+                raise Failed(f"token {token} has two log-probabilities")
 
     def needs_turn(self) -> None:
         """Skip the case if this request's edge was never asked for a draft."""

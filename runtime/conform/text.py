@@ -8,6 +8,7 @@ from runtime.wire import messages as wire
 
 TOKENS = 32
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "seed": 11, "max_tokens": TOKENS}
+RULE = wire.Rule(1, 0.75, 0.5, 1.25, (65, 66), (1.5, -2.0))
 GREEDY: dict[str, Any] = {"max_tokens": TOKENS}
 
 
@@ -192,6 +193,60 @@ async def a_short_and_a_long_neighbour(visitor: Visitor) -> None:
     peer.open(2, peer.prompt(60, seed=3), max_nodes=0, **GREEDY)
     peer.open(3, peer.prompt(2, seed=4), max_nodes=0, max_tokens=3)
     _equal(await peer.open(1, **SAMPLED).rest(), truth)
+
+
+async def drafts_under_a_rule(visitor: Visitor) -> None:
+    """§6.1 With a Rule, too, the answer does not depend on the drafts, right or random."""
+    for options in (GREEDY, SAMPLED):
+        ruled = options | {"rule": RULE}
+        truth = await plain_answer(visitor, **ruled)
+        right, rng = (await visitor.admitted()).open(**ruled), random.Random(3)
+        await right.turn(nodes=2)
+        right.draft(_coming(right, truth))
+        _equal(await right.rest(), truth)
+        wrong = (await visitor.admitted()).open(**ruled)
+        while not wrong.finish:
+            if wrong.granted_nodes is not None:
+                _draft_at_random(wrong, truth, rng)
+            await wrong.advance()
+        wrong.close()
+        _equal(wrong.answer, truth)
+
+
+async def a_bias_that_forces_a_token(visitor: Visitor) -> None:
+    """§6.1 A token with a bias of 100 comes, and one with -100 does not."""
+    truth = await plain_answer(visitor, **GREEDY)
+    banned = wire.Rule(1, bias_ids=(truth[0],), bias_values=(-100.0,))
+    if truth[0] in await plain_answer(visitor, rule=banned, **GREEDY):
+        raise Failed("a token comes whose bias is -100")
+    forced = wire.Rule(1, bias_ids=(65,), bias_values=(100.0,))
+    if set(await plain_answer(visitor, rule=forced, **GREEDY)) != {65}:
+        raise Failed("another token comes than the one whose bias is 100")
+
+
+async def a_prompt_that_ends_in_its_answer_by_a_rule(visitor: Visitor) -> None:
+    """§9 With output_tokens the rest of an answer counts what was said before."""
+    for options in (GREEDY, SAMPLED):
+        peer = await visitor.admitted()
+        prompt = peer.prompt(5)
+        truth = await peer.open(1, prompt, RULE, **options).rest()
+        for kept in (1, TOKENS // 2, TOKENS - 1):
+            left = options | {"max_tokens": TOKENS - kept, "output_tokens": kept}
+            rest = await peer.open(1, (*prompt, *truth[:kept]), RULE, **left).rest()
+            _equal([*truth[:kept], *rest], truth)
+
+
+async def log_probabilities(visitor: Visitor) -> None:
+    """§3.19 Logprobs come before every Verdict, drafted or not, and change no text."""
+    truth = await plain_answer(visitor, **SAMPLED)
+    for logprobs, nodes in ((1, 0), (4, 32), (21, 32)):
+        request = (await visitor.admitted()).open(logprobs=logprobs, max_nodes=nodes, **SAMPLED)
+        while not request.finish:  # a Request checks them
+            if request.granted_nodes is not None:
+                request.draft(_coming(request, truth))
+            await request.advance()
+        request.close()
+        _equal(request.answer, truth)
 
 
 def _coming(request: Request, truth: list[int], most: int = 8) -> list[int]:

@@ -100,6 +100,30 @@ def template_for_everybody(frame: bytearray) -> bytes:
     return bytes(frame) + encode_frame(wire.Template(""), 0, 0)
 
 
+def no_logprobs(frame: bytearray) -> bytes:
+    return b"" if frame[TYPE] == wire.Logprobs.TYPE else bytes(frame)
+
+
+def reading_after_verdicts(frame: bytearray) -> bytes:
+    if frame[TYPE] != wire.Verdict.TYPE or is_last(frame):
+        return bytes(frame)
+    return bytes(frame) + encode_frame(wire.Reading(frame[4] + 256 * frame[5], 0, 1), 0, 0)
+
+
+def without_rules(piece: bytearray) -> bytes:
+    """A Rule's penalties and biases as good as none: a bias of next to nothing alone is left."""
+    kept, at = bytearray(piece), 0
+    while at + BODY <= len(kept):
+        length = struct.unpack_from("<H", kept, at)[0]
+        if kept[at + TYPE] == wire.Rule.TYPE and length > BODY + 26:
+            struct.pack_into("<ddd", kept, at + BODY, 0.0, 0.0, 1.0)
+            count = struct.unpack_from("<H", kept, at + BODY + 24)[0]
+            first = at + length - 8 * count
+            struct.pack_into(f"<{count}d", kept, first, *[1e-30] * count)
+        at += max(length, BODY)
+    return bytes(kept)
+
+
 def mend_magic(piece: bytearray) -> bytes:
     return bytes(piece).replace(b"STF2", b"STF1")
 
@@ -121,6 +145,8 @@ ADDING_OR_DROPPING = (
     close_after_the_end,
     credit_after_the_turn,
     template_for_everybody,
+    no_logprobs,
+    reading_after_verdicts,
 )
 MUTANTS = (
     Mutant("another nonce in Pongs", ("ping", "a_notice"), ("hello_is_answered", "wrong_magic"),
@@ -151,6 +177,12 @@ MUTANTS = (
            down=when(wire.Verdict, byte(FINISH, 1, is_last))),
     Mutant("every end is the length", ("a_stop_id", "a_stop_id_in_a_draft"),
            ("exactly_max_tokens",), down=when(wire.Verdict, byte(FINISH, 2, is_last))),
+    Mutant("no log-probabilities", ("log_probabilities",), ("drafts_under_a_rule", "ping"),
+           down=no_logprobs),
+    Mutant("prompts that are read again and again", ("how_far_a_prompt_is_read",),
+           ("a_prompt_is_answered", "right_drafts"), down=reading_after_verdicts),
+    Mutant("rules without an effect", ("a_bias_that_forces_a_token",),
+           ("biases", "drafts_under_a_rule", "greedy_twice"), up=without_rules),
     Mutant("any magic", ("wrong_magic",), ("wrong_version", "hello_is_answered"), up=mend_magic),
     Mutant("any flags", ("flags",), ("unknown_type",), up=mend_flags),
     Mutant("frames of any length", ("an_overlong_frame",), ("a_length_below_the_headers", "ping"),

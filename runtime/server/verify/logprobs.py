@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from runtime.wire.messages import Logprobs
-from specedge_kernels import token_logprobs
 
 
 class TokenLogprobs(NamedTuple):
@@ -50,8 +49,11 @@ class Wanted:
         """
         most = min(max(self.wanted) - 1, raw.shape[1])
         drawn = target[self.rows].clamp(min=0)
-        columns = (column.tolist() for column in token_logprobs(raw, drawn, most))
-        rows = iter(zip(*columns, strict=True))
+        logs = raw.log_softmax(-1)
+        best = logs.sort(descending=True, stable=True)  # of equals the lower id
+        columns = (logs.gather(1, drawn[:, None])[:, 0], best.indices[:, :most])
+        listed = (*columns, best.values[:, :most])
+        rows = iter(zip(*(column.tolist() for column in listed), strict=True))
         told: list[list[TokenLogprobs]] = []
         for size, wanted in zip(self.sizes, self.wanted, strict=True):
             n = wanted - 1
