@@ -182,7 +182,7 @@ MUTANTS = (
     Mutant("prompts that are read again and again", ("how_far_a_prompt_is_read",),
            ("a_prompt_is_answered", "right_drafts"), down=reading_after_verdicts),
     Mutant("rules without an effect", ("a_bias_that_forces_a_token",),
-           ("biases", "drafts_under_a_rule", "greedy_twice"), up=without_rules),
+           ("drafts_under_a_rule", "greedy_twice"), up=without_rules),
     Mutant("any magic", ("wrong_magic",), ("wrong_version", "hello_is_answered"), up=mend_magic),
     Mutant("any flags", ("flags",), ("unknown_type",), up=mend_flags),
     Mutant("frames of any length", ("an_overlong_frame",), ("a_length_below_the_headers", "ping"),
