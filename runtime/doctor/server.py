@@ -5,6 +5,7 @@ Each thing that is looked at needs the ones before it: the first fault is the la
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from statistics import median
 
 from runtime.config import ConfigError, EdgeConfig, parse_address
@@ -14,10 +15,10 @@ from runtime.doctor.probe import predict
 from runtime.doctor.probed_link import ProbedLink
 from runtime.edge import greeting
 from runtime.edge.draft.batcher import Batcher
-from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loading import Vocabulary, make_drafter, open_draft, read_vocabulary
-from runtime.edge.loop import Drafting
-from runtime.edge.net.link import Credentials, Sampling, ServerError, reach
+from runtime.edge.net.link import Credentials, ServerError, reach
+from runtime.edge.prompts import Prompts
+from runtime.edge.worker import drafting
 from runtime.model.config import ModelError
 from runtime.terminal import called
 from runtime.wire.messages import ErrorCode
@@ -59,7 +60,7 @@ async def look(config: EdgeConfig) -> AsyncIterator[Finding]:
         async with _opened(config) as (link, vocabulary):
             yield ok("connection", f"{config.server} answers" + (", under TLS" * bool(config.tls)))
             yield vocabularies(link, vocabulary)
-            yield template(link, config)
+            yield template(link, vocabulary, config)
             rtts_s = [await link.ping() for _ in range(PINGS)]
             yield round_trip(rtts_s)
             yield upload(*await _upload(link, min(rtts_s)))
@@ -69,7 +70,7 @@ async def look(config: EdgeConfig) -> AsyncIterator[Finding]:
                 prediction = await _predict(link, batcher, vocabulary, config, median(rtts_s))
             finally:
                 await batcher.close()
-            yield drafting(batcher.pace.pass_s)
+            yield draft_pass(batcher.pace.pass_s)
             yield speed(prediction)
     except Halt as halt:
         yield halt.finding
@@ -134,17 +135,20 @@ def vocabularies(link: ProbedLink, vocabulary: Vocabulary) -> Finding:
     return ok("vocabulary", sentence, **figures)
 
 
-def template(link: ProbedLink, config: EdgeConfig) -> Finding:
-    """Whose chat template the prompts of this edge are written in."""
+def template(link: ProbedLink, vocabulary: Vocabulary, config: EdgeConfig) -> Finding:
+    """Whose chat template the prompts of this edge are written in, and whether it writes one."""
+    whose = "the target's" if link.template else "the draft's; the target has the same or none"
     if config.chat_template:
-        whose = "the draft's" if config.chat_template == "draft" else config.chat_template
-        return ok("template", f"{whose}, since --chat-template says so", whose=whose)
-    if link.template is None:
-        return ok("template", "the draft's; the target has the same or none", whose="draft")
-    if not link.template.source:
-        mend = "give --chat-template FILE with the target's, or --chat-template draft"
-        return warning("template", "the target's is too long to be sent", mend, whose="nobody")
-    return ok("template", "the target's", whose="target")
+        named = "the draft's" if config.chat_template == "draft" else config.chat_template
+        whose = f"{named}, since --chat-template says so"
+    if config.raw:
+        whose = "none, since --raw says so"
+    try:
+        Prompts(vocabulary.tokenizer, link).encode(QUESTIONS[0], config)
+    except ConfigError as error:
+        mend = "give --chat-template FILE or --chat-template draft, or --raw to do without"
+        raise Halt(fault("template", str(error), mend)) from error
+    return ok("template", whose, from_target=link.template is not None)
 
 
 def round_trip(rtts_s: list[float]) -> Finding:
@@ -180,32 +184,19 @@ def upload(sent_bytes: int, seconds: float) -> Finding:
 async def _predict(
     link: ProbedLink, batcher: Batcher, vocabulary: Vocabulary, config: EdgeConfig, rtt_s: float
 ) -> Prediction | None:
-    shape = TreeShape(
-        config.max_budget, config.max_n_beams, config.max_beam_len, config.max_branch_width
+    prompts = Prompts(vocabulary.tokenizer, link)
+    config = replace(config, max_tokens=min(PROBE_TOKENS, max(link.welcome.max_context // 4, 1)))
+    return await predict(
+        link,
+        batcher,
+        [prompts.encode(question, config) for question in QUESTIONS],
+        prompts.sampling(config),
+        drafting(config, vocabulary.matcher),
+        rtt_s,
     )
-    drafting = Drafting(shape, config.coupling, Proactive(config.proactive))
-    sampling = Sampling(
-        max_tokens=min(PROBE_TOKENS, max(link.welcome.max_context // 4, 1)),
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        seed=config.seed,
-    )
-    prompts = [_ids(link, vocabulary, question) for question in QUESTIONS]
-    return await predict(link, batcher, prompts, sampling, drafting, rtt_s)
 
 
-def _ids(link: ProbedLink, vocabulary: Vocabulary, question: str) -> list[int]:
-    source = link.template.source if link.template and link.template.source else None
-    messages = [{"role": "user", "content": question}]
-    try:
-        return vocabulary.tokenizer.chat_prompt(messages, template=source)
-    except ValueError:  # there is no template, or it wants something else
-        return vocabulary.tokenizer.encode(question)
-
-
-def drafting(pass_s: float) -> Finding:
+def draft_pass(pass_s: float) -> Finding:
     return ok("drafting", f"a pass takes {pass_s * 1e3:.1f} ms here", pass_ms=pass_s * 1e3)
 
 

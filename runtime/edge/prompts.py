@@ -5,11 +5,10 @@ Checks all that the server would refuse, so that it is told before anything is s
 
 from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from runtime.config import ConfigError, EdgeConfig
 from runtime.edge.net.link import Sampling
-from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Transcript
 from runtime.wire import messages as wire
 
@@ -21,10 +20,21 @@ MAX_TEMPLATE_FILE_BYTES = 2**20
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]  # ids where it is raw
 
 
+class Greeted(Protocol):
+    """A link, or the way to one: what the server has said when it was greeted."""
+
+    @property
+    def welcome(self) -> wire.Welcome | None: ...
+
+    @property
+    def template(self) -> wire.Template | None:
+        """The target's, where the edge has another one or none."""
+
+
 class Prompts:
     """Turns prompts into ids, for any thread; what the target knows is the uplink's welcome."""
 
-    def __init__(self, tokenizer: "Tokenizer", uplink: Uplink):
+    def __init__(self, tokenizer: "Tokenizer", uplink: Greeted):
         self.tokenizer, self._uplink = tokenizer, uplink
         self._encoding = Lock()  # a tokenizer that pads or truncates is one thread's at a time
 

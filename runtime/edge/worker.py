@@ -73,7 +73,7 @@ class Worker(Answers):
             uplink,
             self._batcher,
             transcript,
-            _drafting(config, self._loading.vocabulary.result().matcher),
+            drafting(config, self._loading.vocabulary.result().matcher),
             config.reconnect_s,
             self._on_lost,
             on_reading,
@@ -86,7 +86,8 @@ class Worker(Answers):
             await self._batcher.close()
 
 
-def _drafting(config: EdgeConfig, matcher: Callable[[str, str], Matcher]) -> Drafting:
+def drafting(config: EdgeConfig, matcher: Callable[[str, str], Matcher]) -> Drafting:
+    """How the trees of an answer are grown."""
     shape = TreeShape(
         config.max_budget, config.max_n_beams, config.max_beam_len, config.max_branch_width
     )

@@ -69,7 +69,7 @@ def test_of_a_server_that_is_well(tiny_pair: tuple[Path, Path], tiny_server: str
     assert found["speed"].state is not State.FAULT
     assert all(finding.state is State.OK for topic, finding in found.items() if topic != "speed")
     assert found["vocabulary"].figures["target_tokens"] == 260
-    assert found["template"].figures["whose"] == "draft", "both have the same"
+    assert found["template"].figures == {"from_target": False}, "both have the same"
     figures = found["speed"].figures
     assert figures["drafted_tokens_per_s"] > 0
     assert figures["plain_tokens_per_s"] > 0
@@ -92,6 +92,20 @@ def test_a_far_server(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
     speed = found["speed"].figures
     # all but a text's last rounds have a draft, and the way in them
     assert speed["drafted_tokens_per_s"] < 1.5 * speed["tokens_per_verification"] / 0.03
+
+
+def test_a_template_that_refuses_what_is_said(
+    tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ raise_exception('only tools') }}")
+    told = only_fault(look(tiny_server, tiny_pair[1], chat_template=str(template)))
+    assert told.topic == "template"
+    assert "only tools" in told.sentence
+    assert "--chat-template" in told.mend
+    found = look(tiny_server, tiny_pair[1], raw=True, frequency_penalty=0.5)
+    assert list(found) == STAGES
+    assert "--raw" in found["template"].sentence
 
 
 def test_answers_that_end_at_once(
