@@ -23,16 +23,19 @@ class Matcher:
         self._at: LLMatcher = compiled.deep_copy()
         self._text: list[int] = []  # the answer so far
         self._path: list[int] = []  # drafted tokens behind it that `_at` has taken as well
+        self._is_lost = False
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Take more tokens into the answer; a stop id and what follows it are not of it.
 
-        Raises ValueError where the grammar does not allow them.
+        Raises ValueError where the grammar does not allow them, or cannot follow. All masks are
+        empty then.
         """
         for token in tokens:
             if token in self._tokens.stop_ids:
                 return
-            if not self._take(token):
+            if self._is_lost or not self._take(token):
+                self._is_lost = True
                 raise ValueError(
                     f"token {len(self._text)} of the answer is not one that its constraint allows"
                 )
@@ -48,16 +51,24 @@ class Matcher:
         is drawn there is not of the answer.
         """
         masks = np.zeros((1 + len(tokens), self._tokens.words), np.int32)
+        if self._is_lost:
+            return masks
         depths, children = [0], list[list[int]]([[] for _ in range(1 + len(tokens))])
         for node, parent in enumerate(parents, start=1):
             depths.append(depths[parent] + 1)
             children[parent].append(node)
-        stack = [0]
+        stack, ended = [0], set[int]()
         while stack:
             node = stack.pop()
-            if node and not self._enter(masks, tokens[node - 1], node, parents[node - 1], depths):
+            parent, token = (parents[node - 1], tokens[node - 1]) if node else (0, -1)
+            if node and not is_allowed(masks[parent], token):
                 continue
-            self._fill(masks, node)
+            self._return(depths[parent])
+            if parent in ended or token in self._tokens.stop_ids:
+                ended.add(node)
+                masks[node] = -1
+            elif node == 0 or self._take(token):
+                self._fill(masks, node)
             stack.extend(reversed(children[node]))
         self._return(0)
         return masks
@@ -69,7 +80,7 @@ class Matcher:
         """
         masks = np.zeros((len(paths), self._tokens.words), np.int32)
         for row, path in enumerate(paths):
-            if not self._tokens.stop_ids.isdisjoint(path):
+            if self._is_lost or not self._tokens.stop_ids.isdisjoint(path):
                 continue
             pairs = zip(path, self._path, strict=False)
             self._return(len([*takewhile(lambda pair: pair[0] == pair[1], pairs)]))
@@ -77,18 +88,6 @@ class Matcher:
                 self._fill(masks, row)
         self._return(0)
         return masks
-
-    def _enter(
-        self, masks: np.ndarray, token: int, node: int, parent: int, depths: Sequence[int]
-    ) -> bool:
-        """Go from where the walk is to a node; False, and its row is done, if nothing is below."""
-        if not is_allowed(masks[parent], token):
-            return False
-        if token in self._tokens.stop_ids:
-            masks[node] = -1
-            return False
-        self._return(depths[parent])
-        return self._take(token)
 
     def _fill(self, masks: np.ndarray, node: int) -> None:
         """The row of the node where the walk is."""

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 
 from runtime.config import ServerConfig
 from runtime.logs import fields
+from runtime.model.config import ModelError
 from runtime.model.engine import Engine
 from runtime.server.door import Door, Identity
+from runtime.server.guide import Guides
 from runtime.server.metrics import Metrics, label
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Rate
@@ -43,7 +45,6 @@ SWITCH_S = 0.0005
 # A draft model may take minutes for a long prompt; meanwhile its edge answers Pings.
 DRAFTING_SILENCES = 10
 DEVICE_FAILURES = 3  # in a row; a fault of a GPU's context stays as long as its process
-NOT_YET = "this server enforces no constraints"
 TELL_LOOKS = 5  # between two words to those who wait in line
 NO_GRANT = Grant(wire.Turn.SERVER)
 
@@ -71,6 +72,7 @@ class Server:
     door: Door
     on_step: Callable[[Step], None] = lambda step: None  # is told of each that has ended
     metrics: Metrics = field(default_factory=Metrics)
+    guides: Guides | None = None  # None enforces no constraints
     totals: Totals = field(default_factory=Totals)
     unready: str = "the port is not open yet"  # why no requests are taken; empty if they are
 
@@ -98,6 +100,7 @@ class Server:
         self._requests_of: Counter[Hashable] = Counter()  # by user
         self._leaving = Rate()  # requests that give a place free
         self._left = 0  # of these, since the last look
+        self._guiding: set[asyncio.Future[None]] = set()  # constraints that are being compiled
         self._device_failures = 0  # since the last verdict
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -134,6 +137,8 @@ class Server:
                 await asyncio.gather(*(peer.hang_up(left_s) for peer in self.door.peers()))
             finally:
                 self.steps.stop()
+                if self.guides is not None:
+                    self.guides.close()
                 sys.setswitchinterval(switch_s)
         if verifying.done() and not verifying.cancelled():
             verifying.result()
@@ -228,14 +233,36 @@ class Server:
             return
         request.ready_s = time.monotonic()
         self.pipeline.opened(request, request.ready_s)
-        if request.constraint:
-            self._refuse(peer, message.request, wire.ErrorCode.CONSTRAINT, NOT_YET)
-            return
+        if request.constraint is None:
+            self._submit(request)
+        else:
+            guiding = asyncio.ensure_future(self._guide(request, request.constraint))
+            self._guiding.add(guiding)
+            guiding.add_done_callback(self._guiding.discard)
+
+    async def _guide(self, request: Request, constraint: wire.Constraint) -> None:
+        """Have a constraint compiled, which may take a while, and then let its request in line."""
+        peer, number = request.key
+        try:
+            if self.guides is None:
+                raise ValueError("this server enforces no constraints")
+            guide = await self.guides.guide(constraint, request.answer)
+        except (ValueError, ModelError) as error:
+            if not request.ended:
+                self._refuse(peer, number, wire.ErrorCode.CONSTRAINT, str(error))
+        else:
+            if not request.ended:
+                request.guide = guide
+                self._submit(request)
+
+    def _submit(self, request: Request) -> None:
+        """Let a request that has been read in line."""
+        peer, number = request.key
         try:
             self.scheduler.submit(request)
         except Refused as error:
             code = wire.ErrorCode.BUSY if error.busy else wire.ErrorCode.LIMIT
-            self._refuse(peer, message.request, code, str(error))
+            self._refuse(peer, number, code, str(error))
         else:
             self.metrics.prompted(len(request.context))
             self._work.set()

@@ -16,6 +16,7 @@ Knows nothing of models, sockets or clocks.
 """
 
 from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -35,11 +36,11 @@ class Guide(Protocol):
     def advance(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these."""
 
-    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> Any:
+    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> Future[Any]:
         """Bits of the tokens that may follow the root and each node of a tree under it.
 
         Nodes as in `Tree`. An array [1 + nodes, ceil(V / 32)] i32: bit i % 32 of word i // 32
-        allows token i. No tree is walked for good: the next call begins at the root again.
+        allows token i. It is made once for each draft, the first time that it is asked for.
         """
 
 
@@ -224,6 +225,8 @@ class Request:
         """A draft, that of no nodes included, is ready to be verified."""
         assert self.draft is None, f"{self.key} has a draft already"
         self.draft, self.ready_s = draft, now_s
+        if self.guide is not None:
+            self.guide.masks(draft.tokens, draft.parents)  # they may be there when a step is
         self.owed_s = 0.0
 
     def enter_step(self, chunk: int, verify: bool) -> None:

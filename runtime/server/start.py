@@ -21,6 +21,7 @@ from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
 from runtime.server.descriptors import check_descriptors, edges_that_fit, tell_accept_failures
 from runtime.server.door import Door, Identity
+from runtime.server.guide import Guides
 from runtime.server.loop import DeviceError, Server
 from runtime.server.metrics import Metrics
 from runtime.server.request import Request
@@ -158,7 +159,8 @@ async def serve(
         # in a thread, so that the pages answer meanwhile
         loaded = await asyncio.to_thread(_load, config, console, open_engine)
         door = _door(config, users, certificate, loaded.identity)
-        server = there.server = Server(config, loaded.engine, door, step_ended, metrics)
+        guides = _guides(config, loaded)
+        server = there.server = Server(config, loaded.engine, door, step_ended, metrics, guides)
         server.pipeline.load.cost.learn(loaded.costs)
         join(server, loaded.tokenizer)
         _tell_ready(config, console, loaded.engine)
@@ -191,7 +193,8 @@ class _There:
 class _Loaded(NamedTuple):
     """A model, ready to run, what it is, and what its steps cost: (rows, seconds).
 
-    A server needs no tokenizer, which takes memory, but for clients without an edge.
+    A server needs no tokenizer, which takes memory, but for clients without an edge and for
+    constraints.
     """
 
     engine: Engine
@@ -207,6 +210,12 @@ def _load(config: ServerConfig, console: Terminal, open_engine: OpenTarget) -> _
     with waiting(console, lambda: "measuring what steps cost"):
         costs = [*warm_up(engine, config.max_step_nodes, config.max_batch)]
     return _Loaded(engine, identity, costs, tokenizer if config.openai else None)
+
+
+def _guides(config: ServerConfig, loaded: _Loaded) -> Guides:
+    known = loaded.tokenizer
+    rows = loaded.identity.vocabulary_size
+    return Guides(lambda: known or Tokenizer.load(config.model), rows)
 
 
 def _tell_ready(config: ServerConfig, console: Terminal, engine: Engine) -> None:

@@ -105,12 +105,12 @@ def test_a_tree_s_rows_are_those_of_each_path_alone(seed: int) -> None:
 def row_of(matcher: Matcher, text: list[int], path: list[int], size: int) -> set[int]:
     """One path after another token, each asked for alone."""
     matcher.advance(text)
-    for place, token in enumerate(path):
+    for token in path:
         allowed = bits(matcher.masks([], [])[0], size)
         if token not in allowed:
             return set()
         if token == 0:
-            return set(range(size)) if place == len(path) - 1 else set()
+            return set(range(size))
         matcher.advance([token])
     return bits(matcher.masks([], [])[0], size)
 
@@ -221,7 +221,15 @@ def test_an_answer_that_does_not_fit_is_refused() -> None:
     matcher.advance([LETTERS.texts.index(b"ab")])
     with pytest.raises(ValueError, match="token 1 of the answer is not one"):
         matcher.advance([LETTERS.texts.index(b"a")])
-    matcher.advance([LETTERS.texts.index(b"c"), 0, 5])
+    assert not matcher.masks([], []).any()
+    assert not matcher.after([[], [2]]).any()
+    with pytest.raises(ValueError, match="not one"):
+        matcher.advance([LETTERS.texts.index(b"c")])
+
+
+def test_what_comes_behind_the_end_is_not_of_the_answer() -> None:
+    matcher = LETTERS.grammars().matcher("regex", "abc")
+    matcher.advance([LETTERS.texts.index(b"abc"), 0, 5])
     assert bits(matcher.masks([], [])[0], len(LETTERS.texts)) == {0}
 
 
@@ -230,4 +238,5 @@ def test_a_text_may_be_empty() -> None:
     masks = matcher.masks([0, 5], [0, 1])
     assert 0 in bits(masks[0], 12)
     assert bits(masks[1], 12) == set(range(12))
-    assert bits(masks[2], 12) == set()
+    # what is drawn behind the end is cut; but it has to be drawn
+    assert bits(masks[2], 12) == set(range(12))

@@ -9,12 +9,15 @@ verification in one pass, Gumbel-max coupling as in arXiv:2408.07978.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, chain
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from runtime.model import staging
 from runtime.model.engine import Engine, TreeRequest
@@ -31,6 +34,11 @@ log = logging.getLogger(__name__)
 
 MOST_TOP_K = 2**31 - 1  # that the kernels can be told; no vocabulary is as large
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "position")
+NO_TOKEN = "the model gave no valid probabilities for this request"
+NO_ALLOWED_TOKEN = (
+    "no token of the model goes on as the constraint of this request wants it: it is too complex "
+    "here, or asks for what no token spells, or the model gave no valid probabilities"
+)
 UNKNOWN = 0  # stands for a token that is still to be drawn, or was not
 
 
@@ -78,7 +86,7 @@ class Part:
     tree: TreeRequest | None
     follows: bool  # the token of the root is drawn by the step before
     edits: Edits | None = None  # of the tree's logits
-    mask: np.ndarray | None = None  # [rows of the tree, words] i32: which tokens may follow them
+    masks: Future[Any] | None = None  # [rows of the tree, words] i32: which tokens may follow them
 
     @classmethod
     def of(cls, work: Work) -> "Part":
@@ -103,8 +111,8 @@ class Part:
         edits = Edits.of(request.rule, request.history) if request.rule else None
         draft = None if self.follows else request.draft
         nodes = ((), ()) if draft is None else (draft.tokens, draft.parents)
-        mask = request.guide.masks(*nodes) if request.guide else None
-        return replace(self, edits=edits, mask=mask)
+        masks = request.guide.masks(*nodes) if request.guide else None
+        return replace(self, edits=edits, masks=masks)
 
 
 def _chunk_rows(request: Request, start: int, count: int) -> TreeRequest:
@@ -162,11 +170,17 @@ class Batch:
         arrays["position"][:] = np.repeat(prefix_lens + 1, sizes) + depth.numpy()
         arrays["prefix_lens"][:], arrays["page_table"][:] = prefix_lens, table
         self.columns = layout.views(staging.upload(buffer, device))
-        edits, masks = [p.edits for p in self.verified], [p.mask for p in self.verified]
+        edits = [part.edits for part in self.verified]
         wanted, rows = [part.request.params.logprobs for part in self.verified], sizes.tolist()
         self.edits = grouped(edits, device) if any(edits) else None
-        self.masks = masked(masks, rows, device) if any(m is not None for m in masks) else None
         self.logprobs = Wanted.of(wanted, rows, device) if any(wanted) else None
+
+    def masks(self) -> dict[str, Tensor]:
+        """What constraints allow, as `target_tokens` takes it. Waits until it is known."""
+        masks = [None if part.masks is None else part.masks.result() for part in self.verified]
+        if all(mask is None for mask in masks):
+            return {}
+        return masked(masks, [len(tree.tokens) for tree in self.trees], self.device)
 
     def follow(self, drawn: Mapping[Request, int]) -> None:
         """Give those who follow the step before the tokens that it drew.
@@ -268,7 +282,7 @@ def _run(engine: Engine, batch: Batch) -> list[Outcome]:
     raw = None if batch.logprobs is None else batch.logprobs.rows_of(logits)
     if batch.edits is not None:
         edit_logits(logits, *trees, **batch.edits)
-    target = target_tokens(logits, *(columns[name] for name in SAMPLING), **(batch.masks or {}))
+    target = target_tokens(logits, *(columns[name] for name in SAMPLING), **batch.masks())
     path, accepted_lens, bonus = verify(*trees, target, batch.most_nodes)
     pages, prefix_lens = columns["page_table"], columns["prefix_lens"]
     engine.compact_verified(pages, prefix_lens, path, accepted_lens)
@@ -287,5 +301,5 @@ def _run(engine: Engine, batch: Batch) -> list[Outcome]:
 
 def _outcome(request: Request, path: list[int], bonus: int) -> Outcome:
     if bonus < 0:
-        return Failed(request, "the model gave no valid probabilities for this request")
+        return Failed(request, NO_TOKEN if request.guide is None else NO_ALLOWED_TOKEN)
     return Verified(request, path, bonus)
