@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from runtime.model import staging
 from runtime.wire.messages import Logprobs
+from specedge_kernels import token_logprobs
 
 
 class TokenLogprobs(NamedTuple):
@@ -36,7 +38,7 @@ class Wanted:
         ends = [*accumulate(sizes, initial=0)]
         rows = [range(ends[i], ends[i + 1]) for i, one in enumerate(wanted) if one]
         chosen = torch.tensor([row for tree in rows for row in tree], dtype=torch.int64)
-        return cls(chosen.to(device, non_blocking=True), sizes, wanted)
+        return cls(staging.upload(chosen, device), sizes, wanted)
 
     def rows_of(self, logits: Tensor) -> Tensor:
         """A copy of these rows of logits [N, V] f32."""
@@ -48,12 +50,8 @@ class Wanted:
         raw: what `rows_of` gave. A row that has no token (-1) has something of no meaning.
         """
         most = min(max(self.wanted) - 1, raw.shape[1])
-        drawn = target[self.rows].clamp(min=0)
-        logs = raw.log_softmax(-1)
-        best = logs.sort(descending=True, stable=True)  # of equals the lower id
-        columns = (logs.gather(1, drawn[:, None])[:, 0], best.indices[:, :most])
-        listed = (*columns, best.values[:, :most])
-        rows = iter(zip(*(column.tolist() for column in listed), strict=True))
+        columns = token_logprobs(raw, target[self.rows], most)
+        rows = iter(zip(*(column.tolist() for column in columns), strict=True))
         told: list[list[TokenLogprobs]] = []
         for size, wanted in zip(self.sizes, self.wanted, strict=True):
             n = wanted - 1
