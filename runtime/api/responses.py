@@ -197,10 +197,11 @@ class ResponseForm:
         return self._numbered([*rest, {"type": f"response.{status}", "response": self._response}])
 
     def failed(self, error: APIError) -> list[Chunk]:
-        """That there will be no more of a response that has begun."""
+        """That there will be no more of it; clients want to hear of a beginning first."""
+        begun = [] if self._number else [{"type": "response.created", "response": self._response}]
         told = {"code": error.code or "server_error", "message": str(error)}
-        self._response |= {"status": "failed", "error": told}
-        return self._numbered([{"type": "response.failed", "response": self._response}])
+        failed = {**self._response, "status": "failed", "error": told}
+        return self._numbered([*begun, {"type": "response.failed", "response": failed}])
 
     def usage(self, choices: Sequence[Choice]) -> Chunk:
         """Nobody asks for it here: the last event has it."""

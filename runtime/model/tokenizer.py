@@ -72,10 +72,13 @@ class Tokenizer:
 
     def control_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """The control tokens that are spelled as one of these texts; no text has them."""
-        wanted = set(texts)
-        vocabulary = self._tokenizer.get_vocab() if wanted else {}
-        ids = {vocabulary[text] for text in wanted & vocabulary.keys()}
-        return frozenset(i for i in ids if self.token_bytes.get(i, first=False) is None)
+        spelled = self._control_ids
+        return frozenset(spelled[text] for text in texts if text in spelled)
+
+    @cached_property
+    def _control_ids(self) -> Mapping[str, int]:
+        """By their spelling."""
+        return {self.token(index): index for index in self.token_bytes.control}
 
     def showing(self, texts: Iterable[str]) -> Spelled:
         """This tokenizer for a `TextStream` whose text has the control tokens spelled so."""
@@ -84,7 +87,7 @@ class Tokenizer:
 
     @cached_property
     def _control_spellings(self) -> Spellings:
-        return Spellings(self.token(index) for index in self.token_bytes.control)
+        return Spellings(self._control_ids)
 
     @property
     def chat_template(self) -> str | None:

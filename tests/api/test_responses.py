@@ -6,6 +6,9 @@ import httpx
 import openai
 import pytest
 
+from runtime.api.errors import APIError
+from runtime.api.responses import ResponseBody, ResponseForm
+from runtime.edge.net.link import ServerError
 from tests.api.scripted import TOKENIZER, Scripted, served
 from tests.api.test_tool_chat import CALL, SCHEMA, client_of
 from tests.chat_templates import CHATML, QWEN3
@@ -172,6 +175,36 @@ def test_nothing_is_stored():
 def test_what_cannot_be_is_refused(body, sentence):
     with pytest.raises(openai.BadRequestError, match=sentence):
         asked(Scripted(CHATML, ""), **body)
+
+
+def test_a_response_that_breaks_off_has_failed():
+    class Broken(Scripted):
+        def generate(self, prompt, **options):
+            answer = super().generate(prompt, **options)
+            answer._stream.error = ServerError("the server is gone")
+            return answer
+
+    async def ask(text):
+        async with client_of(Broken(CHATML, text)) as client:
+            stream = await client.responses.create(model="scripted", input="x", stream=True)
+            return [event async for event in stream]
+
+    *_, last = events = asyncio.run(ask("Hi."))
+    assert events[0].type == "response.created"
+    assert last.type == "response.failed"
+    assert last.response.status == "failed"
+    assert last.response.error.message == "the server is gone"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    with pytest.raises(openai.InternalServerError, match="the server is gone"):
+        asyncio.run(ask(""))
+
+
+def test_a_beginning_is_told_before_a_failure():
+    form = ResponseForm("scripted", ResponseBody(input="x"), None)
+    events = form.failed(APIError(503, "the server is gone"))
+    assert [event["type"] for event in events] == ["response.created", "response.failed"]
+    assert [event["sequence_number"] for event in events] == [0, 1]
+    assert events[0]["response"]["status"] == "in_progress"
 
 
 def test_events_have_names_and_no_mark_at_the_end():

@@ -67,6 +67,9 @@ class Parser:
 
     def push(self, text: str) -> list[Event]:
         """What more text means."""
+        if self._reader is None and not self._held and not self._marks():
+            self._say(text)  # as all of it is content
+            return self._told()
         for character in text:
             if self._reader is not None:
                 self._read(self._reader, character)
