@@ -36,19 +36,29 @@ struct AllowedLogits : Logits {
   const uint32_t* bits;  // [ceil(n / 32)]
 
   vec at(int64_t i) const {
-    return select_bits(bits[i / 32] >> (i % 32), Logits::at(i), splat(kMinusInfinity));
+    return select_bits(bits[i / 32], i % 32, Logits::at(i), splat(kMinusInfinity));
   }
 };
+
+// f(0), f(kLanes) ... below n, 32 numbers at a time: a word of bits is loaded once for all.
+template <typename F>
+void for_vectors(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    for (int j = 0; j < 32; j += kLanes) f(i + j);
+  }
+  for (; i < n; i += kLanes) f(i);
+}
 
 template <typename Row>
 RowMax max_of_row(const Row& row) {
   vec best = splat(kMinusInfinity);
   ivec is_nan = ivec{};
-  for (int64_t i = 0; i < row.n; i += kLanes) {
+  for_vectors(row.n, [&](int64_t i) {
     const vec values = row.at(i);
     is_nan |= values != values;
     best = larger(values, best);
-  }
+  });
   const float value = max_of(best);
   if (any(is_nan)) return {value, -1, true};
   for (int64_t i = 0;; i += kLanes) {
@@ -61,7 +71,7 @@ RowMax max_of_row(const Row& row) {
 
 template <typename Row>
 void divide_row(const Row& row, float divisor, float* out) {
-  for (int64_t i = 0; i < row.n; i += kLanes) store_some(out, i, row.n, row.at(i) / divisor);
+  for_vectors(row.n, [&](int64_t i) { store_some(out, i, row.n, row.at(i) / divisor); });
 }
 
 // e^x in double for x <= 0: exactly 0 below -700. Reduction to |r| <= log(2) / 2, then the Taylor

@@ -139,14 +139,14 @@ inline vec select(ivec condition, vec yes, vec no) {
   return (vec)((condition & (ivec)yes) | (~condition & (ivec)no));
 }
 
-// Lane i of yes where bit i is set, else of no.
-inline vec select_bits(uint32_t bits, vec yes, vec no) {
+// Lane i of yes where bit first + i is set, else of no.
+inline vec select_bits(uint32_t bits, int first, vec yes, vec no) {
 #if defined(__AVX512F__)
-  return (vec)_mm512_mask_mov_ps((__m512)no, __mmask16(bits), (__m512)yes);
+  return (vec)_mm512_mask_mov_ps((__m512)no, __mmask16(bits >> first), (__m512)yes);
 #else
   bits_vec own;
   for (int i = 0; i < kLanes; ++i) own[i] = 1u << i;
-  return select((ivec)((bits & own) == own), yes, no);
+  return select((ivec)(((bits >> first) & own) == own), yes, no);
 #endif
 }
 

@@ -14,6 +14,7 @@ from specedge_kernels import reference
 
 CHECKED_ROWS = 8
 DRAFT_K = 8
+TOP_LOGPROBS = 5
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
@@ -24,7 +25,11 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
 
 
 def cases_of(step: Step, device: torch.device) -> Iterator[Case]:
-    makers = (target_greedy, target_sampled, verify, build_tree, draft_topk)
+    for mask in (0.0, 0.5):
+        yield target_tokens(step, device, "greedy", temperature=0.0, top_p=1.0, mask=mask)
+        yield target_tokens(step, device, "sampled", temperature=0.8, top_p=1.0, mask=mask)
+        yield target_tokens(step, device, "top-p 0.9", temperature=0.8, top_p=0.9, mask=mask)
+    makers = (edit_logits, token_logprobs, verify, build_tree, draft_topk)
     yield from (make(step, device) for make in makers)
     for name, append in (("ours", ours.append_kv), *triton_ways("append_kv", device)):
         yield append_kv(step, device, name, append)
@@ -33,17 +38,11 @@ def cases_of(step: Step, device: torch.device) -> Iterator[Case]:
     yield from fused.cases_of(step, device)
 
 
-def target_greedy(step: Step, device: torch.device) -> Case:
-    return target_tokens(step, device, "greedy", temperature=0.0, top_p=1.0)
-
-
-def target_sampled(step: Step, device: torch.device) -> Case:
-    return target_tokens(step, device, "top-p 0.9", temperature=0.8, top_p=0.9)
-
-
 def target_tokens(
-    step: Step, device: torch.device, kind: str, temperature: float, top_p: float
+    step: Step, device: torch.device, kind: str, temperature: float, top_p: float, mask: float
 ) -> Case:
+    """`mask`: the share of random tokens that every row forbids, 0 for no mask."""
+
     def prepare(seed: int) -> Work:
         logits = normal(step.rows, step.vocabulary, device=device, seed=seed) * 3
         n = step.rows
@@ -55,17 +54,83 @@ def target_tokens(
             *noise_keys(n, seed),
         )
         rows = tuple(row.to(device) for row in rows)
+        masks = masks_of(step.vocabulary, n, mask, device, seed) if mask else ()
 
         def check() -> str:
             some = torch.linspace(0, n - 1, CHECKED_ROWS).long().to(device)
-            sample = (tensor[some].cpu() for tensor in (logits, *rows))
-            got = ours.target_tokens(logits, *rows)[some]
+            sample = [tensor[some].cpu() for tensor in (logits, *rows)]
+            if masks:
+                sample += [masks[0].cpu(), masks[1][some].cpu()]
+            got = ours.target_tokens(logits, *rows, *masks)[some]
             return unlike((reference.target_tokens(*sample),), (got,))
 
-        return Work(lambda: ours.target_tokens(logits, *rows), check)
+        return Work(lambda: ours.target_tokens(logits, *rows, *masks), check)
 
-    shape = f"{kind} N{step.rows} V{step.vocabulary}"
+    shape = f"{kind}{' masked' if mask else ''} N{step.rows} V{step.vocabulary}"
     return Case("target_tokens", "ours", shape, step.rows * step.vocabulary * 4, 0, prepare)
+
+
+def masks_of(
+    vocabulary: int, rows: int, share: float, device: torch.device, seed: int
+) -> tuple[Tensor, Tensor]:
+    """A mask for each row."""
+    words = -(-vocabulary // 32)
+    allowed = torch.rand(rows, words, 32, generator=torch.manual_seed(seed)) >= share
+    mask = (allowed.long() << torch.arange(32)).sum(-1).to(torch.int32)
+    return mask.to(device), torch.arange(rows, dtype=torch.int32, device=device)
+
+
+def edit_logits(step: Step, device: torch.device) -> Case:
+    """Texts of up to 500 distinct tokens, and 16 biases."""
+    n_text, n_bias = min(500, step.vocabulary), min(16, step.vocabulary)
+
+    def prepare(seed: int) -> Work:
+        generator = torch.manual_seed(seed)
+        logits = normal(step.rows, step.vocabulary, device=device, seed=seed) * 3
+        trees = make_trees(step.batch, step.nodes, seed)
+        tokens = torch.randint(step.vocabulary, (step.rows,), generator=generator)
+
+        def lists(n: int) -> tuple[Tensor, Tensor]:
+            chosen = [torch.randperm(step.vocabulary, generator=generator)[:n].sort().values]
+            offsets = torch.arange(step.batch + 1, dtype=torch.int32) * n
+            return offsets, torch.cat(chosen * step.batch)
+
+        text, bias = lists(n_text), lists(n_bias)
+        arguments = (
+            *(tokens, trees.ancestors, trees.offsets),
+            *(*text, torch.ones(len(text[1]), dtype=torch.int32)),
+            *(*bias, torch.ones(len(bias[1]))),
+            *(torch.full((step.batch,), number) for number in (1.1, 0.2, 0.1)),
+        )
+        there = [argument.to(device) for argument in arguments]
+
+        def check() -> str:
+            expected = logits.cpu().clone()
+            reference.edit_logits(expected, *arguments)
+            got = logits.clone()
+            ours.edit_logits(got, *there)
+            return unlike((expected,), (got,))
+
+        return Work(lambda: ours.edit_logits(logits, *there), check)
+
+    shape = f"{n_text} tokens N{step.rows} V{step.vocabulary}"
+    return Case("edit_logits", "ours", shape, step.rows * (n_text + n_bias) * 8, 0, prepare)
+
+
+def token_logprobs(step: Step, device: torch.device) -> Case:
+    def prepare(seed: int) -> Work:
+        logits = normal(step.batch, step.vocabulary, device=device, seed=seed) * 3
+        tokens = torch.arange(step.batch, device=device)
+
+        def check() -> str:
+            want = reference.token_logprobs(logits.cpu(), tokens.cpu(), TOP_LOGPROBS)
+            got = ours.token_logprobs(logits, tokens, TOP_LOGPROBS)
+            return unlike((want[1],), (got[1],)) or far_from(want[2], got[2], 1e-5)
+
+        return Work(lambda: ours.token_logprobs(logits, tokens, TOP_LOGPROBS), check)
+
+    shape = f"n{TOP_LOGPROBS} N{step.batch} V{step.vocabulary}"
+    return Case("token_logprobs", "ours", shape, step.batch * step.vocabulary * 4, 0, prepare)
 
 
 def draft_topk(step: Step, device: torch.device) -> Case:
