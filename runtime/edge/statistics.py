@@ -59,7 +59,9 @@ class Statistics:
         self.verifications += 1
         self.tokens += len(turn.tokens)
         self.drafted_nodes += len(turn.step.sent)
-        self.accepted_nodes += len(turn.tokens) - 1
+        path = turn.step.sent.path(turn.verdict.node)
+        # a stop string may end the text within the path
+        self.accepted_nodes += min(len(path), len(turn.tokens))
         self.verify_ms += turn.verdict.verify_ms
         self.passes += turn.passes
         self.passes_ahead += turn.passes_ahead

@@ -86,6 +86,7 @@ class Request:
     user: Hashable = ""
     target_stop_ids: frozenset[int] = frozenset()  # that end it beside the request's own
     rule: Rule | None = None  # that changes its logits
+    seen: set[int] = field(default_factory=set)  # tokens of the prompt so far, where they count
     history: History | None = None  # of its text, where the rule looks at it
     constraint: Constraint | None = None
     guide: Guide | None = None  # that enforces it
@@ -187,9 +188,12 @@ class Request:
         self.context.extend(tokens)
         self.owed_s = 0.0
         is_whole = len(self.context) == self.params.prompt_tokens
-        if is_whole and self.rule is not None and self.rule.counts_tokens:
-            read = self.context if self.rule.repetition_penalty != 1 else ()
-            self.history = History(read, self.answer)
+        if self.rule is not None and self.rule.counts_tokens:
+            # by portions, so that a long prompt is not all looked at at its end
+            if self.rule.repetition_penalty != 1:
+                self.seen.update(tokens)
+            if is_whole:
+                self.history, self.seen = History(self.seen, self.answer), set()
         return is_whole
 
     def admit(self, pages: list[int], cached: int, admission: int) -> None:

@@ -101,13 +101,13 @@ class Part:
             root, draft = request.root, request.draft
             tree = _tree_rows(request, request.context[root], root, draft.tokens, draft.parents)
         part = cls(request, chunk, tree, work.follows)
-        return part if tree is None else part._with_rule()
+        if tree is None or (request.rule is None and request.guide is None):
+            return part
+        return part._with_rule()
 
     def _with_rule(self) -> "Part":
         """The same with all that the request has of its own to say about its tokens."""
         request = self.request
-        if request.rule is None and request.guide is None:
-            return self
         edits = Edits.of(request.rule, request.history) if request.rule else None
         draft = None if self.follows else request.draft
         nodes = ((), ()) if draft is None else (draft.tokens, draft.parents)
