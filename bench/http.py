@@ -36,7 +36,7 @@ def main() -> None:
     """Print the report."""
     options = _options()
     with TemporaryDirectory() as folder:
-        _make_draft(Path(folder))
+        make_draft(Path(folder))
         n = str(2 * options.clients)
         limits = ["--max-requests", n, "--max-user-requests", n, "--max-batch", n]
         limits += ["--max-step-nodes", "2048", "--kv-tokens", str(2**20), "--model", folder]
@@ -54,9 +54,9 @@ def main() -> None:
 
 def _turn(config: EdgeConfig, clients: int, tokens: int) -> dict[str, float]:
     with _edge(_answer_http, config) as (edge, url):
-        alone = asyncio.run(_ask(url, 1, tokens))
+        alone = asyncio.run(ask(url, 1, tokens))
         cpu_s = _cpu_s(edge)
-        together = asyncio.run(_ask(url, clients, tokens))
+        together = asyncio.run(ask(url, clients, tokens))
         http_s = _cpu_s(edge) - cpu_s
     with _edge(_answer_python, config) as (edge, _):
         edge.send((clients, tokens))
@@ -93,8 +93,13 @@ class Client:
         """A whole answer over a connection of its own."""
         reader, writer = await asyncio.open_connection(host, port)
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
-        started_s = time.perf_counter()
         writer.write(f"{head}\r\n".encode() + body)
+        try:
+            await self._read(reader, time.perf_counter())
+        finally:
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader, started_s: float) -> None:
         await reader.readuntil(b"\r\n\r\n")
         last_s = 0.0
         while (line := await reader.readline()) != b"data: [DONE]\n":
@@ -106,7 +111,6 @@ class Client:
                     self.gaps_s.append(now_s - last_s)
                 last_s = now_s
                 self.text.append(text)
-        writer.close()
 
 
 def _text_of(line: bytes) -> str:
@@ -114,18 +118,23 @@ def _text_of(line: bytes) -> str:
     return str(choices[0]["text"]) if choices else ""
 
 
-async def _ask(url: str, clients: int, tokens: int) -> list[Client]:
-    where = urlsplit(url)
-    assert where.hostname is not None, "a URL without a host"
-    assert where.port is not None, "a URL without a port"
-    body = {"prompt": [FIRST_TOKEN], "max_tokens": tokens, "temperature": 0, "stream": True}
-    content = json.dumps(body).encode()
+async def ask(url: str, clients: int, tokens: int) -> list[Client]:
+    """Many at once, each with the text that it must have."""
     all_of_them = [Client() for _ in range(clients)]
-    await asyncio.gather(*(one.ask(where.hostname, where.port, content) for one in all_of_them))
+    await asyncio.gather(*(ask_one(url, one, tokens) for one in all_of_them))
     expected = "".join(f" w{token}" for token in text_after(FIRST_TOKEN, tokens))
     for client in all_of_them:
         assert "".join(client.text).strip() == expected.strip(), "another text"
     return all_of_them
+
+
+async def ask_one(url: str, client: Client, tokens: int) -> None:
+    """A whole answer, of which the client keeps what has come."""
+    where = urlsplit(url)
+    assert where.hostname is not None, "a URL without a host"
+    assert where.port is not None, "a URL without a port"
+    body = {"prompt": [FIRST_TOKEN], "max_tokens": tokens, "temperature": 0, "stream": True}
+    await client.ask(where.hostname, where.port, json.dumps(body).encode())
 
 
 @contextmanager
@@ -190,7 +199,7 @@ def _prepare(config: EdgeConfig) -> None:
     prepare_threads(config, os.environ)
 
 
-def _make_draft(folder: Path) -> None:
+def make_draft(folder: Path) -> None:
     """A model that is never run, with a word for each of the stub's ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -7,13 +7,14 @@ once.
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import Field, dataclass, field, fields
+from functools import cache
 from importlib import import_module
 from ipaddress import ip_address
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from runtime.constraint import Constraint
 from runtime.system import cpu_quota, others_may_read
@@ -457,6 +458,12 @@ def flag(name: str) -> str:
 
 def types_of(cls: "type[Options]") -> dict[str, type]:
     """Each field's type, with `| None` taken off; of a list, that of what is in it."""
+    return _types_of(cast(Hashable, cls))
+
+
+# Kept: options are checked for each answer, and reading hints takes longer than all else of it.
+@cache
+def _types_of(cls: Any) -> dict[str, type]:
     return {
         name: next((kind for kind in get_args(hint) if kind is not type(None)), hint)
         for name, hint in get_type_hints(cls).items()
