@@ -14,6 +14,7 @@ from runtime.bench.device import PacedEngine
 from runtime.bench.records import Answer, Span
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge
+from runtime.edge.draft.drafter import Drafter
 from runtime.edge.loading import open_draft
 
 
@@ -22,10 +23,10 @@ def main() -> None:
     setup = json.loads(sys.stdin.readline())
     passes: list[Span] = []
 
-    def open_paced(config: EdgeConfig) -> PacedEngine:
-        return PacedEngine(open_draft(config), setup["draft_pass_s"], passes)
+    def paced(config: EdgeConfig) -> Drafter:
+        return Drafter(PacedEngine(open_draft(config), setup["draft_pass_s"], passes))
 
-    with Edge(EdgeConfig(**setup["config"]), open_draft=open_paced) as edge:
+    with Edge(EdgeConfig(**setup["config"]), make_drafter=paced) as edge:
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:
             print(json.dumps(dataclasses.asdict(ask(edge, passes, json.loads(line)))), flush=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime.arguments import parse
-from runtime.config import ConfigError, EdgeConfig, option, prepare_threads
+from runtime.config import NO_MODEL, ConfigError, EdgeConfig, option, prepare_threads
 from runtime.logs import configure
 from runtime.terminal import called, end_on_sigterm, fail, inert, leave, run
 
@@ -76,7 +76,7 @@ async def _look(config: DoctorConfig) -> "AsyncIterator[Finding]":
         yield finding
     if config.model:
         yield fit.look("model", config.model, config)
-    else:
+    elif config.draft != NO_MODEL:
         yield fit.look("draft", config.draft, config)
     if config.server:
         async for finding in server.look(config):

@@ -15,7 +15,7 @@ from runtime.doctor.probe import predict
 from runtime.doctor.probed_link import ProbedLink
 from runtime.edge import greeting
 from runtime.edge.draft.batcher import Batcher
-from runtime.edge.loading import Vocabulary, make_drafter, open_draft, read_vocabulary
+from runtime.edge.loading import Vocabulary, make_drafter, read_vocabulary
 from runtime.edge.net.link import Credentials, ServerError, reach
 from runtime.edge.prompts import Prompts
 from runtime.edge.worker import drafting
@@ -65,7 +65,7 @@ async def look(config: EdgeConfig) -> AsyncIterator[Finding]:
             yield round_trip(rtts_s)
             yield upload(*await _upload(link, min(rtts_s)))
             with _stage("draft", lambda error: "name another model with --draft"):
-                batcher = Batcher(make_drafter(config, open_draft))
+                batcher = Batcher(make_drafter(config))
             try:
                 prediction = await _predict(link, batcher, vocabulary, config, median(rtts_s))
             finally:

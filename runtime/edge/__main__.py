@@ -39,7 +39,7 @@ def _run(config: EdgeConfig) -> int:
     from runtime.console import Terminal, loading_bar
     from runtime.edge.chat import chat, print_statistics, stream_answer
     from runtime.edge.client import Edge
-    from runtime.edge.loading import open_draft
+    from runtime.edge.loading import make_drafter
 
     gc.freeze()
     gc.enable()
@@ -52,10 +52,8 @@ def _run(config: EdgeConfig) -> int:
             return 0
         with ExitStack() as stack:
             with loading_bar(errors, config.draft) as progress:
-                open_it = partial(open_draft, progress=progress)
-                edge = stack.enter_context(
-                    Edge(config, lambda error: dim("reconnecting…"), open_it)
-                )
+                making = partial(make_drafter, progress=progress)
+                edge = stack.enter_context(Edge(config, lambda error: dim("reconnecting…"), making))
             if config.chat:
                 with _endpoint(edge, console):
                     chat(edge, console)

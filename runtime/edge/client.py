@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from runtime.background import Background
 from runtime.config import ConfigError, EdgeConfig
 from runtime.edge.answer import Answer, AsyncAnswer, Stream
-from runtime.edge.loading import OpenDraft, open_draft
+from runtime.edge.loading import MakeDrafter, make_drafter
 from runtime.edge.loop import Round
 from runtime.edge.net.link import ServerError
 from runtime.edge.options import RequestOptions, of_request
@@ -40,16 +40,16 @@ class _Front:
         self,
         config: EdgeConfig | None = None,
         on_lost: Callable[[ServerError], None] = lambda error: None,
-        open_draft: OpenDraft = open_draft,
+        make_drafter: MakeDrafter = make_drafter,
     ) -> None:
         """config: how to reach the server, what to draft with, and the options of its answers.
 
         `on_lost` is told, in the edge's own thread, when a lost server begins to be looked for;
-        `open_draft` loads what to draft with. Raises ConfigError.
+        `make_drafter` makes what drafts, in a thread (docs/extend.md). Raises ConfigError.
         """
         self.config = config or EdgeConfig()
         read_template(self.config.chat_template)  # a mistake is told before anything is loaded
-        self._worker = Worker(self.config, on_lost, open_draft)
+        self._worker = Worker(self.config, on_lost, make_drafter)
         self._background = Background()
         self._closed = False
         self._kept: Future[FinishReason] | None = None  # the last answer that has a resume file

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runtime.model.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
-OpenDraft = Callable[[EdgeConfig], "Engine"]
+MakeDrafter = Callable[[EdgeConfig], "Drafts"]
 
 PAGE_TOKENS = 16
 CONTEXT_TOKENS = 8192  # beyond it the edge stops drafting and decodes plainly
@@ -51,11 +51,11 @@ class Vocabulary:
 class Loading:
     """Begins to load at once. Both futures may raise ModelError."""
 
-    def __init__(self, config: EdgeConfig, open_draft: OpenDraft) -> None:
+    def __init__(self, config: EdgeConfig, make_drafter: MakeDrafter) -> None:
         self.vocabulary: Future[Vocabulary] = Future()
         self.drafter: Future[Drafts] = Future()
         # a daemon: nobody waits for it who has given up
-        Thread(target=self._load, args=(config, open_draft), name="loading", daemon=True).start()
+        Thread(target=self._load, args=(config, make_drafter), name="loading", daemon=True).start()
 
     @property
     def failed(self) -> bool:
@@ -63,10 +63,10 @@ class Loading:
         futures = (self.vocabulary, self.drafter)
         return any(future.done() and future.exception() is not None for future in futures)
 
-    def _load(self, config: EdgeConfig, open_draft: OpenDraft) -> None:
+    def _load(self, config: EdgeConfig, make_drafter: MakeDrafter) -> None:
         _settle(self.vocabulary, lambda: read_vocabulary(config))
         if self.vocabulary.exception() is None:
-            _settle(self.drafter, lambda: make_drafter(config, open_draft))
+            _settle(self.drafter, lambda: make_drafter(config))
 
 
 def read_vocabulary(config: EdgeConfig) -> Vocabulary:
@@ -100,15 +100,17 @@ def open_draft(
     )
 
 
-def make_drafter(config: EdgeConfig, open_draft: OpenDraft) -> Drafts:
-    """What drafts, with a model or without. Raises ModelError."""
+def make_drafter(
+    config: EdgeConfig, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Drafts:
+    """What drafts, with a model or without; `progress` hears of bytes. Raises ModelError."""
     if config.draft == NO_MODEL:
         from runtime.edge.draft.lookup_drafter import LookupDrafter
 
         return LookupDrafter()
     from runtime.edge.draft.drafter import Drafter
 
-    return Drafter(open_draft(config))
+    return Drafter(open_draft(config, progress))
 
 
 def _settle(future: Future[Result], make: Callable[[], Result]) -> None:

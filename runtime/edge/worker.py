@@ -12,7 +12,7 @@ from runtime.edge.answers import Answers
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.guide import Matcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
-from runtime.edge.loading import Loading, OpenDraft
+from runtime.edge.loading import Loading, MakeDrafter
 from runtime.edge.loop import Drafting, Round
 from runtime.edge.net.link import Credentials, ServerError, reach
 from runtime.edge.net.uplink import Uplink
@@ -25,10 +25,10 @@ class Worker(Answers):
     """One edge. `on_lost` hears when a lost server begins to be looked for."""
 
     def __init__(
-        self, config: EdgeConfig, on_lost: Callable[[ServerError], None], open_draft: OpenDraft
+        self, config: EdgeConfig, on_lost: Callable[[ServerError], None], make_drafter: MakeDrafter
     ) -> None:
         super().__init__()
-        self._config, self._on_lost, self._open_draft = config, on_lost, open_draft
+        self._config, self._on_lost, self._make_drafter = config, on_lost, make_drafter
         self._loading: Loading | None = None
         self._batcher: Batcher | None = None
 
@@ -48,7 +48,7 @@ class Worker(Answers):
         known = greeting.trusted(config)
         if self._loading is None or self._loading.failed:
             await reach(*address, known)
-            self._loading = Loading(config, self._open_draft)
+            self._loading = Loading(config, self._make_drafter)
         if self.uplink is None:
             # shielded: who gives up does not end what others may wait for
             vocabulary = await asyncio.shield(asyncio.wrap_future(self._loading.vocabulary))
