@@ -143,6 +143,7 @@ def _edge(target: object, config: EdgeConfig) -> Iterator[tuple[Connection, str]
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=target, args=(config, theirs))
     process.start()
+    theirs.close()  # so that one that fails is not waited for
     try:
         yield ours, ours.recv()
         ours.send(None)

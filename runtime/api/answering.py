@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # What the server refuses this soon is a status; later it is an event, as the stream has begun.
 GRACE_S = 0.01
+# A schema is looked at by the server, and what is wrong with it is to be a status.
+SCHEMA_GRACE_S = 2.0
 KEEP_ALIVE_S = 1.0
 COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -159,7 +161,8 @@ class Answering(Response):
         events = self._events()
         event = asyncio.ensure_future(anext(events, None))
         try:
-            await asyncio.wait({event}, timeout=GRACE_S)
+            has_schema = self._asked.options.get("constraint") is not None
+            await asyncio.wait({event}, timeout=SCHEMA_GRACE_S if has_schema else GRACE_S)
             if event.done():
                 event.result()
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]

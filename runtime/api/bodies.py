@@ -14,12 +14,13 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from runtime.api.errors import APIError
+from runtime.api.structured import ResponseFormat, StructuredOutputs
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_DEPTH = 64
 MAX_ANSWERS = 128  # to one request
 MISSING = re.compile(r"required field `(\w+)`")
-PATH = re.compile(r" - at `\$\.?(?P<path>.*)`$")
+PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*)`$")
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -64,6 +65,8 @@ class Body(Asking, kw_only=True):
     presence_penalty: Penalty | None = None
     repetition_penalty: Repetition | None = None
     repeat_penalty: Repetition | None = None  # llama.cpp's name
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     logit_bias: Annotated[dict[int, Bias], Meta(max_length=1024)] | None = None
 
 
@@ -136,7 +139,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (0,),
     "reasoning_effort": (),
     "stop_token_ids": ([],),
-    "structured_outputs": (),
     "suffix": ("",),
     "truncate_prompt_tokens": (),
     "typical_p": (1,),

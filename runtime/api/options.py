@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from runtime.api.answering import SEEDS, Asked
 from runtime.api.bodies import Body
 from runtime.api.errors import APIError
+from runtime.api.structured import constraint_of
 
 if TYPE_CHECKING:
     from runtime.edge.options import RequestOptions
@@ -42,6 +43,7 @@ def drawn(
         "presence_penalty": body.presence_penalty or 0.0,
         "repetition_penalty": body.repetition_penalty or body.repeat_penalty or 1.0,
         "logit_bias": body.logit_bias or {},
+        "constraint": constraint_of(body.response_format, body.structured_outputs),
     }
     seed = None if body.seed in (None, RANDOM_SEED) else body.seed
     return Asked(
