@@ -5,7 +5,7 @@ process; beside one client's, that of many tells what they cost each other. The 
 an edge that answers over HTTP, less that of one whose Python reads the same answers, over the
 chunks, is what HTTP costs.
 
-    python -m bench.http [--clients 64] [--step-ms 10] [--tokens 200] [--turns 3] [--json]
+    python -m bench.http [--clients 64] [--step-ms 50] [--tokens 100] [--turns 3] [--json]
 """
 
 import argparse
@@ -218,8 +218,8 @@ def make_draft(folder: Path) -> None:
 def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = option_parser("bench.http", __doc__)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--step-ms", type=float, default=10.0)
-    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--step-ms", type=float, default=50.0)
+    parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--turns", type=int, default=3)
     return parser.parse_args(arguments)
 
