@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # What the server refuses this soon is a status; later it is an event, as the stream has begun.
 GRACE_S = 0.01
-# A schema is looked at by the server, and what is wrong with it is to be a status.
-SCHEMA_GRACE_S = 2.0
+# A constraint is looked at by the server, and what is wrong with it is to be a status.
+LOOK_GRACE_S = 2.0
 KEEP_ALIVE_S = 1.0
 COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -75,6 +75,7 @@ class Choice:
     index: int
     prompt: list[int]
     answer: AsyncAnswer
+    is_constrained: bool = False
     texts: list[str] = field(default_factory=list)
     shown: int = 0  # of the answer's tokens, those whose text has come
 
@@ -161,8 +162,8 @@ class Answering(Response):
         events = self._events()
         event = asyncio.ensure_future(anext(events, None))
         try:
-            has_schema = self._asked.options.get("constraint") is not None
-            await asyncio.wait({event}, timeout=SCHEMA_GRACE_S if has_schema else GRACE_S)
+            is_constrained = any(choice.is_constrained for choice in self._choices)
+            await asyncio.wait({event}, timeout=LOOK_GRACE_S if is_constrained else GRACE_S)
             if event.done():
                 event.result()
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
@@ -260,7 +261,9 @@ async def begin(backend: Backend, asked: Asked) -> list[Choice]:
                 "max_tokens": min(asked.max_tokens or room, room),
                 "seed": (seed + number) % SEEDS,
             }
-            choices.append(Choice(len(choices), ids, backend.generate(ids, **options)))
+            answer = backend.generate(ids, **options)
+            is_constrained = options.get("constraint") is not None
+            choices.append(Choice(len(choices), ids, answer, is_constrained))
     return choices
 
 

@@ -14,7 +14,7 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from runtime.api.errors import APIError
-from runtime.api.structured import ResponseFormat, StructuredOutputs
+from runtime.api.structured import StructuredOutputs
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_DEPTH = 64
@@ -65,7 +65,7 @@ class Body(Asking, kw_only=True):
     presence_penalty: Penalty | None = None
     repetition_penalty: Repetition | None = None
     repeat_penalty: Repetition | None = None  # llama.cpp's name
-    response_format: ResponseFormat | None = None
+    response_format: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
     logit_bias: Annotated[dict[int, Bias], Meta(max_length=1024)] | None = None
 
@@ -81,7 +81,6 @@ class ChatBody(Body, kw_only=True):
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
 
 
 class CompletionBody(Body, kw_only=True):

@@ -23,12 +23,16 @@ from runtime.api.usage import timings, usage
 
 def use_of(body: ChatBody, backend: Backend) -> Use:
     """What a body says of tools and of the form of its answers. Raises APIError."""
+    schema = schema_of(body.response_format, "response_format")
+    if body.structured_outputs and (body.tools or schema is not None):
+        sentence = "structured_outputs does not go with tools or response_format; give one of them"
+        raise APIError(400, sentence, param="structured_outputs")
     return Use.of(
         body.messages,
         choosing(body.tools, body.tool_choice, body.parallel_tool_calls),
         backend.chat_template,
         backend.tokenizer,
-        schema_of(body.response_format, "response_format"),
+        schema,
     )
 
 

@@ -13,6 +13,7 @@ from runtime.api.bodies import MAX_ANSWERS, CompletionBody
 from runtime.api.errors import APIError
 from runtime.api.logprobs import CompletionLogprobs
 from runtime.api.options import drawn
+from runtime.api.tools.schema import schema_of
 from runtime.api.usage import timings, usage
 
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -25,7 +26,9 @@ def asked(body: CompletionBody) -> Asked:
         raise APIError(
             400, f"a request has at most {MAX_ANSWERS} answers, all prompts together", param="n"
         )
-    asked = drawn(body, prompts, body.max_tokens or DEFAULT_TOKENS, param="prompt", raw=True)
+    schema = schema_of(body.response_format, "response_format")
+    max_tokens = body.max_tokens or DEFAULT_TOKENS
+    asked = drawn(body, prompts, max_tokens, param="prompt", raw=True, schema=schema)
     if body.logprobs is not None and body.logprobs is not False:
         asked.options["logprobs"] = int(body.logprobs)
     return asked

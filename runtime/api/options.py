@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.api.answering import SEEDS, Asked
 from runtime.api.bodies import Body
@@ -24,10 +24,11 @@ def drawn(
     *,
     param: str,
     raw: bool = False,
+    schema: Any = None,
 ) -> Asked:
     """The answers that a body asks for, by OpenAI's defaults: temperature 1, nothing cut off.
 
-    Raises APIError.
+    schema: of a response_format. Raises APIError.
     """
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if "" in stop:
@@ -43,7 +44,7 @@ def drawn(
         "presence_penalty": body.presence_penalty or 0.0,
         "repetition_penalty": body.repetition_penalty or body.repeat_penalty or 1.0,
         "logit_bias": body.logit_bias or {},
-        "constraint": constraint_of(body.response_format, body.structured_outputs),
+        "constraint": constraint_of(body.structured_outputs, schema),
     }
     seed = None if body.seed in (None, RANDOM_SEED) else body.seed
     return Asked(
