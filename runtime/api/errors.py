@@ -35,7 +35,7 @@ STATUS = {
     ErrorCode.DRAINING: 503,
     ErrorCode.TIMEOUT: 503,
 }
-OPTION = re.compile(r"--([a-z-]+)")
+OPTION = re.compile(r"--([a-z-]+)|\b([a-z_]+)= ")
 
 
 class APIError(Exception):
@@ -76,5 +76,6 @@ def api_error(error: BaseException) -> APIError:
             return APIError(504, str(error), code="timeout")
         case ValueError():  # what cannot be asked; configs name their own option
             named = OPTION.search(str(error))
-            return APIError(400, str(error), param=named[1].replace("-", "_") if named else None)
+            param = (named[1] or named[2]).replace("-", "_") if named else None
+            return APIError(400, str(error), param=param)
     raise error

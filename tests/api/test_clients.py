@@ -12,6 +12,8 @@ from litellm.exceptions import BadRequestError, NotFoundError
 from runtime.api.of_edge import EdgeBackend
 from tests.api.plain import plain, question
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydantic")
+
 GREEDY = {"temperature": 0, "max_tokens": 16}
 
 
