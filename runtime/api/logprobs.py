@@ -34,10 +34,6 @@ class CompletionLogprobs:
 
     def next(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         """Of the tokens that follow."""
-        offsets = []
-        for entry in entries:
-            offsets.append(self._length)
-            self._length += len(self._stream.push([entry.token]))
         return {
             "tokens": [_text(self._tokenizer, entry.token) for entry in entries],
             "token_logprobs": [max(entry.logprob, LEAST) for entry in entries],
@@ -45,8 +41,17 @@ class CompletionLogprobs:
                 {_text(self._tokenizer, token): max(logprob, LEAST) for token, logprob in entry.top}
                 for entry in entries
             ],
-            "text_offset": offsets,
+            "text_offset": [self._offset(entry.token) for entry in entries],
         }
+
+    def _offset(self, token: int) -> int:
+        """Where the text of the next token begins; of a part of a character, where that does."""
+        before = self._length
+        self._length += len(self._stream.push([token]))
+        try:
+            return self._length - len(_bytes(self._tokenizer, token).decode())
+        except UnicodeDecodeError:
+            return before
 
 
 def _token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
