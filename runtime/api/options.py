@@ -44,8 +44,9 @@ def drawn(
         "presence_penalty": body.presence_penalty or 0.0,
         "repetition_penalty": body.repetition_penalty or body.repeat_penalty or 1.0,
         "logit_bias": body.logit_bias or {},
-        "constraint": constraint_of(body.structured_outputs, schema),
     }
+    if (constraint := constraint_of(body.structured_outputs, schema)) is not None:
+        options["constraint"] = constraint
     seed = None if body.seed in (None, RANDOM_SEED) else body.seed
     return Asked(
         prompts,
