@@ -111,6 +111,44 @@ def test_a_conversation_goes_on_with_its_items():
     assert messages[3]["tool_call_id"] == messages[2]["tool_calls"][0]["id"]
 
 
+def test_an_agent_is_understood():
+    """A body as Codex sends it."""
+    backend = Scripted(QWEN3, CALL)
+    shell = {
+        "type": "function",
+        "name": "shell",
+        "description": "Runs a command.",
+        "strict": False,
+        "parameters": {
+            "type": "object",
+            "properties": {"command": {"type": "array", "items": {"type": "string"}}},
+            "required": ["command"],
+            "additionalProperties": False,
+        },
+    }
+    text = {"type": "input_text", "text": "List the files."}
+    whole, _, _ = asked(
+        backend,
+        instructions="You are a coding agent.",
+        input=[
+            {"type": "message", "role": "developer", "content": [text]},
+            {"type": "message", "role": "user", "content": [text]},
+        ],
+        tools=[shell, *HOSTED, WEATHER],
+        tool_choice="auto",
+        parallel_tool_calls=False,
+        reasoning={"effort": "medium", "summary": "auto"},
+        store=False,
+        include=["reasoning.encrypted_content"],
+        text={"verbosity": "low"},
+        extra_body={"prompt_cache_key": "x", "client_metadata": {"a": "b"}},
+    )
+    assert [item.name for item in whole.output] == ["weather"]
+    assert whole.parallel_tool_calls is False
+    constraint = backend.asked[0][1]["constraint"]
+    assert '"command"' in constraint.text, "at most one call, and that is a valid one"
+
+
 def test_an_answer_that_is_cut_off_is_incomplete():
     backend = Scripted(QWEN3, TEXT[:-18], finish_reason="length")
     whole, events, _ = asked(backend, tools=[WEATHER], max_output_tokens=99)
