@@ -1,0 +1,150 @@
+"""The endpoint of an edge as its user starts it, and while its server is not there."""
+
+import asyncio
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from runtime.api.of_edge import EdgeBackend, beside, endpoint
+from runtime.config import ConfigError, EdgeConfig
+from runtime.edge.client import AsyncEdge, Edge
+
+BODY = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 3}
+
+
+def command(config: EdgeConfig, *options: str) -> list[str]:
+    program = [sys.executable, "-m", "runtime.edge", "--serve", "--threads", "1"]
+    return [*program, "--server", config.server, "--draft", config.draft, *options]
+
+
+def test_a_program_serves_until_it_is_told_to_stop(edge_config: EdgeConfig, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(secrets.token_hex(32))
+    key.chmod(0o600)
+    options = ("--http", "127.0.0.1:0", "--http-key-file", str(key))
+    with subprocess.Popen(
+        command(edge_config, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            base = url.removesuffix("/v1")
+            assert httpx.get(f"{base}/health").status_code == 200
+            for headers in ({}, {"Authorization": "Bearer " + "0" * 64}):
+                answer = httpx.get(f"{url}/models", headers=headers)
+                assert answer.status_code == 401
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+            known = {"Authorization": f"Bearer {key.read_text()}"}
+            while (ready := httpx.get(f"{base}/ready")).status_code == 503:
+                assert ready.headers["retry-after"]
+            answer = httpx.post(f"{url}/chat/completions", json=BODY, headers=known, timeout=60)
+            assert answer.status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 128 + signal.SIGTERM
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+def test_a_busy_port_is_one_line(edge_config: EdgeConfig) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            command(edge_config, "--http", address), capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"cannot listen on {address}" in done.stderr
+
+
+def test_an_address_of_others_needs_a_key() -> None:
+    with pytest.raises(ConfigError, match="--http-key-file"):
+        EdgeConfig(serve=True, http="0.0.0.0:8401")
+    with pytest.raises(ConfigError, match="--serve needs an address"):
+        EdgeConfig(serve=True, http="")
+    with pytest.raises(ConfigError, match="does not go with"):
+        EdgeConfig(serve=True, prompt="Why?")
+    EdgeConfig(http="0.0.0.0:8401")  # of what is not served
+    EdgeConfig(chat=True, http="")
+
+
+def test_a_server_that_is_away_is_told_and_found_again(edge_config: EdgeConfig) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+
+    async def scenario() -> None:
+        edge = AsyncEdge(replace(edge_config, server=address))
+        async with endpoint(edge) as (url, backend), httpx.AsyncClient(base_url=url) as client:
+            answer = await client.post("/v1/chat/completions", json=BODY)
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            looking = asyncio.ensure_future(backend.stay_connected())
+            while "nothing listens there" not in (await client.get("/ready")).text:
+                pass
+            relay = await asyncio.start_server(relayed_to(edge_config.server), *address.split(":"))
+            while (await client.get("/ready")).status_code != 200:
+                pass
+            assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 200
+            looking.cancel()
+            relay.close()
+        await edge.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def relayed_to(
+    address: str,
+) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]:
+    host, port = address.split(":")
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, back), copy(there, writer), return_exceptions=True)
+
+    return relay
+
+
+def test_a_chat_s_edge_is_asked_by_others_too(edge_config: EdgeConfig) -> None:
+    told: list[str] = []
+    with Edge(replace(edge_config, chat=True)) as edge:
+        own = edge.generate("Why?", max_tokens=3, temperature=0).text
+        with beside(edge, told.append):
+            body = {**BODY, "temperature": 0}
+            answer = httpx.post(f"{told[0]}/chat/completions", json=body, timeout=60).json()
+            assert answer["choices"][0]["message"]["content"] == own
+        assert edge.generate("Why?", max_tokens=3, temperature=0).text == own
+
+
+def test_a_chat_goes_on_where_its_port_is_taken(edge_config: EdgeConfig) -> None:
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        edge = Edge(replace(edge_config, chat=True, http=address))
+        with edge, beside(edge, told.append):
+            assert edge.generate("Why?", max_tokens=3).text
+    assert f"cannot listen on {address}" in told[0]
+
+
+def test_too_many_at_once_is_429(edge: EdgeBackend, url: str) -> None:
+    """As many as the server lets an edge have, and one more; those that run go on."""
+    most = edge.edge._worker.uplink.welcome.max_requests
+    body = {**BODY, "max_tokens": 900, "n": most + 1}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"]
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    assert httpx.post(f"{url}/v1/chat/completions", json=BODY, timeout=60).status_code == 200
