@@ -1,6 +1,7 @@
 """What the doctor says of this machine and of real servers, as a person or a program is told."""
 
 import asyncio
+import gc
 import json
 import shutil
 import subprocess
@@ -94,6 +95,12 @@ def test_a_far_server(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
     assert speed["drafted_tokens_per_s"] < 1.5 * speed["tokens_per_verification"] / 0.03
 
 
+def test_an_edge_without_a_model(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
+    found = look(tiny_server, Path("none"), tokenizer=str(tiny_pair[0]))
+    assert list(found) == STAGES
+    assert found["speed"].figures["plain_tokens_per_s"] > 0
+
+
 def test_a_template_that_refuses_what_is_said(
     tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
 ) -> None:
@@ -141,7 +148,9 @@ def test_a_draft_that_cannot_be_loaded(tiny_server: str, tmp_path: Path) -> None
     assert (told.topic, "--draft" in told.mend) == ("draft", True)
 
 
-def test_strangers_and_friends(guarded: tuple[str, Path], tiny_pair: tuple[Path, Path]) -> None:
+def test_strangers_and_friends(
+    guarded: tuple[str, Path], tiny_pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     address, folder = guarded
     draft, ours = tiny_pair[1], str(folder / "server.pem")
     told = only_fault(look(address, draft, tls=str(folder / "other.pem")))
@@ -150,6 +159,8 @@ def test_strangers_and_friends(guarded: tuple[str, Path], tiny_pair: tuple[Path,
     assert "--tls" in told.mend
     told = only_fault(look(address, draft, tls="sha256:" + 64 * "0"))
     assert (told.topic, "not the one that --tls names" in told.sentence) == ("greeting", True)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
     told = only_fault(look(address, draft))
     assert "give --tls" in told.mend
     told = only_fault(look(address, draft, tls=ours))

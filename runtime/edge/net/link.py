@@ -265,6 +265,7 @@ class Link:
         except ConnectionError as error:
             raise ServerError(str(error)) from error
         if trust and not trust.is_pinned(self._peer.certificate):
+            self._greeted.cancel()  # nobody waits for it
             await self.close()
             raise ServerError(
                 f"the certificate of {host}:{port} is not the one that --tls names; "
