@@ -17,6 +17,7 @@ import pytest
 
 from runtime import Edge, EdgeConfig, Server, ServerConfig
 from runtime.api.app import application
+from runtime.api.bodies import MAX_QUICK_BYTES
 from runtime.api.counting import GIVEN_UP, Counting
 from runtime.api.keys import Keys
 from runtime.api.of_server import LocalEdges
@@ -141,7 +142,9 @@ def test_a_second_turn_finds_the_pages_of_the_first(tiny_pair: tuple[Path, Path]
                 before = it.server.scheduler.hit_tokens
                 asked = {"messages": messages, "max_tokens": 32, "temperature": 0}
                 answer = (await client.post("/v1/chat/completions", json=asked)).json()
-                found.append((it.server.scheduler.hit_tokens - before, answer["usage"]))
+                hits = it.server.scheduler.hit_tokens - before
+                assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == hits
+                found.append((hits, answer["usage"]))
                 messages += [answer["choices"][0]["message"], {"role": "user", "content": "?"}]
         assert found[0][0] == 0
         for (_, before), (hits, _) in itertools.pairwise(found):
@@ -223,9 +226,10 @@ def test_limits_of_edges_are_limits_of_clients(options: dict[str, Any]) -> None:
             assert answer.status_code == 429
             assert int(answer.headers["retry-after"]) >= 1
             assert answer.json()["error"]["type"] == "rate_limit_error"
-        long = client.post("completions", json={**asked, "prompt": "x" * 2000})
-        assert long.status_code == 400
-        assert "context" in long.json()["error"]["message"]
+        for length in (2000, 2 * MAX_QUICK_BYTES):  # the second is read in a thread
+            long = client.post("completions", json={**asked, "prompt": "x" * length})
+            assert long.status_code == 400
+            assert "context" in long.json()["error"]["message"]
 
 
 def test_it_is_encrypted_where_the_server_has_a_certificate(
