@@ -51,6 +51,13 @@ def next_token(token: int) -> int:
     return (5 * token + 1) % VOCABULARY
 
 
+def token_at(request: TreeRequest, row: int) -> int:
+    """The token of a new node."""
+    if request.drawn is None or row:
+        return request.tokens[row]
+    return int(request.drawn.tokens[request.drawn.place])
+
+
 class StubEngine:
     """Stands in for Engine; `hold` is called in every pass, in the model's thread.
 
@@ -68,7 +75,7 @@ class StubEngine:
         """Logits [R, V] float32 that leave no choice."""
         start_s = time.thread_time()
         self._hold()
-        tokens = [request.tokens[row] for request in requests for row in request.logit_rows]
+        tokens = [token_at(request, row) for request in requests for row in request.logit_rows]
         logits = torch.zeros(len(tokens), VOCABULARY)
         logits[range(len(tokens)), list(map(next_token, tokens))] = 1.0
         self.thread_cpu_s = time.thread_time()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,13 @@ from specedge_kernels import build_tree
 MAX_TREE_NODES = 256  # four mask words; chains may be longer
 
 
+class Drawn(NamedTuple):
+    """A token that the pass before has drawn, and that the host may not know yet."""
+
+    tokens: Tensor  # [B] i64 on the device; -1 where nothing could be drawn
+    place: int  # in these
+
+
 @dataclass(slots=True)  # not frozen: a step makes many, and freezing doubles what one costs
 class TreeRequest:
     """What one request brings to one forward pass."""
@@ -29,6 +37,7 @@ class TreeRequest:
     prefix_len: int  # tokens of accepted context in the cache, visible to every node
     pages: Sequence[int]  # must hold prefix_len + len(parents) tokens
     logit_rows: Sequence[int]  # which new nodes' logits are wanted, indices into tokens
+    drawn: Drawn | None = None  # what the first new node has in place of tokens[0]
 
     @property
     def n_tokens(self) -> int:
@@ -73,6 +82,7 @@ def _layout(size: BatchSize) -> Layout:
     i32, i64 = torch.int32, torch.int64
     return Layout(
         tokens=(i64, (size.rows,)),
+        drawn=(i64, (size.rows,)),  # which of the drawn tokens the row has; -1 for its own
         slots=(i64, (size.rows,)),
         prefixes=(i64, (size.rows,)),  # of the row's request
         nodes=(i64, (size.rows,)),  # which of all nodes the row is
@@ -101,6 +111,8 @@ class Joined:
         self.tokens = _column(chain.from_iterable(r.tokens for r in requests))
         self.parents = _column(chain.from_iterable(r.parents for r in requests))
         self.logit_rows = _column(chain.from_iterable(r.logit_rows for r in requests))
+        self.follow = [(index, r.drawn) for index, r in enumerate(requests) if r.drawn is not None]
+        self.drawn = self.follow[0][1].tokens if self.follow else None  # all from one pass
         # of each node its place among those of its request
         self.place = np.arange(len(self.parents)) - np.repeat(_begins(self.nodes), self.nodes)
         steps = self.parents != self.place - 1  # where a tree is not a chain
@@ -158,6 +170,10 @@ class Joined:
         for row, request, used in zip(table, self.requests, self._pages().tolist(), strict=False):
             row[:used] = request.pages[:used]
         arrays["tokens"][:rows], arrays["tokens"][rows:] = self.tokens, 0
+        arrays["drawn"].fill(-1)
+        begins = _begins(self.new)
+        for index, one in self.follow:
+            arrays["drawn"][begins[index]] = one.place
         arrays["parents"][:n_nodes] = self.parents
         arrays["parents"][n_nodes:] = np.arange(-1, len(arrays["parents"]) - n_nodes - 1)
         arrays["offsets"][0] = arrays["node_offsets"][0] = 0
@@ -183,6 +199,16 @@ class Joined:
         """Pages that each request uses."""
         pages: np.ndarray = -(-(self.prefix + self.nodes) // self.page_size)
         return pages
+
+
+def take_drawn(arrays: Mapping[str, Tensor], tokens: Tensor) -> None:
+    """Put the drawn tokens [B] i64 into their rows, on the device.
+
+    A row that would have -1 has token 0: nobody reads what comes of it.
+    """
+    which = arrays["drawn"]
+    taken = tokens[which.clamp(min=0)].clamp(min=0)
+    arrays["tokens"].copy_(torch.where(which < 0, arrays["tokens"], taken))
 
 
 def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from runtime.model import staging
-from runtime.model.batch import Joined, TreeBatch, TreeRequest, tree_batch
+from runtime.model.batch import Drawn, Joined, TreeBatch, TreeRequest, take_drawn, tree_batch
 from runtime.model.graphs import PaddedSteps, sizes_to_record
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV
 from runtime.model.transformer import Transformer
 from specedge_kernels import compact_kv
 
-__all__ = ["Engine", "KeptPath", "OutOfPages", "PagedKV", "TreeRequest"]
+__all__ = ["Drawn", "Engine", "KeptPath", "OutOfPages", "PagedKV", "TreeRequest"]
 
 
 class Engine:
@@ -95,4 +95,6 @@ class Engine:
         buffer, arrays = layout.host_buffer(device)
         joined.fill(arrays)
         on_device = layout.views(staging.upload(buffer, device))
+        if joined.drawn is not None:
+            take_drawn(on_device, joined.drawn)
         return tree_batch(on_device, size.words)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from runtime.model import staging
-from runtime.model.batch import BatchSize, Joined, TreeBatch, tree_batch
+from runtime.model.batch import BatchSize, Joined, TreeBatch, take_drawn, tree_batch
 
 ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 NODES = (64, 128, 256, 512, 1024)  # where some are cached, as in drafting
@@ -86,7 +86,7 @@ class Step:
     ):
         self.layout = size.layout()
         self.inputs = torch.zeros(self.layout.n_bytes, dtype=torch.uint8, device=device)
-        arrays = self.layout.views(self.inputs)
+        arrays = self.arrays = self.layout.views(self.inputs)
         self.forward = Recorded(lambda: forward(tree_batch(arrays, size.words)), device, pool)
 
 
@@ -132,6 +132,8 @@ class PaddedSteps:
         buffer, arrays = step.layout.host_buffer(self._device)
         joined.fill(arrays)
         staging.upload(buffer, step.inputs)
+        if joined.drawn is not None:
+            take_drawn(step.arrays, joined.drawn)
 
 
 def holds(size: BatchSize, exact: BatchSize, page_size: int) -> bool:

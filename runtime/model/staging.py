@@ -30,6 +30,40 @@ def upload(buffer: Tensor, to: "torch.device | Tensor") -> Tensor:
     return buffer.to(to, non_blocking=True)
 
 
+class Arriving:
+    """A tensor on its way from the device to the host."""
+
+    def __init__(self, on_device: Tensor):
+        self._host, self._arrival = on_device, None
+        if on_device.device.type == "cuda":
+            self._host = torch.empty_like(on_device, device="cpu", pin_memory=True)
+            self._host.copy_(on_device, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether `wait` would not wait. What has failed is there: `wait` tells how."""
+        try:
+            return self._arrival is None or self._arrival.query()
+        except RuntimeError:
+            return True
+
+    def wait(self) -> Tensor:
+        """The tensor on the host. Raises what the device has failed with until then."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._host
+
+
+def download(on_device: Tensor) -> Arriving:
+    """Send a tensor to the host; nobody waits for it, nor for what is queued after it.
+
+    All that a step brings back from its device goes through here.
+    """
+    return Arriving(on_device)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one array lies in the buffer."""

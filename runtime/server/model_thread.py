@@ -1,8 +1,9 @@
 """The thread that runs the model: step after step, without waiting for the event loop.
 
-While it runs one step it can be offered the next, and takes that up the moment the first is over,
-before anybody has looked at its outcomes. An offered step can be withdrawn until then. So between
-two steps the model waits for this thread's own few lines and for nothing else.
+While one step runs it can be offered the next. A device runs steps by itself: the next is queued
+behind the first as soon as it is offered, and begins without anybody having looked at the outcomes
+of the first. A CPU takes it up the moment the first is over and its outcomes are told. An offered
+step can be withdrawn until it is queued or taken up.
 
 Invariant: a step that has been offered is either withdrawn, or it is run and reported exactly once,
 in the order of the offers.
@@ -15,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from runtime.model.engine import Engine
-from runtime.server.request import Request
 from runtime.server.schedule.step import Step
-from runtime.server.verify.verifier import Batch, Outcome, Verified, run
+from runtime.server.verify.verifier import Batch, Launched, Outcome, fetch, launch
+
+# How often is looked whether a device is done, which tells nobody: short beside any step of one.
+LOOK_S = 0.0002
 
 
 @dataclass(eq=False)
@@ -26,6 +29,7 @@ class Offer:
 
     step: Step
     batch: Batch
+    launched: Launched | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     fault: BaseException | None = None  # of the server itself, which cannot go on
 
@@ -35,7 +39,9 @@ class ModelThread:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self._offers: deque[Offer | None] = deque()
+        self._offers: deque[Offer] = deque()
+        self._stopping = False
+        self._end_s = 0.0  # of the last step that is over
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -62,25 +68,52 @@ class ModelThread:
         """Let the running step end, and no other begin."""
         with self._change:
             self._offers.clear()
-            self._offers.append(None)
+            self._stopping = True
             self._change.notify()
         if self._thread is not None:
             self._thread.join()
 
-    def _next(self) -> Offer | None:
-        with self._change:
-            while not self._offers:
-                self._change.wait()
-            return self._offers.popleft()
-
     def _run_all(self, ended: Callable[[Offer], object]) -> None:
-        drawn: dict[Request, int] = {}
-        while (offer := self._next()) is not None:
-            offer.step.start_s = time.monotonic()
-            try:
-                offer.outcomes = run(self._engine, offer.batch, drawn)
-            except BaseException as fault:
-                offer.fault = fault
-            offer.step.end_s = time.monotonic()
-            drawn = {o.request: o.bonus for o in offer.outcomes if isinstance(o, Verified)}
-            ended(offer)
+        """Launch steps, and tell of each once it is over; at most two are launched and not over."""
+        running: Offer | None = None
+        last: Launched | None = None
+        while (offer := self._next(running)) is not None or running is not None:
+            if offer is not None:
+                last = self._launch(offer, last)
+            if running is not None:
+                self._finish(running)
+                ended(running)
+            running = offer
+
+    def _next(self, running: Offer | None) -> Offer | None:
+        """The next offer; None once the running step is over, or nothing more is to begin."""
+        with self._change:
+            while running is None or not _is_over(running):
+                if self._offers:
+                    return self._offers.popleft()
+                if self._stopping and running is None:
+                    return None
+                self._change.wait(None if running is None else LOOK_S)
+        return None
+
+    def _launch(self, offer: Offer, last: Launched | None) -> Launched | None:
+        offer.step.start_s = time.monotonic()
+        try:
+            offer.launched = launch(self._engine, offer.batch, last)
+        except BaseException as fault:
+            offer.fault = fault
+        return offer.launched
+
+    def _finish(self, offer: Offer) -> None:
+        try:
+            if offer.launched is not None:
+                offer.outcomes = fetch(self._engine, offer.launched)
+        except BaseException as fault:
+            offer.fault = fault
+        # queued behind another step, it began when that was over
+        offer.step.start_s = max(offer.step.start_s, self._end_s)
+        offer.step.end_s = self._end_s = time.monotonic()
+
+
+def _is_over(offer: Offer) -> bool:
+    return offer.launched is None or offer.launched.is_over

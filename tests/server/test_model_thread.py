@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from torch import Tensor
 
-from bench.stub_server import StubEngine, next_token
+from bench.stub_server import StubEngine, next_token, token_at
 from runtime.model.engine import TreeRequest
 from runtime.server.model_thread import ModelThread, Offer
 from runtime.server.request import Request
@@ -31,9 +31,10 @@ class GatedEngine(StubEngine):
         super().__init__(4096, 16, lambda: None)
 
     def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
-        self.seen.put([token for request in requests for token in request.tokens])
+        rows = [token_at(one, row) for one in requests for row in range(len(one.tokens))]
+        self.seen.put(rows)
         assert self.gate.acquire(timeout=PATIENCE_S)
-        if any(token == BROKEN for request in requests for token in request.tokens):
+        if BROKEN in rows:
             raise RuntimeError("this pass is broken")
         return super().forward(requests)
 

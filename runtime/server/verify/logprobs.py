@@ -44,19 +44,29 @@ class Wanted:
         """A copy of these rows of logits [N, V] f32."""
         return logits[self.rows]
 
-    def of_targets(self, raw: Tensor, target: Tensor) -> list[list[TokenLogprobs]]:
-        """By tree, those of the target's token [N] i64 after each row; none where none are wanted.
+    def of_targets(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Those of the target's token [N] i64 after each row [R, 1 + 2 n] f64, which holds ids too:
+        the token's own, the ids of the n likeliest, and theirs.
 
         raw: what `rows_of` gave. A row that has no token (-1) has something of no meaning.
         """
         most = min(max(self.wanted) - 1, raw.shape[1])
-        columns = token_logprobs(raw, target[self.rows], most)
-        rows = iter(zip(*(column.tolist() for column in columns), strict=True))
+        own, ids, values = token_logprobs(raw, target[self.rows], most)
+        return torch.cat((own[:, None].double(), ids.double(), values.double()), dim=1)
+
+    def by_tree(self, rows: Tensor) -> list[list[TokenLogprobs]]:
+        """What `of_targets` gave, for each tree; none where none are wanted."""
+        most, left = (rows.shape[1] - 1) // 2, iter(rows.tolist())
         told: list[list[TokenLogprobs]] = []
         for size, wanted in zip(self.sizes, self.wanted, strict=True):
-            n = wanted - 1
-            of_tree = [next(rows) for _ in range(size)] if wanted else []
-            told.append([TokenLogprobs(own, ids[:n], values[:n]) for own, ids, values in of_tree])
+            n = min(wanted - 1, most)
+            of_tree = [next(left) for _ in range(size)] if wanted else []
+            told.append(
+                [
+                    TokenLogprobs(own, [int(one) for one in rest[:n]], rest[most : most + n])
+                    for own, *rest in of_tree
+                ]
+            )
         return told
 
 

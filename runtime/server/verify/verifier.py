@@ -2,13 +2,16 @@
 
 A `Batch` is put together from requests and from then on reads and changes none of them: while the
 model runs it, the event loop goes on with the requests, and a step that fails is tried again
-request by request. Knows nothing of sockets, clocks or scheduling.
+request by request. A step is launched, which does not wait for the device, and its outcomes are
+fetched; the next may be launched in between: a token that its rows need of this one never leaves
+the device.
+Knows nothing of sockets, clocks or scheduling.
 Source: sample-and-match with counter-based noise; SpecInfer (arXiv:2305.09781) for tree
 verification in one pass, Gumbel-max coupling as in arXiv:2408.07978.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor
 
 from runtime.model import staging
-from runtime.model.engine import Engine, TreeRequest
+from runtime.model.engine import Drawn, Engine, TreeRequest
 from runtime.model.kv_cache import page_table
 from runtime.model.staging import Layout
 from runtime.server.request import Request
@@ -39,7 +42,8 @@ NO_ALLOWED_TOKEN = (
     "no token of the model goes on as the constraint of this request wants it: it is too complex "
     "here, or asks for what no token spells, or the model gave no valid probabilities"
 )
-UNKNOWN = 0  # stands for a token that is still to be drawn, or was not
+UNKNOWN = 0  # stands for a token that is still to be drawn
+FAILED = -1  # was drawn where no token could be
 
 
 @dataclass(slots=True)
@@ -182,15 +186,36 @@ class Batch:
             return {}
         return masked(masks, [len(tree.tokens) for tree in self.trees], self.device)
 
-    def follow(self, drawn: Mapping[Request, int]) -> None:
-        """Give those who follow the step before the tokens that it drew.
-
-        One without a token has failed there, and nobody will read what comes of it here.
-        """
+    def follow(self, before: "Launched") -> None:
+        """Tell those who follow the step before where it has put the tokens that it drew."""
+        places = {part.request: place for place, part in enumerate(before.batch.verified)}
         for part, tree in zip(self.verified, self.trees, strict=True):
             if part.follows:
-                assert isinstance(tree.tokens, list), "the rows of a tree are a list"
-                tree.tokens[0] = drawn.get(part.request, UNKNOWN)
+                assert before.drawn is not None, "a step without trees is followed"
+                tree.drawn = Drawn(before.drawn, places[part.request])
+
+
+@dataclass(eq=False)
+class Launched:
+    """A step that is queued on the device, behind `before`, whose outcomes nobody may know yet.
+
+    drawn   [B] i64 on the device: the token after each tree's walk, -1 where it has failed
+    given   what `before` had drawn as this was queued; it has another `drawn` if it failed later
+    fault   why there is none of this
+    """
+
+    batch: Batch
+    before: "Launched | None"
+    given: Tensor | None
+    drawn: Tensor | None = None
+    verdicts: staging.Arriving | None = None  # of each tree: nodes accepted, the bonus, the path
+    logprobs: staging.Arriving | None = None  # of the rows of those who want them
+    fault: Exception | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the device is done with it; on a CPU always, as launching is running there."""
+        return self.verdicts is None or self.verdicts.is_there
 
 
 @lru_cache(maxsize=64)
@@ -235,26 +260,61 @@ def put_together(engine: Engine, step: Sequence[Work]) -> Batch:
 
 def verify_batch(engine: Engine, step: Sequence[Work]) -> list[Outcome]:
     """Put a step together and run it."""
-    return run(engine, put_together(engine, step), {})
+    return fetch(engine, launch(engine, put_together(engine, step), None))
 
 
-def run(engine: Engine, batch: Batch, drawn: Mapping[Request, int]) -> list[Outcome]:
-    """Run one step: an outcome for each tree, and for each chunk that failed.
+def launch(engine: Engine, batch: Batch, before: Launched | None) -> Launched:
+    """Queue a step on the device; `before` is the step that was launched last, fetched or not.
 
-    `drawn` has the tokens of the step before, for those who follow it. A batch that raises is run
-    again one request at a time.
+    Does not wait for the device. A failure is told when the outcomes are fetched.
     """
-    batch.follow(drawn)
+    launched = Launched(batch, before, None if before is None else before.drawn)
     try:
-        return _run(engine, batch)
+        if any(part.follows for part in batch.parts):
+            assert before is not None, "a step follows none"
+            batch.follow(before)
+        _queue(engine, launched)
+    except Exception as error:
+        launched.fault = error
+    return launched
+
+
+def fetch(engine: Engine, launched: Launched) -> list[Outcome]:
+    """Wait for a step: an outcome for each tree, and for each chunk that failed.
+
+    Steps are fetched in the order in which they were launched. A batch that raises is run again one
+    request at a time, and one that was launched behind it is launched anew, as tokens and KV of
+    the first were not there for it.
+    """
+    before, launched.before = launched.before, None
+    if before is not None and launched.given is not before.drawn:
+        again = launch(engine, launched.batch, before)
+        launched.drawn, launched.verdicts = again.drawn, again.verdicts
+        launched.logprobs, launched.fault = again.logprobs, again.fault
+    try:
+        return _outcomes(launched)
     except Exception as error:  # whatever one request does must not reach its batch mates
-        log.exception("a step of %d requests failed", len(batch.parts))
-        if len(batch.parts) == 1:
-            (part,) = batch.parts
-            sentence = f"the server failed on this request: {error}"
-            return [Failed(part.request, sentence, by_device=not _works(engine, part))]
-        alone = [Batch([part], batch.device) for part in batch.parts]
-        return [outcome for one in alone for outcome in run(engine, one, drawn)]
+        parts = launched.batch.parts
+        log.exception("a step of %d requests failed", len(parts))
+        outcomes = _fail(engine, parts, before, error)
+        tokens = {one.request: one.bonus for one in outcomes if isinstance(one, Verified)}
+        drawn = [tokens.get(part.request, FAILED) for part in launched.batch.verified]
+        launched.drawn = torch.tensor(drawn, dtype=torch.int64).to(launched.batch.device)
+        return outcomes
+
+
+def _fail(
+    engine: Engine, parts: Sequence[Part], before: Launched | None, error: Exception
+) -> list[Outcome]:
+    """What comes of the requests of a step that has failed: each is run by itself."""
+    if len(parts) == 1:
+        sentence = f"the server failed on this request: {error}"
+        return [Failed(parts[0].request, sentence, by_device=not _works(engine, parts[0]))]
+    outcomes: list[Outcome] = []
+    for part in parts:
+        alone = Batch([part], engine.kv.kv.device)
+        outcomes += fetch(engine, launch(engine, alone, before))
+    return outcomes
 
 
 def _works(engine: Engine, failed: Part) -> bool:
@@ -270,14 +330,17 @@ def _works(engine: Engine, failed: Part) -> bool:
 
 
 @torch.inference_mode()
-def _run(engine: Engine, batch: Batch) -> list[Outcome]:
+def _queue(engine: Engine, launched: Launched) -> None:
     """The pass; then draw the target's token at every node, walk each tree, compact the cache.
 
-    The only wait for the device is one copy of all verdicts; everything else is queued before.
+    Last comes the copy back of all verdicts, for which nobody waits here; before it that of
+    log-probabilities, where somebody wants any.
     """
+    batch = launched.batch
     logits, columns = engine.forward(batch.rows), batch.columns
     if not batch.trees:
-        return []
+        launched.verdicts = staging.download(logits)  # none: that they are there tells of the pass
+        return
     trees = (columns["tokens"], columns["ancestors"], columns["offsets"])
     raw = None if batch.logprobs is None else batch.logprobs.rows_of(logits)
     if batch.edits is not None:
@@ -286,13 +349,25 @@ def _run(engine: Engine, batch: Batch) -> list[Outcome]:
     path, accepted_lens, bonus = verify(*trees, target, batch.most_nodes)
     pages, prefix_lens = columns["page_table"], columns["prefix_lens"]
     engine.compact_verified(pages, prefix_lens, path, accepted_lens)
-    verdicts = torch.cat((accepted_lens[:, None], bonus[:, None], path), dim=1).tolist()
+    if batch.logprobs is not None and raw is not None:
+        launched.logprobs = staging.download(batch.logprobs.of_targets(raw, target))
+    verdicts = torch.cat((accepted_lens[:, None], bonus[:, None], path), dim=1)
+    launched.drawn, launched.verdicts = bonus, staging.download(verdicts)
+
+
+def _outcomes(launched: Launched) -> list[Outcome]:
+    """Of a step that has been launched, once it is over. Raises what it has failed with."""
+    if launched.fault is not None:
+        raise launched.fault
+    if launched.verdicts is None:
+        return []
+    batch, verdicts = launched.batch, launched.verdicts.wait().tolist()
     outcomes = [
         _outcome(part.request, nodes[:count], token)
         for part, (count, token, *nodes) in zip(batch.verified, verdicts, strict=True)
     ]
-    if batch.logprobs is not None and raw is not None:
-        told = batch.logprobs.of_targets(raw, target)
+    if batch.logprobs is not None and launched.logprobs is not None:
+        told = batch.logprobs.by_tree(launched.logprobs.wait())
         for outcome, rows in zip(outcomes, told, strict=True):
             if rows and isinstance(outcome, Verified):
                 outcome.logprobs = [rows[node] for node in outcome.path]

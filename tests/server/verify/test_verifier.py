@@ -14,8 +14,9 @@ from runtime.server.verify.verifier import (
     Failed,
     Outcome,
     Verified,
+    fetch,
+    launch,
     put_together,
-    run,
     verify_batch,
 )
 from runtime.tree import Tree
@@ -75,7 +76,7 @@ def test_a_step_sends_two_buffers_to_its_device_and_both_before_the_pass(
     some = requests(engine, 4)
     batch = put_together(engine, [work(request) for request in some])
     assert events == ["upload"]
-    outcomes = run(engine, batch, {})
+    outcomes = fetch(engine, launch(engine, batch, None))
     assert events == ["upload", "upload", "pass"]
     assert all(isinstance(outcome, Verified) for outcome in outcomes)
 
