@@ -25,11 +25,13 @@ from runtime.bench.prompts import read_questions
 from runtime.config import NO_MODEL, WEIGHTS
 from runtime.edge.draft.batcher import Drafts
 from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.guide import Guide
 from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, Step, TreeShape
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
+from runtime.server.request import Guide as TargetGuide
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
 from runtime.server.verify.verifier import Failed, Verified, verify_batch
@@ -94,13 +96,19 @@ def answer(
     shape: TreeShape,
     coupling: bool = True,
     ahead: Ahead = Ahead(),
+    target_guide: TargetGuide | None = None,
+    draft_guide: Guide | None = None,
 ) -> tuple[list[int], list[Step], int]:
-    """One prompt's tokens, what each verdict brought, and passes of the draft before sending."""
+    """One prompt's tokens, what each verdict brought, and passes of the draft before sending.
+
+    The guides hold target and draft to a constraint.
+    """
     request = Request("bench", params, limit=len(prompt) + params.max_tokens, context=list(prompt))
-    request.pages = engine.kv.allocate(engine.kv.n_free)
+    request.pages, request.guide = engine.kv.allocate(engine.kv.n_free), target_guide
     noise = Noise(params.seed, params.temperature if coupling else 0.0)
     both = min(drafter.vocabulary_size, engine.model.config.vocab_size)
     speculation = Speculation(list(prompt), request.limit, shape, ahead.proactive, noise, both)
+    speculation.guide = draft_guide
     steps: list[Step] = []
     passes = 0
     while True:

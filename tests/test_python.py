@@ -215,11 +215,11 @@ def test_help_shows_the_page() -> None:
 
 def examples() -> list[str]:
     found = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(found) == 6
+    assert len(found) == 7
     return found
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_the_page_s_examples_run(
     number: int,
     tiny_pair: tuple[Path, Path],
