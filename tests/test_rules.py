@@ -167,9 +167,10 @@ def test_log_probabilities_are_the_models_own(tiny: Pair, tiny_server: str, draw
     jobs, expected = [], []
     for rule, n in (("none", 0), ("all", 3), ("bias", 20), ("frequency", None)):
         how = replace(sampled(rule, draw), logprobs=n)
+        truth = (n, *plain(tiny.target, prompt, how, tiny.tokenizer.stop_ids))
         for budget in (0, 40):
             jobs.append((tiny.drafter(), prompt, how, drafting(budget, DRAWS[draw][1])))
-            expected.append((n, *plain(tiny.target, prompt, how, tiny.tokenizer.stop_ids)))
+            expected.append(truth)
     rounds = asyncio.run(all_rounds(tiny_server, tiny.hello, jobs))
     for (n, text, thought), answer in zip(expected, rounds, strict=True):
         assert [token for turn in answer for token in turn.tokens] == text
@@ -220,10 +221,11 @@ def test_real_text_of_the_embedded_pair_by_a_rule() -> None:
     prompt = pair.tokenizer.chat_prompt([{"role": "user", "content": "List three fruits."}])
     jobs, expected = [], []
     for draw in ("greedy", "coupled"):
-        how = replace(sampled("all", draw), logit_bias=((28, 2.0), (30, -100.0)))
+        bias = ((28, 2.0), (30, -100.0))
+        how = replace(sampled("all", draw), max_tokens=20, logit_bias=bias)
         jobs.append((pair.drafter(), prompt, how, drafting(32)))
         expected.append(of(pair, prompt, how))
     with running_server("--model", "smollm2", "--port", "0", "--no-pipeline") as address:
         rounds = asyncio.run(all_rounds(address, pair.hello, jobs))
     assert [[t for turn in answer for t in turn.tokens] for answer in rounds] == expected
-    assert sum(map(len, rounds)) < 0.8 * sum(map(len, expected)), "the draft is of no use"
+    assert sum(map(len, rounds)) < 0.9 * sum(map(len, expected)), "the draft is of no use"
