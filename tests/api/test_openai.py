@@ -96,3 +96,11 @@ def test_what_cannot_be_is_refused_by_name(client: openai.OpenAI, model: str) ->
     with pytest.raises(openai.BadRequestError) as refused:
         ask(model=model, messages=question(), temperature=-1)
     assert refused.value.param == "temperature"
+
+
+def test_control_tokens_are_spelled_where_they_are_asked_for(edge: EdgeBackend) -> None:
+    """As those that open the calls of some models."""
+    start = edge.tokenizer.control_ids(["<|start|>"])
+    always = {"logit_bias": dict.fromkeys(start, 100.0), "max_tokens": 3, "temperature": 0}
+    assert plain(edge, question(), spelled=["<|start|>"], **always) == "<|start|>" * 3
+    assert plain(edge, question(), **always) == ""

@@ -164,6 +164,23 @@ def test_a_call_that_was_cut_off_is_none_to_answer():
     assert calls_of(whole.choices[0].message) == [("weather", '{"city": "Kö')]
 
 
+def whole_of(backend, **body):
+    async def ask():
+        async with client_of(backend) as client:
+            said = {"model": "scripted", "messages": [USER], **body}
+            return await client.chat.completions.create(**said)
+
+    return asyncio.run(ask())
+
+
+def test_an_answer_that_was_cut_off_behind_a_call_was_cut_off():
+    backend = Scripted(QWEN3, CALL + "\nAnd", finish_reason="length")
+    (choice,) = whole_of(backend, tools=[WEATHER]).choices
+    assert choice.finish_reason == "length"
+    assert choice.message.content == "And"
+    assert len(choice.message.tool_calls) == 1
+
+
 def test_what_is_no_call_is_content():
     text = '<tool_call>\n{"name": "weather", "arguments": {"city": oops}}\n</tool_call>'
     whole, _, streamed = asked(Scripted(QWEN3, text), tools=[WEATHER])
