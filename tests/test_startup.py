@@ -74,6 +74,8 @@ def test_nothing_heavy_is_imported_that_is_not_needed(started):
         assert not needless(modules)
     # the server writes no conversations, and an edge serves no pages
     assert "jinja2" not in server
+    # and without --openai it has neither an edge nor bodies of requests to read
+    assert not [name for name in server if name.startswith(("runtime.edge", "msgspec"))]
     assert not {"starlette", "uvicorn", "prometheus_client"} & set(edge)
     assert not needless(without)
     assert "torch" not in without, "an edge without a model runs nothing that needs it"
