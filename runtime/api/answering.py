@@ -234,37 +234,49 @@ class Answering(Response):
 
 
 async def begin(backend: Backend, asked: Asked) -> list[Choice]:
-    """Encode the prompts and ask for all answers. Raises what the backend raises, and APIError."""
+    """Encode the prompts and ask for all answers, or for none.
+
+    Raises what the backend raises, and APIError.
+    """
     seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed
+    # all are looked at before any is asked: nothing is left running behind an error
+    encoded = [await _encoded(backend, asked, prompt) for prompt in asked.prompts]
     choices: list[Choice] = []
-    for prompt in asked.prompts:
-        # a long prompt takes a while, in which others are served
-        try:
-            ids = await asyncio.to_thread(backend.encode, prompt, **asked.options)
-        except ValueError as error:
-            raise APIError(400, str(error), param=asked.param) from error
-        room = backend.max_context - len(ids)
-        if room < 1:
-            raise APIError(
-                400,
-                f"the prompt has {len(ids)} tokens, and this model's context holds "
-                f"{backend.max_context} with the answer; shorten it",
-                param=asked.param,
-                code="context_length_exceeded",
-            )
-        more = await asyncio.to_thread(asked.of_prompt, ids)
-        for number in range(asked.n):
-            options: RequestOptions = {
-                **asked.options,
-                **AS_IT_IS,
-                **more,
-                "max_tokens": min(asked.max_tokens or room, room),
-                "seed": (seed + number) % SEEDS,
-            }
-            answer = backend.generate(ids, **options)
+    try:
+        for ids, options in encoded:
             is_constrained = options.get("constraint") is not None
-            choices.append(Choice(len(choices), ids, answer, is_constrained))
+            for number in range(asked.n):
+                drawn: RequestOptions = {**options, "seed": (seed + number) % SEEDS}
+                answer = backend.generate(ids, **drawn)
+                choices.append(Choice(len(choices), ids, answer, is_constrained))
+    except BaseException:
+        for choice in choices:
+            choice.answer.cancel()
+        raise
     return choices
+
+
+async def _encoded(
+    backend: Backend, asked: Asked, prompt: Prompt | Sequence[int]
+) -> tuple[list[int], RequestOptions]:
+    """The ids of a prompt, and the options of its answers. Raises APIError."""
+    # a long prompt takes a while, in which others are served
+    try:
+        ids = await asyncio.to_thread(backend.encode, prompt, **asked.options)
+    except ValueError as error:
+        raise APIError(400, str(error), param=asked.param) from error
+    room = backend.max_context - len(ids)
+    if room < 1:
+        raise APIError(
+            400,
+            f"the prompt has {len(ids)} tokens, and this model's context holds "
+            f"{backend.max_context} with the answer; shorten it",
+            param=asked.param,
+            code="context_length_exceeded",
+        )
+    more = await asyncio.to_thread(asked.of_prompt, ids)
+    max_tokens = min(asked.max_tokens or room, room)
+    return ids, {**asked.options, **AS_IT_IS, **more, "max_tokens": max_tokens}
 
 
 async def _follow(choice: Choice, news: asyncio.Queue[News | BaseException]) -> None:

@@ -28,9 +28,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def application(backend_of: BackendOf, more: Sequence[BaseRoute] = ()) -> Starlette:
     """The API as an app of its own, with `more` routes beside it."""
-    return Starlette(
-        routes=[*routes(backend_of), *more], exception_handlers={HTTPException: _refused}
-    )
+    handlers = {HTTPException: _refused, Exception: _broken}
+    return Starlette(routes=[*routes(backend_of), *more], exception_handlers=handlers)
 
 
 def routes(backend_of: BackendOf) -> list[BaseRoute]:
@@ -170,3 +169,8 @@ async def _refused(request: Request, error: Exception) -> Response:
     response = APIError(error.status_code, sentence).response()
     response.headers.update(error.headers or {})
     return response
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """What nobody foresaw; it is raised again behind this, and so comes into the log."""
+    return APIError(500, "this endpoint failed; its log says how").response()

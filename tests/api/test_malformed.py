@@ -1,6 +1,8 @@
 """Bodies of any kind: an answer, or an error in OpenAI's shape that names what is wrong."""
 
+import asyncio
 import json
+import sys
 from typing import Any
 
 import httpx
@@ -8,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.api.app import application
 from runtime.api.bodies import MAX_BODY_BYTES, MAX_DEPTH, NEUTRAL
 from runtime.api.errors import TYPES
 from runtime.api.of_edge import EdgeBackend
+from runtime.edge.net.link import ServerError
 
 PATHS = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]
 MESSAGES = [{"role": "user", "content": "Why?"}]
@@ -181,3 +185,42 @@ def test_ids_that_the_model_lacks_are_refused(client: httpx.Client) -> None:
         answer = client.post("/v1/completions", json={"prompt": prompt})
         assert answer.status_code == 400, (prompt, answer.text)
         check(answer)
+
+
+def test_an_error_leaves_nothing_running(
+    client: httpx.Client, edge: EdgeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it of the last prompt, or of the last answer to one."""
+    asked = []
+    generate = edge.generate
+
+    def noted(*args: Any, **options: Any) -> Any:
+        if len(asked) == 2:
+            raise ServerError("the server is gone")
+        asked.append(generate(*args, **options))
+        return asked[-1]
+
+    monkeypatch.setattr(edge, "generate", noted)
+    body = {"prompt": [[1], [2, 999]], "max_tokens": 900, "stream": True}
+    assert client.post("/v1/completions", json=body).status_code == 400
+    assert not asked
+    answer = client.post("/v1/completions", json={**body, "prompt": [1], "n": 3})
+    assert answer.status_code == 503
+    for one in asked:
+        one._stream.more(sys.maxsize).result(60)  # when it has ended
+        assert one.finish_reason == "cancelled"
+
+
+def test_a_fault_of_ours_is_an_error_of_their_shape() -> None:
+    async def backend_of(key: str | None) -> EdgeBackend:
+        raise RuntimeError("a fault")
+
+    async def scenario() -> httpx.Response:
+        transport = httpx.ASGITransport(application(backend_of), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/v1/models")
+
+    answer = asyncio.run(scenario())
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "a fault" not in answer.text
