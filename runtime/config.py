@@ -113,6 +113,9 @@ class ServerConfig(Options):
     openai: str = option(
         "", "address of the OpenAI API for clients without an edge, such as 127.0.0.1:8403"
     )
+    chat_template: str = option(
+        "", "file with the chat template for clients of --openai; without it the model's"
+    )
     origins: tuple[str, ...] = option(
         (), "web pages that may ask it, beside this machine's own, or *; may be repeated"
     )
@@ -185,6 +188,10 @@ class ServerConfig(Options):
 
     def _check_openai(self) -> None:
         if not self.openai:
+            if self.chat_template:
+                raise ConfigError(
+                    "--chat-template is for the clients of --openai; give an edge's to the edge"
+                )
             return
         host, _ = parse_address(self.openai, "--openai", least_port=0)
         if not self.users and not is_loopback(host):

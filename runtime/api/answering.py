@@ -19,6 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from runtime.api.backend import Backend
 from runtime.api.errors import APIError, api_error
+from runtime.edge.net.link import ServerError
+from runtime.wire.messages import ErrorCode
 
 if TYPE_CHECKING:
     from runtime.edge.answer import AsyncAnswer
@@ -59,6 +61,7 @@ class Asked:
     stream: bool = False
     include_usage: bool = False
     param: str = "prompt"  # the field that the prompts came in
+    constrained_by: str = "response_format"  # the field that a constraint came in, if there is one
     # further options of an answer, once the ids of its prompt are known; called in threads
     of_prompt: Callable[[Sequence[int]], RequestOptions] = lambda ids: {}
 
@@ -225,12 +228,20 @@ class Answering(Response):
             while left:
                 item = await news.get()
                 if isinstance(item, BaseException):
-                    raise item
+                    raise self._named(item)
                 left -= not item[1]  # one more has ended
                 yield item
         finally:
             for follower in followers:
                 follower.cancel()
+
+    def _named(self, error: BaseException) -> BaseException:
+        """What the server says of a constraint, with the field that the constraint came in."""
+        if not isinstance(error, ServerError) or error.code is not ErrorCode.CONSTRAINT:
+            return error
+        told = api_error(error)
+        told.param = self._asked.constrained_by
+        return told
 
 
 async def begin(backend: Backend, asked: Asked) -> list[Choice]:
@@ -264,7 +275,10 @@ async def _encoded(
     try:
         ids = await asyncio.to_thread(backend.encode, prompt, **asked.options)
     except ValueError as error:
-        raise APIError(400, str(error), param=asked.param) from error
+        found = api_error(error)
+        if found.param not in asked.options:  # the prompt's own, or of no request
+            found.param = asked.param
+        raise found from error
     room = backend.max_context - len(ids)
     if room < 1:
         raise APIError(

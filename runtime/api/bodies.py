@@ -22,6 +22,11 @@ MAX_QUICK_BYTES = 64 * 1024  # read in about a millisecond
 MAX_DEPTH = 64
 MAX_ANSWERS = 128  # to one request
 MISSING = re.compile(r"required field `(\w+)`")
+# half of a character, as a text in JavaScript has it that was cut within one
+LONE = re.compile(
+    rb"(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]|"
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+)
 PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*)`$")
 
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -199,7 +204,9 @@ def _object(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise APIError(400, f"the body cannot be read as a JSON object: {error}") from error
+        half = LONE.search(body)
+        reason = f"{half[0].decode()} is half of a character (a lone surrogate)" if half else error
+        raise APIError(400, f"the body cannot be read as a JSON object: {reason}") from error
 
 
 def _same(value: Any, allowed: Any) -> bool:

@@ -14,6 +14,7 @@ from runtime.api.bodies import ChatBody
 from runtime.api.errors import APIError
 from runtime.api.logprobs import of_chat
 from runtime.api.options import drawn
+from runtime.api.structured import check_alone
 from runtime.api.tools.events import Arguments, CallBegun, CallBroken, Content, Event, Thought
 from runtime.api.tools.parser import Parser
 from runtime.api.tools.schema import schema_of
@@ -24,9 +25,7 @@ from runtime.api.usage import timings, usage
 def use_of(body: ChatBody, backend: Backend) -> Use:
     """What a body says of tools and of the form of its answers. Raises APIError."""
     schema = schema_of(body.response_format, "response_format")
-    if body.structured_outputs and (body.tools or schema is not None):
-        sentence = "structured_outputs does not go with tools or response_format; give one of them"
-        raise APIError(400, sentence, param="structured_outputs")
+    check_alone(body.structured_outputs, body.tools, schema)
     return Use.of(
         body.messages,
         choosing(body.tools, body.tool_choice, body.parallel_tool_calls),
@@ -50,7 +49,8 @@ def asked(body: ChatBody, use: Use) -> Asked:
     if body.chat_template_kwargs and body.chat_template_kwargs.enable_thinking is not None:
         asked.options["enable_thinking"] = body.chat_template_kwargs.enable_thinking
     asked.options["tools"] = use.choosing.tools or None
-    return replace(asked, of_prompt=use.options)
+    by = use.constrained_by or asked.constrained_by
+    return replace(asked, of_prompt=use.options, constrained_by=by)
 
 
 class ChatForm:

@@ -35,7 +35,8 @@ STATUS = {
     ErrorCode.DRAINING: 503,
     ErrorCode.TIMEOUT: 503,
 }
-OPTION = re.compile(r"--([a-z-]+)|\b([a-z_]+)= ")
+OPTION = re.compile(r"--([a-z-]+)|\b([a-z_]+)=(?= )")
+KEYWORD = re.compile(r"\b([a-z_]+)=(?= )")  # as Python spells an option
 
 
 class APIError(Exception):
@@ -77,5 +78,5 @@ def api_error(error: BaseException) -> APIError:
         case ValueError():  # what cannot be asked; configs name their own option
             named = OPTION.search(str(error))
             param = (named[1] or named[2]).replace("-", "_") if named else None
-            return APIError(400, str(error), param=param)
+            return APIError(400, KEYWORD.sub(r"\1", str(error)), param=param)
     raise error

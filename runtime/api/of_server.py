@@ -8,6 +8,7 @@ from runtime.api.backend import Backend
 from runtime.api.keys import Keys
 from runtime.edge.local import LocalEdge, LocalServer
 from runtime.edge.net.link import ServerError
+from runtime.edge.prompts import read_template
 
 __all__ = ["LocalEdges", "LocalServer"]
 
@@ -15,9 +16,16 @@ __all__ = ["LocalEdges", "LocalServer"]
 class LocalEdges:
     """The users' edges; there are none before the server has a model."""
 
-    def __init__(self, unready: Callable[[], str], users: Mapping[str, bytes] | None) -> None:
-        """users: tokens by name; None asks nobody who they are. Raises ConfigError."""
-        self._unready = unready
+    def __init__(
+        self,
+        unready: Callable[[], str],
+        users: Mapping[str, bytes] | None,
+        chat_template: str = "",
+    ) -> None:
+        """users: tokens by name; None asks nobody who they are. chat_template: a file, empty for
+        the model's own. Raises ConfigError."""
+        read_template(chat_template)  # what is wrong with it is known at the start
+        self._unready, self._template = unready, chat_template
         self._users, self._keys = users, Keys(users) if users is not None else None
         self._server: LocalServer | None = None
         self._edges: dict[str, LocalEdge] = {}
@@ -33,5 +41,5 @@ class LocalEdges:
             raise ServerError(self._unready())
         if user not in self._edges:
             token = self._users[user] if self._users is not None else b""
-            self._edges[user] = LocalEdge(self._server, user, token)
+            self._edges[user] = LocalEdge(self._server, user, token, self._template)
         return self._edges[user]

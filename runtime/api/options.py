@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.api.answering import SEEDS, Asked
 from runtime.api.bodies import Body
 from runtime.api.errors import APIError
-from runtime.api.structured import constraint_of
+from runtime.api.structured import PLACE, constraint_of
 
 if TYPE_CHECKING:
     from runtime.edge.options import RequestOptions
@@ -57,4 +57,5 @@ def drawn(
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         param=param,
+        constrained_by=PLACE if body.structured_outputs else "response_format",
     )

@@ -21,6 +21,7 @@ from runtime.api.bodies import Body, Tokens
 from runtime.api.errors import APIError
 from runtime.api.options import drawn
 from runtime.api.response_items import Chunk, Items
+from runtime.api.structured import check_alone
 from runtime.api.tools.parser import Parser
 from runtime.api.tools.schema import schema_of
 from runtime.api.tools.use import Use, choosing
@@ -29,6 +30,14 @@ from runtime.api.usage import usage
 NOT_STORED = "answers are not stored here; send the whole conversation as input"
 # fields by which a request leans on what would have been stored, or runs without its client
 STORED = ("previous_response_id", "conversation", "prompt", "background")
+LOGPROBS = "log-probabilities are at /v1/chat/completions; leave this out"
+# what other endpoints know by this name, or this one does not give; and what to do
+ELSEWHERE = {
+    "max_tokens": "this endpoint calls it max_output_tokens",
+    "n": "there is one answer here; leave it out",
+    "response_format": "this endpoint calls it text.format",
+    "top_logprobs": LOGPROBS,
+}
 
 
 class ResponseBody(Body, kw_only=True):
@@ -37,6 +46,8 @@ class ResponseBody(Body, kw_only=True):
     input: str | Annotated[list[Any], Meta(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
+    top_logprobs: int | None = None
+    include: list[Any] | None = None
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -53,12 +64,22 @@ def use_of(body: ResponseBody, backend: Backend) -> Use:
     for name in STORED:
         if getattr(body, name):
             raise APIError(400, f"{name}: {NOT_STORED}", param=name, code="unsupported_parameter")
+    for name, sentence in ELSEWHERE.items():
+        if (value := getattr(body, name)) and (name, value) != ("n", 1):
+            raise APIError(400, f"{name}: {sentence}", param=name, code="unsupported_parameter")
+    if "message.output_text.logprobs" in (body.include or []):
+        raise APIError(400, f"include: {LOGPROBS}", param="include", code="unsupported_parameter")
+    schema = schema_of((body.text or {}).get("format"), "text.format")
+    check_alone(body.structured_outputs, body.tools, schema)
+    said, places = messages(body)
     return Use.of(
-        messages(body),
+        said,
         choosing(functions(body.tools), _choice(body.tool_choice), body.parallel_tool_calls),
         backend.chat_template,
         backend.tokenizer,
-        schema_of((body.text or {}).get("format"), "text.format"),
+        schema,
+        "text.format",
+        places,
     )
 
 
@@ -66,18 +87,24 @@ def asked(body: ResponseBody, use: Use) -> Asked:
     """What a body asks for: the whole room for an answer, where it names no length."""
     asked = drawn(body, [use.messages], body.max_output_tokens, param="input")
     asked.options["tools"] = use.choosing.tools or None
-    return replace(asked, n=1, include_usage=False, of_prompt=use.options)
+    by = use.constrained_by or asked.constrained_by
+    return replace(asked, include_usage=False, of_prompt=use.options, constrained_by=by)
 
 
-def messages(body: ResponseBody) -> list[dict[str, Any]]:
-    """The input as a chat's messages. Raises APIError for items that would be lost."""
-    first = [{"role": "system", "content": body.instructions}] if body.instructions else []
+def messages(body: ResponseBody) -> tuple[list[dict[str, Any]], list[str]]:
+    """The input as a chat's messages, and where in it each begins.
+
+    Raises APIError for items that would be lost.
+    """
+    said, places = list[dict[str, Any]](), list[str]()
+    if body.instructions:
+        said, places = [{"role": "system", "content": body.instructions}], ["instructions"]
     if isinstance(body.input, str):
-        return [*first, {"role": "user", "content": body.input}]
-    said = list[dict[str, Any]](first)
+        return [*said, {"role": "user", "content": body.input}], [*places, "input"]
     for number, item in enumerate(body.input):
         _add(said, item, f"input[{number}]")
-    return said
+        places += [f"input[{number}]"] * (len(said) - len(places))
+    return said, places
 
 
 def functions(tools: Sequence[Any] | None) -> list[dict[str, Any]]:

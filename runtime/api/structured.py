@@ -48,6 +48,13 @@ def constraint_of(structured: StructuredOutputs | None, schema: Any = None) -> C
     return constraints[0] if constraints else None
 
 
+def check_alone(structured: StructuredOutputs | None, tools: Any, schema: Any) -> None:
+    """Raises APIError where an answer would have a second constraint, of tools or a schema."""
+    if structured and (tools or schema is not None):
+        sentence = f"{PLACE} does not go with tools or a schema; give one of them"
+        raise APIError(400, sentence, param=PLACE)
+
+
 def _text(schema: Any) -> str:
     return schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
 

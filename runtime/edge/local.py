@@ -53,14 +53,21 @@ class LocalServer:
 class LocalEdge(Answers):
     """One user's. Connected while it has something to write."""
 
-    def __init__(self, server: LocalServer, user: str = "", token: bytes = b"") -> None:
+    def __init__(
+        self, server: LocalServer, user: str = "", token: bytes = b"", chat_template: str = ""
+    ) -> None:
         """To be made on the server's event loop. `user` and `token` are empty where nobody is asked
-        for them."""
+        for them; chat_template is a file, empty for the target's own."""
         super().__init__()
         self.server = server
         uplink = _Uplink(server, user, token)
         self.uplink, self.prompts = uplink, Prompts(server.tokenizer, uplink)
-        self._config = EdgeConfig(draft=server.welcome.model, max_budget=0, reconnect_s=0)
+        self._config = EdgeConfig(
+            draft=server.welcome.model,
+            max_budget=0,
+            reconnect_s=0,
+            chat_template=chat_template,
+        )
         self._loop = asyncio.get_running_loop()
 
     @property

@@ -126,9 +126,11 @@ class Prompts:
         rows = self._target_rows
         for index in ids:
             if not 0 <= index < rows:
+                spelled = self.tokenizer.token(index)  # empty for an id of nothing
+                named = f"{spelled!r} (id {index})" if spelled else f"{index}"
                 raise ConfigError(
-                    f"the prompt has the token {self.tokenizer.token(index)!r} (id {index}), "
-                    f"and the target knows only ids below {rows}; leave it out"
+                    f"the prompt has the token {named}, and the target knows only ids below "
+                    f"{rows}; leave it out"
                 )
 
     def chat_template(self, config: EdgeConfig) -> str | None:

@@ -30,10 +30,11 @@ async def serving_clients(
     """Serve the API at `config.openai` while the context lasts.
 
     Gives its URL and a function that joins it to a server, with the target's tokenizer. `unready`
-    says why no requests are taken. Raises ConfigError for the users, ConnectionError where the
-    address cannot be had.
+    says why no requests are taken. Raises ConfigError for the users and the chat template,
+    ConnectionError where the address cannot be had.
     """
-    edges, most = LocalEdges(unready, users), clients_that_fit(config)
+    edges = LocalEdges(unready, users, config.chat_template)
+    most = clients_that_fit(config)
 
     def join(server: Server, tokenizer: Tokenizer | None) -> None:
         assert tokenizer is not None, "clients without an edge need the target's tokenizer"

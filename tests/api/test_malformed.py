@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from typing import Any
 
@@ -120,11 +121,19 @@ def test_any_bytes_are_answered(client: httpx.Client, path: str, body: bytes) ->
         ({"logit_bias": {"a": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
         ({"logit_bias": {"999": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"structured_outputs": {"grammar": "x"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {"not": {}}}, "stream": True}, "structured_outputs"),
+        ({"response_format": {"type": "json_object", "schema": {"not": {}}}}, "response_format"),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "structured_outputs",
+        ),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
         ({"chat_template_kwargs": {"date": "x"}}, "chat_template_kwargs"),
         ({"metadata": json.loads("[" * 99 + "]" * 99)}, "metadata"),
@@ -133,7 +142,9 @@ def test_any_bytes_are_answered(client: httpx.Client, path: str, body: bytes) ->
 def test_an_error_names_its_field(client: httpx.Client, fields: dict[str, Any], param: str) -> None:
     answer = client.post("/v1/chat/completions", json={"messages": MESSAGES, **fields})
     assert answer.status_code == 400
-    assert check(answer)["param"] == param
+    error = check(answer)
+    assert error["param"] == param
+    assert not re.search(r"\w= ", error["message"]), "a field is not spelled as an option of Python"
 
 
 def test_what_is_unknown_or_says_nothing_is_passed_over(client: httpx.Client) -> None:
@@ -156,6 +167,15 @@ def test_a_body_is_bounded_in_length_and_depth(client: httpx.Client) -> None:
         answer = client.post("/v1/chat/completions", content=b'{"metadata": ' + b"[" * depth)
         assert answer.status_code == 400
         check(answer)
+
+
+@pytest.mark.parametrize("half", [r"\ud83d", r"\ud83d\ud83d\ude00", r"\ude00 x"])
+def test_half_a_character_is_named(client: httpx.Client, half: str) -> None:
+    body = f'{{"prompt": "{half}"}}'.encode()
+    error = check(client.post("/v1/completions", content=body))
+    assert "is half of a character (a lone surrogate)" in error["message"]
+    cut = check(client.post("/v1/completions", content=rb'{"prompt": "\ud83d\ude00'))
+    assert "surrogate" not in cut["message"]
 
 
 def test_paths_and_methods_that_are_not_there(client: httpx.Client) -> None:

@@ -127,11 +127,24 @@ def test_two_users_with_one_token_are_refused() -> None:
         ({"openai": "0.0.0.0:8403"}, "can be reached by others.*--add-user"),
         ({"openai": "nowhere"}, "--openai is 'nowhere'; expected host:port"),
         ({"openai": "127.0.0.1:0", "redirect": "a:1"}, "give --openai to the replicas"),
+        ({"chat_template": "x.jinja"}, "--chat-template is for the clients of --openai"),
     ],
 )
 def test_what_the_option_does_not_take(options: dict[str, str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         ServerConfig(**options)
+
+
+def test_a_chat_template_is_that_of_the_clients(options: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    with pytest.raises(ConfigError, match="cannot read --chat-template"):
+        Server(ServerConfig(**options, chat_template=str(file))).__enter__()
+    file.write_text("{{ messages[0].content }}!")
+    with Server(ServerConfig(**options, chat_template=str(file))) as server:
+        url = server.openai_url.removesuffix("/v1")
+        asked = [{"messages": [{"role": "user", "content": "Why"}]}, {"prompt": "Why!"}]
+        both = [httpx.post(f"{url}/tokenize", json=body).json()["tokens"] for body in asked]
+        assert both[0] == both[1]
 
 
 def test_a_second_turn_finds_the_pages_of_the_first(tiny_pair: tuple[Path, Path]) -> None:

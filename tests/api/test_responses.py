@@ -206,7 +206,23 @@ def test_nothing_is_stored():
         ({"text": {"format": {"type": "xml"}}}, "text.format"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
-            "reads text alone",
+            r"^.*input\[0\].content\[0\] .*reads text alone",
+        ),
+        (
+            {"input": [{"role": "user", "content": "x"}, {"content": "x"}], "instructions": "Be."},
+            r"input\[1\].role is None",
+        ),
+        ({"extra_body": {"max_tokens": 5}}, "calls it max_output_tokens"),
+        ({"extra_body": {"n": 2}}, "one answer"),
+        ({"extra_body": {"response_format": {"type": "json_object"}}}, "calls it text.format"),
+        ({"top_logprobs": 3}, "log-probabilities are at"),
+        ({"include": ["message.output_text.logprobs"]}, "log-probabilities are at"),
+        (
+            {
+                "text": {"format": {"type": "json_object"}},
+                "extra_body": {"structured_outputs": {"regex": "a"}},
+            },
+            "structured_outputs does not go with",
         ),
     ],
 )

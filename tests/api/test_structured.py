@@ -48,6 +48,7 @@ def test_openai_gets_json_of_a_schema(url: str, edge: EdgeBackend) -> None:
     ("structured", "expected"),
     [
         ({"choice": ["a.b", "(c"]}, r"a\.b|\(c"),
+        ({"choice": ["a\n\t&~#- b", 'é\n"\\']}, 'a\n\t&~#- b|é\n"\\\\'),
         ({"regex": "[0-9]{3}-x"}, "[0-9]{3}-x"),
         ({"json": SCHEMA}, None),
     ],

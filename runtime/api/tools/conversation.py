@@ -24,15 +24,20 @@ ID_LETTERS = 9  # of a call's id in Mistral's templates, which refuse all others
 SHORT_ID = re.compile(rf"[0-9A-Za-z]{{{ID_LETTERS}}}")
 
 
-def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def conversation(
+    messages: Sequence[Message], places: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """The messages with texts for contents, and calls whose arguments are objects.
 
     A developer is the system to templates; ids of calls have nine letters, each time the same ones
-    for the same id; the answer of a tool has the tool's name. Raises APIError.
+    for the same id; the answer of a tool has the tool's name.
+
+    places: where in the request each message is, messages[0] and so on if not given. Raises
+    APIError.
     """
     written, names = list[dict[str, Any]](), dict[str, str]()
     for number, message in enumerate(messages):
-        place = f"messages[{number}]"
+        place = places[number] if places else f"messages[{number}]"
         match message.get("role"):
             case "system" | "developer":
                 one = {"role": "system", "content": _content(message, place)}

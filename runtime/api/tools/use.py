@@ -55,6 +55,7 @@ class Use:
     form: ChatFormat
     tokenizer: Tokenizer
     schema: Any = None  # of content
+    schema_field: str = "response_format"  # that it came in
 
     @classmethod
     def of(
@@ -64,15 +65,20 @@ class Use:
         template: str | None,
         tokenizer: Tokenizer,
         schema: Any = None,
+        schema_field: str = "response_format",
+        places: Sequence[str] | None = None,
     ) -> Use:
-        """Raises APIError for messages or tools that the template cannot write."""
+        """Raises APIError for messages or tools that the template cannot write.
+
+        places: where in the request each message is, for errors.
+        """
         form = chat_format(template or "")
         if choosing.tools and form.calls is None:
             raise APIError(400, form.refusal, param="tools", code="unsupported_parameter")
-        written = conversation(messages)
+        written = conversation(messages, places)
         if not form.writes_calls:
             written = [_as_text(message, form) for message in written]
-        return cls(written, choosing, form, tokenizer, schema)
+        return cls(written, choosing, form, tokenizer, schema, schema_field)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -116,8 +122,14 @@ class Use:
                 calling = replace(calling, functions=functions)
             return Constraint("lark", lark(self._spelled, calling, thinking, self.schema))
         except ValueError as error:
-            param = "response_format" if calling is None else "tools"
-            raise APIError(400, str(error), param=param) from error
+            raise APIError(400, str(error), param=self.constrained_by) from error
+
+    @property
+    def constrained_by(self) -> str | None:
+        """The field that makes an answer be something, None where it may be anything."""
+        if self._calling() is not None:
+            return "tools"
+        return self.schema_field if self.schema is not None else None
 
     def _calling(self) -> Calling | None:
         """None where a model may call, or not, as it likes."""
