@@ -253,7 +253,30 @@ class Server:
         else:
             if not request.ended:
                 request.guide = guide
+                self._lined_up(request)
                 self._submit(request)
+
+    def _lined_up(self, request: Request) -> None:
+        """Let its draft wait for a step, once it is known what a constraint allows there.
+
+        A constraint that takes long to be walked holds up its own request, and no step of others.
+        """
+        if request.guide is None:
+            self.scheduler.drafted(request)
+            return
+        loop = asyncio.get_running_loop()
+
+        def tell(masks: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has stopped
+                loop.call_soon_threadsafe(self._masks_came, request)
+
+        request.await_masks().add_done_callback(tell)
+
+    def _masks_came(self, request: Request) -> None:
+        request.masks_came()
+        if not request.ended:
+            self.scheduler.drafted(request)
+            self._work.set()
 
     def _submit(self, request: Request) -> None:
         """Let a request that has been read in line."""
@@ -275,7 +298,7 @@ class Server:
             self._refuse(peer, message.request, wire.ErrorCode.PROTOCOL, str(error))
         else:
             self._pulses[peer].drafted()
-            self.scheduler.drafted(request)
+            self._lined_up(request)
             self.pipeline.draft_arrived(request, message.draft_ms * 1e-3, request.ready_s)
         self._work.set()
 
@@ -448,7 +471,7 @@ class Server:
         elif verdict.turn is wire.Turn.SERVER:
             request.line_up(NO_NODES, time.monotonic())
             if not request.verifying:  # else it is in the next step already
-                self.scheduler.drafted(request)
+                self._lined_up(request)
 
     def _verdict(self, request: Request, outcome: Verified, step: Step) -> wire.Verdict:
         """Commit the walk to the request and say what follows."""

@@ -52,6 +52,7 @@ class Phase(Enum):
     PREFILLING = "steps that put its text into the cache"
     DRAFTING = "its edge, whose turn it is"
     NEEDS_CREDIT = "a credit for its edge"
+    NEEDS_MASKS = "what its constraint allows"
     QUEUED = "a step for its draft"
     IN_STEP = "a step that it is in"
     ENDED = "nothing"
@@ -90,6 +91,7 @@ class Request:
     history: History | None = None  # of its text, where the rule looks at it
     constraint: Constraint | None = None
     guide: Guide | None = None  # that enforces it
+    masked: bool = True  # whether it is known what the constraint allows for the draft
     # its pages, while it is admitted
     admitted: bool = False
     pages: list[int] = field(default_factory=list)
@@ -130,7 +132,7 @@ class Request:
         if self.uncached:
             return Phase.PREFILLING
         if self.draft is not None:
-            return Phase.QUEUED
+            return Phase.QUEUED if self.masked else Phase.NEEDS_MASKS
         return Phase.DRAFTING if self.turn is Turn.EDGE else Phase.NEEDS_CREDIT
 
     @property
@@ -167,6 +169,11 @@ class Request:
     def needs_text(self) -> bool:
         """Whether no token can be drawn before those in front of it are known."""
         return self.history is not None or self.guide is not None
+
+    @property
+    def is_verifiable(self) -> bool:
+        """Whether a step that has its text in the cache may verify its draft."""
+        return self.draft is not None and self.masked
 
     @property
     def is_drafting(self) -> bool:
@@ -229,9 +236,19 @@ class Request:
         """A draft, that of no nodes included, is ready to be verified."""
         assert self.draft is None, f"{self.key} has a draft already"
         self.draft, self.ready_s = draft, now_s
-        if self.guide is not None:
-            self.guide.masks(draft.tokens, draft.parents)  # they may be there when a step is
         self.owed_s = 0.0
+
+    def await_masks(self) -> Future[Any]:
+        """It is in no step with its draft until what its constraint allows there is known."""
+        assert self.guide is not None, f"{self.key} has no constraint"
+        assert self.draft is not None, f"{self.key} has no draft"
+        self.masked = False
+        return self.guide.masks(self.draft.tokens, self.draft.parents)
+
+    def masks_came(self) -> None:
+        """What its constraint allows for its draft is known now."""
+        assert not self.masked, f"{self.key} waits for no masks"
+        self.masked = True
 
     def enter_step(self, chunk: int, verify: bool) -> None:
         """A step prefills so many of its tokens, and verifies its draft if it says."""
@@ -239,7 +256,7 @@ class Request:
         assert not self.ended, f"{self.key} has ended"
         assert chunk <= self.uncached, f"{chunk} tokens of {self.uncached}"
         assert not verify or chunk == self.uncached, f"{self.key} is verified before its prompt"
-        assert not verify or self.draft is not None, f"{self.key} has no draft"
+        assert not verify or self.is_verifiable, f"{self.key} has no draft, or no masks for it"
         self.cached += chunk
         self.in_steps += 1
         self.verifying += verify

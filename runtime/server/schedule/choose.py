@@ -92,7 +92,7 @@ def choose(
         batch.append(Work(request, 0, verify=True, follows=True))
     for request, chunk in _chunks(prompts, limits.chunk_tokens):
         nodes = 1 + request.nodes
-        complete = request.draft is not None and chunk == request.uncached
+        complete = request.is_verifiable and chunk == request.uncached
         verify = complete and trees > 0 and nodes <= rows
         if verify:
             trees, rows = trees - 1, rows - nodes

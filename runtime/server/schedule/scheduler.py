@@ -96,7 +96,7 @@ class Scheduler:
         self._admit()
 
     def drafted(self, request: Request) -> None:
-        """A draft has come, or one of no nodes has been put for it."""
+        """A draft has come, or one of no nodes has been put for it, or its masks have."""
         if request in self.running:
             self._unready[request] = None
 
@@ -272,7 +272,7 @@ class Scheduler:
             self._unready[request] = None
         else:
             self._unready.pop(request, None)
-            if request.draft is not None:
+            if request.is_verifiable:
                 self._ready.add(request)
 
     def _stop(self, request: Request) -> None:
