@@ -294,14 +294,6 @@ class EdgeConfig(Options):
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise ConfigError(f"--stop is {text!r}; give a text of one character or more")
-        wants_template = self.chat_template or self.enable_thinking is not None
-        if self.raw and (self.chat or self.system or wants_template):
-            raise ConfigError(
-                "--raw sends one prompt without the chat template; it does not go with --chat, "
-                "--system, --chat-template or --enable-thinking"
-            )
-        if self.chat and self.prompt is not None:
-            raise ConfigError("--prompt asks one question; it does not go with --chat")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p is {self.top_p}; it lies above 0 and at most at 1")
         if not 0 <= self.min_p <= 1:
@@ -311,8 +303,27 @@ class EdgeConfig(Options):
             raise ConfigError(f"--max-budget is {self.max_budget}; a tree has at most 255 nodes")
         if self.seed >= 1 << 63:
             raise ConfigError(f"--seed is {self.seed}; it must be below 2^63")
+        self._check_together()
+        if self.serve or self.chat:
+            self._check_http()
+        if self.server != type(self).server:  # a default need not be one
+            parse_address(self.server)
+
+    def _check_together(self) -> None:
+        wants_template = self.chat_template or self.enable_thinking is not None
+        if self.raw and (self.chat or self.system or wants_template):
+            raise ConfigError(
+                "--raw sends one prompt without the chat template; it does not go with --chat, "
+                "--system, --chat-template or --enable-thinking"
+            )
+        if self.chat and self.prompt is not None:
+            raise ConfigError("--prompt asks one question; it does not go with --chat")
         if self.resume_file and self.chat:
             raise ConfigError("--resume-file keeps one answer; it does not go with --chat")
+        if self.tokenizer and self.draft != NO_MODEL:
+            raise ConfigError(
+                f"--tokenizer is for --draft {NO_MODEL}; {self.draft} has a tokenizer of its own"
+            )
         if bool(self.user) != bool(self.token_file):
             raise ConfigError("--user and --token-file belong together; give both or none")
         if self.serve and (self.chat or self.prompt is not None or self.resume_file):
@@ -320,10 +331,6 @@ class EdgeConfig(Options):
                 "--serve answers others; it does not go with --prompt, --chat or --resume-file "
                 "(--chat answers at --http as well)"
             )
-        if self.serve or self.chat:
-            self._check_http()
-        if self.server != type(self).server:  # a default need not be one
-            parse_address(self.server)
 
     def _check_http(self) -> None:
         if not self.http:

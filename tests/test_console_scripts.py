@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import distribution
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,11 @@ def test_a_usage_line_says_how_it_was_called(script: str) -> None:
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"usage: {name} ")
         assert "python -m" not in done.stdout.removeprefix(f"usage: {name}")
+
+
+def test_each_says_its_version(script: str) -> None:
+    done = run(str(FOLDER / script), "--version")
+    assert (done.returncode, done.stdout) == (0, f"specedge {version('specedge')}\n")
 
 
 def test_a_mistake_is_told_by_the_same_name(script: str) -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
-from runtime.config import WEIGHTS
+from runtime.config import WEIGHTS, version
 from runtime.terminal import called, run
 
 NAMES = (SERVER_ONLY, *MODES)
@@ -40,6 +40,7 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--version", action="version", version=f"specedge {version()}", help="print it, and end")
     add("--prompts", type=Path, metavar="FILE", help="Spec-Bench's form; else built-in ones")
     add("--per-task", type=int, default=2, help="prompts of each task of the file")
     add("--tasks", nargs="+", default=[], metavar="TASK", help="of the file; all if not given")

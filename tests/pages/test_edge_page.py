@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,17 @@ pytestmark = needs_browser
 
 @pytest.fixture
 def url(tiny_pair: tuple[Path, Path]) -> Iterator[str]:
-    """Of an edge that drafts for a server of this process, always."""
+    with serving(tiny_pair, draft=str(tiny_pair[1])) as url:
+        yield url
+
+
+@contextmanager
+def serving(tiny_pair: tuple[Path, Path], **options: str) -> Iterator[str]:
+    """The URL of an edge that drafts for a server of this process, always."""
     config = ServerConfig(model=str(tiny_pair[0]), port=0, http="", pipeline=False, credits="open")
     background = Background()
     with Server(config) as server:
-        edge = EdgeConfig(server=server.address, draft=str(tiny_pair[1]), http="127.0.0.1:0")
+        edge = EdgeConfig(server=server.address, http="127.0.0.1:0", **options)
         ready: asyncio.Queue[str] = asyncio.Queue()
 
         async def serve() -> None:
@@ -30,9 +37,9 @@ def url(tiny_pair: tuple[Path, Path]) -> Iterator[str]:
                 ready.put_nowait(address)
                 await backend.stay_connected()
 
-        serving = background.run(serve())
+        task = background.run(serve())
         yield background.run(ready.get()).result()
-        serving.cancel()
+        task.cancel()
         background.stop()
 
 
@@ -104,3 +111,21 @@ def test_everything_can_be_reached_with_the_keyboard(url: str) -> None:
                 page.evaluate("document.activeElement.id || document.activeElement.tagName")
             )
         assert {"log", "prompt", "send", "reset", "SUMMARY", "tree"} <= reached
+
+
+def test_a_key_that_is_wanted_can_be_given(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    key = tmp_path / "api.key"
+    key.write_text("k" * 40)
+    key.chmod(0o600)
+    options = {"draft": "none", "tokenizer": str(tiny_pair[0]), "http_key_file": str(key)}
+    with serving(tiny_pair, **options) as url, browser_page() as page:
+        page.goto(url)
+        expect(page.locator("#status")).to_have_text(
+            "this edge wants an API key: give it under Options"
+        )
+        page.fill("#key", "another" * 6)
+        expect(page.locator("#status")).to_contain_text("another API key")
+        page.fill("#key", "k" * 40)
+        expect(page.locator("#status:not(.bad)")).to_contain_text(
+            "words looked up in the text draft for"
+        )

@@ -182,7 +182,9 @@ function draw() {
     at("tree").replaceChildren(picture(round));
     at("summary").textContent = summary(round);
   } else {
-    at("summary").textContent = `No draft in this round; the target's own ${visible(round.bonus)}.`;
+    const earlier = at("tree").firstChild ? " The tree is that of an earlier round." : "";
+    at("summary").textContent =
+      `No draft in this round; the target's own ${visible(round.bonus)}.` + earlier;
   }
 }
 
@@ -261,14 +263,24 @@ function status(text, bad) {
   if (at("status").textContent !== text) at("status").textContent = text;
 }
 
+function drafter(draft) {
+  return draft === "none" ? "words looked up in the text draft" : `${draft} drafts`;
+}
+
+function wantKey() {
+  const given = at("key").value ? "another API key than this one" : "an API key";
+  status(`this edge wants ${given}: give it under Options`, true);
+  at("options").open = true;
+}
+
 watch(
   {
     now: ({ server, target, draft, connected }) =>
       connected
-        ? status(`${draft} drafts for ${target} at ${server}`, false)
+        ? status(`${drafter(draft)} for ${target} at ${server}`, false)
         : status(`${server} is gone; looking for it`, true),
     round: onRound,
-    lost: (sentence) => status(sentence, true),
+    lost: (sentence, code) => (code === 401 ? wantKey() : status(sentence, true)),
   },
   authorization,
 );

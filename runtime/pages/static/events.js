@@ -23,16 +23,18 @@ export async function* eventsOf(response) {
 
 const AGAIN_MS = 1000;
 
-/** Calls `on[event](fields)` for what /events tells, for ever; `on.lost(sentence)` meanwhile. */
+/** Calls `on[event](fields)` for what /events tells, for ever; `on.lost(sentence, status)` meanwhile. */
 export async function watch(on, headers = () => ({})) {
   for (;;) {
+    let code = null;
     try {
       const response = await fetch("/events", { headers: headers() });
+      code = response.status;
       if (!response.ok) throw new Error(await sentenceOf(response));
       for await (const { event, data } of eventsOf(response)) on[event]?.(JSON.parse(data));
-      on.lost("the connection has ended; trying again");
+      on.lost("the connection has ended; trying again", code);
     } catch (error) {
-      on.lost(`${error.message}; trying again`);
+      on.lost(`${error.message}; trying again`, code);
     }
     await new Promise((resume) => setTimeout(resume, AGAIN_MS));
   }
