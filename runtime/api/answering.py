@@ -36,7 +36,7 @@ KEEP_ALIVE_S = 1.0
 COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 SEEDS = 2**63
-# for ids, which are not written into a template again
+# for what is no conversation: not written into a template, whatever the edge has been told of one
 AS_IT_IS: RequestOptions = {
     "raw": True,
     "system": None,

@@ -48,7 +48,7 @@ def asked(body: ChatBody, use: Use) -> Asked:
         raise APIError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     if body.chat_template_kwargs and body.chat_template_kwargs.enable_thinking is not None:
         asked.options["enable_thinking"] = body.chat_template_kwargs.enable_thinking
-    asked.options["tools"] = use.choosing.tools or None
+    asked.options.update(use.of_conversation)
     by = use.constrained_by or asked.constrained_by
     return replace(asked, of_prompt=use.options, constrained_by=by)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime.api.answering import SEEDS, Asked
+from runtime.api.answering import AS_IT_IS, SEEDS, Asked
 from runtime.api.bodies import Body
 from runtime.api.errors import APIError
 from runtime.api.structured import PLACE, constraint_of
@@ -34,7 +34,7 @@ def drawn(
     if "" in stop:
         raise APIError(400, "stop has an empty text; leave it out", param="stop")
     options: RequestOptions = {
-        "raw": raw,
+        **(AS_IT_IS if raw else {"raw": False}),
         "stop": stop,
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "top_p": 1.0 if body.top_p is None else body.top_p,

@@ -86,7 +86,7 @@ def use_of(body: ResponseBody, backend: Backend) -> Use:
 def asked(body: ResponseBody, use: Use) -> Asked:
     """What a body asks for: the whole room for an answer, where it names no length."""
     asked = drawn(body, [use.messages], body.max_output_tokens, param="input")
-    asked.options["tools"] = use.choosing.tools or None
+    asked.options.update(use.of_conversation)
     by = use.constrained_by or asked.constrained_by
     return replace(asked, include_usage=False, of_prompt=use.options, constrained_by=by)
 

@@ -9,14 +9,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from runtime.api.answering import AS_IT_IS
 from runtime.api.of_edge import EdgeBackend, beside, endpoint
 from runtime.config import ConfigError, EdgeConfig
 from runtime.edge.client import AsyncEdge, Edge
 
+ROLES = {"s": "system", "u": "user"}
 BODY = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 3}
 
 
@@ -53,6 +56,46 @@ def test_a_program_serves_until_it_is_told_to_stop(edge_config: EdgeConfig, tmp_
             assert process.stderr.read() == ""
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("chosen", ["system", "chat_template", "enable_thinking"])
+def test_what_an_edge_is_told_of_conversations(
+    edge_config: EdgeConfig, tmp_path: Path, chosen: str
+) -> None:
+    """It holds for conversations, unless they bring their own; a completion is as it is."""
+    file = tmp_path / "own.jinja"
+    file.write_text(
+        "{{ enable_thinking }}{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}"
+    )
+    told = {"system": "Be.", "chat_template": str(file), "enable_thinking": False}
+    template = {"chat_template": str(file)}
+    config = replace(edge_config, http="127.0.0.1:0", **{**template, chosen: told[chosen]})
+
+    async def ask() -> None:
+        async with (
+            AsyncEdge(config) as edge,
+            endpoint(edge) as (url, _),
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+        ):
+            body = {"max_tokens": 5, "temperature": 0}
+
+            async def answer(path: str, **more: Any) -> dict[str, Any]:
+                return (await client.post(path, json={**body, **more})).json()
+
+            whole = await answer("/v1/completions", prompt="Once")
+            assert whole["usage"]["prompt_tokens"] == len(edge.encode("Once", **AS_IT_IS))
+            for roles in ("u", "su"):
+                said = [{"role": ROLES[role], "content": "Why"} for role in roles]
+                chat = await answer("/v1/chat/completions", messages=said)
+                first = "<s>Be." if chosen == "system" and roles == "u" else ""
+                thinks = "False" if chosen == "enable_thinking" else ""
+                text = thinks + first + "".join(f"<{role}>Why" for role in roles)
+                spelled = await answer("/v1/completions", prompt=text)
+                assert chat["usage"]["prompt_tokens"] == spelled["usage"]["prompt_tokens"]
+                words = chat["choices"][0]["message"]["content"]
+                assert words == spelled["choices"][0]["text"]
+
+    asyncio.run(ask())
 
 
 def test_a_busy_port_is_one_line(edge_config: EdgeConfig) -> None:

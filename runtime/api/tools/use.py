@@ -81,6 +81,15 @@ class Use:
         return cls(written, choosing, form, tokenizer, schema, schema_field)
 
     @property
+    def of_conversation(self) -> RequestOptions:
+        """Options by which the messages become a prompt."""
+        options: RequestOptions = {"tools": self.choosing.tools or None}
+        # the edge's own would be a second one, which is not meant and refused by some templates
+        if any(message["role"] == "system" for message in self.messages):
+            options["system"] = None
+        return options
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """What the parser looks for, even where it is a control token."""
         calls = self.form.calls if self.choosing.tools else None
