@@ -37,7 +37,10 @@ SLOW_BYTES_PER_S = 50e3
 
 MENDS = {
     ErrorCode.VERSION: "install the same version of SpecEdge on both ends",
-    ErrorCode.VOCABULARY: "give --draft a small model of the target's family",
+    ErrorCode.VOCABULARY: (
+        "give --draft a small model of the target's family, or --tokenizer the target's "
+        "where --draft is none"
+    ),
     ErrorCode.BUSY: "try again in a while; its operator may raise --max-connections",
     ErrorCode.DRAINING: "it is being stopped: try again in a while",
     ErrorCode.AUTHENTICATION: (

@@ -141,6 +141,7 @@ def test_another_vocabulary(tiny_pair: tuple[Path, Path], tiny_server: str, tmp_
     assert told.topic == "greeting"
     assert "different vocabularies" in told.sentence
     assert "--draft" in told.mend
+    assert "--tokenizer" in told.mend, "there may be no draft to change"
 
 
 def test_a_draft_that_cannot_be_loaded(tiny_server: str, tmp_path: Path) -> None:
