@@ -50,8 +50,11 @@ def fail(program: str, error: object) -> int:
     return 2
 
 
-class Terminated(BaseException):
-    """SIGTERM came."""
+class Terminated(SystemExit):
+    """SIGTERM came.
+
+    A SystemExit, as asyncio swallows others where they are raised within a transport's write.
+    """
 
 
 def end_on_sigterm() -> None:

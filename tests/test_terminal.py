@@ -120,3 +120,32 @@ def test_what_an_encoding_cannot_say_is_replaced() -> None:
     done = subprocess.run(program(body), input=b"caf\xc3", capture_output=True, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == b"caf???"
+
+
+SENT_WITHIN_A_WRITE = """
+import asyncio, os, signal, socket
+from runtime.terminal import end_on_sigterm, leave, run
+
+class Socket(socket.socket):
+    def send(self, data, *flags):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().send(data, *flags)
+
+async def serve():
+    one, other = socket.socketpair()
+    one.setblocking(False)
+    own = Socket(fileno=one.detach())
+    own.setblocking(False)
+    _, writer = await asyncio.open_connection(sock=own)
+    writer.write(b"x")
+    await asyncio.Event().wait()
+
+end_on_sigterm()
+leave(run("test", lambda: asyncio.run(serve())))
+"""
+
+
+def test_a_signal_within_a_write_ends_a_program() -> None:
+    command = [sys.executable, "-c", SENT_WITHIN_A_WRITE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (143, "")
