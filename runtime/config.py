@@ -109,7 +109,9 @@ class ServerConfig(Options):
     add_user: str = option("", "add this name to --users, print its token, and end")
     tls_certificate: str = option("", "PEM file; with --tls-key, connections are encrypted")
     tls_key: str = option("", "PEM file of the certificate's private key")
-    http: str = option("127.0.0.1:8402", 'address of /health, /ready and /metrics; "" for none')
+    http: str = option(
+        "127.0.0.1:8402", 'address of its page, /health, /ready and /metrics; "" for none'
+    )
     openai: str = option(
         "", "address of the OpenAI API for clients without an edge, such as 127.0.0.1:8403"
     )

@@ -7,11 +7,15 @@ import ssl
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runtime.config import parse_address
 from runtime.wire.places import listen
+
+REQUEST_S = 60.0  # from its first byte to its last
 
 
 @asynccontextmanager
@@ -41,7 +45,7 @@ async def serving(
         app,
         lifespan="off",
         ws="none",
-        http="h11",
+        http=_Punctual,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -59,6 +63,36 @@ async def serving(
     finally:
         server.should_exit = True
         await running
+
+
+class _Punctual(H11Protocol):
+    """Hangs up on those who begin a request and do not end it: they would keep others out."""
+
+    _due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """From here on a request is due."""
+        super().connection_made(transport)
+        self._look()
+
+    def data_received(self, data: bytes) -> None:
+        """A request may be whole now, or have begun."""
+        super().data_received(data)
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is due any more."""
+        super().connection_lost(exc)
+        if self._due is not None:
+            self._due.cancel()
+
+    def _look(self) -> None:
+        is_due = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        if self._due is not None and not is_due:
+            self._due.cancel()
+            self._due = None
+        elif self._due is None and is_due:
+            self._due = self.loop.call_later(REQUEST_S, self.transport.close)
 
 
 class _Quiet(uvicorn.Server):
