@@ -180,7 +180,7 @@ def test_an_edge_that_cannot_start_says_why(
 ) -> None:
     draft = str(tiny_pair[1])
     here = ["--server", tiny_server, "--prompt", "x"]
-    assert '--prompt "a question" or --chat' in one_line(edge("--draft", draft))
+    assert '--prompt "a question", --chat or --serve' in one_line(edge("--draft", draft))
     assert "nowhere" in one_line(edge(*here, "--draft", str(tmp_path / "nowhere")))
     with reserved_port() as port:
         gone = one_line(edge("--server", f"127.0.0.1:{port}", "--draft", draft, "--prompt", "x"))

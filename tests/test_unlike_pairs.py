@@ -183,19 +183,27 @@ def test_a_prompt_that_the_target_cannot_read_is_refused_before_it_is_sent(
         answer = edge.generate("say")
         assert answer.text
         link = edge._background.run(uplink.link()).result()
-        for prompt, stops in (((1, PAD), ()), ((1, -1), ()), ((1,), (-1,))):
+        for prompt, stops, bias in (
+            ((1, PAD), (), ()),
+            ((1, -1), (), ()),
+            ((1,), (-1,), ()),
+            ((1,), (), ((-1, 2.0),)),
+        ):
             with pytest.raises(ServerError, match="outside the vocabulary") as caught:
-                link.request(prompt, Sampling(3, stop_ids=stops))
+                link.request(prompt, Sampling(3, stop_ids=stops, logit_bias=bias))
             assert caught.value.code is wire.ErrorCode.LIMIT
         assert uplink.bytes_sent == sent + answer.statistics.bytes_sent
         assert list(edge.generate("say"))
-    template = tmp_path / "template"
-    template.write_text("{{ messages[0].content }}")
-    options = ["--server", server, "--draft", str(draft), "--chat-template", str(template)]
-    monkeypatch.setattr(sys, "argv", ["runtime.edge", *options, "--prompt", "say [PAD]"])
+    asked = ["runtime.edge", "--server", server, "--draft", str(draft), "--prompt", "say [PAD]"]
+    monkeypatch.setattr(sys, "argv", [*asked, "--raw"])
     assert main() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "'[PAD]' (id 269)" in line
+    # what people write into a template is text, which both can read
+    template = tmp_path / "template"
+    template.write_text("{{ messages[0].content }}")
+    monkeypatch.setattr(sys, "argv", [*asked, "--chat-template", str(template)])
+    assert main() == 0
 
 
 def test_an_answer_that_this_target_cannot_go_on_with_is_a_sentence(

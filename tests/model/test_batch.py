@@ -49,6 +49,7 @@ def written_down(requests: list[TreeRequest], size: BatchSize) -> dict[str, list
         columns["offsets"].append(first_row + len(request.tokens))
         columns["node_offsets"].append(first_node + len(request.parents))
     columns["logit_rows"] += [0] * (size.logits - len(columns["logit_rows"]))
+    columns["drawn"] = [-1] * size.rows  # no row has a token of the step before
     columns["prefix_lens"] = [request.prefix_len for request in everyone]
     columns["n_nodes"] = [len(request.parents) for request in everyone]
     return columns

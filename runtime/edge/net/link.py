@@ -222,9 +222,11 @@ class Link:
         number = self._free_number()
         # here and not only where they are gathered: the server before may have had more rows
         rows = self.welcome.vocabulary_size
-        said = sampling.known_to(rows).messages(number, len(prompt), max_nodes)
+        known = sampling.known_to(rows)
+        biased = [index for index, _ in known.logit_bias]
+        said = known.messages(number, len(prompt), max_nodes)
         try:
-            check_tokens(prompt, rows)
+            check_tokens((*prompt, *known.stop_ids, *biased), rows)
         except OutsideVocabulary as error:
             raise ServerError(
                 f"the request cannot be sent: {error}", wire.ErrorCode.LIMIT

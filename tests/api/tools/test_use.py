@@ -56,7 +56,7 @@ def test_random_bodies(one, other, more):
     def respond():
         body = {"input": items, "tools": [more], "tool_choice": one, "text": {"format": other}}
         read = parse(json.dumps(body).encode(), ResponseBody)
-        conversation(messages(read))
+        conversation(*messages(read))
         use_of(read, Scripted(QWEN3, ""))
 
     check(respond)
