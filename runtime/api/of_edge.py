@@ -195,6 +195,6 @@ def beside(edge: Edge, tell: Callable[[str], None]) -> Iterator[None]:
             tell(f"{url}/v1")
             background.run(backend.stay_connected())
         yield
+    finally:  # however the program ends; first what is served, then the loop that it is served on
         background.run(stack.aclose()).result()
-    finally:
         background.stop()

@@ -172,6 +172,19 @@ def test_a_chat_s_edge_is_asked_by_others_too(edge_config: EdgeConfig) -> None:
         assert edge.generate("Why?", max_tokens=3, temperature=0).text == own
 
 
+def test_what_is_served_ends_with_its_program_however_that_ends(
+    edge_config: EdgeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is said of it, and the port is free."""
+    told: list[str] = []
+    with Edge(replace(edge_config, chat=True)) as edge:
+        with pytest.raises(BrokenPipeError), beside(edge, told.append):
+            raise BrokenPipeError
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(told[0])
+    assert not caplog.records
+
+
 def test_a_chat_goes_on_where_its_port_is_taken(edge_config: EdgeConfig) -> None:
     told: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as taken:
