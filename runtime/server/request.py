@@ -166,6 +166,11 @@ class Request:
         return self.turn is Turn.SERVER
 
     @property
+    def goes_on(self) -> bool:
+        """Whether no edge has the turn before its next token: who never drafts is plain at once."""
+        return self.is_plain or (self.turn is None and not self.edge.max_nodes)
+
+    @property
     def needs_text(self) -> bool:
         """Whether no token can be drawn before those in front of it are known."""
         return self.history is not None or self.guide is not None
@@ -263,7 +268,7 @@ class Request:
 
     def follow(self) -> None:
         """It enters the next step as well, with the token that the step it is in will draw."""
-        assert self.is_plain, f"{self.key} does not decode plainly"
+        assert self.goes_on, f"{self.key} does not decode plainly"
         assert self.in_steps == self.verifying == 1, f"{self.key} owes {self.verifying} verdicts"
         self.in_steps = self.verifying = 2
 

@@ -23,6 +23,7 @@ from runtime.server.door import Door, Identity
 from runtime.server.http import application
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
+from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.request import Request
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
@@ -137,7 +138,7 @@ def test_a_scrape_does_not_wait_for_a_step() -> None:
             request=1, seed=0, temperature=0.0, top_p=1.0, min_p=0.0, top_k=0,
             max_tokens=5, prompt_tokens=3, stop_ids=(), max_nodes=4,
         )  # fmt: skip
-        request = Request(("peer", 1), params, 8, [1, 2, 3], ready_s=0.0)
+        request = Request(("peer", 1), params, 8, [1, 2, 3], edge=EdgeProfile(max_nodes=4))
         server.pipeline.opened(request, 0.0)
         server.scheduler.submit(request)
         verifying = asyncio.ensure_future(server._verify_forever())

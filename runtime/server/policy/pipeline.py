@@ -104,7 +104,8 @@ class Pipeline:
         """A step verifies these requests, with `rows` rows in trees and `chunk_rows` in prompts."""
         self._untold += len(verified)
         for request in verified:
-            self._queued -= not request.is_plain
+            # who follows its own step was taken from the queue by that one
+            self._queued -= not request.is_plain and request.verifying == 1
             self.credits.window.release(request)
         self.free_at_s = now_s + self.load.cost.step_s(rows, chunk_rows)
         self.load.steps += 1

@@ -213,7 +213,7 @@ class Scheduler:
         """Whether it decodes plainly and the verdict that is owed cannot be its last by length."""
         if request.needs_text or request.ended:
             return False
-        return request.is_plain and request.remaining > 1
+        return request.goes_on and request.remaining > 1
 
     def _pages_to_follow(self, request: Request) -> int:
         """Pages that it lacks for one token after the one that is being drawn."""

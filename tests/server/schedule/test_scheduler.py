@@ -588,6 +588,20 @@ def ahead(scheduler: Scheduler) -> list[tuple[object, int, bool, bool]]:
     return [(work.request.key, work.chunk, work.verify, work.follows) for work in step]
 
 
+@pytest.mark.parametrize("max_nodes", [0, 4])
+def test_who_never_drafts_follows_the_step_of_its_prompt(
+    scheduler: Scheduler, max_nodes: int
+) -> None:
+    """Else its second token would come a step late, wherever others keep the model busy."""
+    state = request(1, prompt=4, output=8)
+    state.edge.max_nodes = max_nodes
+    scheduler.submit(state)
+    (work,) = scheduler.next_batch()
+    assert work.chunk
+    assert work.verify
+    assert ahead(scheduler) == ([] if max_nodes else [(1, 0, True, True)])
+
+
 def test_plain_decoding_follows_its_own_step(scheduler: Scheduler, model: FakeModel) -> None:
     state = plain(scheduler, model, 1)
     scheduler.next_batch()
