@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import torch
@@ -25,7 +24,7 @@ from runtime.api.serving import serving
 from runtime.arguments import parse
 from runtime.config import ServerConfig
 from runtime.logs import configure
-from runtime.model.config import ModelConfig
+from runtime.model.config import KVShape
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.kv_cache import PagedKV
 from runtime.model.open import CPU_KV_TOKENS
@@ -43,7 +42,6 @@ from runtime.wire.places import listen
 VOCABULARY = 256
 MAX_CONTEXT = 4096
 IDENTITY = Identity("stub", VOCABULARY, lambda rows: bytes(16), MAX_CONTEXT, frozenset(), None)
-ONE_NUMBER_A_TOKEN = cast(ModelConfig, SimpleNamespace(n_layers=1, n_kv_heads=1, head_dim=1))
 
 
 def next_token(token: int) -> int:
@@ -67,7 +65,7 @@ class StubEngine:
 
     def __init__(self, kv_tokens: int, page_size: int, hold: Callable[[], object]):
         n_pages = (kv_tokens or CPU_KV_TOKENS) // page_size
-        self.kv = PagedKV(ONE_NUMBER_A_TOKEN, n_pages, page_size, torch.float32)
+        self.kv = PagedKV([KVShape(1, 1, 1)], n_pages, page_size, torch.float32)
         self.cpu_s = self.thread_cpu_s = 0.0
         self._hold = hold
 

@@ -68,7 +68,7 @@ def needed(checkpoint: Checkpoint, weights: str, kv_dtype: str, on_gpu: bool) ->
         itemsize = FLOATS.get(weights, dtype).itemsize
         total = itemsize * sum(math.prod(shape) for shape in shapes.values())
     stored = dtype if kv_dtype == "same" else KV_DTYPES[kv_dtype]
-    return Need(total, bytes_per_token(checkpoint.config, stored), 1)
+    return Need(total, bytes_per_token(checkpoint.config.kv_shapes, stored), 1)
 
 
 def tokens_that_fit(need: Need, free_bytes: int) -> int:

@@ -5,7 +5,7 @@ Families differ by these fields and by nothing else. Knows no tensors and no fil
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime.model.rope import RopeScaling, scaling_from, stretched_context
 
@@ -21,6 +21,18 @@ MAX_LAYERS, MAX_CONTEXT_TOKENS = 1024, 2**21
 
 class ModelError(ValueError):
     """A model that cannot be found, read or run, in a sentence for the person who named it."""
+
+
+class KVShape(NamedTuple):
+    """What one layer keeps of a token."""
+
+    n_heads: int
+    key_width: int
+    value_width: int  # 0 where values are a part of the keys, as of latent attention
+
+    @property
+    def n_numbers(self) -> int:
+        return self.n_heads * (self.key_width + self.value_width)
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,11 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not least < value < math.inf:
                 raise ValueError(f"{name} is {value!r}; expected a number above {least:g}")
+
+    @property
+    def kv_shapes(self) -> tuple[KVShape, ...]:
+        """Of each layer."""
+        return (KVShape(self.n_kv_heads, self.head_dim, self.head_dim),) * self.n_layers
 
     def window(self, layer: int) -> int:
         """Tokens that a node of `layer` sees, itself included; -1 for all of them."""

@@ -3,17 +3,18 @@
 Knows requests as token trees with pages; it refuses to know whose they are, and draws no tokens.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from runtime.model import staging
 from runtime.model.batch import Drawn, Joined, TreeBatch, TreeRequest, take_drawn, tree_batch
+from runtime.model.config import KVShape
 from runtime.model.graphs import PaddedSteps, sizes_to_record
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV
 from runtime.model.transformer import Transformer
-from specedge_kernels import compact_kv
 
 __all__ = ["Drawn", "Engine", "KeptPath", "OutOfPages", "PagedKV", "TreeRequest"]
 
@@ -25,13 +26,10 @@ class Engine:
     """
 
     def __init__(self, model: Transformer, kv: PagedKV):
-        config = model.config
-        cached = kv.kv.shape[0], kv.kv.shape[4], kv.kv.shape[5]
-        expected = config.n_layers, config.n_kv_heads, config.head_dim
-        if cached != expected:
+        if kv.shapes != model.kv_shapes:
             raise ValueError(
-                "the KV cache was made for another model: layers, heads and head size are "
-                f"{cached}, expected {expected}"
+                "the KV cache was made for another model: layers of "
+                f"{_listed(kv.shapes)}, expected {_listed(model.kv_shapes)}"
             )
         self.model, self.kv = model, kv
         self._padded: PaddedSteps | None = None
@@ -66,7 +64,7 @@ class Engine:
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Hidden states [R, H] before the last norm of the wanted rows; writes all rows' KV."""
-        return self.model.forward(batch, self.kv.kv)
+        return self.model.forward(batch, self.kv)
 
     @torch.inference_mode()
     def compact(self, kept: Sequence[KeptPath]) -> None:
@@ -81,7 +79,7 @@ class Engine:
 
         page_table [B, M] i32, prefix_lens [B] i32, path [B, A] i32, accepted_lens [B] i32.
         """
-        compact_kv(self.kv.kv, page_table, prefix_lens, path, accepted_lens)
+        self.kv.compact_verified(page_table, prefix_lens, path, accepted_lens)
 
     def _joined(self, requests: Sequence[TreeRequest]) -> Joined:
         config, joined = self.model.config, Joined(requests, self.kv.page_size)
@@ -98,3 +96,11 @@ class Engine:
         if joined.drawn is not None:
             take_drawn(on_device, joined.drawn)
         return tree_batch(on_device, size.words)
+
+
+def _listed(shapes: Iterable[KVShape]) -> str:
+    """Layers' shapes in words, equal ones counted."""
+    return ", ".join(
+        f"{n} with {heads} heads of {key} and {value} numbers"
+        for (heads, key, value), n in Counter(shapes).items()
+    )

@@ -1,4 +1,4 @@
-"""The paged KV cache: one tensor for all layers, and the list of its free pages.
+"""The paged KV cache: one tensor for all layers of one shape, and the list of its free pages.
 
 Knows pages, not whose they are: a request keeps the ids it was given and hands them back.
 """
@@ -6,7 +6,7 @@ Knows pages, not whose they are: a request keeps the ids it was given and hands 
 import math
 import mmap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.model.config import ModelConfig
+from runtime.model.config import KVShape
 from specedge_kernels import compact_kv
+
+KeysValues = tuple[Tensor, Tensor]  # of one layer
 
 
 class OutOfPages(Exception):
@@ -31,17 +33,23 @@ class KeptPath:
     path: Sequence[int]  # node indices, increasing
 
 
-def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+def bytes_per_token(shapes: Iterable[KVShape], dtype: torch.dtype) -> int:
     """Bytes of the keys and values of one token in all layers."""
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * dtype.itemsize
+    return sum(shape.n_numbers for shape in shapes) * dtype.itemsize
 
 
 class PagedKV:
-    """Keys and values [L, 2, P, S, Hk, D] of n_pages pages of page_size tokens."""
+    """Keys and values of n_pages pages of page_size tokens, for layers of any shapes.
+
+    layers  of each layer its keys [P, S, Hk, D] and values [P, S, Hk, Dv]
+    pools   the memory behind them, all layers of one shape together: [L, 2, P, S, Hk, D]. Where
+            keys and values differ in width they lie side by side, and the 2 are equal halves of
+            both: what is moved by page and token need not know where the values begin.
+    """
 
     def __init__(
         self,
-        config: ModelConfig,
+        shapes: Sequence[KVShape],
         n_pages: int,
         page_size: int,
         dtype: torch.dtype,
@@ -52,8 +60,16 @@ class PagedKV:
                 f"a KV cache needs at least one page of one token, got {n_pages} of {page_size}"
             )
         self.n_pages, self.page_size = n_pages, page_size
-        shape = (config.n_layers, 2, n_pages, page_size, config.n_kv_heads, config.head_dim)
-        self.kv = _zeros(shape, dtype, torch.device(device))
+        self.shapes = tuple(shapes)
+        own: dict[KVShape, Iterator[KeysValues]] = {}
+        pools = []
+        for shape, n_layers in Counter(self.shapes).items():
+            pool, layers = _pool(shape, (n_layers, n_pages, page_size), dtype, torch.device(device))
+            pools.append(pool)
+            own[shape] = iter(layers)
+        self.pools: tuple[Tensor, ...] = tuple(pools)
+        self.layers: tuple[KeysValues, ...] = tuple(next(own[shape]) for shape in self.shapes)
+        self.device = self.pools[0].device
         self._free = list(reversed(range(n_pages)))
         self._is_free = [True] * n_pages
 
@@ -63,7 +79,7 @@ class PagedKV:
 
     @property
     def bytes_per_page(self) -> int:
-        return self.kv.nbytes // self.n_pages
+        return sum(pool.nbytes for pool in self.pools) // self.n_pages
 
     def pages_for(self, n_tokens: int) -> int:
         """Pages that n_tokens tokens need."""
@@ -111,14 +127,23 @@ class PagedKV:
         path = np.zeros((len(moved), max(lengths)), dtype=np.int32)
         for row, request in enumerate(moved):
             path[row, : lengths[row]] = request.path
-        device = self.kv.device
-        compact_kv(
-            self.kv,
+        device = self.device
+        self.compact_verified(
             torch.from_numpy(page_table([request.pages for request in moved])).to(device),
             torch.tensor([r.prefix_len for r in moved], dtype=torch.int32, device=device),
             torch.from_numpy(path).to(device),
             torch.tensor(lengths, dtype=torch.int32, device=device),
         )
+
+    def compact_verified(
+        self, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
+    ) -> None:
+        """`compact` by paths that may still be on the device, one launch for each pool.
+
+        page_table [B, M] i32, prefix_lens [B] i32, path [B, A] i32, accepted_lens [B] i32.
+        """
+        for pool in self.pools:
+            compact_kv(pool, page_table, prefix_lens, path, accepted_lens)
 
     def _check_path(self, request: KeptPath) -> None:
         path = list(request.path)
@@ -130,6 +155,20 @@ class PagedKV:
                 f"node {path[-1]} after a prefix of {request.prefix_len} tokens lies outside "
                 f"{len(request.pages)} pages of {self.page_size} tokens"
             )
+
+
+def _pool(
+    shape: KVShape, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, list[KeysValues]]:
+    """The memory of layers of one shape; sizes: of them, of pages, and of tokens in a page."""
+    n_heads, key_width, value_width = shape
+    if key_width == value_width:
+        n_layers, *rest = sizes
+        pool = _zeros((n_layers, 2, *rest, n_heads, key_width), dtype, device)
+        return pool, [(keys, values) for keys, values in pool]
+    both = _zeros((*sizes, n_heads, key_width + value_width), dtype, device)
+    layers = [(layer[..., :key_width], layer[..., key_width:]) for layer in both]
+    return both.unflatten(-1, (2, -1)).movedim(-2, 1), layers
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -35,7 +35,7 @@ def open_engine(
     stored = model.dtype if kv_dtype == "same" else KV_DTYPES[kv_dtype]
     n_pages = -(-(kv_tokens(model) or _tokens_that_fit(model, stored)) // page_size)
     try:
-        kv = PagedKV(model.config, n_pages, page_size, stored, model.device)
+        kv = PagedKV(model.kv_shapes, n_pages, page_size, stored, model.device)
     except (RuntimeError, MemoryError, OSError) as error:
         raise ModelError(
             f"no memory for a KV cache of {n_pages * page_size} tokens; ask for fewer"
@@ -48,7 +48,7 @@ def _tokens_that_fit(model: Transformer, dtype: torch.dtype) -> int:
     if model.device.type != "cuda":
         return CPU_KV_TOKENS
     free_bytes, _ = torch.cuda.mem_get_info(model.device)
-    return max(int(GPU_SHARE * free_bytes) // bytes_per_token(model.config, dtype), 1)
+    return max(int(GPU_SHARE * free_bytes) // bytes_per_token(model.kv_shapes, dtype), 1)
 
 
 def _device(name: str) -> torch.device:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from runtime.model.batch import MAX_TREE_NODES, TreeBatch
 from runtime.model.config import ModelConfig
+from runtime.model.kv_cache import PagedKV
 from runtime.model.rope import rope_tables
 from specedge_kernels import (
     Decoder,
@@ -112,6 +113,7 @@ class Transformer:
         self.device = norm.device
         # float32 on the CPU, the weights' own dtype elsewhere: norms are loaded that way
         self.dtype = norm.dtype
+        self.kv_shapes = config.kv_shapes
         cos, sin = rope_tables(
             config.head_dim,
             config.rope_theta,
@@ -122,10 +124,10 @@ class Transformer:
         self.cos, self.sin = cos.to(self.device), sin.to(self.device)
         self.decoder = self._decoder() if head.packed else None
 
-    def forward(self, batch: TreeBatch, kv: Tensor) -> Tensor:
+    def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
         """Hidden states [R, H] before the last norm of the wanted rows; writes all rows' KV.
 
-        kv [L, 2, P, S, Hk, D]. Nothing here waits for the device, so a pass can be captured in a
+        Nothing here waits for the device, so a pass can be captured in a
         CUDA graph.
         """
         return self._op_by_op(batch, kv) if self.decoder is None else self._fused(batch, kv)
@@ -143,10 +145,10 @@ class Transformer:
             return dequantize(self.embedding.rows[tokens], self.embedding.kind)
         return self.embedding[tokens].to(self.dtype)
 
-    def _op_by_op(self, batch: TreeBatch, kv: Tensor) -> Tensor:
+    def _op_by_op(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
         x, last = self._embed(batch.tokens), len(self.layers) - 1  # x [N, H]
         delta: Tensor | None = None  # what is still to be added to x
-        for index, (layer, (keys, values)) in enumerate(zip(self.layers, kv, strict=True)):
+        for index, (layer, (keys, values)) in enumerate(zip(self.layers, kv.layers, strict=True)):
             normed = self._rms_norm(x, layer.attention_norm, delta)
             mixed = self._attention(layer, normed, batch, keys, values, index)
             if index == last and batch.wanted is not None:
@@ -199,8 +201,9 @@ class Transformer:
         assert isinstance(mixed, Tensor), "asked for no lse"
         return mixed.flatten(1)
 
-    def _fused(self, batch: TreeBatch, kv: Tensor) -> Tensor:
+    def _fused(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
         assert self.decoder is not None
+        (pool,) = kv.pools  # all layers have one shape
         return self.decoder(
             batch.tokens,
             batch.positions,
@@ -211,7 +214,7 @@ class Transformer:
             batch.offsets,
             batch.ancestors,
             batch.depth,
-            kv,
+            pool,
             batch.wanted,
         )
 

@@ -61,7 +61,7 @@ def test_a_forced_instruction_set_is_told() -> None:
 def test_the_memory_of_a_model_is_what_it_takes(tiny_pair: tuple[Path, Path], weights: str) -> None:
     need = fit.needed(open_checkpoint(tiny_pair[0]), weights, "same", on_gpu=False)
     engine = open_engine(str(tiny_pair[0]), weights, "cpu", lambda model: 64, 16)
-    assert need.token_bytes * 64 == engine.kv.kv.nbytes
+    assert need.token_bytes * 64 == engine.kv.pools[0].nbytes
     with safe_open(tiny_pair[0] / "model.safetensors", "pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     n_weights = sum(math.prod(shape) for shape in shapes)

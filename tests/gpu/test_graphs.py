@@ -16,7 +16,7 @@ def engines(tmp_path) -> list[Engine]:
     """One that records its passes and one that does not."""
     folder = tiny.save(tiny.huggingface_model("llama"), tmp_path)
     model = weights.load(folder, "float32", torch.device("cuda"))
-    caches = [PagedKV(model.config, 64, 16, torch.float32, "cuda") for _ in range(2)]
+    caches = [PagedKV(model.kv_shapes, 64, 16, torch.float32, "cuda") for _ in range(2)]
     engines = [Engine(model, cache) for cache in caches]
     engines[0].record(rows=64, requests=4)
     return engines

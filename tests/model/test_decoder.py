@@ -26,7 +26,7 @@ def both(model, kv_dtype):
     apart = copy.copy(model)
     apart.decoder = None
     assert model.decoder is not None
-    return [Engine(m, PagedKV(m.config, 64, 4, kv_dtype)) for m in (model, apart)]
+    return [Engine(m, PagedKV(m.kv_shapes, 64, 4, kv_dtype)) for m in (model, apart)]
 
 
 def requests(prompt, generator):
@@ -41,7 +41,7 @@ def requests(prompt, generator):
 
 
 def assert_same_kv(engines):
-    kept = [engine.kv.kv.view(torch.uint8) for engine in engines]
+    kept = [engine.kv.pools[0].view(torch.uint8) for engine in engines]
     assert torch.equal(*kept)
 
 
@@ -63,7 +63,7 @@ def test_a_batch_of_which_nothing_is_wanted_still_fills_the_cache(pairs, generat
     for engine in engines:
         assert engine.forward(batch).shape == (0, tiny.VOCAB)
     assert_same_kv(engines)
-    assert engines[0].kv.kv[-1].any()
+    assert engines[0].kv.pools[0][-1].any()
 
 
 def test_rows_that_nobody_wants_leave_the_bits_of_those_wanted(pairs, generator):

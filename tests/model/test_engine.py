@@ -27,7 +27,7 @@ def engine(pairs):
 def test_ragged_batch(pair, generator, page_size):
     """A prompt chunk, plain decoding, a tree, and a request that wants no logits, in one pass."""
     engine = tiny.engine_of(pair.ours, n_pages=256 // page_size, page_size=page_size)
-    engine.kv.kv.fill_(torch.nan)
+    engine.kv.pools[0].fill_(torch.nan)
     scattered = torch.randperm(engine.kv.n_pages, generator=generator).tolist()
     share = engine.kv.pages_for(48)
     pages = [scattered[i * share : (i + 1) * share] for i in range(4)]
@@ -150,7 +150,7 @@ def test_impossible_requests_are_refused_before_anything_is_written(engine, chan
     bad = dataclasses.replace(GOOD, **change)
     with pytest.raises(ValueError, match=sentence):
         engine.forward([dataclasses.replace(GOOD, pages=[4, 5]), bad])
-    assert not engine.kv.kv.any()
+    assert not engine.kv.pools[0].any()
 
 
 def test_a_tree_beyond_the_masks_is_refused_but_a_chain_is_not(engine):
@@ -164,8 +164,8 @@ def test_a_tree_beyond_the_masks_is_refused_but_a_chain_is_not(engine):
 
 
 def test_a_cache_of_another_model_is_refused(pairs):
-    kv = PagedKV(pairs("qwen3").ours.config, 4, 4, torch.float32)
-    with pytest.raises(ValueError, match=r"made for another model.*\(2, 1, 32\), expected \(2, 2"):
+    kv = PagedKV(pairs("qwen3").ours.kv_shapes, 4, 4, torch.float32)
+    with pytest.raises(ValueError, match="another model: layers of 2 with 1 heads of 32"):
         Engine(pairs("llama").ours, kv)
 
 

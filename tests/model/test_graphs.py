@@ -18,10 +18,10 @@ TOKENS = 400  # in a cache
 def twins(model, page_size: int) -> tuple[Engine, Engine]:
     """An engine that pads and one that does not, their caches full of NaN."""
     caches = [
-        PagedKV(model.config, TOKENS // page_size, page_size, torch.float32) for _ in range(2)
+        PagedKV(model.kv_shapes, TOKENS // page_size, page_size, torch.float32) for _ in range(2)
     ]
     for cache in caches:
-        cache.kv.fill_(torch.nan)
+        cache.pools[0].fill_(torch.nan)
     padding, plain = (Engine(model, cache) for cache in caches)
     padding.record(rows=128, requests=6, nodes=128)
     return padding, plain
@@ -65,10 +65,10 @@ def test_padded_equals_unpadded_to_the_last_bit(pairs, name, page_size):
     for _ in range(8):
         requests = random_batch(rng, page_size)
         fill_prefixes(plain, requests)
-        padding.kv.kv.copy_(plain.kv.kv)
+        padding.kv.pools[0].copy_(plain.kv.pools[0])
         assert size_of(padding, requests), "the batch was meant to be padded"
         assert torch.equal(padding.forward(requests), plain.forward(requests))
-        assert torch.equal(padding.kv.kv.nan_to_num(7e9), plain.kv.kv.nan_to_num(7e9))
+        assert torch.equal(padding.kv.pools[0].nan_to_num(7e9), plain.kv.pools[0].nan_to_num(7e9))
 
 
 def test_a_size_met_again_keeps_nothing_of_the_batch_before(pairs):

@@ -80,7 +80,7 @@ def test_eight_bit_keys_and_values(pairs, generator):
         open_engine(folder, "float32", "cpu", lambda model: 256, 4, kv_dtype=kv_dtype)
         for kv_dtype in ("same", "float8_e4m3")
     )
-    assert (full.kv.kv.element_size(), small.kv.kv.element_size()) == (4, 1)
+    assert (full.kv.pools[0].element_size(), small.kv.pools[0].element_size()) == (4, 1)
     prompt, tree = random_tokens(13, generator), random_tokens(12, generator)
     parents = tiny.random_tree(len(tree), generator)
     path = tiny.path_to(parents, 11)

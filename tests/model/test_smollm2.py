@@ -55,7 +55,7 @@ def theirs(checkpoint):
 @pytest.fixture(scope="module")
 def engine(checkpoint):
     model = weights.load("smollm2", activations="exact")
-    return Engine(model, PagedKV(model.config, 64, 16, torch.float32))
+    return Engine(model, PagedKV(model.kv_shapes, 64, 16, torch.float32))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_embedded_draft_shares_the_targets_embedding(engine):
     if not embedded.DRAFT_WEIGHTS.is_file():
         pytest.skip(f"{embedded.DRAFT_WEIGHTS.name} was not built")
     model = weights.load("smollm2-draft")
-    draft = Engine(model, PagedKV(model.config, 8, 16, torch.float32))
+    draft = Engine(model, PagedKV(model.kv_shapes, 8, 16, torch.float32))
     assert model.head_ids.tolist() == sorted(set(model.head_ids.tolist()))
     ids = torch.arange(100, 200)
     shared = dequantize(model.embedding.rows[ids], model.embedding.kind)

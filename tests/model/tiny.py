@@ -89,7 +89,7 @@ def judge(model: torch.nn.Module, tokens: Sequence[int]) -> Tensor:
 def engine_of(
     model: Transformer, n_pages: int = 64, page_size: int = 4, dtype: torch.dtype = torch.float32
 ) -> Engine:
-    return Engine(model, PagedKV(model.config, n_pages, page_size, dtype))
+    return Engine(model, PagedKV(model.kv_shapes, n_pages, page_size, dtype))
 
 
 def chain(

@@ -116,7 +116,7 @@ def step(
 
 def poison(engine: Fragile, victim: Request, fault: str) -> None:
     if fault == "page":
-        engine.kv.kv[:, :, victim.pages[0]] = float("nan")
+        engine.kv.pools[0][:, :, victim.pages[0]] = float("nan")
     elif fault == "token":
         victim.context[-1] = NOBODYS_TOKEN
     else:
@@ -148,7 +148,7 @@ def test_the_pages_of_a_poisoned_request_serve_the_next(
     engine: Fragile, oracle: list[list[int]]
 ) -> None:
     """What is left in a page that was given back is never read, not even multiplied by nothing."""
-    engine.kv.kv[:] = float("nan")
+    engine.kv.pools[0][:] = float("nan")
     dice, live = random.Random(3), [request(engine, number) for number in range(REQUESTS)]
     everyone = list(live)
     while live:

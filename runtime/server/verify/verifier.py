@@ -255,7 +255,7 @@ def _sampling(params: Sequence[Open]) -> dict[str, np.ndarray]:
 
 def put_together(engine: Engine, step: Sequence[Work]) -> Batch:
     """What the model needs for a step, of requests that have entered it."""
-    return Batch([Part.of(work) for work in step], engine.kv.kv.device)
+    return Batch([Part.of(work) for work in step], engine.kv.device)
 
 
 def verify_batch(engine: Engine, step: Sequence[Work]) -> list[Outcome]:
@@ -312,7 +312,7 @@ def _fail(
         return [Failed(parts[0].request, sentence, by_device=not _works(engine, parts[0]))]
     outcomes: list[Outcome] = []
     for part in parts:
-        alone = Batch([part], engine.kv.kv.device)
+        alone = Batch([part], engine.kv.device)
         outcomes += fetch(engine, launch(engine, alone, before))
     return outcomes
 

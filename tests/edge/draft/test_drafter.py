@@ -224,7 +224,7 @@ def test_a_shared_prefix_is_not_run_again(engine: Engine) -> None:
         own = started(shape)
         grow(drafter, own)
         drafter.finish(own)
-        engine.kv.kv.add_(1.0)
+        engine.kv.pools[0].add_(1.0)
         assert (grow(drafter, speculate(shape, prompt=prompt)) != clean) == is_kept
 
 

@@ -224,7 +224,7 @@ def test_whose_token_cannot_be_drawn_fails_alone_and_harms_nobody_in_the_next_st
 ) -> None:
     expected = [decode(engine, plain(engine, seed), 2) for seed in range(3)]
     requests = [plain(engine, seed) for seed in range(3)]
-    engine.kv.kv[:, :, requests[1].pages[0]] = float("nan")
+    engine.kv.pools[0][:, :, requests[1].pages[0]] = float("nan")
     running = launch(engine, put_together(engine, [Work(r, 0, True) for r in requests]), None)
     work = [Work(request, 0, True, follows=True) for request in requests]
     ahead = launch(engine, put_together(engine, work), running)

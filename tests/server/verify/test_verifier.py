@@ -85,12 +85,12 @@ def test_a_batch_equals_its_requests_alone(engine: Engine) -> None:
     """Verdicts and the KV that is left are the same to the last bit."""
     alone = requests(engine, 4)
     expected = [verdict(verify_batch(engine, [work(s)]), s) for s in alone]
-    kept = [engine.kv.kv[:, :, s.pages].flatten(2, 3) for s in alone]
+    kept = [engine.kv.pools[0][:, :, s.pages].flatten(2, 3) for s in alone]
     together = requests(engine, 4)
     outcomes = verify_batch(engine, [work(s) for s in together])
     assert [verdict(outcomes, s) for s in together] == expected
     for request, before, (_, path, _) in zip(together, kept, expected, strict=True):
-        now = engine.kv.kv[:, :, request.pages].flatten(2, 3)
+        now = engine.kv.pools[0][:, :, request.pages].flatten(2, 3)
         count = request.root + len(path)
         assert torch.equal(now[:, :, :count], before[:, :, :count])
 
@@ -110,7 +110,7 @@ def test_a_poisoned_request_fails_alone(engine: Engine) -> None:
     for request in batch:
         verify_batch(engine, [Work(request, request.uncached, False)])
         request.cached = request.root
-    engine.kv.kv[:, :, batch[2].pages[0]] = float("nan")
+    engine.kv.pools[0][:, :, batch[2].pages[0]] = float("nan")
     outcomes = verify_batch(engine, [work(s) for s in batch])
     assert verdict(outcomes, batch[2])[0] == "failed"
     assert "no valid probabilities" in str(verdict(outcomes, batch[2])[1])
