@@ -13,11 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from runtime.model.engine import Engine
 from runtime.server.schedule.step import Step
-from runtime.server.verify.verifier import Batch, Launched, Outcome, fetch, launch
+from runtime.server.verify.verifier import Batch, Launched, Outcome, launch, settle
 
 # How often is looked whether a device is done, which tells nobody: short beside any step of one.
 LOOK_S = 0.0002
@@ -30,8 +30,11 @@ class Offer:
     step: Step
     batch: Batch
     launched: Launched | None = None
-    outcomes: list[Outcome] = field(default_factory=list)
     fault: BaseException | None = None  # of the server itself, which cannot go on
+
+    def outcomes(self) -> list[Outcome]:
+        """What came of it, once it is over: read by the event loop, as the model runs on."""
+        return [] if self.launched is None else self.launched.outcomes()
 
 
 class ModelThread:
@@ -107,7 +110,7 @@ class ModelThread:
     def _finish(self, offer: Offer) -> None:
         try:
             if offer.launched is not None:
-                offer.outcomes = fetch(self._engine, offer.launched)
+                settle(self._engine, offer.launched)
         except BaseException as fault:
             offer.fault = fault
         # queued behind another step, it began when that was over

@@ -93,7 +93,8 @@ class Steps:
             raise offer.fault
         step, begun = offer.step, None if self.recall() else self._ahead
         self._running, self._ahead = begun, None
-        for outcome in offer.outcomes:
+        outcomes = offer.outcomes()
+        for outcome in outcomes:
             if isinstance(outcome, Verified):
                 step.accepted[outcome.request] = len(outcome.path) - 1
         self._scheduler.step_ended()
@@ -102,7 +103,7 @@ class Steps:
         )
         if begun is not None:
             self._started(begun.step, step.end_s)
-        self._answer(step, offer.outcomes)
+        self._answer(step, outcomes)
 
     def _begin(self) -> None:
         """Let the model, which has nothing to do, begin a step, if anything is ready."""

@@ -101,7 +101,7 @@ def test_a_row_that_follows_has_the_token_that_was_drawn(
     thread.offer(offer(engine, verify(state)))
     thread.offer(offer(engine, follow(state)))
     engine.gate.release(2)
-    first, second = (over.get(timeout=PATIENCE_S).outcomes for _ in range(2))
+    first, second = (over.get(timeout=PATIENCE_S).outcomes() for _ in range(2))
     assert first == [Verified(state, [0], next_token(7))]
     assert second == [Verified(state, [0], next_token(next_token(7)))]
 
@@ -113,7 +113,7 @@ def test_who_follows_a_step_that_failed_harms_nobody(
     thread.offer(offer(engine, verify(bad), verify(good)))
     thread.offer(offer(engine, follow(bad), follow(good)))
     engine.gate.release(5)  # both together, each alone, one more to see what failed, both together
-    first, second = (over.get(timeout=PATIENCE_S).outcomes for _ in range(2))
+    first, second = (over.get(timeout=PATIENCE_S).outcomes() for _ in range(2))
     assert isinstance(first[0], Failed)
     assert first[1] == Verified(good, [0], next_token(5))
     assert second[1] == Verified(good, [0], next_token(next_token(5)))

@@ -202,6 +202,8 @@ class Launched:
     drawn   [B] i64 on the device: the token after each tree's walk, -1 where it has failed
     given   what `before` had drawn as this was queued; it has another `drawn` if it failed later
     fault   why there is none of this
+    on_host both of these, once the step is settled
+    retried what came of its requests one by one, where it has failed as a whole
     """
 
     batch: Batch
@@ -211,11 +213,38 @@ class Launched:
     verdicts: staging.Arriving | None = None  # of each tree: nodes accepted, the bonus, the path
     logprobs: staging.Arriving | None = None  # of the rows of those who want them
     fault: Exception | None = None
+    on_host: tuple[Tensor | None, Tensor | None] = (None, None)
+    retried: list[Outcome] | None = None
 
     @property
     def is_over(self) -> bool:
         """Whether the device is done with it; on a CPU always, as launching is running there."""
         return self.verdicts is None or self.verdicts.is_there
+
+    def wait(self) -> None:
+        """Until the device is done with it. Raises what it has failed with."""
+        if self.fault is not None:
+            raise self.fault
+        came = [None if one is None else one.wait() for one in (self.verdicts, self.logprobs)]
+        self.on_host = came[0], came[1]
+
+    def outcomes(self) -> list[Outcome]:
+        """Of a step that is settled."""
+        if self.retried is not None:
+            return self.retried
+        batch, (verdicts, logprobs) = self.batch, self.on_host
+        if verdicts is None:
+            return []
+        outcomes = [
+            _outcome(part.request, nodes[:count], token)
+            for part, (count, token, *nodes) in zip(batch.verified, verdicts.tolist(), strict=True)
+        ]
+        if batch.logprobs is not None and logprobs is not None:
+            told = batch.logprobs.by_tree(logprobs)
+            for outcome, rows in zip(outcomes, told, strict=True):
+                if rows and isinstance(outcome, Verified):
+                    outcome.logprobs = [rows[node] for node in outcome.path]
+        return outcomes
 
 
 @lru_cache(maxsize=64)
@@ -280,9 +309,15 @@ def launch(engine: Engine, batch: Batch, before: Launched | None) -> Launched:
 
 
 def fetch(engine: Engine, launched: Launched) -> list[Outcome]:
-    """Wait for a step: an outcome for each tree, and for each chunk that failed.
+    """Wait for a step: an outcome for each tree, and for each chunk that failed."""
+    settle(engine, launched)
+    return launched.outcomes()
 
-    Steps are fetched in the order in which they were launched. A batch that raises is run again one
+
+def settle(engine: Engine, launched: Launched) -> None:
+    """Wait for a step, so that its outcomes can be told; they are for another thread to read.
+
+    Steps are settled in the order in which they were launched. A batch that raises is run again one
     request at a time, and one that was launched behind it is launched anew, as tokens and KV of
     the first were not there for it.
     """
@@ -292,15 +327,14 @@ def fetch(engine: Engine, launched: Launched) -> list[Outcome]:
         launched.drawn, launched.verdicts = again.drawn, again.verdicts
         launched.logprobs, launched.fault = again.logprobs, again.fault
     try:
-        return _outcomes(launched)
+        launched.wait()
     except Exception as error:  # whatever one request does must not reach its batch mates
         parts = launched.batch.parts
         log.exception("a step of %d requests failed", len(parts))
-        outcomes = _fail(engine, parts, before, error)
+        outcomes = launched.retried = _fail(engine, parts, before, error)
         tokens = {one.request: one.bonus for one in outcomes if isinstance(one, Verified)}
         drawn = [tokens.get(part.request, FAILED) for part in launched.batch.verified]
         launched.drawn = torch.tensor(drawn, dtype=torch.int64).to(launched.batch.device)
-        return outcomes
 
 
 def _fail(
@@ -351,27 +385,8 @@ def _queue(engine: Engine, launched: Launched) -> None:
     engine.compact_verified(pages, prefix_lens, path, accepted_lens)
     if batch.logprobs is not None and raw is not None:
         launched.logprobs = staging.download(batch.logprobs.of_targets(raw, target))
-    verdicts = torch.cat((accepted_lens[:, None], bonus[:, None], path), dim=1)
+    verdicts = torch.column_stack((accepted_lens, bonus, path))
     launched.drawn, launched.verdicts = bonus, staging.download(verdicts)
-
-
-def _outcomes(launched: Launched) -> list[Outcome]:
-    """Of a step that has been launched, once it is over. Raises what it has failed with."""
-    if launched.fault is not None:
-        raise launched.fault
-    if launched.verdicts is None:
-        return []
-    batch, verdicts = launched.batch, launched.verdicts.wait().tolist()
-    outcomes = [
-        _outcome(part.request, nodes[:count], token)
-        for part, (count, token, *nodes) in zip(batch.verified, verdicts, strict=True)
-    ]
-    if batch.logprobs is not None and launched.logprobs is not None:
-        told = batch.logprobs.by_tree(launched.logprobs.wait())
-        for outcome, rows in zip(outcomes, told, strict=True):
-            if rows and isinstance(outcome, Verified):
-                outcome.logprobs = [rows[node] for node in outcome.path]
-    return outcomes
 
 
 def _outcome(request: Request, path: list[int], bonus: int) -> Outcome:

@@ -287,7 +287,7 @@ def test_a_device_is_given_the_next_step_before_the_last_is_over(
     overs[2].set()  # of a pass without trees, too, it is known when it is over
     assert told.get(timeout=PATIENCE_S) is third
     thread.stop()
-    bonuses = [offer.outcomes[0].bonus for offer in offers]
+    bonuses = [offer.outcomes()[0].bonus for offer in offers]
     assert bonuses == [next_token(7), next_token(next_token(7))]
     first, second = (offer.step for offer in offers)
     assert first.end_s <= second.start_s, "queued behind it, it began when that was over"
@@ -311,4 +311,4 @@ def test_a_stop_waits_for_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -
     assert told.empty()
     over.set()
     stopping.join()
-    assert told.get_nowait().outcomes == [Verified(state, [0], next_token(7))]
+    assert told.get_nowait().outcomes() == [Verified(state, [0], next_token(7))]
