@@ -3,7 +3,9 @@
 The ops work on any tensors; they know nothing of networks, models or schedulers.
 `specedge_kernels.reference` is their specification in plain torch, `specedge_kernels.ops` the
 public page with shapes and checks, `specedge_kernels.decoder` the ops of whole layers in one call
-on a CPU; CPU code is in csrc/, Triton code in `specedge_kernels/gpu`.
+on a CPU; CPU code is in csrc/, Triton code in `specedge_kernels/gpu`. Beside them the package needs
+torch, and Triton where there is a GPU. `__version__`, `instruction_set()` and `devices()` say what
+is installed.
 
 Glossary, used in every shape comment:
 
@@ -19,6 +21,7 @@ request lies at logical position prefix_len + j; its rotary position is prefix_l
 """
 
 from specedge_kernels.decoder import Decoder, DecoderLayer, PackedLinear
+from specedge_kernels.installed import devices, instruction_set, version
 from specedge_kernels.ops import (
     append_kv,
     build_tree,
@@ -41,6 +44,8 @@ from specedge_kernels.ops import (
 )
 from specedge_kernels.quantized import QuantizedWeight, StoredWeight
 
+__version__ = version()
+
 __all__ = [
     "Decoder",
     "DecoderLayer",
@@ -51,9 +56,11 @@ __all__ = [
     "build_tree",
     "compact_kv",
     "dequantize",
+    "devices",
     "draft_topk",
     "edit_logits",
     "grow_tree",
+    "instruction_set",
     "linear",
     "pack_linear",
     "pack_quantized",

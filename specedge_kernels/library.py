@@ -57,6 +57,9 @@ TRITON_OPS = (
     "silu_mul",
 )
 
+# Of CUDA C++, which comes before Triton where it was built.
+CUDA_OPS = ("append_kv", "rope_append_kv", "compact_kv")
+
 LIBRARY = torch.library.Library("specedge", "FRAGMENT")
 
 # The device types that have an implementation, by op; "meta" has shapes only.
@@ -194,7 +197,7 @@ for _op, _writes in OPS.items():
 if find_spec("specedge_kernels._cuda"):
     from specedge_kernels import cuda
 
-    for _op in ("append_kv", "rope_append_kv", "compact_kv"):
+    for _op in CUDA_OPS:
         implement(_op, "cuda", getattr(cuda, _op))
 
 # Triton for what CUDA C++ leaves, imported only where there is a GPU to run it.

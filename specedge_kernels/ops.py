@@ -134,6 +134,8 @@ def append_kv(
     _check_device("append_kv", k, v, k_cache, v_cache, slots)
     _check_cache("k_cache", k_cache, (None, None, None, None))
     _check_cache("v_cache", v_cache, tuple(k_cache.shape))
+    _check_distinct("k_cache", k_cache)
+    _check_distinct("v_cache", v_cache)
     _check("k", k, FLOATS, (None, *k_cache.shape[2:]))
     _check("v", v, k.dtype, tuple(k.shape))
     _check("slots", slots, torch.int64, (k.shape[0],))
@@ -161,7 +163,8 @@ def rope_append_kv(
     even. qk_norm [Hq + Hk, D] of any of these types: weights of an RMS norm of each query and key
     head with eps, None for no norm. cos, sin [C, D] float32, of which row positions[n] turns row n:
     dimension d turns together with d + D/2, and the first half of sin is negated. positions [N]
-    int64 in 0 .. C-1, also of skipped rows. Caches, slots and scales as for `append_kv`.
+    int64 in 0 .. C-1, also of skipped rows. k_cache, v_cache [P, S, Hk, D], slots [N] int64 and
+    scales as for `append_kv`.
     Returns the turned queries [N, Hq, D] in qkv's type. Everything between is float32. On a CPU the
     bits are those of `rms_norm` for each head and torch's products and sums.
 
@@ -171,6 +174,8 @@ def rope_append_kv(
     _check_device("rope_append_kv", qkv, *norms, cos, sin, positions, k_cache, v_cache, slots)
     _check_cache("k_cache", k_cache, (None, None, None, None))
     _check_cache("v_cache", v_cache, tuple(k_cache.shape))
+    _check_distinct("k_cache", k_cache)
+    _check_distinct("v_cache", v_cache)
     heads, dim = k_cache.shape[2:]
     _check("qkv", qkv, FLOATS, (None, None, dim))
     rows, all_heads = qkv.shape[:2]
@@ -212,6 +217,7 @@ def compact_kv(
     _check_device("compact_kv", kv, page_table, prefix_lens, path, accepted_lens)
     _expect(kv.dim() == 6 and kv.shape[1] == 2, "kv", "shape [L, 2, P, S, Hk, D]", _shape(kv))
     _expect(kv.shape[5] <= 1 or kv.stride(5) == 1, "kv", "D contiguous", f"strides {kv.stride()}")
+    _check_distinct("kv", kv)
     _expect(kv.shape[3] >= 1, "kv", "pages of at least one token", _shape(kv))
     _check("prefix_lens", prefix_lens, torch.int32, (None,))
     batch = prefix_lens.shape[0]
@@ -469,11 +475,11 @@ def pack_linear(weight: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
-    """x [N, K] float32 times packed weights [ceil(M / 64), K, 64] -> [N, M] float32.
+    """x [N, K] float32 times packed weights -> [N, M] float32.
 
-    Panels are float32, bfloat16 or float16, as from `pack_linear`; M = out_features. Every output
-    is one float32 accumulation in increasing k, whatever N and the number of threads, so a row has
-    the same bits alone and in any batch.
+    panels [ceil(M / 64), K, 64] float32, bfloat16 or float16, as from `pack_linear`; M =
+    out_features. Every output is one float32 accumulation in increasing k, whatever N and the
+    number of threads, so a row has the same bits alone and in any batch.
     """
     _check_device("linear", x, panels)
     _check("x", x, torch.float32, (None, None))
@@ -616,6 +622,12 @@ def _check_cache(name: str, cache: Tensor, shape: tuple[int | None, ...]) -> Non
             f"with D contiguous, got {cache.dtype} {_shape(cache)} "
             f"with strides {list(cache.stride())}"
         )
+
+
+def _check_distinct(name: str, written: Tensor) -> None:
+    """No two elements of what is written to are one in memory, as after Tensor.expand."""
+    for size, stride in zip(written.shape, written.stride(), strict=True):
+        _expect(size <= 1 or stride > 0, name, "no stride of 0", f"strides {written.stride()}")
 
 
 def _check_stored(stored: Tensor, kind: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import specedge_kernels as kernels
-from specedge_kernels import reference
+from specedge_kernels import library, reference
 from tests.kernels.cases import int32
 from tests.kernels.quantized_cases import random_stored
 
@@ -194,8 +194,8 @@ def refuse(op, arguments, message=None):
 
 
 def test_every_op_is_here():
-    functions = {name for name in kernels.__all__ if name.islower()}
-    assert set(CALLS) == functions - {"pack_linear"}
+    assert set(CALLS) == set(library.OPS)
+    assert set(CALLS) < set(kernels.__all__)
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -353,6 +353,9 @@ def test_a_wrong_value_is_named_and_nothing_is_written(op, name, where, value, m
         ("tree_attention", "k_scale", 0.0, "k_scale: expected more than 0"),
         ("append_kv", "v_scale", float("nan"), "v_scale: expected more than 0"),
         ("append_kv", "k_cache", torch.zeros(6, 0, 2, 8), "k_cache: expected"),
+        ("append_kv", "v_cache", torch.zeros(6, 4, 1, 8).expand(6, 4, 2, 8), "no stride of 0"),
+        ("rope_append_kv", "k_cache", torch.zeros(1, 4, 2, 8).expand(6, 4, 2, 8), "no stride of 0"),
+        ("compact_kv", "kv", torch.zeros(1, 2, 6, 4, 2, 8).expand(2, 2, 6, 4, 2, 8), "of 0"),
         ("compact_kv", "kv", torch.zeros(2, 2, 6, 0, 2, 8), "pages of at least one token"),
         ("target_tokens", "logits", torch.zeros(2, 0), "at least one token"),
         ("pack_quantized", "kind", 1, r"kind: expected one of 2 \(Q4_0\)"),
