@@ -7,8 +7,9 @@ one product's tensors at a time, so that at most these exist twice. Knows nothin
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -123,71 +124,47 @@ def _is_redundant(name: str, config: ModelConfig) -> bool:
     return name.endswith("rotary_emb.inv_freq") or (name == HEAD and config.tied_embedding)
 
 
-class _Loader:
-    """Reads tensors in order, counts their bytes, and puts them together."""
+class Stored(Protocol):
+    """Tensors on disk, by name."""
+
+    def n_bytes(self, name: str) -> int: ...
+
+    def stored(self, name: str) -> Weight: ...
+
+
+class Reader:
+    """Reads tensors into the form that they run in, counts their bytes, tells what was converted.
+
+    names: all tensors that will be read.
+    """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Stored,
+        names: Collection[str],
         weights: str,
         device: torch.device,
         progress: Progress,
         exact: bool,
+        embedding: str = EMBEDDING,
     ):
-        self.checkpoint, self.config = checkpoint, checkpoint.config
+        self.checkpoint, self.names = checkpoint, names
         self.weights, self.device, self.progress, self.exact = weights, device, progress, exact
         self.on_cpu = device.type == "cpu"
-        # what the transformer computes in: see transformer.py
-        self.dtype = torch.float32 if self.on_cpu else self._gpu_dtype()
+        # what the model computes in: see transformer.py
+        self.dtype = torch.float32 if self.on_cpu else self._gpu_dtype(embedding)
         self.converted: dict[str, Counter[tuple[str, str]]] = {}  # by the reason
         self.converted_bytes: Counter[str] = Counter()
-        self.names = expected_shapes(self.config).keys()
-        self.done_bytes, self.total_bytes = 0, sum(map(checkpoint.n_bytes, self.names))
+        self.done_bytes, self.total_bytes = 0, sum(map(checkpoint.n_bytes, names))
 
-    def transformer(self) -> Transformer:
-        config = self.config
-        tied = config.tied_embedding
-        # first, as it is the largest: while it is packed, little else is there
-        head = Linear(self._matrix(EMBEDDING if tied else HEAD), None, self.exact)
-        layers = [self._layer(f"model.layers.{index}") for index in range(config.n_layers)]
-        head_ids = None
-        if config.head_size != config.vocab_size:
-            head_ids = floats(self._read(HEAD_IDS), torch.int64).to(self.device)
-        model = Transformer(
-            config,
-            embedding=None if tied else self._embedding(),
-            layers=layers,
-            norm=self._vector(NORM),
-            head=head,
-            head_ids=head_ids,
-        )
-        self._tell()
-        return model
-
-    def _layer(self, name: str) -> Layer:
-        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        return Layer(
-            attention_norm=self._vector(f"{name}.input_layernorm.weight"),
-            qkv=self._linear(*(f"{attention}.{part}_proj" for part in "qkv")),
-            qk_norm=self._qk_norm(attention) if self.config.qk_norm else None,
-            output=self._linear(f"{attention}.o_proj"),
-            mlp_norm=self._vector(f"{name}.post_attention_layernorm.weight"),
-            gate_up=self._linear(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            down=self._linear(f"{mlp}.down_proj"),
-        )
-
-    def _linear(self, *names: str) -> Linear:
+    def linear(self, *names: str) -> Linear:
         """One product for all projections of the same input, their rows one after the other."""
         bias = None
         if f"{names[0]}.bias" in self.names:
-            bias = torch.cat([self._vector(f"{name}.bias") for name in names])
-        return Linear(self._matrix(*(f"{name}.weight" for name in names)), bias, self.exact)
+            bias = torch.cat([self.vector(f"{name}.bias") for name in names])
+        return Linear(self.matrix(*(f"{name}.weight" for name in names)), bias, self.exact)
 
-    def _qk_norm(self, attention: str) -> Tensor:
-        q, k = (self._vector(f"{attention}.{part}_norm.weight") for part in "qk")
-        return torch.cat((q.expand(self.config.n_heads, -1), k.expand(self.config.n_kv_heads, -1)))
-
-    def _matrix(self, *names: str) -> Tensor | QuantizedWeight:
+    def matrix(self, *names: str) -> Tensor | QuantizedWeight:
         """Matrices one below the other. Of several formats, all are floats if one is."""
         stored = [self._read(name) for name in names]
         parts = [self._weight(weight) for weight in stored]
@@ -200,12 +177,21 @@ class _Loader:
         self._note(stored, tensors)
         return torch.cat(tensors).to(self.device)
 
-    def _embedding(self) -> Tensor | StoredWeight:
+    def embedding(self, name: str) -> Tensor | StoredWeight:
         """As it is stored: only rows of it are ever looked at."""
-        stored = self._read(EMBEDDING)
+        stored = self._read(name)
         weight = self._weight(stored)
         self._note([stored], [weight])
         return weight if isinstance(weight, StoredWeight) else weight.to(self.device)
+
+    def vector(self, name: str) -> Tensor:
+        return floats(self._read(name), self.dtype).to(self.device)
+
+    def tell(self) -> None:
+        for reason, converted in self.converted.items():
+            kinds = [f"{n} of {old} as {new}" for (old, new), n in converted.items()]
+            size = self.converted_bytes[reason] / 2**20
+            log.warning("tensors %s: %s, %.1f MiB in all", reason, ", ".join(kinds), size)
 
     def _weight(self, stored: Weight) -> Weight:
         """A matrix in the type or format that it runs in."""
@@ -215,11 +201,11 @@ class _Loader:
             return floats(stored, FLOATS[self.weights])
         return quantised(stored, KINDS[self.weights]) if self.weights in KINDS else runnable(stored)
 
-    def _gpu_dtype(self) -> torch.dtype:
+    def _gpu_dtype(self, embedding: str) -> torch.dtype:
         """Of all weights: as was asked for, else that of the embedding, bfloat16 if quantised."""
         if self.weights in FLOATS:
             return FLOATS[self.weights]
-        stored = self.checkpoint.stored(EMBEDDING)
+        stored = self.checkpoint.stored(embedding)
         if isinstance(stored, Tensor) and stored.dtype in FLOATS.values():
             return stored.dtype
         return torch.bfloat16
@@ -239,20 +225,63 @@ class _Loader:
                 self.converted.setdefault(reason, Counter())[names] += 1
                 self.converted_bytes[reason] += n_bytes(after)
 
-    def _tell(self) -> None:
-        for reason, converted in self.converted.items():
-            kinds = [f"{n} of {old} as {new}" for (old, new), n in converted.items()]
-            size = self.converted_bytes[reason] / 2**20
-            log.warning("tensors %s: %s, %.1f MiB in all", reason, ", ".join(kinds), size)
-
-    def _vector(self, name: str) -> Tensor:
-        return floats(self._read(name), self.dtype).to(self.device)
-
     def _read(self, name: str) -> Weight:
         weight = self.checkpoint.stored(name)
         self.done_bytes += self.checkpoint.n_bytes(name)
         self.progress(self.done_bytes, self.total_bytes)
         return weight
+
+
+class _Loader(Reader):
+    """Puts the tensors of a checkpoint together."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        weights: str,
+        device: torch.device,
+        progress: Progress,
+        exact: bool,
+    ):
+        self.config = checkpoint.config
+        names = expected_shapes(self.config).keys()
+        super().__init__(checkpoint, names, weights, device, progress, exact)
+
+    def transformer(self) -> Transformer:
+        config = self.config
+        tied = config.tied_embedding
+        # first, as it is the largest: while it is packed, little else is there
+        head = Linear(self.matrix(EMBEDDING if tied else HEAD), None, self.exact)
+        layers = [self._layer(f"model.layers.{index}") for index in range(config.n_layers)]
+        head_ids = None
+        if config.head_size != config.vocab_size:
+            head_ids = floats(self._read(HEAD_IDS), torch.int64).to(self.device)
+        model = Transformer(
+            config,
+            embedding=None if tied else self.embedding(EMBEDDING),
+            layers=layers,
+            norm=self.vector(NORM),
+            head=head,
+            head_ids=head_ids,
+        )
+        self.tell()
+        return model
+
+    def _layer(self, name: str) -> Layer:
+        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+        return Layer(
+            attention_norm=self.vector(f"{name}.input_layernorm.weight"),
+            qkv=self.linear(*(f"{attention}.{part}_proj" for part in "qkv")),
+            qk_norm=self._qk_norm(attention) if self.config.qk_norm else None,
+            output=self.linear(f"{attention}.o_proj"),
+            mlp_norm=self.vector(f"{name}.post_attention_layernorm.weight"),
+            gate_up=self.linear(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            down=self.linear(f"{mlp}.down_proj"),
+        )
+
+    def _qk_norm(self, attention: str) -> Tensor:
+        q, k = (self.vector(f"{attention}.{part}_norm.weight") for part in "qk")
+        return torch.cat((q.expand(self.config.n_heads, -1), k.expand(self.config.n_kv_heads, -1)))
 
 
 def _alike(parts: Sequence[Weight]) -> list[Tensor]:
