@@ -14,16 +14,11 @@ from torch import Tensor
 
 from runtime import embedded
 from runtime.model.config import ModelConfig, from_huggingface
-from runtime.model.folder import (
-    EMBEDDING,
-    SafetensorsFolder,
-    copied,
-    n_bytes,
-    open_safetensors,
-)
+from runtime.model.folder import EMBEDDING, SafetensorsFolder
 from runtime.model.gguf import GgufFile
 from runtime.model.json_file import read_json
 from runtime.model.locate import DRAFT, TARGET, locate
+from runtime.model.safetensors_file import tensors_of
 from specedge_kernels import StoredWeight
 from specedge_kernels.quantized import BLOCK
 
@@ -41,6 +36,10 @@ class Checkpoint(Protocol):
 
     def n_bytes(self, name: str) -> int:
         """Bytes of one tensor on disk."""
+        ...
+
+    def method(self, name: str) -> str | None:
+        """What a tensor is quantised with whose layout no format here has; None for others."""
         ...
 
     def stored(self, name: str) -> Tensor | StoredWeight:
@@ -66,22 +65,25 @@ class EmbeddedDraft:
         # every field is written down there, so that no library has to know the rest
         fields = {"rope_scaling": None, **read_json(embedded.DRAFT_CONFIG)}
         self.config = from_huggingface(SimpleNamespace(**fields))
-        self._file = open_safetensors(embedded.DRAFT_WEIGHTS)
+        self._tensors = tensors_of(embedded.DRAFT_WEIGHTS)
         self._target = target
-        names = [name for name in self._file.keys() if not name.endswith(".scale")]  # noqa: SIM118
-        self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
+        names = [name for name in self._tensors if not name.endswith(".scale")]
+        self.shapes = {name: self._tensors[name].shape for name in names}
         self.shapes[EMBEDDING] = self._target.shapes[EMBEDDING]
 
     def n_bytes(self, name: str) -> int:
-        return self._target.n_bytes(name) if name == EMBEDDING else n_bytes(self._file, name)
+        return self._target.n_bytes(name) if name == EMBEDDING else self._tensors[name].n_bytes
+
+    def method(self, name: str) -> None:
+        return None
 
     def stored(self, name: str) -> Tensor | StoredWeight:
         if name == EMBEDDING:
             return self._target.stored(name)
-        tensor = copied(self._file, name)
+        tensor = self._tensors[name].read()
         if tensor.dtype != torch.int8:
             return tensor
-        scales = self._file.get_tensor(f"{name}.scale")
+        scales = self._tensors[f"{name}.scale"].read()
         whole = tensor.shape[1] % BLOCK == 0
         return _q8_0(tensor, scales) if whole else tensor.float() * scales[:, None]
 

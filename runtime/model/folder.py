@@ -1,17 +1,15 @@
-"""Hugging Face model folders: config.json and safetensors, in one file or in many.
+"""Hugging Face model folders as checkpoints: what config.json says, and the weights beside it.
 
-Knows names, shapes and bytes, not what a transformer does with them. transformers and safetensors
-are imported when they are needed.
+Knows names and shapes, not what a transformer does with them. transformers is imported when it is
+needed.
 """
 
-import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from runtime.model.config import (
     FAMILIES,
@@ -21,19 +19,14 @@ from runtime.model.config import (
     check_count,
     from_huggingface,
 )
-from runtime.model.foreign import (
-    described_bytes,
-    described_names,
-    listed,
-    quantisation,
-    quantised_tensors,
-)
+from runtime.model.folder_weights import FolderWeights, unread
+from runtime.model.foreign import quantisation
+from runtime.model.formats import Weight
 from runtime.model.json_file import read_json
+from runtime.model.layouts import READ
+from runtime.model.shards import instead
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _ROWS_COMPARED = 1024
 
 
@@ -41,17 +34,15 @@ class SafetensorsFolder:
     """A Hugging Face model folder: config.json and one or many .safetensors files."""
 
     def __init__(self, folder: Path):
-        self.config = read_config(folder / "config.json")
-        self._files: dict[str, Any] = {}
-        for path in _shards(folder):
-            opened = open_safetensors(path)
-            self._files.update(dict.fromkeys(opened.keys(), opened))
-        if method := quantised_tensors(self._files):
-            raise _quantised(folder, method)
-        self._stored = {_full_name(name, self._files): name for name in self._files}
+        path = folder / "config.json"
+        fields = read_fields(path)
+        self.config = config_of(path, fields)
+        self._weights = FolderWeights(folder, quantisation_of(path, fields))
+        names = self._weights.shapes
+        self._stored = {_full_name(name, names): name for name in names}
         if self.config.tied_embedding:
             self._tie()
-        self.shapes = {name: self._shape(stored) for name, stored in self._stored.items()}
+        self.shapes = {name: self._weights.shapes[stored] for name, stored in self._stored.items()}
 
     def _tie(self) -> None:
         """A tied head as transformers takes it: the one that is stored is both.
@@ -67,35 +58,27 @@ class SafetensorsFolder:
 
     def _same(self, one: str, other: str) -> bool:
         """Whether two matrices hold the same numbers, looked at some rows at a time."""
-        shape = self._shape(one)
-        if len(shape) != 2 or shape != self._shape(other):
+        shape = self._weights.shapes[one]
+        if len(shape) != 2 or shape != self._weights.shapes[other]:
             return False
-        slices = [self._file(stored).get_slice(stored) for stored in (one, other)]
+        if self._weights.method(one) or self._weights.method(other):
+            return False
+        tensors = [self._weights.plain(stored) for stored in (one, other)]
         for first in range(0, shape[0], _ROWS_COMPARED):
-            a, b = (part[first : first + _ROWS_COMPARED].float() for part in slices)
+            last = min(first + _ROWS_COMPARED, shape[0])
+            a, b = (tensor.read_rows(first, last).float() for tensor in tensors)
             if not torch.equal(a, b):
                 return False
         return True
 
-    def _shape(self, stored: str) -> tuple[int, ...]:
-        return tuple(self._files[stored].get_slice(stored).get_shape())
-
-    def _file(self, stored: str) -> Any:
-        """The file of a tensor that is to be read."""
-        dtype = self._files[stored].get_slice(stored).get_dtype()
-        if dtype not in _FLOATS:
-            raise ModelError(
-                f"tensor {stored} is stored as {dtype}; expected one of {', '.join(_FLOATS)}"
-            )
-        return self._files[stored]
-
     def n_bytes(self, name: str) -> int:
-        stored = self._stored[name]
-        return n_bytes(self._files[stored], stored)
+        return self._weights.n_bytes(self._stored[name])
 
-    def stored(self, name: str) -> Tensor:
-        stored = self._stored[name]
-        return copied(self._file(stored), stored)
+    def method(self, name: str) -> str | None:
+        return self._weights.method(self._stored[name])
+
+    def stored(self, name: str) -> Weight:
+        return self._weights.stored(self._stored[name])
 
 
 def _full_name(name: str, every: Collection[str]) -> str:
@@ -103,21 +86,40 @@ def _full_name(name: str, every: Collection[str]) -> str:
     return f"model.{name}" if name != HEAD and "norm.weight" in every else name
 
 
-def read_config(path: Path) -> ModelConfig:
-    """The ModelConfig of a config.json. Raises ModelError."""
+def read_fields(path: Path) -> Mapping[str, Any]:
+    """What a config.json says. Raises ModelError."""
     try:
         fields = read_json(path)
     except FileNotFoundError:
         raise ModelError(
-            f"{path.parent} is not a model folder: {path.name} is missing{_instead(path.parent)}"
+            f"{path.parent} is not a model folder: {path.name} is missing{instead(path.parent)}"
         ) from None
-    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    return fields if isinstance(fields, dict) else {}
+
+
+def quantisation_of(path: Path, fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The quantization_config of a config.json, None where weights are plain.
+
+    Raises ModelError for a method that is not read.
+    """
+    method = quantisation(fields)
+    if method is None:
+        return None
+    described = fields.get("quantization_config") or fields.get("compression_config")
+    if fields.get("quantization") or not isinstance(described, dict):
+        raise unread(path, method)
+    if described.get("quant_method") not in READ:
+        raise unread(path, method)
+    return described
+
+
+def config_of(path: Path, fields: Mapping[str, Any]) -> ModelConfig:
+    """The ModelConfig of a config.json. Raises ModelError."""
+    model_type = fields.get("model_type")
     if model_type not in FAMILIES:
         raise ModelError(
             f"{path}: model type {model_type!r} is not supported; expected {', '.join(FAMILIES)}"
         )
-    if method := quantisation(fields):
-        raise _quantised(path, method)
     from transformers import AutoConfig
 
     try:
@@ -135,91 +137,3 @@ def read_config(path: Path) -> ModelConfig:
     # older versions of transformers let fields of wrong types through
     except (ArithmeticError, AttributeError, TypeError) as error:
         raise ModelError(f"{path} is not a {model_type} configuration: {error}") from error
-
-
-def open_safetensors(path: Path) -> Any:
-    """A safetensors file, its tensors unread. Raises ModelError."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        kind = described_bytes(path) if isinstance(error, SafetensorError) else None
-        raise ModelError(f"{path} is not a safetensors file: {kind or error}") from None
-
-
-def _quantised(path: Path, method: str) -> ModelError:
-    return ModelError(
-        f"{path}: the weights are quantised ({method}), which is not supported; take the model's "
-        "unquantised folder, or a GGUF file of it"
-    )
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the single one, those of the index, or all parts."""
-    indexed = _indexed(folder / _INDEX) if (folder / _INDEX).is_file() else []
-    for path in indexed:
-        if not path.is_file():
-            raise ModelError(f"{path} is missing; {_INDEX} names it")
-    single = folder / _WEIGHTS
-    # transformers, too, takes the single file where there are both
-    if single.is_file():
-        return [single]
-    if paths := indexed or _parts(folder):
-        return paths
-    raise ModelError(f"{single} is missing{_instead(folder)}")
-
-
-def _instead(folder: Path) -> str:
-    """The end of a sentence about something that is missing in a folder."""
-    kind = described_names(path.name for path in folder.glob("*"))
-    return f"; the folder holds {kind}" if kind else ""
-
-
-def _indexed(index: Path) -> list[Path]:
-    try:
-        names = set(read_json(index)["weight_map"].values())
-        paths = [index.parent / name for name in sorted(names)]
-    except (KeyError, AttributeError, TypeError):
-        raise ModelError(f"{index} is not an index: expected a JSON object weight_map") from None
-    if any(path.parent != index.parent for path in paths):
-        raise ModelError(f"{index} names files outside of its folder")
-    return paths
-
-
-def _parts(folder: Path) -> list[Path]:
-    """The files NAME-00001-of-0000N.safetensors where there is no index; all of them or none."""
-    matches = [_PART.fullmatch(path.name) for path in folder.glob("*.safetensors")]
-    parts = {(part["stem"], part["count"]): part for part in matches if part}
-    if not parts:
-        return []
-    if len(parts) > 1:
-        raise ModelError(f"{folder} holds parts of several models and no {_INDEX}")
-    ((stem, count),) = parts
-    present = {part["number"] for part in matches if part}
-    missing = [n for n in range(1, int(count) + 1) if f"{n:05d}" not in present]
-    if missing:
-        names = listed(f"{stem}-{n:05d}-of-{count}.safetensors" for n in missing)
-        raise ModelError(f"{folder} lacks {names}, and {_INDEX}")
-    return [folder / f"{stem}-{n:05d}-of-{count}.safetensors" for n in range(1, int(count) + 1)]
-
-
-def copied(file: Any, name: str) -> Tensor:
-    """A tensor of an open safetensors file.
-
-    What safetensors gives is the file itself: who writes over it would change a model that runs,
-    and who cuts it short would end the process.
-    """
-    tensor: Tensor = file.get_tensor(name)
-    return tensor.clone()
-
-
-def n_bytes(file: Any, name: str) -> int:
-    tensor = file.get_slice(name)
-    n_bits = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I32": 32, "I64": 64}
-    count = 1
-    for size in tensor.get_shape():
-        count *= size
-    return count * n_bits.get(tensor.get_dtype(), 8) // 8

@@ -43,17 +43,11 @@ _FILES = (
     ),
 )
 _METHODS = {
-    "awq": "AWQ",
-    "gptq": "GPTQ",
-    "fp8": "FP8",
-    "fbgemm_fp8": "FP8 (FBGEMM)",
-    "mxfp4": "MXFP4",
     "hqq": "HQQ",
     "eetq": "EETQ",
     "aqlm": "AQLM",
     "exl2": "EXL2",
     "exl3": "EXL3",
-    "modelopt": "ModelOpt",
 }
 _QUANTISED_TENSORS = {
     ".qweight": "GPTQ or AWQ",

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.model.config import ModelError
+from runtime.model.file_bytes import Version, read_bytes, version_of
 from runtime.model.formats import floats
 from runtime.model.gguf_config import ROPE_DIVISORS, Metadata, config_from
 from runtime.model.gguf_header import Header, TensorInfo
@@ -75,6 +75,9 @@ class GgufFile:
     def n_bytes(self, name: str) -> int:
         return math.prod(self._tensors[name].stored_shape)
 
+    def method(self, name: str) -> None:
+        return None
+
     def stored(self, name: str) -> Tensor | StoredWeight:
         rows = self._tensors[name].read()
         if self._architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj"):
@@ -97,22 +100,14 @@ class _StoredTensor:
     stored_shape: tuple[int, ...]  # in bytes
     path: Path
     offset: int
-    version: tuple[int, ...]  # of the file
+    version: Version  # of the file
 
     def read(self) -> Tensor | StoredWeight:
         """Into memory of its own: whoever writes over the file changes no model that runs."""
-        n_bytes = math.prod(self.stored_shape)
-        try:
-            data = np.fromfile(self.path, np.uint8, n_bytes, offset=self.offset)
-            is_same = data.size == n_bytes and _version(self.path) == self.version
-        except OSError as error:
-            raise ModelError(f"{self.path} cannot be read any more: {error.strerror}") from None
-        if not is_same:
-            raise ModelError(f"{self.path} was changed while it was read; try again")
-        tensor = torch.from_numpy(data)
+        data = read_bytes(self.path, self.offset, math.prod(self.stored_shape), self.version)
         if self.ggml_type.name in _FLOATS:
-            return tensor.view(_FLOATS[self.ggml_type.name]).view(self.shape)
-        return StoredWeight(tensor.view(self.stored_shape), int(self.ggml_type))
+            return data.view(_FLOATS[self.ggml_type.name]).view(self.shape)
+        return StoredWeight(data.view(self.stored_shape), int(self.ggml_type))
 
 
 def _vector(tensor: _StoredTensor) -> Tensor:
@@ -121,7 +116,7 @@ def _vector(tensor: _StoredTensor) -> Tensor:
 
 def _stored_tensors(path: Path, header: Header) -> Iterator[_StoredTensor]:
     """The tensors of a file: each lies in it, in bytes of its own, so it is no larger than that."""
-    version, end = _version(path), header.data_start
+    version, end = version_of(path), header.data_start
     size, *_ = version
     for info in sorted(header.tensors, key=lambda info: info.offset):
         shape = _stored_shape(info)
@@ -132,12 +127,6 @@ def _stored_tensors(path: Path, header: Header) -> Iterator[_StoredTensor]:
         if end > size:
             raise ModelError(f"{path} is cut short in tensor {info.name}")
         yield _StoredTensor(info.name, info.shape, _ggml_type(info), shape, path, first, version)
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    """Size, place and time: half of one file and half of another would make a wrong model."""
-    status = path.stat()
-    return status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _stored_shape(info: TensorInfo) -> tuple[int, ...]:

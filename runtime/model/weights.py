@@ -112,22 +112,30 @@ def check_shapes(checkpoint: Checkpoint) -> None:
         if tuple(got[name]) != shape:
             raise ModelError(f"tensor {name} has shape {list(got[name])}; expected {list(shape)}")
     for name, shape in got.items():
-        if name not in expected and not _is_redundant(name, checkpoint.config):
+        if name not in expected and not _is_redundant(name, checkpoint):
             raise ModelError(
                 f"tensor {name} of shape {list(shape)} is not part of this model; "
                 "expected no such tensor"
             )
 
 
-def _is_redundant(name: str, config: ModelConfig) -> bool:
-    """Old checkpoints store rotary frequencies; some store a tied head again."""
-    return name.endswith("rotary_emb.inv_freq") or (name == HEAD and config.tied_embedding)
+def _is_redundant(name: str, checkpoint: Checkpoint) -> bool:
+    """Some store rotary frequencies, or a tied head again, and AutoGPTQ biases of zeros."""
+    if name.endswith("rotary_emb.inv_freq") or (name == HEAD and checkpoint.config.tied_embedding):
+        return True
+    weight = f"{name.removesuffix('bias')}weight"
+    if not name.endswith(".bias") or weight not in checkpoint.shapes:
+        return False
+    bias = checkpoint.stored(name) if checkpoint.method(weight) else None
+    return isinstance(bias, Tensor) and not bias.any()
 
 
 class Stored(Protocol):
     """Tensors on disk, by name."""
 
     def n_bytes(self, name: str) -> int: ...
+
+    def method(self, name: str) -> str | None: ...
 
     def stored(self, name: str) -> Weight: ...
 
@@ -170,18 +178,18 @@ class Reader:
         parts = [self._weight(weight) for weight in stored]
         packable = [part for part in parts if isinstance(part, StoredWeight)]
         if len(packable) == len(parts):
-            self._note(stored, parts)
+            self._note(names, stored, parts)
             packed = [pack_quantized(part.rows, part.kind) for part in packable]
             return packed[0] if len(packed) == 1 else QuantizedWeight.concatenated(packed)
         tensors = _alike(parts)
-        self._note(stored, tensors)
+        self._note(names, stored, tensors)
         return torch.cat(tensors).to(self.device)
 
     def embedding(self, name: str) -> Tensor | StoredWeight:
         """As it is stored: only rows of it are ever looked at."""
         stored = self._read(name)
         weight = self._weight(stored)
-        self._note([stored], [weight])
+        self._note([name], [stored], [weight])
         return weight if isinstance(weight, StoredWeight) else weight.to(self.device)
 
     def vector(self, name: str) -> Tensor:
@@ -210,12 +218,16 @@ class Reader:
             return stored.dtype
         return torch.bfloat16
 
-    def _note(self, stored: Sequence[Weight], weights: Sequence[Weight]) -> None:
+    def _note(self, of: Sequence[str], stored: Sequence[Weight], weights: Sequence[Weight]) -> None:
         """Remember what is not what was stored or asked for, or is quantised twice."""
-        for before, after in zip(stored, weights, strict=True):
-            names, reason = (name_of(before), name_of(after)), None
-            is_quantised = isinstance(before, StoredWeight)
-            if self.on_cpu and self.weights == STORED and is_quantised:
+        for name, before, after in zip(of, stored, weights, strict=True):
+            method, reason = self.checkpoint.method(name), None
+            is_floats = method is not None and isinstance(before, Tensor)
+            names = (method if method and is_floats else name_of(before), name_of(after))
+            is_quantised = is_floats or isinstance(before, StoredWeight)
+            if self.on_cpu and self.weights == STORED and is_floats:
+                reason = "quantised in a way that no format here holds are floats"
+            elif self.on_cpu and self.weights == STORED and is_quantised:
                 reason = "in formats that do not run here were converted"
             elif self.weights in KINDS and names[1] != self.weights.upper():
                 reason = f"whose rows are no multiple of {self.weights}'s blocks run otherwise"
