@@ -394,9 +394,16 @@ def _check_trees(
             )
 
 
-def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    out_features: int,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> Tensor:
     out = x.new_empty(x.shape[0], out_features)
-    _cpu.multiply(linear_of(panels, out_features), x.data_ptr(), x.shape[0], out.data_ptr())
+    packed = linear_of(weight, out_features, bias)
+    _cpu.multiply(packed, x.data_ptr(), x.shape[0], out.data_ptr())
     return out
 
 

@@ -53,6 +53,7 @@ TRITON_OPS = (
     "token_logprobs",
     "draft_topk",
     "grow_tree",
+    "linear",
     "rms_norm",
     "silu_mul",
 )

@@ -20,6 +20,7 @@ from specedge_kernels.quantized import FORMS, Form, QuantizedWeight
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 CACHED = (*FLOATS, torch.float8_e4m3fn)
 PANEL = 64  # outputs that lie side by side in packed weights
+SCALE_BLOCK = 128  # outputs and inputs of float8 weights that share a scale
 
 _ops = torch.ops.specedge
 
@@ -460,9 +461,10 @@ def grow_tree(
 
 
 def pack_linear(weight: Tensor) -> Tensor:
-    """weight [M, K] float32, bfloat16 or float16 -> panels [ceil(M / 64), K, 64] for `linear`.
+    """weight [M, K] float32, bfloat16 or float16 -> as `linear` reads it on the weight's device.
 
-    Outputs beyond M are zero. Done once, at load.
+    On a CPU panels [ceil(M / 64), K, 64], with zeros for outputs beyond M; on a GPU the weight
+    itself, contiguous. Done once, at load.
     """
     _check_tensors("pack_linear", weight)
     _expect(
@@ -471,21 +473,44 @@ def pack_linear(weight: Tensor) -> Tensor:
         f"a tensor [M, K] of {_names(FLOATS)}",
         f"{weight.dtype} {_shape(weight)}",
     )
-    return reference.pack_linear(weight)
+    return weight.contiguous() if weight.device.type == "cuda" else reference.pack_linear(weight)
 
 
-def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
-    """x [N, K] float32 times packed weights -> [N, M] float32.
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    out_features: int,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> Tensor:
+    """x @ weight.T + bias -> [N, M] in x's type, with a weight from `pack_linear`.
 
-    panels [ceil(M / 64), K, 64] float32, bfloat16 or float16, as from `pack_linear`; M =
-    out_features. Every output is one float32 accumulation in increasing k, whatever N and the
-    number of threads, so a row has the same bits alone and in any batch.
+    x [N, K] and bias [M] are float32 on a CPU, and weight [ceil(M / 64), K, 64] float32, bfloat16
+    or float16; M = out_features. Every output is one float32 accumulation in increasing k. On a GPU
+    all of them are of one of these types and the weight is [M, K]; sums are float32, of chunks at
+    fixed places of K, which are added in order. There the weight may also be float8_e4m3fn, with
+    scales [ceil(M / 128), ceil(K / 128)] float32: each block of 128 x 128 is what is stored times
+    its scale (DeepSeek-V3, arXiv:2412.19437, section 3.3).
+    The bias is added last, before the one rounding. A row has the same bits alone and in any batch,
+    whatever N and the number of threads.
     """
-    _check_device("linear", x, panels)
-    _check("x", x, torch.float32, (None, None))
+    given = tuple(tensor for tensor in (bias, scales) if tensor is not None)
+    _check_device("linear", x, weight, *given)
     _check_count("out_features", out_features, 0)
-    _check("panels", panels, FLOATS, (-(-out_features // PANEL), x.shape[1], PANEL))
-    return _ops.linear.default(x, panels, out_features)
+    _check("x", x, FLOATS if x.device.type == "cuda" else torch.float32, (None, None))
+    inputs = x.shape[1]
+    if x.device.type != "cuda":
+        _expect(scales is None, "scales", "none on a CPU, which has no float8 weights", "a tensor")
+        _check("weight", weight, FLOATS, (-(-out_features // PANEL), inputs, PANEL))
+    elif scales is None:
+        _check("weight", weight, x.dtype, (out_features, inputs))
+    else:
+        _check("weight", weight, torch.float8_e4m3fn, (out_features, inputs))
+        blocks = -(-out_features // SCALE_BLOCK), -(-inputs // SCALE_BLOCK)
+        _check("scales", scales, torch.float32, blocks)
+    if bias is not None:
+        _check("bias", bias, x.dtype, (out_features,))
+    return _ops.linear.default(x, weight, out_features, bias, scales)
 
 
 def pack_quantized(stored: Tensor, kind: int) -> QuantizedWeight:

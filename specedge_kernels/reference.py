@@ -433,10 +433,22 @@ def pack_linear(weight: Tensor) -> Tensor:
     return padded.view(-1, 64, inputs).transpose(1, 2).contiguous()
 
 
-def linear(x: Tensor, panels: Tensor, out_features: int) -> Tensor:
-    """x [N, K] f32 times packed weights, float32 accumulation -> [N, out_features] f32."""
-    weight = panels.transpose(1, 2).reshape(-1, panels.shape[1])[:out_features]
-    return x @ weight.float().T
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    out_features: int,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> Tensor:
+    """x [N, K] times panels or a weight [M, K], summed in float32 -> [N, M] in x's type."""
+    if weight.dim() == 3:
+        weight = weight.transpose(1, 2).reshape(-1, weight.shape[1])[:out_features]
+    values = weight.float()
+    if scales is not None:
+        blocks = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+        values = values * blocks[: values.shape[0], : values.shape[1]]
+    sums = x.float() @ values.T
+    return (sums if bias is None else sums + bias.float()).to(x.dtype)
 
 
 def dequantize(stored: Tensor, kind: int) -> Tensor:

@@ -39,26 +39,36 @@ class Launch:
     options: dict[str, object]
 
     def compile(self, arch: str) -> CompiledKernel:
+        types, constants = self.specialisation()
+        return cross_compile(self.kernel, arch, types, constants, **self.options)
+
+    def specialisation(self) -> tuple[dict[str, str], dict[str, object]]:
+        """What one compiled kernel is made for: types of arguments, and constants."""
         constants = {
             parameter.name: self.arguments[parameter.name]
             for parameter in self.kernel.params
-            if parameter.is_constexpr or _is_one(self.arguments[parameter.name])
+            if parameter.is_constexpr or self._is_one(parameter)
         }
-        types = {n: _type(v) for n, v in self.arguments.items() if n not in constants}
-        return cross_compile(self.kernel, arch, types, constants, **self.options)
+        types = {
+            parameter.name: _type(self.arguments[parameter.name], parameter.do_not_specialize)
+            for parameter in self.kernel.params
+            if parameter.name not in constants
+        }
+        return types, constants
+
+    def _is_one(self, parameter: triton.runtime.jit.KernelParam) -> bool:
+        """Triton makes a constant of an integer argument that is 1, unless told not to."""
+        value = self.arguments[parameter.name]
+        return isinstance(value, int) and value == 1 and not parameter.do_not_specialize
 
 
-def _is_one(value: object) -> bool:
-    """Triton makes a constant of every integer argument that is 1."""
-    return isinstance(value, int) and value == 1
-
-
-def _type(value: torch.Tensor | float) -> str:
+def _type(value: torch.Tensor | float, any_value: bool) -> str:
     if isinstance(value, torch.Tensor):
         return TYPES[value.dtype]
     if isinstance(value, float):
         return "fp32"
-    return ("i32" if abs(value) < 2**31 else "i64") + "*16" * (value % 16 == 0)
+    aligned = value % 16 == 0 and not any_value
+    return ("i32" if abs(value) < 2**31 else "i64") + "*16" * aligned
 
 
 class Recorder:
@@ -80,13 +90,16 @@ class Recorder:
         self.launches.append(Launch(self.kernel, arguments, named))
 
 
-def launches_of(module: ModuleType, launch: Callable[[], object], monkeypatch) -> list[Launch]:
-    """The launches of `module`'s kernels that launch() makes, in order."""
+def launches_of(
+    module: ModuleType, launch: Callable[[], object], monkeypatch, *others: ModuleType
+) -> list[Launch]:
+    """The launches of kernels of `module` and `others` that launch() makes, in order."""
     launches: list[Launch] = []
     with monkeypatch.context() as patch:
-        for name, value in list(vars(module).items()):
-            if isinstance(value, triton.JITFunction) and value.__module__ == module.__name__:
-                patch.setattr(module, name, Recorder(value, launches))
+        for owner in (module, *others):
+            for name, value in list(vars(owner).items()):
+                if isinstance(value, triton.JITFunction) and value.__module__ == owner.__name__:
+                    patch.setattr(owner, name, Recorder(value, launches))
         launch()
     return launches
 

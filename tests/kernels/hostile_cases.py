@@ -142,7 +142,7 @@ CALLS = {
     "grow_tree": growing_arguments,
     "linear": lambda: {
         "x": torch.randn(3, 5),
-        "panels": reference.pack_linear(torch.randn(70, 5)),
+        "weight": reference.pack_linear(torch.randn(70, 5)),
         "out_features": 70,
     },
     "rms_norm": lambda: {
@@ -343,7 +343,7 @@ def test_a_wrong_value_is_named_and_nothing_is_written(op, name, where, value, m
         ("token_logprobs", "n", -1, r"n: expected 0 \.\. 40, got -1"),
         ("token_logprobs", "n", 41, r"n: expected 0 \.\. 40, got 41"),
         ("linear", "out_features", -5, "out_features: expected 0 or more, got -5"),
-        ("linear", "out_features", 129, "panels: expected"),
+        ("linear", "out_features", 129, "weight: expected"),
         ("tree_attention", "q", torch.zeros(6, 0, 8), "q: expected a multiple of 2 heads, got 0"),
         ("tree_attention", "q", torch.zeros(6, 3, 8), "q: expected a multiple of 2 heads, got 3"),
         ("tree_attention", "window", -5, "window: expected -1 or more, got -5"),

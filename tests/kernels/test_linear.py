@@ -63,7 +63,7 @@ def test_poisoned_padding_is_never_returned():
 
 def test_wrong_metadata_is_named():
     panels = kernels.pack_linear(torch.ones(65, 4))
-    with pytest.raises(ValueError, match=r"panels: expected .* \[3, 4, 64\], got .* \[2, 4, 64\]"):
+    with pytest.raises(ValueError, match=r"weight: expected .* \[3, 4, 64\], got .* \[2, 4, 64\]"):
         kernels.linear(torch.ones(1, 4), panels, 129)
     with pytest.raises(ValueError, match="x: expected a contiguous float32"):
         kernels.linear(torch.ones(1, 4).half(), panels, 65)
