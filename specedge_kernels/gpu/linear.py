@@ -142,10 +142,10 @@ def launch(
     out = x.new_empty(rows, outputs)
     if out.numel() == 0:
         return out
-    tiles = triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs)
-    chunk, splits = chunk_inputs(inputs), n_splits(inputs, tiles[0] * tiles[1], x.device)
+    row_tiles, tiles = triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs)
+    chunk, splits = chunk_inputs(inputs), n_splits(inputs, row_tiles * tiles, x.device)
     parts = x.new_empty(splits if splits > 1 else 0, rows, outputs, dtype=torch.float32)
-    linear_kernel[(*tiles, splits)](
+    linear_kernel[(row_tiles, tiles, splits)](
         x,
         weight if scales is None else weight.view(torch.uint8),
         parts if scales is None else scales,

@@ -56,7 +56,7 @@ def sum_chunks(parts: Tensor, bias: Tensor | None, out: Tensor) -> None:
 
 def chunk_inputs(inputs: int) -> int:
     """Inputs of a chunk, the last of which may be shorter."""
-    shortest = triton.cdiv(inputs, MOST_CHUNKS * CHUNK_UNIT) * CHUNK_UNIT
+    shortest: int = triton.cdiv(inputs, MOST_CHUNKS * CHUNK_UNIT) * CHUNK_UNIT
     return max(LEAST_CHUNK, shortest)
 
 
@@ -64,10 +64,12 @@ def n_splits(inputs: int, n_tiles: int, device: torch.device) -> int:
     """Items of a tile: one a chunk where `n_tiles` are fewer than multiprocessors, else one."""
     if n_tiles >= n_multiprocessors(device):
         return 1
-    return max(triton.cdiv(inputs, chunk_inputs(inputs)), 1)
+    n_chunks: int = triton.cdiv(inputs, chunk_inputs(inputs))
+    return max(n_chunks, 1)
 
 
 def n_multiprocessors(device: torch.device) -> int:
     if device.type == "cpu":  # the interpreter
         return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
