@@ -14,6 +14,7 @@ from typing import Any
 
 from runtime.bench.device import PacedEngine
 from runtime.bench.records import Answer, Span
+from runtime.edge.draft.batcher import Drafts
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.model.engine import Engine
@@ -55,8 +56,15 @@ class Baseline:
     Jobs follow each other; each is a user of its own, so that none finds the KV of the last.
     """
 
-    def __init__(self, target: Engine, draft: Engine, sampling: Mapping[str, Any], n_clients: int):
-        self.target, self.drafter = target, Drafter(draft)
+    def __init__(
+        self,
+        target: Engine,
+        drafter: Drafts,
+        vocabulary_size: int,
+        sampling: Mapping[str, Any],
+        n_clients: int,
+    ):
+        self.target, self.drafter, self.vocabulary_size = target, drafter, vocabulary_size
         self.sampling = sampling
         limits = Limits(
             max_requests=n_clients,
@@ -69,7 +77,6 @@ class Baseline:
             n_pages=target.kv.n_free,
         )
         self.scheduler = Scheduler(limits, target.kv.allocate, target.kv.free)
-        self.vocabulary_size = min(self.drafter.vocabulary_size, target.model.config.vocab_size)
         self.clients: dict[int, Client] = {}
         self.steps: list[dict[str, Any]] = []
         self._jobs = 0
@@ -167,7 +174,7 @@ class Baseline:
                     yield self.clients.pop(request.key).answer()
 
 
-def grow(drafter: Drafter, speculations: Sequence[Speculation]) -> None:
+def grow(drafter: Drafts, speculations: Sequence[Speculation]) -> None:
     """Batched passes: first those that catch up with the text, then those that grow trees."""
 
     def wanted() -> list[Pass]:
@@ -195,7 +202,9 @@ def main() -> None:
     tokenizer = Tokenizer.load(setup["model"])
     stop_ids = tokenizer.stop_ids | Tokenizer.load(setup["draft"]).stop_ids
     sampling = setup["sampling"] | {"stop_ids": sorted(stop_ids)}
-    baseline = Baseline(target, draft, sampling, setup["clients"])
+    drafter = Drafter(draft)
+    both = min(drafter.vocabulary_size, target.model.config.vocab_size)
+    baseline = Baseline(target, drafter, both, sampling, setup["clients"])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)

@@ -287,13 +287,17 @@ def test_the_baseline_writes_the_text_of_transformers(tiny_pair: tuple[Path, Pat
     from transformers import AutoModelForCausalLM
 
     from runtime.bench.server_only import Baseline
+    from runtime.edge.draft.drafter import Drafter
     from runtime.edge.draft.speculation import TreeShape
     from runtime.model.open import open_engine
 
     judge = AutoModelForCausalLM.from_pretrained(tiny_pair[0]).eval()
-    engines = [open_engine(str(path), "float32", "cpu", lambda _: 8192, 16) for path in tiny_pair]
+    target, draft = (
+        open_engine(str(path), "float32", "cpu", lambda _: 8192, 16) for path in tiny_pair
+    )
+    drafter = Drafter(draft)
     sampling = {"max_tokens": 12, "temperature": 0.0, "seed": 0, "stop_ids": [257]}
-    baseline = Baseline(*engines, sampling, n_clients=2)
+    baseline = Baseline(target, drafter, drafter.vocabulary_size, sampling, n_clients=2)
     prompts = [[(7 * i + 3 * n) % 250 for n in range(40 + i)] for i in range(3)]
     hits = []
     for _ in range(2):
