@@ -98,12 +98,13 @@ PYBIND11_MODULE(_cpu, m) {
       });
 
   py::class_<Planes>(m, "Planes")
-      .def(py::init([](Address data, int64_t n_layers, int64_t n_pages, int64_t page_size,
-                       int64_t n_heads, int64_t run_bytes, int64_t layer_stride,
-                       int64_t half_stride, int64_t page_stride, int64_t token_stride,
+      .def(py::init([](Address data, int64_t n_layers, int64_t n_parts, int64_t n_pages,
+                       int64_t page_size, int64_t n_heads, int64_t run_bytes, int64_t layer_stride,
+                       int64_t part_stride, int64_t page_stride, int64_t token_stride,
                        int64_t head_stride) {
-        return Planes{at<char>(data), n_layers,    n_pages,     page_size,    n_heads,    run_bytes,
-                      layer_stride,   half_stride, page_stride, token_stride, head_stride};
+        return Planes{at<char>(data), n_layers,    n_parts,      n_pages,
+                      page_size,      n_heads,     run_bytes,    layer_stride,
+                      part_stride,    page_stride, token_stride, head_stride};
       }));
 
   m.def("isa", [] { return isa().name; }, "The instruction set in use.");
@@ -120,7 +121,8 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address q, Dtype dtype, int64_t query_heads, const Cache& k_cache, const Cache& v_cache,
          int64_t batch, int64_t rows, int64_t words, int64_t pages_per_request, Address page_table,
          Address prefix_lens, Address n_nodes, Address offsets, Address ancestors, Address depth,
-         float scale, float softcap, int64_t window, float v_scale, Address out, Address lse) {
+         float scale, float softcap, int64_t window, float k_scale, Address k_scales, float v_scale,
+         Address v_scales, Address sinks, Address out, Address lse) {
         py::gil_scoped_release release;
         const Trees trees{batch,
                           rows,
@@ -132,28 +134,36 @@ PYBIND11_MODULE(_cpu, m) {
                           at<int32_t>(offsets),
                           at<int64_t>(ancestors),
                           at<int32_t>(depth)};
-        tree_attention(at<void>(q), dtype, query_heads, k_cache, v_cache, trees,
-                       Scoring{scale, softcap, window, v_scale}, at<void>(out), at<float>(lse));
+        const Scoring scoring{scale,
+                              softcap,
+                              window,
+                              Scale{k_scale, at<float>(k_scales)},
+                              Scale{v_scale, at<float>(v_scales)},
+                              at<float>(sinks)};
+        tree_attention(at<void>(q), dtype, query_heads, k_cache, v_cache, trees, scoring,
+                       at<void>(out), at<float>(lse));
       });
 
-  m.def("append_kv",
-        [](Address k, Address v, Dtype dtype, const Cache& k_cache, const Cache& v_cache,
-           Address slots, int64_t rows, float k_scale, float v_scale) {
-          py::gil_scoped_release release;
-          append_kv(at<void>(k), at<void>(v), dtype, k_cache, v_cache, at<int64_t>(slots), rows,
-                    k_scale, v_scale);
-        });
+  m.def("append_kv", [](Address k, Address v, Dtype dtype, const Cache& k_cache,
+                        const Cache& v_cache, Address slots, int64_t rows, float k_scale,
+                        Address k_scales, float v_scale, Address v_scales) {
+    py::gil_scoped_release release;
+    append_kv(at<void>(k), at<void>(v), dtype, k_cache, v_cache, at<int64_t>(slots), rows,
+              Scale{k_scale, at<float>(k_scales)}, Scale{v_scale, at<float>(v_scales)});
+  });
 
   m.def("rope_append_kv",
         [](Address qk, int64_t qk_stride, Address v, int64_t v_stride, Dtype dtype,
            int64_t query_heads, Address qk_norm, float eps, Address cos, Address sin,
            int64_t n_positions, Address positions, const Cache& k_cache, const Cache& v_cache,
-           Address slots, int64_t rows, float k_scale, float v_scale, Address q) {
+           Address slots, int64_t rows, float k_scale, Address k_scales, float v_scale,
+           Address v_scales, Address q) {
           py::gil_scoped_release release;
           const Rope rope{at<float>(cos), at<float>(sin), n_positions, at<int64_t>(positions)};
           rope_append_kv(at<void>(qk), qk_stride, at<void>(v), v_stride, dtype, query_heads,
                          HeadNorms{at<float>(qk_norm), eps}, rope, k_cache, v_cache,
-                         at<int64_t>(slots), rows, k_scale, v_scale, at<void>(q));
+                         at<int64_t>(slots), rows, Scale{k_scale, at<float>(k_scales)},
+                         Scale{v_scale, at<float>(v_scales)}, at<void>(q));
         });
 
   m.def("compact_kv",

@@ -2,9 +2,12 @@
 // Compiled for the baseline only.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
+
+#include "ops.h"
 
 namespace specedge {
 
@@ -25,6 +28,16 @@ inline void check_offsets(const int32_t* offsets, int64_t batch, int64_t rows) {
   }
   require(offsets[batch] == rows, "expected the last offset to be the number of rows ", rows,
           ", got ", offsets[batch]);
+}
+
+inline void check_scales(const Scale& k_scale, const Scale& v_scale, int64_t heads) {
+  for (int64_t head = 0; head < heads; ++head) {
+    for (const Scale* scale : {&k_scale, &v_scale}) {
+      require(scale->of(head) > 0 && std::isfinite(scale->of(head)), "expected a ",
+              scale == &k_scale ? "k_scale" : "v_scale", " of more than 0, and finite, got ",
+              scale->of(head), " for head ", head);
+    }
+  }
 }
 
 // Tokens first .. end-1 of request b must lie on pages of the cache.

@@ -41,16 +41,17 @@ void check_paths(const Planes& kv, const int32_t* page_table, int64_t pages_per_
 
 }  // namespace
 
-// kv [L, 2, P, S, Hk, D], page_table [B, M], prefix_lens [B], path [B, A], accepted_lens [B]
+// kv [L, X, P, S, Hk, D], page_table [B, M], prefix_lens [B], path [B, A], accepted_lens [B]
 void compact_kv(const Planes& kv, const int32_t* page_table, int64_t pages_per_request,
                 const int32_t* prefix_lens, const int32_t* path, const int32_t* accepted_lens,
                 int64_t batch, int64_t max_path) {
   check_paths(kv, page_table, pages_per_request, prefix_lens, path, accepted_lens, batch, max_path);
-#pragma omp parallel for schedule(static) collapse(2) if (batch * kv.n_layers > 64)
+#pragma omp parallel for schedule(static) collapse(2) if (batch * kv.n_layers * kv.n_parts > 128)
   for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t plane = 0; plane < 2 * kv.n_layers; ++plane) {
+    for (int64_t plane = 0; plane < kv.n_layers * kv.n_parts; ++plane) {
       const int32_t* pages = page_table + b * pages_per_request;
-      char* base = kv.data + plane / 2 * kv.layer_stride + plane % 2 * kv.half_stride;
+      char* base =
+          kv.data + plane / kv.n_parts * kv.layer_stride + plane % kv.n_parts * kv.part_stride;
       const auto token = [&](int64_t position) {
         return base + pages[position / kv.page_size] * kv.page_stride +
                position % kv.page_size * kv.token_stride;

@@ -125,12 +125,12 @@ class Step {
     const int64_t turning = (decoder_.query_heads + decoder_.heads) * decoder_.head_dim;
     unchecked::rope_append_kv(qkv_.get(), qkv_width_, qkv_.get() + turning, qkv_width_, Dtype::f32,
                               decoder_.query_heads, {layer.qk_norm, decoder_.eps}, rope_,
-                              part(kv_, index, 0), part(kv_, index, 1), pass_.slots, n_, 1, 1,
+                              part(kv_, index, 0), part(kv_, index, 1), pass_.slots, n_, {}, {},
                               q_.get());
   }
 
   void attend(int64_t index) {
-    const Scoring scoring{decoder_.scale, 0, decoder_.layers[index].window, 1};
+    const Scoring scoring{decoder_.scale, 0, decoder_.layers[index].window, {}, {}, nullptr};
     unchecked::tree_attention(q_.get(), Dtype::f32, decoder_.query_heads, part(kv_, index, 0),
                               part(kv_, index, 1), pass_.trees, scoring, mixed_.get(), nullptr);
   }

@@ -1,6 +1,7 @@
 // The ops that are compiled once per instruction set: check values, then call the chosen one.
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <memory>
 
 #include "checks.h"
@@ -58,6 +59,14 @@ void check_request(const Trees& trees, const Cache& cache, int64_t b, int64_t wi
     check_pages(trees.page_table + b * trees.pages_per_request, trees.pages_per_request,
                 cache.n_pages, cache.page_size, first_visible(trees, b, window), prefix + n_nodes,
                 b);
+  }
+}
+
+// -inf is no sink at all.
+void check_sinks(const float* sinks, int64_t query_heads) {
+  for (int64_t head = 0; sinks && head < query_heads; ++head) {
+    require(sinks[head] <= std::numeric_limits<float>::max(),
+            "expected sinks that are finite or -inf, got ", sinks[head], " for head ", head);
   }
 }
 
@@ -146,6 +155,8 @@ void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache
                     const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out,
                     float* lse) {
   check_trees(trees, k_cache, scoring.window);
+  check_scales(scoring.k_scale, scoring.v_scale, k_cache.n_heads);
+  check_sinks(scoring.sinks, query_heads);
   unchecked::tree_attention(q, dtype, query_heads, k_cache, v_cache, trees, scoring, out, lse);
 }
 

@@ -7,6 +7,8 @@
 #include <variant>
 #include <vector>
 
+#include "host_device.h"
+
 namespace specedge {
 
 enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2, e4m3 = 3 };
@@ -34,11 +36,11 @@ struct Cache {
   int64_t page_stride, token_stride, head_stride;
 };
 
-// The bytes of a whole cache: n_layers * 2 planes of [P, S, Hk] runs of run_bytes.
+// The bytes of a whole cache: n_layers * n_parts planes of [P, S, Hk] runs of run_bytes.
 struct Planes {
   char* data;
-  int64_t n_layers, n_pages, page_size, n_heads, run_bytes;
-  int64_t layer_stride, half_stride, page_stride, token_stride, head_stride;  // bytes
+  int64_t n_layers, n_parts, n_pages, page_size, n_heads, run_bytes;
+  int64_t layer_stride, part_stride, page_stride, token_stride, head_stride;  // bytes
 };
 
 // The trees of a batch, as tree_attention sees them.
@@ -52,10 +54,19 @@ struct Trees {
   const int32_t* depth;        // [N]
 };
 
+// What stored keys or values are multiplied by: one number, or one for each head.
+struct Scale {
+  float all = 1;
+  const float* by_head = nullptr;  // [Hk] or null
+
+  SPECEDGE_HOST_DEVICE float of(int64_t head) const { return by_head ? by_head[head] : all; }
+};
+
 struct Scoring {
   float scale, softcap;
   int64_t window;
-  float v_scale;  // of the stored values
+  Scale k_scale, v_scale;
+  const float* sinks;  // [Hq], one more score a row, without a value; or null
 };
 
 // Half-rotated: dimension d turns with d + D/2, and the first half of sin is negated.
@@ -133,18 +144,18 @@ struct Edits {
 void build_tree(const int32_t* parents, const int32_t* offsets, int64_t batch, int64_t rows,
                 int64_t words, int64_t* ancestors, int32_t* depth);
 
-// k / k_scale and v / v_scale [N, Hk, D] into the caches at slots [N]
+// k / k_scale [N, Hk, D] and v / v_scale [N, Hk, Dv] into the caches at slots [N]
 void append_kv(const void* k, const void* v, Dtype dtype, const Cache& k_cache,
-               const Cache& v_cache, const int64_t* slots, int64_t rows, float k_scale,
-               float v_scale);
+               const Cache& v_cache, const int64_t* slots, int64_t rows, const Scale& k_scale,
+               const Scale& v_scale);
 
 // qk [N, Hq + Hk, D] turned -> q [N, Hq, D] and, with v [N, Hk, D], the caches; rows have strides
 void rope_append_kv(const void* qk, int64_t qk_stride, const void* v, int64_t v_stride, Dtype dtype,
                     int64_t query_heads, const HeadNorms& norms, const Rope& rope,
                     const Cache& k_cache, const Cache& v_cache, const int64_t* slots, int64_t rows,
-                    float k_scale, float v_scale, void* q);
+                    const Scale& k_scale, const Scale& v_scale, void* q);
 
-// kv [L, 2, P, S, Hk, D] as 2 L planes of bytes
+// kv [L, X, P, S, Hk, D] as L X planes of bytes
 void compact_kv(const Planes& kv, const int32_t* page_table, int64_t pages_per_request,
                 const int32_t* prefix_lens, const int32_t* path, const int32_t* accepted_lens,
                 int64_t batch, int64_t max_path);
@@ -195,13 +206,13 @@ void dequantize(const uint8_t* stored, Quant quant, int64_t rows, int64_t inputs
 // Row m of weights that pack_quantized packed -> out [K]
 void packed_row(const uint8_t* packed, Quant quant, int64_t m, int64_t inputs, float* out);
 
-// q [N, Hq, D] -> out, the same shape and type; lse [N, Hq] or null
+// q [N, Hq, D] -> out [N, Hq, Dv] of the same type; lse [N, Hq] or null
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
                     const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out,
                     float* lse);
 
-// The checks of values that rope_append_kv and tree_attention make, for callers that run these over
-// the same tables many times.
+// The checks of tables that rope_append_kv and tree_attention make, for callers that run these over
+// the same ones many times.
 void check_places(const Rope& rope, const Cache& cache, const int64_t* slots, int64_t rows);
 void check_trees(const Trees& trees, const Cache& cache, int64_t window);
 
@@ -211,7 +222,7 @@ namespace unchecked {
 void rope_append_kv(const void* qk, int64_t qk_stride, const void* v, int64_t v_stride, Dtype dtype,
                     int64_t query_heads, const HeadNorms& norms, const Rope& rope,
                     const Cache& k_cache, const Cache& v_cache, const int64_t* slots, int64_t rows,
-                    float k_scale, float v_scale, void* q);
+                    const Scale& k_scale, const Scale& v_scale, void* q);
 void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,
                     const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out,
                     float* lse);

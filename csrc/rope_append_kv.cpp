@@ -48,8 +48,8 @@ void check_places(const Rope& rope, const Cache& cache, const int64_t* slots, in
 void unchecked::rope_append_kv(const void* qk, int64_t qk_stride, const void* v, int64_t v_stride,
                                Dtype dtype, int64_t query_heads, const HeadNorms& norms,
                                const Rope& rope, const Cache& k_cache, const Cache& v_cache,
-                               const int64_t* slots, int64_t rows, float k_scale, float v_scale,
-                               void* q) {
+                               const int64_t* slots, int64_t rows, const Scale& k_scale,
+                               const Scale& v_scale, void* q) {
   const int64_t dim = k_cache.head_dim, turning = query_heads + k_cache.n_heads;
   with_type(dtype, [&]<typename T>() {
     for_rows(rows, turning * dim, [&](int64_t row) {
@@ -75,8 +75,9 @@ void unchecked::rope_append_kv(const void* qk, int64_t qk_stride, const void* v,
 void rope_append_kv(const void* qk, int64_t qk_stride, const void* v, int64_t v_stride, Dtype dtype,
                     int64_t query_heads, const HeadNorms& norms, const Rope& rope,
                     const Cache& k_cache, const Cache& v_cache, const int64_t* slots, int64_t rows,
-                    float k_scale, float v_scale, void* q) {
+                    const Scale& k_scale, const Scale& v_scale, void* q) {
   check_places(rope, k_cache, slots, rows);
+  check_scales(k_scale, v_scale, k_cache.n_heads);
   unchecked::rope_append_kv(qk, qk_stride, v, v_stride, dtype, query_heads, norms, rope, k_cache,
                             v_cache, slots, rows, k_scale, v_scale, q);
 }

@@ -38,16 +38,16 @@ void convert(const From* from, To* to, int64_t n, float scale) {
   for (int64_t i = 0; i < n; ++i) store(to + i, load(from + i) / scale);
 }
 
-// heads [Hk, D] / scale -> the cache's token in `slot`
+// heads [Hk, D] / their scale -> the cache's token in `slot`
 template <typename From>
-void store_token(const From* heads, const Cache& cache, int64_t slot, float scale) {
+void store_token(const From* heads, const Cache& cache, int64_t slot, const Scale& scale) {
   const int64_t start =
       slot / cache.page_size * cache.page_stride + slot % cache.page_size * cache.token_stride;
   with_type(cache.dtype, [&]<typename To>() {
     To* token = static_cast<To*>(cache.data) + start;
     for (int64_t head = 0; head < cache.n_heads; ++head) {
       convert(heads + head * cache.head_dim, token + head * cache.head_stride, cache.head_dim,
-              scale);
+              scale.of(head));
     }
   });
 }

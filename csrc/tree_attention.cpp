@@ -55,17 +55,24 @@ void absorb(float* scores, int64_t score_stride, int64_t n, int64_t lo, int64_t 
   multiply_add(scores + lo, score_stride, n, values, hi - lo, state.width, state.sums, state.width);
 }
 
+// The scale of a head's keys goes into that of its scores.
+Scoring scoring_of(const Scoring& scoring, int64_t head) {
+  Scoring own = scoring;
+  own.scale *= scoring.k_scale.of(head);
+  return own;
+}
+
 class Attention {
  public:
   Attention(const Cache& k_cache, const Cache& v_cache, const Trees& trees, const Scoring& scoring,
             const Task& task, int64_t group)
       : trees_(trees),
-        scoring_(scoring),
+        scoring_(scoring_of(scoring, task.head)),
         task_(task),
         group_(group),
         dim_(k_cache.head_dim),
-        width_(round_up(k_cache.head_dim, kLanes)),
-        in_place_(v_cache.dtype == Dtype::f32 && width_ == dim_),
+        width_(round_up(v_cache.head_dim, kLanes)),
+        in_place_(v_cache.dtype == Dtype::f32 && width_ == v_cache.head_dim),
         vectors_((task.end_row - task.first_row) * group),
         span_(span_of(trees, task, scoring.window)),
         keys_{k_cache, trees.page_table + task.b * trees.pages_per_request, task.head},
@@ -85,9 +92,11 @@ class Attention {
     std::memset(zeros_, 0, dim_ * sizeof(float));
     std::memset(path_scores_, 0, group_ * kBlock * sizeof(float));
     std::memset(state_.sums, 0, vectors_ * width_ * sizeof(float));
+    // A sink is as a first key, whose value is zero.
+    const float* sinks = scoring.sinks ? scoring.sinks + task.head * group : nullptr;
     for (int64_t i = 0; i < vectors_; ++i) {
-      state_.top[i] = kMinusInfinity;
-      state_.total[i] = 0;
+      state_.top[i] = sinks ? sinks[i % group] : kMinusInfinity;
+      state_.total[i] = sinks ? 1 : 0;
     }
   }
 
@@ -172,7 +181,7 @@ class Attention {
   }
 
   const Trees& trees_;
-  const Scoring& scoring_;
+  const Scoring scoring_;
   const Task& task_;
   const int64_t group_, dim_, width_;
   const bool in_place_;  // values are read where they lie
@@ -187,11 +196,13 @@ class Attention {
   State state_;
 };
 
-// q, out [N, Hq, D]; lse [N, Hq] or null
+// q [N, Hq, D], out [N, Hq, Dv]; lse [N, Hq] or null
 template <typename T>
 void attend(const T* q, int64_t query_heads, const Cache& k_cache, const Cache& v_cache,
             const Trees& trees, const Scoring& scoring, const Task& task, T* out, float* lse) {
-  const int64_t dim = k_cache.head_dim, group = query_heads / k_cache.n_heads;
+  const int64_t dim = k_cache.head_dim, v_dim = v_cache.head_dim;
+  const int64_t group = query_heads / k_cache.n_heads;
+  const float v_scale = scoring.v_scale.of(task.head);
   Attention attention(k_cache, v_cache, trees, scoring, task, group);
   const auto vector = [&](int64_t row, int64_t g) {
     return row * query_heads + task.head * group + g;
@@ -205,8 +216,8 @@ void attend(const T* q, int64_t query_heads, const Cache& k_cache, const Cache& 
     for (int64_t g = 0; g < group; ++g, state = state.from(1)) {
       // Without keys the sums are zero.
       const float total = *state.total == 0 ? 1.0f : *state.total;
-      T* to = out + vector(row, g) * dim;
-      for (int64_t d = 0; d < dim; ++d) store(to + d, state.sums[d] / total * scoring.v_scale);
+      T* to = out + vector(row, g) * v_dim;
+      for (int64_t d = 0; d < v_dim; ++d) store(to + d, state.sums[d] / total * v_scale);
       if (lse) lse[vector(row, g)] = *state.top + log_of(total);
     }
   }
@@ -236,7 +247,8 @@ void attend_all(const void* q, int64_t query_heads, const Cache& k_cache, const 
   }
   // A single short decode step is done before a second thread would have woken.
   Failure failure;
-#pragma omp parallel for schedule(dynamic) if (n_scores * k_cache.head_dim > 1 << 20)
+#pragma omp parallel for schedule(dynamic) if (n_scores * (k_cache.head_dim + v_cache.head_dim) > \
+                                                   1 << 21)
   for (int64_t i = 0; i < n_tasks; ++i) {
     failure.keep([&] {
       attend(static_cast<const T*>(q), query_heads, k_cache, v_cache, trees, scoring,

@@ -15,6 +15,8 @@ Glossary, used in every shape comment:
     W   64-bit mask words of a node      D   head dimension         L  layers
     V   vocabulary                       K   inputs of a linear     A  longest accepted path
 
+Dv is the head dimension of values where it is not that of keys.
+
 Ragged batches are packed: request b owns rows offsets[b] .. offsets[b+1]-1, and the nodes of a
 tree are numbered from 0 inside their own request, parents before children. The KV of node j of a
 request lies at logical position prefix_len + j; its rotary position is prefix_len + depth(j).

@@ -49,11 +49,15 @@ def tree_attention(
     scale: float,
     softcap: float = 0.0,
     window: int = -1,
+    k_scale: float = 1.0,
+    k_scales: Tensor | None = None,
     v_scale: float = 1.0,
+    v_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
     with_lse: bool = False,
     batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(q)
+    out = q.new_empty(*q.shape[:2], v_cache.shape[3])
     lse = q.new_empty(q.shape[:2] if with_lse else 0, dtype=torch.float32)
     _cpu.tree_attention(
         q.data_ptr(),
@@ -74,7 +78,11 @@ def tree_attention(
         scale,
         softcap,
         window,
+        k_scale,
+        address_of(k_scales),
         v_scale,
+        address_of(v_scales),
+        address_of(sinks),
         out.data_ptr(),
         lse.data_ptr() if with_lse else 0,
     )
@@ -89,7 +97,9 @@ def append_kv(
     slots: Tensor,
     *,
     k_scale: float = 1.0,
+    k_scales: Tensor | None = None,
     v_scale: float = 1.0,
+    v_scales: Tensor | None = None,
 ) -> None:
     _cpu.append_kv(
         k.data_ptr(),
@@ -100,7 +110,9 @@ def append_kv(
         slots.data_ptr(),
         slots.shape[0],
         k_scale,
+        address_of(k_scales),
         v_scale,
+        address_of(v_scales),
     )
 
 
@@ -116,7 +128,9 @@ def rope_append_kv(
     *,
     eps: float = 1e-6,
     k_scale: float = 1.0,
+    k_scales: Tensor | None = None,
     v_scale: float = 1.0,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     heads, dim = k_cache.shape[2:]
     q = qkv.new_empty(qkv.shape[0], qkv.shape[1] - 2 * heads, dim)
@@ -128,7 +142,7 @@ def rope_append_kv(
         qkv.stride(0),
         DTYPES[qkv.dtype],
         q.shape[1],
-        0 if norms is None else norms.data_ptr(),
+        address_of(norms),
         eps,
         cos.data_ptr(),
         sin.data_ptr(),
@@ -139,7 +153,9 @@ def rope_append_kv(
         slots.data_ptr(),
         slots.shape[0],
         k_scale,
+        address_of(k_scales),
         v_scale,
+        address_of(v_scales),
         q.data_ptr(),
     )
     return q
@@ -149,7 +165,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None)
     out = torch.empty_like(x)
     _cpu.rms_norm(
         x.data_ptr(),
-        0 if delta is None else delta.data_ptr(),
+        address_of(delta),
         weight.data_ptr(),
         DTYPES[x.dtype],
         x.shape[0],
@@ -170,11 +186,12 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def compact_kv(
     kv: Tensor, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
 ) -> None:
-    layers, _, pages, page_size, heads, dim = kv.shape
+    layers, parts, pages, page_size, heads, dim = kv.shape
     size = kv.element_size()
     planes = _cpu.Planes(
         kv.data_ptr(),
         layers,
+        parts,
         pages,
         page_size,
         heads,
@@ -327,7 +344,7 @@ def draft_topk(
         temperature.data_ptr(),
         seed.data_ptr(),
         position.data_ptr(),
-        0 if token_ids is None else token_ids.data_ptr(),
+        address_of(token_ids),
         ids.data_ptr(),
         logprobs.data_ptr(),
     )
@@ -414,7 +431,7 @@ def linear_of(panels: Tensor, out_features: int, bias: Tensor | None = None) -> 
         DTYPES[panels.dtype],
         panels.shape[1],
         out_features,
-        0 if bias is None else bias.data_ptr(),
+        address_of(bias),
     )
 
 
@@ -453,7 +470,7 @@ def quantized_of(
         exact,
         weight.in_features,
         weight.out_features,
-        0 if bias is None else bias.data_ptr(),
+        address_of(bias),
     )
 
 
@@ -466,3 +483,8 @@ def _stored_shape(stored: Tensor, kind: int) -> tuple[int, int]:
 def cache_of(cache: Tensor) -> _cpu.Cache:
     """cache [P, S, Hk, D] as C++ sees it."""
     return _cpu.Cache(cache.data_ptr(), DTYPES[cache.dtype], *cache.shape, *cache.stride()[:3])
+
+
+def address_of(tensor: Tensor | None) -> int:
+    """Of a tensor that may be missing; 0 is null in C++."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from specedge_kernels import _cuda
-from specedge_kernels.cpu import DTYPES
+from specedge_kernels.cpu import DTYPES, address_of
 
 
 def append_kv(
@@ -15,7 +15,9 @@ def append_kv(
     slots: Tensor,
     *,
     k_scale: float = 1.0,
+    k_scales: Tensor | None = None,
     v_scale: float = 1.0,
+    v_scales: Tensor | None = None,
 ) -> None:
     with torch.cuda.device(k.device):
         _cuda.append_kv(
@@ -27,7 +29,9 @@ def append_kv(
             slots.data_ptr(),
             slots.shape[0],
             k_scale,
+            address_of(k_scales),
             v_scale,
+            address_of(v_scales),
             torch.cuda.current_stream().cuda_stream,
         )
 
@@ -44,7 +48,9 @@ def rope_append_kv(
     *,
     eps: float = 1e-6,
     k_scale: float = 1.0,
+    k_scales: Tensor | None = None,
     v_scale: float = 1.0,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     rows, all_heads, dim = qkv.shape
     q = qkv.new_empty(rows, all_heads - 2 * k_cache.shape[2], dim)
@@ -54,7 +60,7 @@ def rope_append_kv(
             qkv.data_ptr(),
             int(DTYPES[qkv.dtype]),
             q.shape[1],
-            0 if qk_norm is None else norm.data_ptr(),
+            address_of(qk_norm),
             int(DTYPES[norm.dtype]),
             eps,
             cos.data_ptr(),
@@ -66,7 +72,9 @@ def rope_append_kv(
             slots.data_ptr(),
             rows,
             k_scale,
+            address_of(k_scales),
             v_scale,
+            address_of(v_scales),
             q.data_ptr(),
             torch.cuda.current_stream().cuda_stream,
         )
@@ -76,18 +84,19 @@ def rope_append_kv(
 def compact_kv(
     kv: Tensor, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
 ) -> None:
-    layers, _, _, page_size, heads, dim = kv.shape
+    layers, parts, _, page_size, heads, dim = kv.shape
     size = kv.element_size()
-    layer, half, page, token, head = (stride * size for stride in kv.stride()[:5])
+    layer, part, page, token, head = (stride * size for stride in kv.stride()[:5])
     with torch.cuda.device(kv.device):
         _cuda.compact_kv(
             kv.data_ptr(),
             layers,
+            parts,
             page_size,
             heads,
             dim * size,
-            _word_bytes(kv.data_ptr(), dim * size, layer, half, page, token, head),
-            *(layer, half, page, token, head),
+            _word_bytes(kv.data_ptr(), dim * size, layer, part, page, token, head),
+            *(layer, part, page, token, head),
             page_table.data_ptr(),
             page_table.shape[1],
             prefix_lens.data_ptr(),

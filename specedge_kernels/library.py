@@ -95,7 +95,7 @@ class Shapes:
     @staticmethod
     def tree_attention(a: Any) -> tuple[Tensor, Tensor]:
         lse = a.q.new_empty(a.q.shape[:2] if a.with_lse else 0, dtype=torch.float32)
-        return torch.empty_like(a.q), lse
+        return a.q.new_empty(*a.q.shape[:2], a.v_cache.shape[3]), lse
 
     @staticmethod
     def append_kv(a: Any) -> None:

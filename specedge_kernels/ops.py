@@ -57,25 +57,31 @@ def tree_attention(
     scale: float,
     softcap: float = 0.0,
     window: int = -1,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    k_scale: float | Tensor = 1.0,
+    v_scale: float | Tensor = 1.0,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
     batch_invariant: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of each query node over its prefix and its own ancestors.
 
-    q [N, Hq, D] float32, bfloat16 or float16; k_cache and v_cache [P, S, Hk, D] of any of these
-    types or float8_e4m3fn and any strides with D contiguous; Hq a multiple of Hk. A key is what is
-    stored times k_scale, a value what is stored times v_scale. page_table [B, M] int32; prefix_lens
-    and n_nodes [B] int32; offsets [B+1] int32; ancestors [N, W] int64 and depth [N] int32 as from
-    `build_tree`. The KV of node j lies at position prefix_len + j and is already written. The rows
-    of request b are its last nodes: row r is node n_nodes[b] - rows_b + r. A prompt chunk is a
-    chain (depth equals node) and may be longer than the mask; a decode step is a tree of one node.
-    window >= 0 keeps the last `window` tokens of a node's path, itself included. softcap > 0 bounds
-    scores by softcap * tanh(score / softcap).
-    Returns [N, Hq, D] in q's type, and with return_lse also [N, Hq] float32: the natural logarithm
-    of the sum of e^score over what the row sees, -inf if nothing. With it the results of one
-    query over disjoint tokens can be merged (FlashInfer, arXiv:2501.01005, section 2.2).
+    q [N, Hq, D] float32, bfloat16 or float16; k_cache [P, S, Hk, D] and v_cache [P, S, Hk, Dv] of
+    any of these types or float8_e4m3fn and any strides with D and Dv contiguous; Hq a multiple of
+    Hk; on a GPU D and Dv at most 576. Values may be a part of the keys, v_cache a view of k_cache,
+    as in absorbed latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1). A key is what is
+    stored times k_scale, a value what is stored times v_scale: a number, or [Hk] float32 for each
+    head. page_table [B, M] int32; prefix_lens and n_nodes [B] int32; offsets [B+1] int32;
+    ancestors [N, W] int64 and depth [N] int32 as from `build_tree`. The KV of node j lies at
+    position prefix_len + j and is already written. The rows of request b are its last nodes: row r
+    is node n_nodes[b] - rows_b + r. A prompt chunk is a chain (depth equals node) and may be longer
+    than the mask; a decode step is a tree of one node. window >= 0 keeps the last `window` tokens
+    of a node's path, itself included. softcap > 0 bounds scores by softcap * tanh(score / softcap).
+    sinks [Hq] float32, finite or -inf: for each head one more score, neither scaled nor capped, of
+    a key without a value (StreamingLLM, arXiv:2309.17453, section 3.2).
+    Returns [N, Hq, Dv] in q's type, and with return_lse also [N, Hq] float32: the natural logarithm
+    of the sum of e^score over what the row sees and its sink, -inf if nothing. With it the results
+    of one query over disjoint tokens, one of them with the sinks, can be merged (FlashInfer,
+    arXiv:2501.01005, section 2.2).
     With batch_invariant the bits of a row depend on its own path alone: as the last token of a
     prefix, as a node of any tree and in any batch it gets the same ones. On a CPU that is always
     so; a GPU pays for it with a fixed tile, fixed splits and a gather of every node's last keys.
@@ -84,13 +90,14 @@ def tree_attention(
     (arXiv:2309.06180); online softmax: FlashAttention (arXiv:2205.14135).
     """
     tables = (page_table, prefix_lens, n_nodes, offsets, ancestors, depth)
-    _check_device("tree_attention", q, k_cache, v_cache, *tables)
+    scales_and_sinks = _tensors(k_scale, v_scale) + (() if sinks is None else (sinks,))
+    _check_device("tree_attention", q, k_cache, v_cache, *tables, *scales_and_sinks)
     _check_scoring(scale, softcap, window)
     _check("q", q, FLOATS, (None, None, None))
     _check("prefix_lens", prefix_lens, torch.int32, (None,))
     rows, batch = q.shape[0], prefix_lens.shape[0]
     _check_cache("k_cache", k_cache, (None, None, None, q.shape[2]))
-    _check_cache("v_cache", v_cache, tuple(k_cache.shape))
+    _check_cache("v_cache", v_cache, (*k_cache.shape[:3], None))
     heads = k_cache.shape[2]
     shared = heads > 0 and q.shape[1] > 0 and q.shape[1] % heads == 0
     _expect(shared, "q", f"a multiple of {heads} heads", q.shape[1])
@@ -99,16 +106,18 @@ def tree_attention(
     _check("offsets", offsets, torch.int32, (batch + 1,))
     _check("ancestors", ancestors, torch.int64, (rows, None))
     _check("depth", depth, torch.int32, (rows,))
-    _check_scales(k_scale, v_scale)
+    if sinks is not None:
+        _check("sinks", sinks, torch.float32, (q.shape[1],))
     out, lse = _ops.tree_attention.default(
         q,
         k_cache,
         v_cache,
         *tables,
-        scale=scale * k_scale,
+        scale=scale,
         softcap=softcap,
         window=window,
-        v_scale=v_scale,
+        **_scales(k_scale, v_scale, heads),
+        sinks=sinks,
         with_lse=return_lse,
         batch_invariant=batch_invariant,
     )
@@ -122,26 +131,28 @@ def append_kv(
     v_cache: Tensor,
     slots: Tensor,
     *,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    k_scale: float | Tensor = 1.0,
+    v_scale: float | Tensor = 1.0,
 ) -> None:
     """Write keys and values into the paged cache, in place.
 
-    k, v [N, Hk, D] float32, bfloat16 or float16, of one type; k_cache, v_cache [P, S, Hk, D] of any
-    of these types or float8_e4m3fn and any strides with D contiguous; slots [N] int64 = page * S +
-    offset, distinct; rows with a negative slot are skipped. Stored is k / k_scale and v / v_scale,
-    rounded to nearest even; float8 saturates at 448.
+    k [N, Hk, D] and v [N, Hk, Dv] float32, bfloat16 or float16, of one type; k_cache [P, S, Hk, D]
+    and v_cache [P, S, Hk, Dv] of any of these types or float8_e4m3fn and any strides with D and Dv
+    contiguous; slots [N] int64 = page * S + offset, distinct; rows with a negative slot are
+    skipped. Stored is k / k_scale and v / v_scale, each a number, or [Hk] float32 for each head;
+    rounded to nearest even; float8 saturates at 448. Dv may be 0: where values are a part of the
+    keys, keys are all there is to write.
     """
-    _check_device("append_kv", k, v, k_cache, v_cache, slots)
+    _check_device("append_kv", k, v, k_cache, v_cache, slots, *_tensors(k_scale, v_scale))
     _check_cache("k_cache", k_cache, (None, None, None, None))
-    _check_cache("v_cache", v_cache, tuple(k_cache.shape))
+    _check_cache("v_cache", v_cache, (*k_cache.shape[:3], None))
     _check_distinct("k_cache", k_cache)
     _check_distinct("v_cache", v_cache)
     _check("k", k, FLOATS, (None, *k_cache.shape[2:]))
-    _check("v", v, k.dtype, tuple(k.shape))
+    _check("v", v, k.dtype, (k.shape[0], *v_cache.shape[2:]))
     _check("slots", slots, torch.int64, (k.shape[0],))
-    _check_scales(k_scale, v_scale)
-    _ops.append_kv.default(k, v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
+    scales = _scales(k_scale, v_scale, k_cache.shape[2])
+    _ops.append_kv.default(k, v, k_cache, v_cache, slots, **scales)
 
 
 def rope_append_kv(
@@ -155,8 +166,8 @@ def rope_append_kv(
     slots: Tensor,
     *,
     eps: float = 1e-6,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    k_scale: float | Tensor = 1.0,
+    v_scale: float | Tensor = 1.0,
 ) -> Tensor:
     """From a layer's projections to its queries and its cache: norm, rotary position, append.
 
@@ -172,7 +183,8 @@ def rope_append_kv(
     Rotary position: RoFormer (arXiv:2104.09864); norm of queries and keys: arXiv:2302.05442.
     """
     norms = () if qk_norm is None else (qk_norm,)
-    _check_device("rope_append_kv", qkv, *norms, cos, sin, positions, k_cache, v_cache, slots)
+    tables = (cos, sin, positions, k_cache, v_cache, slots)
+    _check_device("rope_append_kv", qkv, *norms, *tables, *_tensors(k_scale, v_scale))
     _check_cache("k_cache", k_cache, (None, None, None, None))
     _check_cache("v_cache", v_cache, tuple(k_cache.shape))
     _check_distinct("k_cache", k_cache)
@@ -188,7 +200,6 @@ def rope_append_kv(
     _check("sin", sin, torch.float32, tuple(cos.shape))
     _check("positions", positions, torch.int64, (rows,))
     _check("slots", slots, torch.int64, (rows,))
-    _check_scales(k_scale, v_scale)
     _check_eps(eps)
     return _ops.rope_append_kv.default(
         qkv,
@@ -200,8 +211,7 @@ def rope_append_kv(
         v_cache,
         slots,
         eps=eps,
-        k_scale=k_scale,
-        v_scale=v_scale,
+        **_scales(k_scale, v_scale, heads),
     )
 
 
@@ -210,13 +220,14 @@ def compact_kv(
 ) -> None:
     """Move the KV of each accepted path next to its prefix, all layers, in place.
 
-    kv [L, 2, P, S, Hk, D] of any type, D contiguous; page_table [B, M] int32; prefix_lens [B]
-    int32; path [B, A] int32: node numbers, strictly increasing; accepted_lens [B] int32. Node
-    path[b, j] moves to position prefix_lens[b] + j for j < accepted_lens[b]. Where anything moves,
-    the pages from the prefix's end on are the request's own.
+    kv [L, X, P, S, Hk, D] of any type, D contiguous: X = 2 for keys and values, 1 where they lie
+    side by side in D or are the same; page_table [B, M] int32; prefix_lens [B] int32; path [B, A]
+    int32: node numbers, strictly increasing; accepted_lens [B] int32. Node path[b, j] moves to
+    position prefix_lens[b] + j for j < accepted_lens[b]. Where anything moves, the pages from the
+    prefix's end on are the request's own.
     """
     _check_device("compact_kv", kv, page_table, prefix_lens, path, accepted_lens)
-    _expect(kv.dim() == 6 and kv.shape[1] == 2, "kv", "shape [L, 2, P, S, Hk, D]", _shape(kv))
+    _expect(kv.dim() == 6, "kv", "shape [L, X, P, S, Hk, D]", _shape(kv))
     _expect(kv.shape[5] <= 1 or kv.stride(5) == 1, "kv", "D contiguous", f"strides {kv.stride()}")
     _check_distinct("kv", kv)
     _expect(kv.shape[3] >= 1, "kv", "pages of at least one token", _shape(kv))
@@ -685,9 +696,23 @@ def _form(kind: int) -> Form:
     return FORMS[kind]
 
 
-def _check_scales(k_scale: float, v_scale: float) -> None:
+def _tensors(*given: object) -> tuple[Tensor, ...]:
+    return tuple(value for value in given if isinstance(value, Tensor))
+
+
+def _scales(
+    k_scale: float | Tensor, v_scale: float | Tensor, heads: int
+) -> dict[str, float | Tensor | None]:
+    """As the implementations take them: a number for all heads, and maybe one for each."""
+    scales: dict[str, float | Tensor | None] = {}
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        _expect(_is_finite(scale) and scale > 0, name, "more than 0, and finite", scale)
+        if isinstance(scale, Tensor):
+            _check(name, scale, torch.float32, (heads,))
+            scales |= {name: 1.0, name + "s": scale}
+        else:
+            _expect(_is_finite(scale) and scale > 0, name, "more than 0, and finite", scale)
+            scales |= {name: scale, name + "s": None}
+    return scales
 
 
 def _check_scoring(scale: float, softcap: float, window: int) -> None:

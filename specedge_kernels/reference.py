@@ -53,17 +53,19 @@ def tree_attention(
     scale: float,
     softcap: float = 0.0,
     window: int = -1,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    k_scale: float | Tensor = 1.0,
+    v_scale: float | Tensor = 1.0,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
     batch_invariant: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of each query node over its prefix and its own ancestors.
 
-    Returns [N, Hq, D], and with return_lse the logarithm of each row's sum of exponentials [N, Hq]
-    f32. One row at a time, so batch_invariant as it is.
+    sinks [Hq]: of each head one more score, whose value is zero. Returns [N, Hq, Dv], and with
+    return_lse the logarithm of each row's sum of exponentials [N, Hq] f32. One row at a time, so
+    batch_invariant as it is.
     """
-    out = torch.empty_like(q)
+    out = q.new_empty(*q.shape[:2], v_cache.shape[3])
     lse = q.new_empty(q.shape[:2], dtype=torch.float32)
     page_size, group = k_cache.shape[1], q.shape[1] // k_cache.shape[2]
     bounds = offsets.tolist()
@@ -76,13 +78,16 @@ def tree_attention(
             if window >= 0:  # the last `window` tokens of the path, itself included
                 positions = positions[-window:] if window else positions[:0]
             pages = page_table[b][positions // page_size].long()
-            keys = k_cache[pages, positions % page_size].to(q.dtype) * k_scale
-            values = v_cache[pages, positions % page_size].to(q.dtype) * v_scale
+            keys = k_cache[pages, positions % page_size].to(q.dtype) * _of_heads(k_scale)
+            values = v_cache[pages, positions % page_size].to(q.dtype) * _of_heads(v_scale)
             keys, values = (kv.repeat_interleave(group, 1) for kv in (keys, values))
             scores = torch.einsum("hd,khd->hk", q[row], keys) * scale  # [Hq, keys]
             if softcap > 0:
                 scores = softcap * torch.tanh(scores / softcap)
-            out[row] = torch.einsum("hk,khd->hd", scores.softmax(-1), values)
+            if sinks is not None:
+                scores = torch.cat((scores, sinks[:, None].to(q.dtype)), -1)
+            weights = scores.softmax(-1)[:, : len(values)]
+            out[row] = torch.einsum("hk,khd->hd", weights, values)
             lse[row] = scores.logsumexp(-1)
     return (out, lse) if return_lse else out
 
@@ -106,10 +111,10 @@ def append_kv(
     v_cache: Tensor,
     slots: Tensor,
     *,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    k_scale: float | Tensor = 1.0,
+    v_scale: float | Tensor = 1.0,
 ) -> None:
-    """Write k / k_scale, v / v_scale [N, Hk, D] at slots [N] i64; negative slots are skipped."""
+    """Write k / k_scale [N, Hk, D], v / v_scale [N, Hk, Dv] at slots [N] i64 of 0 or more."""
     page_size = k_cache.shape[1]
     for row, slot in enumerate(slots.tolist()):
         if slot >= 0:
@@ -118,9 +123,14 @@ def append_kv(
             v_cache[place] = _stored(v[row], v_scale, v_cache.dtype)
 
 
-def _stored(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+def _of_heads(scale: float | Tensor) -> float | Tensor:
+    """A scale for all heads, or of each head [Hk], for tensors [..., Hk, D]."""
+    return scale[:, None] if isinstance(scale, Tensor) else scale
+
+
+def _stored(x: Tensor, scale: float | Tensor, dtype: torch.dtype) -> Tensor:
     """x / scale, rounded to nearest even; float8 saturates at its greatest number."""
-    scaled = x.float() / scale
+    scaled = x.float() / _of_heads(scale)
     if dtype == torch.float8_e4m3fn:
         scaled = scaled.clamp(-448, 448)
     return scaled.to(dtype)
@@ -137,8 +147,8 @@ def rope_append_kv(
     slots: Tensor,
     *,
     eps: float = 1e-6,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
+    k_scale: float | Tensor = 1.0,
+    v_scale: float | Tensor = 1.0,
 ) -> Tensor:
     """Normalise and turn the q and k of qkv [N, Hq + 2 Hk, D], append k and v, return q."""
     heads, dim = k_cache.shape[2:]
@@ -168,7 +178,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def compact_kv(
     kv: Tensor, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
 ) -> None:
-    """Move node path[b, j] to position prefix_lens[b] + j, for all layers; kv [L,2,P,S,Hk,D]."""
+    """Move node path[b, j] to position prefix_lens[b] + j, for all layers; kv [L,X,P,S,Hk,D]."""
     page_size = kv.shape[3]
     for b in range(path.shape[0]):
         prefix, count = int(prefix_lens[b]), int(accepted_lens[b])

@@ -10,12 +10,13 @@ namespace specedge {
 
 constexpr int kAppendThreads = 256;
 
-// k / k_scale and v / v_scale [N, Hk, D] into the caches [P, S, Hk, D] at slots [N]
+// k / k_scale [N, Hk, D] and v / v_scale [N, Hk, Dv] into the caches [P, S, Hk, D] and
+// [P, S, Hk, Dv] at slots [N]
 struct AppendKv {
   const void *k, *v;
   Dtype dtype;
   Cache k_cache, v_cache;
-  float k_scale, v_scale;
+  Scale k_scale, v_scale;
   const int64_t* slots;
 };
 
@@ -51,20 +52,24 @@ SPECEDGE_HOST_DEVICE inline int64_t place(const Cache& cache, int64_t slot, int6
          head * cache.head_stride;
 }
 
+// Row `row` of heads [N, Hk, D] / their scale -> the cache's token in `slot`
+SPECEDGE_HOST_DEVICE inline void append_heads(const void* heads, Dtype dtype, int64_t row,
+                                              const Cache& cache, int64_t slot, const Scale& scale,
+                                              int thread, int n_threads) {
+  const int dim = int(cache.head_dim), width = int(cache.n_heads) * dim;
+  for (int i = thread; i < width; i += n_threads) {
+    const int head = i / dim;
+    const float x = load_number(heads, dtype, row * width + i);
+    store_number(cache.data, cache.dtype, place(cache, slot, head) + i % dim, x / scale.of(head));
+  }
+}
+
 SPECEDGE_HOST_DEVICE inline void append_kv_thread(const AppendKv& a, int64_t row, int thread,
                                                   int n_threads) {
   const int64_t slot = a.slots[row];
   if (slot < 0) return;
-  const int dim = int(a.k_cache.head_dim), width = int(a.k_cache.n_heads) * dim;
-  for (int i = thread; i < width; i += n_threads) {
-    const int head = i / dim, d = i % dim;
-    const float key = load_number(a.k, a.dtype, row * width + i);
-    const float value = load_number(a.v, a.dtype, row * width + i);
-    store_number(a.k_cache.data, a.k_cache.dtype, place(a.k_cache, slot, head) + d,
-                 key / a.k_scale);
-    store_number(a.v_cache.data, a.v_cache.dtype, place(a.v_cache, slot, head) + d,
-                 value / a.v_scale);
-  }
+  append_heads(a.k, a.dtype, row, a.k_cache, slot, a.k_scale, thread, n_threads);
+  append_heads(a.v, a.dtype, row, a.v_cache, slot, a.v_scale, thread, n_threads);
 }
 
 }  // namespace specedge

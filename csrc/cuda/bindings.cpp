@@ -39,32 +39,49 @@ PYBIND11_MODULE(_cuda, m) {
       }));
 
   m.def("append_kv", [](Address k, Address v, int dtype, const Cache& k_cache, const Cache& v_cache,
-                        Address slots, int64_t rows, float k_scale, float v_scale, Address stream) {
-    const AppendKv arguments{at<void>(k), at<void>(v), Dtype(dtype), k_cache,
-                             v_cache,     k_scale,     v_scale,      at<int64_t>(slots)};
+                        Address slots, int64_t rows, float k_scale, Address k_scales, float v_scale,
+                        Address v_scales, Address stream) {
+    const AppendKv arguments{at<void>(k),
+                             at<void>(v),
+                             Dtype(dtype),
+                             k_cache,
+                             v_cache,
+                             Scale{k_scale, at<float>(k_scales)},
+                             Scale{v_scale, at<float>(v_scales)},
+                             at<int64_t>(slots)};
     check(launch_append_kv(arguments, rows, at<void>(stream)));
   });
 
-  m.def("rope_append_kv", [](Address qkv, int dtype, int64_t query_heads, Address qk_norm,
-                             int norm_dtype, float eps, Address cos, Address sin,
-                             int64_t n_positions, Address positions, const Cache& k_cache,
-                             const Cache& v_cache, Address slots, int64_t rows, float k_scale,
-                             float v_scale, Address q, Address stream) {
-    const Rope rope{at<float>(cos), at<float>(sin), n_positions, at<int64_t>(positions)};
-    const RopeAppendKv arguments{at<void>(qkv),     at<void>(q), Dtype(dtype), at<void>(qk_norm),
-                                 Dtype(norm_dtype), eps,         query_heads,  rope,
-                                 k_cache,           v_cache,     k_scale,      v_scale,
-                                 at<int64_t>(slots)};
-    check(launch_rope_append_kv(arguments, rows, at<void>(stream)));
-  });
+  m.def("rope_append_kv",
+        [](Address qkv, int dtype, int64_t query_heads, Address qk_norm, int norm_dtype, float eps,
+           Address cos, Address sin, int64_t n_positions, Address positions, const Cache& k_cache,
+           const Cache& v_cache, Address slots, int64_t rows, float k_scale, Address k_scales,
+           float v_scale, Address v_scales, Address q, Address stream) {
+          const Rope rope{at<float>(cos), at<float>(sin), n_positions, at<int64_t>(positions)};
+          const RopeAppendKv arguments{at<void>(qkv),
+                                       at<void>(q),
+                                       Dtype(dtype),
+                                       at<void>(qk_norm),
+                                       Dtype(norm_dtype),
+                                       eps,
+                                       query_heads,
+                                       rope,
+                                       k_cache,
+                                       v_cache,
+                                       Scale{k_scale, at<float>(k_scales)},
+                                       Scale{v_scale, at<float>(v_scales)},
+                                       at<int64_t>(slots)};
+          check(launch_rope_append_kv(arguments, rows, at<void>(stream)));
+        });
 
   m.def("compact_kv",
-        [](Address kv, int64_t n_layers, int64_t page_size, int64_t n_heads, int64_t run_bytes,
-           int64_t word_bytes, int64_t layer_stride, int64_t half_stride, int64_t page_stride,
-           int64_t token_stride, int64_t head_stride, Address page_table, int64_t pages_per_request,
-           Address prefix_lens, Address path, Address accepted_lens, int64_t batch,
-           int64_t max_path, Address stream) {
+        [](Address kv, int64_t n_layers, int64_t n_parts, int64_t page_size, int64_t n_heads,
+           int64_t run_bytes, int64_t word_bytes, int64_t layer_stride, int64_t part_stride,
+           int64_t page_stride, int64_t token_stride, int64_t head_stride, Address page_table,
+           int64_t pages_per_request, Address prefix_lens, Address path, Address accepted_lens,
+           int64_t batch, int64_t max_path, Address stream) {
           const CompactKv arguments{at<char>(kv),
+                                    n_parts,
                                     n_heads,
                                     page_size,
                                     pages_per_request,
@@ -72,7 +89,7 @@ PYBIND11_MODULE(_cuda, m) {
                                     word_bytes,
                                     run_bytes / word_bytes,
                                     layer_stride,
-                                    half_stride,
+                                    part_stride,
                                     page_stride,
                                     token_stride,
                                     head_stride,
@@ -80,6 +97,6 @@ PYBIND11_MODULE(_cuda, m) {
                                     at<int32_t>(prefix_lens),
                                     at<int32_t>(path),
                                     at<int32_t>(accepted_lens)};
-          check(launch_compact_kv(arguments, 2 * n_layers, batch, at<void>(stream)));
+          check(launch_compact_kv(arguments, n_layers * n_parts, batch, at<void>(stream)));
         });
 }

@@ -10,12 +10,12 @@ namespace specedge {
 
 constexpr int kCompactThreads = 128;
 
-// kv [L, 2, P, S, Hk, D]; runs of D elements are contiguous; strides in bytes.
+// kv [L, X, P, S, Hk, D]; runs of D elements are contiguous; strides in bytes.
 struct CompactKv {
   char* kv;
-  int64_t n_heads, page_size, pages_per_request, max_path;
+  int64_t n_parts, n_heads, page_size, pages_per_request, max_path;
   int64_t word_bytes, words_per_run;  // a run is copied as words of 1, 2, 4, 8 or 16 bytes
-  int64_t layer_stride, half_stride, page_stride, token_stride, head_stride;
+  int64_t layer_stride, part_stride, page_stride, token_stride, head_stride;
   const int32_t* page_table;     // [B, M]
   const int32_t* prefix_lens;    // [B]
   const int32_t* path;           // [B, A]
@@ -45,7 +45,7 @@ SPECEDGE_HOST_DEVICE inline void copy_word(char* to, const char* from, int64_t b
   }
 }
 
-// Block (plane of L * 2, request), thread: every thread owns whole columns of words and moves them
+// Block (plane of L * X, request), thread: every thread owns whole columns of words and moves them
 // in ascending order. A path increases, so its source never lies before its target, and no thread
 // reads what another writes: in place without a barrier.
 SPECEDGE_HOST_DEVICE inline void compact_kv_thread(const CompactKv& a, int64_t plane,
@@ -54,7 +54,7 @@ SPECEDGE_HOST_DEVICE inline void compact_kv_thread(const CompactKv& a, int64_t p
   const int32_t* pages = a.page_table + request * a.pages_per_request;
   const int32_t* nodes = a.path + request * a.max_path;
   const int64_t prefix = a.prefix_lens[request];
-  char* base = a.kv + plane / 2 * a.layer_stride + plane % 2 * a.half_stride;
+  char* base = a.kv + plane / a.n_parts * a.layer_stride + plane % a.n_parts * a.part_stride;
   for (int64_t word = thread; word < a.n_heads * a.words_per_run; word += n_threads) {
     const int64_t column =
         word / a.words_per_run * a.head_stride + word % a.words_per_run * a.word_bytes;

@@ -22,7 +22,7 @@ struct RopeAppendKv {
   int64_t query_heads;
   Rope rope;
   Cache k_cache, v_cache;
-  float k_scale, v_scale;
+  Scale k_scale, v_scale;
   const int64_t* slots;
 
   SPECEDGE_HOST_DEVICE int64_t heads() const { return query_heads + 2 * k_cache.n_heads; }
@@ -59,12 +59,13 @@ SPECEDGE_HOST_DEVICE inline void store_head(const RopeAppendKv& a, int64_t row, 
   if (head < a.query_heads) {
     store_number(a.q, a.dtype, (row * a.query_heads + head) * a.k_cache.head_dim + d, value);
   } else if (slot >= 0 && a.turns(head)) {
-    store_number(a.k_cache.data, a.k_cache.dtype, place(a.k_cache, slot, head - a.query_heads) + d,
-                 value / a.k_scale);
+    const int64_t kv_head = head - a.query_heads;
+    store_number(a.k_cache.data, a.k_cache.dtype, place(a.k_cache, slot, kv_head) + d,
+                 value / a.k_scale.of(kv_head));
   } else if (slot >= 0) {
-    store_number(a.v_cache.data, a.v_cache.dtype,
-                 place(a.v_cache, slot, head - a.query_heads - a.k_cache.n_heads) + d,
-                 value / a.v_scale);
+    const int64_t kv_head = head - a.query_heads - a.k_cache.n_heads;
+    store_number(a.v_cache.data, a.v_cache.dtype, place(a.v_cache, slot, kv_head) + d,
+                 value / a.v_scale.of(kv_head));
   }
 }
 

@@ -18,7 +18,7 @@ WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torc
 
 @triton.jit
 def compact_kv_kernel(
-    kv,  # [L, 2, P, S, HEADS, D]
+    kv,  # [L, PARTS, P, S, HEADS, D]
     page_table,  # [B, pages_per_request]
     prefix_lens,  # [B]
     path,  # [B, max_path]
@@ -27,10 +27,11 @@ def compact_kv_kernel(
     max_path,
     page_size,
     s_layer,
-    s_half,
+    s_part,
     s_page,
     s_token,
     s_head,
+    PARTS: tl.constexpr,
     HEADS: tl.constexpr,
     D: tl.constexpr,
     NODES: tl.constexpr,
@@ -40,7 +41,7 @@ def compact_kv_kernel(
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = (element < HEADS * D)[None, :]
     column = ((element // D).to(tl.int64) * s_head + element % D)[None, :]
-    kv += (plane // 2).to(tl.int64) * s_layer + (plane % 2).to(tl.int64) * s_half
+    kv += (plane // PARTS).to(tl.int64) * s_layer + (plane % PARTS).to(tl.int64) * s_part
     table = page_table + b * pages_per_request
     prefix = tl.load(prefix_lens + b)
     accepted = tl.load(accepted_lens + b)
@@ -66,10 +67,10 @@ def compact_kv(
     kv: Tensor, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
 ) -> None:
     words = kv.view(WORDS[kv.element_size()])
-    layers, _, _, page_size, heads, dim = words.shape
+    layers, parts, _, page_size, heads, dim = words.shape
     if kv.numel() and path.numel():
         block = min(BLOCK_ELEMENTS, triton.next_power_of_2(heads * dim))
-        compact_kv_kernel[(triton.cdiv(heads * dim, block), 2 * layers, path.shape[0])](
+        compact_kv_kernel[(triton.cdiv(heads * dim, block), layers * parts, path.shape[0])](
             words,
             page_table,
             prefix_lens,
@@ -79,6 +80,7 @@ def compact_kv(
             path.shape[1],
             page_size,
             *words.stride()[:5],
+            PARTS=parts,
             HEADS=heads,
             D=dim,
             NODES=NODES_AT_ONCE,

@@ -11,19 +11,18 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def score(queries, keys, scale, softcap, SOFTCAP: tl.constexpr):
-    """Scores [BLOCK_ROWS, BLOCK_KEYS] f32 in base 2."""
-    scores = tl.dot(queries, tl.trans(keys), input_precision="tf32x3")
+def scaled(products, scale, softcap, SOFTCAP: tl.constexpr):
+    """Products of queries and keys [BLOCK_ROWS, BLOCK_KEYS] f32 -> scores in base 2."""
     if SOFTCAP:  # softcap * tanh(x / softcap)
-        capped = 2 * tl.sigmoid(2 * (scores * scale) / softcap) - 1
+        capped = 2 * tl.sigmoid(2 * (products * scale) / softcap) - 1
         return capped * (softcap * LOG2_E)
     else:
-        return scores * (scale * LOG2_E)
+        return products * (scale * LOG2_E)
 
 
 @triton.jit
-def absorb(scores, values, top, total, sums, MASKED: tl.constexpr):
-    """One tile: the largest score so far, the sum of weights, the weighted values.
+def absorb(scores, top, total, MASKED: tl.constexpr):
+    """One tile: its weights, what they leave of earlier ones, the new top score and total.
 
     A tile of which a row sees nothing (all scores -inf) leaves the row's bits as they are.
     """
@@ -32,8 +31,23 @@ def absorb(scores, values, top, total, sums, MASKED: tl.constexpr):
     origin = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
     shrink = tl.exp2(top - origin)
     weights = tl.exp2(scores - origin[:, None])
-    total = total * shrink + tl.sum(weights, 1)
-    sums = tl.dot(
+    return weights, shrink, new_top, total * shrink + tl.sum(weights, 1)
+
+
+@triton.jit
+def add_values(weights, values, shrink, sums):
+    """The weighted values of a tile, added to those of earlier ones."""
+    return tl.dot(
         weights.to(values.dtype), values, sums * shrink[:, None], input_precision="tf32x3"
     )
-    return new_top, total, sums
+
+
+@triton.jit
+def beside_sink(lse, sink):
+    """What a sink leaves of each row's result, and the log-sum of both. All [X], in base 2."""
+    top = tl.maximum(lse, sink)
+    origin = tl.where(top == float("-inf"), 0.0, top)
+    seen = tl.exp2(lse - origin)
+    total = seen + tl.exp2(sink - origin)
+    total = tl.where(total == 0, 1.0, total)
+    return seen / total, top + tl.log2(total)

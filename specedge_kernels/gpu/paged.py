@@ -1,7 +1,27 @@
 """Reads tokens of one KV head through one request's pages. Knows nothing of who sees them."""
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
+
+
+@dataclass(frozen=True)
+class Width:
+    """The numbers of a head, as one or two tiles: `block` of them, then `rest`, powers of two."""
+
+    numbers: int
+    block: int
+    rest: int  # 0 if there is no second tile
+
+
+def width_of(numbers: int) -> Width:
+    """80 is 64 and 16, 576 is 512 and 64; 120 is 128, which is no more than 64 and 64."""
+    whole = max(16, triton.next_power_of_2(numbers))
+    rest = max(16, triton.next_power_of_2(numbers - whole // 2))
+    if numbers == whole or rest >= whole // 2:
+        return Width(numbers, whole, 0)
+    return Width(numbers, whole // 2, rest)
 
 
 @triton.jit
@@ -16,20 +36,21 @@ def load_tokens(
     pages,
     slots,
     used,
-    d,
-    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    REST: tl.constexpr,
     S: tl.constexpr,
     DOT: tl.constexpr,
     NATIVE_E4M3: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Vectors [X, d] of `slots` [X] that lie in `pages`; if MASKED, zero for those not used.
+    """One tile of the vectors of `slots` [X], which lie in `pages`.
 
-    cache: a head's first vector, and the strides of pages and tokens.
+    If MASKED, zero for those not used. cache: a head's first vector, and the strides of pages and
+    tokens.
     """
     base, page_stride, token_stride = cache
     token = pages.to(tl.int64) * page_stride + (slots % S).to(tl.int64) * token_stride
-    stored = load_vectors(base + token[:, None] + d[None, :], used, d, D, MASKED)
+    stored = load_vectors(base + token[:, None], used, WIDTH, REST, MASKED)
     if stored.dtype != tl.uint8:
         return stored.to(DOT)
     elif NATIVE_E4M3:
@@ -48,11 +69,31 @@ def float_of_e4m3(byte):
 
 
 @triton.jit
-def load_vectors(pointers, used, d, D: tl.constexpr, MASKED: tl.constexpr):
-    """Vectors of D elements, zero beyond D; if MASKED only those in use, the others zero."""
+def load_vectors(starts, used, WIDTH: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr):
+    """The first tile, or the REST, of the vectors that begin at `starts` [X, 1].
+
+    Zero beyond the width; if MASKED only those in use, the others zero.
+    """
+    d = numbers_of(WIDTH, REST)
     if MASKED:
-        return tl.load(pointers, mask=used[:, None] & (d < D)[None, :], other=0)
-    elif d.shape[0] > D:
-        return tl.load(pointers, mask=(d < D)[None, :], other=0)
+        return tl.load(starts + d, mask=used[:, None] & (d < WIDTH.numbers), other=0)
+    elif WIDTH.block + WIDTH.rest > WIDTH.numbers:
+        return tl.load(starts + d, mask=d < WIDTH.numbers, other=0)
     else:
-        return tl.load(pointers)
+        return tl.load(starts + d)
+
+
+@triton.jit
+def store_vectors(starts, numbers, used, WIDTH: tl.constexpr, REST: tl.constexpr):
+    """The first tile, or the REST, of the vectors in use."""
+    d = numbers_of(WIDTH, REST)
+    tl.store(starts + d, numbers, mask=used[:, None] & (d < WIDTH.numbers))
+
+
+@triton.jit
+def numbers_of(WIDTH: tl.constexpr, REST: tl.constexpr):
+    """Which numbers of a vector the first tile has, or the REST: [1, size]."""
+    if REST:
+        return WIDTH.block + tl.arange(0, WIDTH.rest)[None, :]
+    else:
+        return tl.arange(0, WIDTH.block)[None, :]

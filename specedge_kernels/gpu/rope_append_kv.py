@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specedge_kernels.gpu.stored import as_stored, store_scaled
+from specedge_kernels.gpu.stored import as_stored, rescales, store_scaled
 
 BLOCK_ELEMENTS = 1024  # of each half of the heads of a program
 
@@ -24,6 +24,8 @@ def rope_append_kv_kernel(
     k_cache,  # [P, S, KV_HEADS, 2 * HALF]
     v_cache,  # [P, S, KV_HEADS, 2 * HALF]
     slots,  # [N]
+    k_scales,  # [KV_HEADS] or None
+    v_scales,  # [KV_HEADS] or None
     page_size,
     k_page,
     k_token,
@@ -76,13 +78,19 @@ def rope_append_kv_kernel(
         k_cache += page * k_page + token * k_token
         v_cache += page * v_page + token * v_token
         is_key = turning & (head >= Q_HEADS)
-        key = k_cache + (head - Q_HEADS).to(tl.int64) * k_head + d
-        store_scaled(key, turned_low, k_scale, is_key, SCALED)
-        store_scaled(key + HALF, turned_high, k_scale, is_key, SCALED)
+        k_index, v_index = head - Q_HEADS, head - Q_HEADS - KV_HEADS
+        key_scale, value_scale = k_scale, v_scale
+        if k_scales is not None:
+            key_scale = tl.load(k_scales + k_index, mask=is_key, other=1)
+        key = k_cache + k_index.to(tl.int64) * k_head + d
+        store_scaled(key, turned_low, key_scale, is_key, SCALED)
+        store_scaled(key + HALF, turned_high, key_scale, is_key, SCALED)
         is_value = inside & (head >= Q_HEADS + KV_HEADS)
-        value = v_cache + (head - Q_HEADS - KV_HEADS).to(tl.int64) * v_head + d
-        store_scaled(value, low, v_scale, is_value, SCALED)
-        store_scaled(value + HALF, high, v_scale, is_value, SCALED)
+        if v_scales is not None:
+            value_scale = tl.load(v_scales + v_index, mask=is_value, other=1)
+        value = v_cache + v_index.to(tl.int64) * v_head + d
+        store_scaled(value, low, value_scale, is_value, SCALED)
+        store_scaled(value + HALF, high, value_scale, is_value, SCALED)
 
 
 def rope_append_kv(
@@ -97,7 +105,9 @@ def rope_append_kv(
     *,
     eps: float = 1e-6,
     k_scale: float = 1.0,
+    k_scales: Tensor | None = None,
     v_scale: float = 1.0,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     rows, all_heads, dim = qkv.shape
     heads = k_cache.shape[2]
@@ -115,6 +125,8 @@ def rope_append_kv(
             as_stored(k_cache),
             as_stored(v_cache),
             slots,
+            k_scales,
+            v_scales,
             k_cache.shape[1],
             *k_cache.stride()[:3],
             *v_cache.stride()[:3],
@@ -125,7 +137,7 @@ def rope_append_kv(
             KV_HEADS=heads,
             HALF=dim // 2,
             HAS_NORM=qk_norm is not None,
-            SCALED=(k_scale, v_scale) != (1, 1),
+            SCALED=rescales(k_scale, k_scales, v_scale, v_scales),
             BLOCK_HEADS=block,
             BLOCK_HALF=half,
         )

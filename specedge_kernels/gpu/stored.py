@@ -15,6 +15,11 @@ def as_stored(cache: Tensor) -> Tensor:
     return cache.view(torch.uint8) if cache.dtype == torch.float8_e4m3fn else cache
 
 
+def rescales(*scales: float | Tensor | None) -> bool:
+    """Whether any of the scales changes anything."""
+    return any(isinstance(scale, Tensor) or scale not in (1, None) for scale in scales)
+
+
 @triton.jit
 def store_scaled(pointer, x, scale, mask, SCALED: tl.constexpr):
     """x / scale, float32, in the type of the cache. Float32 holds every half: one rounding."""

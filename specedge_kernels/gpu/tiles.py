@@ -23,54 +23,63 @@ class Tile:
     programs: int  # for each multiprocessor of a card with 160 KiB of shared memory or more
 
 
-# architecture: (bytes of an element, head dimension at most): tiles, fewest rows first
-TILES: dict[str, dict[tuple[int, int], tuple[Tile, ...]]] = {
+# architecture: (bytes of an element, most numbers of a key, of a value): tiles, fewest rows first
+TILES: dict[str, dict[tuple[int, int, int], tuple[Tile, ...]]] = {
     "sm_80": {  # 8.x and 12.x: the smallest have 99 KiB of shared memory
-        (2, 64): (Tile(64, 32, 4, 3, 2), Tile(128, 32, 8, 3, 1)),
-        (2, 128): (Tile(64, 32, 4, 3, 2), Tile(128, 32, 8, 3, 1)),
-        (2, 256): (Tile(64, 16, 8, 3, 1),),
-        (4, 128): (Tile(16, 32, 4, 3, 1),),
-        (4, 256): (Tile(16, 16, 8, 3, 1),),
+        (2, 64, 64): (Tile(64, 32, 4, 3, 2), Tile(128, 32, 8, 3, 1)),
+        (2, 128, 128): (Tile(64, 32, 4, 3, 2), Tile(128, 32, 8, 3, 1)),
+        (2, 256, 256): (Tile(64, 16, 8, 3, 1),),
+        (4, 128, 128): (Tile(16, 32, 4, 3, 1),),
+        (4, 256, 256): (Tile(16, 16, 8, 3, 1),),
     },
     "sm_90": {  # 9.0 has 227 KiB; 64 rows are one wgmma
-        (2, 64): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
-        (2, 128): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
-        (2, 256): (Tile(64, 32, 8, 3, 1), Tile(128, 32, 8, 3, 1)),
-        (4, 128): (Tile(16, 32, 4, 3, 2),),
-        (4, 256): (Tile(16, 16, 8, 3, 1),),
+        (2, 64, 64): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 128, 128): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 256, 256): (Tile(64, 32, 8, 3, 1), Tile(128, 32, 8, 3, 1)),
+        (4, 128, 128): (Tile(16, 32, 4, 3, 2),),
+        (4, 256, 256): (Tile(16, 16, 8, 3, 1),),
     },
     "sm_100": {  # 10.x has 227 KiB
-        (2, 64): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
-        (2, 128): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
-        (2, 256): (Tile(64, 32, 8, 3, 1),),
-        (4, 128): (Tile(16, 32, 4, 3, 2),),
-        (4, 256): (Tile(16, 16, 8, 3, 1),),
+        (2, 64, 64): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 128, 128): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 256, 256): (Tile(64, 32, 8, 3, 1),),
+        (4, 128, 128): (Tile(16, 32, 4, 3, 2),),
+        (4, 256, 256): (Tile(16, 16, 8, 3, 1),),
     },
 }
 
+WIDEST = 256
 
-def choose_tile(q: Tensor, k_cache: Tensor, batch: int, batch_invariant: bool = False) -> Tile:
+
+def choose_tile(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: int, batch_invariant: bool = False
+) -> Tile:
     """For q [N, Hq, D] of `batch` requests: the least tile that holds their mean rows.
 
     With batch_invariant the largest, whatever the batch.
     """
     rows, query_heads, dim = q.shape
     mean_rows = triton.cdiv(rows, max(batch, 1)) * (query_heads // k_cache.shape[2])
-    tiles = tiles_for(architecture(q.device), max(q.itemsize, k_cache.itemsize), dim)
+    n_bytes = max(q.itemsize, k_cache.itemsize, v_cache.itemsize)
+    tiles = tiles_for(architecture(q.device), n_bytes, dim, v_cache.shape[3])
     if batch_invariant:
         return tiles[-1]
     return next((tile for tile in tiles if tile.rows >= mean_rows), tiles[-1])
 
 
-def tiles_for(arch: str, element_bytes: int, dim: int) -> tuple[Tile, ...]:
+def tiles_for(arch: str, element_bytes: int, keys: int, values: int) -> tuple[Tile, ...]:
+    """For heads of `keys` and `values` numbers."""
     fits = (
         tiles
-        for (size, largest), tiles in TILES[arch].items()
-        if size >= element_bytes and largest >= dim
+        for (size, most_keys, most_values), tiles in TILES[arch].items()
+        if size >= element_bytes and most_keys >= keys and most_values >= values
     )
     tiles = next(fits, None)
     if tiles is None:
-        raise ValueError(f"tree_attention: expected a head dimension of 256 or less, got {dim}")
+        raise ValueError(
+            f"tree_attention: expected heads of at most {WIDEST} numbers, "
+            f"got {keys} of keys and {values} of values"
+        )
     return tiles
 
 

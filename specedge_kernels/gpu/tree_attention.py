@@ -22,8 +22,22 @@ import triton.language as tl
 from torch import Tensor
 
 from specedge_kernels.gpu.merge_splits import MERGED_HEADS, merge_splits_kernel
-from specedge_kernels.gpu.online_softmax import LN_2, absorb, score
-from specedge_kernels.gpu.paged import load_pages, load_tokens, load_vectors
+from specedge_kernels.gpu.online_softmax import (
+    LN_2,
+    LOG2_E,
+    absorb,
+    add_values,
+    beside_sink,
+    scaled,
+)
+from specedge_kernels.gpu.paged import (
+    Width,
+    load_pages,
+    load_tokens,
+    load_vectors,
+    store_vectors,
+    width_of,
+)
 from specedge_kernels.gpu.plan import (
     find_request,
     max_partial_rows,
@@ -46,16 +60,19 @@ from specedge_kernels.gpu.visible import (
 def tree_attention_kernel(
     q,  # [N, HK * GROUP, D]
     k_cache,  # [P, S, HK, D]
-    v_cache,  # [P, S, HK, D]
+    v_cache,  # [P, S, HK, DV]
     page_table,  # [B, M]
     prefix_lens,  # [B]
     n_nodes,  # [B]
     offsets,  # [B + 1]
     ancestors,  # [N, W]
     depth,  # [N]
-    out,  # [N, HK * GROUP, D]
+    k_scales,  # [HK] f32 or None
+    v_scales,  # [HK] f32 or None
+    sinks,  # [HK * GROUP] f32 or None
+    out,  # [N, HK * GROUP, DV]
     lse,  # [N, HK * GROUP] f32, natural; untouched unless LSE
-    partial_out,  # [R, HK * GROUP, D] f32, normalised; R rows of partial results, see plan.py
+    partial_out,  # [R, HK * GROUP, DV] f32, normalised; R rows of partial results, see plan.py
     partial_lse,  # [R, HK * GROUP] f32, base 2
     batch,
     pages_per_request,
@@ -71,13 +88,14 @@ def tree_attention_kernel(
     v_scale,
     HK: tl.constexpr,
     GROUP: tl.constexpr,
-    D: tl.constexpr,
+    KEY: tl.constexpr,  # Width of D
+    VALUE: tl.constexpr,  # Width of DV
+    SHARED: tl.constexpr,  # the values are a part of the keys
     S: tl.constexpr,
     W: tl.constexpr,
     BATCH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
     INVARIANT: tl.constexpr,
@@ -101,7 +119,8 @@ def tree_attention_kernel(
         BLOCK_KEYS,
     )
     n_items = tl.sum(items, 0) * HK
-    columns, d = tl.arange(0, BLOCK_KEYS), tl.arange(0, BLOCK_D)
+    columns = tl.arange(0, BLOCK_KEYS)
+    RESTS: tl.constexpr = VALUE.rest if VALUE.rest > 0 else 1
     # Hoisting out of this loop would hold registers through the inner ones.
     for item in tl.range(
         tl.program_id(0), n_items, tl.num_programs(0), num_stages=1, disable_licm=True
@@ -144,15 +163,25 @@ def tree_attention_kernel(
             full_begin = tl.maximum(begin, tl.cdiv(tl.max(start, 0), BLOCK_KEYS) * BLOCK_KEYS)
         full_end = tl.maximum(full_begin, tl.minimum(straight, end) // BLOCK_KEYS * BLOCK_KEYS)
 
-        query = (row * (HK * GROUP) + head * GROUP + m % GROUP).to(tl.int64) * D
-        queries = load_vectors(q + query[:, None] + d[None, :], row, d, D, False).to(DOT)
+        query = q + (row * (HK * GROUP) + head * GROUP + m % GROUP).to(tl.int64) * KEY.numbers
+        queries = load_vectors(query[:, None], row, KEY, False, False).to(DOT)
+        query_rests = queries
+        if KEY.rest:
+            query_rests = load_vectors(query[:, None], row, KEY, True, False).to(DOT)
+        own_scale, own_v_scale = scale, v_scale
+        if k_scales is not None:
+            own_scale = scale * tl.load(k_scales + head)
+        if v_scales is not None:
+            own_v_scale = v_scale * tl.load(v_scales + head)
         keys_at = (k_cache + head.to(tl.int64) * k_head, k_page, k_token)
         values_at = (v_cache + head.to(tl.int64) * v_head, v_page, v_token)
         table = page_table + b * pages_per_request
-        work = (queries, table, keys_at, values_at, d, scale, softcap)
+        work = (queries, query_rests, keys_at, values_at, own_scale, softcap)
         top = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
-        sums = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
+        sums = tl.zeros([BLOCK_ROWS, VALUE.block], tl.float32)
+        rests = tl.zeros([BLOCK_ROWS, RESTS], tl.float32)
+        state = (top, total, sums, rests)
 
         if WINDOW:
             for tile_begin in tl.range(
@@ -162,8 +191,22 @@ def tree_attention_kernel(
                 word = visible_word(ancestors, row, node, chain, start, prefix, tile_begin, W)
                 # Slots that no row sees may hold anything, NaN included.
                 used = (slots >= seen) & (slots < end)
-                top, total, sums = attend_masked(
-                    work, word, slots, used, (top, total, sums), D, S, DOT, NATIVE_E4M3, SOFTCAP
+                pages = load_pages(table, slots, used, S)
+                state = attend_tile(
+                    work,
+                    pages,
+                    slots,
+                    used,
+                    word,
+                    state,
+                    KEY,
+                    VALUE,
+                    SHARED,
+                    S,
+                    DOT,
+                    NATIVE_E4M3,
+                    SOFTCAP,
+                    True,
                 )
 
         # The ids of the next tile travel in `pages`: looked up inside a turn, they would keep the
@@ -174,18 +217,44 @@ def tree_attention_kernel(
             slots = tile_begin + columns
             ahead = slots + BLOCK_KEYS
             next_pages = load_pages(table, ahead, ahead < full_end, S)
-            keys = load_tokens(keys_at, pages, slots, slots, d, D, S, DOT, NATIVE_E4M3, False)
-            values = load_tokens(values_at, pages, slots, slots, d, D, S, DOT, NATIVE_E4M3, False)
-            scores = score(queries, keys, scale, softcap, SOFTCAP)
-            top, total, sums = absorb(scores, values, top, total, sums, False)
+            state = attend_tile(
+                work,
+                pages,
+                slots,
+                slots,
+                slots,
+                state,
+                KEY,
+                VALUE,
+                SHARED,
+                S,
+                DOT,
+                NATIVE_E4M3,
+                SOFTCAP,
+                False,
+            )
             pages = next_pages
 
         for tile_begin in tl.range(full_end, end, BLOCK_KEYS, num_stages=1):
             slots = tile_begin + columns
             word = visible_word(ancestors, row, node, chain, start, prefix, tile_begin, W)
             used = (slots >= seen) & (slots < end)
-            top, total, sums = attend_masked(
-                work, word, slots, used, (top, total, sums), D, S, DOT, NATIVE_E4M3, SOFTCAP
+            pages = load_pages(table, slots, used, S)
+            state = attend_tile(
+                work,
+                pages,
+                slots,
+                used,
+                word,
+                state,
+                KEY,
+                VALUE,
+                SHARED,
+                S,
+                DOT,
+                NATIVE_E4M3,
+                SOFTCAP,
+                True,
             )
 
         # One path at a time for the rows of its node, tokens in the columns of their positions.
@@ -206,53 +275,102 @@ def tree_attention_kernel(
                     )
                     word = ones_below(own - tile_begin) & ~ones_below(path_start - tile_begin)
                     used = (positions >= path_start) & (positions < length)
-                    top, total, sums = attend_masked(
-                        work, word, slots, used, (top, total, sums), D, S, DOT, NATIVE_E4M3, SOFTCAP
+                    pages = load_pages(table, slots, used, S)
+                    state = attend_tile(
+                        work,
+                        pages,
+                        slots,
+                        used,
+                        word,
+                        state,
+                        KEY,
+                        VALUE,
+                        SHARED,
+                        S,
+                        DOT,
+                        NATIVE_E4M3,
+                        SOFTCAP,
+                        True,
                     )
 
+        top, total, sums, rests = state
         total = tl.where(total == 0, 1.0, total)
-        sums = sums / total[:, None] * v_scale
+        sums = sums / total[:, None] * own_v_scale
+        rests = rests / total[:, None] * own_v_scale
         row_lse = top + tl.log2(total)
         m = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        stored = (m < rows * GROUP)[:, None] & (d < D)[None, :]
-        vector = (m // GROUP * (HK * GROUP) + head * GROUP + m % GROUP).to(tl.int64)
+        stored = m < rows * GROUP
+        query_head = head * GROUP + m % GROUP
+        vector = (m // GROUP * (HK * GROUP) + query_head).to(tl.int64)
         if splits == 1:
+            if sinks is not None:
+                share, row_lse = beside_sink(row_lse, tl.load(sinks + query_head) * LOG2_E)
+                sums, rests = sums * share[:, None], rests * share[:, None]
             vector += first_row * (HK * GROUP)
-            tl.store(out + vector[:, None] * D + d[None, :], sums.to(DTYPE), mask=stored)
+            whole = out + vector[:, None] * VALUE.numbers
+            store_vectors(whole, sums.to(DTYPE), stored, VALUE, False)
+            if VALUE.rest:
+                store_vectors(whole, rests.to(DTYPE), stored, VALUE, True)
             if LSE:
-                tl.store(lse + vector, row_lse * LN_2, mask=m < rows * GROUP)
+                tl.store(lse + vector, row_lse * LN_2, mask=stored)
         else:
             partial_row = sum_before(partial_rows, b, BATCH) + split * rows
             vector += partial_row * (HK * GROUP)
-            tl.store(partial_lse + vector, row_lse, mask=m < rows * GROUP)
-            tl.store(partial_out + vector[:, None] * D + d[None, :], sums, mask=stored)
+            tl.store(partial_lse + vector, row_lse, mask=stored)
+            part = partial_out + vector[:, None] * VALUE.numbers
+            store_vectors(part, sums, stored, VALUE, False)
+            if VALUE.rest:
+                store_vectors(part, rests, stored, VALUE, True)
 
 
 @triton.jit
-def attend_masked(
+def attend_tile(
     work,
-    word,
+    pages,
     slots,
     used,
+    word,
     state,
-    D: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    SHARED: tl.constexpr,
     S: tl.constexpr,
     DOT: tl.constexpr,
     NATIVE_E4M3: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
-    """One tile of keys, of which each row sees the bits of its word; slots not used are not read.
+    """One tile of keys; if MASKED each row sees the bits of its word, and what is not used is not
+    read.
 
     work: what all tiles of an item share; state: of the running softmax, returned renewed.
     """
-    queries, table, keys_at, values_at, d, scale, softcap = work
-    top, total, sums = state
-    pages = load_pages(table, slots, used, S)
-    keys = load_tokens(keys_at, pages, slots, used, d, D, S, DOT, NATIVE_E4M3, True)
-    scores = score(queries, keys, scale, softcap, SOFTCAP)
-    scores = tl.where(has_bit(word, tl.arange(0, slots.shape[0])), scores, float("-inf"))
-    values = load_tokens(values_at, pages, slots, used, d, D, S, DOT, NATIVE_E4M3, True)
-    return absorb(scores, values, top, total, sums, True)
+    queries, query_rests, keys_at, values_at, scale, softcap = work
+    top, total, sums, rests = state
+    keys = load_tokens(keys_at, pages, slots, used, KEY, False, S, DOT, NATIVE_E4M3, MASKED)
+    key_rests = keys
+    products = tl.dot(queries, tl.trans(keys), input_precision="tf32x3")
+    if KEY.rest:
+        key_rests = load_tokens(keys_at, pages, slots, used, KEY, True, S, DOT, NATIVE_E4M3, MASKED)
+        products = tl.dot(query_rests, tl.trans(key_rests), products, input_precision="tf32x3")
+    scores = scaled(products, scale, softcap, SOFTCAP)
+    if MASKED:
+        scores = tl.where(has_bit(word, tl.arange(0, slots.shape[0])), scores, float("-inf"))
+    weights, shrink, top, total = absorb(scores, top, total, MASKED)
+    values = keys
+    if not SHARED:
+        values = load_tokens(
+            values_at, pages, slots, used, VALUE, False, S, DOT, NATIVE_E4M3, MASKED
+        )
+    sums = add_values(weights, values, shrink, sums)
+    if VALUE.rest:
+        value_rests = key_rests
+        if not SHARED:
+            value_rests = load_tokens(
+                values_at, pages, slots, used, VALUE, True, S, DOT, NATIVE_E4M3, MASKED
+            )
+        rests = add_values(weights, value_rests, shrink, rests)
+    return top, total, sums, rests
 
 
 def tree_attention(
@@ -269,19 +387,23 @@ def tree_attention(
     scale: float,
     softcap: float = 0.0,
     window: int = -1,
+    k_scale: float = 1.0,
+    k_scales: Tensor | None = None,
     v_scale: float = 1.0,
+    v_scales: Tensor | None = None,
+    sinks: Tensor | None = None,
     with_lse: bool = False,
     batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See `ops.tree_attention`, which has put the scale of the keys into `scale`."""
+    """See `ops.tree_attention`."""
     tables = (page_table, prefix_lens, n_nodes, offsets, ancestors, depth)
     return launch(
         q,
         k_cache,
         v_cache,
         *tables,
-        Scoring(scale, softcap, window, v_scale),
-        choose_tile(q, k_cache, prefix_lens.shape[0], batch_invariant),
+        Scoring(scale * k_scale, softcap, window, v_scale, k_scales, v_scales, sinks),
+        choose_tile(q, k_cache, v_cache, prefix_lens.shape[0], batch_invariant),
         with_lse=with_lse,
         batch_invariant=batch_invariant,
     )
@@ -293,6 +415,9 @@ class Scoring:
     softcap: float = 0.0
     window: int = -1
     v_scale: float = 1.0
+    k_scales: Tensor | None = None  # [Hk], beside `scale`
+    v_scales: Tensor | None = None  # [Hk], beside `v_scale`
+    sinks: Tensor | None = None  # [Hq]
 
 
 def launch(
@@ -311,24 +436,23 @@ def launch(
     batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The op with a given tile: one launch, and a second one where prefixes can be split."""
-    out = torch.empty_like(q)
+    rows, query_heads = q.shape[:2]
+    key, value = width_of(q.shape[2]), width_of(v_cache.shape[3])
+    out = q.new_empty(rows, query_heads, value.numbers)
     lse = q.new_empty(q.shape[:2] if with_lse else 0, dtype=torch.float32)
-    rows, query_heads, dim = q.shape
     batch, table_width = page_table.shape
     page_size, heads = k_cache.shape[1:3]
-    if q.numel() == 0:
+    if out.numel() == 0:
         return out, lse
     group, context_tokens = query_heads // heads, table_width * page_size
     partial_rows = max_partial_rows(rows, batch, group, context_tokens, batch_invariant)
-    partial_out = q.new_empty(partial_rows, query_heads, dim, dtype=torch.float32)
+    partial_out = q.new_empty(partial_rows, query_heads, value.numbers, dtype=torch.float32)
     partial_lse = q.new_empty(partial_rows, query_heads, dtype=torch.float32)
     common = {
         "GROUP": group,
-        "D": dim,
         "BATCH": triton.next_power_of_2(batch),
         "BLOCK_ROWS": tile.rows,
         "BLOCK_KEYS": tile.keys,
-        "BLOCK_D": max(16, triton.next_power_of_2(dim)),
         "WINDOW": scoring.window >= 0,
         "INVARIANT": batch_invariant,
         "LSE": with_lse,
@@ -346,6 +470,9 @@ def launch(
         offsets,
         ancestors,
         depth,
+        scoring.k_scales,
+        scoring.v_scales,
+        scoring.sinks,
         out,
         lse,
         partial_out,
@@ -359,6 +486,9 @@ def launch(
         scoring.window,
         scoring.v_scale,
         HK=heads,
+        KEY=key,
+        VALUE=value,
+        SHARED=are_parts(v_cache, k_cache, value, key),
         S=page_size,
         W=ancestors.shape[1],
         SOFTCAP=scoring.softcap > 0,
@@ -375,12 +505,24 @@ def launch(
             prefix_lens,
             n_nodes,
             offsets,
+            scoring.sinks,
             out,
             lse,
             batch,
             scoring.window,
             HQ=query_heads,
+            DV=value.numbers,
+            BLOCK_DV=triton.next_power_of_2(value.numbers),
             BLOCK_HEADS=MERGED_HEADS,
             **common,
         )
     return out, lse
+
+
+def are_parts(v_cache: Tensor, k_cache: Tensor, value: Width, key: Width) -> bool:
+    """Whether the tiles of the values are the first ones of the keys, in the same memory."""
+    start = v_cache.storage_offset() == k_cache.storage_offset()
+    alike = v_cache.stride() == k_cache.stride() and v_cache.dtype == k_cache.dtype
+    # Not by their addresses: tensors without numbers have none.
+    same = v_cache.untyped_storage() is k_cache.untyped_storage()
+    return start and alike and same and value.numbers in (key.block, key.numbers)

@@ -47,7 +47,7 @@ class Launch:
         constants = {
             parameter.name: self.arguments[parameter.name]
             for parameter in self.kernel.params
-            if parameter.is_constexpr or self._is_one(parameter)
+            if parameter.is_constexpr or self._is_constant(parameter)
         }
         types = {
             parameter.name: _type(self.arguments[parameter.name], parameter.do_not_specialize)
@@ -56,10 +56,11 @@ class Launch:
         }
         return types, constants
 
-    def _is_one(self, parameter: triton.runtime.jit.KernelParam) -> bool:
-        """Triton makes a constant of an integer argument that is 1, unless told not to."""
+    def _is_constant(self, parameter: triton.runtime.jit.KernelParam) -> bool:
+        """Triton makes a constant of None, and of an integer that is 1 unless told not to."""
         value = self.arguments[parameter.name]
-        return isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        is_one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        return value is None or is_one
 
 
 def _type(value: torch.Tensor | float, any_value: bool) -> str:

@@ -2,10 +2,10 @@ import re
 
 import pytest
 import torch
-import triton
 
 from specedge_kernels.gpu import tree_attention as gpu
 from specedge_kernels.gpu.merge_splits import MERGED_HEADS, merge_splits_kernel
+from specedge_kernels.gpu.paged import width_of
 from specedge_kernels.gpu.tiles import TILES, Tile, choose_tile, tiles_for
 from tests.gpu.compiled import SHARED_BYTES, cross_compile, main_loop, stack_bytes, waits
 from tests.gpu.launches import launches_of
@@ -41,20 +41,29 @@ STRIDES = dict.fromkeys(("k_page", "k_token", "k_head", "v_page", "v_token", "v_
 
 
 def compile_attention(
-    arch: str, tile: Tile, dtype: str, dim: int, cached: str | None = None, **constants
+    arch: str,
+    tile: Tile,
+    dtype: str,
+    widths: tuple[int, int],
+    cached: str | None = None,
+    **constants,
 ):
     tensors = dict.fromkeys(("q", "out"), f"*{dtype}")
     tensors |= dict.fromkeys(("k_cache", "v_cache"), f"*{cached or dtype}")
     shape = {
         "HK": 8,
         "GROUP": 5,
-        "D": dim,
+        "KEY": width_of(widths[0]),
+        "VALUE": width_of(widths[1]),
+        "SHARED": False,
+        "k_scales": None,
+        "v_scales": None,
+        "sinks": None,
         "S": 16,
         "W": 1,
         "BATCH": 16,
         "BLOCK_ROWS": tile.rows,
         "BLOCK_KEYS": tile.keys,
-        "BLOCK_D": triton.next_power_of_2(dim),
         "SOFTCAP": False,
         "WINDOW": False,
         "INVARIANT": False,
@@ -77,15 +86,22 @@ def compile_attention(
 ARCHS = ("sm_80", "sm_90", "sm_100")
 
 
+def copies(widths: tuple[int, int]) -> int:
+    """Of one tile of keys and values: one for each power of two that makes up their widths."""
+    return sum(2 if width_of(width).rest else 1 for width in widths)
+
+
 def spills(code: list[str]) -> list[str]:
     return [line for line in code if re.search(r"\b(LDL|STL)\b", line)]
 
 
 # float32 takes the same instructions on every card.
 ENTRIES = [
-    pytest.param(arch, size, dim, tile, id=f"{arch}-{8 * size}bit-{dim}-{tile.rows}")
+    pytest.param(
+        arch, size, (keys, values), tile, id=f"{arch}-{8 * size}bit-{keys}-{values}-{tile.rows}"
+    )
     for arch, entries in TILES.items()
-    for (size, dim), tiles in entries.items()
+    for (size, keys, values), tiles in entries.items()
     for tile in tiles
     if size == 2 or arch == "sm_80"
 ]
@@ -115,7 +131,7 @@ def test_only_a_batch_invariant_launch_does_without_contraction(batch_invariant,
 def test_a_batch_invariant_tile_follows_no_batch():
     k_cache = torch.empty(1, 16, 8, 128, dtype=torch.bfloat16)
     tiles = {
-        choose_tile(q, k_cache, batch, batch_invariant=True)
+        choose_tile(q, k_cache, k_cache, batch, batch_invariant=True)
         for batch in (1, 3)
         for q in torch.empty(400, 40, 128, dtype=torch.bfloat16).split([1, 12, 64, 323])
     }
@@ -128,26 +144,26 @@ def test_a_batch_invariant_tile_follows_no_batch():
 def test_the_rows_of_a_tile_hold_the_mean_tree(nodes, rows):
     q = torch.empty(16 * nodes, 40, 128, dtype=torch.bfloat16)
     k_cache = torch.empty(1, 16, 8, 128, dtype=torch.bfloat16)
-    assert choose_tile(q, k_cache, batch=16).rows == rows
-    assert choose_tile(q[:0], k_cache, batch=0).rows == 64
+    assert choose_tile(q, k_cache, k_cache, batch=16).rows == rows
+    assert choose_tile(q[:0], k_cache, k_cache, batch=0).rows == 64
 
 
 def test_a_head_dimension_beyond_the_table_is_named():
-    with pytest.raises(ValueError, match="head dimension of 256 or less, got 257"):
-        tiles_for("sm_90", 2, 257)
+    with pytest.raises(ValueError, match="at most 256 numbers, got 257 of keys and 64 of values"):
+        tiles_for("sm_90", 2, 257, 64)
 
 
 @pytest.mark.every_value
-@pytest.mark.parametrize(("arch", "size", "dim", "tile"), ENTRIES)
-def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, dim, tile, tmp_path):
-    compiled = compile_attention(arch, tile, "bf16" if size == 2 else "fp32", dim)
+@pytest.mark.parametrize(("arch", "size", "widths", "tile"), ENTRIES)
+def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, widths, tile, tmp_path):
+    compiled = compile_attention(arch, tile, "bf16" if size == 2 else "fp32", widths)
     assert compiled.metadata.shared <= SHARED_BYTES[arch]
     # Keys and values of the next tiles are on their way while one is multiplied.
-    assert max(waits(compiled)) >= 2 * (tile.stages - 2) > 0
+    assert max(waits(compiled)) >= copies(widths) * (tile.stages - 2) > 0
     # Registers put aside around the loop cost little; float32 at 256 is there to be right.
     loop = main_loop(compiled, tmp_path)
     assert any("MMA" in line for line in loop)
-    assert not spills(loop) or (size, dim) == (4, 256)
+    assert not spills(loop) or (size, widths) == (4, (256, 256))
     if arch == "sm_90" and size == 2:
         assert "wgmma.mma_async" in compiled.asm["ptx"]
         assert "mma.sync" not in compiled.asm["ptx"]
@@ -158,23 +174,24 @@ def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, dim, tile, tmp_pa
 @pytest.mark.parametrize(
     "options",
     [
-        {"S": 1, "D": 80, "LSE": True},
+        {"S": 1, "widths": (80, 80), "LSE": True},
         {"S": 64, "GROUP": 8, "WINDOW": True},
         {"W": 4, "BATCH": 256, "WINDOW": True, "SOFTCAP": True},
     ],
     ids=str,
 )
 def test_no_option_disturbs_the_main_loop(options, tmp_path):
-    tile = tiles_for("sm_90", 2, 128)[0]
-    compiled = compile_attention("sm_90", tile, "bf16", 128, **options)
-    assert max(waits(compiled)) == 2 * (tile.stages - 2)
+    tile = tiles_for("sm_90", 2, 128, 128)[0]
+    options = {"widths": (128, 128)} | options
+    compiled = compile_attention("sm_90", tile, "bf16", **options)
+    assert max(waits(compiled)) == copies(options["widths"]) * (tile.stages - 2)
     assert not spills(main_loop(compiled, tmp_path))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_float8_is_multiplied_as_the_queries_are(arch, tmp_path):
-    tile = tiles_for(arch, 2, 128)[-1]
-    compiled = compile_attention(arch, tile, "bf16", 128, cached="u8")
+    tile = tiles_for(arch, 2, 128, 128)[-1]
+    compiled = compile_attention(arch, tile, "bf16", (128, 128), cached="u8")
     assert max(waits(compiled)) == 2 * (tile.stages - 2)
     assert not spills(main_loop(compiled, tmp_path))
     # Half the bytes in flight, but what is multiplied is bfloat16.
@@ -185,8 +202,8 @@ def test_float8_is_multiplied_as_the_queries_are(arch, tmp_path):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_loop_of_the_invariant_kernel_computes_alike(arch, tmp_path):
-    tile = tiles_for(arch, 2, 128)[-1]
-    compiled = compile_attention(arch, tile, "bf16", 128, INVARIANT=True, WINDOW=True)
+    tile = tiles_for(arch, 2, 128, 128)[-1]
+    compiled = compile_attention(arch, tile, "bf16", (128, 128), INVARIANT=True, WINDOW=True)
     assert stack_bytes(compiled, tmp_path) == 0
     assert max(waits(compiled)) == 2 * (tile.stages - 2)
     # Four loops: cut by the window, whole, around the tree, along a path. Their sums over keys
@@ -204,11 +221,12 @@ def test_the_merge_does_not_spill(arch, tmp_path):
     constants = {
         "HQ": 40,
         "GROUP": 5,
-        "D": 128,
+        "DV": 128,
+        "sinks": None,
         "BATCH": 16,
         "BLOCK_ROWS": 64,
         "BLOCK_KEYS": 64,
-        "BLOCK_D": 128,
+        "BLOCK_DV": 128,
         "BLOCK_HEADS": MERGED_HEADS,
         "WINDOW": False,
         "INVARIANT": True,

@@ -73,6 +73,10 @@ CASES = {
         "append_kv",
         (K.float(), K.float(), cache(K.dtype), cache(K.dtype), long(3)),
     ),
+    "append_kv-keys": (
+        "append_kv",
+        (K, K[..., :0], cache(K.dtype), cache(K.dtype)[..., :0], long(3)),
+    ),
     "append_kv-float8": ("append_kv", (K, K, cache(E4M3), cache(E4M3, "HND"), long(3))),
     "rope_append_kv": ("rope_append_kv", rope_case(40, 8, 128, K.dtype)),
     "rope_append_kv-no-norm": ("rope_append_kv", rope_case(40, 8, 128, K.dtype, norm=False)),
@@ -103,7 +107,8 @@ CASES = {
 FIRST_CASES = {op: name for name, (op, _) in reversed(CASES.items())}.values()
 # On sm_80 there is no instruction that makes a float8.
 ELSEWHERE = [*FIRST_CASES, "rope_append_kv-float8", "target_tokens-masked"]
-OPTIONS = {name: {"k_scale": 0.5} for name in ("append_kv-float8", "rope_append_kv-float8")}
+SCALES = {"k_scale": 0.5, "v_scales": real(8)}
+OPTIONS = dict.fromkeys(("append_kv-float8", "rope_append_kv-float8"), SCALES)
 LAUNCHES = {"target_tokens": 4, "draft_topk": 2, "token_logprobs": 2}
 
 

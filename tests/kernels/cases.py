@@ -97,12 +97,13 @@ def make_caches(
     dtype: torch.dtype,
     generator: torch.Generator,
     layout: str = "NHD",
+    value_dim: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Random k and v caches [P, S, Hk, D], NaN wherever no request has written."""
     n_pages, page_size = batch.used.shape
     caches = []
-    for _ in range(2):
-        cache = torch.randn(n_pages, page_size, heads, dim, generator=generator)
+    for width in (dim, value_dim or dim):
+        cache = torch.randn(n_pages, page_size, heads, width, generator=generator)
         cache[~batch.used] = float("nan")
         cache = cache.to(dtype)
         if layout == "HND":

@@ -108,6 +108,7 @@ CALLS = {
         "v_cache": cache(),
         **trees(),
         "scale": 0.3,
+        "sinks": torch.randn(4),
     },
     "append_kv": lambda: {
         "k": torch.randn(3, 2, 8),
@@ -165,7 +166,7 @@ TENSORS = [
     for name, value in make().items()
     if isinstance(value, torch.Tensor)
 ]
-OPTIONAL = {"qk_norm", "token_ids", "delta", "mask", "mask_row"}
+OPTIONAL = {"sinks", "qk_norm", "token_ids", "delta", "mask", "mask_row"}
 REAL = {"scale", "softcap", "k_scale", "v_scale", "eps"}
 SCALED = ("tree_attention", "append_kv", "rope_append_kv")
 NUMBERS = [
@@ -278,6 +279,7 @@ def test_packing_wants_a_tensor_without_gradients():
         ("tree_attention", "offsets", 1, -1, "offsets not to decrease"),
         ("tree_attention", "ancestors", (3, 0), 0, "mask of node 3 to hold the node itself"),
         ("tree_attention", "ancestors", (3, 0), -1, "expected 3 nodes in the mask of node 3"),
+        ("tree_attention", "sinks", 3, float("nan"), "finite or -inf, got nan for head 3"),
         ("tree_attention", "depth", 3, -1, r"a depth in 0 \.\. 3 for node 3, got -1"),
         ("tree_attention", "depth", 5, 2, r"a depth in 0 \.\. 1 for node 1, got 2"),
         ("append_kv", "slots", 0, 24, "expected slots below 24, got 24 at row 0"),
@@ -352,6 +354,9 @@ def test_a_wrong_value_is_named_and_nothing_is_written(op, name, where, value, m
         ("rms_norm", "eps", -1e-6, "eps: expected 0 or more"),
         ("tree_attention", "k_scale", 0.0, "k_scale: expected more than 0"),
         ("append_kv", "v_scale", float("nan"), "v_scale: expected more than 0"),
+        ("append_kv", "k_scale", torch.tensor([1.0, -1]), "k_scale of more than 0, and finite"),
+        ("append_kv", "v_scale", torch.ones(3), r"v_scale: expected .* shape \[2\]"),
+        ("rope_append_kv", "v_scale", torch.tensor([torch.nan, 1]), "a v_scale of more than 0"),
         ("append_kv", "k_cache", torch.zeros(6, 0, 2, 8), "k_cache: expected"),
         ("append_kv", "v_cache", torch.zeros(6, 4, 1, 8).expand(6, 4, 2, 8), "no stride of 0"),
         ("rope_append_kv", "k_cache", torch.zeros(1, 4, 2, 8).expand(6, 4, 2, 8), "no stride of 0"),

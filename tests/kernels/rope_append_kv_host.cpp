@@ -4,9 +4,11 @@
 #include "host.h"
 
 int main() {
-  const auto sizes = read_array<int64_t>(7);
+  const auto sizes = read_array<int64_t>(8);
   const int64_t rows = sizes[0], backwards = sizes[6];
-  const auto floats = read_array<float>(3);
+  const auto floats = read_array<float>(2);
+  // Keys have a scale for each head, values one for all.
+  const auto k_scales = read_array<float>(sizes[7]);
   const auto qkv = read_bytes(), qk_norm = read_bytes(), cos = read_bytes(), sin = read_bytes();
   const auto positions = read_array<int64_t>(rows), slots = read_array<int64_t>(rows);
   HostCache k_cache, v_cache;
@@ -23,8 +25,8 @@ int main() {
                                          rope,
                                          k_cache.view(),
                                          v_cache.view(),
-                                         floats[1],
-                                         floats[2],
+                                         {1, k_scales.data()},
+                                         {floats[1]},
                                          slots.data()};
   const int64_t heads = arguments.heads(), n = rows * heads;
   for (int64_t step = 0; step < n; ++step) {

@@ -58,6 +58,21 @@ def test_keys_and_values_are_divided_by_scales_of_their_own(source, dtype):
     assert_same_bits(v_cache[0, [2, 0]], (k.float() / 2).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, E4M3])
+@pytest.mark.parametrize("value_dim", [0, 8, 40])
+def test_heads_have_scales_and_values_a_width_of_their_own(dtype, value_dim):
+    generator = torch.Generator().manual_seed(value_dim)
+    k, v = (torch.randn(5, 3, dim, generator=generator) for dim in (20, value_dim))
+    both = torch.full((2, 4, 3, 20 + value_dim), float("nan")).to(dtype)  # side by side
+    slots = torch.tensor([7, -1, 0, 3, 4])
+    scales = {"k_scale": torch.tensor([0.3, 1, 7]), "v_scale": torch.tensor([2.0, 0.1, 1])}
+    kernels.append_kv(k, v, both[..., :20], both[..., 20:], slots, **scales)
+    want = torch.cat((k / scales["k_scale"][:, None], v / scales["v_scale"][:, None]), -1)
+    kept = slots >= 0
+    assert_same_bits(both.view(8, 3, -1)[slots[kept]], want[kept].to(dtype))
+    assert both.isnan().view(8, -1).all(1).sum() == 4
+
+
 def test_half_conversion_rounds_every_boundary_as_torch_does():
     # Every half, the middle to its neighbour, and one float32 step to either side of the middle.
     halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).float()
@@ -140,10 +155,11 @@ def test_the_cuda_body_gives_the_same_on_a_cpu(host_kernel, source, dtype, heads
     slots = torch.tensor([5, -1, 31, 0, 17, -1, 8])
     want = [caches(2, 16, heads, dim, dtype, layout)[0] for layout in ("NHD", "HND")]
     blank = [host.cache_of(cache) for cache in want]
-    reference.append_kv(k, v, *want, slots, k_scale=0.7, v_scale=3.0)
-    sizes = host.numbers(7, int(DTYPES[source]), backwards)
+    k_scale = torch.linspace(0.7, 1.3, heads)
+    reference.append_kv(k, v, *want, slots, k_scale=k_scale, v_scale=3.0)
+    sizes = host.numbers(7, int(DTYPES[source]), backwards, heads)
     kv = host.sized(k) + host.sized(v) + host.raw(slots)
-    written = host.run(host_kernel, sizes, host.floats(0.7, 3.0), kv, *blank)
+    written = host.run(host_kernel, sizes, host.floats(*k_scale, 3.0), kv, *blank)
     half = len(written) // 2
     assert_same_bits(host.like(written[:half], want[0]), want[0])
     assert_same_bits(host.like(written[half:], want[1]), want[1])

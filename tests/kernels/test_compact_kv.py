@@ -44,6 +44,16 @@ def test_moves_equal_the_reference(dtype, page_size, layout):
     assert torch.equal(kv, want)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_any_number_of_parts_moves(parts):
+    kv, *tables = make_case(torch.float32, 16, "NHD")
+    kv = kv.flatten(0, 1).unflatten(0, (-1, parts)).contiguous()
+    want = kv.clone()
+    reference.compact_kv(want, *tables)
+    kernels.compact_kv(kv, *tables)
+    assert torch.equal(kv, want)
+
+
 def test_a_long_path_may_read_what_lies_under_other_targets():
     kv = torch.arange(200.0).view(1, 1, 50, 4, 1, 1).repeat(1, 2, 1, 1, 1, 1)
     path = torch.arange(0, 120, 2, dtype=torch.int32)[None]
@@ -133,7 +143,7 @@ def test_wrong_values_are_named_and_nothing_is_moved(index, where, value, messag
 
 def test_wrong_metadata_is_named():
     kv, *tables = make_case(torch.float32, 16, "NHD")
-    with pytest.raises(ValueError, match=r"kv: expected shape \[L, 2, P, S, Hk, D\], got"):
+    with pytest.raises(ValueError, match=r"kv: expected shape \[L, X, P, S, Hk, D\], got"):
         kernels.compact_kv(kv[:, 0], *tables)
     with pytest.raises(ValueError, match="kv: expected D contiguous"):
         kernels.compact_kv(kv.transpose(4, 5), *tables)
@@ -161,7 +171,7 @@ def test_the_cuda_body_gives_the_same_on_a_cpu(
     n_bytes = storage.numel() * size
     sizes = [kv.shape[0], table.shape[0], n_bytes, backwards, kv.shape[4], page_size]
     sizes += [table.shape[1], path.shape[1], word, dim * size // word]
-    sizes += [stride * size for stride in kv.stride()[:5]]
+    sizes += [*(stride * size for stride in kv.stride()[:5]), kv.shape[1]]
     tables = b"".join(host.raw(tensor) for tensor in (table, prefixes, path, accepted))
     written = host.run(host_kernel, host.numbers(*sizes), tables, host.raw(storage))
     moved = torch.frombuffer(bytearray(written), dtype=torch.uint8).view(types[dtype])

@@ -61,7 +61,8 @@ def arguments(op):
         "dequantize": (random_stored(3, 13, 96), 3),
         "quantized_linear": quantized_arguments(),
     }
-    return calls[op], {"scale": 0.25} if op == "tree_attention" else {}
+    attending = {"scale": 0.25, "sinks": torch.randn(2)}
+    return calls[op], attending if op == "tree_attention" else {}
 
 
 def quantized_arguments():

@@ -69,7 +69,7 @@ def test_float32_bits_equal_those_of_the_ops_one_by_one(query_heads, heads, dim,
 def test_every_type_equals_the_reference(dtype, cached, norm):
     case = make_case(4, 2, 16, dtype, cached, norm)
     theirs = copy(case)
-    scales = {"k_scale": 0.03, "v_scale": 1.7}
+    scales = {"k_scale": 0.03, "v_scale": torch.tensor([1.7, 0.2])}
     q, want = kernels.rope_append_kv(*case, **scales), reference.rope_append_kv(*theirs, **scales)
     if norm:  # sums of squares in another order: another last bit
         pairs = [(q, want), (case[5], theirs[5]), (case[6], theirs[6])]
@@ -154,7 +154,7 @@ def host_kernel(tmp_path_factory):
     return host.build("rope_append_kv", tmp_path_factory.mktemp("rope_append_kv"))
 
 
-def run_on_host(program, case, backwards, eps=1e-6, k_scale=1.0, v_scale=1.0):
+def run_on_host(program, case, backwards, k_scale, eps=1e-6, v_scale=1.0):
     """q of the CUDA body and what it left in the caches of `case`."""
     qkv, norms, cos, sin, positions, k_cache, v_cache, slots = case
     query_heads = qkv.shape[1] - 2 * k_cache.shape[2]
@@ -163,8 +163,8 @@ def run_on_host(program, case, backwards, eps=1e-6, k_scale=1.0, v_scale=1.0):
     sizes = (len(qkv), int(DTYPES[qkv.dtype]), norm_dtype, query_heads, len(cos))
     written = host.run(
         program,
-        host.numbers(*sizes, q.numel() * q.itemsize, backwards),
-        host.floats(eps, k_scale, v_scale),
+        host.numbers(*sizes, q.numel() * q.itemsize, backwards, len(k_scale)),
+        host.floats(eps, v_scale, *k_scale),
         *(host.sized(tensor) for tensor in (qkv, norms, cos, sin)),
         host.raw(positions) + host.raw(slots),
         host.cache_of(k_cache) + host.cache_of(v_cache),
@@ -190,8 +190,9 @@ def test_the_cuda_body_turns_the_same_on_a_cpu(
     host_kernel, query_heads, heads, dim, dtype, cached, backwards
 ):
     case = make_case(query_heads, heads, dim, dtype, cached, norm=False)
-    got = run_on_host(host_kernel, case, backwards, k_scale=0.03, v_scale=1.7)
-    q = reference.rope_append_kv(*case, k_scale=0.03, v_scale=1.7)
+    k_scale = torch.linspace(0.03, 2, heads)
+    got = run_on_host(host_kernel, case, backwards, k_scale, v_scale=1.7)
+    q = reference.rope_append_kv(*case, k_scale=k_scale, v_scale=1.7)
     for result, want in zip(got, (q, case[5], case[6]), strict=True):
         assert_same_bits(result, want)
 
@@ -200,7 +201,7 @@ def test_the_cuda_body_turns_the_same_on_a_cpu(
 def test_the_cuda_body_normalises_queries_and_keys(host_kernel, query_heads, heads, dim):
     case = make_case(query_heads, heads, dim)
     case[0][0] *= 1e-3  # so small that eps tells
-    got = run_on_host(host_kernel, case, 0, eps=1e-4)
+    got = run_on_host(host_kernel, case, 0, torch.ones(heads), eps=1e-4)
     q = reference.rope_append_kv(*case, eps=1e-4)
     for result, want in zip(got[:2], (q, case[5]), strict=True):
         torch.testing.assert_close(result, want, rtol=1e-5, atol=1e-5, equal_nan=True)

@@ -125,6 +125,70 @@ def test_a_window_of_nothing_gives_zeros_of_no_weight():
     assert (lse == -torch.inf).all()
 
 
+@pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16, FP8])
+@pytest.mark.parametrize(
+    ("dim", "value_dim"), [(192, 128), (128, 192), (16, 8), (40, 576), (72, 33), (576, 64)]
+)
+def test_values_may_be_narrower_or_wider_than_keys(dim, value_dim, cached):
+    generator = torch.Generator().manual_seed(dim)
+    parents = [parents_of("random", 20, generator), parents_of("chain", 70, generator)]
+    batch = make_batch(parents, [75, 0], 16, generator, cached=[0, 60])
+    caches = make_caches(batch, 2, dim, cached, generator, value_dim=value_dim)
+    q = queries(batch, 6, dim, generator)
+    got = attend(q, *caches, batch, window=60)
+    assert got.shape == (30, 6, value_dim)
+    assert_close(got, expect(q, *caches, batch, window=60))
+
+
+@pytest.mark.parametrize("cached", [torch.float32, FP8])
+@pytest.mark.parametrize(("dim", "value_dim"), [(576, 512), (72, 64), (32, 32)])
+def test_values_may_be_a_part_of_the_keys(dim, value_dim, cached):
+    """Absorbed latent attention: one head for all, read where the keys lie."""
+    generator = torch.Generator().manual_seed(dim)
+    batch = make_batch([parents_of("random", 20, generator)], [75], 16, generator)
+    keys = make_caches(batch, 1, dim, cached, generator)[0]
+    q = queries(batch, 16, dim, generator)
+    got = attend(q, keys, keys[..., :value_dim], batch)
+    assert_close(got, expect(q, keys, keys[..., :value_dim], batch))
+    assert torch.equal(got, attend(q, keys, keys[..., :value_dim].clone(), batch))
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 30, "softcap": 5.0}])
+def test_sinks_weigh_and_have_no_value(options):
+    generator = torch.Generator().manual_seed(4)
+    parents = [parents_of(shape, 40, generator) for shape in ("random", "chain")]
+    batch = make_batch(parents, [150, 0], 16, generator)
+    caches = make_caches(batch, 2, 32, torch.float32, generator)
+    q = queries(batch, 6, 32, generator) * 3
+    sinks = torch.tensor([0.0, 9.0, -9.0, 300.0, -300.0, -torch.inf])
+    options = {**options, "sinks": sinks, "return_lse": True}
+    out, lse = attend(q, *caches, batch, **options)
+    want = expect(q, *caches, batch, **options)
+    assert_close(out, want[0])
+    torch.testing.assert_close(lse, want[1], rtol=1e-6, atol=1e-6)
+    without = attend(q, *caches, batch, **(options | {"sinks": None}))
+    assert torch.equal(out[:, 5], without[0][:, 5])
+    nothing = attend(q, *caches, batch, **(options | {"window": 0}))
+    assert (nothing[0] == 0).all()
+    assert torch.equal(nothing[1], sinks.expand(len(q), -1))
+
+
+@pytest.mark.parametrize("cached", [torch.bfloat16, FP8])
+def test_scales_of_each_head(cached):
+    generator = torch.Generator().manual_seed(2)
+    batch = make_batch([parents_of("random", 40, generator)], [150], 16, generator)
+    caches = make_caches(batch, 3, 48, cached, generator)
+    q = queries(batch, 6, 48, generator)
+    scales = {"k_scale": torch.tensor([0.3, 1.7, 1.0]), "v_scale": torch.tensor([2.0, 0.1, 1.0])}
+    got = attend(q, *caches, batch, **scales)
+    assert_close(got, expect(q, *caches, batch, **scales))
+    assert torch.equal(got[:, 4:], attend(q, *caches, batch)[:, 4:])
+    for head in range(3):
+        numbers = {name: float(scale[head]) for name, scale in scales.items()}
+        own = slice(2 * head, 2 * head + 2)
+        assert torch.equal(got[:, own], attend(q, *caches, batch, **numbers)[:, own])
+
+
 @pytest.mark.parametrize("options", [{}, {"window": 30, "softcap": 5.0}])
 def test_scales_of_keys_and_values(options):
     generator = torch.Generator().manual_seed(2)
@@ -252,7 +316,7 @@ def test_large_scores_do_not_overflow_and_small_ones_vanish():
         (torch.float16, {"softcap": 3.0}),
         (torch.float32, {"window": 70}),
         (FP8, {"k_scale": 1.3, "v_scale": 0.7}),
-        (torch.float32, {"window": 5, "softcap": 3.0}),
+        (torch.float32, {"window": 5, "softcap": 3.0, "sinks": torch.linspace(-2, 2, 6)}),
     ],
 )
 def test_a_tree_row_has_the_bits_of_plain_decoding(shape, dtype, options):
@@ -360,6 +424,23 @@ def test_wrong_values_are_named(table, index, value, message):
         attend(q, *caches, batch)
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers", "message"),
+    [
+        ("sinks", [0, torch.nan], "expected sinks that are finite or -inf, got nan for head 1"),
+        ("sinks", [torch.inf, 0], "expected sinks that are finite or -inf, got inf for head 0"),
+        ("sinks", [0, 0, 0], r"sinks: expected .* shape \[2\]"),
+        ("k_scale", [0.0], "expected a k_scale of more than 0, and finite, got 0 for head 0"),
+        ("v_scale", [torch.inf], "expected a v_scale of more than 0, and finite, got inf"),
+        ("v_scale", [1.0, 1.0], r"v_scale: expected .* shape \[1\]"),
+    ],
+)
+def test_wrong_numbers_of_heads_are_named(name, numbers, message):
+    q, caches, batch = small_batch()
+    with pytest.raises(ValueError, match=message):
+        attend(q, *caches, batch, **{name: torch.tensor(numbers, dtype=torch.float32)})
+
+
 def test_a_tree_wider_than_its_masks_is_refused():
     generator = torch.Generator().manual_seed(0)
     batch = make_batch([parents_of("star", 65, generator)], [0], 16, generator, words=1)
@@ -372,6 +453,8 @@ def test_wrong_metadata_is_named():
     q, (k_cache, v_cache), batch = small_batch()
     with pytest.raises(ValueError, match=r"k_cache: .* shape \[any, any, any, 8\]"):
         attend(q[..., :8].contiguous(), k_cache, v_cache, batch)
+    with pytest.raises(ValueError, match=r"v_cache: .* shape \[6, 16, 1, any\]"):
+        attend(q, k_cache, v_cache[:5], batch)
     with pytest.raises(ValueError, match="v_cache: expected a float32 or bfloat16 or float16"):
         attend(q, k_cache, v_cache.double(), batch)
     with pytest.raises(ValueError, match="q: expected a contiguous"):

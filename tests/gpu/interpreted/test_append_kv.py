@@ -112,3 +112,17 @@ def test_keys_and_values_are_divided_by_scales_of_their_own(dtype, device):
     append_kv(k.to(device), k.to(device), *got, slots, k_scale=0.37, v_scale=2.0)
     assert_same_bits(got[0][0, [2, 0]].cpu(), (k / torch.tensor(0.37)).to(dtype))
     assert_same_bits(got[1][0, [2, 0]].cpu(), (k / 2).to(dtype))
+
+
+@pytest.mark.parametrize("value_dim", [0, 8, 300])
+def test_heads_have_scales_and_values_a_width_of_their_own(value_dim, device):
+    generator = torch.Generator().manual_seed(value_dim)
+    k, v = (torch.randn(3, 3, dim, generator=generator).to(device) for dim in (20, value_dim))
+    both = torch.full((2, 2, 3, 20 + value_dim), float("nan"), device=device)  # side by side
+    scales = torch.tensor([[0.3, 1, 7], [2.0, 0.1, 1]], device=device)
+    slots = torch.tensor([3, -1, 0], device=device)
+    parts = both[..., :20], both[..., 20:]
+    append_kv(k, v, *parts, slots, k_scales=scales[0], v_scales=scales[1])
+    want = torch.cat((k / scales[0][:, None], v / scales[1][:, None]), -1)
+    assert_same_bits(both.view(4, 3, -1)[[3, 0]], want[[0, 2]])
+    assert both.isnan().view(4, -1).all(1).sum() == 2

@@ -85,7 +85,7 @@ def test_equals_float64(device, shape, options):
     [
         (torch.float32, {}),
         (torch.bfloat16, {"softcap": 3.0, "window": 40}),
-        (FP8, {"window": 3}),
+        (FP8, {"window": 3, "sinks": torch.linspace(-2, 2, 5)}),
     ],
     ids=str,
 )
@@ -101,7 +101,11 @@ def test_a_path_across_the_words_of_its_mask(device):
     assert_rows_have_the_bits_of_decoding(device, work, [(0, 147), (0, 149)], WIDE)
 
 
-@pytest.mark.parametrize("scoring", [{}, {"window": SPLIT + 2}], ids=str)
+@pytest.mark.parametrize(
+    "scoring",
+    [{}, {"window": SPLIT + 2}, {"sinks": torch.ones(1)}, {"window": 4, "sinks": torch.ones(1)}],
+    ids=str,
+)
 def test_a_split_inside_the_tree(device, scoring):
     work = case([[-1, -1, *range(1, 15)]], [SPLIT - 9], 4, group=1)
     assert_rows_have_the_bits_of_decoding(device, work, [(0, 9), (0, 10), (0, 15)], WIDE, **scoring)

@@ -38,9 +38,9 @@ def test_moves_equal_the_reference(dtype, page_size, layout, device):
     assert torch.equal(got.cpu(), kv)
 
 
-def test_all_layers_and_blocks_of_wide_rows(device):
+def test_all_layers_parts_and_blocks_of_wide_rows(device):
     generator = torch.Generator().manual_seed(3)
-    kv = torch.randn(3, 2, 6, 4, 5, 2 * BLOCK_ELEMENTS // 5, generator=generator)
+    kv = torch.randn(3, 3, 6, 4, 5, 2 * BLOCK_ELEMENTS // 5, generator=generator)
     tables = (int32([[2, 4, 1]]), int32([3]), int32([[0, 3, 8]]), int32([3]))
     got = kv.to(device, copy=True)
     reference.compact_kv(kv, *tables)

@@ -50,9 +50,10 @@ def assert_close(got, want):
 def test_equals_the_reference(dtype, cached, norm, device):
     theirs = make_case(4, 2, 32, dtype, cached, norm)
     ours = on(device, theirs)
-    scales = {"k_scale": 0.3, "v_scale": 1.7}
+    scales = torch.tensor([1.7, 0.4])
     assert ours[6].stride() == theirs[6].stride()
-    q, want = rope_append_kv(*ours, **scales), reference.rope_append_kv(*theirs, **scales)
+    q = rope_append_kv(*ours, k_scale=0.3, v_scales=scales.to(device))
+    want = reference.rope_append_kv(*theirs, k_scale=0.3, v_scale=scales)
     assert q.dtype == dtype
     assert_close(q, want)
     assert_close(ours[5], theirs[5])

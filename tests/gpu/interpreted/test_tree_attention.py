@@ -25,8 +25,13 @@ def attend(device, q, caches, batch, tile=TILE, **options):
 def attend_with_lse(
     device, q, caches, batch, tile=TILE, with_lse=False, batch_invariant=False, **scoring
 ):
-    tensors = [tensor.to(device) for tensor in (q, *caches, *batch.tables)]
-    scoring = gpu.Scoring(q.shape[-1] ** -0.5, **scoring)
+    k_cache = caches[0].to(device)
+    # A view of the keys stays one.
+    shared = caches[1].untyped_storage() is caches[0].untyped_storage()
+    v_cache = k_cache[..., : caches[1].shape[3]] if shared else caches[1].to(device)
+    tensors = [q.to(device), k_cache, v_cache, *(table.to(device) for table in batch.tables)]
+    there = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in scoring.items()}
+    scoring = gpu.Scoring(q.shape[-1] ** -0.5, **there)
     out, lse = gpu.launch(*tensors, scoring, tile, with_lse, batch_invariant)
     return out.cpu(), lse.cpu()
 
@@ -144,6 +149,52 @@ def test_the_weight_of_what_a_row_sees(device, options):
     assert_close(out, want[0])
     torch.testing.assert_close(lse, want[1], rtol=2e-6, atol=2e-6)
     assert torch.equal(out, attend(device, q, caches, batch, **options))
+
+
+@pytest.mark.parametrize(
+    ("dim", "value_dim"), [(192, 128), (64, 80), (80, 16), (40, 72), (512, 512)]
+)
+def test_values_may_be_narrower_or_wider_than_keys(device, dim, value_dim):
+    generator = torch.Generator().manual_seed(dim)
+    parents = [parents_of("random", 10, generator), [-1]]
+    batch = make_batch(parents, [40, 2 * SPLIT], 16, generator)
+    caches = make_caches(batch, 1, dim, torch.float32, generator, value_dim=value_dim)
+    q = queries(batch, 2, dim, generator)
+    assert_close(attend(device, q, caches, batch), expect(q, caches, batch))
+
+
+@pytest.mark.parametrize("cached", [torch.float32, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("dim", "value_dim"), [(576, 512), (80, 64), (80, 80), (64, 32)])
+def test_values_may_be_a_part_of_the_keys(device, dim, value_dim, cached, monkeypatch):
+    generator = torch.Generator().manual_seed(dim)
+    batch = make_batch([parents_of("random", 10, generator)], [75], 16, generator)
+    keys = make_caches(batch, 1, dim, cached, generator)[0]
+    caches = keys, keys[..., :value_dim]
+    q = queries(batch, 8, dim, generator)
+    scales = {"k_scales": torch.tensor([0.3]), "v_scales": torch.tensor([2.0])}
+    got = attend(device, q, caches, batch, **scales)
+    want = expect(q, caches, batch, k_scale=scales["k_scales"], v_scale=scales["v_scales"])
+    assert_close(got, want)
+    monkeypatch.setattr(gpu, "are_parts", lambda *_: False)
+    assert torch.equal(got, attend(device, q, caches, batch, **scales))
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 2 * SPLIT + 1, "softcap": 5.0}, {"window": 0}])
+def test_sinks_and_scales_of_each_head(device, options):
+    generator = torch.Generator().manual_seed(6)
+    # One request whose prefix is split, one whose prefix is not.
+    parents = [parents_of("random", 10, generator), parents_of("random", 20, generator)]
+    batch = make_batch(parents, [3 * SPLIT + 5, 40], 16, generator)
+    caches = make_caches(batch, 2, 32, torch.float8_e4m3fn, generator)
+    q = queries(batch, 6, 32, generator)
+    sinks = torch.tensor([0.0, 9.0, -9.0, 300.0, -300.0, -torch.inf])
+    scales = torch.tensor([0.3, 1.7]), torch.tensor([2.0, 0.1])
+    ours = {"sinks": sinks, "k_scales": scales[0], "v_scales": scales[1]} | options
+    out, lse = attend_with_lse(device, q, caches, batch, with_lse=True, **ours)
+    theirs = {"sinks": sinks, "k_scale": scales[0], "v_scale": scales[1]} | options
+    want = expect(q, caches, batch, return_lse=True, **theirs)
+    assert_close(out, want[0])
+    torch.testing.assert_close(lse, want[1], rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("dim", [3, 8, 256])
