@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
+from runtime.bench.standin import paper
 from runtime.config import WEIGHTS, version
 from runtime.terminal import called, run
 
@@ -27,7 +28,8 @@ def main() -> int:
     if sys.argv[1:2] == ["table"]:
         from runtime.bench.standin import table
 
-        return attempt("runtime.bench", lambda: table.main(sys.argv[2:]))
+        options = table_options(sys.argv[2:])
+        return attempt("runtime.bench", lambda: table.main(options))
     return evaluate(parse_options(sys.argv[1:]))
 
 
@@ -76,6 +78,39 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--plots", type=Path, metavar="DIR", help="write PNG plots there (needs matplotlib)")
     return parser.parse_args(argv)
+
+
+TABLE = """
+Table 1 of the paper, row by row, with stand-in models: the real server, real edges and the real
+wire, over an emulated link. The stand-ins' passes take the paper's times, and they agree as often
+as the paper's models did on the server alone; nothing of the paper's SpecEdge columns goes in. Exit
+status 1 where steps took longer than stated: this machine is too slow, or too busy.
+"""
+
+
+def table_options(argv: list[str]) -> argparse.Namespace:
+    """Of `table`."""
+    parser = argparse.ArgumentParser(prog=f"{called('runtime.bench')} table", description=TABLE)
+    add, pairs = parser.add_argument, tuple(paper.times())
+    add("--pairs", nargs="+", choices=pairs, default=pairs, metavar="PAIR", help=" ".join(pairs))
+    tasks, modes = paper.TASKS, tuple(MODES)
+    add("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK", help=" ".join(tasks))
+    add(
+        "--modes",
+        nargs="+",
+        choices=modes,
+        default=["specedge"],
+        metavar="MODE",
+        help=" ".join(modes),
+    )
+    add("--answers", type=int, default=8, help="of each row; 8 are the whole text")
+    add("--max-tokens", type=int, default=paper.ANSWER_TOKENS, help="of an answer")
+    add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the link")
+    add("--json", type=Path, metavar="FILE", help="add each row to this file, a line of JSON")
+    options = parser.parse_args(argv)
+    if options.answers < paper.EDGES or options.max_tokens < 2:
+        parser.error(f"expected at least {paper.EDGES} answers of at least 2 tokens")
+    return options
 
 
 def program() -> NoReturn:

@@ -9,6 +9,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
+from runtime.bench.__main__ import table_options
 from runtime.bench.standin import calibration, paper, table
 from runtime.bench.standin.agreement import CANDIDATES, TOKENS, Agreement, rank_weights
 from runtime.bench.standin.drafter import StandInDrafter
@@ -151,7 +152,7 @@ def test_a_row_through_server_and_edges(tmp_path: Path, capsys: pytest.CaptureFi
     """Every edge checks its text. Whether steps were late is this machine's business."""
     rows = tmp_path / "rows.jsonl"
     options = ["--pairs", "14B/0.6B", "--tasks", "math", "--answers", "2", "--max-tokens", "24"]
-    assert table.main([*options, "--json", str(rows)]) in (0, 1)
+    assert table.main(table_options([*options, "--json", str(rows)])) in (0, 1)
     (row,) = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
     assert (row["pair"], row["task"], row["mode"]) == ("14B/0.6B", "math", "specedge")
     for method in ("specedge", "server_only"):
@@ -170,7 +171,7 @@ def test_steps_that_take_longer_than_stated_are_told_of() -> None:
 
 def test_an_option_that_is_wrong_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        table.main(["--answers", "1"])
+        table_options(["--answers", "1"])
     assert ended.value.code == 2
     assert "at least 2 answers" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"no row .70B/8B qa.; there are"):

@@ -23,6 +23,7 @@ TASKS = ("multi-turn", "translation", "summarization", "qa", "math", "rag")
 NODES = 32  # of a tree, appendix A
 ANSWER_TOKENS = 256  # appendix A
 RTT_MS = 14.07  # section 5
+EDGES = 2  # section 5: twice the batch, which is 1
 STATED_VERIFY_MS, STATED_DRAFT_PASS_MS = 94.2, 11.0  # section 5.2, 32B/1.7B
 
 

@@ -1,10 +1,4 @@
-"""python -m runtime.bench table: Table 1 of the paper, row by row, with stand-in models.
-
-The real server, real edges and the real wire, over an emulated link. The stand-ins' passes take the
-paper's times, and they agree as often as the paper's models did on the server alone; nothing of the
-paper's SpecEdge columns goes in. Every row is written to --json as soon as it is measured. A row
-whose steps took longer than stated is not reported as measured: the exit status is 1.
-"""
+"""Table 1 of the paper measured, row by row: the server-only method, and server and edges."""
 
 import argparse
 import json
@@ -18,7 +12,6 @@ from statistics import fmean, pstdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from runtime.bench.attempt import attempt
 from runtime.bench.command import read_prices
 from runtime.bench.figures import Figures, bound, figures
 from runtime.bench.link import Conditions, emulated_link
@@ -26,13 +19,11 @@ from runtime.bench.modes import MODES, SERVER_ONLY
 from runtime.bench.records import Answer, Run, read_steps, read_trace
 from runtime.bench.standin.calibration import BEAMS, WIDTH, name
 from runtime.bench.standin.paper import (
-    ANSWER_TOKENS,
+    EDGES,
     MEAN_COST_RATIO,
     MEAN_THROUGHPUT_RATIO,
     NODES,
-    RTT_MS,
     TABLE_1,
-    TASKS,
     Row,
     Times,
     times,
@@ -42,9 +33,7 @@ from runtime.bench.table import laid_out
 from runtime.bench.workers import Cores, Worker, ask_all, on_cores
 from runtime.demo import running_server
 
-EDGES = 2  # "batch size x 2", section 5
 BEAM_LEN = 7  # the most passes of an edge's draft, section 5.2
-ANSWERS = 8  # of a row: the whole text
 AT_A_TIME = 6  # rows of the server-only method
 LATE_MS, MOST_LATE = 2.0, 0.02  # a step is late by more than that; a share of steps that may be
 WARM_UP_TOKENS = 24
@@ -79,9 +68,8 @@ class Measured:
         return self.specedge.inter_token_ms / self.server_only.inter_token_ms
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status 1 if steps were late. Raises ValueError for options, OSError for files."""
-    options = parse_options(argv)
+def main(options: argparse.Namespace) -> int:
+    """Exit status 1 if steps were late. Raises OSError if a file cannot be written."""
     rows = [row for row in TABLE_1 if row.pair in options.pairs and row.task in options.tasks]
     measured = []
     for one in measure(rows, options):
@@ -243,28 +231,3 @@ def report(measured: Sequence[Measured], mode: str) -> str:
         f"inter-token latency {latency - 1:+.1%} (-11.24 %)"
     )
     return f"{heading}\n{laid_out(COLUMNS, lines)}\n{means}\n"
-
-
-def parse_options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime.bench table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add, pairs = parser.add_argument, tuple(times())
-    add("--pairs", nargs="+", choices=pairs, default=pairs, metavar="PAIR", help=" ".join(pairs))
-    add("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK", help=" ".join(TASKS))
-    add("--modes", nargs="+", choices=tuple(MODES), default=("specedge",), metavar="MODE",
-        help="ablations: " + " ".join(MODES))  # fmt: skip
-    add("--answers", type=int, default=ANSWERS, help="of each row")
-    add("--max-tokens", type=int, default=ANSWER_TOKENS, help="of an answer")
-    add("--rtt-ms", type=float, default=RTT_MS, help="round trip of the emulated link")
-    add("--json", type=Path, metavar="FILE", help="add each row to this file, a line of JSON")
-    options = parser.parse_args(argv)
-    if options.answers < EDGES or options.max_tokens < 2:
-        parser.error(f"expected at least {EDGES} answers of at least 2 tokens")
-    return options
-
-
-if __name__ == "__main__":
-    sys.exit(attempt("runtime.bench", lambda: main(sys.argv[1:])))
