@@ -25,6 +25,7 @@ from runtime.model.formats import Weight
 from runtime.model.json_file import read_json
 from runtime.model.layouts import READ
 from runtime.model.shards import instead
+from runtime.model.text_part import text_fields
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROWS_COMPARED = 1024
@@ -87,14 +88,14 @@ def _full_name(name: str, every: Collection[str]) -> str:
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:
-    """What a config.json says. Raises ModelError."""
+    """What a config.json says of the text model. Raises ModelError."""
     try:
         fields = read_json(path)
     except FileNotFoundError:
         raise ModelError(
             f"{path.parent} is not a model folder: {path.name} is missing{instead(path.parent)}"
         ) from None
-    return fields if isinstance(fields, dict) else {}
+    return text_fields(fields) if isinstance(fields, dict) else {}
 
 
 def quantisation_of(path: Path, fields: Mapping[str, Any]) -> Mapping[str, Any] | None:

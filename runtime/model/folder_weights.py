@@ -16,6 +16,7 @@ from runtime.model.formats import Weight
 from runtime.model.layouts import Layout, Parts, layouts_of
 from runtime.model.safetensors_file import FileTensor, tensors_of
 from runtime.model.shards import shards_of
+from runtime.model.text_part import text_tensors
 
 Made = TypeVar("Made")
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -28,13 +29,16 @@ _NOT_OF_WEIGHTS = re.compile(
 class FolderWeights:
     """The tensors of a folder, by the names of the model that was quantised. Raises ModelError.
 
+    Of a model that sees as well, those of its text part.
+
     quantisation: the quantization_config of its config.json, where it has one.
     """
 
     def __init__(self, folder: Path, quantisation: Mapping[str, Any] | None = None):
-        self._plain: dict[str, FileTensor] = {}
+        tensors: dict[str, FileTensor] = {}
         for path in shards_of(folder):
-            self._plain.update(tensors_of(path))
+            tensors.update(tensors_of(path))
+        self._plain = text_tensors(tensors)
         self._laid_out: dict[str, tuple[Layout, Parts]] = {}
         if quantisation:
             self._find(_layouts(folder, quantisation))
