@@ -4,12 +4,14 @@ Server and edges are processes on cores of their own; modes take turns; every te
 plain decoding. --draft-pass-ms and --verify-ms state the speed of the devices, so that drafting and
 verifying can have the proportion of other hardware.
 
-`table`, and its options, for Table 1 of the paper with stand-in models: table --help.
+`table`, and its options, for Table 1 of the paper with stand-in models: table --help. `plot ROWS
+PNG` draws what that has written.
 """
 
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +32,8 @@ def main() -> int:
 
         options = table_options(sys.argv[2:])
         return attempt("runtime.bench", lambda: table.main(options))
+    if sys.argv[1:2] == ["plot"]:
+        return attempt("runtime.bench", lambda: draw(plot_options(sys.argv[2:])))
     return evaluate(parse_options(sys.argv[1:]))
 
 
@@ -111,6 +115,26 @@ def table_options(argv: list[str]) -> argparse.Namespace:
     if options.answers < paper.EDGES or options.max_tokens < 2:
         parser.error(f"expected at least {paper.EDGES} answers of at least 2 tokens")
     return options
+
+
+def plot_options(argv: list[str]) -> argparse.Namespace:
+    """Of `plot`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{called('runtime.bench')} plot",
+        description="Draw the rows that table --json has written, also while it goes on.",
+    )
+    parser.add_argument("rows", type=Path, metavar="ROWS", help="the file of --json")
+    parser.add_argument("png", type=Path, metavar="PNG", help="the file to write")
+    return parser.parse_args(argv)
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Raises ValueError in a sentence."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib: pip install 'specedge[bench]'")
+    from runtime.bench.standin import plots
+
+    plots.write(plots.read(options.rows), options.png)
 
 
 def program() -> NoReturn:

@@ -9,6 +9,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
+from runtime.bench import __main__ as bench
 from runtime.bench.__main__ import table_options
 from runtime.bench.standin import calibration, paper, table
 from runtime.bench.standin.agreement import CANDIDATES, TOKENS, Agreement, rank_weights
@@ -167,6 +168,36 @@ def test_steps_that_take_longer_than_stated_are_told_of() -> None:
 
     steps = [Step(0.0, 0.0501), Step(0.1, 0.16), Step(0.2, 0.25), Step(0.3, 0.351)]
     assert table.late_share(steps, 50.0) == 0.25
+
+
+def test_rows_are_drawn(tmp_path: Path) -> None:
+    """The last of two rows of one name; bars stand beside the paper's."""
+    pytest.importorskip("matplotlib")
+    from runtime.bench.standin import plots
+
+    def line(ours: float) -> str:
+        speeds = {"specedge": {"tokens_per_s": ours}, "server_only": {"tokens_per_s": 30.0}}
+        return json.dumps({"mode": "specedge", "pair": "14B/1.7B", "task": "qa", **speeds})
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f"{line(30.0)}\n{line(75.0)}\n", encoding="utf-8")
+    rows = plots.read(file)
+    assert rows == {("specedge", "14B/1.7B", "qa"): 2.5}
+    plots.write(rows, tmp_path / "plots" / "table.png")
+    assert (tmp_path / "plots" / "table.png").read_bytes().startswith(b"\x89PNG")
+    file.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 1: expected a row of the table"):
+        plots.read(file)
+    with pytest.raises(ValueError, match="there is no row to draw"):
+        plots.write({}, tmp_path / "none.png")
+
+
+def test_plots_without_matplotlib_say_what_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="plots need matplotlib"):
+        bench.draw(bench.plot_options([str(tmp_path / "rows"), str(tmp_path / "png")]))
 
 
 def test_an_option_that_is_wrong_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
