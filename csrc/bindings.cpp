@@ -239,6 +239,28 @@ PYBIND11_MODULE(_cpu, m) {
     multiply(linear, at<float>(x), rows, at<float>(out));
   });
 
+  m.def("grouped_multiply", [](const Linear& linear, Address sets, int64_t n_sets, int64_t per_row,
+                               Address bias, Address x, int64_t rows, Address out) {
+    py::gil_scoped_release release;
+    const Groups groups{at<int32_t>(sets), n_sets, per_row, at<float>(bias)};
+    grouped_multiply(linear, groups, at<float>(x), rows, at<float>(out));
+  });
+
+  m.def("route", [](Address logits, int64_t rows, int64_t n_experts, int64_t k, bool sigmoid,
+                    bool normalise, float scale, Address bias, int64_t n_groups, int64_t top_groups,
+                    int64_t group_best, Address experts, Address weights) {
+    py::gil_scoped_release release;
+    const Routing rule{k,        sigmoid,    normalise, scale, at<float>(bias),
+                       n_groups, top_groups, group_best};
+    route(at<float>(logits), rows, n_experts, rule, at<int32_t>(experts), at<float>(weights));
+  });
+
+  m.def("weighted_sum", [](Address y, Dtype dtype, Address weights, int64_t rows, int64_t parts,
+                           int64_t width, Address out) {
+    py::gil_scoped_release release;
+    weighted_sum(at<void>(y), dtype, at<float>(weights), rows, parts, width, at<void>(out));
+  });
+
   m.def("rms_norm", [](Address x, Address delta, Address weight, Dtype dtype, int64_t rows,
                        int64_t width, float eps, Address out) {
     py::gil_scoped_release release;

@@ -3,12 +3,15 @@
 #include <bit>
 #include <limits>
 #include <memory>
+#include <numeric>
+#include <vector>
 
 #include "checks.h"
 #include "isa.h"
 #include "ops.h"
 #include "quant_form.h"
 #include "stored.h"
+#include "threads.h"
 
 namespace specedge {
 namespace {
@@ -86,10 +89,19 @@ void part_row(const QuantizedParts& parts, int64_t m, int64_t inputs, float* out
   packed_row(packed, parts.quants[part], m, inputs, out);
 }
 
+int64_t set_bytes(const QuantizedParts& parts, int64_t inputs) {
+  int64_t n_bytes = 0;
+  for (size_t part = 0; part < parts.quants.size(); ++part) {
+    n_bytes += form_of(parts.quants[part]).packed_bytes(parts.outputs[part], inputs);
+  }
+  return n_bytes;
+}
+
 // Each part's outputs stand beside those of the others in `out`.
-void multiply_parts(const QuantizedParts& parts, const float* x, int64_t rows, const Linear& linear,
-                    float* out) {
-  const int64_t inputs = linear.inputs, stride = linear.outputs;
+void multiply_parts(const QuantizedParts& parts, const float* x, const Runs& runs,
+                    const Linear& linear, float* out) {
+  const int64_t inputs = linear.inputs, stride = linear.outputs, rows = runs.rows();
+  const int64_t bytes = set_bytes(parts, inputs);
   std::unique_ptr<Rounded[]> rounded;
   if (!parts.exact) {
     rounded = std::make_unique_for_overwrite<Rounded[]>(rows * (inputs / kBlock));
@@ -100,13 +112,68 @@ void multiply_parts(const QuantizedParts& parts, const float* x, int64_t rows, c
     const Quant quant = parts.quants[part];
     const int64_t outputs = parts.outputs[part];
     if (parts.exact) {
-      isa().multiply_exact(x, packed, quant, rows, inputs, outputs, out, stride);
+      isa().multiply_exact(x, packed, bytes, quant, runs, inputs, outputs, out, stride);
     } else {
-      isa().multiply_rounded(rounded.get(), packed, quant, rows, inputs, outputs, out, stride);
+      isa().multiply_rounded(rounded.get(), packed, bytes, quant, runs, inputs, outputs, out,
+                             stride);
     }
     packed += form_of(quant).packed_bytes(outputs, inputs);
     out += outputs;
   }
+}
+
+// The rows of a product, in the order of the sets that they meet.
+class RowsBySet {
+ public:
+  explicit RowsBySet(const Linear& linear)
+      : most_(std::holds_alternative<Panels>(linear.weights) ? kFloatRows : kQuantizedRows) {}
+
+  // The next rows of x, in runs of nearly equal length.
+  void add(int64_t set, int64_t rows) {
+    const int64_t start = first_.back(), n = (rows + most_ - 1) / most_;
+    for (int64_t i = 1; i <= n; ++i) {
+      first_.push_back(start + rows * i / n);
+      sets_.push_back(set);
+    }
+  }
+
+  Runs runs(const int64_t* places) const {
+    return {int64_t(sets_.size()), first_.data(), sets_.data(), places};
+  }
+
+ private:
+  int64_t most_;
+  std::vector<int64_t> first_{0}, sets_;
+};
+
+void multiply_runs(const Linear& linear, const float* x, const Runs& runs, float* out) {
+  if (const Panels* panels = std::get_if<Panels>(&linear.weights)) {
+    isa().linear(x, panels->data, panels->dtype, runs, linear.inputs, linear.outputs, out);
+  } else {
+    multiply_parts(std::get<QuantizedParts>(linear.weights), x, runs, linear, out);
+  }
+}
+
+void add_bias(const float* bias, int64_t n, float* out) {
+  for (int64_t m = 0; m < n; ++m) out[m] += bias[m];
+}
+
+// Pairs [N k] by their sets, each set's in increasing order; where each set's begin -> [E + 1].
+std::vector<int64_t> sorted_pairs(const Groups& groups, int64_t n_pairs,
+                                  std::vector<int64_t>& begins) {
+  begins.assign(groups.n_sets + 1, 0);
+  for (int64_t pair = 0; pair < n_pairs; ++pair) {
+    const int32_t set = groups.sets[pair];
+    require(set >= -1 && set < groups.n_sets, "expected groups in -1 .. ", groups.n_sets - 1,
+            ", got ", set, " at index ", pair);
+    if (set >= 0) ++begins[set + 1];
+  }
+  std::partial_sum(begins.begin(), begins.end(), begins.begin());
+  std::vector<int64_t> pairs(begins.back()), next = begins;
+  for (int64_t pair = 0; pair < n_pairs; ++pair) {
+    if (groups.sets[pair] >= 0) pairs[next[groups.sets[pair]]++] = pair;
+  }
+  return pairs;
 }
 
 }  // namespace
@@ -120,15 +187,42 @@ void weight_row(const Linear& linear, int64_t m, float* out) {
 }
 
 void multiply(const Linear& linear, const float* x, int64_t rows, float* out) {
-  if (const Panels* panels = std::get_if<Panels>(&linear.weights)) {
-    isa().linear(x, panels->data, panels->dtype, rows, linear.inputs, linear.outputs, out);
-  } else {
-    multiply_parts(std::get<QuantizedParts>(linear.weights), x, rows, linear, out);
-  }
+  RowsBySet all(linear);
+  all.add(0, rows);
+  multiply_runs(linear, x, all.runs(nullptr), out);
   if (!linear.bias) return;
-  for (int64_t row = 0; row < rows; ++row, out += linear.outputs) {
-    for (int64_t m = 0; m < linear.outputs; ++m) out[m] += linear.bias[m];
+  for (int64_t row = 0; row < rows; ++row) {
+    add_bias(linear.bias, linear.outputs, out + row * linear.outputs);
   }
+}
+
+void grouped_multiply(const Linear& linear, const Groups& groups, const float* x, int64_t rows,
+                      float* out) {
+  const int64_t n_pairs = rows * groups.per_row, inputs = linear.inputs, outputs = linear.outputs;
+  std::vector<int64_t> begins;
+  const std::vector<int64_t> pairs = sorted_pairs(groups, n_pairs, begins);
+  RowsBySet by_set(linear);
+  for (int64_t set = 0; set < groups.n_sets; ++set) {
+    if (begins[set + 1] > begins[set]) by_set.add(set, begins[set + 1] - begins[set]);
+  }
+  const int64_t n = int64_t(pairs.size());
+  const auto sorted = std::make_unique_for_overwrite<float[]>(n * inputs);
+  for_rows(n, inputs, [&](int64_t i) {
+    std::copy_n(x + pairs[i] / groups.per_row * inputs, inputs, sorted.get() + i * inputs);
+  });
+  multiply_runs(linear, sorted.get(), by_set.runs(pairs.data()), out);
+  for (int64_t pair = 0; pair < n_pairs; ++pair, out += outputs) {
+    if (groups.sets[pair] < 0) {
+      std::fill_n(out, outputs, 0.0f);
+    } else if (groups.bias) {
+      add_bias(groups.bias + groups.sets[pair] * outputs, outputs, out);
+    }
+  }
+}
+
+void weighted_sum(const void* y, Dtype dtype, const float* weights, int64_t rows, int64_t parts,
+                  int64_t width, void* out) {
+  isa().weighted_sum(y, dtype, weights, rows, parts, width, out);
 }
 
 void rms_norm(void* x, const void* delta, const void* weight, Dtype dtype, int64_t rows,

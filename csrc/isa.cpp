@@ -11,11 +11,11 @@
 namespace specedge {
 namespace {
 
-#define SPECEDGE_ISA_NAMED(isa)                                                            \
-  Isa {                                                                                    \
-    #isa, isa::linear, isa::round_activations, isa::multiply_rounded, isa::multiply_exact, \
-        isa::rms_norm, isa::silu_mul, isa::tree_attention, isa::row_max, isa::divide,      \
-        isa::find_above, isa::exp_sum, isa::add_noise, isa::noisy_argmax                   \
+#define SPECEDGE_ISA_NAMED(isa)                                                             \
+  Isa {                                                                                     \
+    #isa, isa::linear, isa::round_activations, isa::multiply_rounded, isa::multiply_exact,  \
+        isa::rms_norm, isa::silu_mul, isa::weighted_sum, isa::tree_attention, isa::row_max, \
+        isa::divide, isa::find_above, isa::exp_sum, isa::add_noise, isa::noisy_argmax       \
   }
 
 #if defined(__x86_64__)

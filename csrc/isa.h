@@ -21,21 +21,41 @@ struct alignas(16) Rounded {
   float scaled_sum;  // of all of q
 };
 
+// Rows of x that are multiplied with several sets of weights: run i is rows first[i] ..
+// first[i+1]-1 of x, times set number sets[i]. Row r of x becomes row places[r] of out, by default
+// r.
+struct Runs {
+  int64_t count;
+  const int64_t* first;   // [count + 1]
+  const int64_t* sets;    // [count]
+  const int64_t* places;  // [rows] or null
+
+  int64_t rows() const { return first[count]; }
+  int64_t place(int64_t row) const { return places ? places[row] : row; }
+};
+
+// Rows of a run at most, where weights are floats and where they are quantised.
+constexpr int64_t kFloatRows = 96, kQuantizedRows = 64;
+
 #define SPECEDGE_PER_ISA                                                                           \
   /* As in ops.h, for arguments that were checked. */                                              \
-  void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,       \
+  void linear(const float* x, const void* panels, Dtype dtype, const Runs& runs, int64_t inputs,   \
               int64_t outputs, float* out);                                                        \
   /* x [N, K] -> rounded [K / 32, N] */                                                            \
   void round_activations(const float* x, int64_t rows, int64_t inputs, Rounded* rounded);          \
-  /* Packed panels of one format times rounded [K / 32, N], or x [N, K] -> out [N, M], rows        \
-     `stride` apart. */                                                                            \
-  void multiply_rounded(const Rounded* rounded, const uint8_t* panels, Quant quant, int64_t rows,  \
-                        int64_t inputs, int64_t outputs, float* out, int64_t stride);              \
-  void multiply_exact(const float* x, const uint8_t* panels, Quant quant, int64_t rows,            \
-                      int64_t inputs, int64_t outputs, float* out, int64_t stride);                \
+  /* Packed panels of one format, sets `set_bytes` apart, times rounded [K / 32, N], or x [N, K]   \
+     -> out [N, M], rows `stride` apart. */                                                        \
+  void multiply_rounded(const Rounded* rounded, const uint8_t* panels, int64_t set_bytes,          \
+                        Quant quant, const Runs& runs, int64_t inputs, int64_t outputs,            \
+                        float* out, int64_t stride);                                               \
+  void multiply_exact(const float* x, const uint8_t* panels, int64_t set_bytes, Quant quant,       \
+                      const Runs& runs, int64_t inputs, int64_t outputs, float* out,               \
+                      int64_t stride);                                                             \
   void rms_norm(void* x, const void* delta, const void* weight, Dtype dtype, int64_t rows,         \
                 int64_t width, float eps, void* out);                                              \
   void silu_mul(const void* gate_up, Dtype dtype, int64_t rows, int64_t width, void* out);         \
+  void weighted_sum(const void* y, Dtype dtype, const float* weights, int64_t rows, int64_t parts, \
+                    int64_t width, void* out);                                                     \
   void tree_attention(const void* q, Dtype dtype, int64_t query_heads, const Cache& k_cache,       \
                       const Cache& v_cache, const Trees& trees, const Scoring& scoring, void* out, \
                       float* lse);                                                                 \
@@ -77,6 +97,7 @@ struct Isa {
   decltype(&generic::multiply_exact) multiply_exact;
   decltype(&generic::rms_norm) rms_norm;
   decltype(&generic::silu_mul) silu_mul;
+  decltype(&generic::weighted_sum) weighted_sum;
   decltype(&generic::tree_attention) tree_attention;
   decltype(&generic::row_max) row_max;
   decltype(&generic::divide) divide;

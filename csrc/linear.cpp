@@ -4,7 +4,7 @@
 namespace specedge::SPECEDGE_ISA {
 namespace {
 
-constexpr int64_t kPanel = 64, kChunkRows = 96;
+constexpr int64_t kPanel = 64;
 // Inputs per pass: the weights of a pass stay in the first-level cache while rows go by, and leave
 // room for the rows. Processors without AVX-512 have 32 KiB of it, those with it 48.
 constexpr int64_t kChunkInputs = kLanes == 16 ? 128 : 64;
@@ -32,47 +32,47 @@ void multiply_pass(const float* x, int64_t x_stride, const T* weights, int64_t r
   multiply_add(x, x_stride, rows, Strided<float>{wide, kPanel}, n_k, kPanel, sums, kPanel);
 }
 
-// Rows [rows, K] of x times one panel [K, 64] -> width columns of out.
+// Rows [rows, K] of x times one panel [K, 64] -> sums [rows, 64]
 template <typename T>
-void multiply_panel(const float* x, const T* panel, int64_t rows, int64_t inputs, int64_t width,
-                    float* out, int64_t out_stride) {
-  alignas(64) float sums[kChunkRows * kPanel];
+void multiply_panel(const float* x, const T* panel, int64_t rows, int64_t inputs, float* sums) {
   std::memset(sums, 0, rows * kPanel * sizeof(float));
   for (int64_t k = 0; k < inputs; k += kChunkInputs) {
     multiply_pass(x + k, inputs, panel + k * kPanel, rows, smaller(kChunkInputs, inputs - k), sums);
   }
-  for (int64_t row = 0; row < rows; ++row) {
-    std::memcpy(out + row * out_stride, sums + row * kPanel, width * sizeof(float));
-  }
 }
 
 template <typename T>
-void multiply(const float* x, const T* panels, int64_t rows, int64_t inputs, int64_t outputs,
+void multiply(const float* x, const T* panels, const Runs& runs, int64_t inputs, int64_t outputs,
               float* out) {
   const int64_t n_panels = (outputs + kPanel - 1) / kPanel;
-  const int64_t n_chunks = (rows + kChunkRows - 1) / kChunkRows;
-#pragma omp parallel for collapse(2) schedule(dynamic) if (rows * inputs * outputs > 1 << 18)
+#pragma omp parallel for collapse(2) schedule(dynamic) if (runs.rows() * inputs * outputs > 1 << 18)
   for (int64_t panel = 0; panel < n_panels; ++panel) {
-    for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
-      const int64_t row = chunk * kChunkRows, column = panel * kPanel;
-      multiply_panel(x + row * inputs, panels + panel * inputs * kPanel,
-                     smaller(kChunkRows, rows - row), inputs, smaller(kPanel, outputs - column),
-                     out + row * outputs + column, outputs);
+    for (int64_t run = 0; run < runs.count; ++run) {
+      const int64_t first = runs.first[run], rows = runs.first[run + 1] - first;
+      alignas(64) float sums[kFloatRows * kPanel];
+      multiply_panel(x + first * inputs,
+                     panels + (runs.sets[run] * n_panels + panel) * inputs * kPanel, rows, inputs,
+                     sums);
+      const int64_t column = panel * kPanel, width = smaller(kPanel, outputs - column);
+      for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(out + runs.place(first + r) * outputs + column, sums + r * kPanel,
+                    width * sizeof(float));
+      }
     }
   }
 }
 
 }  // namespace
 
-void linear(const float* x, const void* panels, Dtype dtype, int64_t rows, int64_t inputs,
+void linear(const float* x, const void* panels, Dtype dtype, const Runs& runs, int64_t inputs,
             int64_t outputs, float* out) {
   switch (dtype) {
     case Dtype::f32:
-      return multiply(x, static_cast<const float*>(panels), rows, inputs, outputs, out);
+      return multiply(x, static_cast<const float*>(panels), runs, inputs, outputs, out);
     case Dtype::bf16:
-      return multiply(x, static_cast<const bf16*>(panels), rows, inputs, outputs, out);
+      return multiply(x, static_cast<const bf16*>(panels), runs, inputs, outputs, out);
     case Dtype::f16:
-      return multiply(x, static_cast<const f16*>(panels), rows, inputs, outputs, out);
+      return multiply(x, static_cast<const f16*>(panels), runs, inputs, outputs, out);
     case Dtype::e4m3:
       return;  // refused by ops.py
   }

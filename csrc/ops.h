@@ -104,6 +104,23 @@ struct Linear {
   const float* bias;  // [M] or null
 };
 
+// Which set of weights each row of x is multiplied with, for a product with several sets.
+struct Groups {
+  const int32_t* sets;  // [N, k]; -1 for none
+  int64_t n_sets;       // E
+  int64_t per_row;      // k
+  const float* bias;    // [E, M] or null
+};
+
+// How a router chooses k of E experts.
+struct Routing {
+  int64_t k;
+  bool sigmoid, normalise;
+  float scale;
+  const float* bias;  // [E] or null
+  int64_t n_groups, top_groups, group_best;
+};
+
 // The parameters of one draw per row, each [N].
 struct Draws {
   const float* temperature;
@@ -187,6 +204,19 @@ void weight_row(const Linear& linear, int64_t m, float* out);
 
 // x [N, K] -> out [N, M]
 void multiply(const Linear& linear, const float* x, int64_t rows, float* out);
+
+// x [N, K] times the E sets of `linear`, as `groups` says -> out [N k, M]. The linear's own bias is
+// null.
+void grouped_multiply(const Linear& linear, const Groups& groups, const float* x, int64_t rows,
+                      float* out);
+
+// logits [N, E] -> experts [N, k], best first, and their weights [N, k]
+void route(const float* logits, int64_t rows, int64_t n_experts, const Routing& rule,
+           int32_t* experts, float* weights);
+
+// y [N, k, M], weights [N, k] -> out [N, M]: sums in the order of k
+void weighted_sum(const void* y, Dtype dtype, const float* weights, int64_t rows, int64_t parts,
+                  int64_t width, void* out);
 
 // x [N, H] += delta [N, H] or null; x / sqrt(mean(x^2) + eps) * weight [H] -> out [N, H]
 void rms_norm(void* x, const void* delta, const void* weight, Dtype dtype, int64_t rows,

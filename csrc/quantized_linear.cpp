@@ -7,7 +7,6 @@
 namespace specedge::SPECEDGE_ISA {
 namespace {
 
-constexpr int64_t kMostRows = 64;  // of one pass over a tile's weights
 #if defined(__AVX2__)
 constexpr int kFewRows = 4;  // whose sums are kept in registers
 #else
@@ -37,7 +36,7 @@ void multiply_tile(const Rounded* x, int64_t x_stride, Place place, int64_t grou
   const int64_t rows = ROWS ? ROWS : n_rows;
   const int64_t panel_bytes = groups * form.group_bytes();
   const uint8_t* const end = place.panels[0] + panel_bytes;
-  vec sums[ROWS ? ROWS : kMostRows][kVecs];
+  vec sums[ROWS ? ROWS : kQuantizedRows][kVecs];
   for (int64_t r = 0; r < rows; ++r) {
     for (int i = 0; i < kVecs; ++i) sums[r][i] = vec{};
   }
@@ -87,30 +86,33 @@ Place place_at(const uint8_t* panels, int64_t panel_bytes, int64_t first, int64_
   return place;
 }
 
+// The first columns of sums [rows, width of a tile] -> out, the rows of a run
+void put(const float* sums, int64_t width, const Runs& runs, int64_t run, int64_t columns,
+         float* out, int64_t stride) {
+  for (int64_t row = runs.first[run]; row < runs.first[run + 1]; ++row, sums += width) {
+    std::memcpy(out + runs.place(row) * stride, sums, smaller(width, columns) * sizeof(float));
+  }
+}
+
 template <Quant Q>
-void multiply(const Rounded* x, const uint8_t* panels, int64_t rows, int64_t inputs,
-              int64_t outputs, float* out, int64_t stride) {
+void multiply(const Rounded* x, const uint8_t* panels, int64_t set_bytes, const Runs& runs,
+              int64_t inputs, int64_t outputs, float* out, int64_t stride) {
   constexpr Form form = form_of(Q);
   const int64_t groups = form.groups(inputs), n_panels = (outputs + kColumns - 1) / kColumns;
-  const int64_t n_chunks = (rows + kMostRows - 1) / kMostRows;
-#pragma omp parallel for schedule(dynamic) if (rows * inputs * outputs > 1 << 18)
-  for (int64_t task = 0; task < outputs; task += kTask) {
-    for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
-      const int64_t row = rows * chunk / n_chunks, n = rows * (chunk + 1) / n_chunks - row;
-      for (int64_t column = task; column < smaller(task + kTask, outputs); column += kTile) {
-        vec sums[kMostRows][kVecs];
-        multiply_rows<Q>(x + row, rows,
-                         place_at(panels, groups * form.group_bytes(), column / kColumns, n_panels),
+  const int64_t n_tasks = (outputs + kTask - 1) / kTask;
+#pragma omp parallel for collapse(2) schedule(dynamic) if (runs.rows() * inputs * outputs > 1 << 18)
+  for (int64_t task = 0; task < n_tasks; ++task) {
+    for (int64_t run = 0; run < runs.count; ++run) {
+      const int64_t row = runs.first[run], n = runs.first[run + 1] - row;
+      const uint8_t* const set = panels + runs.sets[run] * set_bytes;
+      const int64_t end = smaller((task + 1) * kTask, outputs);
+      for (int64_t column = task * kTask; column < end; column += kTile) {
+        vec sums[kQuantizedRows][kVecs];
+        multiply_rows<Q>(x + row, runs.rows(),
+                         place_at(set, groups * form.group_bytes(), column / kColumns, n_panels),
                          groups, n, sums);
-        const int64_t width = smaller(kTile, outputs - column);
-        float* to = out + row * stride + column;
-        for (int64_t r = 0; r < n; ++r, to += stride) {
-          if (width == kTile) {
-            std::memcpy(to, sums[r], sizeof sums[r]);
-          } else {
-            std::memcpy(to, sums[r], width * sizeof(float));
-          }
-        }
+        put(reinterpret_cast<const float*>(sums), kTile, runs, run, outputs - column, out + column,
+            stride);
       }
     }
   }
@@ -159,36 +161,36 @@ void multiply_dequantized(const float* x, const uint8_t* panels, int64_t first, 
 }
 
 template <Quant Q>
-void multiply_all(const float* x, const uint8_t* panels, int64_t rows, int64_t inputs,
-                  int64_t outputs, float* out, int64_t stride) {
+void multiply_all(const float* x, const uint8_t* panels, int64_t set_bytes, const Runs& runs,
+                  int64_t inputs, int64_t outputs, float* out, int64_t stride) {
   const int64_t n_panels = (outputs + kColumns - 1) / kColumns;
-  const int64_t n_chunks = (rows + kMostRows - 1) / kMostRows;
-#pragma omp parallel for collapse(2) schedule(dynamic) if (rows * inputs * outputs > 1 << 18)
-  for (int64_t task = 0; task < outputs; task += kWide) {
-    for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
-      const int64_t row = rows * chunk / n_chunks, n = rows * (chunk + 1) / n_chunks - row;
-      alignas(64) float sums[kMostRows * kWide];
-      multiply_dequantized<Q>(x + row * inputs, panels, task / kColumns, n_panels, n, inputs, sums);
-      for (int64_t r = 0; r < n; ++r) {
-        std::memcpy(out + (row + r) * stride + task, sums + r * kWide,
-                    smaller(kWide, outputs - task) * sizeof(float));
-      }
+#pragma omp parallel for collapse(2) schedule(dynamic) if (runs.rows() * inputs * outputs > 1 << 18)
+  for (int64_t column = 0; column < outputs; column += kWide) {
+    for (int64_t run = 0; run < runs.count; ++run) {
+      const int64_t row = runs.first[run], n = runs.first[run + 1] - row;
+      alignas(64) float sums[kQuantizedRows * kWide];
+      multiply_dequantized<Q>(x + row * inputs, panels + runs.sets[run] * set_bytes,
+                              column / kColumns, n_panels, n, inputs, sums);
+      put(sums, kWide, runs, run, outputs - column, out + column, stride);
     }
   }
 }
 
 }  // namespace
 
-void multiply_exact(const float* x, const uint8_t* panels, Quant quant, int64_t rows,
-                    int64_t inputs, int64_t outputs, float* out, int64_t stride) {
-  with_quant(quant,
-             [&]<Quant Q>() { multiply_all<Q>(x, panels, rows, inputs, outputs, out, stride); });
+void multiply_exact(const float* x, const uint8_t* panels, int64_t set_bytes, Quant quant,
+                    const Runs& runs, int64_t inputs, int64_t outputs, float* out, int64_t stride) {
+  with_quant(quant, [&]<Quant Q>() {
+    multiply_all<Q>(x, panels, set_bytes, runs, inputs, outputs, out, stride);
+  });
 }
 
-void multiply_rounded(const Rounded* rounded, const uint8_t* panels, Quant quant, int64_t rows,
-                      int64_t inputs, int64_t outputs, float* out, int64_t stride) {
-  with_quant(quant,
-             [&]<Quant Q>() { multiply<Q>(rounded, panels, rows, inputs, outputs, out, stride); });
+void multiply_rounded(const Rounded* rounded, const uint8_t* panels, int64_t set_bytes, Quant quant,
+                      const Runs& runs, int64_t inputs, int64_t outputs, float* out,
+                      int64_t stride) {
+  with_quant(quant, [&]<Quant Q>() {
+    multiply<Q>(rounded, panels, set_bytes, runs, inputs, outputs, out, stride);
+  });
 }
 
 }  // namespace specedge::SPECEDGE_ISA

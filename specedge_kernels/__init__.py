@@ -14,6 +14,7 @@ Glossary, used in every shape comment:
     T   nodes of one request's tree      G   Hq / Hk                M  pages a table row can name
     W   64-bit mask words of a node      D   head dimension         L  layers
     V   vocabulary                       K   inputs of a linear     A  longest accepted path
+    E   experts, or sets of weights      k   experts of a row       I  inputs of an expert's last
 
 Dv is the head dimension of values where it is not that of keys.
 
@@ -31,6 +32,8 @@ from specedge_kernels.ops import (
     dequantize,
     draft_topk,
     edit_logits,
+    grouped_linear,
+    grouped_quantized_linear,
     grow_tree,
     linear,
     pack_linear,
@@ -38,11 +41,13 @@ from specedge_kernels.ops import (
     quantized_linear,
     rms_norm,
     rope_append_kv,
+    route,
     silu_mul,
     target_tokens,
     token_logprobs,
     tree_attention,
     verify,
+    weighted_sum,
 )
 from specedge_kernels.quantized import QuantizedWeight, StoredWeight
 
@@ -61,6 +66,8 @@ __all__ = [
     "devices",
     "draft_topk",
     "edit_logits",
+    "grouped_linear",
+    "grouped_quantized_linear",
     "grow_tree",
     "instruction_set",
     "linear",
@@ -69,9 +76,11 @@ __all__ = [
     "quantized_linear",
     "rms_norm",
     "rope_append_kv",
+    "route",
     "silu_mul",
     "target_tokens",
     "token_logprobs",
     "tree_attention",
     "verify",
+    "weighted_sum",
 ]

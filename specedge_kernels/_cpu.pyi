@@ -275,6 +275,36 @@ def draft_topk(
     /,
 ) -> None: ...
 def multiply(linear: Linear, x: int, rows: int, out: int, /) -> None: ...
+def grouped_multiply(
+    linear: Linear,
+    sets: int,
+    n_sets: int,
+    per_row: int,
+    bias: int,
+    x: int,
+    rows: int,
+    out: int,
+    /,
+) -> None: ...
+def route(
+    logits: int,
+    rows: int,
+    n_experts: int,
+    k: int,
+    sigmoid: bool,
+    normalise: bool,
+    scale: float,
+    bias: int,
+    n_groups: int,
+    top_groups: int,
+    group_best: int,
+    experts: int,
+    weights: int,
+    /,
+) -> None: ...
+def weighted_sum(
+    y: int, dtype: Dtype, weights: int, rows: int, parts: int, width: int, out: int, /
+) -> None: ...
 def rms_norm(
     x: int, delta: int, weight: int, dtype: Dtype, rows: int, width: int, eps: float, out: int, /
 ) -> None: ...

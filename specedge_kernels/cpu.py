@@ -459,6 +459,89 @@ def quantized_linear(
     return out
 
 
+def route(
+    logits: Tensor,
+    k: int,
+    scoring: str,
+    normalise: bool,
+    scale: float,
+    bias: Tensor | None,
+    n_groups: int,
+    top_groups: int,
+    group_best: int,
+) -> tuple[Tensor, Tensor]:
+    rows, n_experts = logits.shape
+    experts, weights = logits.new_empty(rows, k, dtype=torch.int32), logits.new_empty(rows, k)
+    _cpu.route(
+        logits.data_ptr(),
+        rows,
+        n_experts,
+        k,
+        scoring == "sigmoid",
+        normalise,
+        scale,
+        0 if bias is None else bias.data_ptr(),
+        n_groups,
+        top_groups,
+        group_best,
+        experts.data_ptr(),
+        weights.data_ptr(),
+    )
+    return experts, weights
+
+
+def grouped_linear(
+    x: Tensor, weight: Tensor, out_features: int, groups: Tensor, bias: Tensor | None
+) -> Tensor:
+    sets = _cpu.Linear(weight.data_ptr(), DTYPES[weight.dtype], weight.shape[2], out_features, 0)
+    return _grouped(x, sets, weight.shape[0], out_features, groups, bias)
+
+
+def grouped_quantized_linear(
+    x: Tensor,
+    packed: Tensor,
+    kinds: list[int],
+    sizes: list[int],
+    groups: Tensor,
+    bias: Tensor | None,
+    exact: bool,
+) -> Tensor:
+    weight = QuantizedWeight(packed, tuple(kinds), tuple(sizes), x.shape[1])
+    return _grouped(
+        x, quantized_of(weight, exact), packed.shape[0], weight.out_features, groups, bias
+    )
+
+
+def _grouped(
+    x: Tensor, sets: _cpu.Linear, n_sets: int, outputs: int, groups: Tensor, bias: Tensor | None
+) -> Tensor:
+    out = x.new_empty(groups.numel(), outputs)
+    _cpu.grouped_multiply(
+        sets,
+        groups.data_ptr(),
+        n_sets,
+        groups.shape[1],
+        0 if bias is None else bias.data_ptr(),
+        x.data_ptr(),
+        x.shape[0],
+        out.data_ptr(),
+    )
+    return out
+
+
+def weighted_sum(y: Tensor, weights: Tensor) -> Tensor:
+    out = y.new_empty(weights.shape[0], y.shape[1])
+    _cpu.weighted_sum(
+        y.data_ptr(),
+        DTYPES[y.dtype],
+        weights.data_ptr(),
+        *weights.shape,
+        *out.shape[1:],
+        out.data_ptr(),
+    )
+    return out
+
+
 def quantized_of(
     weight: QuantizedWeight, exact: bool = False, bias: Tensor | None = None
 ) -> _cpu.Linear:

@@ -36,6 +36,10 @@ OPS: dict[str, tuple[str, ...]] = {
     "pack_quantized": (),
     "dequantize": (),
     "quantized_linear": (),
+    "route": (),
+    "grouped_linear": (),
+    "grouped_quantized_linear": (),
+    "weighted_sum": (),
     "rms_norm": ("x",),
     "silu_mul": (),
 }
@@ -161,6 +165,23 @@ class Shapes:
     @staticmethod
     def quantized_linear(a: Any) -> Tensor:
         return a.x.new_empty(a.x.shape[0], sum(a.sizes))
+
+    @staticmethod
+    def route(a: Any) -> tuple[Tensor, Tensor]:
+        shape = a.logits.shape[0], a.k
+        return a.logits.new_empty(shape, dtype=torch.int32), a.logits.new_empty(shape)
+
+    @staticmethod
+    def grouped_linear(a: Any) -> Tensor:
+        return a.x.new_empty(a.groups.shape[0] * a.groups.shape[1], a.out_features)
+
+    @staticmethod
+    def grouped_quantized_linear(a: Any) -> Tensor:
+        return a.x.new_empty(a.groups.shape[0] * a.groups.shape[1], sum(a.sizes))
+
+    @staticmethod
+    def weighted_sum(a: Any) -> Tensor:
+        return a.y.new_empty(a.weights.shape[0], a.y.shape[1])
 
     @staticmethod
     def rms_norm(a: Any) -> Tensor:

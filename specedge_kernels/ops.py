@@ -570,6 +570,120 @@ def quantized_linear(x: Tensor, weight: QuantizedWeight, *, exact: bool = False)
     return _ops.quantized_linear.default(x, weight.packed, weight.kinds, weight.sizes, exact)
 
 
+def route(
+    logits: Tensor,
+    k: int,
+    *,
+    scoring: str = "softmax",
+    normalise: bool = False,
+    scale: float = 1.0,
+    bias: Tensor | None = None,
+    n_groups: int = 1,
+    top_groups: int = 1,
+    group_best: int = 2,
+) -> tuple[Tensor, Tensor]:
+    """The experts of each row in a mixture of experts, and what their outputs are weighed by.
+
+    logits [N, E] float32; 1 <= k <= E. An expert's score is the softmax of the row's logits, or
+    with scoring "sigmoid" the sigmoid of its own. The k experts of the highest logits are chosen,
+    with bias [E] float32 those of the highest score + bias; ties go to the lowest. Where the E
+    experts are n_groups equal groups, only experts of the top_groups best are chosen, a group being
+    as good as the sum of its group_best highest scores (+ bias). A weight is the expert's score,
+    without bias, with `normalise` divided by the sum of the k, times scale: softmax of the k
+    logits alone is softmax with `normalise`.
+    Returns experts [N, k] int32, best first, and weights [N, k] float32, which are NaN for a row
+    without a softmax. A row's bits do not depend on its batch.
+
+    Choice by bias, and by groups: DeepSeek-V3 (arXiv:2412.19437) section 2.1.2.
+    """
+    biases = () if bias is None else (bias,)
+    _check_device("route", logits, *biases)
+    _check("logits", logits, torch.float32, (None, None))
+    n_experts = logits.shape[1]
+    _check_within("k", k, n_experts)
+    _expect(scoring in ("softmax", "sigmoid"), "scoring", "softmax or sigmoid", scoring)
+    _expect(_is_finite(scale), "scale", "a finite number", scale)
+    if bias is not None:
+        _check("bias", bias, torch.float32, (n_experts,))
+    _check_within("n_groups", n_groups, n_experts)
+    _expect(n_experts % n_groups == 0, "n_groups", f"a divisor of {n_experts}", n_groups)
+    _check_within("top_groups", top_groups, n_groups)
+    size = n_experts // n_groups
+    _expect(k <= top_groups * size, "top_groups", f"groups of {k} experts together", top_groups)
+    if n_groups > 1:
+        _check_within("group_best", group_best, size)
+    chosen = (n_groups, top_groups, group_best)
+    return _ops.route.default(logits, k, scoring, normalise, scale, bias, *chosen)
+
+
+def grouped_linear(
+    x: Tensor, weight: Tensor, out_features: int, groups: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Each row of x [N, K] times k of E sets of weights -> [N k, M]: experts, or adapters.
+
+    groups [N, k] int32 in -1 .. E-1: row n k + j of the result is x[n] times set groups[n, j] plus
+    bias [E, M] float32 of that set, and zeros where that is -1. A set that no row names costs
+    nothing; one that many name is read once for all.
+    On a CPU x is float32, weight [E, ceil(M / 64), K, 64] float32, bfloat16 or float16, as from
+    `pack_linear` for each set, and a row has the bits of `linear`. On a GPU x is float32, bfloat16
+    or float16 and weight [E, M, K] of its type. M = out_features. A row's bits do not depend on the
+    rows beside it, nor on who shares its set.
+
+    One launch for all experts: MegaBlocks (arXiv:2211.15841); for adapters: Punica
+    (arXiv:2310.18547).
+    """
+    biases = () if bias is None else (bias,)
+    _check_device("grouped_linear", x, weight, groups, *biases)
+    _check_count("out_features", out_features, 0)
+    if x.device.type == "cuda":
+        _check("x", x, FLOATS, (None, None))
+        _check("weight", weight, x.dtype, (None, out_features, x.shape[1]))
+    else:
+        _check("x", x, torch.float32, (None, None))
+        panels = -(-out_features // PANEL)
+        _check("weight", weight, FLOATS, (None, panels, x.shape[1], PANEL))
+    _check_groups(x, groups, bias, weight.shape[0], out_features)
+    return _ops.grouped_linear.default(x, weight, out_features, groups, bias)
+
+
+def grouped_quantized_linear(
+    x: Tensor,
+    weight: QuantizedWeight,
+    groups: Tensor,
+    bias: Tensor | None = None,
+    *,
+    exact: bool = False,
+) -> Tensor:
+    """`grouped_linear` with quantised weights: x [N, K] float32 -> [N k, M] float32.
+
+    weight: E sets of the same formats, as from `QuantizedWeight.stacked`; groups [N, k] int32 and
+    bias [E, M] float32 as for `grouped_linear`, exact as for `quantized_linear`, whose bits a row
+    has.
+    """
+    packed = isinstance(weight, QuantizedWeight)
+    _expect(packed, "weight", "what QuantizedWeight.stacked returns", type(weight).__name__)
+    biases = () if bias is None else (bias,)
+    _check_device("grouped_quantized_linear", x, weight.packed, groups, *biases)
+    _check("x", x, torch.float32, (None, weight.in_features))
+    _expect(weight.packed.dim() == 2, "packed", "[E, bytes]", _shape(weight.packed))
+    _check_quantized(weight, weight.packed.shape[:1])
+    _check_groups(x, groups, bias, weight.packed.shape[0], weight.out_features)
+    quantized = (weight.packed, weight.kinds, weight.sizes)
+    return _ops.grouped_quantized_linear.default(x, *quantized, groups, bias, exact)
+
+
+def weighted_sum(y: Tensor, weights: Tensor) -> Tensor:
+    """What the experts of each row gave, as one: y [N k, M], weights [N, k] float32 -> [N, M].
+
+    y float32, bfloat16 or float16. Row n is the sum of weights[n, j] * y[n k + j], in float32 in
+    the order of j, every product and sum rounded by itself, and rounded to y's type at the end.
+    """
+    _check_device("weighted_sum", y, weights)
+    _check("weights", weights, torch.float32, (None, None))
+    _check("y", y, FLOATS, (weights.shape[0] * weights.shape[1], None))
+    return _ops.weighted_sum.default(y, weights)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None) -> Tensor:
     """x + delta, in place, and its RMS norm times weight.
 
@@ -676,7 +790,7 @@ def _check_stored(stored: Tensor, kind: int) -> int:
     return n_bytes // form.stored_bytes * form.inputs
 
 
-def _check_quantized(weight: QuantizedWeight) -> None:
+def _check_quantized(weight: QuantizedWeight, sets: tuple[int, ...] = ()) -> None:
     parts = len(weight.kinds), len(weight.sizes)
     _expect(parts[0] == parts[1], "kinds and sizes", "one of each a part", parts)
     n_bytes = 0
@@ -686,7 +800,15 @@ def _check_quantized(weight: QuantizedWeight) -> None:
         whole = weight.in_features % form.inputs == 0
         _expect(whole, "in_features", f"a multiple of {form.inputs}", weight.in_features)
         n_bytes += form.packed_bytes(size, weight.in_features)
-    _check("packed", weight.packed, torch.uint8, (n_bytes,))
+    _check("packed", weight.packed, torch.uint8, (*sets, n_bytes))
+
+
+def _check_groups(
+    x: Tensor, groups: Tensor, bias: Tensor | None, n_sets: int, outputs: int
+) -> None:
+    _check("groups", groups, torch.int32, (x.shape[0], None))
+    if bias is not None:
+        _check("bias", bias, torch.float32, (n_sets, outputs))
 
 
 def _form(kind: int) -> Form:
@@ -728,6 +850,11 @@ def _check_eps(eps: float) -> None:
 def _check_count(name: str, value: int, least: int) -> None:
     holds = isinstance(value, int | torch.SymInt) and value >= least
     _expect(holds, name, f"{least} or more", value)
+
+
+def _check_within(name: str, value: int, most: int) -> None:
+    holds = isinstance(value, int | torch.SymInt) and 1 <= value <= most
+    _expect(holds, name, f"1 .. {most}", value)
 
 
 def _is_finite(value: float) -> bool:

@@ -83,8 +83,8 @@ class StoredWeight:
 class QuantizedWeight:
     """A weight [M, K] packed for `quantized_linear`: parts of one format each, one after the other.
 
-    packed [bytes] uint8, as from `pack_quantized`; kinds and sizes: ggml's number of the format and
-    the outputs of each part.
+    packed [bytes] uint8, as from `pack_quantized`, or [E, bytes] for `grouped_quantized_linear`;
+    kinds and sizes: ggml's number of the format and the outputs of each part.
     """
 
     packed: Tensor
@@ -95,6 +95,22 @@ class QuantizedWeight:
     @property
     def out_features(self) -> int:
         return sum(self.sizes)
+
+    @staticmethod
+    def stacked(weights: Sequence["QuantizedWeight"]) -> "QuantizedWeight":
+        """Weights of the same formats and shape as the sets of one grouped product.
+
+        Raises ValueError if these differ.
+        """
+        first = weights[0]
+        for other in weights:
+            one, another = ((w.kinds, w.sizes, w.in_features) for w in (first, other))
+            if one != another:
+                raise ValueError(
+                    f"expected sets of the same formats and shape, got {one} and {another}"
+                )
+        packed = torch.stack([weight.packed for weight in weights])
+        return QuantizedWeight(packed, first.kinds, first.sizes, first.in_features)
 
     @staticmethod
     def concatenated(weights: Sequence["QuantizedWeight"]) -> "QuantizedWeight":

@@ -6,6 +6,8 @@ the oracle of the tests and the baseline of the benches. Shapes and letters: see
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -459,6 +461,89 @@ def linear(
         values = values * blocks[: values.shape[0], : values.shape[1]]
     sums = x.float() @ values.T
     return (sums if bias is None else sums + bias.float()).to(x.dtype)
+
+
+def route(
+    logits: Tensor,
+    k: int,
+    *,
+    scoring: str = "softmax",
+    normalise: bool = False,
+    scale: float = 1.0,
+    bias: Tensor | None = None,
+    n_groups: int = 1,
+    top_groups: int = 1,
+    group_best: int = 2,
+) -> tuple[Tensor, Tensor]:
+    """The k experts of each row and their weights: [N, k] i32 and [N, k] f32 of logits [N, E] f32.
+
+    Chosen by logit, with a bias or groups by score + bias; weighed by score alone. Ties go to the
+    lowest expert.
+    """
+    wide = logits.double()
+    scores = wide.sigmoid() if scoring == "sigmoid" else wide.softmax(-1)
+    ranks = logits
+    if bias is not None or n_groups > 1:
+        ranks = scores.float() + (0 if bias is None else bias)
+    if n_groups > 1:
+        members = ranks.unflatten(1, (n_groups, -1))  # [N, groups, E / groups]
+        group_ranks = members.topk(group_best, dim=-1).values.sum(-1)
+        best_groups = torch.sort(group_ranks, dim=-1, descending=True, stable=True).indices
+        is_open = torch.zeros_like(group_ranks, dtype=torch.bool)
+        is_open.scatter_(1, best_groups[:, :top_groups], True)
+        ranks = members.masked_fill(~is_open[..., None], -math.inf).flatten(1)
+    experts = torch.sort(ranks, dim=-1, descending=True, stable=True).indices[:, :k]
+    weights = scores.gather(1, experts)
+    if normalise:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return experts.int(), (weights * scale).float()
+
+
+def grouped_linear(
+    x: Tensor, weight: Tensor, out_features: int, groups: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """x [N, K] times set groups[n, j] of packed weights, plus its bias [E, M] -> [N k, M]."""
+    return _grouped(x, groups, bias, out_features, lambda x, e: linear(x, weight[e], out_features))
+
+
+def grouped_quantized_linear(
+    x: Tensor,
+    weight: QuantizedWeight,
+    groups: Tensor,
+    bias: Tensor | None = None,
+    *,
+    exact: bool = False,
+) -> Tensor:
+    """The same with quantised sets: packed [E, bytes]."""
+    sets = [replace(weight, packed=packed) for packed in weight.packed]
+    return _grouped(
+        x, groups, bias, weight.out_features, lambda x, e: quantized_linear(x, sets[e], exact=exact)
+    )
+
+
+def _grouped(
+    x: Tensor,
+    groups: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    product: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """One pair of a row and a set at a time; zeros where the set is -1."""
+    out = x.new_zeros(groups.numel(), outputs)
+    for pair, e in enumerate(groups.flatten().tolist()):
+        if e >= 0:
+            row = x[pair // groups.shape[1]][None]
+            out[pair] = product(row, e)[0] + (0 if bias is None else bias[e])
+    return out
+
+
+def weighted_sum(y: Tensor, weights: Tensor) -> Tensor:
+    """The sum of weights[n, j] * y[n k + j], in the order of j, rounded to y's type -> [N, M]."""
+    parts = y.view(*weights.shape, -1).float()
+    total = torch.zeros_like(parts[:, 0]) if parts.shape[1] else y.new_zeros(len(y), y.shape[1])
+    for j in range(weights.shape[1]):
+        total = total + weights[:, j, None] * parts[:, j]
+    return total.to(y.dtype)
 
 
 def dequantize(stored: Tensor, kind: int) -> Tensor:

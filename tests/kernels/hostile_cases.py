@@ -23,7 +23,7 @@ WRITTEN = (
 # the first dimension of these belongs to no other argument
 FREE_ROWS = {
     *(("compact_kv", "kv"), ("linear", "x"), ("silu_mul", "gate_up")),
-    ("target_tokens", "mask"),
+    *(("target_tokens", "mask"), ("route", "logits")),
     *(("pack_quantized", "stored"), ("dequantize", "stored"), ("quantized_linear", "x")),
 }
 ANY_TYPE = {("compact_kv", "kv")}
@@ -99,6 +99,11 @@ def growing_arguments():
     return state | offered | {"first_slot": 2, "beams": 2, "words": 1}
 
 
+def grouped_weight():
+    stored = [random_stored(8, 9, 64, seed=e) for e in range(3)]
+    return kernels.QuantizedWeight.stacked([kernels.pack_quantized(s, 8) for s in stored])
+
+
 # op -> a good call's arguments, made anew each time
 CALLS = {
     "build_tree": lambda: {"parents": PARENTS.clone(), "offsets": OFFSETS.clone(), "words": 1},
@@ -159,6 +164,29 @@ CALLS = {
         "x": torch.randn(3, 256),
         "weight": kernels.pack_quantized(random_stored(12, 9, 256), 12),
     },
+    "route": lambda: {
+        "logits": torch.randn(3, 8),
+        "k": 2,
+        "scale": 2.5,
+        "bias": torch.randn(8),
+        "n_groups": 4,
+        "top_groups": 2,
+        "group_best": 2,
+    },
+    "grouped_linear": lambda: {
+        "x": torch.randn(3, 5),
+        "weight": torch.stack([reference.pack_linear(w) for w in torch.randn(4, 70, 5)]),
+        "out_features": 70,
+        "groups": int32([[0, 3], [-1, 1], [3, 3]]),
+        "bias": torch.randn(4, 70),
+    },
+    "grouped_quantized_linear": lambda: {
+        "x": torch.randn(3, 64),
+        "weight": grouped_weight(),
+        "groups": int32([[0, 2], [-1, 1], [2, 2]]),
+        "bias": torch.randn(3, 9),
+    },
+    "weighted_sum": lambda: {"y": torch.randn(6, 8), "weights": torch.rand(3, 2)},
 }
 TENSORS = [
     (op, name)
@@ -166,7 +194,7 @@ TENSORS = [
     for name, value in make().items()
     if isinstance(value, torch.Tensor)
 ]
-OPTIONAL = {"sinks", "qk_norm", "token_ids", "delta", "mask", "mask_row"}
+OPTIONAL = {"sinks", "qk_norm", "token_ids", "delta", "mask", "mask_row", "bias"}
 REAL = {"scale", "softcap", "k_scale", "v_scale", "eps"}
 SCALED = ("tree_attention", "append_kv", "rope_append_kv")
 NUMBERS = [
@@ -296,6 +324,10 @@ def test_packing_wants_a_tensor_without_gradients():
         ("compact_kv", "accepted_lens", 1, 3, "path nodes to increase"),
         ("compact_kv", "accepted_lens", 0, 4, r"an accepted length in 0 \.\. 3, got 4"),
         ("compact_kv", "accepted_lens", 0, -1, "an accepted length"),
+        ("grouped_linear", "groups", (0, 1), 4, r"groups in -1 \.\. 3, got 4 at index 1"),
+        ("grouped_linear", "groups", (2, 0), -2, "expected groups in -1"),
+        ("grouped_quantized_linear", "groups", (2, 1), INT32.max, "got 2147483647 at index 5"),
+        ("grouped_quantized_linear", "groups", (1, 0), INT32.min, "expected groups in -1"),
         ("grow_tree", "found", 1, 5, "a tree of 5 nodes may get 4 more; expected room"),
         ("grow_tree", "found", 0, -1, r"request 0: expected found in 0 \.\. 8, got -1"),
         ("grow_tree", "expanded", (1, 1), 3, r"expanded in -2 \.\. 2, got 3 at index 1"),

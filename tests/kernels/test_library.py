@@ -60,15 +60,41 @@ def arguments(op):
         "pack_quantized": (random_stored(12, 13, 256), 12),
         "dequantize": (random_stored(3, 13, 96), 3),
         "quantized_linear": quantized_arguments(),
+        "route": (torch.randn(3, 12), 2, "sigmoid", True, 2.5, torch.randn(12), 4, 2, 2),
+        "grouped_linear": (
+            torch.randn(3, 20),
+            torch.randn(4, 2, 20, 64),
+            100,
+            int32([[0, 3], [-1, 1], [3, 0]]),
+            torch.randn(4, 100),
+        ),
+        "grouped_quantized_linear": grouped_arguments(),
+        "weighted_sum": (torch.randn(6, 20), torch.rand(3, 2)),
     }
     attending = {"scale": 0.25, "sinks": torch.randn(2)}
     return calls[op], attending if op == "tree_attention" else {}
+
+
+def public_arguments(op):
+    """The same call of the public function."""
+    args, options = arguments(op)
+    if op == "route":
+        names = ("scoring", "normalise", "scale", "bias", "n_groups", "top_groups", "group_best")
+        args, options = args[:2], dict(zip(names, args[2:], strict=True))
+    return args, options
 
 
 def quantized_arguments():
     parts = [kernels.pack_quantized(random_stored(kind, 13, 256), kind) for kind in (12, 14)]
     both = kernels.QuantizedWeight.concatenated(parts)
     return torch.randn(3, 256), both.packed, list(both.kinds), list(both.sizes), False
+
+
+def grouped_arguments():
+    stored = [random_stored(8, 13, 64, seed=e) for e in range(4)]
+    sets = kernels.QuantizedWeight.stacked([kernels.pack_quantized(s, 8) for s in stored])
+    quantized = sets.packed, list(sets.kinds), list(sets.sizes)
+    return torch.randn(3, 64), *quantized, int32([[0], [-1], [3]]), None, False
 
 
 OPS = sorted(library.OPS)
@@ -82,7 +108,7 @@ def test_opcheck(op):
 
 @pytest.mark.parametrize("op", [op for op in OPS if "quantized" not in op])
 def test_traces_as_one_graph(op):
-    args, options = arguments(op)
+    args, options = public_arguments(op)
     copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
     function = getattr(kernels, op)
     want = function(*args, **options)
