@@ -4,10 +4,12 @@ The launcher runs on CPU tensors while its kernels only write down how they were
 what is compiled has the argument types, alignments and options of the real launch.
 """
 
+import math
 import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +39,16 @@ class Launch:
     kernel: triton.JITFunction
     arguments: dict[str, object]
     options: dict[str, object]
+    grid: tuple[int, ...]
+
+    @property
+    def programs(self) -> int:
+        return math.prod(self.grid)
+
+    def constant(self, name: str) -> int:
+        value = self.arguments[name]
+        assert isinstance(value, int), name
+        return value
 
     def compile(self, arch: str) -> CompiledKernel:
         types, constants = self.specialisation()
@@ -81,14 +93,14 @@ class Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         assert 0 < grid[0] < 2**31, grid
         assert all(0 < size < 2**16 for size in grid[1:]), grid
-        return self.record
+        return partial(self.record, grid)
 
-    def record(self, *args: object, **named: object) -> None:
+    def record(self, grid: tuple[int, ...], *args: object, **named: object) -> None:
         names = self.kernel.arg_names
         arguments = dict(zip(names, args, strict=False))
         arguments |= {name: named.pop(name) for name in names if name in named}
         assert list(arguments) == names, "every argument once, in order"
-        self.launches.append(Launch(self.kernel, arguments, named))
+        self.launches.append(Launch(self.kernel, arguments, named, grid))
 
 
 def launches_of(

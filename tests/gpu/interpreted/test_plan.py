@@ -3,6 +3,7 @@ import torch
 import triton
 import triton.language as tl
 
+from bench.predict.attention import n_splits
 from specedge_kernels.gpu.plan import (
     INVARIANT_SPLIT_TOKENS,
     max_partial_rows,
@@ -68,6 +69,9 @@ def test_splits_cover_the_prefix_and_fit_the_workspace(device, group, window, in
         assert torch.equal(partial, torch.where(splits > 1, splits * rows, 0))
         most = (int(rows.sum()), batch, group, int((prefix + nodes).max()), invariant)
         assert partial.sum() <= max_partial_rows(*most)
+        if window == 2**30:  # as predictions reckon
+            numbers = zip(prefix.tolist(), nodes.tolist(), (rows * group).tolist(), strict=True)
+            assert splits.tolist() == [n_splits(*three, KEYS, invariant) for three in numbers]
         if invariant:
             assert (first % INVARIANT_SPLIT_TOKENS.value == 0).all()
             assert (size == INVARIANT_SPLIT_TOKENS.value).all()
