@@ -51,6 +51,16 @@ def on_stop(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> No
             loop.add_signal_handler(number, callback)
 
 
+def on_hangup(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """Run this in the event loop at each SIGHUP, as an operator's `reload` sends it.
+
+    Windows has no such signal, and a loop that is not the main thread's hears none.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        return
+    loop.add_signal_handler(signal.SIGHUP, callback)
+
+
 def raise_descriptor_limit(wanted: int) -> int:
     """Let this process open `wanted` files and sockets, as far as it may; how many it can open."""
     if sys.platform == "win32":

@@ -34,6 +34,14 @@ class LocalEdges:
         """From now on answers are written."""
         self._server = server
 
+    def renew(self, users: Mapping[str, bytes] | None) -> None:
+        """Tokens as they are from now on. Raises ConfigError, and keeps those there were."""
+        keys = Keys(users) if users is not None else None
+        before, self._users, self._keys = self._users or {}, users, keys
+        now = users or {}
+        for name in [name for name in self._edges if now.get(name) != before.get(name)]:
+            del self._edges[name]  # it ends with its last answer
+
     async def backend_of(self, key: str | None) -> Backend:
         """The edge of the user whose token the key is. Raises UnknownKey, or ServerError."""
         user = self._keys.name_of(key) if self._keys is not None else ""

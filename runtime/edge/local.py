@@ -38,14 +38,14 @@ class LocalServer:
     """A server as its local edges see it.
 
     welcome      what it tells every edge that it admits
-    certificate  the hash of its certificate, empty without one
+    certificate  the hash of its certificate of now, empty without one
     new_peer     a protocol for one more edge
     unready      why no requests are taken; empty if they are
     """
 
     tokenizer: Tokenizer
     welcome: wire.Welcome
-    certificate: bytes
+    certificate: Callable[[], bytes]
     new_peer: Callable[[], FramedProtocol]
     unready: Callable[[], str]
 
@@ -161,4 +161,4 @@ class _Uplink(Uplink):
 
     async def _open(self) -> Link:
         server = self._server
-        return await Link.join(server.new_peer(), self._hello, self._token, server.certificate)
+        return await Link.join(server.new_peer(), self._hello, self._token, server.certificate())

@@ -56,8 +56,10 @@ class Door:
     certificate: bytes = NO_CERTIFICATE
     room: int = sys.maxsize
     admitted: dict[FramedProtocol, str] = field(default_factory=dict)  # peer -> user
+    revoked: set[FramedProtocol] = field(default_factory=set)  # of these: their token holds no more
     _connections: Counter[str] = field(default_factory=Counter)  # admitted, by user
-    _strangers: set[FramedProtocol] = field(default_factory=set)
+    # by the hash of the certificate when they came, which their proofs are bound to
+    _strangers: dict[FramedProtocol, bytes] = field(default_factory=dict)
     _patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
@@ -77,11 +79,20 @@ class Door:
 
     def left(self, peer: FramedProtocol) -> None:
         """The connection has gone."""
-        self._strangers.discard(peer)
+        self._strangers.pop(peer, None)
+        self.revoked.discard(peer)
         if (user := self.admitted.pop(peer, None)) is not None:
             self._connections[user] -= 1
             if not self._connections[user]:
                 del self._connections[user]
+
+    def renew(self, users: Mapping[str, bytes] | None, certificate: bytes) -> list[FramedProtocol]:
+        """From now on these hold; who was admitted with a token that holds no more."""
+        before, self.users, self.certificate = self.users or {}, users, certificate
+        now = users or {}
+        changed = {name for name, token in before.items() if now.get(name) != token}
+        self.revoked |= {peer for peer, user in self.admitted.items() if user in changed}
+        return list(self.revoked)
 
     def answer(self, peer: FramedProtocol, greeting: wire.Hello | wire.Proof, now_s: float) -> None:
         """Challenge, welcome or refuse a stranger."""
@@ -98,7 +109,7 @@ class Door:
             sentence = f"too many wrong tokens from {peer.host}; try again in {wait_s:.0f} s"
             peer.refuse(wire.ErrorCode.BUSY, sentence)
         else:
-            peer.send(challenge(self.users.get(hello.user), hello, self.certificate))
+            peer.send(challenge(self.users.get(hello.user), hello, self._strangers[peer]))
 
     def _answer_proof(self, peer: FramedProtocol, message: wire.Proof, now_s: float) -> None:
         hello, challenged = peer.connection.hello, peer.connection.challenge
@@ -108,7 +119,7 @@ class Door:
         token = self.users.get(hello.user)
         # An unknown user costs the same time as a wrong token: names cannot be found by asking.
         proven = is_proven(
-            message.proof, token or b"", Role.EDGE, hello, challenged.nonce, self.certificate
+            message.proof, token or b"", Role.EDGE, hello, challenged.nonce, self._strangers[peer]
         )
         if token is not None and proven:
             self._patience.succeeded(peer.host)
@@ -127,7 +138,7 @@ class Door:
         Returns why it must go, if it must.
         """
         connected, strangers = len(self._strangers) + len(self.admitted), len(self._strangers)
-        self._strangers.add(peer)
+        self._strangers[peer] = self.certificate
         if connected >= self.room + TOLD_TO_GO:
             peer.abort()  # there is not even room for a word
         elif connected >= self.room:
@@ -158,7 +169,7 @@ class Door:
         if sentence := self._no_place(user):
             peer.refuse(wire.ErrorCode.BUSY, sentence)
             return
-        self._strangers.discard(peer)
+        del self._strangers[peer]
         self.admitted[peer] = user
         self._connections[user] += 1
         peer.send(welcome)

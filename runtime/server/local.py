@@ -16,6 +16,7 @@ from runtime.model.tokenizer import Tokenizer
 from runtime.server.descriptors import clients_that_fit
 from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
+from runtime.server.renewal import RenewKeys
 from runtime.wire.tls import Certificate
 
 
@@ -26,20 +27,23 @@ async def serving_clients(
     users: Mapping[str, bytes] | None,
     certificate: Certificate | None,
     metrics: Metrics,
-) -> AsyncIterator[tuple[str, Callable[[Server, Tokenizer | None], None]]]:
+) -> AsyncIterator[tuple[str, Callable[[Server, Tokenizer | None], RenewKeys]]]:
     """Serve the API at `config.openai` while the context lasts.
 
-    Gives its URL and a function that joins it to a server, with the target's tokenizer. `unready`
-    says why no requests are taken. Raises ConfigError for the users and the chat template,
-    ConnectionError where the address cannot be had.
+    Gives its URL and a function that joins it to a server, with the target's tokenizer, and gives
+    what is to be told of other users. `unready` says why no requests are taken. Raises ConfigError
+    for the users and the chat template, ConnectionError where the address cannot be had.
     """
     edges = LocalEdges(unready, users, config.chat_template)
     most = clients_that_fit(config)
 
-    def join(server: Server, tokenizer: Tokenizer | None) -> None:
+    def join(server: Server, tokenizer: Tokenizer | None) -> RenewKeys:
         assert tokenizer is not None, "clients without an edge need the target's tokenizer"
         door = server.door
-        edges.join(LocalServer(tokenizer, door.welcome, door.certificate, server.new_peer, unready))
+        edges.join(
+            LocalServer(tokenizer, door.welcome, lambda: door.certificate, server.new_peer, unready)
+        )
+        return edges.renew
 
     app = application(edges.backend_of)
     guarded = Guard(app, config.origins, has_keys=users is not None, most=most)

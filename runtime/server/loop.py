@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runtime.config import ServerConfig
@@ -47,6 +47,7 @@ DRAFTING_SILENCES = 10
 DEVICE_FAILURES = 3  # in a row; a fault of a GPU's context stays as long as its process
 TELL_LOOKS = 5  # between two words to those who wait in line
 NO_GRANT = Grant(wire.Turn.SERVER)
+REVOKED = "the token that this edge came with holds no more"
 
 
 class DeviceError(Exception):
@@ -143,6 +144,19 @@ class Server:
         if verifying.done() and not verifying.cancelled():
             verifying.result()
 
+    def renew(self, users: Mapping[str, bytes] | None, certificate: bytes) -> None:
+        """Users and their tokens, and the certificate's hash, as they are from now on.
+
+        Answers that have begun go on to their ends, whoever's they are.
+        """
+        for peer in self.door.renew(users, certificate):
+            self._send_off(peer)
+
+    def _send_off(self, peer: FramedProtocol) -> None:
+        """Hang up on an edge whose token holds no more, once it has no answer."""
+        if not any(request.key[0] is peer for request in self.requests.values()):
+            peer.refuse(wire.ErrorCode.AUTHENTICATION, REVOKED)
+
     # --- what the sockets bring ---
 
     def on_message(self, peer: FramedProtocol, message: wire.Message) -> None:
@@ -192,6 +206,9 @@ class Server:
         identity, user = self.door.identity, self.door.admitted[peer]
         assert identity is not None, "a request where there is no model"
         room = identity.max_context - message.prompt_tokens
+        if peer in self.door.revoked:
+            self._refuse(peer, message.request, wire.ErrorCode.AUTHENTICATION, REVOKED)
+            return
         if refusal := self._refusal(identity, user, message.prompt_tokens):
             self._refuse(peer, message.request, *refusal)
             return
@@ -379,6 +396,8 @@ class Server:
         if request.phase is not Phase.READING:
             self.pipeline.closed(request)
         self.scheduler.remove(request)
+        if peer in self.door.revoked:
+            self._send_off(peer)
         self._work.set()  # its pages may admit someone who waits
         if not self.requests:
             self._idle.set()

@@ -24,6 +24,7 @@ from runtime.server.door import Door, Identity
 from runtime.server.guide import Guides
 from runtime.server.loop import DeviceError, Server
 from runtime.server.metrics import Metrics
+from runtime.server.renewal import Renewed, RenewKeys, renewing
 from runtime.server.request import Request
 from runtime.server.schedule.step import Step
 from runtime.server.trace_file import tracing
@@ -119,7 +120,14 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
     )
     stop = asyncio.Event()
     on_stop(asyncio.get_running_loop(), stop.set)
-    async with _pages(config, console, lambda: "", metrics):
+
+    def renewed(users: Mapping[str, bytes] | None, known: bytes) -> None:
+        door.renew(users, known)
+
+    async with (
+        _pages(config, console, lambda: "", metrics),
+        renewing(config, (certificate,), renewed),
+    ):
         _announce(config, console, certificate, *listener.sockets[0].getsockname()[:2])
         await stop.wait()
     listener.close()
@@ -149,23 +157,25 @@ async def serve(
         opened(host, port)
 
     tls = certificate.context if certificate else None
+    api_certificate = _certificate(config, "a client of the API") if config.openai else None
     listener = await listen(config.host, config.port, there.new_peer, start=False, tls=tls)
     users = load_users(Path(config.users)) if config.users else None
     metrics = Metrics()
     async with (
         _pages(config, console, there.unready, metrics, there.requests, on_step) as step_ended,
-        _clients(config, console, there.unready, users, metrics, api_opened) as join,
+        _clients(
+            config, console, there.unready, users, api_certificate, metrics, api_opened
+        ) as join,
     ):
         # in a thread, so that the pages answer meanwhile
         loaded = await asyncio.to_thread(_load, config, console, open_engine)
         door = _door(config, users, certificate, loaded.identity)
-        guides = _guides(config, loaded)
-        server = there.server = Server(config, loaded.engine, door, step_ended, metrics, guides)
-        server.pipeline.load.cost.learn(loaded.costs)
-        join(server, loaded.tokenizer)
+        server = there.server = _server(config, loaded, door, step_ended, metrics)
+        renewed = _renewed(server, join(server, loaded.tokenizer))
         _tell_ready(config, console, loaded.engine)
         del loaded
-        await server.run(listener, announce)
+        async with renewing(config, (certificate, api_certificate), renewed):
+            await server.run(listener, announce)
     _tell_totals(console, server)
 
 
@@ -210,6 +220,29 @@ def _load(config: ServerConfig, console: Terminal, open_engine: OpenTarget) -> _
     with waiting(console, lambda: "measuring what steps cost"):
         costs = [*warm_up(engine, config.max_step_nodes, config.max_batch)]
     return _Loaded(engine, identity, costs, tokenizer if config.openai else None)
+
+
+def _server(
+    config: ServerConfig,
+    loaded: _Loaded,
+    door: Door,
+    on_step: Callable[[Step], None],
+    metrics: Metrics,
+) -> Server:
+    guides = _guides(config, loaded)
+    server = Server(config, loaded.engine, door, on_step, metrics, guides)
+    server.pipeline.load.cost.learn(loaded.costs)
+    return server
+
+
+def _renewed(server: Server, renew_keys: RenewKeys) -> Renewed:
+    """What is done when users and the certificate are new."""
+
+    def renewed(users: Mapping[str, bytes] | None, certificate: bytes) -> None:
+        renew_keys(users)  # first: it may raise
+        server.renew(users, certificate)
+
+    return renewed
 
 
 def _guides(config: ServerConfig, loaded: _Loaded) -> Guides:
@@ -271,20 +304,20 @@ async def _clients(
     console: Terminal,
     unready: Callable[[], str],
     users: Mapping[str, bytes] | None,
+    certificate: Certificate | None,
     metrics: Metrics,
     opened: Callable[[str], None],
-) -> AsyncIterator[Callable[[Server, Tokenizer | None], None]]:
+) -> AsyncIterator[Callable[[Server, Tokenizer | None], RenewKeys]]:
     """Serve clients without an edge while the context lasts, if it is wanted.
 
     Gives a function that joins them to a server; until then, they are told why they have to wait.
     """
     if not config.openai:
-        yield lambda server, tokenizer: None
+        yield lambda server, tokenizer: lambda users: None
         return
     # Without it, neither the API nor an edge is needed.
     from runtime.server.local import serving_clients
 
-    certificate = _certificate(config, "a client of the API")
     async with serving_clients(config, unready, users, certificate, metrics) as (url, join):
         console.print(f"{url}/v1 for clients without an edge", soft_wrap=True)
         opened(f"{url}/v1")

@@ -33,11 +33,24 @@ class Certificate:
 
     context: ssl.SSLContext
     hash: bytes  # of the certificate itself, as both ends know it
+    file: Path
+    key: Path
 
     @property
     def pin(self) -> str:
         """What an edge is told to expect: sha256:<64 hexadecimal digits>."""
         return f"sha256:{self.hash.hex()}"
+
+    def on_file(self) -> Certificate:
+        """What its files hold now. Raises TLSError."""
+        return load_certificate(self.file, self.key)
+
+    def serve_file(self) -> None:
+        """From now on serve what its files hold; connections that stand keep what they have.
+
+        Only after `on_file`: a context that was given half of a pair serves nobody.
+        """
+        self.context.load_cert_chain(self.file, self.key)
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,8 @@ def load_certificate(
         raise TLSError(sentence) from error
     end = "-----END CERTIFICATE-----"
     first = text[text.index("-----BEGIN CERTIFICATE-----") : text.index(end) + len(end)]
-    return Certificate(context, certificate_hash(ssl.PEM_cert_to_DER_cert(first)))
+    known = certificate_hash(ssl.PEM_cert_to_DER_cert(first))
+    return Certificate(context, known, certificate, key)
 
 
 def _telling(on_failure: Callable[[str], None]) -> type[ssl.SSLObject]:

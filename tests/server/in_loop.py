@@ -30,7 +30,11 @@ class Serving:
         self.all_pages = self.free_pages
         self.hello = wire.Hello(1, 260, tokenizer.hashes.below(260), "tiny")
         self.local = LocalServer(
-            tokenizer, self.door.welcome, b"", self.server.new_peer, lambda: self.server.unready
+            tokenizer,
+            self.door.welcome,
+            lambda: self.door.certificate,
+            self.server.new_peer,
+            lambda: self.server.unready,
         )
 
     def edge(self, user: str = "") -> LocalEdge:

@@ -1,0 +1,283 @@
+"""Users and certificates are read again while the server runs, and no answer is dropped."""
+
+import contextlib
+import os
+import signal
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from runtime.api.backend import UnknownKey
+from runtime.api.of_server import LocalEdges
+from runtime.config import ConfigError, parse_address
+from runtime.demo import server_process
+from runtime.edge.net.link import Credentials, Link, Request, Sampling, ServerError
+from runtime.model.tokenizer import Tokenizer
+from runtime.server.renewal import Renewal
+from runtime.server.users import add_user
+from runtime.wire import messages as wire
+from runtime.wire.auth import certificate_hash
+from runtime.wire.tls import load_certificate, trust
+from tests.certificates import self_signed
+from tests.server.in_loop import USERS, Serving, run, serving
+
+NAMES = ("server", "other")
+
+
+def users_file(folder: Path, *names: str) -> tuple[Path, dict[str, bytes]]:
+    path = folder / "users.toml"
+    path.unlink(missing_ok=True)
+    return path, {name: add_user(path, name).encode() for name in names}
+
+
+def renewal_of(path: Path | None, told: list[object], *certificates: object) -> Renewal:
+    return Renewal(path, certificates, lambda users, known: told.append((users, known)))
+
+
+# --- what is read, and when ---
+
+
+def test_only_what_has_changed_is_read(tmp_path: Path) -> None:
+    path, tokens = users_file(tmp_path, "alice")
+    told: list[object] = []
+    renewal = renewal_of(path, told)
+    renewal.look()
+    assert told == []
+    tokens["bob"] = add_user(path, "bob").encode()
+    renewal.look()
+    renewal.look()
+    assert told == [(tokens, b"")]
+
+
+def test_a_file_that_is_put_in_the_place_of_another_is_new(tmp_path: Path) -> None:
+    """As Kubernetes hands out a secret: a link that points elsewhere, with times of its own."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first, _ = users_file(tmp_path / "one", "alice")
+    second, tokens = users_file(tmp_path / "two", "carol")
+    at = first.stat().st_mtime_ns
+    os.utime(second, ns=(at, at))
+    link, told = tmp_path / "users.toml", list[object]()
+    link.symlink_to(first)
+    renewal = renewal_of(link, told)
+    link.unlink()
+    link.symlink_to(second)
+    renewal.look()
+    assert told == [(tokens, b"")]
+
+
+@pytest.mark.parametrize("text", ["", 'alice = "short"\n', "alice = \n", None])
+def test_what_cannot_be_used_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None
+) -> None:
+    path, _ = users_file(tmp_path, "alice")
+    told: list[object] = []
+    renewal = renewal_of(path, told)
+    path.unlink()
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+    renewal.look()
+    assert told == []
+    assert "stay as they were" in caplog.text
+    _, tokens = users_file(tmp_path, "alice")
+    renewal.look()
+    assert told == [(tokens, b"")]
+
+
+def test_users_whom_the_server_refuses_leave_the_certificate_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _ = users_file(tmp_path, "alice")
+
+    def refuse(users: object, known: bytes) -> None:
+        raise ConfigError("two users have the same token")
+
+    Renewal(path, (), refuse).read()
+    (record,) = caplog.records
+    assert record.fields == {"reason": "two users have the same token"}
+
+
+def test_half_of_a_pair_leaves_the_certificate_as_it_was(tmp_path: Path) -> None:
+    """The new certificate is there, and its key not yet."""
+    for name in NAMES:
+        self_signed(tmp_path, name)
+    served = load_certificate(tmp_path / "server.pem", tmp_path / "server.key")
+    told: list[object] = []
+    renewal = renewal_of(None, told, served)
+    (tmp_path / "other.pem").replace(tmp_path / "server.pem")
+    renewal.look()
+    assert told == []
+    assert shown_by(served.context) == served.hash
+    (tmp_path / "other.key").replace(tmp_path / "server.key")
+    renewal.look()
+    (known,) = told
+    assert known == (None, served.on_file().hash)
+    assert shown_by(served.context) == served.on_file().hash != served.hash
+
+
+def shown_by(context: ssl.SSLContext) -> bytes:
+    """The hash of the certificate that a server with this context shows."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    near = client.wrap_bio(to_client, to_server)
+    far = context.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for end in (near, far):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    shown = near.getpeercert(binary_form=True)
+    assert shown is not None, "no handshake"
+    return certificate_hash(shown)
+
+
+# --- what becomes of those who are there ---
+
+SAMPLING = Sampling(max_tokens=40, temperature=0.0, seed=1, stop_ids=())
+PROMPT = [5, 6, 7, 8]
+HOLDS_NO_MORE = "holds no more"
+
+
+@asynccontextmanager
+async def edge_of(it: Serving, user: str, token: bytes) -> AsyncIterator[Link]:
+    link = await Link.open(*it.address, replace(it.hello, user=user), Credentials(token))
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+async def rest(request: Request) -> list[int]:
+    """An answer to its end, drafting nothing."""
+    ids: list[int] = []
+    while not request.finished:
+        ids.append((await request.verdict()).bonus)
+    return ids
+
+
+async def answered(link: Link) -> list[int]:
+    return await rest(link.request(PROMPT, SAMPLING, 0))
+
+
+def test_an_answer_goes_on_when_its_user_goes_and_then_the_edge_is_sent_off(
+    tiny_pair: tuple[Path, Path],
+) -> None:
+    async def scenario() -> None:
+        async with (
+            serving(tiny_pair[0], dict(USERS)) as it,
+            edge_of(it, "alice", USERS["alice"]) as alice,
+            edge_of(it, "bob", USERS["bob"]) as bob,
+        ):
+            expected = await answered(bob)
+            request = alice.request(PROMPT, SAMPLING, 0)
+            first = (await request.verdict()).bonus
+            it.server.renew({"bob": USERS["bob"]}, b"")
+            with pytest.raises(ServerError, match=HOLDS_NO_MORE):
+                await answered(alice)
+            assert [first, *await rest(request)] == expected
+            await it.until(lambda: alice not in it.door.peers() and len(it.door.admitted) == 1)
+            assert await answered(bob) == expected, "whose token is as it was"
+            assert not it.door.revoked
+            with pytest.raises(ServerError, match=r"does not know user .alice."):
+                async with edge_of(it, "alice", USERS["alice"]):
+                    pass
+
+    run(scenario)
+
+
+def test_an_idle_edge_with_an_old_token_is_sent_off_and_the_new_token_is_let_in(
+    tiny_pair: tuple[Path, Path],
+) -> None:
+    async def scenario() -> None:
+        async with (
+            serving(tiny_pair[0], dict(USERS)) as it,
+            edge_of(it, "alice", USERS["alice"]) as old,
+        ):
+            new = b"c" * 40
+            it.server.renew({**USERS, "alice": new}, b"")
+            with pytest.raises(ServerError, match=HOLDS_NO_MORE):
+                await answered(old)
+            async with edge_of(it, "alice", new) as edge:
+                assert len(await answered(edge)) == SAMPLING.max_tokens
+
+    run(scenario)
+
+
+def test_keys_of_the_api_are_those_of_now(tiny_pair: tuple[Path, Path]) -> None:
+    """A local edge is of one token, and one that writes goes on."""
+
+    async def scenario() -> None:
+        async with serving(tiny_pair[0], dict(USERS)) as it:
+            edges = LocalEdges(lambda: "", dict(USERS))
+            edges.join(it.local)
+            options = {"raw": True, "max_tokens": 40, "temperature": 0.0}
+            alice = await edges.backend_of("a" * 32)
+            answer = alice.generate(PROMPT, **options)
+            await it.until(lambda: len(it.server.requests) == 1)
+            now = {"alice": b"c" * 40, "bob": USERS["bob"]}
+            edges.renew(now)
+            it.server.renew(now, b"another certificate's hash")
+            with pytest.raises(UnknownKey):
+                await edges.backend_of("a" * 32)
+            async for _ in answer:
+                pass
+            again = (await edges.backend_of("c" * 40)).generate(PROMPT, **options)
+            async for _ in again:
+                pass
+            assert again.tokens == answer.tokens
+            with pytest.raises(ConfigError, match="same token"):
+                edges.renew({"alice": b"d" * 32, "bob": b"d" * 32})
+            assert await edges.backend_of("c" * 40)
+
+    run(scenario)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal here")
+def test_a_server_reads_them_again_at_sighup_and_answers_all_the_while(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Users, and a certificate that edges then see, while an answer goes on over the old one."""
+    path, tokens = users_file(tmp_path, "alice")
+    for name in NAMES:
+        self_signed(tmp_path, name)
+    pins = [load_certificate(tmp_path / f"{n}.pem", tmp_path / f"{n}.key").pin for n in NAMES]
+    options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1"]
+    options += ["--users", str(path), "--tls-certificate", str(tmp_path / "server.pem")]
+    options += ["--tls-key", str(tmp_path / "server.key"), "--log-level", "info"]
+
+    async def scenario(address: str, process: subprocess.Popen[str]) -> None:
+        host, port = parse_address(address)
+        hello = replace(greeting(tiny_pair[0]), user="alice")
+        old = await Link.open(host, port, hello, Credentials(tokens["alice"], trust(pins[0])))
+        request = old.request(PROMPT, SAMPLING, 0)
+        ids = [(await request.verdict()).bonus]
+        tokens["bob"] = add_user(path, "bob").encode()
+        for suffix in ("pem", "key"):
+            (tmp_path / f"other.{suffix}").replace(tmp_path / f"server.{suffix}")
+        process.send_signal(signal.SIGHUP)
+        ids += await rest(request)
+        while True:  # until the server has come to the signal
+            try:
+                bob = replace(hello, user="bob")
+                new = await Link.open(host, port, bob, Credentials(tokens["bob"], trust(pins[1])))
+                break
+            except ServerError:
+                await answered(old)
+        assert await answered(new) == await answered(old) == ids
+        await new.close()
+        await old.close()
+
+    with server_process(*options) as (address, process):
+        run(lambda: scenario(address, process))
+
+
+def greeting(target: Path) -> wire.Hello:
+    tokenizer = Tokenizer.load(str(target))
+    size, digest = tokenizer.vocabulary_size, tokenizer.vocabulary_hash()
+    return wire.Hello(wire.VERSION, size, digest, "tiny")
