@@ -106,7 +106,7 @@ def answer(
     request = Request("bench", params, limit=len(prompt) + params.max_tokens, context=list(prompt))
     request.pages, request.guide = engine.kv.allocate(engine.kv.n_free), target_guide
     noise = Noise(params.seed, params.temperature if coupling else 0.0)
-    both = min(drafter.vocabulary_size, engine.model.config.vocab_size)
+    both = min(drafter.vocabulary_size, engine.model.vocab_size)
     speculation = Speculation(list(prompt), request.limit, shape, ahead.proactive, noise, both)
     speculation.guide = draft_guide
     steps: list[Step] = []

@@ -107,7 +107,7 @@ class Bench:
         self._engine = open_model(options.model, "stored")
         self._drafter = Drafter(open_model(options.draft, "stored"))
         self._tokenizer = Tokenizer.load(options.model)
-        rows = self._engine.model.config.vocab_size
+        rows = self._engine.model.vocab_size
         self._grammars = Grammars(lambda: Tokens(self._tokenizer, rows))
         self._threads = ThreadPoolExecutor(MOST_THREADS)
 
@@ -167,7 +167,7 @@ class Bench:
     def _masks(self, schema: str, said: Sequence[int]) -> tuple[float, float]:
         """Microseconds of one tree's masks, and milliseconds of those of a batch."""
         dice, tokens, parents = random.Random(1), list[int](), list[int]()
-        rows, node = self._engine.model.config.vocab_size, 0
+        rows, node = self._engine.model.vocab_size, 0
         for right in said[:16]:
             tokens += [right, *(dice.randrange(rows) for _ in range(3))]
             parents += [node] * 4

@@ -84,6 +84,11 @@ class Options:
         "type of keys and values; same as what the model computes in: float32 on a CPU",
         choices=("same", *FLOATS, "float8_e4m3"),
     )
+    backend: str = option(
+        "auto",
+        "whose code runs the model: own for the families it knows, transformers for all others",
+        choices=("auto", "own", "transformers"),
+    )
     device: str = option("auto", "where the model runs: auto, cpu or cuda")
     log_level: str = option("warning", "log verbosity", choices=("debug", "info", "warning"))
     log_format: str = option(

@@ -87,7 +87,7 @@ class Oracle:
 def plain_text(pair: Pair, sampling: Sampling, prompt: Sequence[int] = PROMPT) -> list[int]:
     assert sampling.constraint is not None
     engine, text, cached = pair.target, list(prompt), 0
-    rows = engine.model.config.vocab_size
+    rows = engine.model.vocab_size
     matcher = Oracle(pair.tokenizer, rows).matcher(sampling.constraint)
     pages = engine.kv.allocate(engine.kv.n_free)
     while len(text) < len(prompt) + sampling.max_tokens:

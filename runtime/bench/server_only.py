@@ -203,7 +203,7 @@ def main() -> None:
     stop_ids = tokenizer.stop_ids | Tokenizer.load(setup["draft"]).stop_ids
     sampling = setup["sampling"] | {"stop_ids": sorted(stop_ids)}
     drafter = Drafter(draft)
-    both = min(drafter.vocabulary_size, target.model.config.vocab_size)
+    both = min(drafter.vocabulary_size, target.model.vocab_size)
     baseline = Baseline(target, drafter, both, sampling, setup["clients"])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

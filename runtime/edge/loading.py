@@ -76,10 +76,9 @@ def read_vocabulary(config: EdgeConfig) -> Vocabulary:
     if config.draft == NO_MODEL:
         tokenizer = Tokenizer.load(config.tokenizer or ServerConfig.model)
         return Vocabulary(tokenizer, tokenizer.vocabulary_size)
-    from runtime.model.checkpoint import open_checkpoint
+    from runtime.model.open import vocabulary_size
 
-    tokenizer = Tokenizer.load(config.draft)
-    return Vocabulary(tokenizer, open_checkpoint(config.draft).config.vocab_size)
+    return Vocabulary(Tokenizer.load(config.draft), vocabulary_size(config.draft))
 
 
 def open_draft(
@@ -92,11 +91,12 @@ def open_draft(
         config.draft,
         config.weights,
         config.device,
-        lambda model: min(model.config.max_context, CONTEXT_TOKENS),
+        lambda model: min(model.max_context, CONTEXT_TOKENS),
         PAGE_TOKENS,
         progress,
         kv_dtype=config.kv_dtype,
         activations=config.activations,
+        backend=config.backend,
     )
 
 

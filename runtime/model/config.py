@@ -23,6 +23,10 @@ class ModelError(ValueError):
     """A model that cannot be found, read or run, in a sentence for the person who named it."""
 
 
+class Unsupported(ModelError):
+    """A model that our own transformer does not run, and transformers' modules perhaps do."""
+
+
 class KVShape(NamedTuple):
     """What one layer keeps of a token."""
 

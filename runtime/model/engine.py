@@ -5,6 +5,7 @@ Knows requests as token trees with pages; it refuses to know whose they are, and
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,9 +15,32 @@ from runtime.model.batch import Drawn, Joined, TreeBatch, TreeRequest, take_draw
 from runtime.model.config import KVShape
 from runtime.model.graphs import PaddedSteps, sizes_to_record
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV
-from runtime.model.transformer import Transformer
 
-__all__ = ["Drawn", "Engine", "KeptPath", "OutOfPages", "PagedKV", "TreeRequest"]
+__all__ = ["Drawn", "Engine", "KeptPath", "Model", "OutOfPages", "PagedKV", "TreeRequest"]
+
+
+class Model(Protocol):
+    """What the engine runs: our own transformer, or transformers' modules over our kernels.
+
+    On a CPU activations are float32 and a row's bits do not depend on what shares its pass.
+    """
+
+    device: torch.device
+    dtype: torch.dtype  # of activations
+    kv_shapes: tuple[KVShape, ...]  # of each layer
+    vocab_size: int
+    head_size: int  # logits of a row
+    head_ids: Tensor | None  # [head_size] i64, the token of each logit; None: column t is token t
+    max_context: int  # tokens of the longest text
+    n_positions: int  # that a node can have: those of the text, and a tree's beyond its end
+
+    def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
+        """Hidden states [R, H] of the wanted rows; writes all rows' KV. Never waits."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [R, head_size] float32 of rows of hidden states [R, H]."""
+        ...
 
 
 class Engine:
@@ -25,7 +49,7 @@ class Engine:
     `forward` and `compact_verified` never wait for the device.
     """
 
-    def __init__(self, model: Transformer, kv: PagedKV):
+    def __init__(self, model: Model, kv: PagedKV):
         if kv.shapes != model.kv_shapes:
             raise ValueError(
                 "the KV cache was made for another model: layers of "
@@ -55,7 +79,7 @@ class Engine:
         that cannot be run; nothing is written then.
         """
         if not requests:
-            return torch.empty(0, self.model.config.head_size, device=self.model.device)
+            return torch.empty(0, self.model.head_size, device=self.model.device)
         joined = self._joined(requests)
         hidden = self._padded.hidden(joined) if self._padded else None
         if hidden is None:
@@ -63,7 +87,7 @@ class Engine:
         return self.model.logits(hidden)
 
     def hidden(self, batch: TreeBatch) -> Tensor:
-        """Hidden states [R, H] before the last norm of the wanted rows; writes all rows' KV."""
+        """Hidden states [R, H] of the wanted rows; writes all rows' KV."""
         return self.model.forward(batch, self.kv)
 
     @torch.inference_mode()
@@ -82,8 +106,8 @@ class Engine:
         self.kv.compact_verified(page_table, prefix_lens, path, accepted_lens)
 
     def _joined(self, requests: Sequence[TreeRequest]) -> Joined:
-        config, joined = self.model.config, Joined(requests, self.kv.page_size)
-        joined.check(config.vocab_size, config.max_context, self.kv.n_pages)
+        model, joined = self.model, Joined(requests, self.kv.page_size)
+        joined.check(model.vocab_size, model.max_context, self.kv.n_pages)
         return joined
 
     def _upload(self, joined: Joined) -> TreeBatch:

@@ -16,6 +16,7 @@ from runtime.model.config import (
     MAX_LAYERS,
     ModelConfig,
     ModelError,
+    Unsupported,
     check_count,
     from_huggingface,
 )
@@ -118,7 +119,7 @@ def config_of(path: Path, fields: Mapping[str, Any]) -> ModelConfig:
     """The ModelConfig of a config.json. Raises ModelError."""
     model_type = fields.get("model_type")
     if model_type not in FAMILIES:
-        raise ModelError(
+        raise Unsupported(
             f"{path}: model type {model_type!r} is not supported; expected {', '.join(FAMILIES)}"
         )
     from transformers import AutoConfig
@@ -134,7 +135,7 @@ def config_of(path: Path, fields: Mapping[str, Any]) -> ModelConfig:
     try:
         return from_huggingface(config)
     except ValueError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise Unsupported(f"{path}: {error}") from None
     # older versions of transformers let fields of wrong types through
     except (ArithmeticError, AttributeError, TypeError) as error:
         raise ModelError(f"{path} is not a {model_type} configuration: {error}") from error

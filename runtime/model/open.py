@@ -4,11 +4,14 @@ from collections.abc import Callable
 
 import torch
 
-from runtime.model.engine import Engine
+from runtime.model.checkpoint import open_checkpoint
+from runtime.model.config import ModelError, Unsupported
+from runtime.model.engine import Engine, Model
 from runtime.model.formats import FLOATS
 from runtime.model.kv_cache import PagedKV, bytes_per_token
-from runtime.model.transformer import Transformer
-from runtime.model.weights import ModelError, Progress, load
+from runtime.model.locate import locate
+from runtime.model.weights import Progress
+from runtime.model.weights import load as load_own
 
 CPU_KV_TOKENS = 32768  # whose memory is taken as it is written
 GPU_SHARE = 0.85  # the rest is for a pass's own tensors and recorded passes
@@ -19,19 +22,24 @@ def open_engine(
     name: str,
     weights: str,
     device: str,
-    kv_tokens: Callable[[Transformer], int],
+    kv_tokens: Callable[[Model], int],
     page_size: int,
     progress: Progress = lambda done_bytes, total_bytes: None,
     kv_dtype: str = "same",
     activations: str = "rounded",
+    backend: str = "auto",
+    max_context: int = 0,
 ) -> Engine:
     """Load a model and give it a KV pool of `kv_tokens(model)` tokens, as many as fit if that is 0.
 
     weights and activations as for `weights.load`; kv_dtype "same" is the type that the model
-    computes in; device is auto, cpu, cuda or cuda:N. Raises ModelError with a sentence when the
-    model, the device or the memory cannot be had.
+    computes in; device is auto, cpu, cuda or cuda:N; backend is "own", "transformers" or "auto",
+    which is own for the families it knows; max_context is the longest text that will be asked for,
+    0 for the model's: some models of transformers are set up for it. Raises ModelError with a
+    sentence when the model, the device or the memory cannot be had.
     """
-    model = load(name, weights, _device(device), progress, activations)
+    options = weights, _device(device), progress, activations
+    model = _load(name, options, backend, max_context)
     stored = model.dtype if kv_dtype == "same" else KV_DTYPES[kv_dtype]
     n_pages = -(-(kv_tokens(model) or _tokens_that_fit(model, stored)) // page_size)
     try:
@@ -43,7 +51,38 @@ def open_engine(
     return Engine(model, kv)
 
 
-def _tokens_that_fit(model: Transformer, dtype: torch.dtype) -> int:
+def vocabulary_size(name: str) -> int:
+    """Tokens of a model that is not loaded. Raises ModelError."""
+    try:
+        return open_checkpoint(name).config.vocab_size
+    except Unsupported:
+        from runtime.model.backend.skeleton import configuration
+
+        size: int = configuration(locate(name)).get_text_config().vocab_size
+        return size
+
+
+def _load(
+    name: str,
+    options: tuple[str, torch.device, Progress, str],
+    backend: str,
+    max_context: int,
+) -> Model:
+    try:
+        if backend != "transformers":
+            return load_own(name, *options)
+    except Unsupported:
+        if backend == "own":
+            raise
+    from runtime.model.backend.load import load as load_transformers
+
+    folder = locate(name)
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is a GGUF file, which --backend transformers does not read")
+    return load_transformers(folder, *options, max_context)
+
+
+def _tokens_that_fit(model: Model, dtype: torch.dtype) -> int:
     """Of a GPU what `GPU_SHARE` of its free memory holds, once the model is there."""
     if model.device.type != "cuda":
         return CPU_KV_TOKENS

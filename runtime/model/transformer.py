@@ -114,6 +114,8 @@ class Transformer:
         # float32 on the CPU, the weights' own dtype elsewhere: norms are loaded that way
         self.dtype = norm.dtype
         self.kv_shapes = config.kv_shapes
+        self.vocab_size, self.head_size = config.vocab_size, config.head_size
+        self.max_context = config.max_context
         cos, sin = rope_tables(
             config.head_dim,
             config.rope_theta,

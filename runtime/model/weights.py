@@ -195,6 +195,24 @@ class Reader:
     def vector(self, name: str) -> Tensor:
         return floats(self._read(name), self.dtype).to(self.device)
 
+    def products(self, name: str, transposed: bool) -> list[Linear]:
+        """One product for each matrix of a tensor [E, M, K]; [E, K, M] where it is transposed."""
+        whole = self._read(name)
+        stored: list[Weight]
+        if isinstance(whole, StoredWeight):
+            stored = [StoredWeight(rows, whole.kind) for rows in whole.rows]
+        else:
+            stored = [*(whole.mT if transposed else whole)]
+        made = []
+        for matrix in stored:
+            weight = self._weight(matrix)
+            self._note([name], [matrix], [weight])
+            if isinstance(weight, StoredWeight):
+                made.append(Linear(pack_quantized(weight.rows, weight.kind), None, self.exact))
+            else:
+                made.append(Linear(weight.contiguous().to(self.device)))
+        return made
+
     def tell(self) -> None:
         for reason, converted in self.converted.items():
             kinds = [f"{n} of {old} as {new}" for (old, new), n in converted.items()]

@@ -64,6 +64,8 @@ def open_target(config: ServerConfig, console: Terminal) -> Engine:
             progress,
             kv_dtype=config.kv_dtype,
             activations=config.activations,
+            backend=config.backend,
+            max_context=config.max_context,
         )
 
 
@@ -254,7 +256,7 @@ def _guides(config: ServerConfig, loaded: _Loaded) -> Guides:
 def _tell_ready(config: ServerConfig, console: Terminal, engine: Engine) -> None:
     kv = engine.kv
     console.print(
-        f"{config.model} ready on {engine.model.device}: {engine.model.config.n_layers} "
+        f"{config.model} ready on {engine.model.device}: {len(engine.model.kv_shapes)} "
         f"layers, {config.weights} weights, KV for {kv.n_pages * kv.page_size} tokens "
         f"({kv.n_pages * kv.bytes_per_page / 2**20:.0f} MiB)"
     )
@@ -381,7 +383,7 @@ def _door(
 
 def _identity(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> Identity:
     pool_tokens = engine.kv.n_pages * engine.kv.page_size
-    longest, rows = engine.model.config.max_context, engine.model.config.vocab_size
+    longest, rows = engine.model.max_context, engine.model.vocab_size
     return Identity(
         model=inert(Path(config.model).name),
         vocabulary_size=rows,

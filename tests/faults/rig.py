@@ -45,7 +45,7 @@ class Rig:
         engine = open_engine(
             str(self._model), "float32", "cpu", lambda model: KV_TOKENS, PAGE_TOKENS
         )
-        rows, meaning = engine.model.config.vocab_size, self._tokenizer.vocabulary_hash
+        rows, meaning = engine.model.vocab_size, self._tokenizer.vocabulary_hash
         identity = Identity("tiny", rows, meaning, MAX_CONTEXT, frozenset(), None)
         certificate = self._certificate
         users = load_users(Path(config.users)) if config.users else None

@@ -45,17 +45,17 @@ class Drafter:
         if engine.model.device.type == "cuda":
             engine.record(RECORDED_ROWS, RECORDED_REQUESTS, RECORDED_NODES)
         pool_tokens = engine.kv.n_free * engine.kv.page_size
-        self.capacity_tokens = min(pool_tokens, engine.model.config.max_context)
+        self.capacity_tokens = min(pool_tokens, engine.model.max_context)
         head_ids = engine.model.head_ids
         if head_ids is None:
-            head_ids = torch.arange(engine.model.config.vocab_size, device=engine.model.device)
+            head_ids = torch.arange(engine.model.vocab_size, device=engine.model.device)
         self._token_ids = head_ids
         self._last = Conversation((), [])
 
     @property
     def vocabulary_size(self) -> int:
         """Rows of the model's embedding: it can read the ids below."""
-        return self.engine.model.config.vocab_size
+        return self.engine.model.vocab_size
 
     def run(self, passes: Sequence[Pass]) -> list[bool]:
         """One pass of the model for all; for each, False where the pages do not suffice."""

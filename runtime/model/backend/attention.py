@@ -1,0 +1,116 @@
+"""The attention function that transformers' modules call: ours, over the paged cache.
+
+transformers finds it by name; what a layer needs beyond its arguments hangs on its module.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.model.batch import TreeBatch
+from runtime.model.config import KVShape, ModelError
+from runtime.model.kv_cache import PagedKV
+from specedge_kernels import append_kv, tree_attention
+
+NAME = "specedge"  # of the attention function and of the experts' in transformers' tables
+PLACE = "specedge_attention"  # of the layer's part, in its module
+
+
+class Pass:
+    """What the layers of one model read in the pass that is running; set by the model alone."""
+
+    batch: TreeBatch
+    kv: PagedKV
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What a layer hands to attention that does not change from pass to pass."""
+
+    layer: int  # transformers' number of it
+    shape: KVShape
+    n_heads: int
+    scale: float
+    softcap: float
+    window: int  # tokens that a node sees, itself included; -1 for all
+    has_sinks: bool
+
+
+class Recorder:
+    """In the place of a layer's attention while shapes are looked at: notes calls alone."""
+
+    def __init__(self, calls: list[tuple[torch.nn.Module, AttentionCall]]):
+        self._calls = calls
+
+    def __call__(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any
+    ) -> tuple[Tensor, None]:
+        if mask is not None:
+            raise ModelError("it brings attention masks of its own, which a tree cannot follow")
+        scale, window = options.get("scaling"), options.get("sliding_window")
+        self._calls.append(
+            (
+                module,
+                AttentionCall(
+                    layer=module.layer_idx,
+                    shape=KVShape(key.shape[1], key.shape[3], value.shape[3]),
+                    n_heads=query.shape[1],
+                    scale=float(query.shape[3] ** -0.5 if scale is None else scale),
+                    softcap=float(options.get("softcap") or 0.0),
+                    window=-1 if window is None else int(window),
+                    has_sinks=options.get("s_aux") is not None,
+                ),
+            )
+        )
+        return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+
+class PagedAttention:
+    """Attention of one layer: keys and values go to the cache, queries over their paths."""
+
+    def __init__(self, index: int, call: AttentionCall, running: Pass):
+        self.index, self.call = index, call
+        self.running = running
+
+    def __call__(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any
+    ) -> tuple[Tensor, None]:
+        """query [1, Hq, N, D], key [1, Hk, N, D], value [1, Hk, N, Dv] -> [1, N, Hq, Dv]."""
+        batch, call = self.running.batch, self.call
+        keys, values = self.running.kv.layers[self.index]
+        append_kv(_by_row(key), _by_row(value), keys, values, batch.slots)
+        mixed = tree_attention(
+            _by_row(query),
+            keys,
+            values,
+            batch.page_table,
+            batch.prefix_lens,
+            batch.n_nodes,
+            batch.offsets,
+            batch.ancestors,
+            batch.depth,
+            scale=call.scale,
+            softcap=call.softcap,
+            window=call.window,
+            sinks=options["s_aux"].float() if call.has_sinks else None,
+        )
+        assert isinstance(mixed, Tensor), "asked for no lse"
+        return mixed[None], None
+
+
+def _by_row(heads: Tensor) -> Tensor:
+    """[1, H, N, D] -> [N, H, D]."""
+    return heads[0].transpose(0, 1).contiguous()
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention interface. The parameters' names are its own."""
+    attention: Any = module.__dict__.get(PLACE)
+    if attention is None:
+        raise ModelError("it has attention in a module without a layer's number")
+    mixed: tuple[Tensor, None] = attention(module, query, key, value, attention_mask, options)
+    return mixed

@@ -1,0 +1,213 @@
+"""From a model's folder to a TransformersModel: modules, their weights, ours in their places."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.model.backend.attention import PLACE, PagedAttention, Pass
+from runtime.model.backend.experts import Experts, is_experts
+from runtime.model.backend.matrix import Matrix
+from runtime.model.backend.model import Given, TransformersModel
+from runtime.model.backend.norms import as_norm
+from runtime.model.backend.parameters import Parameters
+from runtime.model.backend.probe import probe
+from runtime.model.backend.rotary import Rotary, choose_frequencies, is_rotary
+from runtime.model.backend.skeleton import Skeleton, Uses, explained, skeleton
+from runtime.model.config import MAX_CONTEXT_TOKENS, ModelError, check_count
+from runtime.model.folder import quantisation_of, read_fields
+from runtime.model.folder_weights import FolderWeights
+from runtime.model.rope import scaling_from, stretched_context
+from runtime.model.transformer import Linear
+from runtime.model.weights import Progress, Reader
+
+Place = tuple[Any, str]  # a module and the name of a parameter in it
+
+
+def load(
+    folder: Path,
+    weights: str,
+    device: torch.device,
+    progress: Progress = lambda done_bytes, total_bytes: None,
+    activations: str = "rounded",
+    max_context: int = 0,
+) -> TransformersModel:
+    """The model in a Hugging Face folder, run by transformers' modules.
+
+    Options as for `weights.load`; max_context: the longest text that it will run, 0 for the
+    model's. Raises ModelError with a sentence that says what is missing.
+    """
+    built = skeleton(folder)
+    causal = built.causal
+    path = folder / "config.json"
+    quantisation = quantisation_of(path, read_fields(path))
+    parameters = Parameters(causal, FolderWeights(folder, quantisation))
+    parameters.check()
+    places = _places(causal, parameters)
+    embedding = causal.get_input_embeddings(), "weight"
+    reader = Reader(
+        parameters,
+        [*places, *_persistent_buffers(causal)],
+        weights,
+        device,
+        progress,
+        activations == "exact",
+        next(name for name, where in places.items() if embedding in where),
+    )
+    with explained(folder, f"{type(causal).__name__} of transformers"):
+        _fill(causal, places, reader, built.uses)
+        context = _context(causal.config.get_text_config(), max_context)
+        model = _assembled(built, context, reader)
+        reader.tell()
+        probe(model)
+    return model
+
+
+def _places(causal: Any, parameters: Parameters) -> dict[str, list[Place]]:
+    """Every tensor to read, and the modules that have it: several where it is tied."""
+    shared: dict[int, dict[str, Place]] = defaultdict(dict)
+    for prefix, module in causal.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            shared[id(parameter)][f"{prefix}.{name}" if prefix else name] = module, name
+    places: dict[str, list[Place]] = {}
+    for tied in shared.values():
+        stored = [name for name in tied if name in parameters]
+        if not stored:
+            name, (module, attribute) = next(iter(tied.items()))
+            shape = list(getattr(module, attribute).shape)
+            raise ModelError(f"tensor {name} is missing; expected shape {shape}")
+        if len(stored) > 1 and not parameters.same(stored):
+            # stored apart and unlike, they are not tied, whatever the configuration says
+            places.update({name: [tied[name]] for name in stored})
+        else:
+            places[stored[0]] = list(tied.values())
+    return places
+
+
+def _fill(causal: Any, places: dict[str, list[Place]], reader: Reader, uses: Uses) -> None:
+    """Read every tensor into its modules; what is no weight is computed as transformers does."""
+    _compute_buffers(causal, reader.device)
+    for name, (module, attribute) in _persistent_buffers(causal).items():
+        buffer = module._buffers[attribute]
+        module._buffers[attribute] = reader.vector(name).to(buffer.dtype)
+    experts: dict[Any, dict[str, str]] = defaultdict(dict)
+    for name, where in places.items():
+        (module, attribute), *_ = where
+        if is_experts(module):
+            experts[module][attribute] = name
+            continue
+        value = _value(getattr(module, attribute), name, reader, uses)
+        for module, attribute in where:
+            del module._parameters[attribute]
+            module.__dict__[attribute] = value
+    for module, named in experts.items():
+        module.forward = _experts(module, named, reader)
+
+
+def _value(parameter: Tensor, name: str, reader: Reader, uses: Uses) -> Tensor:
+    """What a parameter becomes: a matrix for products, one for look-ups, or plain numbers."""
+    key, shape = id(parameter), tuple(parameter.shape)
+    if parameter.dim() != 2 or key in uses.others:
+        return reader.vector(name)
+    if key in uses.products:
+        product = Linear(reader.matrix(name), None, reader.exact)
+        return Matrix.of(shape, reader.dtype, reader.device, product)
+    return Matrix.of(shape, reader.dtype, reader.device, None, reader.embedding(name))
+
+
+def _experts(module: Any, named: dict[str, str], reader: Reader) -> Experts:
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+    if getattr(module, "has_post_expert_norm", False) or not {first, "down_proj"} <= named.keys():
+        raise ModelError("its experts have other parts than two products")
+
+    def products(name: str) -> list[Linear]:
+        # quantised ones lie by their outputs, whatever the module has
+        plain = reader.checkpoint.method(named[name]) is None
+        return reader.products(named[name], module.is_transposed and plain)
+
+    def bias(name: str) -> Tensor | None:
+        return reader.vector(named[f"{name}_bias"]) if module.has_bias else None
+
+    return Experts(
+        module,
+        products(first),
+        products("down_proj"),
+        bias(first),
+        bias("down_proj"),
+    )
+
+
+def _compute_buffers(causal: Any, device: torch.device) -> None:
+    """Those that no file has: frequencies, scales."""
+    for name, buffer in list(causal.named_non_persistent_buffers()):
+        prefix, _, last = name.rpartition(".")
+        causal.get_submodule(prefix)._buffers[last] = torch.empty_like(buffer, device="cpu")
+    for module in causal.modules():
+        module._is_hf_initialized = False
+    causal.initialize_weights()
+    for name, buffer in list(causal.named_non_persistent_buffers()):
+        prefix, _, last = name.rpartition(".")
+        causal.get_submodule(prefix)._buffers[last] = buffer.to(device)
+
+
+def _persistent_buffers(causal: Any) -> dict[str, Place]:
+    """Numbers that are no weights and that a file has."""
+    computed = dict(causal.named_non_persistent_buffers())
+    return {
+        f"{prefix}.{name}" if prefix else name: (module, name)
+        for prefix, module in causal.named_modules()
+        for name, _ in module.named_buffers(recurse=False)
+        if (f"{prefix}.{name}" if prefix else name) not in computed
+    }
+
+
+def _context(config: Any, asked: int) -> int:
+    """Tokens of the longest text, as asked for if that is fewer than the model's."""
+    stated: Any = getattr(config, "max_position_embeddings", None)
+    check_count("max_position_embeddings", stated, MAX_CONTEXT_TOKENS)
+    rope = getattr(config, "rope_parameters", None) or {}
+    try:
+        scaling = scaling_from(rope, stated) if "rope_type" in rope else None
+    except ValueError:  # of a kind that leaves the stated context as it is
+        scaling = None
+    context = stretched_context(scaling, stated)
+    return min(context, asked) if asked else context
+
+
+def _assembled(built: Skeleton, max_context: int, reader: Reader) -> TransformersModel:
+    """Attention, norms and rotary tables in their places, and the head apart from the body."""
+    causal, running, given = built.causal, Pass(), Given()
+    for index, (module, call) in enumerate(built.attention.items()):
+        module.__dict__[PLACE] = PagedAttention(index, call, running)
+    for module in causal.modules():
+        if is_rotary(module):
+            choose_frequencies(module, max_context)
+            module.forward = Rotary(module, max_context)
+        elif (norm := as_norm(module)) is not None:
+            module.forward = norm
+    embedding = causal.get_input_embeddings().weight
+    shapes = tuple(call.shape for call in built.attention.values())
+    return TransformersModel(
+        causal,
+        _without_body(causal, given),
+        given,
+        running,
+        shapes,
+        embedding,
+        max_context,
+        built.uses.unsteady,
+    )
+
+
+def _without_body(causal: Any, given: Given) -> Any:
+    """The body, in whose place `given` is now."""
+    body = causal.get_decoder()
+    for parent in causal.modules():
+        for name, module in parent.named_children():
+            if module is body:
+                del parent._modules[name]
+                parent.__dict__[name] = given
+                return body
+    raise ModelError("its head and its body cannot be told apart")

@@ -1,0 +1,165 @@
+"""A model of transformers without numbers: what it computes, in which shapes, from which weights.
+
+Built and run once on torch's meta device, which has shapes alone. That tells what a layer keeps
+of a token and how each weight is used, for any family, before a tensor is read.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from runtime.model.backend.attention import NAME, PLACE, AttentionCall, Recorder, attend
+from runtime.model.backend.experts import is_experts
+from runtime.model.backend.rotary import forward_of, is_rotary
+from runtime.model.backend.steady import UNSTEADY
+from runtime.model.config import MAX_LAYERS, ModelError, check_count
+from runtime.model.folder import read_fields
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+class Uses(TorchFunctionMode):
+    """Notes which weights are multiplied with and which are looked up in, by their ids.
+
+    unsteady: whether a function is used whose bits depend on the batch; see `steady.py`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: set[int] = set()
+        self.rows: set[int] = set()
+        self.others: set[int] = set()
+        self.unsteady = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = [*args, *kwargs.values()]
+        if func in (F.linear, F.embedding):
+            noted = self.products if func is F.linear else self.rows
+            noted.add(id(kwargs["weight"] if "weight" in kwargs else given.pop(1)))
+        self.unsteady = self.unsteady or func in UNSTEADY
+        made = func(*args, **kwargs)
+        # asked for its type or its shape, or for itself in the type that it has, it is not used
+        if getattr(func, "__name__", "") != "__get__" and not (given and made is given[0]):
+            self.others.update(
+                id(value) for value in given if isinstance(value, torch.nn.Parameter)
+            )
+        return made
+
+
+@dataclass
+class Skeleton:
+    """The modules, on the meta device, and what was seen in them."""
+
+    causal: Any
+    attention: dict[torch.nn.Module, AttentionCall] = field(default_factory=dict)
+    uses: Uses = field(default_factory=Uses)
+
+    @property
+    def base(self) -> Any:
+        """Embedding, layers and last norm: all but the head."""
+        return self.causal.base_model
+
+
+def configuration(folder: Path) -> Any:
+    """transformers' configuration of a folder's model. Raises ModelError."""
+    fields = read_fields(folder / "config.json")
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    with explained(folder, f"the {fields.get('model_type')} configuration"):
+        known = fields.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if not known and "auto_map" in fields:
+            raise ModelError("it comes with code of its own, which is never run")
+        if not known:
+            raise ModelError("transformers has no causal language model of that type")
+        check_count("num_hidden_layers", fields.get("num_hidden_layers", 1), MAX_LAYERS)
+        # what the weights are quantised with is for the reader of weights alone
+        own = {"auto_map": None, "quantization_config": None}
+        return AutoConfig.for_model(**{**fields, **own})
+
+
+def skeleton(folder: Path) -> Skeleton:
+    """The model that a folder's config.json describes. Raises ModelError if it cannot run here."""
+    config = configuration(folder)
+    with explained(folder, f"the {config.model_type} configuration"):
+        built = Skeleton(_modules(config))
+    with explained(folder, f"{type(built.causal).__name__} of transformers"):
+        _look_at(built)
+        _check_layers(built)
+    return built
+
+
+def _modules(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+    causal_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    if not getattr(causal_class, "_supports_attention_backend", False):
+        raise ModelError("its attention cannot be given from outside, which a tree of tokens needs")
+    with torch.device("meta"):
+        return causal_class._from_config(
+            config, attn_implementation=NAME, dtype=torch.float32
+        ).eval()
+
+
+def _look_at(built: Skeleton) -> None:
+    """Run two tokens, and note what is called with what."""
+    calls: list[tuple[torch.nn.Module, AttentionCall]] = []
+    recorder = Recorder(calls)
+    for module in built.causal.modules():
+        if hasattr(module, "layer_idx"):
+            module.__dict__[PLACE] = recorder
+        if is_experts(module):
+            module.forward = lambda x, chosen, weights: torch.empty_like(x)
+        if is_rotary(module):
+            module.forward = partial(forward_of(module), module)
+    numbers = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    with torch.inference_mode(), torch.device("meta"), built.uses:
+        built.causal(input_ids=numbers, position_ids=numbers, use_cache=False)
+    built.attention = dict(calls)
+    if len(built.attention) < len(calls):
+        raise ModelError("a layer attends twice to what it keeps of a token, which is kept once")
+
+
+def _check_layers(built: Skeleton) -> None:
+    config, calls = built.causal.config, list(built.attention.values())
+    kinds = getattr(config, "layer_types", None) or ()
+    if other := sorted(set(kinds) - _LAYER_TYPES):
+        raise ModelError(
+            f"it has layers of {' and '.join(other)}, which keep more of a text than keys and "
+            "values by token, or see it otherwise"
+        )
+    if len(calls) != config.num_hidden_layers:
+        raise ModelError(
+            f"{len(calls)} of its {config.num_hidden_layers} layers have attention; what the "
+            "others keep of a text could not be taken back to the last accepted token"
+        )
+    for call, kind in zip(calls, kinds, strict=False):
+        if (kind == "sliding_attention") != (call.window >= 0):
+            raise ModelError(
+                f"layer {call.layer} is of {kind}, and its attention is told of "
+                f"{'a' if call.window >= 0 else 'no'} window"
+            )
+
+
+@contextmanager
+def explained(folder: Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong in transformers' code is a ModelError that says in what."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{folder}: {what} cannot be run: {error}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{folder}: {what} cannot be run: {reason}") from error
