@@ -139,7 +139,7 @@ def split(engine: Engine, context: int, n_requests: int, nodes: int) -> list[Tim
 
 
 def products_of(model: Transformer) -> list[Linear]:
-    parts = [part for x in model.layers for part in (x.qkv, x.output, x.gate_up, x.down)]
+    parts = [part for x in model.layers for part in (x.qkv, x.output, x.mlp.gate_up, x.mlp.down)]
     return [*parts, model.head]
 
 
@@ -177,8 +177,8 @@ def without_products(engine: Engine) -> Engine:
             0 if layer.qk_norm is None else layer.qk_norm.data_ptr(),
             empty(layer.output),
             layer.mlp_norm.data_ptr(),
-            empty(layer.gate_up),
-            empty(layer.down),
+            empty(layer.mlp.gate_up),
+            empty(layer.mlp.down),
             config.window(index),
         )
     decoder._decoder, decoder._tensors = hollow, (embedding, decoder._tensors)

@@ -530,15 +530,10 @@ def _grouped(
 
 
 def weighted_sum(y: Tensor, weights: Tensor) -> Tensor:
-    out = y.new_empty(weights.shape[0], y.shape[1])
-    _cpu.weighted_sum(
-        y.data_ptr(),
-        DTYPES[y.dtype],
-        weights.data_ptr(),
-        *weights.shape,
-        *out.shape[1:],
-        out.data_ptr(),
-    )
+    (rows, parts), width = weights.shape, y.shape[1]
+    out = y.new_empty(rows, width)
+    dtype = DTYPES[y.dtype]
+    _cpu.weighted_sum(y.data_ptr(), dtype, weights.data_ptr(), rows, parts, width, out.data_ptr())
     return out
 
 

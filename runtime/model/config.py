@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from runtime.model.rope import RopeScaling, scaling_from, stretched_context
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 COUNTS = (
     *("vocab_size", "hidden_size", "n_layers", "n_heads", "n_kv_heads", "head_dim"),
     *("intermediate_size", "max_context", "head_size"),
 )
 # A file's word for these is taken before any of its tensors is looked at: loops and tables of their
 # size must stay small. Other counts must agree with tensors that are there.
-MAX_LAYERS, MAX_CONTEXT_TOKENS = 1024, 2**21
+MAX_LAYERS, MAX_CONTEXT_TOKENS, MAX_EXPERTS = 1024, 2**21, 2**16  # experts of all layers
 
 
 class ModelError(ValueError):
@@ -37,6 +37,29 @@ class KVShape(NamedTuple):
     @property
     def n_numbers(self) -> int:
         return self.n_heads * (self.key_width + self.value_width)
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """The mixture of experts of a layer: softmax of the router's logits, the best of them chosen.
+
+    Raises ValueError for impossible numbers.
+    """
+
+    n_experts: int
+    n_chosen: int  # of each row
+    intermediate_size: int  # of one expert
+    normalise: bool  # the weights of the chosen add up to 1
+    shared_size: int | None = None  # of the expert that every row asks, if there is one
+    dense_layers: tuple[int, ...] = ()  # whose MLP is a plain one
+
+    def __post_init__(self) -> None:
+        for name in ("n_experts", "n_chosen", "intermediate_size"):
+            check_count(name, getattr(self, name), MAX_EXPERTS if name == "n_experts" else None)
+        if self.shared_size is not None:
+            check_count("shared_size", self.shared_size)
+        if self.n_chosen > self.n_experts:
+            raise ValueError(f"{self.n_chosen} of {self.n_experts} experts cannot be chosen")
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,7 @@ class ModelConfig:
     # tokens a node sees, itself included, in layers from n_full_layers on; None sees everything
     sliding_window: int | None = None
     n_full_layers: int = 0
+    experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -86,6 +110,8 @@ class ModelConfig:
             check_count(name, getattr(self, name), most.get(name))
         if self.sliding_window is not None:
             check_count("sliding_window", self.sliding_window)
+        if self.experts is not None:
+            check_count("n_layers", self.n_layers, MAX_EXPERTS // self.experts.n_experts)
         # at 1 and below, dimensions would not turn slower and slower
         for name, least in (("rms_norm_eps", 0.0), ("rope_theta", 1.0)):
             value = getattr(self, name)
@@ -96,6 +122,12 @@ class ModelConfig:
     def kv_shapes(self) -> tuple[KVShape, ...]:
         """Of each layer."""
         return (KVShape(self.n_kv_heads, self.head_dim, self.head_dim),) * self.n_layers
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """The mixture of experts of `layer`, None where its MLP is a plain one."""
+        if self.experts is None or layer in self.experts.dense_layers:
+            return None
+        return self.experts
 
     def window(self, layer: int) -> int:
         """Tokens that a node of `layer` sees, itself included; -1 for all of them."""
@@ -112,7 +144,7 @@ def check_count(name: str, value: Any, most: int | None = None) -> None:
 
 
 def from_huggingface(config: Any) -> ModelConfig:
-    """The ModelConfig of a transformers configuration (llama, mistral, qwen2, qwen3).
+    """The ModelConfig of a transformers configuration of one of the `FAMILIES`.
 
     Raises ValueError for a family or a feature that the transformer does not implement, rather
     than computing something else.
@@ -128,7 +160,9 @@ def from_huggingface(config: Any) -> ModelConfig:
     check_count("max_context", config.max_position_embeddings, MAX_CONTEXT_TOKENS)
     scaling = scaling_from(rope, config.max_position_embeddings)
     # the other families have no such switch: a configuration's word for it is not heard
-    attention_bias = family in ("llama", "qwen3") and getattr(config, "attention_bias", False)
+    attention_bias = family in ("llama", "qwen3", "qwen3_moe") and getattr(
+        config, "attention_bias", False
+    )
     sliding_window, n_full_layers = _sliding_window(config)
     return ModelConfig(
         vocab_size=config.vocab_size,
@@ -143,13 +177,38 @@ def from_huggingface(config: Any) -> ModelConfig:
         max_context=stretched_context(scaling, config.max_position_embeddings),
         head_size=getattr(config, "head_tokens", None) or config.vocab_size,
         rope_scaling=scaling,
-        qkv_bias=family == "qwen2" or attention_bias,
+        qkv_bias=family == "qwen2" or attention_bias or (family == "qwen2_moe" and config.qkv_bias),
         output_bias=attention_bias,
         mlp_bias=family == "llama" and getattr(config, "mlp_bias", False),
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "qwen3_moe"),
         tied_embedding=bool(config.tie_word_embeddings),
         sliding_window=sliding_window,
         n_full_layers=n_full_layers,
+        experts=_experts(config),
+    )
+
+
+def _experts(config: Any) -> ExpertsConfig | None:
+    """Mixtral's experts are in every layer and their weights always add up to 1."""
+    if config.model_type == "mixtral":
+        return ExpertsConfig(
+            n_experts=config.num_local_experts,
+            n_chosen=config.num_experts_per_tok,
+            intermediate_size=config.intermediate_size,
+            normalise=True,
+        )
+    if config.model_type not in ("qwen2_moe", "qwen3_moe"):
+        return None
+    every, plain = config.decoder_sparse_step, config.mlp_only_layers or ()
+    check_count("decoder_sparse_step", every)
+    layers = range(config.num_hidden_layers)
+    return ExpertsConfig(
+        n_experts=config.num_experts,
+        n_chosen=config.num_experts_per_tok,
+        intermediate_size=config.moe_intermediate_size,
+        normalise=bool(config.norm_topk_prob),
+        shared_size=getattr(config, "shared_expert_intermediate_size", None),
+        dense_layers=tuple(i for i in layers if i in plain or (i + 1) % every),
     )
 
 
@@ -176,10 +235,12 @@ def _sliding_window(config: Any) -> tuple[int | None, int]:
     window = getattr(config, "sliding_window", None)
     if window is None or config.model_type == "llama":
         return None, 0
-    if config.model_type == "mistral":
+    if config.model_type in ("mistral", "mixtral"):
         return window, 0
     if not config.use_sliding_window:
         return None, 0
+    if config.model_type == "qwen3_moe":
+        return window, 0
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     n_full = kinds.index("sliding_attention") if "sliding_attention" in kinds else len(kinds)
     if kinds != ["full_attention"] * n_full + ["sliding_attention"] * (len(kinds) - n_full):

@@ -42,6 +42,8 @@ class SafetensorsFolder:
         self._weights = FolderWeights(folder, quantisation_of(path, fields))
         names = self._weights.shapes
         self._stored = {_full_name(name, names): name for name in names}
+        if fields.get("model_type") == "mixtral":
+            self._stored = {_mixtral_name(name): stored for name, stored in self._stored.items()}
         if self.config.tied_embedding:
             self._tie()
         self.shapes = {name: self._weights.shapes[stored] for name, stored in self._stored.items()}
@@ -86,6 +88,14 @@ class SafetensorsFolder:
 def _full_name(name: str, every: Collection[str]) -> str:
     """The name of a tensor; models saved without their head leave out its first part."""
     return f"model.{name}" if name != HEAD and "norm.weight" in every else name
+
+
+def _mixtral_name(name: str) -> str:
+    """The name that the other families with experts have for a tensor of Mixtral."""
+    name = name.replace(".block_sparse_moe.", ".mlp.")
+    for theirs, ours in ("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"):
+        name = name.replace(f".{theirs}.", f".{ours}.")
+    return name
 
 
 def read_fields(path: Path) -> Mapping[str, Any]:

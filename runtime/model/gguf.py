@@ -4,15 +4,16 @@ Knows nothing of tokenizers or of the transformer.
 """
 
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from runtime.model.config import ModelError
+from runtime.model.config import MAX_EXPERTS, ModelError
 from runtime.model.file_bytes import Version, read_bytes, version_of
 from runtime.model.formats import floats
 from runtime.model.gguf_config import ROPE_DIVISORS, Metadata, config_from
@@ -40,7 +41,16 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+
+
+_EXPERTS = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight")
+_SHARED_GATE = "ffn_gate_inp_shexp.weight"
 
 
 class GgufFile:
@@ -55,7 +65,8 @@ class GgufFile:
         tensors = {
             tensor.name: tensor
             for place, header in parts_of(path, metadata.header)
-            for tensor in _stored_tensors(place, header)
+            for whole in _stored_tensors(place, header)
+            for tensor in _matrices(whole)
         }
         # llama.cpp has no such tensor in the other architectures
         divisors = tensors.pop(ROPE_DIVISORS, None) if self._architecture == "llama" else None
@@ -110,6 +121,30 @@ class _StoredTensor:
         return StoredWeight(data.view(self.stored_shape), int(self.ggml_type))
 
 
+def _matrices(tensor: _StoredTensor) -> Iterator[_StoredTensor]:
+    """A tensor [E, M, K] of all experts as one of each, blk.3.ffn_up.7.weight; others as they are.
+
+    The gate of a shared expert is a row, which files have without its first dimension.
+    """
+    name, shape = tensor.name, tensor.shape
+    experts = _EXPERTS.fullmatch(name)
+    if not experts or len(shape) != 3:
+        is_row = name.endswith(_SHARED_GATE) and len(shape) == 1
+        yield replace(tensor, shape=(1, *shape)) if is_row else tensor
+        return
+    if shape[0] > MAX_EXPERTS:
+        raise ModelError(f"tensor {name} is of {shape[0]} experts; expected 1 .. {MAX_EXPERTS}")
+    rows = tensor.stored_shape[1:]
+    for e in range(shape[0]):
+        yield replace(
+            tensor,
+            name=f"{experts[1]}.{e}.weight",
+            shape=shape[1:],
+            stored_shape=rows,
+            offset=tensor.offset + e * math.prod(rows),
+        )
+
+
 def _vector(tensor: _StoredTensor) -> Tensor:
     return floats(tensor.read(), torch.float32)
 
@@ -153,7 +188,10 @@ def _ggml_type(info: TensorInfo) -> Any:
 
 
 def huggingface_name(name: str) -> str | None:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; None for unknown ones."""
+    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; None for unknown ones.
+
+    An expert's matrix blk.3.ffn_up.7.weight -> model.layers.3.mlp.experts.7.up_proj.weight.
+    """
     stem, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return None
@@ -162,6 +200,9 @@ def huggingface_name(name: str) -> str | None:
     parts = stem.split(".")
     if len(parts) == 3 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
         return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{kind}"
+    if len(parts) == 4 and parts[0] == "blk" and parts[2].startswith("ffn_"):
+        part = parts[2].removeprefix("ffn_")
+        return f"model.layers.{parts[1]}.mlp.experts.{parts[3]}.{part}_proj.{kind}"
     return None
 
 

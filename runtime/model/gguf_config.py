@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.model.config import ModelConfig, ModelError, check_count
+from runtime.model.config import ExpertsConfig, ModelConfig, ModelError, check_count
 from runtime.model.gguf_header import Header, read_header
 from runtime.model.rope import (
     DividedScaling,
@@ -27,7 +27,8 @@ from runtime.model.rope import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # mistral's files call themselves llama
+# mistral's and mixtral's files call themselves llama
+ARCHITECTURES = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe")
 ROPE_DIVISORS = "rope_freqs.weight"
 
 
@@ -128,19 +129,45 @@ def config_from(
         # llama.cpp knows these two in files of llama only
         output_bias=is_llama and has_bias("self_attn.o_proj"),
         mlp_bias=is_llama and has_bias("mlp.down_proj"),
-        qk_norm=metadata.architecture == "qwen3",
+        qk_norm=metadata.architecture in ("qwen3", "qwen3moe"),
         tied_embedding="lm_head.weight" not in shapes,
         # Files of mistral and qwen2 may name attention.sliding_window. llama.cpp lets their tokens
         # see everything, and the texts that people compare with come from there.
         sliding_window=None,
+        experts=_experts(metadata),
+    )
+
+
+def _experts(metadata: Metadata) -> ExpertsConfig | None:
+    """As llama.cpp has them in all layers: only in qwen2moe the weights are not normalised."""
+    architecture, count = metadata.architecture, metadata.count
+    if not metadata.number("expert_count", 0) and not architecture.endswith("moe"):
+        return None
+    n_chosen, size = count("expert_used_count"), count("feed_forward_length")
+    if architecture != "llama":
+        size = count("expert_feed_forward_length", max(size // n_chosen, 1))
+    shared_size = None
+    if architecture == "qwen2moe":
+        shared_size = count("expert_shared_feed_forward_length", count("feed_forward_length"))
+    return ExpertsConfig(
+        n_experts=count("expert_count"),
+        n_chosen=n_chosen,
+        intermediate_size=size,
+        normalise=architecture != "qwen2moe",
+        shared_size=shared_size,
     )
 
 
 def _refuse_unknown_features(metadata: Metadata, head_dim: int) -> None:
     architecture, number = metadata.architecture, metadata.number
-    for key in ("expert_count", "nextn_predict_layers"):
+    unknown = ["nextn_predict_layers"]
+    if architecture in ("qwen2", "qwen3"):
+        unknown.append("expert_count")
+    for key in unknown:
         if number(key, 0):
             raise ValueError(f"{architecture}.{key} is {number(key)}; expected none of them")
+    if number("expert_group_count", 0) > 1:
+        raise ValueError(f"{architecture}.expert_group_count is above 1; expected no groups")
     causal = metadata.get(f"{architecture}.attention.causal", True)
     if causal is not True:
         raise ValueError(f"{architecture}.attention.causal is {causal!r}; expected True")

@@ -1,15 +1,15 @@
-"""One transformer for every family; llama, mistral, qwen2 and qwen3 differ by data only.
+"""One transformer for every family; they differ by data only.
 
 Runs rows of tokens against a paged KV cache. Knows nothing of requests, pages or files.
 
 On the CPU every row's result is the same to the last bit however many rows share the pass, and
 that is what makes speculation lossless there: all ops come from specedge_kernels, which sum in a
-fixed order, and activations are float32 whatever the type of the weights. The layers run as one
-call there, with the bits of the ops one by one. On a CUDA device activations have the model's
-dtype.
+fixed order, and activations are float32 whatever the type of the weights. Layers run as one call
+there, with the bits of the ops one by one, if none has experts. On a CUDA device activations have
+the model's dtype.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -79,6 +79,17 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class GatedMlp:
+    """x [N, H] -> [N, H]."""
+
+    gate_up: Linear  # H -> 2 I
+    down: Linear  # I -> H
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(silu_mul(self.gate_up(x)))
+
+
+@dataclass(frozen=True)
 class Layer:
     """The weights of one layer; projections that read the same input are one product."""
 
@@ -87,8 +98,7 @@ class Layer:
     qk_norm: Tensor | None  # [Hq + Hk, D]
     output: Linear
     mlp_norm: Tensor  # [H]
-    gate_up: Linear
-    down: Linear
+    mlp: Callable[[Tensor], Tensor]  # a GatedMlp, or a mixture of experts
 
 
 class Transformer:
@@ -124,7 +134,10 @@ class Transformer:
         )
         self.n_positions = len(cos)
         self.cos, self.sin = cos.to(self.device), sin.to(self.device)
-        self.decoder = self._decoder() if head.packed else None
+        # experts run op by op: beside their products, calls from Python are nothing
+        mlps = [layer.mlp for layer in layers if isinstance(layer.mlp, GatedMlp)]
+        fused = head.packed and len(mlps) == len(layers)
+        self.decoder = self._decoder(mlps) if fused else None
 
     def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
         """Hidden states [R, H] before the last norm of the wanted rows; writes all rows' KV.
@@ -156,7 +169,7 @@ class Transformer:
             if index == last and batch.wanted is not None:
                 x, mixed = x[batch.wanted], mixed[batch.wanted]
             normed = self._rms_norm(x, layer.mlp_norm, layer.output(mixed))
-            delta = layer.down(silu_mul(layer.gate_up(normed)))
+            delta = layer.mlp(normed)
         assert delta is not None, "a model has layers"
         return x.add_(delta)
 
@@ -220,7 +233,7 @@ class Transformer:
             batch.wanted,
         )
 
-    def _decoder(self) -> Decoder:
+    def _decoder(self, mlps: Sequence[GatedMlp]) -> Decoder:
         config = self.config
         layers = [
             DecoderLayer(
@@ -229,11 +242,11 @@ class Transformer:
                 qk_norm=layer.qk_norm,
                 output=layer.output.as_packed(),
                 mlp_norm=layer.mlp_norm,
-                gate_up=layer.gate_up.as_packed(),
-                down=layer.down.as_packed(),
+                gate_up=mlp.gate_up.as_packed(),
+                down=mlp.down.as_packed(),
                 window=config.window(index),
             )
-            for index, layer in enumerate(self.layers)
+            for index, (layer, mlp) in enumerate(zip(self.layers, mlps, strict=True))
         ]
         ends = self.embedding, layers, self.norm, self.head.as_packed()
         return Decoder(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from runtime.model.checkpoint import Checkpoint, open_checkpoint
-from runtime.model.config import ModelConfig, ModelError
+from runtime.model.config import ExpertsConfig, ModelConfig, ModelError
+from runtime.model.experts import Experts, GroupedLinear, MixtureOfExperts, Router, SharedExpert
 from runtime.model.folder import EMBEDDING, HEAD
 from runtime.model.formats import (
     FLOATS,
@@ -27,7 +28,7 @@ from runtime.model.formats import (
     quantised,
     runnable,
 )
-from runtime.model.transformer import Layer, Linear, Transformer
+from runtime.model.transformer import GatedMlp, Layer, Linear, Transformer
 from specedge_kernels import QuantizedWeight, StoredWeight, pack_quantized
 
 __all__ = ["ModelError", "expected_shapes", "load"]
@@ -93,14 +94,33 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, config.n_heads * depth)
         shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
         shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (mlp, hidden)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (mlp, hidden)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, mlp)
         if config.output_bias:
             shapes[f"{layer}.self_attn.o_proj.bias"] = (hidden,)
+        if experts := config.experts_of(index):
+            shapes |= _expert_shapes(f"{layer}.mlp", hidden, experts)
+            continue
+        shapes |= _mlp_shapes(f"{layer}.mlp", hidden, mlp)
         if config.mlp_bias:
             for part, size in {"gate": mlp, "up": mlp, "down": hidden}.items():
                 shapes[f"{layer}.mlp.{part}_proj.bias"] = (size,)
+    return shapes
+
+
+def _mlp_shapes(name: str, hidden: int, inner: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{name}.gate_proj.weight": (inner, hidden),
+        f"{name}.up_proj.weight": (inner, hidden),
+        f"{name}.down_proj.weight": (hidden, inner),
+    }
+
+
+def _expert_shapes(name: str, hidden: int, experts: ExpertsConfig) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.gate.weight": (experts.n_experts, hidden)}
+    for e in range(experts.n_experts):
+        shapes |= _mlp_shapes(f"{name}.experts.{e}", hidden, experts.intermediate_size)
+    if experts.shared_size is not None:
+        shapes |= _mlp_shapes(f"{name}.shared_expert", hidden, experts.shared_size)
+        shapes[f"{name}.shared_expert_gate.weight"] = (1, hidden)
     return shapes
 
 
@@ -282,7 +302,10 @@ class _Loader(Reader):
         tied = config.tied_embedding
         # first, as it is the largest: while it is packed, little else is there
         head = Linear(self.matrix(EMBEDDING if tied else HEAD), None, self.exact)
-        layers = [self._layer(f"model.layers.{index}") for index in range(config.n_layers)]
+        layers = [
+            self._layer(f"model.layers.{index}", config.experts_of(index))
+            for index in range(config.n_layers)
+        ]
         head_ids = None
         if config.head_size != config.vocab_size:
             head_ids = floats(self._read(HEAD_IDS), torch.int64).to(self.device)
@@ -297,7 +320,7 @@ class _Loader(Reader):
         self.tell()
         return model
 
-    def _layer(self, name: str) -> Layer:
+    def _layer(self, name: str, experts: ExpertsConfig | None) -> Layer:
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
         return Layer(
             attention_norm=self.vector(f"{name}.input_layernorm.weight"),
@@ -305,9 +328,39 @@ class _Loader(Reader):
             qk_norm=self._qk_norm(attention) if self.config.qk_norm else None,
             output=self.linear(f"{attention}.o_proj"),
             mlp_norm=self.vector(f"{name}.post_attention_layernorm.weight"),
-            gate_up=self.linear(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            down=self.linear(f"{mlp}.down_proj"),
+            mlp=self._mlp(mlp) if experts is None else self._mixture(mlp, experts),
         )
+
+    def _mlp(self, name: str) -> GatedMlp:
+        return GatedMlp(
+            self.linear(f"{name}.gate_proj", f"{name}.up_proj"), self.linear(f"{name}.down_proj")
+        )
+
+    def _mixture(self, name: str, experts: ExpertsConfig) -> MixtureOfExperts:
+        """Gates stay floats whatever the weights are: they are small, and choose."""
+        router = Router(
+            Linear(self.vector(f"{name}.gate.weight")),
+            experts.n_chosen,
+            normalise=experts.normalise,
+        )
+        chosen = Experts(
+            self._sets(name, experts.n_experts, "gate_proj", "up_proj"),
+            self._sets(name, experts.n_experts, "down_proj"),
+        )
+        if experts.shared_size is None:
+            return MixtureOfExperts(router, chosen)
+        gate = Linear(self.vector(f"{name}.shared_expert_gate.weight"))
+        return MixtureOfExperts(
+            router, chosen, SharedExpert(self._mlp(f"{name}.shared_expert"), gate)
+        )
+
+    def _sets(self, name: str, n_experts: int, *parts: str) -> GroupedLinear:
+        """One product for all experts, packed one after the other."""
+        weights = (
+            self.matrix(*(f"{name}.experts.{e}.{part}.weight" for part in parts))
+            for e in range(n_experts)
+        )
+        return GroupedLinear(weights, exact=self.exact)
 
     def _qk_norm(self, attention: str) -> Tensor:
         q, k = (self.vector(f"{attention}.{part}_norm.weight") for part in "qk")

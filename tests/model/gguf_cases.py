@@ -228,7 +228,12 @@ REFUSED = [
         refused="attention.value_length is 16",
     ),
     Option("not causal", fields(attention__causal=False), refused="attention.causal is False"),
-    Option("experts", fields(expert_count=4, expert_used_count=2), refused="expert_count is 4"),
+    Option(
+        "experts",
+        fields(expert_count=4, expert_used_count=2),
+        ("qwen2", "qwen3"),
+        refused="expert_count is 4",
+    ),
     Option("nextn layers", fields(nextn_predict_layers=1), refused="nextn_predict_layers is 1"),
     Option("longrope", fields(rope__scaling__type="longrope"), refused="scaling 'longrope' is not"),
     Option("dynamic", fields(rope__scaling__type="dynamic"), refused="scaling 'dynamic' is not"),
@@ -306,7 +311,7 @@ REFUSED = [
     ),
     *(
         Option(name, called(name), refused=f"architecture {name!r} is not supported")
-        for name in ("mistral3", "qwen2moe", "qwen3vl", "mistral", "granite", "llama-embed")
+        for name in ("mistral3", "qwen2vl", "qwen3vl", "mistral", "granite", "llama-embed")
     ),
 ]
 SINGLES = [

@@ -107,7 +107,9 @@ def write(case: Case, path: Path) -> Path:
         if name in case.blocks:
             stored = case.blocks[name]
         else:
-            stored = values if kind is None else stored_as(kind, values, case.random)
+            rows = values.reshape(-1, values.shape[-1])
+            stored = rows if kind is None else stored_as(kind, rows, case.random)
+            stored = stored.reshape(*values.shape[:-1], -1)
         writer.add_tensor(name, np.ascontiguousarray(stored), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -52,7 +52,10 @@ def test_windows_by_layer():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"model_type": "gpt2"}, "model type 'gpt2' is not supported; expected llama, mistral, qw"),
+        (
+            {"model_type": "gpt2"},
+            "model type 'gpt2' is not supported; expected llama, mistral, mix",
+        ),
         ({"hidden_act": "gelu"}, "activation 'gelu' is not supported; expected 'silu'"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},

@@ -15,7 +15,7 @@ from runtime.model.open import open_engine
 from tests.model import tiny
 from tests.model.tiny import chain, random_tokens
 
-MODELS = ["llama-tied", "mistral-window", "qwen2-window", "qwen3", "qwen3-yarn"]
+MODELS = ["llama-tied", "mistral-window", "qwen2-window", "qwen3", "qwen3-yarn", "qwen2-moe"]
 DTYPES = [torch.float32, torch.bfloat16]
 
 

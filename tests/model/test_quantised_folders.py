@@ -96,7 +96,7 @@ def test_a_model_in_each_layout(way, plain, tmp_path, caplog):
         )
     want = judge(theirs, TOKENS)
     if runs_as in KINDS:
-        assert ours.layers[1].gate_up.weight.kinds == (KINDS[runs_as],)
+        assert ours.layers[1].mlp.gate_up.weight.kinds == (KINDS[runs_as],)
         assert not caplog.records
         assert_close(logits(ours), want)
         rounded = logits(weights.load(tmp_path))
@@ -114,7 +114,7 @@ def test_floats_for_all_of_a_quantised_folder(plain, tmp_path):
     theirs = quantised(plain, tmp_path, *WAYS["awq"][:2])
     assert_close(logits(weights.load(tmp_path, "float32")), judge(theirs, TOKENS))
     again = weights.load(tmp_path, "q8_0", activations="exact")
-    assert again.layers[0].down.weight.kinds == (8,)
+    assert again.layers[0].mlp.down.weight.kinds == (8,)
     want = judge(theirs, TOKENS)
     assert (logits(again) - want).norm() < 0.1 * want.norm()
 

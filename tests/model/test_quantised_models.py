@@ -1,6 +1,7 @@
 """Whole models whose weights run as they are stored, in every format and mixed ones."""
 
 import copy
+import itertools
 import logging
 import re
 import subprocess
@@ -136,7 +137,7 @@ def test_mixed_formats(architecture, activations, tmp_path):
     path = write(tmp_path / "model.gguf", MIXED, architecture=architecture)
     model = weights.load(path, activations=activations)
     assert model.layers[0].qkv.weight.kinds == (12, 14, 6)
-    assert model.layers[0].gate_up.weight.kinds == (8, 2)
+    assert model.layers[0].mlp.gate_up.weight.kinds == (8, 2)
     assert isinstance(model.head.weight, torch.Tensor)
     got = logits(model)
     assert torch.equal(got, logits(op_by_op(model)))
@@ -148,7 +149,7 @@ def test_a_format_beside_floats_is_float16_and_told(tmp_path, caplog):
     path = write(tmp_path / "model.gguf", {"attn_q": 2, "attn_k": 1, "attn_v": 2, "ffn_up": 30})
     model = weights.load(path)
     assert model.layers[0].qkv.weight.dtype == torch.float16
-    assert model.layers[0].gate_up.weight.dtype == torch.float32  # bfloat16 beside float32
+    assert model.layers[0].mlp.gate_up.weight.dtype == torch.float32  # bfloat16 beside float32
     (line,) = [record.message for record in caplog.records]
     assert "converted: 4 of Q4_0 as float16, 0.4 MiB in all" in line
     assert_close(logits(model), logits(weights.load(path, "float32")), 5e-3)
@@ -192,7 +193,7 @@ def test_other_formats_are_converted_and_told(kind, tmp_path, caplog):
     assert re.search(r"0.\d MiB in all$", line)
     got, want = logits(model), logits(weights.load(path, "float32"))
     if CONVERTED[kind] == "Q6_K":
-        assert model.layers[0].down.weight.kinds == (14,)
+        assert model.layers[0].mlp.down.weight.kinds == (14,)
         assert torch.equal(got, want)
     else:
         assert_close(got, want, 5e-3)
@@ -203,7 +204,7 @@ def test_floats_can_be_quantised_at_load(name, tmp_path):
     path = write(tmp_path / "model.gguf", {})
     model, full = weights.load(path, name), logits(weights.load(path))
     kind = next(number for number, form in FORMS.items() if form.name.lower() == name)
-    assert model.layers[0].gate_up.weight.kinds == (kind,)
+    assert model.layers[0].mlp.gate_up.weight.kinds == (kind,)
     assert model.embedding.kind == kind
     error = (logits(model) - full).norm() / full.norm()
     assert error < {"8": 0.1, "6": 0.2, "5": 0.4, "4": 0.8}[name[1]]
@@ -215,7 +216,7 @@ def test_rows_that_are_no_whole_blocks_and_told(name, instead, pairs, caplog):
     pair = pairs("llama")
     model = weights.load(pair.folder, name, activations="exact")
     assert model.layers[0].qkv.weight.kinds == (instead,)
-    assert model.layers[0].down.weight.dtype == torch.float16
+    assert model.layers[0].mlp.down.weight.dtype == torch.float16
     want = judge(pair.theirs, TOKENS)
     assert (logits(model) - want).norm() < {8: 0.1, 7: 0.4, 6: 0.4}[instead] * want.norm()
     (line,) = [record.message for record in caplog.records]
@@ -297,11 +298,8 @@ def test_the_embedded_draft_runs_as_int8():
     if not embedded.DRAFT_WEIGHTS.is_file():
         pytest.skip(f"{embedded.DRAFT_WEIGHTS.name} was not built")
     model = weights.load("smollm2-draft")
-    linears = [model.head, *(getattr(layer, name) for layer in model.layers for name in PARTS)]
-    for linear in linears:
+    parts = [(x.qkv, x.output, x.mlp.gate_up, x.mlp.down) for x in model.layers]
+    for linear in (model.head, *itertools.chain.from_iterable(parts)):
         assert isinstance(linear.weight, QuantizedWeight)
         assert set(linear.weight.kinds) == {8}
     assert isinstance(model.embedding, StoredWeight)
-
-
-PARTS = ("qkv", "output", "gate_up", "down")

@@ -77,7 +77,7 @@ def test_unpacked_products_as_on_a_gpu(pairs, generator, monkeypatch, name):
     pair = pairs(name)
     monkeypatch.setattr(Linear, "__init__", unpacked)
     model = weights.load(pair.folder)
-    assert not any(layer.down.packed for layer in model.layers)
+    assert not any(layer.mlp.down.packed for layer in model.layers)
     tokens = random_tokens(PROMPT_TOKENS, generator)
     engine = tiny.engine_of(model)
     logits = engine.forward([chain(tokens, 0, engine.kv.allocate(8))])

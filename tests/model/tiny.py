@@ -43,6 +43,7 @@ WINDOWED_QWEN2 = {
     "sliding_window": 6,
     "max_window_layers": 1,
 }
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
 MODELS = {
     "llama": {"model_type": "llama", "head_dim": 16},
     "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
@@ -59,6 +60,19 @@ MODELS = {
     "qwen3-biases": {"model_type": "qwen3", "head_dim": 16, "attention_bias": True},
     "qwen3-yarn": {"model_type": "qwen3", "head_dim": 16, "rope_parameters": YARN_ROPE},
     "mistral": {"model_type": "mistral", "sliding_window": None},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2},
+    "mixtral-window": {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": 7},
+    "qwen2-moe": {"model_type": "qwen2_moe", **EXPERTS, "shared_expert_intermediate_size": 40},
+    "qwen2-moe-normalised": {
+        **{"model_type": "qwen2_moe", **EXPERTS, "norm_topk_prob": True, "qkv_bias": False},
+        **{"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+        "shared_expert_intermediate_size": 24,
+    },
+    "qwen3-moe": {"model_type": "qwen3_moe", "head_dim": 16, **EXPERTS, "norm_topk_prob": True},
+    "qwen3-moe-window": {
+        **{"model_type": "qwen3_moe", "head_dim": 16, **EXPERTS, "attention_bias": True},
+        **{"use_sliding_window": True, "sliding_window": 6},
+    },
     "mistral-window": {"model_type": "mistral", "sliding_window": 7},
 }
 
