@@ -47,7 +47,6 @@ FORBIDDEN = {
     "runtime/edge/draft/drafter.py": {"asyncio", "socket"},
     "runtime/background.py": {"torch", "socket", "runtime"},
     "runtime/edge/answer.py": {"torch", "socket", "time", "runtime.model", "runtime.wire"},
-    "runtime/edge/draft/lookup.py": (HEAVY - {"numpy"}) | {"runtime"},
     "runtime/edge/draft/suffixes.py": HEAVY | {"time", "runtime"},
     "runtime/edge/draft/lookup_drafter.py": HEAVY | {"time", "socket"},
     "runtime/edge/draft/pace.py": HEAVY | {"time", "runtime"},

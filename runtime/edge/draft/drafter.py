@@ -10,14 +10,15 @@ speculation (arXiv:2408.07978).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.edge.draft.mixture import mix
+from runtime.edge.draft.mixture import LONGEST, mix, shares
 from runtime.edge.draft.shift import shift
 from runtime.edge.draft.speculation import Pass, Speculation
 from runtime.model.engine import Engine, KeptPath, TreeRequest
@@ -37,11 +38,30 @@ class Conversation:
     pages: list[int]
 
 
+@dataclass(frozen=True)
+class Names:
+    """What the texts of an edge call the model's tokens, where it is not by their ids.
+
+    of        name of each id, no two alike
+    drafted   ids that may be drafted
+    """
+
+    of: Sequence[int]
+    drafted: Set[int]
+
+    def own_id(self, name: int) -> int:
+        return self._ids[name]
+
+    @cached_property
+    def _ids(self) -> dict[int, int]:
+        return {name: index for index, name in enumerate(self.of)}
+
+
 class Drafter:
     """One draft model for any number of requests."""
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
+    def __init__(self, engine: Engine, names: Names | None = None):
+        self.engine, self._names = engine, names
         if engine.model.device.type == "cuda":
             engine.record(RECORDED_ROWS, RECORDED_REQUESTS, RECORDED_NODES)
         pool_tokens = engine.kv.n_free * engine.kv.page_size
@@ -49,12 +69,19 @@ class Drafter:
         head_ids = engine.model.head_ids
         if head_ids is None:
             head_ids = torch.arange(engine.model.vocab_size, device=engine.model.device)
+        # of the logits those that are drafted, by rising names; None for all as they are
+        self._columns: Tensor | None = None
         self._token_ids = head_ids
+        if names is not None:
+            self._columns = _columns(names, head_ids)
+            self._token_ids = head_ids.new_tensor(names.of)[head_ids[self._columns]]
         self._last = Conversation((), [])
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the model's embedding: it can read the ids below."""
+        """Rows of the model's embedding: it can read the ids below, or names."""
+        if self._names is not None:
+            return max(self._names.of) + 1
         return self.engine.model.vocab_size
 
     def run(self, passes: Sequence[Pass]) -> list[bool]:
@@ -63,6 +90,8 @@ class Drafter:
         passes = [one for one, room in zip(passes, has_room, strict=True) if room]
         self._move([one.speculation for one in passes])
         logits = self.engine.forward([self._request(one) for one in passes])
+        if self._columns is not None:
+            logits = logits[:, self._columns]
         expanded = [(one.speculation, node) for one in passes for node in self._account(one)]
         if expanded:
             self._add_children(expanded, logits)
@@ -118,16 +147,19 @@ class Drafter:
             tokens = s.context[s.cached : s.cached + PREFILL_CHUNK_TOKENS]
             count = len(tokens)
             last = (count - 1,) if s.cached + count == len(s.context) else ()
-            return TreeRequest(tokens, range(-1, count - 1), s.cached, s.pages, last)
+            return TreeRequest(self._own_ids(tokens), range(-1, count - 1), s.cached, s.pages, last)
         slot = {node: i for i, node in enumerate(s.tree.expanded)} | {ROOT: -1}
         slot |= {node: len(s.tree.expanded) + i for i, node in enumerate(one.frontier)}
         return TreeRequest(
-            tokens=[s.tree.tokens[node] for node in one.frontier],
+            tokens=self._own_ids([s.tree.tokens[node] for node in one.frontier]),
             parents=[slot[s.tree.parents[node]] for node in (*s.tree.expanded, *one.frontier)],
             prefix_len=len(s.context),
             pages=s.pages,
             logit_rows=range(len(one.frontier)),
         )
+
+    def _own_ids(self, tokens: Sequence[int]) -> Sequence[int]:
+        return tokens if self._names is None else [self._names.own_id(name) for name in tokens]
 
     def _account(self, one: Pass) -> Sequence[int]:
         """Note what the pass has put into the cache; the nodes whose logits it gave."""
@@ -142,14 +174,14 @@ class Drafter:
     def _add_children(self, expanded: list[tuple[Speculation, int]], logits: Tensor) -> None:
         """Offer each node's likeliest children to its tree; logits [len(expanded), V]."""
         paths = [s.tree.path(node) for s, node in expanded]
-        shares = [s.lookup.next_tokens(path) for (s, _), path in zip(expanded, paths, strict=True)]
+        looked_up = [_looked_up(s, path) for (s, _), path in zip(expanded, paths, strict=True)]
         known = self._known_columns(min(s.vocabulary_size for s, _ in expanded))
         logits, token_ids = logits[:, :known].contiguous(), self._token_ids[:known]
         shifts = [
             shift(s.edits, s.history, path, row, token_ids) if s.edits else None
             for (s, _), path, row in zip(expanded, paths, logits, strict=True)
         ]
-        mixed, token_ids = mix(logits, token_ids, shares)
+        mixed, token_ids = mix(logits, token_ids, looked_up)
         for row, change in enumerate(shifts):
             if change is not None:
                 mixed[row, :known] += change
@@ -166,7 +198,7 @@ class Drafter:
             column([s.noise.temperature for s, _ in expanded], torch.float32),
             column([s.noise.seed for s, _ in expanded], torch.int64),
             column(
-                [len(s.context) + len(path) for (s, _), path in zip(expanded, paths, strict=True)],
+                [s.position(path) for (s, _), path in zip(expanded, paths, strict=True)],
                 torch.int64,
             ),
             token_ids,
@@ -208,6 +240,19 @@ class Drafter:
         if vocabulary_size >= self.vocabulary_size:
             return len(self._token_ids)
         return int(torch.searchsorted(self._token_ids, vocabulary_size))
+
+
+def _columns(names: Names, head_ids: Tensor) -> Tensor:
+    """Of the columns that stand for head_ids [V] those that are drafted, by rising names."""
+    of, drafted = names.of, names.drafted
+    known = [(of[index], c) for c, index in enumerate(head_ids.tolist()) if index in drafted]
+    return head_ids.new_tensor([column for _, column in sorted(known)])
+
+
+def _looked_up(s: Speculation, path: Sequence[int]) -> dict[int, float]:
+    """What stood behind the same words before, in the text of this request."""
+    s.suffixes.extend(s.context[len(s.suffixes) :])
+    return shares(s.suffixes, [*s.context[-LONGEST:], *path])
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

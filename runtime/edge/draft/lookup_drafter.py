@@ -45,7 +45,6 @@ class LookupDrafter:
     def __init__(self, most_tokens: int = MOST_TOKENS) -> None:
         self._most_tokens = most_tokens
         self._trust = Trust()
-        self._texts: dict[int, Suffixes] = {}  # of the running requests, by their speculation's id
         self._earlier, self._oldest = Suffixes(), Suffixes()
 
     def run(self, passes: Sequence[Pass]) -> list[bool]:
@@ -65,7 +64,6 @@ class LookupDrafter:
 
     def finish(self, speculation: Speculation) -> None:
         """End a request; its text is looked up for those that come."""
-        self._texts.pop(id(speculation), None)
         most = self._most_tokens // 2  # in each of the two
         text = speculation.context[-most:]
         if len(self._earlier) + len(text) > most:
@@ -75,7 +73,7 @@ class LookupDrafter:
 
     def _text_of(self, speculation: Speculation) -> Suffixes:
         """The request's own text so far, its new tokens looked at before they are taken in."""
-        text, context = self._texts.setdefault(id(speculation), Suffixes()), speculation.context
+        text, context = speculation.suffixes, speculation.context
         is_answer = len(text) > 0  # of a prompt there is nothing to be learned
         for place in range(len(text), len(context)):
             if is_answer:

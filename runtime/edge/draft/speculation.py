@@ -22,6 +22,7 @@ from enum import Enum
 
 from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide
+from runtime.edge.draft.suffixes import Suffixes
 from runtime.history import History
 from runtime.tree import ROOT, DraftTree, OrderedTree
 
@@ -97,10 +98,7 @@ class Speculation:
         self.sent = OrderedTree()
         self.in_flight = True  # the prompt is a draft without nodes
         self._expanded_before = 0  # of the tree's expanded nodes, when it was sent
-        from runtime.edge.draft.lookup import Lookup  # NumPy: not before anybody drafts
-
-        self.lookup = Lookup()
-        self.lookup.extend(self.context)
+        self.suffixes = Suffixes()  # of the context, as far as a drafter has looked at it
         self._is_readable = max(self.context) < self.vocabulary_size
 
     @property
@@ -152,37 +150,47 @@ class Speculation:
         tokens = (*(self.sent.tokens[n - 1] for n in path), bonus)
         chain = [self.sent.source[n - 1] for n in path]
         foreseen = self._foreseen(chain[-1] if chain else ROOT, bonus)
-        below: list[int] = []
         if foreseen is not None:
             chain.append(foreseen)
-            below = self.tree.below(foreseen)
-        kept = {*chain, *below}
-        slots = [i for i, expanded in enumerate(self.tree.expanded) if expanded in kept]
+        grown, before = self.tree, self._expanded_before
+        slots = self._go_on(tokens, chain, foreseen)
         step = Step(
             tokens,
             self.sent,
-            self.tree,
-            n_ahead=len(self.tree.expanded) - self._expanded_before,
-            n_reused=sum(slot >= self._expanded_before for slot in slots),
+            grown,
+            n_ahead=len(grown.expanded) - before,
+            n_reused=sum(slot >= before for slot in slots),
             hit=foreseen is not None,
         )
-        self._keep(slots)
-        # A leaf of the chain may not have been run: the next pass does it with the bonus.
-        self.cached += len(set(chain) & set(self.tree.expanded))
-        self.tree = self._new_tree() if foreseen is None else self.tree.reroot(foreseen)
-        self.context += tokens
         if self.history is not None:
             self.history.extend(tokens)
-        self.lookup.extend(tokens)
         self._is_readable = self._is_readable and max(tokens) < self.vocabulary_size
         self.sent, self.in_flight = OrderedTree(), False
         self._expanded_before = len(self.tree.expanded)
         return step
 
+    def position(self, path: Sequence[int]) -> int:
+        """Where a token behind this path of the tree stands in the text, as the target counts."""
+        return len(self.context) + len(path)
+
     def forget_cache(self) -> None:
         """Nothing is cached any more; the pages are the caller's to free."""
         self.pages, self.places, self.cached = [], [], 0
         self.tree = self._new_tree()
+
+    def _go_on(self, tokens: Sequence[int], chain: list[int], root: int | None) -> list[int]:
+        """The text goes on with tokens, the first of which are the nodes of `chain`.
+
+        `root` becomes that of the next tree. Returns which of the expanded nodes stay in the cache.
+        """
+        kept = {*chain, *(self.tree.below(root) if root is not None else ())}
+        slots = [i for i, expanded in enumerate(self.tree.expanded) if expanded in kept]
+        self._keep(slots)
+        # A leaf of the chain may not have been run: the next pass does it with what follows.
+        self.cached += len(set(chain) & set(self.tree.expanded))
+        self.tree = self._new_tree() if root is None else self.tree.reroot(root)
+        self.context += tokens
+        return slots
 
     def _new_tree(self) -> DraftTree:
         return DraftTree(self.shape.max_budget)

@@ -30,6 +30,14 @@ class Suffixes:
                     self._after.setdefault((*self._tokens[-length:],), []).append(place)
             self._tokens.append(token)
 
+    def cut(self, length: int) -> None:
+        """Forget what stands behind the first so many tokens."""
+        while len(self._tokens) > length:
+            self._tokens.pop()
+            for before in (1, 2):
+                if len(self._tokens) >= before:
+                    self._after[tuple(self._tokens[-before:])].pop()
+
     def followers(self, tail: Sequence[int]) -> list[tuple[int, int]]:
         """Where the end of `tail` stands: how much of it, and which token is behind; see above.
 

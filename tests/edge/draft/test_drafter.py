@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from runtime.edge.draft.drafter import Drafter
-from runtime.edge.draft.lookup import WEIGHTS, Lookup
+from runtime.edge.draft.mixture import WEIGHTS
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
+from runtime.edge.draft.suffixes import Suffixes
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.tree import ROOT, DraftTree, OrderedTree
@@ -92,7 +93,7 @@ def test_adopted_trees_are_those_grown_from_scratch(
 ) -> None:
     """The KV of text, path, bonus and subtree lies where it belongs, verdict after verdict."""
     # What a lookup finds depends on when it is made; scratch would look later.
-    monkeypatch.setattr(Lookup, "next_tokens", lambda self, path: {})
+    monkeypatch.setattr(Suffixes, "followers", lambda self, tail: [])
     rng = random.Random(seed)
     shape = TreeShape(rng.randint(4, 24), rng.randint(1, 6), rng.randint(1, 4), rng.randint(2, 5))
     drafter, speculation = Drafter(engine), speculate(shape, proactive, rng.choice([0.0, 1.0]))

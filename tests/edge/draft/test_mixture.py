@@ -1,19 +1,23 @@
 """Prompt lookup against a search through the whole text, and mixtures that stay distributions."""
 
 import random
-import tracemalloc
 
 import pytest
 import torch
 
-from runtime.edge.draft.lookup import WEIGHTS, Lookup
-from runtime.edge.draft.mixture import mix
+from runtime.edge.draft.mixture import WEIGHTS, mix, shares
+from runtime.edge.draft.suffixes import MOST_PLACES, Suffixes
 
 
 def brute_force(text: list[int], path: list[int]) -> dict[int, float]:
+    """Of the places behind the last one and the last two tokens the latest ones count."""
     whole = [*text, *path]
     for n in sorted(WEIGHTS, reverse=True):
-        seen = [text[i + n] for i in range(len(text) - n) if text[i : i + n] == whole[-n:]]
+        places = [i + n for i in range(len(text) - n) if text[i : i + n] == whole[-n:]]
+        same_pair = [i for i in range(2, len(text)) if text[i - 2 : i] == whole[-2:]]
+        same_last = [i for i in range(1, len(text)) if text[i - 1] == whole[-1]]
+        among = {*same_pair[-MOST_PLACES:], *same_last[-MOST_PLACES:]}
+        seen = [text[place] for place in places if place in among]
         if seen and len(whole) >= n:
             return {t: WEIGHTS[n] * seen.count(t) / len(seen) for t in set(seen)}
     return {}
@@ -23,25 +27,30 @@ def brute_force(text: list[int], path: list[int]) -> dict[int, float]:
 def test_the_longest_match_decides(seed: int) -> None:
     rng = random.Random(seed)
     text = [rng.randrange(4) for _ in range(rng.randint(0, 60))]
-    lookup = Lookup()
+    suffixes = Suffixes()
     cut = rng.randint(0, len(text))
-    lookup.extend(text[:cut])
-    lookup.extend(text[cut:])
+    suffixes.extend(text[:cut])
+    suffixes.extend(text[cut:])
     for _ in range(20):
         path = [rng.randrange(5) for _ in range(rng.randint(0, 5))]
-        assert lookup.next_tokens(path) == pytest.approx(brute_force(text, path))
+        assert shares(suffixes, [*text, *path]) == pytest.approx(brute_force(text, path))
 
 
-def test_a_long_text_is_kept_in_eight_bytes_a_token_and_needs_no_building() -> None:
-    text = [i * 7919 % 50_000 for i in range(131_072)]
-    tracemalloc.start()
-    lookup = Lookup()
-    lookup.extend(text)
-    lookup.extend([1, 2, 3])
-    kept_bytes, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert kept_bytes < 9 * len(text)
-    assert lookup.next_tokens([*text[40:42]]) == pytest.approx(brute_force(text, [*text[40:42]]))
+@pytest.mark.parametrize("seed", range(10))
+def test_a_text_that_is_cut_is_as_if_its_end_had_never_been(seed: int) -> None:
+    rng = random.Random(seed)
+    text = [rng.randrange(3) for _ in range(40)]
+    longer, shorter = Suffixes(), Suffixes()
+    longer.extend(text)
+    for _ in range(4):
+        length = rng.randint(0, len(longer))
+        longer.cut(length)
+        text = [*text[:length], *(rng.randrange(3) for _ in range(rng.randint(0, 9)))]
+        longer.extend(text[length:])
+        shorter = Suffixes()
+        shorter.extend(text)
+        for tail in ([0], [1], [2], *([a, b] for a in range(3) for b in range(3))):
+            assert longer.followers(tail) == shorter.followers(tail)
 
 
 @pytest.mark.parametrize("seed", range(10))
