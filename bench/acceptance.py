@@ -22,12 +22,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 from bench.harness import option_parser, report
 from runtime.bench.attempt import attempt
 from runtime.bench.prompts import read_questions
-from runtime.config import NO_MODEL, WEIGHTS
+from runtime.config import WEIGHTS, EdgeConfig
 from runtime.edge.draft.batcher import Drafts
-from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.guide import Guide
-from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, Step, TreeShape
+from runtime.edge.loading import make_drafter
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
@@ -186,9 +185,8 @@ def main() -> None:
 def measure(options: argparse.Namespace, ahead: Ahead) -> dict[str, Count]:
     """Of each task, and of "all" prompts that fit the context."""
     engine = open_model(options.model, options.weights)
-    is_lookup = options.draft == NO_MODEL
-    drafter: Drafts = (
-        LookupDrafter() if is_lookup else Drafter(open_model(options.draft, options.weights))
+    drafter = make_drafter(
+        EdgeConfig(draft=options.draft, tokenizer=options.model, weights=options.weights)
     )
     tokenizer = Tokenizer.load(options.model)
     shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)

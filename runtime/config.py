@@ -231,7 +231,9 @@ class EdgeConfig(Options):
         "draft: HF directory, .gguf, hub id, or smollm2-draft; none looks words up instead",
     )
     tokenizer: str = option(
-        "", "with --draft none: where the target's tokenizer is; without it the embedded target's"
+        "",
+        "where the target's tokenizer is, if the draft's is another one; with --draft none and "
+        "without this the embedded target's",
     )
     prompt: str | None = option(None, "one question; the answer is streamed, then the edge ends")
     chat: bool = option(False, "talk in the terminal, and answer at --http; /quit leaves")
@@ -327,10 +329,6 @@ class EdgeConfig(Options):
             raise ConfigError("--prompt asks one question; it does not go with --chat")
         if self.resume_file and self.chat:
             raise ConfigError("--resume-file keeps one answer; it does not go with --chat")
-        if self.tokenizer and self.draft != NO_MODEL:
-            raise ConfigError(
-                f"--tokenizer is for --draft {NO_MODEL}; {self.draft} has a tokenizer of its own"
-            )
         if bool(self.user) != bool(self.token_file):
             raise ConfigError("--user and --token-file belong together; give both or none")
         if self.serve and (self.chat or self.prompt is not None or self.resume_file):

@@ -5,6 +5,7 @@ it knows neither models nor sockets, and the same class grows every tree an edge
 Source: SpecExec (arXiv:2406.02532) and SpecEdge (arXiv:2505.17052, section 4.1).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -80,8 +81,9 @@ class DraftTree:
         return sorted(nodes, key=lambda node: (-self.scores[node], node))
 
     def kept(self) -> list[int]:
-        """The best `budget` nodes, best first."""
-        return self.best_first(range(len(self)))[: self.budget]
+        """The best `budget` nodes, best first; none that is impossible."""
+        possible = [node for node, score in enumerate(self.scores) if score > -math.inf]
+        return self.best_first(possible)[: self.budget]
 
     def frontier(self, width: int, nodes: Iterable[int] | None = None) -> list[int]:
         """The best `width` of some nodes, by default of those kept, that are not expanded yet."""

@@ -197,9 +197,8 @@ def test_one_question_is_no_conversation() -> None:
         edge("--chat", "--prompt", "hi")
 
 
-def test_a_draft_has_a_tokenizer_of_its_own() -> None:
-    with pytest.raises(ConfigError, match="--tokenizer is for --draft none"):
-        edge("--tokenizer", "smollm2")
+def test_a_tokenizer_is_named_beside_a_draft_or_alone() -> None:
+    assert edge("--tokenizer", "smollm2").tokenizer == "smollm2"
     assert edge("--draft", "none", "--tokenizer", "smollm2").tokenizer == "smollm2"
 
 

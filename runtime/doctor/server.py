@@ -15,7 +15,7 @@ from runtime.doctor.probe import predict
 from runtime.doctor.probed_link import ProbedLink
 from runtime.edge import greeting
 from runtime.edge.draft.batcher import Batcher
-from runtime.edge.loading import Vocabulary, make_drafter, read_vocabulary
+from runtime.edge.loading import Vocabulary, make_drafter, read_vocabulary, translation_for
 from runtime.edge.net.link import Credentials, ServerError, reach
 from runtime.edge.prompts import Prompts
 from runtime.edge.worker import drafting
@@ -38,8 +38,7 @@ SLOW_BYTES_PER_S = 50e3
 MENDS = {
     ErrorCode.VERSION: "install the same version of SpecEdge on both ends",
     ErrorCode.VOCABULARY: (
-        "give --draft a small model of the target's family, or --tokenizer the target's "
-        "where --draft is none"
+        "give --tokenizer the target's, or --draft a small model of the target's family"
     ),
     ErrorCode.BUSY: "try again in a while; its operator may raise --max-connections",
     ErrorCode.DRAINING: "it is being stopped: try again in a while",
@@ -62,7 +61,7 @@ async def look(config: EdgeConfig) -> AsyncIterator[Finding]:
     try:
         async with _opened(config) as (link, vocabulary):
             yield ok("connection", f"{config.server} answers" + (", under TLS" * bool(config.tls)))
-            yield vocabularies(link, vocabulary)
+            yield vocabularies(link, vocabulary, config)
             yield template(link, vocabulary, config)
             rtts_s = [await link.ping() for _ in range(PINGS)]
             yield round_trip(rtts_s)
@@ -128,11 +127,18 @@ def _mend(error: Exception, config: EdgeConfig) -> str:
     )
 
 
-def vocabularies(link: ProbedLink, vocabulary: Vocabulary) -> Finding:
-    """They are the same, or the greeting would have failed; their sizes need not be."""
+def vocabularies(link: ProbedLink, vocabulary: Vocabulary, config: EdgeConfig) -> Finding:
+    """The server and we mean the same by ids, or the greeting would have failed. Raises Halt."""
     target, ours = link.welcome.vocabulary_size, vocabulary.rows
     sentence = f"that of {link.welcome.model}, {target} tokens"
-    if target != ours:
+    with _stage("draft", lambda error: "name another model with --draft"):
+        translation = translation_for(config)
+    if translation is not None:
+        sentence += (
+            f"; the draft has another one: {translation.shared} of its {translation.rows} pieces "
+            "are the target's too, and others are spelled in the target's"
+        )
+    elif target != ours:
         sentence += f"; the draft has rows for {ours}, and what only one of them has is not drafted"
     figures = {"target_tokens": target, "draft_tokens": ours, "target": link.welcome.model}
     return ok("vocabulary", sentence, **figures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.config import ConfigError, EdgeConfig, read_token
+from runtime.config import NO_MODEL, ConfigError, EdgeConfig, ServerConfig, read_token
 from runtime.terminal import inert
 from runtime.wire import messages as wire
 from runtime.wire.tls import TLSError, Trust, trust
@@ -22,12 +22,21 @@ def hello(config: EdgeConfig, vocabulary: Vocabulary) -> wire.Hello:
             wire.VERSION,
             rows,
             tokenizer.vocabulary_hash(rows),
-            inert(Path(config.draft).name),  # not the path: it is nobody's business
+            _drafts_with(config),
             config.user,
             template_hash=wire.template_hash(tokenizer.portable_template),
         )
     except ValueError as error:
         raise ConfigError(f"the server cannot be greeted so: {error}") from error
+
+
+def _drafts_with(config: EdgeConfig) -> str:
+    """For people: the draft, and whose tokens it writes where that is not its own affair."""
+    # not the paths: they are nobody's business
+    draft, tokenizer = inert(Path(config.draft).name), inert(Path(config.tokenizer).name)
+    if config.draft == NO_MODEL:
+        return f"no draft model, tokenizer of {tokenizer or ServerConfig.model}"
+    return f"{draft}, tokenizer of {tokenizer}" if tokenizer else draft
 
 
 def token(config: EdgeConfig) -> bytes:

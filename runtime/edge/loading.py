@@ -6,6 +6,7 @@ that ends the program is heard at once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,13 +15,18 @@ from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from runtime.config import NO_MODEL, EdgeConfig, ServerConfig
+from runtime.logs import fields
+from runtime.wire.messages import MAX_VOCABULARY
 
 if TYPE_CHECKING:
     from runtime.edge.draft.batcher import Drafts
+    from runtime.edge.draft.translation import Translation
     from runtime.grammar.grammars import Grammars
     from runtime.grammar.matcher import Matcher
     from runtime.model.engine import Engine
     from runtime.model.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 MakeDrafter = Callable[[EdgeConfig], "Drafts"]
@@ -31,7 +37,7 @@ CONTEXT_TOKENS = 8192  # beyond it the edge stops drafting and decodes plainly
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that a greeting takes; `rows` are those of the draft's embedding, or the tokenizer's."""
+    """All that a greeting takes; `rows` are those of the draft's embedding, or of --tokenizer."""
 
     tokenizer: Tokenizer
     rows: int
@@ -70,10 +76,10 @@ class Loading:
 
 
 def read_vocabulary(config: EdgeConfig) -> Vocabulary:
-    """The tokenizer of the draft model, and its size. Raises ModelError."""
+    """That in which the edge speaks with its server, and its size. Raises ModelError."""
     from runtime.model.tokenizer import Tokenizer
 
-    if config.draft == NO_MODEL:
+    if config.tokenizer or config.draft == NO_MODEL:
         tokenizer = Tokenizer.load(config.tokenizer or ServerConfig.model)
         return Vocabulary(tokenizer, tokenizer.vocabulary_size)
     from runtime.model.open import vocabulary_size
@@ -110,7 +116,42 @@ def make_drafter(
         return LookupDrafter()
     from runtime.edge.draft.drafter import Drafter
 
-    return Drafter(open_draft(config, progress))
+    translation = translation_for(config)
+    engine = open_draft(config, progress)
+    if translation is None:
+        return Drafter(engine)
+    from runtime.edge.draft.foreign_drafter import ForeignDrafter
+
+    return ForeignDrafter(Drafter(engine, translation.names), translation)
+
+
+def translation_for(config: EdgeConfig) -> Translation | None:
+    """Between the draft and `--tokenizer`; None where they have one vocabulary. ModelError."""
+    if not config.tokenizer or config.draft == NO_MODEL:
+        return None
+    from runtime.edge.draft.pieces import Pieces
+    from runtime.edge.draft.translation import Translation
+    from runtime.model.config import ModelError
+    from runtime.model.open import vocabulary_size
+    from runtime.model.tokenizer import Tokenizer
+
+    target, draft = Tokenizer.load(config.tokenizer), Tokenizer.load(config.draft)
+    size, rows = target.vocabulary_size, vocabulary_size(config.draft)
+    if size > MAX_VOCABULARY:
+        raise ModelError(f"the tokenizer {config.tokenizer} has ids up to {size - 1}: it is none")
+    both = min(size, rows)
+    if target.vocabulary_hash(both) == draft.vocabulary_hash(both):
+        return None
+    translation = Translation(Pieces(target, size), Pieces(draft, rows))
+    if not translation.shared:
+        raise ModelError(
+            f"{config.draft} and the tokenizer {config.tokenizer} have no piece of text in common; "
+            f"use a draft of the target's family, or --draft {NO_MODEL}"
+        )
+    log.info(
+        "the draft has another vocabulary", extra=fields(shared=translation.shared, pieces=rows)
+    )
+    return translation
 
 
 def _settle(future: Future[Result], make: Callable[[], Result]) -> None:

@@ -14,7 +14,8 @@ from runtime.model.foreign import described_file, described_names, listed
 
 TARGET, DRAFT = "smollm2", "smollm2-draft"  # the embedded pair
 # no *.py: code that comes with a model is not even fetched
-_HUB_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja")
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_HUB_WEIGHTS = ("model*.safetensors",)
 _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
@@ -22,9 +23,10 @@ class HubAway(ModelError):
     """A model that could not be fetched now, and may be in a while."""
 
 
-def locate(name: str | Path) -> Path:
+def locate(name: str | Path, weights: bool = True) -> Path:
     """The folder or GGUF file that a model's name stands for; hub ids are downloaded.
 
+    Without `weights` only what else there is: the tokenizer, and what the model is.
     Both embedded names lead to the target's file, which holds the tokenizer of the pair.
     """
     if str(name) in (TARGET, DRAFT):
@@ -38,7 +40,7 @@ def locate(name: str | Path) -> Path:
     if path.is_file():
         return _checked_file(path)
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return _download(str(name))
+        return _download(str(name), weights)
     raise ModelError(f"{path} does not exist; expected a model's folder, a .gguf file or a hub id")
 
 
@@ -79,11 +81,12 @@ def _gguf_models(names: Iterable[str]) -> list[str]:
     return list(models.values())
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
+    patterns = (*_HUB_FILES, *_HUB_WEIGHTS) if weights else _HUB_FILES
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     # the hub's client raises its own, its HTTP library's and the socket's errors
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
@@ -91,7 +94,7 @@ def _download(hub_id: str) -> Path:
             f"{hub_id} is no folder here and could not be fetched from the Hugging Face hub: "
             f"{type(error).__name__}: {reason}"
         ) from None
-    if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
+    if not weights or any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
         return _in_folder(folder)
     raise ModelError(f"{hub_id} has no safetensors to fetch{_instead(hub_id)}")
 

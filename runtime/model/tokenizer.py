@@ -38,7 +38,7 @@ class Tokenizer:
 
         Raises ModelError where there is none.
         """
-        path = locate(name)
+        path = locate(name, weights=False)
         if path.is_file():
             of_file = gguf_tokenizer(path)
             return cls(of_file, of_file.stop_ids, of_file.unused_ids)

@@ -23,7 +23,7 @@ def same_vocabulary(peer: Hello | Welcome, rows: int, own_hash: Callable[[int], 
 def other_vocabulary(hello: Hello, welcome: Welcome) -> str:
     """The sentence with which either end refuses."""
     return (
-        f"the draft {hello.model!r} ({hello.vocabulary_size} tokens) and the target "
-        f"{welcome.model!r} ({welcome.vocabulary_size} tokens) have different vocabularies; "
-        f"use a draft of the same family"
+        f"{hello.model!r} ({hello.vocabulary_size} tokens) and the target {welcome.model!r} "
+        f"({welcome.vocabulary_size} tokens) have different vocabularies; name the target's "
+        f"tokenizer with --tokenizer, or take a draft of its family"
     )
