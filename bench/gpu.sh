@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build, check, sanitize and measure the kernels on a machine with an NVIDIA GPU and no network.
 #
-#   bench/gpu.sh [build] [check] [sanitize] [measure]        all four if none is named
+#   bench/gpu.sh [build] [check] [sanitize] [measure] [micro]        all five if none is named
 #
 # Needs python3 with torch and triton, cmake, a C++ compiler and nvcc. Python packages that are
 # missing (pybind11, pytest, ...) are taken from wheels in .whl/ if that folder exists. Each stage
@@ -18,9 +18,10 @@ if [[ -z ${PYTHON:-} ]]; then
   [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
 fi
 LIMIT_BUILD=${LIMIT_BUILD:-120}
-LIMIT_CHECK=${LIMIT_CHECK:-150}
-LIMIT_SANITIZE=${LIMIT_SANITIZE:-80}
-LIMIT_MEASURE=${LIMIT_MEASURE:-220}
+LIMIT_CHECK=${LIMIT_CHECK:-140}
+LIMIT_SANITIZE=${LIMIT_SANITIZE:-70}
+LIMIT_MEASURE=${LIMIT_MEASURE:-190}
+LIMIT_MICRO=${LIMIT_MICRO:-60}
 SANITIZED=(append_kv build_tree compact_kv verify)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} GOMP_SPINCOUNT=0 PYTHONDONTWRITEBYTECODE=1
 
@@ -127,14 +128,30 @@ sanitized() {
     "$PYTHON" -m pytest -q -x -p no:cacheprovider "${paths[@]}" "$@"
 }
 
-measure() {
-  local name
-  name=$("$PYTHON" -c '
+# Of result files: the date and the device.
+label() {
+  "$PYTHON" -c '
 import datetime, platform, re, torch
 name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu-" + platform.machine()
-print(datetime.date.today().isoformat(), re.sub(r"\W+", "-", name), sep="-")') || return 1
+print(datetime.date.today().isoformat(), re.sub(r"\W+", "-", name), sep="-")'
+}
+
+measure() {
+  local name
+  name=$(label) || return 1
   # shellcheck disable=SC2086
   "$PYTHON" -m bench.kernels --save "$OUT/kernels-$name.json" ${MEASURE_ARGS:-}
+}
+
+micro() {
+  local name
+  for name in pytest pytest_benchmark; do
+    has_module "$name" || { say "$name is missing: skipped"; return 0; }
+  done
+  name=$(label) || return 1
+  "$PYTHON" -m pytest -q -p no:cacheprovider bench/test_kernels.py \
+    --benchmark-min-rounds=5 --benchmark-max-time=0.3 --benchmark-warmup=off \
+    --benchmark-columns=min,median,iqr --benchmark-json "$OUT/micro-$name.json"
 }
 
 # A stage runs in a child of this script, so that the limit ends all of it.
@@ -158,10 +175,10 @@ run_stage() {
 main() {
   local stages=("$@") stage failed=0
   summary=()
-  ((${#stages[@]})) || stages=(build check sanitize measure)
+  ((${#stages[@]})) || stages=(build check sanitize measure micro)
   for stage in "${stages[@]}"; do
-    [[ $stage =~ ^(build|check|sanitize|measure)$ ]] ||
-      { fail "unknown stage $stage; expected build, check, sanitize or measure"; exit 2; }
+    [[ $stage =~ ^(build|check|sanitize|measure|micro)$ ]] ||
+      { fail "unknown stage $stage; expected build, check, sanitize, measure or micro"; exit 2; }
   done
   mkdir -p "$OUT" "$WORK"
   OUT=$(cd "$OUT" && pwd)

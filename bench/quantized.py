@@ -18,7 +18,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import torch
 
 from bench.harness import option_parser, report
-from bench.kernels.quantized import quantized_linear, random_weight
+from bench.kernels.products import quantized_linear, random_weight
 from specedge_kernels import QuantizedWeight, _cpu
 from specedge_kernels.cpu import quantized_of
 from specedge_kernels.quantized import FORMS

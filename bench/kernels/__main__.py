@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -13,7 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import torch
 
 from bench.harness import Timing, option_parser, report, this_machine
-from bench.kernels import attention, ops, quantized
+from bench.kernels import attention, experts, ops, products
 from bench.kernels.case import Case
 from bench.kernels.timing import copy_bandwidth, matmul_rate, n_copies, time_calls
 from specedge_kernels.library import OPS
@@ -64,7 +65,7 @@ def main() -> int:
         rows.append(row)
         print(f"{row.case.op}, {row.case.way}, {row.case.shape}: {row.took}", file=sys.stderr)
         if options.save:  # after every row, so that a run cut short leaves what it has
-            numbers = {**results(found, rows, failures), "machine": this_machine()}
+            numbers = {**results(found, rows, failures), **where_and_how()}
             options.save.write_text(json.dumps(numbers, indent=2) + "\n")
     numbers = results(found, rows, failures)
     report(title(numbers, device), COLUMNS, cells(rows), numbers, options.json)
@@ -75,7 +76,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     """Everything, tree attention first, what may fail or take long to compile last."""
     yield from attention.cases(device, quick, optional=False)
     yield from ops.cases(device, quick)
-    yield from quantized.cases(device, quick)
+    yield from products.cases(device, quick)
+    yield from experts.cases(device)
     yield from attention.cases(device, quick, optional=True)
 
 
@@ -87,6 +89,11 @@ def results(found: Machine, rows: list[Row], failures: list[str]) -> dict[str, o
         "failures": failures,
         "rows": [row.numbers() for row in rows],
     }
+
+
+def where_and_how() -> dict[str, object]:
+    command = " ".join(("python -m bench.kernels", *sys.argv[1:]))
+    return {"machine": this_machine(), "date": date.today().isoformat(), "command": command}
 
 
 def measured(cases: Iterator[Case], found: Machine, failures: list[str]) -> Iterator[Row]:

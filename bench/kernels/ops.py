@@ -19,9 +19,6 @@ TOP_LOGPROBS = 5
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     yield from cases_of(step_of(device, quick), device)
-    if device.type == "cpu":
-        for dtype in (torch.float32, torch.bfloat16):
-            yield from (linear(rows, dtype) for rows in (1, 16))
 
 
 def cases_of(step: Step, device: torch.device) -> Iterator[Case]:
@@ -29,7 +26,7 @@ def cases_of(step: Step, device: torch.device) -> Iterator[Case]:
         yield target_tokens(step, device, "greedy", temperature=0.0, top_p=1.0, mask=mask)
         yield target_tokens(step, device, "sampled", temperature=0.8, top_p=1.0, mask=mask)
         yield target_tokens(step, device, "top-p 0.9", temperature=0.8, top_p=0.9, mask=mask)
-    makers = (edit_logits, token_logprobs, verify, build_tree, draft_topk)
+    makers = (edit_logits, token_logprobs, verify, build_tree, draft_topk, grow_tree)
     yield from (make(step, device) for make in makers)
     for name, append in (("ours", ours.append_kv), *triton_ways("append_kv", device)):
         yield append_kv(step, device, name, append)
@@ -235,19 +232,52 @@ def compact_kv(step: Step, device: torch.device, way: str, compact: Callable[...
     return Case("compact_kv", way, shape, n_bytes, 0, prepare)
 
 
-def linear(rows: int, dtype: torch.dtype, inputs: int = 576, outputs: int = 1536) -> Case:
-    """An MLP projection of SmolLM2-135M, on a CPU only."""
+def grow_tree(step: Step, device: torch.device) -> Case:
+    """A round in the middle of a tree's growth; what it counts up is put back in the same call."""
+    beams, children = 4, 4
+    full = children * (1 + beams * 3)
 
     def prepare(seed: int) -> Work:
-        x = normal(rows, inputs, device=torch.device("cpu"), seed=seed)
-        weight = normal(outputs, inputs, device=torch.device("cpu"), seed=seed).to(dtype)
-        panels = ours.pack_linear(weight)
-        call = lambda: ours.linear(x, panels, outputs)  # noqa: E731
-        return Work(call, lambda: far_from(x.double() @ weight.double().T, call(), 1e-5))
+        arguments = half_grown(step.batch, beams, children, full, seed)
+        there = [argument.to(device) for argument in arguments]
+        slots, found = there[4].clone(), there[5].clone()
+        sizes = (2 * beams, beams, 1)  # first slot, beams, words
 
-    n_bytes = inputs * outputs * dtype.itemsize + rows * (inputs + outputs) * 4
-    shape = f"{str(dtype).removeprefix('torch.')} N{rows} K{inputs} M{outputs}"
-    return Case("linear", "ours", shape, n_bytes, 2 * rows * inputs * outputs, prepare)
+        def call() -> tuple[Tensor, ...]:
+            there[4].copy_(slots)
+            there[5].copy_(found)
+            return ours.grow_tree(*there, *sizes)
+
+        def check() -> str:
+            expected = [argument.clone() for argument in arguments]
+            want = reference.grow_tree(*expected, *sizes)
+            got = call()
+            return unlike((*want, *expected[4:6]), (*got, *there[4:6]))
+
+        return Work(call, check)
+
+    n_bytes = step.batch * (full * 28 + beams * children * 12)
+    shape = f"B{step.batch} {full} nodes, {beams} beams"
+    return Case("grow_tree", "ours", shape, n_bytes, 0, prepare)
+
+
+def half_grown(batch: int, beams: int, children: int, full: int, seed: int) -> tuple[Tensor, ...]:
+    """Trees with room for `full` nodes, of which the first `children` have slots 0, 1, ..."""
+    generator = torch.manual_seed(seed)
+    numbers = torch.arange(full, dtype=torch.int32).repeat(batch, 1)
+    level = numbers < children
+    state = (
+        torch.randint(1000, (batch, full), generator=generator),
+        torch.where(level, -1, numbers // children - 1).int(),
+        -torch.rand(batch, full, generator=generator, dtype=torch.float64),
+        torch.where(level, 0, 1).int(),
+        torch.where(level, numbers, -1).int(),
+        torch.full((batch,), children, dtype=torch.int32),
+    )
+    ids = torch.randint(1000, (batch, beams, children), generator=generator)
+    logprobs = -torch.rand(batch, beams, children, generator=generator)
+    expanded, budget = numbers[:, :beams].clone(), torch.full((batch,), full // 2)
+    return (*state, expanded, ids, logprobs.sort(-1, descending=True).values, budget.int())
 
 
 def exact(

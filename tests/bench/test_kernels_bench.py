@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.kernels import attention, ops
+from bench.kernels import attention, experts, ops, products
 from bench.kernels.__main__ import Machine, measured
 from bench.kernels.baselines import bind_sdpa
 from bench.kernels.case import Case, Work, far_from, unlike
@@ -59,9 +59,14 @@ def test_the_check_of_attention_notices_a_wrong_mask():
     assert attention.check(bind_sdpa(batch)(), rows, expected, 1e-5)
 
 
-@pytest.mark.parametrize(
-    "case", list(ops.cases_of(ops.Step(2, 5, 64, 1, 2, 8, torch.float32), CPU))
-)
+SMALL = [
+    *ops.cases_of(ops.Step(2, 5, 64, 1, 2, 8, torch.float32), CPU),
+    *products.cases(CPU, quick=True),
+    *experts.cases(CPU),
+]
+
+
+@pytest.mark.parametrize("case", SMALL)
 def test_the_work_of_every_op_passes_its_check(case):
     work = case.prepare(3)
     assert work.check() == ""
