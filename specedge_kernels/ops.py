@@ -67,15 +67,16 @@ def tree_attention(
 
     q [N, Hq, D] float32, bfloat16 or float16; k_cache [P, S, Hk, D] and v_cache [P, S, Hk, Dv] of
     any of these types or float8_e4m3fn and any strides with D and Dv contiguous; Hq a multiple of
-    Hk; on a GPU D and Dv at most 576. Values may be a part of the keys, v_cache a view of k_cache,
-    as in absorbed latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1). A key is what is
-    stored times k_scale, a value what is stored times v_scale: a number, or [Hk] float32 for each
-    head. page_table [B, M] int32; prefix_lens and n_nodes [B] int32; offsets [B+1] int32;
-    ancestors [N, W] int64 and depth [N] int32 as from `build_tree`. The KV of node j lies at
-    position prefix_len + j and is already written. The rows of request b are its last nodes: row r
-    is node n_nodes[b] - rows_b + r. A prompt chunk is a chain (depth equals node) and may be longer
-    than the mask; a decode step is a tree of one node. window >= 0 keeps the last `window` tokens
-    of a node's path, itself included. softcap > 0 bounds scores by softcap * tanh(score / softcap).
+    Hk; on a GPU D at most 576 and Dv 512 (256 in float32). Values may be a part of the keys,
+    v_cache a view of k_cache, as in absorbed latent attention (DeepSeek-V2, arXiv:2405.04434,
+    section 2.1). A key is what is stored times k_scale, a value what is stored times v_scale: a
+    number, or [Hk] float32 for each head.
+    page_table [B, M] int32; prefix_lens and n_nodes [B] int32; offsets [B+1] int32; ancestors
+    [N, W] int64 and depth [N] int32 as from `build_tree`. The KV of node j lies at position
+    prefix_len + j and is already written. The rows of request b are its last nodes: row r is node
+    n_nodes[b] - rows_b + r. A prompt chunk is a chain (depth equals node) and may be longer than
+    the mask; a decode step is a tree of one node. window >= 0 keeps the last `window` tokens of a
+    node's path, itself included. softcap > 0 bounds scores by softcap * tanh(score / softcap).
     sinks [Hq] float32, finite or -inf: for each head one more score, neither scaled nor capped, of
     a key without a value (StreamingLLM, arXiv:2309.17453, section 3.2).
     Returns [N, Hq, Dv] in q's type, and with return_lse also [N, Hq] float32: the natural logarithm

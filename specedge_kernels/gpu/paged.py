@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ def width_of(numbers: int) -> Width:
     if numbers == whole or rest >= whole // 2:
         return Width(numbers, whole, 0)
     return Width(numbers, whole // 2, rest)
+
+
+def are_parts(v_cache: Tensor, k_cache: Tensor) -> bool:
+    """Whether the tiles of the values are the first ones of the keys, in the same memory."""
+    start = v_cache.storage_offset() == k_cache.storage_offset()
+    alike = v_cache.stride() == k_cache.stride() and v_cache.dtype == k_cache.dtype
+    # Not by their addresses: tensors without numbers have none.
+    same = v_cache.untyped_storage() is k_cache.untyped_storage()
+    keys, values = k_cache.shape[3], v_cache.shape[3]
+    return start and alike and same and values in (width_of(keys).block, keys)
 
 
 @triton.jit

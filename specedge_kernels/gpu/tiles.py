@@ -11,6 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
+from specedge_kernels.gpu.paged import are_parts
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -28,27 +30,39 @@ TILES: dict[str, dict[tuple[int, int, int], tuple[Tile, ...]]] = {
     "sm_80": {  # 8.x and 12.x: the smallest have 99 KiB of shared memory
         (2, 64, 64): (Tile(64, 32, 4, 3, 2), Tile(128, 32, 8, 3, 1)),
         (2, 128, 128): (Tile(64, 32, 4, 3, 2), Tile(128, 32, 8, 3, 1)),
+        (2, 192, 128): (Tile(64, 32, 4, 3, 2), Tile(128, 32, 8, 3, 1)),
         (2, 256, 256): (Tile(64, 16, 8, 3, 1),),
+        (2, 512, 512): (Tile(32, 16, 8, 3, 1),),
+        (2, 576, 512): (Tile(16, 16, 8, 3, 1),),
         (4, 128, 128): (Tile(16, 32, 4, 3, 1),),
         (4, 256, 256): (Tile(16, 16, 8, 3, 1),),
     },
     "sm_90": {  # 9.0 has 227 KiB; 64 rows are one wgmma
         (2, 64, 64): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
         (2, 128, 128): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 192, 128): (Tile(64, 64, 4, 3, 1), Tile(128, 64, 8, 3, 1)),
         (2, 256, 256): (Tile(64, 32, 8, 3, 1), Tile(128, 32, 8, 3, 1)),
+        (2, 576, 512): (Tile(64, 16, 8, 3, 1),),
         (4, 128, 128): (Tile(16, 32, 4, 3, 2),),
         (4, 256, 256): (Tile(16, 16, 8, 3, 1),),
     },
     "sm_100": {  # 10.x has 227 KiB
         (2, 64, 64): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
         (2, 128, 128): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        (2, 192, 128): (Tile(64, 64, 4, 3, 1), Tile(128, 64, 8, 3, 1)),
         (2, 256, 256): (Tile(64, 32, 8, 3, 1),),
+        (2, 576, 512): (Tile(64, 16, 8, 3, 1),),
         (4, 128, 128): (Tile(16, 32, 4, 3, 2),),
         (4, 256, 256): (Tile(16, 16, 8, 3, 1),),
     },
 }
 
-WIDEST = 256
+# Where the values are the first numbers of the keys, as in absorbed latent attention: 576 and 512.
+LATENT_TILES = {
+    "sm_80": (Tile(32, 16, 8, 3, 1),),
+    "sm_90": (Tile(64, 32, 8, 3, 1),),
+    "sm_100": (Tile(64, 32, 8, 3, 1),),
+}
 
 
 def choose_tile(
@@ -61,14 +75,19 @@ def choose_tile(
     rows, query_heads, dim = q.shape
     mean_rows = triton.cdiv(rows, max(batch, 1)) * (query_heads // k_cache.shape[2])
     n_bytes = max(q.itemsize, k_cache.itemsize, v_cache.itemsize)
-    tiles = tiles_for(architecture(q.device), n_bytes, dim, v_cache.shape[3])
+    parts = are_parts(v_cache, k_cache)
+    tiles = tiles_for(architecture(q.device), n_bytes, dim, v_cache.shape[3], parts)
     if batch_invariant:
         return tiles[-1]
     return next((tile for tile in tiles if tile.rows >= mean_rows), tiles[-1])
 
 
-def tiles_for(arch: str, element_bytes: int, keys: int, values: int) -> tuple[Tile, ...]:
-    """For heads of `keys` and `values` numbers."""
+def tiles_for(
+    arch: str, element_bytes: int, keys: int, values: int, parts: bool = False
+) -> tuple[Tile, ...]:
+    """For heads of `keys` and `values` numbers; parts: the values are a part of the keys."""
+    if parts and element_bytes == 2 and keys > 256 >= keys - values:
+        return LATENT_TILES[arch]
     fits = (
         tiles
         for (size, most_keys, most_values), tiles in TILES[arch].items()
@@ -77,8 +96,8 @@ def tiles_for(arch: str, element_bytes: int, keys: int, values: int) -> tuple[Ti
     tiles = next(fits, None)
     if tiles is None:
         raise ValueError(
-            f"tree_attention: expected heads of at most {WIDEST} numbers, "
-            f"got {keys} of keys and {values} of values"
+            "tree_attention: expected keys of at most 576 numbers and values of at most 512, "
+            f"or 256 in float32, got {keys} and {values} of {element_bytes} bytes"
         )
     return tiles
 

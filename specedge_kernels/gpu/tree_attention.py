@@ -31,7 +31,7 @@ from specedge_kernels.gpu.online_softmax import (
     scaled,
 )
 from specedge_kernels.gpu.paged import (
-    Width,
+    are_parts,
     load_pages,
     load_tokens,
     load_vectors,
@@ -488,7 +488,7 @@ def launch(
         HK=heads,
         KEY=key,
         VALUE=value,
-        SHARED=are_parts(v_cache, k_cache, value, key),
+        SHARED=are_parts(v_cache, k_cache),
         S=page_size,
         W=ancestors.shape[1],
         SOFTCAP=scoring.softcap > 0,
@@ -517,12 +517,3 @@ def launch(
             **common,
         )
     return out, lse
-
-
-def are_parts(v_cache: Tensor, k_cache: Tensor, value: Width, key: Width) -> bool:
-    """Whether the tiles of the values are the first ones of the keys, in the same memory."""
-    start = v_cache.storage_offset() == k_cache.storage_offset()
-    alike = v_cache.stride() == k_cache.stride() and v_cache.dtype == k_cache.dtype
-    # Not by their addresses: tensors without numbers have none.
-    same = v_cache.untyped_storage() is k_cache.untyped_storage()
-    return start and alike and same and value.numbers in (key.block, key.numbers)

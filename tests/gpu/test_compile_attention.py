@@ -6,7 +6,7 @@ import torch
 from specedge_kernels.gpu import tree_attention as gpu
 from specedge_kernels.gpu.merge_splits import MERGED_HEADS, merge_splits_kernel
 from specedge_kernels.gpu.paged import width_of
-from specedge_kernels.gpu.tiles import TILES, Tile, choose_tile, tiles_for
+from specedge_kernels.gpu.tiles import LATENT_TILES, TILES, Tile, choose_tile, tiles_for
 from tests.gpu.compiled import SHARED_BYTES, cross_compile, main_loop, stack_bytes, waits
 from tests.gpu.launches import launches_of
 
@@ -88,7 +88,7 @@ ARCHS = ("sm_80", "sm_90", "sm_100")
 
 def copies(widths: tuple[int, int]) -> int:
     """Of one tile of keys and values: one for each power of two that makes up their widths."""
-    return sum(2 if width_of(width).rest else 1 for width in widths)
+    return sum(2 if width_of(width).rest else 1 for width in widths if width)
 
 
 def spills(code: list[str]) -> list[str]:
@@ -98,12 +98,22 @@ def spills(code: list[str]) -> list[str]:
 # float32 takes the same instructions on every card.
 ENTRIES = [
     pytest.param(
-        arch, size, (keys, values), tile, id=f"{arch}-{8 * size}bit-{keys}-{values}-{tile.rows}"
+        arch,
+        size,
+        (keys, values),
+        tile,
+        False,
+        id=f"{arch}-{8 * size}bit-{keys}-{values}-{tile.rows}",
     )
     for arch, entries in TILES.items()
     for (size, keys, values), tiles in entries.items()
     for tile in tiles
     if size == 2 or arch == "sm_80"
+]
+ENTRIES += [
+    pytest.param(arch, 2, (576, 512), tile, True, id=f"{arch}-latent")
+    for arch, tiles in LATENT_TILES.items()
+    for tile in tiles
 ]
 
 
@@ -149,21 +159,27 @@ def test_the_rows_of_a_tile_hold_the_mean_tree(nodes, rows):
 
 
 def test_a_head_dimension_beyond_the_table_is_named():
-    with pytest.raises(ValueError, match="at most 256 numbers, got 257 of keys and 64 of values"):
-        tiles_for("sm_90", 2, 257, 64)
+    for size, keys, values in ((2, 577, 64), (2, 64, 513), (4, 257, 64)):
+        with pytest.raises(ValueError, match=f"got {keys} and {values} of {size} bytes"):
+            tiles_for("sm_90", size, keys, values)
 
 
 @pytest.mark.every_value
-@pytest.mark.parametrize(("arch", "size", "widths", "tile"), ENTRIES)
-def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, widths, tile, tmp_path):
-    compiled = compile_attention(arch, tile, "bf16" if size == 2 else "fp32", widths)
+@pytest.mark.parametrize(("arch", "size", "widths", "tile", "latent"), ENTRIES)
+def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, widths, tile, latent, tmp_path):
+    options = {"SHARED": True, "HK": 1, "GROUP": 16} if latent else {}
+    compiled = compile_attention(arch, tile, "bf16" if size == 2 else "fp32", widths, **options)
     assert compiled.metadata.shared <= SHARED_BYTES[arch]
     # Keys and values of the next tiles are on their way while one is multiplied.
-    assert max(waits(compiled)) >= copies(widths) * (tile.stages - 2) > 0
-    # Registers put aside around the loop cost little; float32 at 256 is there to be right.
+    # Of values that are a part of the keys there are none of their own.
+    in_turn = copies((576, 0)) if latent else copies(widths)
+    assert max(waits(compiled)) >= in_turn * (tile.stages - 2) > 0
+    # Registers put aside around the loop cost little; float32 at 256 is there to be right. Where a
+    # thread holds 128 sums of 512 columns, one in 40 instructions of the loop may be of memory.
     loop = main_loop(compiled, tmp_path)
     assert any("MMA" in line for line in loop)
-    assert not spills(loop) or (size, widths) == (4, (256, 256))
+    allowed = len(loop) // 40 if widths[1] > 256 else 0
+    assert len(spills(loop)) <= allowed or (size, widths) == (4, (256, 256))
     if arch == "sm_90" and size == 2:
         assert "wgmma.mma_async" in compiled.asm["ptx"]
         assert "mma.sync" not in compiled.asm["ptx"]

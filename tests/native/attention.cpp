@@ -6,33 +6,41 @@ namespace {
 // A whole call of tree_attention; the tables own what Trees points to.
 struct Case {
   Forest forest;
-  int64_t heads, group, dim, page_size, n_pages = 0, pages_per_request = 0;
+  int64_t heads, group, dim, value_dim, page_size, n_pages = 0, pages_per_request = 0;
   bool heads_first;  // [P, Hk, S, D] in memory
   std::vector<int32_t> page_table, prefix_lens, n_nodes, offsets{0}, depth;
   std::vector<int64_t> ancestors;
-  Scoring scoring{1, 0, -1, 1};
+  std::vector<float> k_scales, v_scales, sinks;  // empty where there are none
+  Scoring scoring{1, 0, -1, {}, {}, nullptr};
 
   int64_t length(int64_t b) const { return prefix_lens[b] + forest.size(b); }
 
-  Cache cache(Numbers& numbers) const {
-    const int64_t token = heads_first ? dim : heads * dim,
-                  head = heads_first ? page_size * dim : dim;
-    return {numbers.data(),          numbers.type(), n_pages, page_size, heads, dim,
-            heads * page_size * dim, token,          head};
+  // Of heads of `width` numbers.
+  Cache cache(Numbers& numbers, int64_t width) const {
+    const int64_t token = heads_first ? width : heads * width,
+                  head = heads_first ? page_size * width : width;
+    return {numbers.data(),
+            numbers.type(),
+            n_pages,
+            page_size,
+            heads,
+            width,
+            heads * page_size * width,
+            token,
+            head};
   }
 
-  // Where head h of position `position` of request b begins.
+  // Where head h of position `position` of request b begins, in heads.
   int64_t place(int64_t b, int64_t position, int64_t h) const {
     const int64_t page = page_table[b * pages_per_request + position / page_size];
     const int64_t offset = position % page_size;
-    return page * heads * page_size * dim +
-           (heads_first ? h * page_size + offset : offset * heads + h) * dim;
+    return page * heads * page_size + (heads_first ? h * page_size + offset : offset * heads + h);
   }
 
   int64_t cost() const {
     int64_t total = 0;
     for (int64_t b = 0; b < forest.batch(); ++b) total += forest.size(b) * length(b);
-    return total * heads * group * dim;
+    return total * heads * group * (dim + value_dim) / 2;
   }
 
   Trees trees() const {
@@ -88,7 +96,8 @@ Case make_case(Random& random) {
     c.forest = make_forest(random, random.pick({8, 70, 256}));
     c.heads = random.between(1, 3);
     c.group = random.pick({1, 2, 3, 4, 7, 8});
-    c.dim = random.pick({1, 6, 20, 64, 80, 128, 256});
+    c.dim = random.pick({1, 6, 20, 64, 80, 128, 256, 576});
+    c.value_dim = random.chance(50) ? c.dim : random.pick({1, 7, 16, 64, 100, 512});
     c.page_size = random.pick({1, 3, 16, 32, 64});
     c.heads_first = random.chance(50);
     for (int64_t b = 0; b < c.forest.batch(); ++b) {
@@ -101,20 +110,28 @@ Case make_case(Random& random) {
   c.scoring.scale = random.pick({1.0f, 0.125f});
   c.scoring.softcap = random.pick({0.0f, 0.0f, 5.0f});
   c.scoring.window = random.pick<int64_t>({-1, -1, 0, 1, 5, 64, 100});
-  c.scoring.v_scale = random.pick({1.0f, 0.5f});
+  c.scoring.v_scale.all = random.pick({1.0f, 0.5f});
+  const auto some = [&](int64_t n, std::vector<float> choice) {
+    std::vector<float> numbers(random.chance(30) ? n : 0);
+    for (float& number : numbers) number = choice[random.between(0, int64_t(choice.size()) - 1)];
+    return numbers;
+  };
+  c.k_scales = some(c.heads, {1, 0.5f, 1.7f});
+  c.v_scales = some(c.heads, {1, 0.5f, 1.7f});
+  c.sinks = some(c.heads * c.group, {0, 3, -3, 40, -40, -INFINITY});
   return c;
 }
 
 // Random where a request has written, NaN elsewhere; now and then NaN in what it wrote, too.
-Numbers make_cache(const Case& c, Random& random) {
+Numbers make_cache(const Case& c, int64_t width, Random& random) {
   Numbers cache(random.pick({Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::e4m3}),
-                c.n_pages * c.page_size * c.heads * c.dim);
+                c.n_pages * c.page_size * c.heads * width);
   for (int64_t i = 0; i < cache.size(); ++i) cache.set(i, NAN);
   for (int64_t b = 0; b < c.forest.batch(); ++b) {
     for (int64_t position = 0; position < c.length(b); ++position) {
       for (int64_t h = 0; h < c.heads; ++h) {
-        const int64_t first = c.place(b, position, h);
-        for (int64_t d = 0; d < c.dim; ++d) cache.set(first + d, random.number());
+        const int64_t first = c.place(b, position, h) * width;
+        for (int64_t d = 0; d < width; ++d) cache.set(first + d, random.number());
         if (random.fill() % 3000 == 0) cache.set(first, NAN);
       }
     }
@@ -132,27 +149,32 @@ std::vector<int64_t> visible(const Case& c, int64_t b, int64_t node) {
   return positions;
 }
 
-// One query vector [D] -> its attention [D] and the logarithm of its sum, in double.
-double attend(const Case& c, const float* q, const std::vector<float>& keys,
+// One query vector [D] of head h -> its attention [Dv] and the logarithm of its sum, in double.
+double attend(const Case& c, int64_t h, const float* q, const std::vector<float>& keys,
               const std::vector<float>& values, const std::vector<int64_t>& places,
               std::vector<double>& out) {
+  const double k_scale = c.scoring.k_scale.of(h / c.group);
+  const double v_scale = c.scoring.v_scale.of(h / c.group);
   std::vector<double> scores;
-  double top = -kInfinity, total = 0;
+  double top = c.sinks.empty() ? -kInfinity : c.sinks[h], total = 0;
   for (int64_t place : places) {
     double score = 0;
-    for (int64_t d = 0; d < c.dim; ++d) score += double(q[d]) * keys[place + d];
-    score *= c.scoring.scale;
+    for (int64_t d = 0; d < c.dim; ++d) score += double(q[d]) * keys[place * c.dim + d];
+    score *= c.scoring.scale * k_scale;
     if (c.scoring.softcap > 0) score = std::tanh(score / c.scoring.softcap) * c.scoring.softcap;
     scores.push_back(score);
     top = std::isnan(score) ? score : std::max(top, score);
     if (std::isnan(top)) break;
   }
-  out.assign(c.dim, std::isnan(top) ? NAN : 0);
+  out.assign(c.value_dim, std::isnan(top) ? NAN : 0);
   if (std::isnan(top)) return NAN;
   for (double score : scores) total += std::exp(score - top);
+  if (!c.sinks.empty() && top > -kInfinity) total += std::exp(c.sinks[h] - top);
   for (size_t i = 0; i < scores.size(); ++i) {
-    const double weight = std::exp(scores[i] - top) / total * c.scoring.v_scale;
-    for (int64_t d = 0; d < c.dim; ++d) out[d] += weight * values[places[i] + d];
+    const double weight = std::exp(scores[i] - top) / total * v_scale;
+    for (int64_t d = 0; d < c.value_dim; ++d) {
+      out[d] += weight * values[places[i] * c.value_dim + d];
+    }
   }
   return top + std::log(total);
 }
@@ -168,10 +190,10 @@ void compare(const Case& c, const std::vector<float>& q, const std::vector<float
         std::vector<int64_t> places;
         for (int64_t position : seen) places.push_back(c.place(b, position, h / c.group));
         const int64_t vector = row * query_heads + h;
-        const double sum = attend(c, &q[vector * c.dim], keys, values, places, want);
-        for (int64_t d = 0; d < c.dim; ++d) {
-          expect_near(got.get(vector * c.dim + d), want[d], 4 * got.precision(), "attention of row",
-                      row);
+        const double sum = attend(c, h, &q[vector * c.dim], keys, values, places, want);
+        for (int64_t d = 0; d < c.value_dim; ++d) {
+          expect_near(got.get(vector * c.value_dim + d), want[d], 4 * got.precision(),
+                      "attention of row", row);
         }
         if (!lse.empty() && !std::isnan(sum)) {
           expect_near(lse[vector], sum, 1e-3, "logarithm of the sum of row", row);
@@ -182,7 +204,7 @@ void compare(const Case& c, const std::vector<float>& q, const std::vector<float
 }
 
 void spoil(Case& c, Random& random) {
-  switch (random.between(0, 5)) {
+  switch (random.between(0, 6)) {
     case 0:
       return random.spoil(c.page_table, c.n_pages);
     case 1:
@@ -193,6 +215,11 @@ void spoil(Case& c, Random& random) {
       return random.spoil(c.offsets, c.offsets.back());
     case 4:
       return random.spoil(c.ancestors);
+    case 5:
+      for (std::vector<float>* some : {&c.k_scales, &c.v_scales, &c.sinks}) {
+        if (!some->empty()) (*some)[0] = random.pick({NAN, INFINITY, 0.0f, -1.0f});
+      }
+      return;
     default:
       return random.spoil(c.depth, random.between(0, 5));
   }
@@ -202,14 +229,18 @@ void spoil(Case& c, Random& random) {
 
 void check_tree_attention(Random& random) {
   Case c = make_case(random);
-  Numbers keys = make_cache(c, random), values = make_cache(c, random);
+  Numbers keys = make_cache(c, c.dim, random), values = make_cache(c, c.value_dim, random);
   const int64_t vectors = c.offsets.back() * c.heads * c.group;
   Numbers q(random.pick({Dtype::f32, Dtype::bf16, Dtype::f16}), vectors * c.dim, random);
-  Numbers out(q.type(), vectors * c.dim);
+  Numbers out(q.type(), vectors * c.value_dim);
   const Numbers untouched = out;
   std::vector<float> lse(random.chance(50) ? vectors : 0);
-  const Cache k_cache = c.cache(keys), v_cache = c.cache(values);
+  const Cache k_cache = c.cache(keys, c.dim), v_cache = c.cache(values, c.value_dim);
   Trees trees = c.trees();
+  const auto first = [](const auto& some) { return some.empty() ? nullptr : some.data(); };
+  c.scoring.k_scale.by_head = first(c.k_scales);
+  c.scoring.v_scale.by_head = first(c.v_scales);
+  c.scoring.sinks = first(c.sinks);
   const bool is_hostile = random.chance(40);
   if (is_hostile) spoil(c, random);
   const bool taken = accepted([&] {

@@ -60,7 +60,16 @@ bool has_twins(std::vector<int64_t> slots) {
   return std::adjacent_find(slots.begin(), slots.end()) != slots.end();
 }
 
-float scale_of(Random& random) { return random.pick({1.0f, 1.0f, 0.5f, 0.3f, 1e-5f}); }
+// Of each head, or of all.
+std::vector<float> scales_of(Random& random, int64_t heads) {
+  std::vector<float> scales(random.chance(50) ? heads : 1);
+  for (float& scale : scales) scale = random.pick({1.0f, 1.0f, 0.5f, 0.3f, 1e-5f});
+  return scales;
+}
+
+Scale as_scale(const std::vector<float>& scales) {
+  return scales.size() > 1 ? Scale{1, scales.data()} : Scale{scales[0]};
+}
 
 }  // namespace
 
@@ -71,7 +80,9 @@ void check_append_kv(Random& random) {
   const int64_t rows = int64_t(pool.slots.size()), width = pool.heads * pool.dim;
   const Dtype type = random.pick({Dtype::f32, Dtype::bf16, Dtype::f16});
   Numbers k(type, rows * width, random), v(type, rows * width, random);
-  const float k_scale = scale_of(random), v_scale = scale_of(random);
+  const std::vector<float> k_scales = scales_of(random, pool.heads);
+  const std::vector<float> v_scales = scales_of(random, pool.heads);
+  const Scale k_scale = as_scale(k_scales), v_scale = as_scale(v_scales);
   Numbers want_keys = pool.keys, want_values = pool.values;
   const bool taken = accepted([&] {
     append_kv(k.data(), v.data(), type, pool.cache(pool.keys), pool.cache(pool.values),
@@ -82,9 +93,9 @@ void check_append_kv(Random& random) {
   for (int64_t i = 0; taken && i < rows * width; ++i) {
     const int64_t slot = pool.slots[i / width];
     if (slot < 0) continue;
-    const int64_t to = pool.place(slot, i % width / pool.dim) + i % pool.dim;
-    want_keys.set(to, k.get(i) / k_scale);
-    want_values.set(to, v.get(i) / v_scale);
+    const int64_t head = i % width / pool.dim, to = pool.place(slot, head) + i % pool.dim;
+    want_keys.set(to, k.get(i) / k_scale.of(head));
+    want_values.set(to, v.get(i) / v_scale.of(head));
   }
   expect(pool.keys.bytes() == want_keys.bytes(), "append_kv: wrong keys");
   expect(pool.values.bytes() == want_values.bytes(), "append_kv: wrong values");
@@ -115,8 +126,8 @@ void check_rope_append_kv(Random& random) {
   const bool taken = accepted([&] {
     rope_append_kv(qkv.data(), stride, v, stride, qkv.type(), query_heads,
                    {normed ? reinterpret_cast<const float*>(norms.data()) : nullptr, 1e-5f}, rope,
-                   pool.cache(pool.keys), pool.cache(pool.values), pool.slots.data(), rows, 0.5f, 1,
-                   q.data());
+                   pool.cache(pool.keys), pool.cache(pool.values), pool.slots.data(), rows,
+                   Scale{0.5f}, {}, q.data());
   });
   if (!taken) {
     expect(is_hostile, "rope_append_kv refused a good case");
@@ -150,13 +161,14 @@ namespace {
 
 // A whole call of compact_kv: paths that climb, over pages that no two requests share.
 struct Moves {
-  int64_t batch, layers, heads, page_size, run_bytes, pages_per_request, max_path;
+  int64_t batch, layers, parts, heads, page_size, run_bytes, pages_per_request, max_path;
   std::vector<int32_t> pages, page_table, prefix_lens, path, accepted_lens;
 
   int64_t n_pages() const { return batch * pages_per_request + 1; }
   int64_t token_stride() const { return heads * run_bytes; }
   int64_t page_stride() const { return page_size * token_stride(); }
-  int64_t half_stride() const { return n_pages() * page_stride(); }
+  int64_t part_stride() const { return n_pages() * page_stride(); }
+  int64_t planes() const { return layers * parts; }
 
   int64_t place(int64_t b, int64_t position) const {
     return page_table[b * pages_per_request + position / page_size] * page_stride() +
@@ -183,6 +195,7 @@ void add_request(Moves& moves, Random& random) {
 Moves make_moves(Random& random) {
   Moves moves{random.between(0, 3),
               random.between(1, 3),
+              random.between(1, 2),
               random.between(1, 3),
               random.pick({1, 3, 16, 64}),
               random.pick({1, 6, 8, 20, 64, 128}),
@@ -214,10 +227,10 @@ std::vector<char> moved(const Moves& moves, const std::vector<char>& before) {
       const int64_t node = moves.path[b * moves.max_path + j];
       const int64_t from = moves.place(b, moves.prefix_lens[b] + node);
       const int64_t to = moves.place(b, moves.prefix_lens[b] + j);
-      for (int64_t plane = 0; plane < 2 * moves.layers; ++plane) {
-        const auto first = before.begin() + plane * moves.half_stride();
+      for (int64_t plane = 0; plane < moves.planes(); ++plane) {
+        const auto first = before.begin() + plane * moves.part_stride();
         std::copy_n(first + from, moves.token_stride(),
-                    after.begin() + plane * moves.half_stride() + to);
+                    after.begin() + plane * moves.part_stride() + to);
       }
     }
   }
@@ -226,16 +239,17 @@ std::vector<char> moved(const Moves& moves, const std::vector<char>& before) {
 
 // The CUDA kernel's body, thread after thread.
 void compact_as_on_gpu(const Moves& moves, std::vector<char>& kv) {
-  const int64_t word_bytes = std::gcd<int64_t>(moves.run_bytes, 16), planes = 2 * moves.layers;
+  const int64_t word_bytes = std::gcd<int64_t>(moves.run_bytes, 16), planes = moves.planes();
   const CompactKv arguments{kv.data(),
+                            moves.parts,
                             moves.heads,
                             moves.page_size,
                             moves.pages_per_request,
                             moves.max_path,
                             word_bytes,
                             moves.run_bytes / word_bytes,
-                            2 * moves.half_stride(),
-                            moves.half_stride(),
+                            moves.parts * moves.part_stride(),
+                            moves.part_stride(),
                             moves.page_stride(),
                             moves.token_stride(),
                             moves.run_bytes,
@@ -256,13 +270,21 @@ void check_compact_kv(Random& random) {
   Moves moves = make_moves(random);
   const bool is_hostile = random.chance(40);
   if (is_hostile) spoil(moves, random);
-  std::vector<char> kv(2 * moves.layers * moves.half_stride());
+  std::vector<char> kv(moves.planes() * moves.part_stride());
   for (char& byte : kv) byte = char(random.fill());
   const std::vector<char> before = kv;
-  const Planes planes{
-      kv.data(),           moves.layers,         moves.n_pages(),         moves.page_size,
-      moves.heads,         moves.run_bytes,      2 * moves.half_stride(), moves.half_stride(),
-      moves.page_stride(), moves.token_stride(), moves.run_bytes};
+  const Planes planes{kv.data(),
+                      moves.layers,
+                      moves.parts,
+                      moves.n_pages(),
+                      moves.page_size,
+                      moves.heads,
+                      moves.run_bytes,
+                      moves.parts * moves.part_stride(),
+                      moves.part_stride(),
+                      moves.page_stride(),
+                      moves.token_stride(),
+                      moves.run_bytes};
   const bool taken = accepted([&] {
     compact_kv(planes, moves.page_table.data(), moves.pages_per_request, moves.prefix_lens.data(),
                moves.path.data(), moves.accepted_lens.data(), moves.batch, moves.max_path);

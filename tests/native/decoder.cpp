@@ -206,9 +206,9 @@ std::vector<float> one_by_one(const Decoder& d, const LayeredCache& kv, Numbers&
     multiply(layer.qkv, normed.data(), rows, qkv.data());
     rope_append_kv(qkv.data(), stride, qkv.data() + (rows > 0 ? turning * dim : 0), stride,
                    Dtype::f32, d.query_heads, {layer.qk_norm, d.eps}, rope, keys, values,
-                   pass.slots, rows, 1, 1, q.data());
+                   pass.slots, rows, {}, {}, q.data());
     tree_attention(q.data(), Dtype::f32, d.query_heads, keys, values, pass.trees,
-                   {d.scale, 0, layer.window, 1}, mixed.data(), nullptr);
+                   {d.scale, 0, layer.window, {}, {}, nullptr}, mixed.data(), nullptr);
     multiply(layer.output, mixed.data(), rows, delta.data());
     rms_norm(x.data(), delta.data(), layer.mlp_norm, Dtype::f32, rows, d.hidden, d.eps,
              normed.data());

@@ -8,6 +8,7 @@ from specedge_kernels.gpu import tree_attention as gpu
 from specedge_kernels.gpu.plan import MIN_SPLIT_TOKENS
 from specedge_kernels.gpu.tiles import Tile
 from tests.kernels.cases import SHAPES, make_batch, make_caches, parents_of
+from tests.kernels.families import draw, expected
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 TILE = Tile(rows=32, keys=32, warps=4, stages=2, programs=1)
@@ -31,7 +32,8 @@ def attend_with_lse(
     v_cache = k_cache[..., : caches[1].shape[3]] if shared else caches[1].to(device)
     tensors = [q.to(device), k_cache, v_cache, *(table.to(device) for table in batch.tables)]
     there = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in scoring.items()}
-    scoring = gpu.Scoring(q.shape[-1] ** -0.5, **there)
+    scale = q.shape[-1] ** -0.5 * there.pop("k_scale", 1.0)
+    scoring = gpu.Scoring(scale, **there)
     out, lse = gpu.launch(*tensors, scoring, tile, with_lse, batch_invariant)
     return out.cpu(), lse.cpu()
 
@@ -195,6 +197,23 @@ def test_sinks_and_scales_of_each_head(device, options):
     want = expect(q, caches, batch, return_lse=True, **theirs)
     assert_close(out, want[0])
     torch.testing.assert_close(lse, want[1], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.every_value
+@pytest.mark.parametrize("seed", range(4))
+def test_any_mixture_of_what_families_need_equals_float64(device, seed):
+    family = draw(seed, prefix=100, rows=7)
+    options = {}
+    for name, value in family.options.items():
+        by_head = name in ("k_scale", "v_scale") and isinstance(value, torch.Tensor)
+        options[name + "s" if by_head else name] = value
+    del options["scale"]
+    work = (family.q, family.caches, family.batch, Tile(64, 64, 4, 2, 1))
+    for batch_invariant in (False, True):
+        out, lse = attend_with_lse(device, *work, True, batch_invariant, **options)
+        want, want_lse = expected(family)
+        assert_close(out, want)
+        torch.testing.assert_close(lse.double(), want_lse, rtol=2e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("dim", [3, 8, 256])
