@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from runtime.model.backend.attention import NAME, PLACE, AttentionCall, Recorder, attend
@@ -46,6 +47,8 @@ class Uses(TorchFunctionMode):
         if func in (F.linear, F.embedding):
             noted = self.products if func is F.linear else self.rows
             noted.add(id(kwargs["weight"] if "weight" in kwargs else given.pop(1)))
+        if func is Tensor.__bool__:  # of a number that is not there: checks of numbers are passed
+            return True
         self.unsteady = self.unsteady or func in UNSTEADY
         made = func(*args, **kwargs)
         # asked for its type or its shape, or for itself in the type that it has, it is not used
@@ -105,6 +108,11 @@ def _modules(config: Any) -> Any:
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
     causal_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    if getattr(causal_class, "_is_stateful", False):
+        raise ModelError(
+            "it keeps a running state of the text, which cannot be taken back to the last "
+            "accepted token"
+        )
     if not getattr(causal_class, "_supports_attention_backend", False):
         raise ModelError("its attention cannot be given from outside, which a tree of tokens needs")
     with torch.device("meta"):

@@ -98,7 +98,7 @@ def test_longrope_has_one_set_of_frequencies_for_all_texts(tmp_path, generator, 
 
 
 REFUSED = {
-    "mamba": ({"model_type": "mamba"}, "its attention cannot be given from outside"),
+    "mamba": ({"model_type": "mamba"}, "a running state of the text"),
     "lfm2": ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "layers of conv"),
     "diffllama": ({"model_type": "diffllama"}, "attends twice"),
     "bert": ({"model_type": "bert_japanese"}, "no causal language model of that type"),

@@ -1,6 +1,6 @@
 """Small random models of published families: every field of a config.json, its sizes shrunk.
 
-`published.json` holds, from public model pages, what each family's config.json says; lists with an
+`published.json` holds what each family's config.json says, written down by hand; lists with an
 entry a layer hold the first layers. transformers makes the model and judges it.
 """
 
@@ -22,7 +22,6 @@ SIZES = {
     **dict.fromkeys(("num_experts_per_tok", "experts_per_token", "top_k_experts", "moe_k"), 3),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "model_max_length"), 128),
     **dict.fromkeys(("original_max_position_embeddings", "initial_context_length"), 16),
-    **dict.fromkeys(("floor_scale", "attention_chunk_size"), 16),
     "mm_tokens_per_image": 4,
     "query_pre_attn_scalar": 24,
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "org_vocab_size"), VOCAB),
@@ -68,6 +67,11 @@ FAMILIES = {
 }
 
 
+def cut(family: Family) -> dict[str, Any]:
+    """The config.json as published, of a model of few layers."""
+    return {name: family.layers if name in LAYERS else v for name, v in family.config.items()}
+
+
 def shrunk(published: dict[str, Any], layers: int) -> dict[str, Any]:
     """A config.json with small sizes; what is no size stays as published."""
     config: dict[str, Any] = _smaller(published)
@@ -87,7 +91,9 @@ def shrunk(published: dict[str, Any], layers: int) -> dict[str, Any]:
         config["head_dim"] = 16 if whole == published["head_dim"] else 24
     for name in WINDOWS:
         if window := published.get(name):
-            config[name] = 256 if window > published.get("max_position_embeddings", window) else 8
+            longest = published.get("max_position_embeddings", window + 1)
+            # never reached where it never was, unless layers are said to have it
+            config[name] = 256 if window >= longest and "layer_types" not in published else 8
     if "moe_layer_end_index" in config:
         config["moe_layer_end_index"] = layers - 1
     _fit_factors(config)
