@@ -10,10 +10,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import promql_parser
 import pytest
+import yaml
+from prometheus_client.samples import Sample
 
 from runtime.arguments import parse
 from runtime.config import ConfigError, EdgeConfig, ServerConfig, flag, read_secret
@@ -23,6 +27,7 @@ from runtime.server.policy.credits import RoundRobin
 from runtime.server.policy.pipeline import Pipeline
 from runtime.server.schedule.choose import Limits
 from runtime.server.schedule.scheduler import Scheduler
+from runtime.wire.messages import ErrorCode
 from tests.ports import reserved_port
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +176,43 @@ def test_every_expression_of_the_dashboard_names_a_metric(metrics: Metrics) -> N
     ours = {name for name in known if name.startswith("specedge:")}
     bare = re.compile("_(bucket|sum|count)$")
     assert {bare.sub("", name) for name in ours} <= {bare.sub("", name) for name in used}
+
+
+def test_every_alert_can_be_read_and_names_what_there_is(metrics: Metrics) -> None:
+    """By the grammar of Prometheus; labels have values that the code gives them."""
+    known = {
+        family.name + suffix
+        for family in metrics.registry.collect()
+        for suffix in SUFFIXES[family.type]
+    }
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    values = {
+        "code": {code.name.lower() for code in ErrorCode},
+        "of": {sample.labels["of"] for sample in samples_of(metrics, "specedge:limit")},
+    }
+    assert len(group["rules"]) >= 10
+    for rule in group["rules"]:
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"]["summary"]
+        for selector in selectors(promql_parser.parse(rule["expr"])):
+            assert selector.name in {*known, "up", "process_open_fds", "process_max_fds"}, rule
+            for matcher in selector.matchers.matchers:
+                if matcher.name in values:
+                    assert set(matcher.value.split("|")) <= values[matcher.name], rule
+
+
+def selectors(node: object) -> Iterator[promql_parser.VectorSelector]:
+    """Every series that an expression asks for."""
+    if isinstance(node, promql_parser.VectorSelector):
+        yield node
+    for part in ("lhs", "rhs", "expr", "vector_selector", "param"):
+        yield from selectors(child) if (child := getattr(node, part, None)) is not None else ()
+    for argument in getattr(node, "args", None) or ():
+        yield from selectors(argument)
+
+
+def samples_of(metrics: Metrics, name: str) -> list[Sample]:
+    return [s for family in metrics.registry.collect() for s in family.samples if s.name == name]
 
 
 def test_the_table_of_metrics_is_the_code(metrics: Metrics) -> None:

@@ -7,8 +7,7 @@ or into a private network. Knows neither edges nor the model.
 
 from collections.abc import Callable, Sequence
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -33,8 +32,8 @@ def application(
         return PlainTextResponse("ready\n")
 
     async def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"Content-Type": content_type})
+        # whatever is accepted: in OpenMetrics the colon of our names would become an underscore
+        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     pages = {"/health": health, "/ready": ready, "/metrics": metrics}
     return Starlette(routes=[*more, *(Route(path, page) for path, page in pages.items())])

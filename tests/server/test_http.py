@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import Request as HttpRequest
 from urllib.request import urlopen
 
 import pytest
@@ -115,7 +116,7 @@ class HeldEngine:
         self.entered, self.release = threading.Event(), threading.Event()
         pages = iter(range(64))
         self.kv = SimpleNamespace(
-            kv=torch.empty(0),
+            device=torch.device("cpu"),
             page_size=16,
             n_free=64,
             allocate=lambda n: [next(pages) for _ in range(n)],
@@ -198,3 +199,32 @@ def test_an_address_without_a_port_is_refused() -> None:
         ServerConfig(http="8402")
     ServerConfig(http="127.0.0.1:0")
     ServerConfig(http="")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        # as Prometheus 2 and 3 ask, which would rather have OpenMetrics
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+        "application/openmetrics-text;version=0.0.1;q=0.5,"
+        "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3",
+        "application/openmetrics-text",
+        "*/*",
+        "",
+    ],
+)
+def test_metrics_keep_the_names_of_the_dashboard_whatever_is_accepted(accept: str) -> None:
+    """In OpenMetrics their colon would become an underscore, and no panel would show anything."""
+
+    async def scenario() -> None:
+        async with serving("127.0.0.1:0", application(lambda: "", Metrics().registry)) as url:
+            ask = HttpRequest(f"{url}/metrics", headers={"Accept": accept})
+            response = await asyncio.to_thread(urlopen, ask)
+            page = response.read().decode()
+            assert response.headers["Content-Type"].startswith("text/plain; version=")
+        names = {line.split("{")[0].split(" ")[0] for line in page.splitlines() if line[0] != "#"}
+        assert {"specedge:requests_total", "specedge:verify_step_seconds_count"} <= names
+        assert not any(name.startswith("specedge_") for name in names)
+
+    asyncio.run(scenario())
