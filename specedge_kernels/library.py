@@ -60,6 +60,9 @@ TRITON_OPS = (
     "linear",
     "rms_norm",
     "silu_mul",
+    "route",
+    "grouped_linear",
+    "weighted_sum",
 )
 
 # Of CUDA C++, which comes before Triton where it was built.

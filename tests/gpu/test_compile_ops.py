@@ -101,6 +101,9 @@ CASES = {
         "draft_topk",
         (real(2, VOCABULARY), 64, *rows_of(F32, I64, I64), long(VOCABULARY)),
     ),
+    "route": ("route", (real(3, 128), 8, "softmax", True, 1.0, None, 1, 1, 2)),
+    "route-groups": ("route", (real(3, 256), 8, "sigmoid", True, 2.5, real(256), 8, 4, 2)),
+    "weighted_sum": ("weighted_sum", (real(24, 2048, dtype=K.dtype), real(3, 8))),
     "grow_tree": ("grow_tree", grow_case(6, 6, 6, 1)),
     "grow_tree-wide": ("grow_tree", grow_case(32, 8, 9, 4)),
 }
