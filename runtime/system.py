@@ -12,8 +12,8 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # options are read before anything heavy is imported
 
 # What a shell calls the end of a program that SIGPIPE stopped, on systems without signals too.
 BROKEN_PIPE_STATUS = 128 + 13
+
+# mallopt's names for two sizes: from which on memory has pages of its own, and what is free at the
+# heap's end before it is given back
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def others_may_read(status: os.stat_result) -> bool:
@@ -170,6 +174,27 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+@contextmanager
+def freed_memory_given_back() -> Iterator[None]:
+    """While it lasts, a MiB or more that is freed is at once the system's, where glibc is the heap.
+
+    That would keep it, in gaps between what stays. Afterwards it keeps up to what it always comes
+    to keep, 32 MiB: memory that a step takes and frees again should not be cleared each time.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, 1 << 17)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_TRIM_THRESHOLD, 64 << 20)
 
 
 def unacknowledged_bytes(descriptor: int) -> int:

@@ -439,10 +439,12 @@ def gumbel_of(bits: Tensor) -> Tensor:
 
 def pack_linear(weight: Tensor) -> Tensor:
     """weight [M, K] -> panels [ceil(M / 64), K, 64], so that 64 outputs are read side by side."""
-    outputs, inputs = weight.shape
-    padded = weight.new_zeros(-(-outputs // 64) * 64, inputs)
-    padded[:outputs] = weight
-    return padded.view(-1, 64, inputs).transpose(1, 2).contiguous()
+    (outputs, inputs), whole = weight.shape, len(weight) // 64
+    panels = weight.new_zeros(-(-outputs // 64), inputs, 64)
+    panels[:whole] = weight[: whole * 64].unflatten(0, (whole, 64)).transpose(1, 2)
+    if whole < len(panels):
+        panels[whole, :, : outputs % 64] = weight[whole * 64 :].T
+    return panels
 
 
 def linear(

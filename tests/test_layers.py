@@ -59,7 +59,7 @@ FORBIDDEN = {
 # folder -> all of runtime that its modules may import
 KNOWN = {
     "runtime/wire": {"runtime.wire", "runtime.system"},
-    "runtime/model": {"runtime.model", "runtime.embedded"},
+    "runtime/model": {"runtime.model", "runtime.embedded", "runtime.system"},
     "runtime/grammar": {"runtime.grammar", "runtime.model"},
     "runtime/server/policy": {"runtime.server.policy", "runtime.server.request", "runtime.wire"},
     "runtime/server/schedule": {"runtime.server.schedule", "runtime.server.request"},

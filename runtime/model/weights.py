@@ -29,6 +29,7 @@ from runtime.model.formats import (
     runnable,
 )
 from runtime.model.transformer import GatedMlp, Layer, Linear, Transformer
+from runtime.system import freed_memory_given_back
 from specedge_kernels import QuantizedWeight, StoredWeight, pack_quantized
 
 __all__ = ["ModelError", "expected_shapes", "load"]
@@ -42,6 +43,7 @@ _LISTED = ", ".join((*FLOATS, *KINDS))
 log = logging.getLogger(__name__)
 
 
+@freed_memory_given_back()
 def load(
     name: str | Path,
     weights: str = STORED,
@@ -203,7 +205,7 @@ class Reader:
             return packed[0] if len(packed) == 1 else QuantizedWeight.concatenated(packed)
         tensors = _alike(parts)
         self._note(names, stored, tensors)
-        return torch.cat(tensors).to(self.device)
+        return (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).to(self.device)
 
     def embedding(self, name: str) -> Tensor | StoredWeight:
         """As it is stored: only rows of it are ever looked at."""
