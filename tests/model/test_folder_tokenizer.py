@@ -192,6 +192,34 @@ def test_a_million_ends_are_a_sentence(folder):
         Tokenizer.load(folder)
 
 
+TEMPLATES = {
+    "in the configuration": ({"chat_template": "C"}, {}, "C"),
+    "several, in a list": (
+        {"chat_template": [{"name": "tool_use", "template": "T"},
+                           {"name": "default", "template": "D"}]}, {}, "D",
+    ),
+    "in a file of its own": ({}, {"chat_template.jinja": "J"}, "J"),
+    "in both": ({"chat_template": "C"}, {"chat_template.jinja": "J"}, "J"),
+    "several, in files": (
+        {}, {"chat_template.jinja": "J", "additional_chat_templates/tool_use.jinja": "T"}, "J",
+    ),
+    "for tools alone": ({}, {"additional_chat_templates/tool_use.jinja": "T"}, None),
+    "nowhere": ({}, {}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", TEMPLATES)
+def test_where_a_chat_template_lies(where, folder):
+    """A file of its own counts more than the configuration, as for transformers."""
+    settings, files, template = TEMPLATES[where]
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    rewrite(folder / "tokenizer_config.json", **{"chat_template": None, **settings})
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    assert Tokenizer.load(folder).chat_template == template
+
+
 CODE = """
 import pathlib
 pathlib.Path({marker!r}).touch()

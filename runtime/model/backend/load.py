@@ -22,10 +22,12 @@ from runtime.model.folder_weights import FolderWeights
 from runtime.model.rope import scaling_from, stretched_context
 from runtime.model.transformer import Linear
 from runtime.model.weights import Progress, Reader
+from runtime.system import freed_memory_given_back
 
 Place = tuple[Any, str]  # a module and the name of a parameter in it
 
 
+@freed_memory_given_back()
 def load(
     folder: Path,
     weights: str,
