@@ -35,16 +35,27 @@ def nodes_to_grant(edge: EdgeProfile, load: Load) -> int:
 
 
 def worthwhile_nodes(edge: EdgeProfile, load: Load) -> int:
-    """Nodes whose expected tokens are worth the time that their rows take from everybody."""
+    """Nodes whose expected tokens are worth the time that their rows take from everybody.
+
+    The first rows may cost more than those after them: in a mixture of experts they wake most of
+    the experts, which the others then find awake. So what is not worth it by itself may be the way
+    to what is.
+    """
     trees = max(load.step_trees.value, 1.0)
     most = min(edge.max_nodes, int(load.max_step_nodes / trees) - 1)
-    nodes = 0
+    nodes, gain = 0, 0.0  # tokens beyond the price of the rows
+    start, paid = 0.0, 0.0
     for rows, price in load.prices:
+        end = min(most, rows)
         worth = edge.acceptance.best_below(price) if price > 0 else math.inf
-        here = min(most, rows, worth)
-        nodes = max(nodes, int(here))
-        if here < rows:
+        here = int(min(end, worth))
+        if here > start:
+            here_gain = edge.acceptance.accepted(here) - paid - price * (here - start)
+            if here_gain > gain:
+                nodes, gain = here, here_gain
+        if end == most:
             break
+        start, paid = end, paid + price * (end - start)
     return nodes
 
 

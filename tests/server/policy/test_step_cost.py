@@ -26,6 +26,22 @@ def test_a_straight_line_is_learnt() -> None:
         assert cost.step_s(rows) == pytest.approx(linear(rows), rel=0.12)
 
 
+def test_rows_that_wake_experts_are_learnt() -> None:
+    """The first rows of a mixture of experts cost most: 8 of 64 experts each, fewer are new."""
+
+    def woken(rows: int) -> float:
+        return 0.002 + 0.05 * (1 - (1 - 8 / 64) ** rows)
+
+    rng, cost = random.Random(4), StepCost()
+    for _ in range(400):
+        rows = rng.choice((1, 2, 4, 6, 8, 12, 16, 24, 32, 64))
+        cost.observe(rows, 0, woken(rows) * rng.gauss(1, 0.03))
+    for rows in (1, 2, 5, 10, 16, 32, 64):
+        assert cost.step_s(rows) == pytest.approx(woken(rows), rel=0.12)
+    slopes_s = [slope_s for _, slope_s in cost.slopes(1)][1:-1]
+    assert slopes_s == sorted(slopes_s, reverse=True)
+
+
 def test_more_rows_never_cost_less() -> None:
     rng = random.Random(2)
     cost = StepCost()
