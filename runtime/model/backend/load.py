@@ -60,7 +60,7 @@ def load(
     )
     with explained(folder, f"{type(causal).__name__} of transformers"):
         _fill(causal, places, reader, built.uses)
-        context = _context(causal.config.get_text_config(), max_context)
+        context = _context(causal.config.get_text_config(), built.longest, max_context)
         model = _assembled(built, context, reader)
         reader.tell()
         probe(model)
@@ -111,6 +111,9 @@ def _fill(causal: Any, places: dict[str, list[Place]], reader: Reader, uses: Use
 def _value(parameter: Tensor, name: str, reader: Reader, uses: Uses) -> Tensor:
     """What a parameter becomes: a matrix for products, one for look-ups, or plain numbers."""
     key, shape = id(parameter), tuple(parameter.shape)
+    if key in uses.stacks - uses.others:
+        stack = reader.products(name, transposed=True)
+        return Matrix.of(shape, reader.dtype, reader.device, stack=stack)
     if parameter.dim() != 2 or key in uses.others:
         return reader.vector(name)
     if key in uses.products:
@@ -165,9 +168,11 @@ def _persistent_buffers(causal: Any) -> dict[str, Place]:
     }
 
 
-def _context(config: Any, asked: int) -> int:
+def _context(config: Any, longest: int | None, asked: int) -> int:
     """Tokens of the longest text, as asked for if that is fewer than the model's."""
     stated: Any = getattr(config, "max_position_embeddings", None)
+    if longest is not None and isinstance(stated, int):
+        stated = min(stated, longest)
     check_count("max_position_embeddings", stated, MAX_CONTEXT_TOKENS)
     rope = getattr(config, "rope_parameters", None) or {}
     try:
@@ -205,7 +210,9 @@ def _assembled(built: Skeleton, max_context: int, reader: Reader) -> Transformer
 
 def _without_body(causal: Any, given: Given) -> Any:
     """The body, in whose place `given` is now."""
-    body = causal.get_decoder()
+    body, embedding = causal.get_decoder(), causal.get_input_embeddings()
+    if body is causal:  # the class does not say
+        body = next((part for part in causal.children() if embedding in part.modules()), None)
     for parent in causal.modules():
         for name, module in parent.named_children():
             if module is body:

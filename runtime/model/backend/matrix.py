@@ -1,5 +1,6 @@
 """A weight matrix in the form that the kernels take, in the place of a module's parameter."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ class Matrix(Tensor):
 
     Has the shape and the type of the activations, but no numbers as a tensor: whatever else is
     done with it is a ModelError, for it would be done with wrong ones. `product` is None for a
-    matrix whose rows alone are read; `embedding` is None where the product has them.
+    matrix whose rows alone are read; `embedding` is None where the product has them. `torch.bmm`
+    takes a `stack` of them [E, K, M].
     """
 
     product: Linear | None
     embedding: Tensor | StoredWeight | None
+    stack: Sequence[Linear]
 
     @staticmethod
     def of(
@@ -29,9 +32,10 @@ class Matrix(Tensor):
         device: torch.device,
         product: Linear | None = None,
         embedding: Tensor | StoredWeight | None = None,
+        stack: Sequence[Linear] = (),
     ) -> "Matrix":
         made: Matrix = Tensor._make_wrapper_subclass(Matrix, shape, dtype=dtype, device=device)
-        made.product, made.embedding = product, embedding
+        made.product, made.embedding, made.stack = product, embedding, stack
         return made
 
     def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -42,6 +46,20 @@ class Matrix(Tensor):
         if bias is not None:
             out = out.add_(bias)
         return out if x.dim() == 2 else out.view(*x.shape[:-1], -1)
+
+    def each(self, x: Tensor) -> Tensor:
+        """x [E, N, K] by one matrix of the stack each -> [E, N, M].
+
+        Rows of zeros, of tokens that did not choose the expert, are left out on a CPU.
+        """
+        out = x.new_zeros(*x.shape[:2], self.shape[2])
+        for mine, rows, product in zip(out, x, self.stack, strict=True):
+            if x.device.type == "cpu":
+                chosen = rows.any(-1).nonzero()[:, 0]
+                mine[chosen] = product(rows[chosen])
+            else:
+                mine.copy_(product(rows))
+        return out
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of the matrix, [*ids.shape, K]."""
@@ -72,6 +90,8 @@ class Matrix(Tensor):
             return _linear(*args, **kwargs)
         if func is F.embedding:
             return _embedding(*args, **kwargs)
+        if func is torch.bmm:
+            return args[1].each(args[0])
         if func in (Tensor.to, Tensor.type, Tensor.float):
             return args[0]._in(torch.float32 if func is Tensor.float else args[1])
         return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ Built and run once on torch's meta device, which has shapes alone. That tells wh
 of a token and how each weight is used, for any family, before a tensor is read.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from runtime.model.backend.steady import UNSTEADY
 from runtime.model.config import MAX_LAYERS, ModelError, check_count
 from runtime.model.folder import read_fields
 
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class Uses(TorchFunctionMode):
@@ -36,6 +37,7 @@ class Uses(TorchFunctionMode):
         super().__init__()
         self.products: set[int] = set()
         self.rows: set[int] = set()
+        self.stacks: set[int] = set()
         self.others: set[int] = set()
         self.unsteady = False
 
@@ -47,6 +49,8 @@ class Uses(TorchFunctionMode):
         if func in (F.linear, F.embedding):
             noted = self.products if func is F.linear else self.rows
             noted.add(id(kwargs["weight"] if "weight" in kwargs else given.pop(1)))
+        if func is torch.bmm and isinstance(given[1], torch.nn.Parameter):
+            self.stacks.add(id(given.pop(1)))
         if func is Tensor.__bool__:  # of a number that is not there: checks of numbers are passed
             return True
         self.unsteady = self.unsteady or func in UNSTEADY
@@ -61,11 +65,16 @@ class Uses(TorchFunctionMode):
 
 @dataclass
 class Skeleton:
-    """The modules, on the meta device, and what was seen in them."""
+    """The modules, on the meta device, and what was seen in them.
+
+    longest  tokens of a text up to which all layers see what their attention is told of; None for
+             any text
+    """
 
     causal: Any
     attention: dict[torch.nn.Module, AttentionCall] = field(default_factory=dict)
     uses: Uses = field(default_factory=Uses)
+    longest: int | None = None
 
     @property
     def base(self) -> Any:
@@ -99,6 +108,7 @@ def skeleton(folder: Path) -> Skeleton:
     with explained(folder, f"{type(built.causal).__name__} of transformers"):
         _look_at(built)
         _check_layers(built)
+        built.longest = _longest(built)
     return built
 
 
@@ -159,6 +169,23 @@ def _check_layers(built: Skeleton) -> None:
                 f"layer {call.layer} is of {kind}, and its attention is told of "
                 f"{'a' if call.window >= 0 else 'no'} window"
             )
+
+
+def _longest(built: Skeleton) -> int | None:
+    """In chunks attention begins anew, windows may be known to masks alone, and where queries grow
+    with their positions (llama 4), positions are counted in the pass. Shorter texts meet none."""
+    config, limits = built.causal.config, []
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        limits.append(config.attention_chunk_size)
+    for module in built.causal.modules():
+        if getattr(module, "attn_temperature_tuning", False):
+            module.attn_temperature_tuning = False
+            limits.append(config.floor_scale - 1)
+    window = getattr(config, "sliding_window", None)
+    masked = "create_sliding_window_causal_mask" in vars(sys.modules[type(built.causal).__module__])
+    if window and masked and not any(call.window >= 0 for call in built.attention.values()):
+        limits.append(window)
+    return min(limits, default=None)
 
 
 @contextmanager

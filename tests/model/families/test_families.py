@@ -72,6 +72,25 @@ def assert_same_bits(engine: Engine, request: TreeRequest, logits: torch.Tensor)
     assert torch.equal(alone, logits[path])
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "longest"),
+    [
+        ("llama-4", "attention_chunk_size", 40),
+        ("llama-4", "floor_scale", 39),
+        ("phi-3.5-moe", "sliding_window", 40),
+    ],
+)
+def test_texts_end_where_a_tree_could_not_follow(name, field, longest, tmp_path, generator):
+    """Llama 4's chunks and growing queries, and a window that is known to the mask alone."""
+    save(FAMILIES[name], tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {field: 40}))
+    engine = opened(tmp_path)
+    assert engine.model.max_context == longest
+    with pytest.raises(ValueError, match=f"longer than the model's context of {longest}"):
+        engine.forward([chain(random_tokens(longest + 1, generator), 0, range(16))])
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_run_is_refused_by_its_configuration(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(cut(FAMILIES[name])))
