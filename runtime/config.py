@@ -71,13 +71,17 @@ class Options:
     )
     weights: str = option(
         "stored",
-        "how weights run: as they are stored, or all as one type or, on a CPU, format",
+        "how weights run: as they are stored, or all as one type or format",
         choices=WEIGHTS,
     )
     activations: str = option(
         "rounded",
-        "inputs of products with quantised weights: rounded to 8 bits, or exact",
+        "on a CPU: inputs of products with quantised weights, rounded to 8 bits, or exact",
         choices=("rounded", "exact"),
+    )
+    batch_invariant: bool = option(
+        True,
+        "on a GPU: text that does not depend on who else is served, as on a CPU always; costs time",
     )
     kv_dtype: str = option(
         "same",
@@ -222,6 +226,9 @@ class ServerConfig(Options):
 class EdgeConfig(Options):
     """An edge: it drafts token trees and streams the verified text."""
 
+    batch_invariant: bool = option(
+        False, "on a GPU: drafts that do not depend on their batch; no text needs it of an edge"
+    )
     server: str = option("127.0.0.1:8400", "host:port of the server")
     user: str = option("", "name that the server knows; needs --token-file")
     token_file: str = option("", "file with the user's token, chmod 600")

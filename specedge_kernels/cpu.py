@@ -450,12 +450,17 @@ def dequantize(stored: Tensor, kind: int) -> Tensor:
 
 
 def quantized_linear(
-    x: Tensor, packed: Tensor, kinds: list[int], sizes: list[int], exact: bool
+    x: Tensor,
+    packed: Tensor,
+    kinds: list[int],
+    sizes: list[int],
+    exact: bool,
+    bias: Tensor | None = None,
 ) -> Tensor:
     rows, inputs = x.shape
     out = x.new_empty(rows, sum(sizes))
     weight = QuantizedWeight(packed, tuple(kinds), tuple(sizes), inputs)
-    _cpu.multiply(quantized_of(weight, exact), x.data_ptr(), rows, out.data_ptr())
+    _cpu.multiply(quantized_of(weight, exact, bias), x.data_ptr(), rows, out.data_ptr())
     return out
 
 

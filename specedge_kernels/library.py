@@ -58,6 +58,7 @@ TRITON_OPS = (
     "draft_topk",
     "grow_tree",
     "linear",
+    "quantized_linear",
     "rms_norm",
     "silu_mul",
     "route",

@@ -549,26 +549,35 @@ def dequantize(stored: Tensor, kind: int) -> Tensor:
     return _ops.dequantize.default(stored, kind)
 
 
-def quantized_linear(x: Tensor, weight: QuantizedWeight, *, exact: bool = False) -> Tensor:
-    """x [N, K] float32 times a packed quantised weight [M, K] -> [N, M] float32.
+def quantized_linear(
+    x: Tensor, weight: QuantizedWeight, *, exact: bool = False, bias: Tensor | None = None
+) -> Tensor:
+    """x [N, K] times a packed quantised weight [M, K], plus bias [M] -> [N, M], all of one type.
 
-    The activations are rounded to 8 bits: 32 consecutive ones of a row share the scale s = largest
-    magnitude / 127, and each becomes the integer nearest to x / s. Products of integers are summed
-    exactly, the blocks of 32 in float32 in increasing k. With `exact` the activations stay as they
-    are, and the result has the bits of `linear` on the dequantised weight. Either way a row has the
-    same bits alone and in any batch, with any number of threads, and without `exact` on every
-    processor that has fused multiply-adds.
+    On a CPU x is float32. The activations are rounded to 8 bits: 32 consecutive ones of a row share
+    the scale s = largest magnitude / 127, and each becomes the integer nearest to x / s. Products
+    of integers are summed exactly, the blocks of 32 in float32 in increasing k. With `exact` the
+    activations stay as they are, and the result has the bits of `linear` on the dequantised weight.
+    Either way a row has the same bits alone and in any batch, with any number of threads, and
+    without `exact` on every processor that has fused multiply-adds.
     32 activations whose largest is below 2^-100 count as 0; where one is not finite its row is NaN.
-    An output with a scale or minimum that is not finite is not finite.
+    On a GPU x is float32, bfloat16 or float16 and is never rounded, nor are weights: the codes of a
+    block, which all these types hold, are multiplied with x, and the sums with the block's scales,
+    in float32. There too a row has the same bits in any batch.
+    An output with a scale or minimum that is not finite is not finite. The bias is added last.
 
     Block formats and 8-bit activations: ggml.
     """
     packed = isinstance(weight, QuantizedWeight)
     _expect(packed, "weight", "what pack_quantized returns", type(weight).__name__)
-    _check_device("quantized_linear", x, weight.packed)
-    _check("x", x, torch.float32, (None, weight.in_features))
+    biases = () if bias is None else (bias,)
+    _check_device("quantized_linear", x, weight.packed, *biases)
+    types = FLOATS if x.device.type == "cuda" else torch.float32
+    _check("x", x, types, (None, weight.in_features))
     _check_quantized(weight)
-    return _ops.quantized_linear.default(x, weight.packed, weight.kinds, weight.sizes, exact)
+    if bias is not None:
+        _check("bias", bias, x.dtype, (weight.out_features,))
+    return _ops.quantized_linear.default(x, weight.packed, weight.kinds, weight.sizes, exact, bias)
 
 
 def route(

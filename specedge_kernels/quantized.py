@@ -5,7 +5,7 @@ csrc/quant_form.h. Knows nothing of files.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -91,6 +91,10 @@ class QuantizedWeight:
     kinds: tuple[int, ...]
     sizes: tuple[int, ...]
     in_features: int
+
+    def to(self, device: torch.device | str) -> "QuantizedWeight":
+        """The same weight on another device, which reads it as it is packed."""
+        return replace(self, packed=self.packed.to(device))
 
     @property
     def out_features(self) -> int:

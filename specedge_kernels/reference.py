@@ -5,6 +5,7 @@ the oracle of the tests and the baseline of the benches. Shapes and letters: see
 `specedge_kernels/__init__.py`; checks of arguments live in `ops.py`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -555,10 +556,12 @@ def dequantize(stored: Tensor, kind: int) -> Tensor:
     return torch.from_numpy(quants.dequantize(stored.numpy(), GGMLQuantizationType(kind)))
 
 
-def quantized_linear(x: Tensor, weight: QuantizedWeight, *, exact: bool = False) -> Tensor:
-    """x [N, K] f32, rounded to 8 bits or `exact`, times a packed weight -> [N, M] f32."""
-    values = unpack_quantized(weight)
-    return (x if exact else round_activations(x)) @ values.T
+def quantized_linear(
+    x: Tensor, weight: QuantizedWeight, *, exact: bool = False, bias: Tensor | None = None
+) -> Tensor:
+    """x [N, K], rounded to 8 bits or `exact`, times a packed weight, plus bias -> [N, M]."""
+    sums = (x.float() if exact else round_activations(x)) @ unpack_quantized(weight).T
+    return (sums if bias is None else sums + bias.float()).to(x.dtype)
 
 
 def round_activations(x: Tensor) -> Tensor:
@@ -582,6 +585,15 @@ def unpack_quantized(weight: QuantizedWeight) -> Tensor:
     return torch.cat(values)
 
 
+def unpack_rows(weight: QuantizedWeight, ids: Tensor) -> Tensor:
+    """Rows ids [n] i64 of a packed weight of one format, [n, K] f32, on the weight's device."""
+    (kind,) = weight.kinds
+    form, inputs = FORMS[kind], weight.in_features
+    panels = weight.packed.view(-1, form.packed_bytes(1, inputs))[ids // 8]
+    values = _unpacked(panels.flatten(), form, inputs).view(-1, 8, inputs)
+    return values[torch.arange(len(ids), device=ids.device), ids % 8]
+
+
 def _unpacked(packed: Tensor, form: Form, inputs: int) -> Tensor:
     """Whole panels of one format -> [8 panels, K] f32. Letters: p panels, n groups, b blocks."""
     groups = packed.view(-1, inputs // form.inputs, form.group_bytes)  # [p, n, bytes]
@@ -603,15 +615,21 @@ def _codes(form: Form, codes: Tensor) -> Tensor:
     else:
         low = codes[..., :128].unflatten(-1, (4, 8, 4))
         found = torch.cat((low & 15, low >> 4), -3)  # [..., 8 groups, 8 outputs, 4 inputs]
-        shifts = torch.arange(8, dtype=torch.uint8)[:, None, None]
+        shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)[:, None, None]
         if form.bits == 5:
             found = found | (codes[..., 128:].unflatten(-1, (1, 8, 4)) >> shifts & 1) << 4
         if form.bits == 6:
             planes = codes[..., 128:].unflatten(-1, (2, 8, 4)).repeat_interleave(4, -3)
             found = found | (planes >> shifts % 4 * 2 & 3) << 4
     if form.table:
-        found = torch.tensor(form.table)[found.long()]
+        found = _table(form, found.device)[found.long()]
     return found.transpose(-1, -2).flatten(-3, -2)
+
+
+@functools.cache
+def _table(form: Form, device: torch.device) -> Tensor:
+    """Kept: a copy to a GPU could not be part of a recorded pass."""
+    return torch.tensor(form.table, device=device)
 
 
 def _scales(form: Form, halves: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,7 @@ def open_draft(
         kv_dtype=config.kv_dtype,
         activations=config.activations,
         backend=config.backend,
+        batch_invariant=config.batch_invariant,
     )
 
 

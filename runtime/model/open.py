@@ -29,16 +29,17 @@ def open_engine(
     activations: str = "rounded",
     backend: str = "auto",
     max_context: int = 0,
+    batch_invariant: bool = True,
 ) -> Engine:
     """Load a model and give it a KV pool of `kv_tokens(model)` tokens, as many as fit if that is 0.
 
-    weights and activations as for `weights.load`; kv_dtype "same" is the type that the model
-    computes in; device is auto, cpu, cuda or cuda:N; backend is "own", "transformers" or "auto",
-    which is own for the families it knows; max_context is the longest text that will be asked for,
-    0 for the model's: some models of transformers are set up for it. Raises ModelError with a
-    sentence when the model, the device or the memory cannot be had.
+    weights, activations and batch_invariant as for `weights.load`; kv_dtype "same" is the type that
+    the model computes in; device is auto, cpu, cuda or cuda:N; backend is "own", "transformers" or
+    "auto", which is own for the families it knows; max_context is the longest text that will be
+    asked for, 0 for the model's: some models of transformers are set up for it. Raises ModelError
+    with a sentence when the model, the device or the memory cannot be had.
     """
-    options = weights, _device(device), progress, activations
+    options = weights, _device(device), progress, activations, batch_invariant
     model = _load(name, options, backend, max_context)
     stored = model.dtype if kv_dtype == "same" else KV_DTYPES[kv_dtype]
     n_pages = -(-(kv_tokens(model) or _tokens_that_fit(model, stored)) // page_size)
@@ -64,7 +65,7 @@ def vocabulary_size(name: str) -> int:
 
 def _load(
     name: str,
-    options: tuple[str, torch.device, Progress, str],
+    options: tuple[str, torch.device, Progress, str, bool],
     backend: str,
     max_context: int,
 ) -> Model:

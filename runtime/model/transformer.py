@@ -6,7 +6,7 @@ On the CPU every row's result is the same to the last bit however many rows shar
 that is what makes speculation lossless there: all ops come from specedge_kernels, which sum in a
 fixed order, and activations are float32 whatever the type of the weights. Layers run as one call
 there, with the bits of the ops one by one, if none has experts. On a CUDA device activations have
-the model's dtype.
+the model's dtype, and the same holds with batch_invariant.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,35 +34,38 @@ from specedge_kernels import (
     silu_mul,
     tree_attention,
 )
-from specedge_kernels.reference import unpack_quantized
+from specedge_kernels.reference import unpack_rows
 
 
 class Linear:
-    """x [N, K] -> [N, M]. On the CPU the weights are repacked into the kernels' panels at once.
+    """x [N, K] -> [N, M]. On a CPU the weights are repacked into the kernels' panels at once.
 
-    exact: the inputs of quantised weights, which only a CPU runs, are not rounded to 8 bits.
+    exact: on a CPU the inputs of quantised weights are not rounded to 8 bits; on a GPU they never
+    are. batch_invariant: a row's bits do not depend on its batch, which only the products of floats
+    on a GPU can do without, by torch's own.
     """
 
     def __init__(
-        self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None, exact: bool = False
+        self,
+        weight: Tensor | QuantizedWeight,
+        bias: Tensor | None = None,
+        exact: bool = False,
+        batch_invariant: bool = True,
     ):
         self.bias, self.exact = bias, exact
         self.weight: Tensor | QuantizedWeight
         if isinstance(weight, QuantizedWeight):
-            self.packed, self.out_features = True, weight.out_features
-            self.weight = weight
+            self.by_torch, self.out_features, self.weight = False, weight.out_features, weight
         else:
-            self.packed, self.out_features = weight.device.type == "cpu", weight.shape[0]
-            self.weight = pack_linear(weight) if self.packed else weight
+            self.by_torch = weight.device.type != "cpu" and not batch_invariant
+            self.out_features, self.weight = weight.shape[0], pack_linear(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         if isinstance(self.weight, QuantizedWeight):
-            out = quantized_linear(x, self.weight, exact=self.exact)
-        elif self.packed:
-            out = linear(x, self.weight, self.out_features)
-        else:
+            return quantized_linear(x, self.weight, exact=self.exact, bias=self.bias)
+        if self.by_torch:
             return F.linear(x, self.weight, self.bias)
-        return out if self.bias is None else out.add_(self.bias)
+        return linear(x, self.weight, self.out_features, self.bias)
 
     def as_packed(self) -> PackedLinear:
         """The same on a CPU, as `Decoder` takes it."""
@@ -71,8 +74,8 @@ class Linear:
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight, [len(ids), K]: a tied embedding needs no copy of its own."""
         if isinstance(self.weight, QuantizedWeight):
-            return unpack_quantized(self.weight)[ids]
-        if not self.packed:
+            return unpack_rows(self.weight, ids)
+        if self.weight.dim() == 2:
             return self.weight[ids]
         width = self.weight.shape[2]
         return self.weight[ids // width, :, ids % width]
@@ -117,6 +120,7 @@ class Transformer:
         norm: Tensor,
         head: Linear,
         head_ids: Tensor | None = None,
+        batch_invariant: bool = True,
     ):
         self.config, self.layers = config, layers
         self.embedding, self.norm, self.head, self.head_ids = embedding, norm, head, head_ids
@@ -134,9 +138,10 @@ class Transformer:
         )
         self.n_positions = len(cos)
         self.cos, self.sin = cos.to(self.device), sin.to(self.device)
+        self.batch_invariant = batch_invariant
         # experts run op by op: beside their products, calls from Python are nothing
         mlps = [layer.mlp for layer in layers if isinstance(layer.mlp, GatedMlp)]
-        fused = head.packed and len(mlps) == len(layers)
+        fused = self.device.type == "cpu" and len(mlps) == len(layers)
         self.decoder = self._decoder(mlps) if fused else None
 
     def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
@@ -212,6 +217,7 @@ class Transformer:
             batch.depth,
             scale=config.head_dim**-0.5,
             window=config.window(index),
+            batch_invariant=self.batch_invariant,
         )  # [N, Hq, D]
         assert isinstance(mixed, Tensor), "asked for no lse"
         return mixed.flatten(1)

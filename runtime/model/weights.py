@@ -1,6 +1,6 @@
 """From a checkpoint to a Transformer: every tensor is checked by name and shape, then moved in.
 
-On a CPU weights run as they are stored, or as was asked for; a GPU has floats of one type. Reads
+Weights run as they are stored, or as was asked for; on a GPU all floats are of one type. Reads
 one product's tensors at a time, so that at most these exist twice. Knows nothing of file formats.
 """
 
@@ -50,27 +50,25 @@ def load(
     device: torch.device | str = "cpu",
     progress: Progress = lambda done_bytes, total_bytes: None,
     activations: str = "rounded",
+    batch_invariant: bool = True,
 ) -> Transformer:
     """The model in a Hugging Face folder, a .gguf file, on the hub, or embedded.
 
-    weights: "stored", or the type or format that all are converted to, one of `formats.FLOATS` and,
-    on a CPU, `formats.KINDS`; activations: "rounded" to 8 bits before a product with quantised
-    weights, or "exact". Raises ModelError with a sentence for a person: nothing there, a wrong
-    format, an unsupported model, a missing or extra or misshaped tensor.
+    weights: "stored", or the type or format that all are converted to, one of `formats.FLOATS` and
+    `formats.KINDS`; activations: "rounded" to 8 bits before a product with quantised weights on a
+    CPU, or "exact"; batch_invariant: on a GPU, see transformer.py. Raises ModelError with a
+    sentence for a person: nothing there, a wrong format, an unsupported model, a missing or extra
+    or misshaped tensor.
     """
     device = torch.device(device)
     if weights not in (STORED, *FLOATS, *KINDS):
         raise ValueError(f"weights: expected one of {STORED}, {_LISTED}, got {weights!r}")
     if activations not in ("rounded", "exact"):
         raise ValueError(f"activations: expected rounded or exact, got {activations!r}")
-    if weights in KINDS and device.type != "cpu":
-        raise ModelError(
-            f"quantised weights ({weights}) run on a CPU; on {device} take one of "
-            f"{', '.join((STORED, *FLOATS))}"
-        )
     checkpoint = open_checkpoint(name)
     check_shapes(checkpoint)
-    return _Loader(checkpoint, weights, device, progress, activations == "exact").transformer()
+    exact = activations == "exact"
+    return _Loader(checkpoint, weights, device, progress, exact, batch_invariant).transformer()
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -176,10 +174,12 @@ class Reader:
         device: torch.device,
         progress: Progress,
         exact: bool,
+        batch_invariant: bool = True,
         embedding: str = EMBEDDING,
     ):
         self.checkpoint, self.names = checkpoint, names
-        self.weights, self.device, self.progress, self.exact = weights, device, progress, exact
+        self.weights, self.device, self.progress = weights, device, progress
+        self.exact, self.batch_invariant = exact, batch_invariant
         self.on_cpu = device.type == "cpu"
         # what the model computes in: see transformer.py
         self.dtype = torch.float32 if self.on_cpu else self._gpu_dtype(embedding)
@@ -192,7 +192,10 @@ class Reader:
         bias = None
         if f"{names[0]}.bias" in self.names:
             bias = torch.cat([self.vector(f"{name}.bias") for name in names])
-        return Linear(self.matrix(*(f"{name}.weight" for name in names)), bias, self.exact)
+        return self.product(self.matrix(*(f"{name}.weight" for name in names)), bias)
+
+    def product(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> Linear:
+        return Linear(weight, bias, self.exact, self.batch_invariant)
 
     def matrix(self, *names: str) -> Tensor | QuantizedWeight:
         """Matrices one below the other. Of several formats, all are floats if one is."""
@@ -202,15 +205,16 @@ class Reader:
         if len(packable) == len(parts):
             self._note(names, stored, parts)
             packed = [pack_quantized(part.rows, part.kind) for part in packable]
-            return packed[0] if len(packed) == 1 else QuantizedWeight.concatenated(packed)
-        tensors = _alike(parts)
+            whole = packed[0] if len(packed) == 1 else QuantizedWeight.concatenated(packed)
+            return whole.to(self.device)
+        tensors = _alike(parts) if self.on_cpu else [floats(part, self.dtype) for part in parts]
         self._note(names, stored, tensors)
         return (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).to(self.device)
 
     def embedding(self, name: str) -> Tensor | StoredWeight:
-        """As it is stored: only rows of it are ever looked at."""
+        """On a CPU as it is stored: only rows of it are ever looked at. On a GPU floats."""
         stored = self._read(name)
-        weight = self._weight(stored)
+        weight = self._weight(stored) if self.on_cpu else floats(stored, self.dtype)
         self._note([name], [stored], [weight])
         return weight if isinstance(weight, StoredWeight) else weight.to(self.device)
 
@@ -230,9 +234,10 @@ class Reader:
             weight = self._weight(matrix)
             self._note([name], [matrix], [weight])
             if isinstance(weight, StoredWeight):
-                made.append(Linear(pack_quantized(weight.rows, weight.kind), None, self.exact))
+                packed = pack_quantized(weight.rows, weight.kind)
+                made.append(self.product(packed.to(self.device)))
             else:
-                made.append(Linear(weight.contiguous().to(self.device)))
+                made.append(self.product(weight.contiguous().to(self.device)))
         return made
 
     def tell(self) -> None:
@@ -243,11 +248,12 @@ class Reader:
 
     def _weight(self, stored: Weight) -> Weight:
         """A matrix in the type or format that it runs in."""
-        if not self.on_cpu:
-            return floats(stored, self.dtype)
         if self.weights in FLOATS:
             return floats(stored, FLOATS[self.weights])
-        return quantised(stored, KINDS[self.weights]) if self.weights in KINDS else runnable(stored)
+        weight = (
+            quantised(stored, KINDS[self.weights]) if self.weights in KINDS else runnable(stored)
+        )
+        return weight if self.on_cpu or isinstance(weight, StoredWeight) else weight.to(self.dtype)
 
     def _gpu_dtype(self, embedding: str) -> torch.dtype:
         """Of all weights: as was asked for, else that of the embedding, bfloat16 if quantised."""
@@ -265,9 +271,9 @@ class Reader:
             is_floats = method is not None and isinstance(before, Tensor)
             names = (method if method and is_floats else name_of(before), name_of(after))
             is_quantised = is_floats or isinstance(before, StoredWeight)
-            if self.on_cpu and self.weights == STORED and is_floats:
+            if self.weights == STORED and is_floats:
                 reason = "quantised in a way that no format here holds are floats"
-            elif self.on_cpu and self.weights == STORED and is_quantised:
+            elif self.weights == STORED and is_quantised:
                 reason = "in formats that do not run here were converted"
             elif self.weights in KINDS and names[1] != self.weights.upper():
                 reason = f"whose rows are no multiple of {self.weights}'s blocks run otherwise"
@@ -294,16 +300,17 @@ class _Loader(Reader):
         device: torch.device,
         progress: Progress,
         exact: bool,
+        batch_invariant: bool,
     ):
         self.config = checkpoint.config
         names = expected_shapes(self.config).keys()
-        super().__init__(checkpoint, names, weights, device, progress, exact)
+        super().__init__(checkpoint, names, weights, device, progress, exact, batch_invariant)
 
     def transformer(self) -> Transformer:
         config = self.config
         tied = config.tied_embedding
         # first, as it is the largest: while it is packed, little else is there
-        head = Linear(self.matrix(EMBEDDING if tied else HEAD), None, self.exact)
+        head = self.product(self.matrix(EMBEDDING if tied else HEAD))
         layers = [
             self._layer(f"model.layers.{index}", config.experts_of(index))
             for index in range(config.n_layers)
@@ -318,6 +325,7 @@ class _Loader(Reader):
             norm=self.vector(NORM),
             head=head,
             head_ids=head_ids,
+            batch_invariant=self.batch_invariant,
         )
         self.tell()
         return model
@@ -341,7 +349,7 @@ class _Loader(Reader):
     def _mixture(self, name: str, experts: ExpertsConfig) -> MixtureOfExperts:
         """Gates stay floats whatever the weights are: they are small, and choose."""
         router = Router(
-            Linear(self.vector(f"{name}.gate.weight")),
+            self.product(self.vector(f"{name}.gate.weight")),
             experts.n_chosen,
             normalise=experts.normalise,
         )
@@ -351,7 +359,7 @@ class _Loader(Reader):
         )
         if experts.shared_size is None:
             return MixtureOfExperts(router, chosen)
-        gate = Linear(self.vector(f"{name}.shared_expert_gate.weight"))
+        gate = self.product(self.vector(f"{name}.shared_expert_gate.weight"))
         return MixtureOfExperts(
             router, chosen, SharedExpert(self._mlp(f"{name}.shared_expert"), gate)
         )

@@ -66,6 +66,7 @@ def open_target(config: ServerConfig, console: Terminal) -> Engine:
             activations=config.activations,
             backend=config.backend,
             max_context=config.max_context,
+            batch_invariant=config.batch_invariant,
         )
 
 

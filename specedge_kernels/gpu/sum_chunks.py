@@ -19,9 +19,10 @@ BLOCK_OUTPUTS = 512
 def sum_chunks_kernel(
     parts,  # [n_chunks, N, M] f32
     bias,  # [M]; not read unless BIAS
-    out,  # [N, M]
+    out,  # [N, stride]
     rows,
     outputs,
+    stride,
     n_chunks,
     BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -36,11 +37,13 @@ def sum_chunks_kernel(
         parts += rows.to(tl.int64) * outputs
     if BIAS:
         total += tl.load(bias + m, mask=inside, other=0).to(tl.float32)
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * stride + m, total.to(out.dtype.element_ty), mask=inside)
 
 
 def sum_chunks(parts: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """parts [n_chunks, N, M] f32, added in order, and bias [M] -> out [N, M], in its type."""
+    """parts [n_chunks, N, M] f32, added in order, and bias [M] -> out [N, M], in its type.
+
+    The rows of out may lie apart."""
     n_chunks, rows, outputs = parts.shape
     sum_chunks_kernel[(rows, triton.cdiv(outputs, BLOCK_OUTPUTS))](
         parts,
@@ -48,6 +51,7 @@ def sum_chunks(parts: Tensor, bias: Tensor | None, out: Tensor) -> None:
         out,
         rows,
         outputs,
+        out.stride(0),
         n_chunks,
         BIAS=bias is not None,
         BLOCK=BLOCK_OUTPUTS,

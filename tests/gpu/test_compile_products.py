@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from specedge_kernels.gpu import linear as gpu
+from specedge_kernels.gpu import quantized_linear as quantized
 from specedge_kernels.gpu import sum_chunks
+from specedge_kernels.quantized import FORMS
 from tests.gpu.compiled import SHARED_BYTES, main_loop, waits
 from tests.gpu.launches import Launch, launches_of, resources
 
@@ -73,3 +75,42 @@ def test_tiles_follow_types_and_card_alone():
     weight = torch.empty(9, 64, dtype=BF16)
     tiles = {gpu.choose_tile(torch.empty(n, 64, dtype=BF16), weight) for n in (1, 16, 17, 512)}
     assert len(tiles) == 1
+
+
+def quantized_launches(monkeypatch, rows, kind, outputs=5120, inputs=5120):
+    monkeypatch.setattr(sum_chunks, "n_multiprocessors", lambda device: 132)
+    x = torch.empty(rows, inputs, dtype=BF16)
+    packed = torch.empty(FORMS[kind].packed_bytes(outputs, inputs), dtype=torch.uint8)
+    call = (x, packed, [kind], [outputs], False, torch.empty(outputs, dtype=BF16))
+    return launches_of(
+        quantized, lambda: quantized.quantized_linear(*call), monkeypatch, sum_chunks
+    )
+
+
+# A scale a block, with a minimum, of eight bits, with two scales a block.
+FEW = [("sm_90", kind) for kind in (2, 3, 8, 14)]
+
+
+@pytest.mark.parametrize(("arch", "kind"), [*FEW, ("sm_80", 2), ("sm_100", 2)])
+def test_packed_weights_become_numbers_on_their_way_to_one_instruction(
+    arch, kind, monkeypatch, tmp_path
+):
+    launch = only(quantized_launches(monkeypatch, 16, kind))
+    compiled = launch.compile(arch)
+    loop = main_loop(compiled, tmp_path)
+    assert resources(compiled, tmp_path)["STACK"] == 0
+    # Nothing is waited for that was asked for in the same turn.
+    assert not any(re.search(r"\b(LDG|LDL|STL)\b", line) for line in loop)
+    assert max(waits(compiled)) >= 3 * (launch.arguments["STAGES"] - 2)
+    ptx = compiled.asm["ptx"]
+    assert set(re.findall(r"\S*mma\S*\.bf16\S*", ptx)) == {
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+    }
+    # Programs enough for a multiprocessor's share of the loads.
+    assert compiled.metadata.shared * quantized.PROGRAMS <= SHARED_BYTES["sm_80"] * 1.5
+
+
+def test_one_compiled_kernel_serves_any_number_of_rows_of_packed_weights(monkeypatch):
+    made = [only(quantized_launches(monkeypatch, n, 12)) for n in (1, 2, 16, 17, 64, 256)]
+    assert all(launch.specialisation() == made[0].specialisation() for launch in made)
+    assert all(launch.options == made[0].options for launch in made)

@@ -263,8 +263,6 @@ def test_wrong_choices_are_named(pairs):
         weights.load(folder, "q9")
     with pytest.raises(ValueError, match="activations: expected rounded or exact, got 'exakt'"):
         weights.load(folder, activations="exakt")
-    with pytest.raises(ModelError, match=r"\(q8_0\) run on a CPU; on cuda take one of stored, "):
-        weights.load(folder, "q8_0", "cuda")
 
 
 PEAK = """

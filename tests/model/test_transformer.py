@@ -7,7 +7,7 @@ from runtime.model import weights
 from runtime.model.batch import Joined
 from runtime.model.engine import TreeRequest
 from runtime.model.formats import FLOATS
-from runtime.model.transformer import Linear
+from runtime.model.transformer import Linear, Transformer
 from tests.model import tiny
 from tests.model.tiny import assert_close, chain, judge, random_tokens
 
@@ -71,13 +71,14 @@ def test_a_chain_longer_than_its_mask_beside_a_tree(pairs, generator):
 def test_unpacked_products_as_on_a_gpu(pairs, generator, monkeypatch, name):
     """Off the CPU weights stay as they are and torch multiplies; the result is the same."""
 
-    def unpacked(self, weight, bias=None, exact=False):
-        self.out_features, self.packed, self.weight, self.bias = len(weight), False, weight, bias
+    def unpacked(self, weight, bias=None, exact=False, batch_invariant=True):
+        self.out_features, self.by_torch, self.weight, self.bias = len(weight), True, weight, bias
 
     pair = pairs(name)
     monkeypatch.setattr(Linear, "__init__", unpacked)
+    monkeypatch.setattr(Transformer, "_decoder", lambda self, mlps: None)
     model = weights.load(pair.folder)
-    assert not any(layer.mlp.down.packed for layer in model.layers)
+    assert all(layer.mlp.down.by_torch for layer in model.layers)
     tokens = random_tokens(PROMPT_TOKENS, generator)
     engine = tiny.engine_of(model)
     logits = engine.forward([chain(tokens, 0, engine.kv.allocate(8))])

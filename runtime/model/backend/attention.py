@@ -70,9 +70,9 @@ class Recorder:
 class PagedAttention:
     """Attention of one layer: keys and values go to the cache, queries over their paths."""
 
-    def __init__(self, index: int, call: AttentionCall, running: Pass):
+    def __init__(self, index: int, call: AttentionCall, running: Pass, batch_invariant: bool):
         self.index, self.call = index, call
-        self.running = running
+        self.running, self.batch_invariant = running, batch_invariant
 
     def __call__(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any
@@ -95,6 +95,7 @@ class PagedAttention:
             softcap=call.softcap,
             window=call.window,
             sinks=options["s_aux"].float() if call.has_sinks else None,
+            batch_invariant=self.batch_invariant,
         )
         assert isinstance(mixed, Tensor), "asked for no lse"
         return mixed[None], None

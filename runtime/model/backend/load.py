@@ -34,6 +34,7 @@ def load(
     device: torch.device,
     progress: Progress = lambda done_bytes, total_bytes: None,
     activations: str = "rounded",
+    batch_invariant: bool = True,
     max_context: int = 0,
 ) -> TransformersModel:
     """The model in a Hugging Face folder, run by transformers' modules.
@@ -56,6 +57,7 @@ def load(
         device,
         progress,
         activations == "exact",
+        batch_invariant,
         next(name for name, where in places.items() if embedding in where),
     )
     with explained(folder, f"{type(causal).__name__} of transformers"):
@@ -117,7 +119,7 @@ def _value(parameter: Tensor, name: str, reader: Reader, uses: Uses) -> Tensor:
     if parameter.dim() != 2 or key in uses.others:
         return reader.vector(name)
     if key in uses.products:
-        product = Linear(reader.matrix(name), None, reader.exact)
+        product = reader.product(reader.matrix(name))
         return Matrix.of(shape, reader.dtype, reader.device, product)
     return Matrix.of(shape, reader.dtype, reader.device, None, reader.embedding(name))
 
@@ -187,7 +189,8 @@ def _assembled(built: Skeleton, max_context: int, reader: Reader) -> Transformer
     """Attention, norms and rotary tables in their places, and the head apart from the body."""
     causal, running, given = built.causal, Pass(), Given()
     for index, (module, call) in enumerate(built.attention.items()):
-        module.__dict__[PLACE] = PagedAttention(index, call, running)
+        attention = PagedAttention(index, call, running, reader.batch_invariant)
+        module.__dict__[PLACE] = attention
     for module in causal.modules():
         if is_rotary(module):
             choose_frequencies(module, max_context)
