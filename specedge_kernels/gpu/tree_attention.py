@@ -120,6 +120,7 @@ def tree_attention_kernel(
     )
     n_items = tl.sum(items, 0) * HK
     columns = tl.arange(0, BLOCK_KEYS)
+    SUMS: tl.constexpr = VALUE.block
     RESTS: tl.constexpr = VALUE.rest if VALUE.rest > 0 else 1
     # Hoisting out of this loop would hold registers through the inner ones.
     for item in tl.range(
@@ -179,7 +180,7 @@ def tree_attention_kernel(
         work = (queries, query_rests, keys_at, values_at, own_scale, softcap)
         top = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
-        sums = tl.zeros([BLOCK_ROWS, VALUE.block], tl.float32)
+        sums = tl.zeros([BLOCK_ROWS, SUMS], tl.float32)
         rests = tl.zeros([BLOCK_ROWS, RESTS], tl.float32)
         state = (top, total, sums, rests)
 
