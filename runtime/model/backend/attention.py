@@ -19,10 +19,31 @@ PLACE = "specedge_attention"  # of the layer's part, in its module
 
 
 class Pass:
-    """What the layers of one model read in the pass that is running; set by the model alone."""
+    """What the layers of one model read in the pass that is running."""
 
     batch: TreeBatch
     kv: PagedKV
+
+    def __init__(self) -> None:
+        self._turns: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def begin(self, batch: TreeBatch, kv: PagedKV) -> None:
+        self.batch, self.kv = batch, kv
+        self._turns.clear()
+
+    def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows' cosines and sines [N, D] as `rope_append_kv` takes them, and row numbers [N].
+
+        Computed once for all layers that are given the same.
+        """
+        known = self._turns.get(id(cos))
+        if known is None:
+            half = sin.shape[-1] // 2
+            signed = torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1).float()
+            places = torch.arange(sin.shape[1], device=sin.device)
+            # the cosines as they came are kept, so that nothing else gets their id meanwhile
+            known = self._turns[id(cos)] = cos[0].float().contiguous(), signed, places, cos
+        return known[:3]
 
 
 @dataclass(frozen=True)
@@ -78,13 +99,17 @@ class PagedAttention:
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any
     ) -> tuple[Tensor, None]:
         """query [1, Hq, N, D], key [1, Hk, N, D], value [1, Hk, N, Dv] -> [1, N, Hq, Dv]."""
-        batch, call = self.running.batch, self.call
         keys, values = self.running.kv.layers[self.index]
-        append_kv(_by_row(key), _by_row(value), keys, values, batch.slots)
+        append_kv(_by_row(key), _by_row(value), keys, values, self.running.batch.slots)
+        sinks = options["s_aux"].float() if self.call.has_sinks else None
+        return self.attended(_by_row(query), sinks)[None], None
+
+    def attended(self, q: Tensor, sinks: Tensor | None) -> Tensor:
+        """What q [N, Hq, D] sees in the cache, [N, Hq, Dv]."""
+        batch, call = self.running.batch, self.call
         mixed = tree_attention(
-            _by_row(query),
-            keys,
-            values,
+            q,
+            *self.running.kv.layers[self.index],
             batch.page_table,
             batch.prefix_lens,
             batch.n_nodes,
@@ -94,11 +119,11 @@ class PagedAttention:
             scale=call.scale,
             softcap=call.softcap,
             window=call.window,
-            sinks=options["s_aux"].float() if call.has_sinks else None,
+            sinks=sinks,
             batch_invariant=self.batch_invariant,
         )
         assert isinstance(mixed, Tensor), "asked for no lse"
-        return mixed[None], None
+        return mixed
 
 
 def _by_row(heads: Tensor) -> Tensor:

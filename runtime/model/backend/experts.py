@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from runtime.model.backend.steady import steady
 from runtime.model.transformer import Linear
 
 
@@ -22,9 +23,11 @@ class Experts:
         second: list[Linear],
         first_bias: Tensor | None,
         second_bias: Tensor | None,
+        on_cpu: bool,
     ):
         # what lies between the two products is the module's own
-        self._between = module._apply_gate if module.has_gate else module.act_fn
+        between = module._apply_gate if module.has_gate else module.act_fn
+        self._between = steady(between) if on_cpu else between
         self._first, self._second = first, second
         self._first_bias, self._second_bias = first_bias, second_bias
 

@@ -9,13 +9,16 @@ from torch import Tensor
 
 from runtime.model.backend.attention import PLACE, PagedAttention, Pass
 from runtime.model.backend.experts import Experts, is_experts
+from runtime.model.backend.fused import fuse
 from runtime.model.backend.matrix import Matrix
 from runtime.model.backend.model import Given, TransformersModel
 from runtime.model.backend.norms import as_norm
 from runtime.model.backend.parameters import Parameters
-from runtime.model.backend.probe import probe
+from runtime.model.backend.probe import TOLERANCE, difference, path_alone, probe
 from runtime.model.backend.rotary import Rotary, choose_frequencies, is_rotary
 from runtime.model.backend.skeleton import Skeleton, Uses, explained, skeleton
+from runtime.model.backend.steady import is_activation, steady
+from runtime.model.backend.whole import as_decoder
 from runtime.model.config import MAX_CONTEXT_TOKENS, ModelError, check_count
 from runtime.model.folder import quantisation_of, read_fields
 from runtime.model.folder_weights import FolderWeights
@@ -61,12 +64,31 @@ def load(
         next(name for name, where in places.items() if embedding in where),
     )
     with explained(folder, f"{type(causal).__name__} of transformers"):
-        _fill(causal, places, reader, built.uses)
+        running = Pass()
+        _place_attention(built, running, reader.batch_invariant)
+        _fill(built, places, reader)
         context = _context(causal.config.get_text_config(), built.longest, max_context)
-        model = _assembled(built, context, reader)
+        head = causal.get_output_embeddings()
+        model = _assembled(built, context, running)
         reader.tell()
         probe(model)
+        _try_in_one_call(model, getattr(*embedding), head)
     return model
+
+
+def _try_in_one_call(model: TransformersModel, embedding: Tensor, head: Any) -> None:
+    """Run the layers in one call from now on, if that gives what the modules give."""
+    model.settle()
+    if model.device.type != "cpu" or head is None or getattr(head, "bias", None) is not None:
+        return
+    by_modules = path_alone(model)
+    model.decoder = as_decoder(model.body, embedding, head.weight)
+    if model.decoder is None:
+        return
+    if difference(path_alone(model), by_modules) > TOLERANCE[model.dtype]:
+        model.decoder = None
+    else:
+        probe(model)
 
 
 def _places(causal: Any, parameters: Parameters) -> dict[str, list[Place]]:
@@ -90,8 +112,15 @@ def _places(causal: Any, parameters: Parameters) -> dict[str, list[Place]]:
     return places
 
 
-def _fill(causal: Any, places: dict[str, list[Place]], reader: Reader, uses: Uses) -> None:
+def _place_attention(built: Skeleton, running: Pass, batch_invariant: bool) -> None:
+    for index, (module, call) in enumerate(built.attention.items()):
+        module.__dict__[PLACE] = PagedAttention(index, call, running, batch_invariant)
+
+
+def _fill(built: Skeleton, places: dict[str, list[Place]], reader: Reader) -> None:
     """Read every tensor into its modules; what is no weight is computed as transformers does."""
+    causal = built.causal
+    fuse(built, {name for name, where in places.items() if len(where) == 1}, reader)
     _compute_buffers(causal, reader.device)
     for name, (module, attribute) in _persistent_buffers(causal).items():
         buffer = module._buffers[attribute]
@@ -99,10 +128,12 @@ def _fill(causal: Any, places: dict[str, list[Place]], reader: Reader, uses: Use
     experts: dict[Any, dict[str, str]] = defaultdict(dict)
     for name, where in places.items():
         (module, attribute), *_ = where
+        if attribute not in module._parameters:
+            continue  # of a block that was read whole
         if is_experts(module):
             experts[module][attribute] = name
             continue
-        value = _value(getattr(module, attribute), name, reader, uses)
+        value = _value(getattr(module, attribute), name, reader, built.uses)
         for module, attribute in where:
             del module._parameters[attribute]
             module.__dict__[attribute] = value
@@ -143,6 +174,7 @@ def _experts(module: Any, named: dict[str, str], reader: Reader) -> Experts:
         products("down_proj"),
         bias(first),
         bias("down_proj"),
+        reader.on_cpu,
     )
 
 
@@ -185,18 +217,18 @@ def _context(config: Any, longest: int | None, asked: int) -> int:
     return min(context, asked) if asked else context
 
 
-def _assembled(built: Skeleton, max_context: int, reader: Reader) -> TransformersModel:
-    """Attention, norms and rotary tables in their places, and the head apart from the body."""
-    causal, running, given = built.causal, Pass(), Given()
-    for index, (module, call) in enumerate(built.attention.items()):
-        attention = PagedAttention(index, call, running, reader.batch_invariant)
-        module.__dict__[PLACE] = attention
+def _assembled(built: Skeleton, max_context: int, running: Pass) -> TransformersModel:
+    """Norms and rotary tables in their places, and the head apart from the body."""
+    causal, given = built.causal, Given()
+    on_cpu = causal.get_input_embeddings().weight.device.type == "cpu"
     for module in causal.modules():
         if is_rotary(module):
             choose_frequencies(module, max_context)
             module.forward = Rotary(module, max_context)
         elif (norm := as_norm(module)) is not None:
             module.forward = norm
+        elif on_cpu and is_activation(module):
+            module.forward = steady(module.forward)
     embedding = causal.get_input_embeddings().weight
     shapes = tuple(call.shape for call in built.attention.values())
     return TransformersModel(
@@ -207,7 +239,6 @@ def _assembled(built: Skeleton, max_context: int, reader: Reader) -> Transformer
         shapes,
         embedding,
         max_context,
-        built.uses.unsteady,
     )
 
 

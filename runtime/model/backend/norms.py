@@ -11,10 +11,13 @@ _TOLERANCE = 1e-5
 
 
 class Norm:
-    """x [..., H] -> [..., H], in place of a module's forward."""
+    """x [..., H] -> [..., H], in place of a module's forward.
 
-    def __init__(self, weight: Tensor, eps: float):
-        self.weight, self.eps = weight, eps
+    plus: what was added to the module's weights.
+    """
+
+    def __init__(self, weight: Tensor, eps: float, plus: float = 0.0):
+        self.weight, self.eps, self.plus = weight, eps, plus
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
@@ -36,7 +39,7 @@ def as_norm(module: Any) -> Norm | None:
     if not isinstance(weight, Tensor) or weight.dim() != 1 or list(module.buffers()):
         return None
     for plus in (0.0, 1.0):
-        norm = Norm((weight.float() + plus).to(weight.dtype).contiguous(), float(eps))
+        norm = Norm((weight.float() + plus).to(weight.dtype).contiguous(), float(eps), plus)
         if _same(module, norm, len(weight), weight):
             return norm
     return None

@@ -17,18 +17,16 @@ _PAGE, _PAGES, _OTHER_PAGES = 8, (4, 1, 2), (6, 0)
 _PREFIX = 7
 _PARENTS = (-1, 0, 0, 1, -1, 2, 3, 5)
 _PATH = (0, 2, 5, 7)  # of the tree: siblings and cousins come between its nodes
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def probe(model: TransformersModel) -> None:
     """Raises ModelError if a row depends on what shares its pass, or sees more than its path."""
-    draws = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.vocab_size, (64,), generator=draws).tolist()
-    together, alone = _tree_and_other(model, tokens), _path_alone(model, tokens)
+    together, alone = _tree_and_other(model), path_alone(model)
     if not bool(together.isfinite().all() and alone.isfinite().all()):
         raise ModelError("its logits are not finite")
-    error = float((together - alone).abs().max() / alone.abs().max())
-    if error > _TOLERANCE[model.dtype]:
+    error = difference(together, alone)
+    if error > TOLERANCE[model.dtype]:
         raise ModelError(
             "a token in a tree gets other logits than in a text of its own (by "
             f"{error:.1e} of the largest): the model sees more of a pass than attention shows it"
@@ -40,24 +38,35 @@ def probe(model: TransformersModel) -> None:
         )
 
 
-def _tree_and_other(model: TransformersModel, tokens: list[int]) -> Tensor:
+def _tree_and_other(model: TransformersModel) -> Tensor:
     """Logits along the path, of the tree in one pass with another text."""
-    engine = _engine(model)
+    engine, tokens = _engine(model), _tokens(model)
     prefix, tree, other = tokens[:_PREFIX], tokens[_PREFIX : _PREFIX + len(_PARENTS)], tokens[-9:]
     engine.forward([_chunk(prefix, 0, _PAGES), _chunk(other[:5], 0, _OTHER_PAGES)])
     drafted = TreeRequest(tree, _PARENTS, _PREFIX, _PAGES, _PATH)
     return engine.forward([_chunk(other[5:], 5, _OTHER_PAGES), drafted])[1:]
 
 
-def _path_alone(model: TransformersModel, tokens: list[int]) -> Tensor:
+def path_alone(model: TransformersModel) -> Tensor:
     """Logits along the path, its tokens one at a time."""
-    engine = _engine(model)
+    engine, tokens = _engine(model), _tokens(model)
     engine.forward([_chunk(tokens[:_PREFIX], 0, _PAGES)])
     steps = [
         _chunk([tokens[_PREFIX + node]], _PREFIX + depth, _PAGES)
         for depth, node in enumerate(_PATH)
     ]
     return torch.cat([engine.forward([step]) for step in steps])
+
+
+def difference(some: Tensor, others: Tensor) -> float:
+    """The largest, in shares of the largest logit."""
+    return float((some - others).abs().max() / others.abs().max())
+
+
+def _tokens(model: TransformersModel) -> list[int]:
+    draws = torch.Generator().manual_seed(0)
+    tokens: list[int] = torch.randint(0, model.vocab_size, (64,), generator=draws).tolist()
+    return tokens
 
 
 def _engine(model: TransformersModel) -> Engine:

@@ -42,6 +42,10 @@ class Rotary:
         found = tuple(_as(x, table[position_ids[0]][None]) for table in self._tables[layer_type])
         return found[0] if self._single else found
 
+    def tables(self, device: torch.device) -> Tables:
+        """[C, D] of every position, for all layers."""
+        return self._computed(device, None)
+
     def _computed(self, device: torch.device, layer_type: str | None) -> Tables:
         """[C, D] of every position."""
         positions = torch.arange(self._n_positions, device=device)[None]

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from runtime.model.backend.attention import NAME, PLACE, AttentionCall, Recorder, attend
 from runtime.model.backend.experts import is_experts
 from runtime.model.backend.rotary import forward_of, is_rotary
-from runtime.model.backend.steady import UNSTEADY
 from runtime.model.config import MAX_LAYERS, ModelError, check_count
 from runtime.model.folder import read_fields
 
@@ -28,10 +27,7 @@ _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class Uses(TorchFunctionMode):
-    """Notes which weights are multiplied with and which are looked up in, by their ids.
-
-    unsteady: whether a function is used whose bits depend on the batch; see `steady.py`.
-    """
+    """Notes which weights are multiplied with and which are looked up in, by their ids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +35,6 @@ class Uses(TorchFunctionMode):
         self.rows: set[int] = set()
         self.stacks: set[int] = set()
         self.others: set[int] = set()
-        self.unsteady = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -53,7 +48,6 @@ class Uses(TorchFunctionMode):
             self.stacks.add(id(given.pop(1)))
         if func is Tensor.__bool__:  # of a number that is not there: checks of numbers are passed
             return True
-        self.unsteady = self.unsteady or func in UNSTEADY
         made = func(*args, **kwargs)
         # asked for its type or its shape, or for itself in the type that it has, it is not used
         if getattr(func, "__name__", "") != "__get__" and not (given and made is given[0]):
@@ -75,6 +69,7 @@ class Skeleton:
     attention: dict[torch.nn.Module, AttentionCall] = field(default_factory=dict)
     uses: Uses = field(default_factory=Uses)
     longest: int | None = None
+    turned: set[int] = field(default_factory=set)  # dimensions that rotary tables turn
 
     @property
     def base(self) -> Any:
@@ -141,13 +136,19 @@ def _look_at(built: Skeleton) -> None:
         if is_experts(module):
             module.forward = lambda x, chosen, weights: torch.empty_like(x)
         if is_rotary(module):
-            module.forward = partial(forward_of(module), module)
+            module.forward = partial(_noted_turns, built.turned, forward_of(module), module)
     numbers = torch.zeros(1, 2, dtype=torch.int64, device="meta")
     with torch.inference_mode(), torch.device("meta"), built.uses:
         built.causal(input_ids=numbers, position_ids=numbers, use_cache=False)
     built.attention = dict(calls)
     if len(built.attention) < len(calls):
         raise ModelError("a layer attends twice to what it keeps of a token, which is kept once")
+
+
+def _noted_turns(turned: set[int], forward: Any, *args: Any, **kwargs: Any) -> Any:
+    made = forward(*args, **kwargs)
+    turned.add(made[0].shape[-1])
+    return made
 
 
 def _check_layers(built: Skeleton) -> None:

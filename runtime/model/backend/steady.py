@@ -5,6 +5,7 @@ vectors, and what is left at the end of each thread's part with another. So a nu
 on the size of the batch. Over every second place of a tensor it takes the second one throughout.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,14 +26,41 @@ UNSTEADY = frozenset(
 
 
 class Steady(TorchFunctionMode):
-    """Within it such functions are computed number by number. For CPUs."""
+    """Within it such functions are computed number by number. For CPUs.
+
+    used: whether there were any.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in UNSTEADY:
+        if func in UNSTEADY and not _is_spread(args[0]):
+            self.used = True
             return func(_every_second_place(args[0]), *args[1:], **_not_in_place(kwargs))
         return func(*args, **(kwargs or {}))
+
+
+def steady(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, within Steady."""
+
+    def within(*args: Any, **kwargs: Any) -> Any:
+        with Steady():
+            return forward(*args, **kwargs)
+
+    return within
+
+
+def is_activation(module: Any) -> bool:
+    return type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation")
+
+
+def _is_spread(x: Tensor) -> bool:
+    """Whether it lies at every second place already."""
+    return x.dim() > 0 and x.shape[-1] > 1 and x.stride(-1) == 2
 
 
 def _every_second_place(x: Tensor) -> Tensor:

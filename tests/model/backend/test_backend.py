@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from runtime.model.backend.fused import GatedMLP, RotaryAttention
 from runtime.model.backend.load import load
 from runtime.model.backend.matrix import Matrix
 from runtime.model.backend.steady import UNSTEADY, Steady
@@ -43,8 +44,11 @@ def rewritten(folder: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "llama-biases", "qwen2-window", "qwen3-yarn"])
-def test_own_families_have_the_same_logits_by_both(pairs, generator, name):
+@pytest.mark.parametrize(
+    "name", ["llama-tied", "llama-biases", "llama-wide-heads", "qwen2-window", "qwen3-yarn"]
+)
+def test_own_families_have_the_same_bits_by_both(pairs, generator, name):
+    """Their layers are plain enough to run in one call of the same kernels."""
     engines = [
         open_engine(str(pairs(name).folder), "float32", "cpu", lambda _: 64, 4, backend=backend)
         for backend in ("own", "transformers")
@@ -55,7 +59,7 @@ def test_own_families_have_the_same_logits_by_both(pairs, generator, name):
     tree = TreeRequest(tokens[8:], parents, 8, range(8), range(12))
     for request in (prompt, tree):
         own, theirs = (engine.forward([request]) for engine in engines)
-        assert_close(theirs, own)
+        assert torch.equal(theirs, own)
 
 
 def test_auto_takes_what_runs_the_model(tmp_path):
@@ -95,6 +99,52 @@ def test_longrope_has_one_set_of_frequencies_for_all_texts(tmp_path, generator, 
     got = engine.forward([chain(tokens, 0, range(10))])
     assert engine.model.max_context == (longest or SIZES["max_position_embeddings"])
     assert_close(got, judge(theirs, tokens))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "attention", "mlp"),
+    [
+        ("gemma2", RotaryAttention, None),
+        ("gemma3_text", RotaryAttention, None),
+        ("granite", RotaryAttention, GatedMLP),
+        ("olmo2", None, GatedMLP),
+        ("phi3", None, None),
+        ("cohere", None, GatedMLP),
+    ],
+)
+def test_only_what_computes_the_same_is_replaced(tmp_path, generator, model_type, attention, mlp):
+    theirs = saved(tmp_path, **{**PHI3, "model_type": model_type, "head_dim": 16})
+    engine = open_engine(str(tmp_path), "stored", "cpu", lambda _: 64, 4)
+    layer = engine.model.body.layers[0]
+    kinds = [type(part.__dict__.get("forward")) for part in (layer.self_attn, layer.mlp)]
+    for kind, expected in zip(kinds, (attention, mlp), strict=True):
+        assert (kind is expected) if expected else kind not in (RotaryAttention, GatedMLP)
+    assert engine.model.decoder is None, "none of these is so plain"
+    tokens = random_tokens(12, generator)
+    assert_close(engine.forward([chain(tokens, 0, range(4))]), judge(theirs, tokens))
+
+
+@pytest.mark.parametrize("swapped", [("q_proj", "k_proj"), ("k_proj", "v_proj")])
+def test_projections_that_change_places_are_noticed(tmp_path, generator, monkeypatch, swapped):
+    """All have one shape here, so nothing but the numbers tells them apart."""
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    honest = LlamaAttention.forward
+
+    def forward(self, *args, **kwargs):
+        one, other = (self._modules[name] for name in swapped)
+        self._modules |= {swapped[0]: other, swapped[1]: one}
+        try:
+            return honest(self, *args, **kwargs)
+        finally:
+            self._modules |= {swapped[0]: one, swapped[1]: other}
+
+    monkeypatch.setattr(LlamaAttention, "forward", forward)
+    theirs = saved(tmp_path, model_type="llama", num_key_value_heads=4)
+    engine = open_engine(str(tmp_path), "stored", "cpu", lambda _: 64, 4, backend="transformers")
+    assert engine.model.decoder is None
+    tokens = random_tokens(12, generator)
+    assert_close(engine.forward([chain(tokens, 0, range(4))]), judge(theirs, tokens))
 
 
 REFUSED = {
