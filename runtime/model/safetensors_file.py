@@ -53,6 +53,8 @@ class FileTensor:
             raise ModelError(f"tensor {self.name} is stored as {self.dtype}, which is not read")
         dtype = DTYPES[self.dtype]
         n_bytes = math.prod(shape) * dtype.itemsize
+        if not n_bytes:
+            return torch.empty(shape, dtype=dtype)
         return read_bytes(self.path, offset, n_bytes, self.version).view(dtype).view(shape)
 
 
