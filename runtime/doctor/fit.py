@@ -63,7 +63,7 @@ def needed(checkpoint: Checkpoint, weights: str, kv_dtype: str, on_gpu: bool) ->
     if weights in KINDS:
         total = sum(_packed_bytes(shape, KINDS[weights]) for shape in shapes.values())
     elif weights == STORED and not on_gpu:
-        total = sum(map(checkpoint.n_bytes, shapes))
+        total = sum(map(checkpoint.running_bytes, shapes))
     else:
         itemsize = FLOATS.get(weights, dtype).itemsize
         total = itemsize * sum(math.prod(shape) for shape in shapes.values())

@@ -38,6 +38,10 @@ class Checkpoint(Protocol):
         """Bytes of one tensor on disk."""
         ...
 
+    def running_bytes(self, name: str) -> int:
+        """Bytes of one tensor as it runs on a CPU, about."""
+        ...
+
     def method(self, name: str) -> str | None:
         """What a tensor is quantised with whose layout no format here has; None for others."""
         ...
@@ -73,6 +77,9 @@ class EmbeddedDraft:
 
     def n_bytes(self, name: str) -> int:
         return self._target.n_bytes(name) if name == EMBEDDING else self._tensors[name].n_bytes
+
+    def running_bytes(self, name: str) -> int:
+        return self.n_bytes(name)
 
     def method(self, name: str) -> None:
         return None

@@ -78,6 +78,9 @@ class SafetensorsFolder:
     def n_bytes(self, name: str) -> int:
         return self._weights.n_bytes(self._stored[name])
 
+    def running_bytes(self, name: str) -> int:
+        return self._weights.running_bytes(self._stored[name])
+
     def method(self, name: str) -> str | None:
         return self._weights.method(self._stored[name])
 

@@ -4,6 +4,7 @@ Names are those of the model that was quantised: `x.weight`, of whatever tensors
 no configuration of a model: who reads a folder brings what its config.json says of quantisation.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -66,6 +67,13 @@ class FolderWeights:
         if name in self._plain:
             return self._plain[name].n_bytes
         return sum(part.n_bytes for part in self._laid_out[name][1].values())
+
+    def running_bytes(self, name: str) -> int:
+        """Of one weight as it runs on a CPU, about."""
+        if name in self._plain:
+            return self._plain[name].n_bytes
+        layout, parts = self._laid_out[name]
+        return int(math.prod(self.shapes[name]) * layout.bits(parts) / 8)
 
     def method(self, name: str) -> str | None:
         """What a weight is quantised with, as people write it; None for plain tensors."""

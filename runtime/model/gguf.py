@@ -20,6 +20,7 @@ from runtime.model.gguf_config import ROPE_DIVISORS, Metadata, config_from
 from runtime.model.gguf_header import Header, TensorInfo
 from runtime.model.gguf_split import parts_of
 from specedge_kernels import StoredWeight
+from specedge_kernels.quantized import FORMS
 
 __all__ = ["GgufFile", "Metadata"]
 
@@ -85,6 +86,11 @@ class GgufFile:
 
     def n_bytes(self, name: str) -> int:
         return math.prod(self._tensors[name].stored_shape)
+
+    def running_bytes(self, name: str) -> int:
+        tensor = self._tensors[name]
+        runs = tensor.ggml_type.name in _FLOATS or int(tensor.ggml_type) in FORMS
+        return self.n_bytes(name) if runs else 2 * math.prod(tensor.shape)
 
     def method(self, name: str) -> None:
         return None

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from runtime.model import weights
+from runtime.model.checkpoint import open_checkpoint
 from runtime.model.folder import EMBEDDING, HEAD
 from runtime.model.weights import ModelError
 from specedge_kernels import QuantizedWeight
@@ -28,7 +29,8 @@ WAYS = {
     ),
     "gptq-8": ({"quant_method": "gptq"}, lambda w: cases.gptq(w, 8), "Q8_0"),
     "gptq-act-order": (
-        {"quant_method": "gptq"}, lambda w: cases.gptq(w, act_order=True), "GPTQ as float16",
+        {"quant_method": "gptq", "desc_act": True},
+        lambda w: cases.gptq(w, act_order=True), "GPTQ as float16",
     ),
     "awq": ({"quant_method": "awq"}, cases.awq, "Q5_0"),
     "packed-int4": (CT, cases.pack_quantized, "Q4_0"),
@@ -85,6 +87,16 @@ def logits(model):
     return tiny.engine_of(model).forward([chain(TOKENS, 0, range(8))])
 
 
+def weight_bytes(model):
+    """Of a model as it runs, its embedding and the matrices of its products."""
+    products = [model.head]
+    for layer in model.layers:
+        products += [layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down]
+    packed = [linear.weight for linear in products]
+    tensors = [w.packed if isinstance(w, QuantizedWeight) else w for w in packed]
+    return sum(tensor.nbytes for tensor in [model.embedding, *tensors])
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_in_each_layout(way, plain, tmp_path, caplog):
     fields, quantise, runs_as = WAYS[way]
@@ -106,6 +118,11 @@ def test_a_model_in_each_layout(way, plain, tmp_path, caplog):
         assert "that no format here holds are floats: 14 of " + runs_as in line
         assert re.search(r"\d.\d MiB in all", line)
         assert_close(logits(ours), want, 2e-3)
+    running = sum(
+        map(open_checkpoint(tmp_path).running_bytes, weights.expected_shapes(ours.config))
+    )
+    held = weight_bytes(ours)
+    assert held * 0.98 < running < held * (1.35 if runs_as == "Q4_0" else 1.02)
     stored = sum(tensor.nbytes for tensor in load_file(tmp_path / WEIGHTS).values())
     assert calls[-1] == (stored, stored)
 

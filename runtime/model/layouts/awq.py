@@ -7,7 +7,15 @@ from torch import Tensor
 
 from runtime.model.formats import Weight
 from runtime.model.integer_weight import Integers, unpacked
-from runtime.model.layouts.layout import FLOATS, Parts, evenly, expect, group_length, lengths
+from runtime.model.layouts.layout import (
+    FLOATS,
+    Q5_0_BITS,
+    Parts,
+    evenly,
+    expect,
+    group_length,
+    lengths,
+)
 
 _COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)  # where the outputs 0 .. 7 lie in a word
 
@@ -46,6 +54,9 @@ class Awq:
         expect(parts, ".qzeros", ("I32",), (groups, outputs // 8))
         group_length(inputs, groups, self.told)
         return outputs, inputs
+
+    def bits(self, parts: Parts) -> float:
+        return Q5_0_BITS
 
     def weight(self, parts: Parts) -> Weight:
         _, inputs = self.shape(parts)

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from runtime.model.formats import Weight
 from runtime.model.integer_weight import Integers, unpacked
-from runtime.model.layouts.layout import FLOATS, Parts, evenly, expect, group_length, lengths
+from runtime.model.layouts.layout import (
+    FLOAT_BITS,
+    FLOATS,
+    Q5_0_BITS,
+    Q8_0_BITS,
+    Parts,
+    evenly,
+    expect,
+    group_length,
+    lengths,
+)
 
 _WORD_OF_ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 
@@ -27,6 +37,7 @@ class Gptq:
         self.format = fields.get("checkpoint_format") or "gptq"
         if self.format not in ("gptq", "gptq_v2") or fields.get("is_marlin_format"):
             raise ValueError(f"{self.format!r} is not supported; expected 'gptq' or 'gptq_v2'")
+        self.in_other_order = bool(fields.get("desc_act"))
         self.told = lengths(fields.get("group_size"))
 
     def holds(self, parts: Parts) -> bool:
@@ -45,6 +56,11 @@ class Gptq:
         else:
             group_length(inputs, groups, self.told)
         return outputs, inputs
+
+    def bits(self, parts: Parts) -> float:
+        if self.in_other_order and ".g_idx" in parts:
+            return FLOAT_BITS
+        return Q8_0_BITS if self._bits(parts) == 8 else Q5_0_BITS
 
     def weight(self, parts: Parts) -> Weight:
         (_, inputs), bits = self.shape(parts), self._bits(parts)

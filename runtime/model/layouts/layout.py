@@ -18,6 +18,8 @@ from runtime.model.safetensors_file import FileTensor
 Parts = Mapping[str, FileTensor]  # the tensors of one weight, by what follows the module's name
 
 FLOATS = ("F32", "F16", "BF16")
+# of a weight as it runs, with its share of a block's scale
+Q5_0_BITS, Q8_0_BITS, MXFP4_BITS, FLOAT_BITS = 5.5, 8.5, 4.25, 16
 
 
 class Layout(Protocol):
@@ -42,6 +44,10 @@ class Layout(Protocol):
 
     def shape(self, parts: Parts) -> tuple[int, ...]:
         """Of the weight that the tensors make. Raises ValueError if they do not fit together."""
+        ...
+
+    def bits(self, parts: Parts) -> float:
+        """Of a weight as it runs, where its groups are whole blocks."""
         ...
 
     def weight(self, parts: Parts) -> Weight:

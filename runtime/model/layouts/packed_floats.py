@@ -4,7 +4,7 @@ import torch
 
 from runtime.model.float_weight import float4_weight, mxfp4_rows
 from runtime.model.formats import Weight
-from runtime.model.layouts.layout import Parts, expect
+from runtime.model.layouts.layout import FLOAT_BITS, MXFP4_BITS, Parts, expect
 
 
 class PackedFloats:
@@ -43,6 +43,9 @@ class PackedFloats:
                 )
         return outputs, inputs
 
+    def bits(self, parts: Parts) -> float:
+        return FLOAT_BITS if parts[".weight_scale"].dtype == "F8_E4M3" else MXFP4_BITS
+
     def weight(self, parts: Parts) -> Weight:
         self.shape(parts)
         packed, scales = parts[self._packed(parts)].read(), parts[".weight_scale"].read()
@@ -77,6 +80,9 @@ class Mxfp4Experts:
         experts, outputs, groups, _ = parts["_blocks"].shape
         expect(parts, "_scales", ("U8",), (experts, outputs, groups))
         return experts, outputs, groups * 32
+
+    def bits(self, parts: Parts) -> float:
+        return MXFP4_BITS
 
     def weight(self, parts: Parts) -> Weight:
         self.shape(parts)

@@ -5,7 +5,16 @@ from torch import Tensor
 
 from runtime.model.formats import Weight
 from runtime.model.integer_weight import Integers, unpacked
-from runtime.model.layouts.layout import FLOATS, Parts, evenly, expect, group_length
+from runtime.model.layouts.layout import (
+    FLOAT_BITS,
+    FLOATS,
+    Q5_0_BITS,
+    Q8_0_BITS,
+    Parts,
+    evenly,
+    expect,
+    group_length,
+)
 
 
 class PackedIntegers:
@@ -41,6 +50,12 @@ class PackedIntegers:
         else:
             group_length(inputs, groups, self.told)
         return outputs, inputs
+
+    def bits(self, parts: Parts) -> float:
+        if ".weight_g_idx" in parts:
+            return FLOAT_BITS
+        _, inputs = self.shape(parts)
+        return Q8_0_BITS if self._bits(parts, inputs) == 8 else Q5_0_BITS
 
     def weight(self, parts: Parts) -> Weight:
         outputs, inputs = self.shape(parts)

@@ -9,7 +9,7 @@ import torch
 from runtime.model.float_weight import float8_weight
 from runtime.model.formats import Weight
 from runtime.model.integer_weight import Integers
-from runtime.model.layouts.layout import FLOATS, Parts, expect
+from runtime.model.layouts.layout import FLOAT_BITS, FLOATS, Q8_0_BITS, Parts, expect
 
 
 class WholeBytes:
@@ -37,6 +37,9 @@ class WholeBytes:
         if ".weight_zero_point" in parts:
             expect(parts, ".weight_zero_point", ("I8",), parts[scale].shape)
         return parts[".weight"].shape
+
+    def bits(self, parts: Parts) -> float:
+        return FLOAT_BITS if parts[".weight"].dtype == "F8_E4M3" else Q8_0_BITS
 
     def weight(self, parts: Parts) -> Weight:
         outputs, inputs = self.shape(parts)
