@@ -72,10 +72,11 @@ def compile_attention(
         "UPCAST": False,
     }
     shape |= constants
+    of_heads = {n: shape.pop(n) for n in ("k_scales", "v_scales", "sinks") if shape[n]}
     return cross_compile(
         gpu.tree_attention_kernel,
         arch,
-        {**tensors, **TABLES, **STRIDES},
+        {**tensors, **TABLES, **STRIDES, **of_heads},
         shape,
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -192,6 +193,7 @@ def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, widths, tile, lat
     [
         {"S": 1, "widths": (80, 80), "LSE": True},
         {"S": 64, "GROUP": 8, "WINDOW": True},
+        dict.fromkeys(("k_scales", "v_scales", "sinks"), "*fp32"),
         {"W": 4, "BATCH": 256, "WINDOW": True, "SOFTCAP": True},
     ],
     ids=str,
