@@ -23,8 +23,9 @@ from bench.harness import Timing, measure, measure_in_turns, option_parser, repo
 from runtime.bench.attempt import attempt
 from runtime.config import WEIGHTS
 from runtime.model.engine import Engine, TreeRequest
+from runtime.model.experts import MixtureOfExperts
 from runtime.model.open import open_engine
-from runtime.model.transformer import Linear, Transformer
+from runtime.model.transformer import GatedMlp, Linear, Transformer
 from specedge_kernels import (
     QuantizedWeight,
     _cpu,
@@ -46,7 +47,7 @@ def main() -> None:
     options = parse_options()
     largest = options.requests[-1] * (options.contexts[-1] + options.nodes[-1] + 16)
     engine = open_engine(options.model, options.weights, options.device, lambda model: largest, 16)
-    bandwidth, rate = copy_bandwidth(engine), product_rate(engine)
+    bandwidth, rate = copy_bandwidth(engine.model.device), product_rate(engine)
     rows: list[tuple[object, ...]] = []
     numbers: dict[str, float] = {"copy_gbytes_per_s": bandwidth / 1e9, "gflops": rate / 1e9}
     for context in options.contexts:
@@ -64,7 +65,7 @@ def main() -> None:
                 name = f"context_{context}_requests_{n_requests}_nodes_{nodes}"
                 numbers[f"{name}_ms"] = round(took_s * 1e3, 3)
                 numbers[f"{name}_share_of_floor"] = round(floor_s / took_s, 3)
-                if engine.model.device.type == "cpu":
+                if engine.model.decoder is not None:
                     products, rest = split(engine, context, n_requests, nodes)
                     products_ms, rest_ms = products.median_s * 1e3, rest.median_s * 1e3
                     share = products_ms / (products_ms + rest_ms)
@@ -77,7 +78,7 @@ def main() -> None:
         f"{torch.get_num_threads()} threads; copy {bandwidth / 1e9:.1f} GB/s, "
         f"products {rate / 1e9:.0f} GFLOP/s"
     )
-    columns = COLUMNS + SPLIT_COLUMNS if engine.model.device.type == "cpu" else COLUMNS
+    columns = COLUMNS if engine.model.decoder is None else COLUMNS + SPLIT_COLUMNS
     report(title, columns, rows, numbers, options.json)
 
 
@@ -115,7 +116,9 @@ def step_time(engine: Engine, context: int, n_requests: int, nodes: int) -> Timi
     tolerance = 0.0 if engine.model.device.type == "cpu" else 2e-2
     difference = float((roots - alone).abs().max() / alone.abs().max())
     assert difference <= tolerance, f"a root's logits change by {difference:.1e} inside a tree"
-    return measure(lambda: engine.forward(batch), SAMPLES, SAMPLE_S, synchronize(engine))
+    return measure(
+        lambda: engine.forward(batch), SAMPLES, SAMPLE_S, synchronize(engine.model.device)
+    )
 
 
 def split(engine: Engine, context: int, n_requests: int, nodes: int) -> list[Timing]:
@@ -139,8 +142,20 @@ def split(engine: Engine, context: int, n_requests: int, nodes: int) -> list[Tim
 
 
 def products_of(model: Transformer) -> list[Linear]:
-    parts = [part for x in model.layers for part in (x.qkv, x.output, x.mlp.gate_up, x.mlp.down)]
+    """Of every row, whatever it is: all but those of experts."""
+    parts = [part for layer in model.layers for part in (layer.qkv, layer.output)]
+    for layer in model.layers:
+        mlp = layer.mlp
+        if isinstance(mlp, MixtureOfExperts):
+            parts.append(mlp.router.linear)
+            mlp = mlp.shared and mlp.shared.mlp
+        if isinstance(mlp, GatedMlp):
+            parts += mlp.gate_up, mlp.down
     return [*parts, model.head]
+
+
+def mixtures_of(model: Transformer) -> list[MixtureOfExperts]:
+    return [layer.mlp for layer in model.layers if isinstance(layer.mlp, MixtureOfExperts)]
 
 
 def native(part: Linear) -> _cpu.Linear:
@@ -190,23 +205,26 @@ def floor(
     engine: Engine, context: int, n_requests: int, nodes: int, bandwidth: float, rate: float
 ) -> float:
     """Seconds that the step takes at least."""
-    config, kv = engine.model.config, engine.kv
-    per_layer = config.hidden_size * config.head_dim * (config.n_heads * 2 + config.n_kv_heads * 2)
-    per_layer += 3 * config.hidden_size * config.intermediate_size
-    weights = config.n_layers * per_layer + config.head_size * config.hidden_size
-    token_bytes = kv.bytes_per_page / kv.page_size
-    n_bytes = sum(map(n_bytes_of, products_of(engine.model)))
-    n_bytes += n_requests * (context + nodes) * token_bytes
+    config, kv, products = engine.model.config, engine.kv, products_of(engine.model)
+    rows, token_bytes = n_requests * nodes, kv.bytes_per_page / kv.page_size
+    n_bytes = sum(map(n_bytes_of, products)) + n_requests * (context + nodes) * token_bytes
+    weights = sum(part.out_features * part.as_packed().in_features for part in products)
+    for mixture in mixtures_of(engine.model):
+        router, each = mixture.router, mixture.experts.bytes_of_one
+        # as many as an even choice of each row wakes
+        n_experts = router.linear.out_features
+        n_bytes += each * n_experts * (1 - (1 - router.k / n_experts) ** rows)
+        weights += router.k * 3 * config.hidden_size * mixture.experts.down.in_features
     attention = 4 * config.n_layers * config.n_heads * config.head_dim * (context + nodes)
-    flops = n_requests * nodes * (2 * weights + attention)
+    flops = rows * (2 * weights + attention)
     return max(n_bytes / bandwidth, flops / rate)
 
 
-def copy_bandwidth(engine: Engine) -> float:
+def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second of a large copy, read and written bytes together."""
-    source = torch.ones(64 * 2**20, dtype=torch.float32, device=engine.model.device)
+    source = torch.ones(64 * 2**20, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    took = measure(lambda: target.copy_(source), SAMPLES, SAMPLE_S, synchronize(engine))
+    took = measure(lambda: target.copy_(source), SAMPLES, SAMPLE_S, synchronize(device))
     return 2 * source.numel() * 4 / took.median_s
 
 
@@ -225,12 +243,12 @@ def product_rate(engine: Engine) -> float:
         stored = torch.zeros(1024, 1024 // FORMS[kind].inputs * FORMS[kind].stored_bytes)
         packed = pack_quantized(stored.byte(), kind)
         ways.append(lambda: quantized_linear(x, packed, exact=head.exact))
-    best_s = min(measure(way, SAMPLES, SAMPLE_S, synchronize(engine)).median_s for way in ways)
+    best_s = min(measure(way, SAMPLES, SAMPLE_S, synchronize(device)).median_s for way in ways)
     return 2 * 1024**3 / best_s
 
 
-def synchronize(engine: Engine):
-    return torch.cuda.synchronize if engine.model.device.type == "cuda" else lambda: None
+def synchronize(device: torch.device):
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def parse_options() -> argparse.Namespace:

@@ -42,13 +42,20 @@ class GroupedLinear:
         for weight in weights:
             if isinstance(weight, QuantizedWeight):
                 quantized.append(weight)
-                self.out_features = weight.out_features
+                self.out_features, self.in_features = weight.out_features, weight.in_features
             else:
                 floats.append(pack_linear(weight))
-                self.out_features = weight.shape[0]
+                self.out_features, self.in_features = weight.shape
         if floats and quantized:
             raise ValueError("expected sets that are all floats or all quantised, got both")
         self.weight = QuantizedWeight.stacked(quantized) if quantized else torch.stack(floats)
+
+    @property
+    def bytes_of_one(self) -> int:
+        """Of one set, packed."""
+        weight = self.weight
+        packed = weight.packed if isinstance(weight, QuantizedWeight) else weight
+        return packed[0].nbytes
 
     def __call__(self, x: Tensor, sets: Tensor) -> Tensor:
         if isinstance(self.weight, QuantizedWeight):
@@ -69,6 +76,7 @@ class Experts:
         gate: Callable[[Tensor], Tensor] = silu_mul,
     ):
         self.gate_up, self.down, self.gate = gate_up, down, gate
+        self.bytes_of_one = gate_up.bytes_of_one + down.bytes_of_one  # an expert's weights
 
     def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         chosen = chosen.int()

@@ -139,7 +139,7 @@ class Transformer:
         self.n_positions = len(cos)
         self.cos, self.sin = cos.to(self.device), sin.to(self.device)
         self.batch_invariant = batch_invariant
-        # experts run op by op: beside their products, calls from Python are nothing
+        # experts run op by op, at some tenths of a millisecond a layer
         mlps = [layer.mlp for layer in layers if isinstance(layer.mlp, GatedMlp)]
         fused = self.device.type == "cpu" and len(mlps) == len(layers)
         self.decoder = self._decoder(mlps) if fused else None
