@@ -52,6 +52,7 @@ def quantized_linear_kernel(
     OFFSET: tl.constexpr,
     TABLE: tl.constexpr,  # (), or what codes stand for: four words of four signed bytes
     FP4: tl.constexpr,  # codes are floats of four bits, doubled
+    ASSEMBLY: tl.constexpr,  # (), or how four bytes become numbers: of low and of high codes
     BLOCK_ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCKS: tl.constexpr,  # of one turn of the loop
@@ -117,8 +118,12 @@ def quantized_linear_kernel(
                     shift = (k // 4 * 2)[None, :].to(tl.uint8)
                     low |= (tl.load(bits_at + place) >> shift & 3) << 4
                     high |= (tl.load(bits_at + place + 32) >> shift & 3) << 4
-                low = number(low, x.dtype.element_ty, DOT, OFFSET, TABLE, FP4)
-                high = number(high, x.dtype.element_ty, DOT, OFFSET, TABLE, FP4)
+                if len(ASSEMBLY) > 0:
+                    low = four_numbers(stored, DOT, OFFSET, ASSEMBLY[0])
+                    high = four_numbers(stored, DOT, OFFSET, ASSEMBLY[1])
+                else:
+                    low = number(low, x.dtype.element_ty, DOT, OFFSET, TABLE, FP4)
+                    high = number(high, x.dtype.element_ty, DOT, OFFSET, TABLE, FP4)
                 products = tl.dot(low, xs, input_precision="ieee")
 
             if FACTORS > 0:
@@ -191,6 +196,21 @@ def number(
         LEAST: tl.constexpr = 128 if TYPE.is_bf16() else 1024
         bits = code.to(tl.int16) | (0x4300 if TYPE.is_bf16() else 0x6400)
         return bits.to(TYPE, bitcast=True).to(DOT) - (LEAST + OFFSET)
+
+
+@triton.jit
+def four_numbers(stored, DOT: tl.constexpr, OFFSET: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """`number` of one half of each byte, two at a time: the compiler would take them singly."""
+    if DOT.is_bf16():
+        codes = tl.inline_asm_elementwise(
+            ASSEMBLY, "=r,=r,r", [stored], dtype=tl.bfloat16, is_pure=True, pack=4
+        )
+        return codes - (128.0 + OFFSET)
+    else:
+        codes = tl.inline_asm_elementwise(
+            ASSEMBLY, "=r,=r,r", [stored], dtype=tl.float16, is_pure=True, pack=4
+        )
+        return codes - (1024.0 + OFFSET)
 
 
 @triton.jit
@@ -272,6 +292,7 @@ def launch(x: Tensor, packed: Tensor, form: Form, bias: Tensor | None, out: Tens
         OFFSET=form.offset,
         TABLE=words_of(form.table) if form.table and form.table != FP4 else (),
         FP4=form.table == FP4,
+        ASSEMBLY=assembly(form, x.dtype),
         BLOCK_ROWS=BLOCK_ROWS,
         BLOCK_M=BLOCK_OUTPUTS,
         BLOCKS=BLOCKS,
@@ -284,6 +305,25 @@ def launch(x: Tensor, packed: Tensor, form: Form, bias: Tensor | None, out: Tens
     )
     if splits > 1:
         sum_chunks(parts, bias, out)
+
+
+def assembly(form: Form, dtype: torch.dtype) -> tuple[str, ...]:
+    """PTX that makes the low, or the high, four bits of four bytes into two pairs of dtype.
+
+    Each comes as the lowest bits of 128, or of 1024 in float16, plus the code. Nothing where codes
+    have other bits or meanings, and under the interpreter, which runs none.
+    """
+    if form.bits != 4 or form.table or dtype == torch.float32 or triton.knobs.runtime.interpret:
+        return ()
+    least = "0x43004300" if dtype == torch.bfloat16 else "0x64006400"
+    # The first two bytes, and the last two, each in the lower half of 16 bits.
+    return tuple(
+        f"{{ .reg .b32 w, a, b; shr.u32 w, $2, {bits}; "
+        "prmt.b32 a, w, 0, 0x4140; prmt.b32 b, w, 0, 0x4342; "
+        f"lop3.b32 $0, a, 0x000F000F, {least}, 0xEA; "
+        f"lop3.b32 $1, b, 0x000F000F, {least}, 0xEA; }}"
+        for bits in (0, 4)
+    )
 
 
 def words_of(table: Sequence[int]) -> tuple[int, ...]:

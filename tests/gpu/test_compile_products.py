@@ -87,8 +87,8 @@ def quantized_launches(monkeypatch, rows, kind, outputs=5120, inputs=5120):
     )
 
 
-# A scale a block, with a minimum, of eight bits, with two scales a block.
-FEW = [("sm_90", kind) for kind in (2, 3, 8, 14)]
+# A scale a block, with a minimum, with two scales a block.
+FEW = [("sm_90", kind) for kind in (2, 3, 14)]
 
 
 @pytest.mark.parametrize(("arch", "kind"), [*FEW, ("sm_80", 2), ("sm_100", 2)])
@@ -114,3 +114,47 @@ def test_one_compiled_kernel_serves_any_number_of_rows_of_packed_weights(monkeyp
     made = [only(quantized_launches(monkeypatch, n, 12)) for n in (1, 2, 16, 17, 64, 256)]
     assert all(launch.specialisation() == made[0].specialisation() for launch in made)
     assert all(launch.options == made[0].options for launch in made)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+def test_the_assembly_makes_every_pair_of_codes_into_numbers(dtype):
+    """Runs it, one instruction after the other, on all bytes in all places of a word."""
+    least = 128 if dtype == BF16 else 1024
+    low, high = quantized.assembly(FORMS[2], dtype)
+    for byte in range(256):
+        word = [byte, 255 - byte, byte ^ 0x5A, byte * 7 % 256]
+        for text, codes in ((low, [b & 15 for b in word]), (high, [b >> 4 for b in word])):
+            registers = run_ptx(text, int.from_bytes(bytes(word), "little"))
+            halves = [registers[f"${i}"] >> 16 * j & 0xFFFF for i in (0, 1) for j in (0, 1)]
+            numbers = torch.tensor(halves, dtype=torch.int32).to(torch.int16).view(dtype)
+            assert numbers.tolist() == [least + code for code in codes]
+
+
+def run_ptx(text, word):
+    """The registers after `text`, of shr, prmt and lop3 with a & b | c, with `word` in $2."""
+    registers = {"$2": word}
+
+    def value(name):
+        return registers[name] if name in registers else int(name, 0)
+
+    for line in text.strip("{} ").split(";")[1:-1]:
+        name, rest = line.split(None, 1)
+        to, *arguments = (part.strip() for part in rest.split(","))
+        a, b, *more = map(value, arguments)
+        if name == "shr.u32":
+            registers[to] = a >> b
+        elif name == "prmt.b32":
+            eight = a.to_bytes(4, "little") + b.to_bytes(4, "little")
+            chosen = [eight[more[0] >> 4 * i & 7] for i in range(4)]
+            registers[to] = int.from_bytes(bytes(chosen), "little")
+        else:
+            assert (name, more[1]) == ("lop3.b32", 0xF0 & 0xCC | 0xAA)
+            registers[to] = a & b | more[0]
+    return registers
+
+
+def test_unpacking_takes_few_instructions(monkeypatch, tmp_path):
+    launch = only(quantized_launches(monkeypatch, 16, 2))
+    loop = main_loop(launch.compile("sm_90"), tmp_path)
+    lane_weights = 64 * 32 * quantized.BLOCKS / (32 * quantized.WARPS)
+    assert len(loop) / lane_weights < 5
