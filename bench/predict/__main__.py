@@ -11,21 +11,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from unittest.mock import patch
 
 import triton
 
 from bench.harness import option_parser
 from bench.predict import attention, ops, products
 from bench.predict.cards import CARDS, LATENCY_S, LAUNCH_S, Card
-from bench.predict.machine_code import Code, read
-from bench.predict.model import Stream, Terms, resident, terms
-from bench.predict.work import Work
+from bench.predict.machine_code import Code
+from bench.predict.model import Terms, resident, terms
+from bench.predict.work import Compiled, Work
 from runtime.bench.table import laid_out
 from specedge_kernels.library import OPS
-from tests.gpu.launches import Launch, Recorder
 
 COLUMNS = (
     *("op", "shape", "way", "floor us", "predicted us", "of ours", "share of floor", "bound by"),
@@ -95,31 +91,13 @@ def main() -> int:
 
 def row_of(work: Work, card: Card) -> Row:
     floor_s = max(work.n_bytes / card.bytes_per_s, work.flops / card.flops_per_s)
-    launches = [predicted(launch, work.streams(launch), card) for launch in recorded(work, card)]
-    return Row(work, floor_s, launches)
+    return Row(work, floor_s, [predicted(launch, card) for launch in work.launches(card)])
 
 
-def recorded(work: Work, card: Card) -> list[Launch]:
-    """The launches that the work makes on this card, none of which is executed."""
-    launches: list[Launch] = []
-
-    def record(kernel: triton.JITFunction, grid: tuple[int, ...]) -> object:
-        return Recorder(kernel, launches)[grid]
-
-    with card.pretended(), patch.object(triton.JITFunction, "__getitem__", record):
-        work.call()
-    return launches
-
-
-def predicted(launch: Launch, stream: Stream | None, card: Card) -> Predicted:
-    code = compiled(launch, card.arch)
+def predicted(launch: Compiled, card: Card) -> Predicted:
+    code, stream = launch.code, launch.stream
     found = terms(code, stream, card, launch.programs) if stream else None
-    return Predicted(launch.kernel.__name__, code, resident(code, card), found)
-
-
-def compiled(launch: Launch, arch: str) -> Code:
-    with TemporaryDirectory() as folder:
-        return read(launch.compile(arch), Path(folder))
+    return Predicted(launch.kernel, code, resident(code, card), found)
 
 
 TERMS = (*Terms.__dataclass_fields__, "total")

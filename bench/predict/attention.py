@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bench.kernels.attention import PAGE_TOKENS, Batch, Shape
 from bench.kernels.schedules import per_query_head, sixteen_rows
+from bench.predict import flashinfer
 from bench.predict.model import Stream
-from bench.predict.work import BF16, DENSE, EXPERTS, I64, Model, Work, empty
+from bench.predict.work import BF16, DENSE, EXPERTS, I64, Model, Work, empty, in_triton
 from specedge_kernels.gpu import plan
 from specedge_kernels.gpu.tree_attention import tree_attention
 from tests.gpu.launches import Launch
@@ -40,8 +41,10 @@ def attend(model: Model, batch: int, prefix: int, nodes: int) -> Iterator[Work]:
     yield ours(shape)
     sizes = (str(shape), shape.n_bytes, shape.flops)
     for way, schedule in (("vLLM-shaped", sixteen_rows), ("SGLang-shaped", per_query_head)):
-        call = partial(on_nothing, schedule, shape)
-        yield Work("tree_attention", way, *sizes, call, partial(one_tile_a_program, shape))
+        call, stream = partial(on_nothing, schedule, shape), partial(one_tile_a_program, shape)
+        yield Work("tree_attention", way, *sizes, partial(in_triton, call, stream))
+    if flashinfer.is_here():
+        yield Work("tree_attention", "FlashInfer", *sizes, partial(flashinfer.launches, shape))
 
 
 def on_nothing(schedule: Callable[[Batch], Tensor], shape: Shape) -> Tensor:
@@ -57,7 +60,8 @@ def ours(shape: Shape, batch_invariant: bool = False) -> Work:
         return tree_attention(*arguments, scale=batch.scale, batch_invariant=batch_invariant)
 
     sizes = (str(shape), shape.n_bytes, shape.flops)
-    return Work("tree_attention", way, *sizes, call, partial(planned, shape))
+    launches = partial(in_triton, call, partial(planned, shape))
+    return Work("tree_attention", way, *sizes, launches)
 
 
 def empty_batch(shape: Shape) -> Batch:

@@ -67,7 +67,7 @@ def read(compiled: CompiledKernel, folder: Path) -> Code:
         turn_flops=sum(product_flops(line) for line in text),
         by_unit=by_unit(instructions),
         instructions=len(instructions),
-        spills=sum(name.startswith(("LDL", "STL")) for name in instructions),
+        spills=count_spills(instructions),
         flight_bytes=turn_bytes * max(depth, 1),
         loads_ahead=depth > 0,
         products_ahead=go_on(loop),
@@ -168,6 +168,10 @@ def by_unit(names: list[str]) -> dict[str, float]:
         unit = unit_of(root)
         counts[unit] += width(name) if unit == "data" else 1
     return dict(counts)
+
+
+def count_spills(names: list[str]) -> int:
+    return sum(name.startswith(("LDL", "STL")) for name in names)
 
 
 def unit_of(root: str) -> str:

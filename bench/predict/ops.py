@@ -1,11 +1,12 @@
 """Every op but attention, at the sizes of one verification step."""
 
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 
 from bench.kernels.step import PAGE_TOKENS
 from bench.predict.model import Stream
-from bench.predict.work import BF16, DENSE, EXPERTS, F32, I32, I64, Model, Work, empty
+from bench.predict.work import BF16, DENSE, EXPERTS, F32, I32, I64, Model, Work, empty, in_triton
 from tests.gpu.launches import Launch
 
 
@@ -69,4 +70,5 @@ def simple(
             return None
         return Stream(n_bytes, n_bytes if loaded is None else loaded, launch.programs)
 
-    return Work(op, "ours", shape, n_bytes, 0, lambda: getattr(module, op)(*arguments), stream)
+    launches = partial(in_triton, partial(getattr(module, op), *arguments), stream)
+    return Work(op, "ours", shape, n_bytes, 0, launches)

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from bench.predict.model import Stream
-from bench.predict.work import BF16, DENSE, EXPERTS, F32, Model, Work, empty
+from bench.predict.work import BF16, DENSE, EXPERTS, F32, Model, Work, empty, in_triton
 from specedge_kernels.gpu.linear import linear
 from tests.gpu.launches import Launch
 
@@ -42,11 +42,10 @@ def product(name: str, rows: int, inputs: int, outputs: int, stored: torch.dtype
         scales = empty(-(-outputs // SCALE_BLOCK), -(-inputs // SCALE_BLOCK), dtype=F32)
     n_bytes = weight.nbytes + x.nbytes + rows * outputs * BF16.itemsize
     label = f"{name} {str(stored).removeprefix('torch.')} N{rows} K{inputs} M{outputs}"
-    return Work(
-        *("linear", "ours", label, n_bytes, 2 * rows * inputs * outputs),
-        partial(linear, x, weight, outputs, None, scales),
-        partial(stream, n_bytes, rows, inputs, outputs, weight.itemsize),
-    )
+    call = partial(linear, x, weight, outputs, None, scales)
+    stream_of = partial(stream, n_bytes, rows, inputs, outputs, weight.itemsize)
+    flops = 2 * rows * inputs * outputs
+    return Work("linear", "ours", label, n_bytes, flops, partial(in_triton, call, stream_of))
 
 
 def stream(
