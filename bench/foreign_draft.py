@@ -31,7 +31,7 @@ HEAD = "lm_head.weight"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench.foreign_draft", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.foreign_draft", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--merges", type=int, default=16000, help="byte pairs that are merged")
     options = parser.parse_args()

@@ -23,6 +23,7 @@ class Tile:
     warps: int
     stages: int  # tiles of keys and values in shared memory, one in use and the others in flight
     programs: int  # for each multiprocessor of a card with 160 KiB of shared memory or more
+    max_registers: int | None = None  # of a thread, where that many programs would not fit else
 
 
 # architecture: (bytes of an element, most numbers of a key, of a value): tiles, fewest rows first
@@ -39,7 +40,8 @@ TILES: dict[str, dict[tuple[int, int, int], tuple[Tile, ...]]] = {
     },
     "sm_90": {  # 9.0 has 227 KiB; 64 rows are one wgmma
         (2, 64, 64): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
-        (2, 128, 128): (Tile(64, 64, 4, 3, 2), Tile(128, 64, 8, 3, 1)),
+        # One program's matrix instructions run beside the softmax of another.
+        (2, 128, 128): (Tile(64, 32, 4, 3, 3, 168), Tile(128, 32, 8, 3, 2, 128)),
         (2, 192, 128): (Tile(64, 64, 4, 3, 1), Tile(128, 64, 8, 3, 1)),
         (2, 256, 256): (Tile(64, 32, 8, 3, 1), Tile(128, 32, 8, 3, 1)),
         (2, 576, 512): (Tile(64, 16, 8, 3, 1),),

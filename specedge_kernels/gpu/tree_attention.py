@@ -498,6 +498,7 @@ def launch(
         **common,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        maxnreg=tile.max_registers,
     )
     if partial_rows > 0:
         merge_splits_kernel[(rows, triton.cdiv(query_heads, MERGED_HEADS))](

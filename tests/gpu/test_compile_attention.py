@@ -80,6 +80,7 @@ def compile_attention(
         shape,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        maxnreg=tile.max_registers,
         enable_fp_fusion=not shape["INVARIANT"],
     )
 
@@ -222,7 +223,7 @@ def test_float8_is_multiplied_as_the_queries_are(arch, tmp_path):
 def test_every_loop_of_the_invariant_kernel_computes_alike(arch, tmp_path):
     tile = tiles_for(arch, 2, 128, 128)[-1]
     compiled = compile_attention(arch, tile, "bf16", (128, 128), INVARIANT=True, WINDOW=True)
-    assert stack_bytes(compiled, tmp_path) == 0
+    assert not spills(main_loop(compiled, tmp_path))
     assert max(waits(compiled)) == 2 * (tile.stages - 2)
     # Four loops: cut by the window, whole, around the tree, along a path. Their sums over keys
     # have the layout that all share, and nothing of them is contracted (log2 writes out its own).
