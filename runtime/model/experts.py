@@ -79,9 +79,9 @@ class Experts:
         self.bytes_of_one = gate_up.bytes_of_one + down.bytes_of_one  # an expert's weights
 
     def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        chosen = chosen.int()
+        chosen = chosen.int().contiguous()
         inner = self.gate(self.gate_up(x, chosen))
-        return weighted_sum(self.down(inner, chosen.view(-1, 1)), weights.float())
+        return weighted_sum(self.down(inner, chosen.view(-1, 1)), weights.float().contiguous())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ one product's tensors at a time, so that at most these exist twice. Knows nothin
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from runtime.model.formats import (
 from runtime.model.transformer import GatedMlp, Layer, Linear, Transformer
 from runtime.system import freed_memory_given_back
 from specedge_kernels import QuantizedWeight, StoredWeight, pack_quantized
+from specedge_kernels.reference import unpack_quantized
 
 __all__ = ["ModelError", "expected_shapes", "load"]
 
@@ -221,24 +222,33 @@ class Reader:
     def vector(self, name: str) -> Tensor:
         return floats(self._read(name), self.dtype).to(self.device)
 
-    def products(self, name: str, transposed: bool) -> list[Linear]:
-        """One product for each matrix of a tensor [E, M, K]; [E, K, M] where it is transposed."""
+    def grouped(
+        self, weights: Iterable[Tensor | QuantizedWeight], bias: Tensor | None = None
+    ) -> GroupedLinear:
+        """One product for all these sets, packed one after the other. On a GPU they are floats."""
+        if not self.on_cpu:
+            weights = (
+                unpack_quantized(w).to(self.dtype) if isinstance(w, QuantizedWeight) else w
+                for w in weights
+            )
+        return GroupedLinear(weights, None if bias is None else bias.float(), self.exact)
+
+    def matrices(self, name: str, transposed: bool) -> Iterator[Tensor | QuantizedWeight]:
+        """Each matrix of a tensor [E, M, K]; [E, K, M] where it is transposed."""
         whole = self._read(name)
         stored: list[Weight]
         if isinstance(whole, StoredWeight):
             stored = [StoredWeight(rows, whole.kind) for rows in whole.rows]
         else:
             stored = [*(whole.mT if transposed else whole)]
-        made = []
         for matrix in stored:
             weight = self._weight(matrix)
             self._note([name], [matrix], [weight])
             if isinstance(weight, StoredWeight):
                 packed = pack_quantized(weight.rows, weight.kind)
-                made.append(self.product(packed.to(self.device)))
+                yield packed.to(self.device)
             else:
-                made.append(self.product(weight.contiguous().to(self.device)))
-        return made
+                yield weight.contiguous().to(self.device)
 
     def tell(self) -> None:
         for reason, converted in self.converted.items():
@@ -365,12 +375,11 @@ class _Loader(Reader):
         )
 
     def _sets(self, name: str, n_experts: int, *parts: str) -> GroupedLinear:
-        """One product for all experts, packed one after the other."""
         weights = (
             self.matrix(*(f"{name}.experts.{e}.{part}.weight" for part in parts))
             for e in range(n_experts)
         )
-        return GroupedLinear(weights, exact=self.exact)
+        return self.grouped(weights)
 
     def _qk_norm(self, attention: str) -> Tensor:
         q, k = (self.vector(f"{attention}.{part}_norm.weight") for part in "qk")

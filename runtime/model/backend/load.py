@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runtime.model.backend.attention import PLACE, PagedAttention, Pass
-from runtime.model.backend.experts import Experts, is_experts
+from runtime.model.backend.experts import gate_of, is_experts
 from runtime.model.backend.fused import fuse
 from runtime.model.backend.matrix import Matrix
 from runtime.model.backend.model import Given, TransformersModel
@@ -20,10 +20,10 @@ from runtime.model.backend.skeleton import Skeleton, Uses, explained, skeleton
 from runtime.model.backend.steady import is_activation, steady
 from runtime.model.backend.whole import as_decoder
 from runtime.model.config import MAX_CONTEXT_TOKENS, ModelError, check_count
+from runtime.model.experts import Experts, GroupedLinear
 from runtime.model.folder import quantisation_of, read_fields
 from runtime.model.folder_weights import FolderWeights
 from runtime.model.rope import scaling_from, stretched_context
-from runtime.model.transformer import Linear
 from runtime.model.weights import Progress, Reader
 from runtime.system import freed_memory_given_back
 
@@ -145,7 +145,7 @@ def _value(parameter: Tensor, name: str, reader: Reader, uses: Uses) -> Tensor:
     """What a parameter becomes: a matrix for products, one for look-ups, or plain numbers."""
     key, shape = id(parameter), tuple(parameter.shape)
     if key in uses.stacks - uses.others:
-        stack = reader.products(name, transposed=True)
+        stack = [reader.product(matrix) for matrix in reader.matrices(name, transposed=True)]
         return Matrix.of(shape, reader.dtype, reader.device, stack=stack)
     if parameter.dim() != 2 or key in uses.others:
         return reader.vector(name)
@@ -160,22 +160,14 @@ def _experts(module: Any, named: dict[str, str], reader: Reader) -> Experts:
     if getattr(module, "has_post_expert_norm", False) or not {first, "down_proj"} <= named.keys():
         raise ModelError("its experts have other parts than two products")
 
-    def products(name: str) -> list[Linear]:
+    def product(name: str) -> GroupedLinear:
         # quantised ones lie by their outputs, whatever the module has
         plain = reader.checkpoint.method(named[name]) is None
-        return reader.products(named[name], module.is_transposed and plain)
+        matrices = reader.matrices(named[name], module.is_transposed and plain)
+        bias = reader.vector(named[f"{name}_bias"]) if module.has_bias else None
+        return reader.grouped(matrices, bias)
 
-    def bias(name: str) -> Tensor | None:
-        return reader.vector(named[f"{name}_bias"]) if module.has_bias else None
-
-    return Experts(
-        module,
-        products(first),
-        products("down_proj"),
-        bias(first),
-        bias("down_proj"),
-        reader.on_cpu,
-    )
+    return Experts(product(first), product("down_proj"), gate_of(module, reader.on_cpu))
 
 
 def _compute_buffers(causal: Any, device: torch.device) -> None:
