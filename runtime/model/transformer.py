@@ -58,7 +58,8 @@ class Linear:
             self.by_torch, self.out_features, self.weight = False, weight.out_features, weight
         else:
             self.by_torch = weight.device.type != "cpu" and not batch_invariant
-            self.out_features, self.weight = weight.shape[0], pack_linear(weight)
+            self.out_features = weight.shape[0]
+            self.weight = weight if self.by_torch else pack_linear(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         if isinstance(self.weight, QuantizedWeight):

@@ -71,3 +71,13 @@ def test_wrong_metadata_is_named():
         kernels.linear(torch.ones(4, 2).T, panels, 65)
     with pytest.raises(ValueError, match=r"weight: expected a tensor \[M, K\]"):
         kernels.pack_linear(torch.ones(4))
+
+
+def test_a_bias_is_added_last():
+    panels, x, bias = kernels.pack_linear(torch.randn(70, 9)), torch.randn(3, 9), torch.randn(70)
+    want = kernels.linear(x, panels, 70) + bias
+    assert torch.equal(kernels.linear(x, panels, 70, bias), want)
+    with pytest.raises(ValueError, match=r"bias: expected .* \[70\], got .* \[69\]"):
+        kernels.linear(x, panels, 70, bias[:69])
+    with pytest.raises(ValueError, match="scales: expected none on a CPU"):
+        kernels.linear(x, panels, 70, scales=torch.ones(1, 1))

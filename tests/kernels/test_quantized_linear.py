@@ -294,3 +294,19 @@ def test_wrong_arguments_are_named():
     small = kernels.pack_quantized(stored[:, :18].contiguous(), 2)
     with pytest.raises(ValueError, match="weights of the same inputs, got 64 and 32"):
         QuantizedWeight.concatenated([weight, small])
+
+
+@every_format
+def test_rows_of_a_packed_weight_are_unpacked_alone(kind):
+    weight = kernels.pack_quantized(random_stored(kind, 21, 256), kind)
+    ids = torch.tensor([20, 0, 7, 8, 20])
+    values = reference.unpack_quantized(weight)[ids]
+    assert torch.equal(reference.unpack_rows(weight, ids), values)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
+def test_a_bias_is_added_last(exact):
+    weight = kernels.pack_quantized(random_stored(12, 21, 256), 12)
+    x, bias = activations(3, 256), torch.linspace(-1, 1, 21)
+    want = kernels.quantized_linear(x, weight, exact=exact) + bias
+    assert torch.equal(kernels.quantized_linear(x, weight, exact=exact, bias=bias), want)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.model import weights
 from runtime.model.batch import Joined
@@ -93,3 +94,26 @@ def test_half_precision_weights_and_cache(pairs, generator, name):
     logits = engine.forward([chain(tokens, 0, engine.kv.allocate(8))])
     assert logits.dtype == torch.float32
     assert_close(logits, judge(pair.theirs, tokens), tolerance=0.05)
+
+
+@pytest.mark.parametrize("batch_invariant", [True, False])
+def test_products_off_the_cpu_are_ours_unless_they_may_follow_the_batch(batch_invariant):
+    """On tensors that have shapes alone."""
+    weight, x = torch.empty(96, 64, device="meta"), torch.empty(3, 64, device="meta")
+    product = Linear(weight, torch.empty(96, device="meta"), batch_invariant=batch_invariant)
+    with Called() as called:
+        out = product(x)
+    assert (out.shape, out.dtype) == ((3, 96), torch.float32)
+    assert ("specedge::linear" in called.names) == batch_invariant
+
+
+class Called(TorchDispatchMode):
+    """The names of the ops that are called within."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
