@@ -63,7 +63,7 @@ TILES: dict[str, dict[tuple[int, int, int], tuple[Tile, ...]]] = {
 LATENT_TILES = {
     "sm_80": (Tile(32, 16, 8, 3, 1),),
     "sm_90": (Tile(64, 32, 8, 3, 1),),
-    "sm_100": (Tile(64, 32, 8, 3, 1),),
+    "sm_100": (Tile(64, 16, 8, 3, 1),),
 }
 
 
