@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-VOCAB = 120
+VOCAB = 260  # bytes, and a few more
 SIZES = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 64),
     **dict.fromkeys(("intermediate_size", "intermediate_size_mlp", "ffn_dim", "n_inner"), 96),
