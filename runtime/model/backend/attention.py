@@ -57,6 +57,7 @@ class AttentionCall:
     softcap: float
     window: int  # tokens that a node sees, itself included; -1 for all
     has_sinks: bool
+    keeper: int  # which call keeps its keys and values: this one, or an earlier layer's
 
 
 class Recorder:
@@ -64,6 +65,7 @@ class Recorder:
 
     def __init__(self, calls: list[tuple[torch.nn.Module, AttentionCall]]):
         self._calls = calls
+        self._keys: dict[int, tuple[int, Tensor]] = {}  # which call brought them first
 
     def __call__(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any
@@ -71,6 +73,7 @@ class Recorder:
         if mask is not None:
             raise ModelError("it brings attention masks of its own, which a tree cannot follow")
         scale, window = options.get("scaling"), options.get("sliding_window")
+        keeper, _ = self._keys.setdefault(id(key), (len(self._calls), key))
         self._calls.append(
             (
                 module,
@@ -82,6 +85,7 @@ class Recorder:
                     softcap=float(options.get("softcap") or 0.0),
                     window=-1 if window is None else int(window),
                     has_sinks=options.get("s_aux") is not None,
+                    keeper=keeper,
                 ),
             )
         )
@@ -89,18 +93,30 @@ class Recorder:
 
 
 class PagedAttention:
-    """Attention of one layer: keys and values go to the cache, queries over their paths."""
+    """Attention of one layer: keys and values go to the cache, queries over their paths.
 
-    def __init__(self, index: int, call: AttentionCall, running: Pass, batch_invariant: bool):
-        self.index, self.call = index, call
+    index   of its layer in the cache
+    appends whether they are its own, and not those of an earlier layer, which are there already
+    """
+
+    def __init__(
+        self,
+        index: int,
+        appends: bool,
+        call: AttentionCall,
+        running: Pass,
+        batch_invariant: bool,
+    ):
+        self.index, self.appends, self.call = index, appends, call
         self.running, self.batch_invariant = running, batch_invariant
 
     def __call__(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Any
     ) -> tuple[Tensor, None]:
         """query [1, Hq, N, D], key [1, Hk, N, D], value [1, Hk, N, Dv] -> [1, N, Hq, Dv]."""
-        keys, values = self.running.kv.layers[self.index]
-        append_kv(_by_row(key), _by_row(value), keys, values, self.running.batch.slots)
+        if self.appends:
+            keys, values = self.running.kv.layers[self.index]
+            append_kv(_by_row(key), _by_row(value), keys, values, self.running.batch.slots)
         sinks = options["s_aux"].float() if self.call.has_sinks else None
         return self.attended(_by_row(query), sinks)[None], None
 

@@ -113,8 +113,10 @@ def _places(causal: Any, parameters: Parameters) -> dict[str, list[Place]]:
 
 
 def _place_attention(built: Skeleton, running: Pass, batch_invariant: bool) -> None:
+    kept = sorted({call.keeper for call in built.attention.values()})
     for index, (module, call) in enumerate(built.attention.items()):
-        module.__dict__[PLACE] = PagedAttention(index, call, running, batch_invariant)
+        place, appends = kept.index(call.keeper), call.keeper == index
+        module.__dict__[PLACE] = PagedAttention(place, appends, call, running, batch_invariant)
 
 
 def _fill(built: Skeleton, places: dict[str, list[Place]], reader: Reader) -> None:
@@ -222,7 +224,9 @@ def _assembled(built: Skeleton, max_context: int, running: Pass) -> Transformers
         elif on_cpu and is_activation(module):
             module.forward = steady(module.forward)
     embedding = causal.get_input_embeddings().weight
-    shapes = tuple(call.shape for call in built.attention.values())
+    shapes = tuple(
+        call.shape for index, call in enumerate(built.attention.values()) if call.keeper == index
+    )
     return TransformersModel(
         causal,
         _without_body(causal, given),

@@ -91,6 +91,13 @@ def test_texts_end_where_a_tree_could_not_follow(name, field, longest, tmp_path,
         engine.forward([chain(random_tokens(longest + 1, generator), 0, range(16))])
 
 
+@pytest.mark.parametrize("name", ["gemma-3n", "gemma-4-e"])
+def test_shared_keys_and_values_are_kept_once(name, tmp_path):
+    """Of ten layers the last five read what earlier ones keep."""
+    save(FAMILIES[name], tmp_path)
+    assert len(opened(tmp_path).model.kv_shapes) == 5
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_run_is_refused_by_its_configuration(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(cut(FAMILIES[name])))

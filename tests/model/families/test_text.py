@@ -18,7 +18,7 @@ TOKENS = 16
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("name", NAMES)
 def test_text_is_that_of_plain_decoding(name, tmp_path):
-    """Target and draft are one model; greedy, sampled, and sampled without coupling, all at once."""
+    """Target and draft are one model: greedy, sampled and uncoupled texts, all at once."""
     save(FAMILIES[name], tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     pair = Pair(str(tmp_path), str(tmp_path), kv_tokens=128)
