@@ -1,6 +1,7 @@
 """The other ops, each at the sizes of a verification step: B requests with trees of T nodes."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,18 +16,28 @@ from specedge_kernels import reference
 CHECKED_ROWS = 8
 DRAFT_K = 8
 TOP_LOGPROBS = 5
+LARGE_VOCABULARY = 151936  # Qwen's
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    yield from cases_of(step_of(device, quick), device)
+    step = step_of(device, quick)
+    yield from cases_of(step, device)
+    if step.vocabulary < LARGE_VOCABULARY and not quick:
+        yield from draws_of(replace(step, vocabulary=LARGE_VOCABULARY), device)
 
 
-def cases_of(step: Step, device: torch.device) -> Iterator[Case]:
+def draws_of(step: Step, device: torch.device) -> Iterator[Case]:
+    """Of the target's tokens, and what may come before."""
     for mask in (0.0, 0.5):
         yield target_tokens(step, device, "greedy", temperature=0.0, top_p=1.0, mask=mask)
         yield target_tokens(step, device, "sampled", temperature=0.8, top_p=1.0, mask=mask)
         yield target_tokens(step, device, "top-p 0.9", temperature=0.8, top_p=0.9, mask=mask)
-    makers = (edit_logits, token_logprobs, verify, build_tree, draft_topk, grow_tree)
+    yield edit_logits(step, device)
+
+
+def cases_of(step: Step, device: torch.device) -> Iterator[Case]:
+    yield from draws_of(step, device)
+    makers = (token_logprobs, verify, build_tree, draft_topk, grow_tree)
     yield from (make(step, device) for make in makers)
     for name, append in (("ours", ours.append_kv), *triton_ways("append_kv", device)):
         yield append_kv(step, device, name, append)
