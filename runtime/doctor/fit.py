@@ -4,18 +4,21 @@ Reads the model's description and the sizes of its tensors, not the tensors.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
 from runtime.config import EdgeConfig
 from runtime.doctor.finding import Finding, fault, ok
 from runtime.edge.loading import CONTEXT_TOKENS
-from runtime.model.checkpoint import Checkpoint, open_checkpoint
-from runtime.model.config import ModelError
+from runtime.model.checkpoint import open_checkpoint
+from runtime.model.config import KVShape, ModelError, Unsupported
 from runtime.model.folder import EMBEDDING
 from runtime.model.formats import FLOATS, KINDS
 from runtime.model.kv_cache import bytes_per_token
+from runtime.model.locate import locate
 from runtime.model.open import CPU_KV_TOKENS, GPU_SHARE, KV_DTYPES
 from runtime.model.weights import STORED, expected_shapes
 from runtime.system import free_memory_bytes
@@ -43,32 +46,68 @@ def look(topic: str, name: str, config: EdgeConfig) -> Finding:
     on_gpu = torch.cuda.is_available() and config.device != "cpu"
     free_bytes = torch.cuda.mem_get_info()[0] if on_gpu else free_memory_bytes()
     try:
-        checkpoint = open_checkpoint(name)
-        need = needed(checkpoint, config.weights, config.kv_dtype, on_gpu)
+        model = described(name)
+        need = needed(model, config.weights, config.kv_dtype, on_gpu)
     except ModelError as error:
         return fault(topic, str(error), f"name another one with --{topic}")
     if topic == "draft":
-        tokens = min(checkpoint.config.max_context, CONTEXT_TOKENS)
+        tokens = min(model.max_context, CONTEXT_TOKENS)
     else:
         tokens = tokens_that_fit(need, free_bytes) if on_gpu and free_bytes else CPU_KV_TOKENS
     return told(topic, name, replace(need, tokens=tokens), free_bytes)
 
 
-def needed(checkpoint: Checkpoint, weights: str, kv_dtype: str, on_gpu: bool) -> Need:
-    """Of a model with one token. Raises ModelError."""
+class Sizes(Protocol):
+    """Of tensors by name."""
+
+    def n_bytes(self, name: str) -> int:
+        """In the files."""
+
+    def running_bytes(self, name: str) -> int:
+        """On a CPU."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One that is not loaded."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Sizes
+    kv_shapes: tuple[KVShape, ...]
+    max_context: int
+    embedding: str
+
+
+def described(name: str) -> Model:
+    """Whatever runs it, our own code or transformers' modules. Raises ModelError."""
+    try:
+        checkpoint = open_checkpoint(name)
+    except Unsupported:
+        from runtime.model.backend.load import describe
+
+        of_folder = describe(locate(name))
+        sizes = of_folder.weights
+        return Model(sizes.shapes, sizes, *of_folder[1:])
     shapes = expected_shapes(checkpoint.config)
     if missing := [name for name in shapes if name not in checkpoint.shapes]:
         raise ModelError(f"tensor {missing[0]} is missing")
-    dtype = _computed(checkpoint, weights) if on_gpu else torch.float32
+    config = checkpoint.config
+    return Model(shapes, checkpoint, config.kv_shapes, config.max_context, EMBEDDING)
+
+
+def needed(model: Model, weights: str, kv_dtype: str, on_gpu: bool) -> Need:
+    """Of a model with one token."""
+    shapes = model.shapes
+    dtype = _computed(model, weights) if on_gpu else torch.float32
     if weights in KINDS:
         total = sum(_packed_bytes(shape, KINDS[weights]) for shape in shapes.values())
     elif weights == STORED and not on_gpu:
-        total = sum(map(checkpoint.running_bytes, shapes))
+        total = sum(map(model.sizes.running_bytes, shapes))
     else:
         itemsize = FLOATS.get(weights, dtype).itemsize
         total = itemsize * sum(math.prod(shape) for shape in shapes.values())
     stored = dtype if kv_dtype == "same" else KV_DTYPES[kv_dtype]
-    return Need(total, bytes_per_token(checkpoint.config.kv_shapes, stored), 1)
+    return Need(total, bytes_per_token(model.kv_shapes, stored), 1)
 
 
 def tokens_that_fit(need: Need, free_bytes: int) -> int:
@@ -90,13 +129,16 @@ def told(topic: str, name: str, need: Need, free_bytes: int | None) -> Finding:
     return ok(topic, sentence, **figures)
 
 
-def _computed(checkpoint: Checkpoint, weights: str) -> torch.dtype:
+def _computed(model: Model, weights: str) -> torch.dtype:
     """The type in which a GPU has the weights: as stored, bfloat16 if they are quantised."""
-    n_weights = math.prod(checkpoint.shapes[EMBEDDING])
-    is_float32 = checkpoint.n_bytes(EMBEDDING) == 4 * n_weights
+    n_weights = math.prod(model.shapes[model.embedding])
+    is_float32 = model.sizes.n_bytes(model.embedding) == 4 * n_weights
     return FLOATS.get(weights, torch.float32 if is_float32 else torch.bfloat16)
 
 
 def _packed_bytes(shape: tuple[int, ...], kind: int) -> int:
     """Of a matrix that is quantised; vectors stay float32."""
-    return FORMS[kind].packed_bytes(*shape) if len(shape) == 2 else 4 * math.prod(shape)
+    if len(shape) < 2:
+        return 4 * math.prod(shape)
+    *outputs, inputs = shape  # of experts, all outputs
+    return FORMS[kind].packed_bytes(math.prod(outputs), inputs)

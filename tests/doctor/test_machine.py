@@ -11,8 +11,8 @@ from runtime.doctor import fit, machine
 from runtime.doctor.finding import State, exit_status, fault, ok, warning
 from runtime.doctor.prediction import Drafted, Prediction
 from runtime.doctor.server import speed
-from runtime.model.checkpoint import open_checkpoint
 from runtime.model.open import open_engine
+from tests.model.families.small import FAMILIES, save
 
 
 def test_the_exit_status_is_that_of_the_worst() -> None:
@@ -59,7 +59,7 @@ def test_a_forced_instruction_set_is_told() -> None:
 
 @pytest.mark.parametrize("weights", ["stored", "bfloat16", "q8_0"])
 def test_the_memory_of_a_model_is_what_it_takes(tiny_pair: tuple[Path, Path], weights: str) -> None:
-    need = fit.needed(open_checkpoint(tiny_pair[0]), weights, "same", on_gpu=False)
+    need = fit.needed(fit.described(str(tiny_pair[0])), weights, "same", on_gpu=False)
     engine = open_engine(str(tiny_pair[0]), weights, "cpu", lambda model: 64, 16)
     assert need.token_bytes * 64 == engine.kv.pools[0].nbytes
     with safe_open(tiny_pair[0] / "model.safetensors", "pt") as file:
@@ -69,14 +69,26 @@ def test_the_memory_of_a_model_is_what_it_takes(tiny_pair: tuple[Path, Path], we
     assert need.weights_bytes == pytest.approx(n_weights * bytes_each, rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["gemma-2", "gpt-oss", "deepseek-v3"])
+def test_so_is_that_of_a_model_that_transformers_modules_run(tmp_path: Path, name: str) -> None:
+    """Whose layers differ, or whose values are narrower than its keys."""
+    save(FAMILIES[name], tmp_path)
+    model = fit.described(str(tmp_path))
+    need = fit.needed(model, "stored", "same", on_gpu=False)
+    engine = open_engine(str(tmp_path), "stored", "cpu", lambda model: 64, 16)
+    assert need.token_bytes * 64 == sum(pool.nbytes for pool in engine.kv.pools)
+    assert model.max_context == engine.model.max_context
+    assert fit.look("draft", str(tmp_path), EdgeConfig()).state is State.OK
+
+
 def test_a_gpu_computes_in_the_type_of_the_embedding(tiny_pair: tuple[Path, Path]) -> None:
-    checkpoint = open_checkpoint(tiny_pair[0])
+    model = fit.described(str(tiny_pair[0]))
     as_stored, halves = (
-        fit.needed(checkpoint, weights, "same", on_gpu=True) for weights in ("stored", "bfloat16")
+        fit.needed(model, weights, "same", on_gpu=True) for weights in ("stored", "bfloat16")
     )
     assert as_stored.weights_bytes == 2 * halves.weights_bytes
     assert as_stored.token_bytes == 2 * halves.token_bytes
-    quarter = fit.needed(checkpoint, "stored", "float8_e4m3", on_gpu=True)
+    quarter = fit.needed(model, "stored", "float8_e4m3", on_gpu=True)
     assert as_stored.token_bytes == 4 * quarter.token_bytes
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from runtime.model.backend.rotary import Rotary, choose_frequencies, is_rotary
 from runtime.model.backend.skeleton import Skeleton, Uses, explained, skeleton
 from runtime.model.backend.steady import is_activation, steady
 from runtime.model.backend.whole import as_decoder
-from runtime.model.config import MAX_CONTEXT_TOKENS, ModelError, check_count
+from runtime.model.config import MAX_CONTEXT_TOKENS, KVShape, ModelError, check_count
 from runtime.model.experts import Experts, GroupedLinear
 from runtime.model.folder import quantisation_of, read_fields
 from runtime.model.folder_weights import FolderWeights
@@ -28,6 +28,33 @@ from runtime.model.weights import Progress, Reader
 from runtime.system import freed_memory_given_back
 
 Place = tuple[Any, str]  # a module and the name of a parameter in it
+
+
+class Described(NamedTuple):
+    """What a model needs memory for, of its folder alone; shapes and bytes by its files' names."""
+
+    weights: FolderWeights
+    kv_shapes: tuple[KVShape, ...]
+    max_context: int
+    embedding: str
+
+
+def describe(folder: Path) -> Described:
+    """A model that is not loaded. Raises ModelError with a sentence that says what is missing."""
+    built = skeleton(folder)
+    path = folder / "config.json"
+    weights = FolderWeights(folder, quantisation_of(path, read_fields(path)))
+    parameters = Parameters(built.causal, weights)
+    parameters.check()
+    context = _context(built.causal.config.get_text_config(), built.longest, 0)
+    vocabulary = built.causal.get_input_embeddings().weight.shape[0]
+    embedding = next(n for n, shape in weights.shapes.items() if shape[0] == vocabulary)
+    return Described(weights, _kv_shapes(built), context, embedding)
+
+
+def _kv_shapes(built: Skeleton) -> tuple[KVShape, ...]:
+    calls = enumerate(built.attention.values())
+    return tuple(call.shape for index, call in calls if call.keeper == index)
 
 
 @freed_memory_given_back()
@@ -224,15 +251,12 @@ def _assembled(built: Skeleton, max_context: int, running: Pass) -> Transformers
         elif on_cpu and is_activation(module):
             module.forward = steady(module.forward)
     embedding = causal.get_input_embeddings().weight
-    shapes = tuple(
-        call.shape for index, call in enumerate(built.attention.values()) if call.keeper == index
-    )
     return TransformersModel(
         causal,
         _without_body(causal, given),
         given,
         running,
-        shapes,
+        _kv_shapes(built),
         embedding,
         max_context,
     )
