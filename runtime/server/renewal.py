@@ -5,7 +5,7 @@ What cannot be used is told in the log, and what was read before stays in force.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,19 +22,18 @@ LOOK_S = 2.0  # between two looks at the files
 
 RenewKeys = Callable[[Mapping[str, bytes] | None], None]
 Renewed = Callable[[Mapping[str, bytes] | None, bytes], None]
-Stamp = tuple[int, int, int]  # when a file was written, which one it is, and its bytes
+# when a file was written, when it or its rights were changed, which one it is, and its bytes
+Stamp = tuple[int, int, int, int]
 
 
 @asynccontextmanager
 async def renewing(
-    config: ServerConfig,
-    certificates: Iterable[Certificate | None],
-    renewed: Renewed,
+    renewal: "Renewal", certificates: Iterable[Certificate | None], renewed: Renewed
 ) -> AsyncIterator[None]:
-    """A `Renewal` of these while the context lasts."""
-    users = Path(config.users) if config.users else None
-    renewal = Renewal(users, [one for one in certificates if one is not None], renewed)
-    running = asyncio.ensure_future(renewal.run())
+    """Look after the files while the context lasts; what has changed since `renewal` was made is
+    read at once."""
+    known = [one for one in certificates if one is not None]
+    running = asyncio.ensure_future(renewal.run(known, renewed))
     try:
         yield
     finally:
@@ -42,54 +41,66 @@ async def renewing(
 
 
 class Renewal:
-    """`renewed(users, certificate)` is called in the event loop when something is new.
+    """To be made in the event loop, before the files are read for the first time.
 
-    users: the file of users, None where everyone is let in. certificates: all that are served; the
-    hash of the first is what is told. Raises ConfigError from `renewed` where users cannot be used.
+    `renewed(users, certificate)` is called there when something is new. users: tokens by name, None
+    where everyone is let in; certificate: the hash of the first of those that are served. It may
+    raise ConfigError where the users cannot be used.
     """
 
-    def __init__(
-        self,
-        users: Path | None,
-        certificates: Iterable[Certificate],
-        renewed: Renewed,
-    ) -> None:
-        self._users, self._certificates = users, tuple(certificates)
-        self._renewed = renewed
+    def __init__(self, config: ServerConfig) -> None:
+        named = (config.users, config.tls_certificate, config.tls_key)
+        self._users = Path(config.users) if config.users else None
+        self._files = [Path(name) for name in named if name]
         self._seen = self._stamps()
+        self._asked = False
+        self._wake = asyncio.Event()
+        on_hangup(asyncio.get_running_loop(), self.ask)
 
-    async def run(self) -> None:
+    def ask(self) -> None:
+        """Read all files at the next opportunity, changed or not."""
+        self._asked = True
+        self._wake.set()
+
+    async def run(self, certificates: Sequence[Certificate], renewed: Renewed) -> None:
         """For as long as the server runs."""
-        on_hangup(asyncio.get_running_loop(), self.read)
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(LOOK_S)
-            self.look()
+            self.look(certificates, renewed)
+            # not wait_for: before Python 3.12 it may swallow a cancellation
+            timer = loop.call_later(LOOK_S, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+            self._wake.clear()
 
-    def look(self) -> None:
-        """Read what has changed since the last look."""
-        if (stamps := self._stamps()) != self._seen:
-            self._seen = stamps
-            self.read()
-
-    def read(self) -> None:
-        """Read all files and put them in force, if all of them can be used."""
+    def look(self, certificates: Sequence[Certificate], renewed: Renewed) -> None:
+        """Read what has changed since the last look, or all if that was asked for."""
+        stamps = self._stamps()
+        if not self._asked and stamps == self._seen:
+            return
+        self._seen, self._asked = stamps, False
         try:
-            users = None if self._users is None else load_users(self._users)
-            fresh = [certificate.on_file() for certificate in self._certificates]
-            self._renewed(users, fresh[0].hash if fresh else NO_CERTIFICATE)
+            users = self._read(certificates, renewed)
         except (ConfigError, TLSError) as error:
             log.error("users and certificates stay as they were", extra=fields(reason=str(error)))
-            return
-        for certificate in self._certificates:
+        else:
+            log.info("users and certificates read again", extra=fields(users=users))
+
+    def _read(self, certificates: Sequence[Certificate], renewed: Renewed) -> int | None:
+        """Put all files in force, if all of them can be used; how many users there are."""
+        for file in self._files:
+            if file.exists() and not file.is_file():
+                raise ConfigError(f"{file} is no regular file, which could be read again")
+        users = None if self._users is None else load_users(self._users)
+        fresh = [certificate.on_file() for certificate in certificates]
+        renewed(users, fresh[0].hash if fresh else NO_CERTIFICATE)
+        for certificate in certificates:
             certificate.serve_file()
-        known = None if users is None else len(users)
-        log.info("users and certificates read again", extra=fields(users=known))
+        return None if users is None else len(users)
 
     def _stamps(self) -> dict[Path, Stamp | None]:
         """Of all files; None for one that is not there."""
-        files = [] if self._users is None else [self._users]
-        files += [file for one in self._certificates for file in (one.file, one.key)]
-        return {file: _stamp(file) for file in files}
+        return {file: _stamp(file) for file in self._files}
 
 
 def _stamp(file: Path) -> Stamp | None:
@@ -97,4 +108,4 @@ def _stamp(file: Path) -> Stamp | None:
         status = file.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

@@ -24,7 +24,7 @@ from runtime.server.door import Door, Identity
 from runtime.server.guide import Guides
 from runtime.server.loop import DeviceError, Server
 from runtime.server.metrics import Metrics
-from runtime.server.renewal import Renewed, RenewKeys, renewing
+from runtime.server.renewal import Renewal, Renewed, RenewKeys, renewing
 from runtime.server.request import Request
 from runtime.server.schedule.step import Step
 from runtime.server.trace_file import tracing
@@ -100,7 +100,7 @@ def start(config: ServerConfig, open_engine: OpenTarget = open_target) -> None:
 async def _redirect(config: ServerConfig, console: Terminal) -> None:
     """Send everyone on to the replicas until a signal."""
     tell_accept_failures(asyncio.get_running_loop())
-    certificate = _certificate(config)
+    renewal, certificate = Renewal(config), _certificate(config)
     users = load_users(Path(config.users)) if config.users else None
     door = _door(config, users, certificate, identity=None)
     metrics = Metrics()
@@ -129,7 +129,7 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
 
     async with (
         _pages(config, console, lambda: "", metrics),
-        renewing(config, (certificate,), renewed),
+        renewing(renewal, (certificate,), renewed),
     ):
         _announce(config, console, certificate, *listener.sockets[0].getsockname()[:2])
         await stop.wait()
@@ -152,7 +152,7 @@ async def serve(
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
     # opened last, so that nobody reaches a server that cannot answer.
     tell_accept_failures(asyncio.get_running_loop())
-    certificate = _certificate(config)
+    renewal, certificate = Renewal(config), _certificate(config)
     there = _There(config)
 
     def announce(host: str, port: int) -> None:
@@ -177,7 +177,7 @@ async def serve(
         renewed = _renewed(server, join(server, loaded.tokenizer))
         _tell_ready(config, console, loaded.engine)
         del loaded
-        async with renewing(config, (certificate, api_certificate), renewed):
+        async with renewing(renewal, (certificate, api_certificate), renewed):
             await server.run(listener, announce)
     _tell_totals(console, server)
 

@@ -20,6 +20,8 @@ from runtime.wire.states import Role
 # what OpenSSL makes of bytes that are no TLS
 NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"}
 NO_TLS |= {"PACKET_LENGTH_TOO_LONG", "BAD_RECORD_TYPE", "UNEXPECTED_MESSAGE"}
+BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+NO_PASSPHRASE = ""  # else one would be asked for on the terminal
 PIN = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -49,8 +51,12 @@ class Certificate:
         """From now on serve what its files hold; connections that stand keep what they have.
 
         Only after `on_file`: a context that was given half of a pair serves nobody.
+        Raises TLSError.
         """
-        self.context.load_cert_chain(self.file, self.key)
+        try:
+            self.context.load_cert_chain(self.file, self.key, NO_PASSPHRASE)
+        except (OSError, ValueError) as error:
+            raise TLSError(f"cannot use {self.file} with {self.key}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,12 @@ def load_certificate(
     context.sslobject_class = _telling(on_failure)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, NO_PASSPHRASE)
         text = certificate.read_text(encoding="ascii")
+        first = text[text.index(BEGIN) : text.index(END) + len(END)]
     except (OSError, ValueError) as error:
         sentence = f"cannot use the certificate {certificate} with the key {key}: {error}"
         raise TLSError(sentence) from error
-    end = "-----END CERTIFICATE-----"
-    first = text[text.index("-----BEGIN CERTIFICATE-----") : text.index(end) + len(end)]
     known = certificate_hash(ssl.PEM_cert_to_DER_cert(first))
     return Certificate(context, known, certificate, key)
 

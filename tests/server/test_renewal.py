@@ -1,5 +1,6 @@
 """Users and certificates are read again while the server runs, and no answer is dropped."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -14,15 +15,15 @@ import pytest
 
 from runtime.api.backend import UnknownKey
 from runtime.api.of_server import LocalEdges
-from runtime.config import ConfigError, parse_address
+from runtime.config import ConfigError, ServerConfig, parse_address
 from runtime.demo import server_process
 from runtime.edge.net.link import Credentials, Link, Request, Sampling, ServerError
 from runtime.model.tokenizer import Tokenizer
-from runtime.server.renewal import Renewal
-from runtime.server.users import add_user
+from runtime.server.renewal import Renewal, renewing
+from runtime.server.users import add_user, load_users
 from runtime.wire import messages as wire
 from runtime.wire.auth import certificate_hash
-from runtime.wire.tls import load_certificate, trust
+from runtime.wire.tls import Certificate, TLSError, load_certificate, trust
 from tests.certificates import self_signed
 from tests.server.in_loop import USERS, Serving, run, serving
 
@@ -35,8 +36,23 @@ def users_file(folder: Path, *names: str) -> tuple[Path, dict[str, bytes]]:
     return path, {name: add_user(path, name).encode() for name in names}
 
 
-def renewal_of(path: Path | None, told: list[object], *certificates: object) -> Renewal:
-    return Renewal(path, certificates, lambda users, known: told.append((users, known)))
+class Looking:
+    """A renewal of a file of users and of certificates, and what it has told."""
+
+    def __init__(self, users: Path | None, *certificates: Certificate):
+        self.told: list[object] = []
+        self._certificates = certificates
+        files = {"tls_certificate": "", "tls_key": ""}
+        for one in certificates:
+            files = {"tls_certificate": str(one.file), "tls_key": str(one.key)}
+        self._config = ServerConfig(users=str(users or ""), **files)
+        self.renewal = asyncio.run(self._made())
+
+    async def _made(self) -> Renewal:
+        return Renewal(self._config)
+
+    def look(self) -> None:
+        self.renewal.look(self._certificates, lambda *what: self.told.append(what))
 
 
 # --- what is read, and when ---
@@ -44,14 +60,13 @@ def renewal_of(path: Path | None, told: list[object], *certificates: object) -> 
 
 def test_only_what_has_changed_is_read(tmp_path: Path) -> None:
     path, tokens = users_file(tmp_path, "alice")
-    told: list[object] = []
-    renewal = renewal_of(path, told)
+    renewal = Looking(path)
     renewal.look()
-    assert told == []
+    assert renewal.told == []
     tokens["bob"] = add_user(path, "bob").encode()
     renewal.look()
     renewal.look()
-    assert told == [(tokens, b"")]
+    assert renewal.told == [(tokens, b"")]
 
 
 def test_a_file_that_is_put_in_the_place_of_another_is_new(tmp_path: Path) -> None:
@@ -62,13 +77,13 @@ def test_a_file_that_is_put_in_the_place_of_another_is_new(tmp_path: Path) -> No
     second, tokens = users_file(tmp_path / "two", "carol")
     at = first.stat().st_mtime_ns
     os.utime(second, ns=(at, at))
-    link, told = tmp_path / "users.toml", list[object]()
+    link = tmp_path / "users.toml"
     link.symlink_to(first)
-    renewal = renewal_of(link, told)
+    renewal = Looking(link)
     link.unlink()
     link.symlink_to(second)
     renewal.look()
-    assert told == [(tokens, b"")]
+    assert renewal.told == [(tokens, b"")]
 
 
 @pytest.mark.parametrize("text", ["", 'alice = "short"\n', "alice = \n", None])
@@ -76,18 +91,48 @@ def test_what_cannot_be_used_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None
 ) -> None:
     path, _ = users_file(tmp_path, "alice")
-    told: list[object] = []
-    renewal = renewal_of(path, told)
+    renewal = Looking(path)
     path.unlink()
     if text is not None:
         path.write_text(text, encoding="utf-8")
         path.chmod(0o600)
     renewal.look()
-    assert told == []
+    assert renewal.told == []
     assert "stay as they were" in caplog.text
     _, tokens = users_file(tmp_path, "alice")
     renewal.look()
-    assert told == [(tokens, b"")]
+    assert renewal.told == [(tokens, b"")]
+
+
+def test_rights_that_are_mended_are_new(tmp_path: Path) -> None:
+    path, tokens = users_file(tmp_path, "alice")
+    renewal = Looking(path)
+    path.chmod(0o644)
+    renewal.look()
+    assert renewal.told == []
+    path.chmod(0o600)
+    renewal.look()
+    assert renewal.told == [(tokens, b"")]
+
+
+def test_what_is_no_file_is_not_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _ = users_file(tmp_path, "alice")
+    renewal = Looking(path)
+    path.unlink()
+    os.mkfifo(path)
+    renewal.look()
+    assert renewal.told == []
+    assert "stay as they were" in caplog.text
+
+
+def test_tables_without_end_are_no_table(tmp_path: Path) -> None:
+    path = tmp_path / "users.toml"
+    path.write_text(f"a = {'[' * 5000}", encoding="utf-8")
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load_users(path)
 
 
 def test_users_whom_the_server_refuses_leave_the_certificate_too(
@@ -98,7 +143,9 @@ def test_users_whom_the_server_refuses_leave_the_certificate_too(
     def refuse(users: object, known: bytes) -> None:
         raise ConfigError("two users have the same token")
 
-    Renewal(path, (), refuse).read()
+    renewal = Looking(path).renewal
+    renewal.ask()
+    renewal.look((), refuse)
     (record,) = caplog.records
     assert record.fields == {"reason": "two users have the same token"}
 
@@ -108,17 +155,35 @@ def test_half_of_a_pair_leaves_the_certificate_as_it_was(tmp_path: Path) -> None
     for name in NAMES:
         self_signed(tmp_path, name)
     served = load_certificate(tmp_path / "server.pem", tmp_path / "server.key")
-    told: list[object] = []
-    renewal = renewal_of(None, told, served)
+    renewal = Looking(None, served)
     (tmp_path / "other.pem").replace(tmp_path / "server.pem")
     renewal.look()
-    assert told == []
+    assert renewal.told == []
     assert shown_by(served.context) == served.hash
     (tmp_path / "other.key").replace(tmp_path / "server.key")
     renewal.look()
-    (known,) = told
+    (known,) = renewal.told
     assert known == (None, served.on_file().hash)
     assert shown_by(served.context) == served.on_file().hash != served.hash
+
+
+def test_a_key_with_a_passphrase_asks_nobody(tmp_path: Path) -> None:
+    """On the terminal, say, while all answers wait."""
+    self_signed(tmp_path, "server")
+    key = str(tmp_path / "server.key")
+    command = ["openssl", "pkcs8", "-topk8", "-passout", "pass:a passphrase", "-in", key]
+    subprocess.run([*command, "-out", key + ".hidden"], check=True, capture_output=True)
+    os.replace(key + ".hidden", key)
+    with pytest.raises(TLSError, match="cannot use the certificate"):
+        load_certificate(tmp_path / "server.pem", tmp_path / "server.key")
+
+
+def test_a_certificate_under_another_heading_is_a_sentence(tmp_path: Path) -> None:
+    self_signed(tmp_path, "server")
+    path = tmp_path / "server.pem"
+    path.write_text(path.read_text().replace("CERTIFICATE", "X509 CERTIFICATE"))
+    with pytest.raises(TLSError, match="cannot use the certificate"):
+        load_certificate(path, tmp_path / "server.key")
 
 
 def shown_by(context: ssl.SSLContext) -> bytes:
@@ -236,6 +301,27 @@ def test_keys_of_the_api_are_those_of_now(tiny_pair: tuple[Path, Path]) -> None:
             assert await edges.backend_of("c" * 40)
 
     run(scenario)
+
+
+def test_what_changes_while_a_model_loads_is_read_when_it_has(tmp_path: Path) -> None:
+    """The files were read before, and a signal that comes meanwhile ends nothing."""
+    path, tokens = users_file(tmp_path, "alice")
+    told: list[object] = []
+
+    async def scenario() -> None:
+        renewal = Renewal(ServerConfig(users=str(path)))
+        load_users(path)
+        tokens["bob"] = add_user(path, "bob").encode()
+        if hasattr(signal, "SIGHUP"):
+            for _ in range(20):
+                os.kill(os.getpid(), signal.SIGHUP)
+        async with renewing(renewal, (), lambda *what: told.append(what)):
+            while not told:
+                await asyncio.sleep(0)
+
+    run(scenario)
+    assert told[0] == (tokens, b"")
+    assert len(told) <= 2, "once for the change, once for all the signals"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal here")
