@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ from runtime.model.backend.rotary import forward_of, is_rotary
 from runtime.model.config import MAX_LAYERS, ModelError, check_count
 from runtime.model.folder import read_fields
 
+_REASON_CHARACTERS = 300  # torch's go on with addresses of its own code
+_SIZES = {
+    **{"vocab_size": 2**24, "num_hidden_layers": MAX_LAYERS},
+    **{"hidden_size": 2**31 - 1, "num_attention_heads": 2**31 - 1},
+}
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -92,7 +99,20 @@ def configuration(folder: Path) -> Any:
         check_count("num_hidden_layers", fields.get("num_hidden_layers", 1), MAX_LAYERS)
         # what the weights are quantised with is for the reader of weights alone
         own = {"auto_map": None, "quantization_config": None}
-        return AutoConfig.for_model(**{**fields, **own})
+        config = AutoConfig.for_model(**{**fields, **own})
+        _check_sizes(config.get_text_config())
+        return config
+
+
+def _check_sizes(config: Any) -> None:
+    """Whatever a family calls them: modules are made by these, and a vocabulary is told edges."""
+    for name, most in _SIZES.items():
+        if (size := getattr(config, name, None)) is not None:  # not every family has heads
+            check_count(name, size, most)
+    every = next((n for name in _EXPERTS if (n := getattr(config, name, None))), None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if isinstance(every, int) and isinstance(chosen, int):
+        check_count("num_experts_per_tok", chosen, every)
 
 
 def skeleton(folder: Path) -> Skeleton:
@@ -198,4 +218,5 @@ def explained(folder: Path, what: str) -> Iterator[None]:
         raise ModelError(f"{folder}: {what} cannot be run: {error}") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shorten(reason, _REASON_CHARACTERS, placeholder=" …")
         raise ModelError(f"{folder}: {what} cannot be run: {reason}") from error

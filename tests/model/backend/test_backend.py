@@ -224,3 +224,27 @@ def test_functions_have_the_same_bits_wherever_a_number_lies(function, generator
         for row in range(len(x)):
             assert torch.equal(function(x[row : row + 1, :37]), together[row : row + 1, :37])
     torch.testing.assert_close(together, function(x))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "wrong", "said"),
+    [
+        ("gptj", {"n_layer": 10**9}, "num_hidden_layers is 1000000000; expected 1 .. 1024"),
+        ("gptj", {"vocab_size": 0}, "vocab_size is 0"),
+        ("phi3", {"vocab_size": 10**30}, "vocab_size is 10"),
+        ("phi3", {"num_attention_heads": -1}, "num_attention_heads is -1"),
+        ("phi3", {"num_key_value_heads": 10**30}, "cannot be run"),
+        ("gpt_oss", {"num_experts_per_tok": 9, "num_local_experts": 8}, "expected 1 .. 8"),
+        ("deepseek_v3", {"num_experts_per_tok": -1}, "num_experts_per_tok is -1"),
+    ],
+)
+def test_sizes_that_lie_are_told_in_a_sentence(model_type, wrong, said, tmp_path):
+    """Before a module is made of them, and without the pages that torch has to say of some."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **wrong}))
+    with pytest.raises(ModelError) as refused:
+        load(tmp_path, "stored", CPU)
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < 600
+    if "vocab_size" in wrong:
+        with pytest.raises(ModelError, match="vocab_size"):
+            vocabulary_size(str(tmp_path))
