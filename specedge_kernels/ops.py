@@ -8,8 +8,6 @@ any. Letters: see `specedge_kernels/__init__.py`; the meaning of each op in plai
 `reference.py`. Knows nothing of models, requests or networks.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -21,6 +19,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 CACHED = (*FLOATS, torch.float8_e4m3fn)
 PANEL = 64  # outputs that lie side by side in packed weights
 SCALE_BLOCK = 128  # outputs and inputs of float8 weights that share a scale
+MOST_FLOAT, MOST_INT = torch.finfo(torch.float32).max, torch.iinfo(torch.int64).max
 
 _ops = torch.ops.specedge
 
@@ -612,7 +611,7 @@ def route(
     n_experts = logits.shape[1]
     _check_within("k", k, n_experts)
     _expect(scoring in ("softmax", "sigmoid"), "scoring", "softmax or sigmoid", scoring)
-    _expect(_is_finite(scale), "scale", "a finite number", scale)
+    _expect(_is_finite(scale), "scale", "a finite float32", scale)
     if bias is not None:
         _check("bias", bias, torch.float32, (n_experts,))
     _check_within("n_groups", n_groups, n_experts)
@@ -842,24 +841,29 @@ def _scales(
             _check(name, scale, torch.float32, (heads,))
             scales |= {name: 1.0, name + "s": scale}
         else:
-            _expect(_is_finite(scale) and scale > 0, name, "more than 0, and finite", scale)
+            _expect(
+                _is_finite(scale) and scale > 0, name, "more than 0, and a finite float32", scale
+            )
             scales |= {name: scale, name + "s": None}
     return scales
 
 
 def _check_scoring(scale: float, softcap: float, window: int) -> None:
-    _expect(_is_finite(scale), "scale", "a finite number", scale)
-    _expect(_is_finite(softcap) and softcap >= 0, "softcap", "0 or more, and finite", softcap)
+    _expect(_is_finite(scale), "scale", "a finite float32", scale)
+    _expect(
+        _is_finite(softcap) and softcap >= 0, "softcap", "0 or more, and a finite float32", softcap
+    )
     _check_count("window", window, -1)
 
 
 def _check_eps(eps: float) -> None:
-    _expect(_is_finite(eps) and eps >= 0, "eps", "0 or more, and finite", eps)
+    _expect(_is_finite(eps) and eps >= 0, "eps", "0 or more, and a finite float32", eps)
 
 
 def _check_count(name: str, value: int, least: int) -> None:
     holds = isinstance(value, int | torch.SymInt) and value >= least
     _expect(holds, name, f"{least} or more", value)
+    _expect(not isinstance(value, int) or value <= MOST_INT, name, "an int64", value)
 
 
 def _check_within(name: str, value: int, most: int) -> None:
@@ -868,7 +872,8 @@ def _check_within(name: str, value: int, most: int) -> None:
 
 
 def _is_finite(value: float) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """As a float32, which is what the implementations take."""
+    return isinstance(value, int | float) and abs(value) <= MOST_FLOAT
 
 
 def _expect(holds: bool, name: str, expected: object, got: object) -> None:

@@ -277,6 +277,12 @@ def test_what_is_no_number_is_refused(op, name):
         refuse(op, {**CALLS[op](), name: wrong}, f"{name}: expected")
 
 
+@pytest.mark.parametrize(("op", "name"), NUMBERS)
+def test_numbers_that_no_machine_type_holds_are_refused(op, name):
+    for wrong in (10**400, -(10**400), 1e39 if name in REAL else 2**63):
+        refuse(op, {**CALLS[op](), name: wrong}, f"{name}: expected")
+
+
 def test_packing_wants_a_tensor_without_gradients():
     with pytest.raises(ValueError, match="pack_linear: expected a tensor, got list"):
         kernels.pack_linear([[1.0]])
@@ -381,7 +387,7 @@ def test_a_wrong_value_is_named_and_nothing_is_written(op, name, where, value, m
         ("tree_attention", "q", torch.zeros(6, 0, 8), "q: expected a multiple of 2 heads, got 0"),
         ("tree_attention", "q", torch.zeros(6, 3, 8), "q: expected a multiple of 2 heads, got 3"),
         ("tree_attention", "window", -5, "window: expected -1 or more, got -5"),
-        ("tree_attention", "scale", float("nan"), "scale: expected a finite number, got nan"),
+        ("tree_attention", "scale", float("nan"), "scale: expected a finite float32, got nan"),
         ("tree_attention", "softcap", -1.0, "softcap: expected 0 or more"),
         ("rms_norm", "eps", -1e-6, "eps: expected 0 or more"),
         ("tree_attention", "k_scale", 0.0, "k_scale: expected more than 0"),

@@ -119,7 +119,7 @@ def test_no_rows():
         ({"k": 0}, r"k: expected 1 \.\. 8, got 0"),
         ({"k": 9}, r"k: expected 1 \.\. 8, got 9"),
         ({"scoring": "relu"}, "scoring: expected softmax or sigmoid, got relu"),
-        ({"scale": float("nan")}, "scale: expected a finite number"),
+        ({"scale": float("nan")}, "scale: expected a finite float32"),
         ({"bias": torch.zeros(7)}, r"bias: expected .* \[8\], got"),
         ({"n_groups": 3}, "n_groups: expected a divisor of 8, got 3"),
         ({"n_groups": 4, "top_groups": 5}, r"top_groups: expected 1 \.\. 4, got 5"),
