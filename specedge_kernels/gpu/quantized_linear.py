@@ -52,7 +52,9 @@ def quantized_linear_kernel(
     OFFSET: tl.constexpr,
     TABLE: tl.constexpr,  # (), or what codes stand for: four words of four signed bytes
     FP4: tl.constexpr,  # codes are floats of four bits, doubled
-    ASSEMBLY: tl.constexpr,  # (), or how four bytes become numbers: of low and of high codes
+    # "", or how four bytes become numbers. Not a tuple: Triton 3.6 cannot pass on strings from one.
+    LOW_ASSEMBLY: tl.constexpr,
+    HIGH_ASSEMBLY: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCKS: tl.constexpr,  # of one turn of the loop
@@ -118,9 +120,9 @@ def quantized_linear_kernel(
                     shift = (k // 4 * 2)[None, :].to(tl.uint8)
                     low |= (tl.load(bits_at + place) >> shift & 3) << 4
                     high |= (tl.load(bits_at + place + 32) >> shift & 3) << 4
-                if len(ASSEMBLY) > 0:
-                    low = four_numbers(stored, DOT, OFFSET, ASSEMBLY[0])
-                    high = four_numbers(stored, DOT, OFFSET, ASSEMBLY[1])
+                if LOW_ASSEMBLY != "":
+                    low = four_numbers(stored, DOT, OFFSET, LOW_ASSEMBLY)
+                    high = four_numbers(stored, DOT, OFFSET, HIGH_ASSEMBLY)
                 else:
                     low = number(low, x.dtype.element_ty, DOT, OFFSET, TABLE, FP4)
                     high = number(high, x.dtype.element_ty, DOT, OFFSET, TABLE, FP4)
@@ -272,6 +274,7 @@ def launch(x: Tensor, packed: Tensor, form: Form, bias: Tensor | None, out: Tens
     splits = n_splits(inputs, row_tiles * tiles // PROGRAMS, x.device)
     chunk = chunk_inputs(inputs)
     parts = x.new_empty(splits if splits > 1 else 0, rows, outputs, dtype=torch.float32)
+    low_assembly, high_assembly = assembly(form, x.dtype)
     quantized_linear_kernel[(row_tiles, tiles, splits)](
         x,
         packed,
@@ -292,7 +295,8 @@ def launch(x: Tensor, packed: Tensor, form: Form, bias: Tensor | None, out: Tens
         OFFSET=form.offset,
         TABLE=words_of(form.table) if form.table and form.table != FP4 else (),
         FP4=form.table == FP4,
-        ASSEMBLY=assembly(form, x.dtype),
+        LOW_ASSEMBLY=low_assembly,
+        HIGH_ASSEMBLY=high_assembly,
         BLOCK_ROWS=BLOCK_ROWS,
         BLOCK_M=BLOCK_OUTPUTS,
         BLOCKS=BLOCKS,
@@ -307,23 +311,24 @@ def launch(x: Tensor, packed: Tensor, form: Form, bias: Tensor | None, out: Tens
         sum_chunks(parts, bias, out)
 
 
-def assembly(form: Form, dtype: torch.dtype) -> tuple[str, ...]:
+def assembly(form: Form, dtype: torch.dtype) -> tuple[str, str]:
     """PTX that makes the low, or the high, four bits of four bytes into two pairs of dtype.
 
     Each comes as the lowest bits of 128, or of 1024 in float16, plus the code. Nothing where codes
     have other bits or meanings, and under the interpreter, which runs none.
     """
     if form.bits != 4 or form.table or dtype == torch.float32 or triton.knobs.runtime.interpret:
-        return ()
+        return "", ""
     least = "0x43004300" if dtype == torch.bfloat16 else "0x64006400"
     # The first two bytes, and the last two, each in the lower half of 16 bits.
-    return tuple(
+    low, high = (
         f"{{ .reg .b32 w, a, b; shr.u32 w, $2, {bits}; "
         "prmt.b32 a, w, 0, 0x4140; prmt.b32 b, w, 0, 0x4342; "
         f"lop3.b32 $0, a, 0x000F000F, {least}, 0xEA; "
         f"lop3.b32 $1, b, 0x000F000F, {least}, 0xEA; }}"
         for bits in (0, 4)
     )
+    return low, high
 
 
 def words_of(table: Sequence[int]) -> tuple[int, ...]:

@@ -106,8 +106,9 @@ def test_packed_weights_become_numbers_on_their_way_to_one_instruction(
     assert set(re.findall(r"\S*mma\S*\.bf16\S*", ptx)) == {
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
     }
-    # Programs enough for a multiprocessor's share of the loads.
-    assert compiled.metadata.shared * quantized.PROGRAMS <= SHARED_BYTES["sm_80"] * 1.5
+    # Programs enough for a multiprocessor's share of the loads: an A100's has 164 KiB, of which
+    # each takes one KiB more than it asks for.
+    assert (compiled.metadata.shared + 1024) * quantized.PROGRAMS <= 164 * 1024
 
 
 def test_one_compiled_kernel_serves_any_number_of_rows_of_packed_weights(monkeypatch):
