@@ -37,12 +37,14 @@ def ours() -> list[Case]:
         *(case for case in ops.cases_of(STEP, DEVICE) if case.way == "ours"),
         products.linear(4, DTYPE, DEVICE),
         *experts.cases(DEVICE),
-        *(quantised() if DEVICE.type == "cpu" else []),
+        *quantised(),
     ]
 
 
 def quantised() -> list[Case]:
-    products_of = [products.quantized_linear(4, kind) for kind in FORMS]
+    products_of = [products.quantized_linear(4, kind, device=DEVICE) for kind in FORMS]
+    if DEVICE.type == "cuda":
+        return products_of
     return [*products_of, products.pack_quantized(12), products.dequantize(12)]
 
 

@@ -17,6 +17,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     """MLP projections: of SmolLM2-135M on a CPU, of Qwen3-14B on a GPU."""
     if device.type == "cuda":
         yield from (linear(rows, torch.bfloat16, device, 5120, 34816) for rows in (1, 16, 64, 512))
+        for kind in (12,) if quick else (2, 12, 14):  # Q4_0, Q4_K, Q6_K
+            yield from (quantized_linear(rows, kind, 5120, 5120, device) for rows in (1, 16, 64))
         return
     for dtype in (torch.float32, torch.bfloat16):
         yield from (linear(rows, dtype, device) for rows in (1, 16))
@@ -49,18 +51,28 @@ def linear(
     return Case("linear", "ours", shape, n_bytes, 2 * rows * inputs * outputs, prepare)
 
 
-def quantized_linear(rows: int, kind: int, inputs: int = 1536, outputs: int = 576) -> Case:
-    """On a CPU: the activations are rounded to 8 bits."""
+def quantized_linear(
+    rows: int, kind: int, inputs: int = 1536, outputs: int = 576, device: torch.device = CPU
+) -> Case:
+    """A CPU rounds activations to 8 bits; a GPU takes bfloat16 as it is."""
+    on_cpu = device.type == "cpu"
+    dtype = torch.float32 if on_cpu else torch.bfloat16
 
     def prepare(seed: int) -> Work:
-        x = normal(rows, inputs, device=CPU, seed=seed)
+        x = normal(rows, inputs, device=device, seed=seed, dtype=dtype)
         weight = random_weight(kind, inputs, outputs, seed)
-        call = lambda: ours.quantized_linear(x, weight)  # noqa: E731
-        values = reference.unpack_quantized(weight).double()
-        expected = reference.round_activations(x).double() @ values.T
-        return Work(call, lambda: far_from(expected, call(), 1e-5))
+        there = weight.to(device)
+        call = lambda: ours.quantized_linear(x, there)  # noqa: E731
 
-    n_bytes = FORMS[kind].packed_bytes(outputs, inputs) + rows * (inputs + outputs) * 4
+        def check() -> str:
+            multiplied = reference.round_activations(x) if on_cpu else x.cpu()
+            expected = multiplied.double() @ reference.unpack_quantized(weight).double().T
+            return far_from(expected, call(), TOLERANCES[dtype])
+
+        return Work(call, check)
+
+    numbers = rows * (inputs + outputs)
+    n_bytes = FORMS[kind].packed_bytes(outputs, inputs) + numbers * dtype.itemsize
     shape = f"{FORMS[kind].name} N{rows} K{inputs} M{outputs}"
     return Case("quantized_linear", "ours", shape, n_bytes, 2 * rows * inputs * outputs, prepare)
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from bench.kernels import attention, experts, ops, products
-from bench.kernels.__main__ import Machine, measured
+from bench.kernels.__main__ import Machine, cases, measured
 from bench.kernels.baselines import bind_sdpa
 from bench.kernels.case import Case, Work, far_from, unlike
+from specedge_kernels.library import DEVICES, TRITON_OPS
 
 CPU = torch.device("cpu")
 SHAPE = attention.Shape("tiny", 6, 2, 16, torch.float32, torch.float32, 2, 20, 5)
@@ -40,6 +41,13 @@ def test_a_way_that_raises_fails_its_row_alone(capsys):
     assert len(list(measured(iter(cases), Machine(CPU, 1e9, 1e9), failures))) == 1
     assert len(failures) == 1
     assert "no such kernel" in capsys.readouterr().err
+
+
+def test_every_op_of_a_gpu_has_a_row(monkeypatch):
+    pytest.importorskip("triton")
+    for op in TRITON_OPS:
+        monkeypatch.setitem(DEVICES, op, ["cuda"])
+    assert {case.op for case in cases(torch.device("cuda"), quick=True)} == set(TRITON_OPS)
 
 
 def test_nan_is_close_to_nothing():
