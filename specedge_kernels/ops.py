@@ -442,8 +442,8 @@ def grow_tree(
     expanded [B, X] int32 are nodes, -1 for the root and -2 for nobody, from whose logits
     `draft_topk` gave ids [B, X, K] int64 and logprobs [B, X, K] float32. Their children are
     appended in that order; C must hold them. Then the frontier is the best `beams` nodes without a
-    slot among the best budget[b] (int32 [B]) of all; equals go to the node found first. Node i of
-    the frontier gets slot first_slot + i, below 64 * words.
+    slot among the best budget[b] (int32 [B]) of all whose score is not -inf; equals go to the node
+    found first. Node i of the frontier gets slot first_slot + i, below 64 * words.
     Returns the frontier [B, F] int32, -2 beyond its end, and the rows of the pass that expands it:
     tokens [B F] int64, ancestors [B F, words] int64 (bits are slots), depth [B F] int32. A row of
     nobody is token 0 at depth 0 and sees only itself.

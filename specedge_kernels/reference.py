@@ -381,9 +381,9 @@ def grow_tree(
 
     Tree b is the first found[b] entries of tokens, parents, scores, depths, slots [B, C], changed
     in place; of the expanded nodes [B, X] each brings K children, ids and logprobs [B, X, K].
-    -1 is the root, -2 nobody. Of the best budget[b] nodes, the best `beams` without a slot are the
-    frontier; its node i gets slot first_slot + i. Returns the frontier [B, F] i32, -2 beyond its
-    end, and as rows for the next pass: tokens [B F] i64, ancestors [B F, W] i64 by slot, depth.
+    -1 is the root, -2 nobody. Of the best budget[b] nodes, without those of score -inf, the best
+    `beams` that have no slot are the frontier; its node i gets slot first_slot + i. Returns the
+    frontier [B, F] i32, -2 beyond its end, and as rows for the next pass: tokens [B F] i64, ancestors [B F, W] i64 by slot, depth.
     """
     batch = found.shape[0]
     frontier = torch.full((batch, beams), -2, dtype=torch.int32)
@@ -401,6 +401,7 @@ def grow_tree(
                 n += 1
         found[b] = n
         best = torch.sort(scores[b, :n], descending=True, stable=True).indices[: int(budget[b])]
+        best = best[scores[b, best] > -math.inf]
         for i, node in enumerate(best[slots[b, best] < 0][:beams].tolist()):
             frontier[b, i], slots[b, node] = node, first_slot + i
         for i, node in enumerate(frontier[b].tolist()):

@@ -74,7 +74,8 @@ def grow_tree_kernel(
     node = tl.arange(0, CAPACITY)
     known = node < count
     score = tl.load(scores + node, mask=known, other=float("-inf"))
-    waiting = known & (tl.load(slots + node, mask=known, other=0) < 0)
+    possible = known & (score > float("-inf"))
+    waiting = possible & (tl.load(slots + node, mask=known, other=0) < 0)
     limit = tl.load(budget + b)
     for beam in range(beams):
         top = tl.max(tl.where(waiting, score, float("-inf")), 0)

@@ -75,6 +75,8 @@ def fields(rng: random.Random) -> dict:
     chosen |= rng.choice(HEADS) | rng.choice(ROPES)
     # a mistral's layers are what transformers refuses to build once it sees layer_types
     windows = [w for w in WINDOWS if chosen["model_type"] != "mistral" or "layer_types" not in w]
+    if chosen["model_type"] == "qwen2_moe":  # transformers has windows there without a width
+        windows.remove({"sliding_window": None, "use_sliding_window": True})
     chosen |= rng.choice(windows)
     for key in rng.sample(sorted(SWITCHES), 4):
         chosen[key] = rng.choice(SWITCHES[key])
