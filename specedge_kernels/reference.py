@@ -383,7 +383,8 @@ def grow_tree(
     in place; of the expanded nodes [B, X] each brings K children, ids and logprobs [B, X, K].
     -1 is the root, -2 nobody. Of the best budget[b] nodes, without those of score -inf, the best
     `beams` that have no slot are the frontier; its node i gets slot first_slot + i. Returns the
-    frontier [B, F] i32, -2 beyond its end, and as rows for the next pass: tokens [B F] i64, ancestors [B F, W] i64 by slot, depth.
+    frontier [B, F] i32, -2 beyond its end, and as rows for the next pass: tokens [B F] i64,
+    ancestors [B F, W] i64 by slot, depth.
     """
     batch = found.shape[0]
     frontier = torch.full((batch, beams), -2, dtype=torch.int32)
