@@ -165,7 +165,7 @@ def test_impossible_models_are_named():
         ({"embedding": EMBEDDING.to("meta")}, "expected tensors on cpu, got meta"),
         ({"embedding": EMBEDDING.tolist()}, "decoder: expected a tensor, got list"),
         ({"norm": torch.ones(H, requires_grad=True)}, "decoder has no gradient"),
-        ({"eps": float("nan")}, "eps: expected 0 or more, and finite, got nan"),
+        ({"eps": float("nan")}, "eps: expected 0 or more, and a finite float32, got nan"),
         ({"layers": [layer(-5)]}, "window: expected -1 or more, got -5"),
     ):
         with pytest.raises(ValueError, match=message):
