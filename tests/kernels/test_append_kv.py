@@ -127,7 +127,9 @@ def test_wrong_metadata_is_named():
         kernels.append_kv(k, k.half(), k_cache, v_cache, slots)
     with pytest.raises(ValueError, match=r"k_cache: expected .* with D contiguous"):
         kernels.append_kv(k, k, k_cache.transpose(1, 3), v_cache.transpose(1, 3), slots)
-    with pytest.raises(ValueError, match="k_scale: expected more than 0, and a finite float32, got 0"):
+    with pytest.raises(
+        ValueError, match="k_scale: expected more than 0, and a finite float32, got 0"
+    ):
         kernels.append_kv(k, k, k_cache, v_cache, slots, k_scale=0.0)
     with pytest.raises(ValueError, match="slots: expected a contiguous int64"):
         kernels.append_kv(k, k, k_cache, v_cache, slots.int())

@@ -459,7 +459,9 @@ def test_wrong_metadata_is_named():
         attend(q, k_cache, v_cache.double(), batch)
     with pytest.raises(ValueError, match="q: expected a contiguous"):
         attend(q.transpose(0, 1), k_cache, v_cache, batch)
-    with pytest.raises(ValueError, match="v_scale: expected more than 0, and a finite float32, got 0"):
+    with pytest.raises(
+        ValueError, match="v_scale: expected more than 0, and a finite float32, got 0"
+    ):
         attend(q, k_cache, v_cache, batch, v_scale=0)
     two_heads = k_cache.repeat(1, 1, 2, 1), v_cache.repeat(1, 1, 2, 1)
     with pytest.raises(ValueError, match="q: expected a multiple of 2 heads, got 1"):
