@@ -25,7 +25,7 @@ from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.load import Load
 from runtime.server.policy.slots import Expected, first_slot
 from runtime.server.policy.window import HOLD_S, Place
-from runtime.server.request import Request
+from runtime.server.request import Phase, Request
 from runtime.wire.messages import Turn
 
 # A credit is for the step that a tree can be in if its edge hurries: if it drafts half as long as
@@ -156,8 +156,8 @@ class Pipeline:
         return self.credits.wake_s
 
     def check(self, requests: Iterable[Request]) -> None:
-        """Recount who stands where, from all that are open."""
-        requests = list(requests)
+        """Recount who stands where, from all that are open; the loop tells of a whole prompt."""
+        requests = [request for request in requests if request.phase is not Phase.READING]
         assert self.load.requests == len(requests), f"{self.load.requests} of {len(requests)}"
         plain = sum(request.is_plain for request in requests)
         assert self._plain == plain, f"{self._plain} decode plainly, counted {plain}"

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Hashable
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from runtime.server.policy.express_pass import POLICIES
 from runtime.server.policy.pipeline import Grant, Pipeline
 from runtime.server.policy.trial import SLACK_TOKENS
 from runtime.server.policy.window import Place
-from runtime.server.request import Request
+from runtime.server.request import Phase, Request
 from runtime.tree import Tree
 from runtime.wire.messages import Open, Turn
 
@@ -472,3 +473,14 @@ def test_what_an_edge_has_shown_is_known_at_its_next_request_and_its_moments_are
     # another request of the same edge, at the same time, learns for itself
     edge.trial.drafted(tokens=1, round_tokens=3.5)
     assert later.trial.slack_tokens > edge.trial.slack_tokens
+
+
+def test_a_request_whose_prompt_is_on_the_way_is_in_no_count() -> None:
+    server = Server(Pipeline(4, 128, RoundRobin()))
+    server.open("read")
+    half = Request("half", replace(server.requests["read"].params, prompt_tokens=2), 1 << 62, [0])
+    assert half.phase is Phase.READING
+    server.pipeline.check([*server.requests.values(), half])
+    half.context.append(1)
+    with pytest.raises(AssertionError, match="1 of 2"):
+        server.pipeline.check([*server.requests.values(), half])
