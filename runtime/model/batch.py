@@ -18,6 +18,7 @@ from torch import Tensor
 from runtime.model.staging import Layout
 from specedge_kernels import build_tree
 
+NO_ADAPTER = -1
 MAX_TREE_NODES = 256  # four mask words; chains may be longer
 
 
@@ -38,11 +39,20 @@ class TreeRequest:
     pages: Sequence[int]  # must hold prefix_len + len(parents) tokens
     logit_rows: Sequence[int]  # which new nodes' logits are wanted, indices into tokens
     drawn: Drawn | None = None  # what the first new node has in place of tokens[0]
+    adapter: int = NO_ADAPTER  # which of the model's all its rows have
 
     @property
     def n_tokens(self) -> int:
         """Tokens in the cache after the pass."""
         return self.prefix_len + len(self.parents)
+
+
+@dataclass(frozen=True)
+class AdaptedRows:
+    """The rows of a pass that have an adapter, and which."""
+
+    rows: Tensor  # [A] i64
+    sets: Tensor  # [A, 1] i32
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class TreeBatch:
     ancestors: Tensor  # [N, W] i64
     depth: Tensor  # [N] i32
     wanted: Tensor | None = None  # [R] i64, rows whose hidden states the pass gives, None for all
+    adapted: AdaptedRows | None = None  # of all rows; None where none has an adapter
+    adapted_wanted: AdaptedRows | None = None  # of the wanted rows, by their place among these
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,8 @@ class BatchSize:
     pages: int  # M
     words: int  # W
     logits: int  # rows whose logits are wanted
+    adapted: int = 0  # rows that have an adapter
+    adapted_logits: int = 0  # of these, rows whose logits are wanted
 
     def layout(self) -> Layout:
         """The arrays that `Joined.fill` writes and `tree_batch` reads."""
@@ -93,6 +107,10 @@ def _layout(size: BatchSize) -> Layout:
         prefix_lens=(i32, (size.requests,)),
         n_nodes=(i32, (size.requests,)),
         page_table=(i32, (size.requests, size.pages)),
+        adapted_rows=(i64, (size.adapted,)),
+        adapted_sets=(i32, (size.adapted, 1)),
+        adapted_wanted_rows=(i64, (size.adapted_logits,)),
+        adapted_wanted_sets=(i32, (size.adapted_logits, 1)),
     )
 
 
@@ -111,6 +129,7 @@ class Joined:
         self.tokens = _column(chain.from_iterable(r.tokens for r in requests))
         self.parents = _column(chain.from_iterable(r.parents for r in requests))
         self.logit_rows = _column(chain.from_iterable(r.logit_rows for r in requests))
+        self.adapters = _column(r.adapter for r in requests)
         self.follow = [(index, r.drawn) for index, r in enumerate(requests) if r.drawn is not None]
         self.drawn = self.follow[0][1].tokens if self.follow else None  # all from one pass
         # of each node its place among those of its request
@@ -121,6 +140,7 @@ class Joined:
     def size(self) -> BatchSize:
         """The least size that holds the requests."""
         largest = self.nodes[~self.is_chain].max(initial=0)
+        has_adapter = self.adapters != NO_ADAPTER
         return BatchSize(
             rows=len(self.tokens),
             nodes=len(self.parents),
@@ -128,9 +148,11 @@ class Joined:
             pages=int(self._pages().max()),
             words=1 if largest <= 64 else 2 if largest <= 128 else 4,
             logits=len(self.logit_rows),
+            adapted=int(self.new[has_adapter].sum()),
+            adapted_logits=int(self.logits[has_adapter].sum()),
         )
 
-    def check(self, vocab_size: int, max_context: int, n_pages: int) -> None:
+    def check(self, vocab_size: int, max_context: int, n_pages: int, n_adapters: int = 0) -> None:
         """Raises ValueError with expected and got if the pass would read or write a wrong place."""
         held = _column(len(r.pages) for r in self.requests)
         length = self.prefix + self.nodes
@@ -147,11 +169,12 @@ class Joined:
             and _lie_in(self.tokens, 0, vocab_size)
             and _lie_in(self.logit_rows, 0, np.repeat(self.new, self.logits))
             and _lie_in(self.parents, -1, self.place)
+            and _lie_in(self.adapters, NO_ADAPTER, n_adapters)
             and _lie_in(_column(chain.from_iterable(r.pages for r in self.requests)), 0, n_pages)
         )
         if not right:  # who is wrong, and in what, is looked for only now
             for request in self.requests:
-                _complain(request, vocab_size, max_context, n_pages, self.page_size)
+                _complain(request, vocab_size, max_context, n_pages, n_adapters, self.page_size)
             raise AssertionError("a batch was found wrong, and none of its requests")
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -190,6 +213,17 @@ class Joined:
         wanted = np.repeat(_begins(self.new), self.logits) + self.logit_rows
         arrays["logit_rows"][: len(wanted)], arrays["logit_rows"][len(wanted) :] = wanted, 0
         arrays["prefix_lens"][:], arrays["n_nodes"][:] = prefix, nodes
+        if len(arrays["adapted_rows"]):
+            self._fill_adapted(arrays, "adapted", self.new)
+            self._fill_adapted(arrays, "adapted_wanted", self.logits)
+
+    def _fill_adapted(
+        self, arrays: Mapping[str, np.ndarray], name: str, counts: np.ndarray
+    ) -> None:
+        """Which of so many rows of each request have an adapter, and which one."""
+        sets = np.repeat(self.adapters, counts)
+        which = np.flatnonzero(sets != NO_ADAPTER)
+        arrays[f"{name}_rows"][:], arrays[f"{name}_sets"][:, 0] = which, sets[which]
 
     def _of_nodes(self) -> np.ndarray:
         """Of each node its request."""
@@ -227,7 +261,14 @@ def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:
         ancestors=ancestors,
         depth=depth,
         wanted=arrays["logit_rows"],
+        adapted=_adapted(arrays, "adapted"),
+        adapted_wanted=_adapted(arrays, "adapted_wanted"),
     )
+
+
+def _adapted(arrays: Mapping[str, Tensor], name: str) -> AdaptedRows | None:
+    rows = arrays[f"{name}_rows"]
+    return AdaptedRows(rows, arrays[f"{name}_sets"]) if len(rows) else None
 
 
 def _column(numbers: Iterable[int]) -> np.ndarray:
@@ -254,7 +295,12 @@ def _lie_in(values: np.ndarray, low: int, end: "int | np.ndarray") -> bool:
 
 
 def _complain(
-    request: TreeRequest, vocab_size: int, max_context: int, n_pages: int, page_size: int
+    request: TreeRequest,
+    vocab_size: int,
+    max_context: int,
+    n_pages: int,
+    n_adapters: int,
+    page_size: int,
 ) -> None:
     """Raises ValueError for the first thing that is wrong with one request, if anything is."""
     n_new, n_nodes = len(request.tokens), len(request.parents)
@@ -278,6 +324,7 @@ def _complain(
         )
     _check_range("token", request.tokens, 0, vocab_size)
     _check_range("page", request.pages, 0, n_pages)
+    _check_range("adapter", [request.adapter], NO_ADAPTER, n_adapters)
     _check_range("logit row", request.logit_rows, 0, n_new)
     for node, parent in enumerate(request.parents):
         if not -1 <= parent < node:

@@ -33,6 +33,7 @@ class Model(Protocol):
     head_ids: Tensor | None  # [head_size] i64, the token of each logit; None: column t is token t
     max_context: int  # tokens of the longest text
     n_positions: int  # that a node can have: those of the text, and a tree's beyond its end
+    adapters: tuple[str, ...]  # names; a request has one by its place among these
 
     def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
         """Hidden states [R, H] of the wanted rows; writes all rows' KV. Never waits."""
@@ -107,7 +108,7 @@ class Engine:
 
     def _joined(self, requests: Sequence[TreeRequest]) -> Joined:
         model, joined = self.model, Joined(requests, self.kv.page_size)
-        joined.check(model.vocab_size, model.max_context, self.kv.n_pages)
+        joined.check(model.vocab_size, model.max_context, self.kv.n_pages, len(model.adapters))
         return joined
 
     def _upload(self, joined: Joined) -> TreeBatch:

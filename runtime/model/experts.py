@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.model.batch import AdaptedRows
 from runtime.model.transformer import GatedMlp, Linear
 from specedge_kernels import (
     QuantizedWeight,
@@ -126,12 +127,12 @@ class SharedExpert:
 
 @dataclass(frozen=True)
 class MixtureOfExperts:
-    """The MLP of a layer with experts: x [N, H] -> [N, H]."""
+    """The MLP of a layer with experts: x [N, H] -> [N, H]. No adapter adds anything to it."""
 
     router: Router
     experts: Experts
     shared: SharedExpert | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
         out = self.experts(x, *self.router(x))
         return out if self.shared is None else out.add_(self.shared(x))

@@ -66,7 +66,7 @@ class GgufFile:
         tensors = {
             tensor.name: tensor
             for place, header in parts_of(path, metadata.header)
-            for whole in _stored_tensors(place, header)
+            for whole in stored_tensors(place, header)
             for tensor in _matrices(whole)
         }
         # llama.cpp has no such tensor in the other architectures
@@ -108,7 +108,7 @@ class GgufFile:
 
 
 @dataclass(frozen=True)
-class _StoredTensor:
+class GgufTensor:
     """One tensor in a file, blocks along the last dimension."""
 
     name: str
@@ -127,7 +127,7 @@ class _StoredTensor:
         return StoredWeight(data.view(self.stored_shape), int(self.ggml_type))
 
 
-def _matrices(tensor: _StoredTensor) -> Iterator[_StoredTensor]:
+def _matrices(tensor: GgufTensor) -> Iterator[GgufTensor]:
     """A tensor [E, M, K] of all experts as one of each, blk.3.ffn_up.7.weight; others as they are.
 
     The gate of a shared expert is a row, which files have without its first dimension.
@@ -151,11 +151,11 @@ def _matrices(tensor: _StoredTensor) -> Iterator[_StoredTensor]:
         )
 
 
-def _vector(tensor: _StoredTensor) -> Tensor:
+def _vector(tensor: GgufTensor) -> Tensor:
     return floats(tensor.read(), torch.float32)
 
 
-def _stored_tensors(path: Path, header: Header) -> Iterator[_StoredTensor]:
+def stored_tensors(path: Path, header: Header) -> Iterator[GgufTensor]:
     """The tensors of a file: each lies in it, in bytes of its own, so it is no larger than that."""
     version, end = version_of(path), header.data_start
     size, *_ = version
@@ -167,7 +167,7 @@ def _stored_tensors(path: Path, header: Header) -> Iterator[_StoredTensor]:
         end = first + math.prod(shape)
         if end > size:
             raise ModelError(f"{path} is cut short in tensor {info.name}")
-        yield _StoredTensor(info.name, info.shape, _ggml_type(info), shape, path, first, version)
+        yield GgufTensor(info.name, info.shape, _ggml_type(info), shape, path, first, version)
 
 
 def _stored_shape(info: TensorInfo) -> tuple[int, ...]:

@@ -139,7 +139,8 @@ class PaddedSteps:
 def holds(size: BatchSize, exact: BatchSize, page_size: int) -> bool:
     """Whether a batch of the sizes `exact` can be filled up to `size`.
 
-    What is filled up is one more request: a chain of the spare nodes, some of them new.
+    What is filled up is one more request: a chain of the spare nodes, some of them new. A
+    batch with adapters is held by none.
     """
     rows, nodes = size.rows - exact.rows, size.nodes - exact.nodes
     fits = (
@@ -147,6 +148,7 @@ def holds(size: BatchSize, exact: BatchSize, page_size: int) -> bool:
         and size.pages >= exact.pages
         and size.words >= exact.words
         and size.logits >= exact.logits
+        and exact.adapted == 0
     )
     return fits and 0 <= rows <= nodes <= size.pages * page_size
 

@@ -1,20 +1,26 @@
 """From the options a person gives to a ready engine: device, weights, paged KV."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
+from runtime.model.adapted import adapt
+from runtime.model.adapter import load_adapter
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.config import ModelError, Unsupported
 from runtime.model.engine import Engine, Model
 from runtime.model.formats import FLOATS
 from runtime.model.kv_cache import PagedKV, bytes_per_token
 from runtime.model.locate import locate
+from runtime.model.transformer import Transformer
 from runtime.model.weights import Progress
 from runtime.model.weights import load as load_own
 
 CPU_KV_TOKENS = 32768  # whose memory is taken as it is written
 GPU_SHARE = 0.85  # the rest is for a pass's own tensors and recorded passes
+NO_ADAPTERS: Mapping[str, Path] = MappingProxyType({})
 KV_DTYPES = {**FLOATS, "float8_e4m3": torch.float8_e4m3fn}
 
 
@@ -30,17 +36,21 @@ def open_engine(
     backend: str = "auto",
     max_context: int = 0,
     batch_invariant: bool = True,
+    adapters: Mapping[str, Path] = NO_ADAPTERS,
 ) -> Engine:
     """Load a model and give it a KV pool of `kv_tokens(model)` tokens, as many as fit if that is 0.
 
     weights, activations and batch_invariant as for `weights.load`; kv_dtype "same" is the type that
     the model computes in; device is auto, cpu, cuda or cuda:N; backend is "own", "transformers" or
     "auto", which is own for the families it knows; max_context is the longest text that will be
-    asked for, 0 for the model's: some models of transformers are set up for it. Raises ModelError
-    with a sentence when the model, the device or the memory cannot be had.
+    asked for, 0 for the model's: some models of transformers are set up for it; adapters are paths
+    by name, as for `load_adapter`. Raises ModelError with a sentence when the model, an adapter,
+    the device or the memory cannot be had.
     """
     options = weights, _device(device), progress, activations, batch_invariant
     model = _load(name, options, backend, max_context)
+    if adapters:
+        _adapt(model, adapters)
     stored = model.dtype if kv_dtype == "same" else KV_DTYPES[kv_dtype]
     n_pages = -(-(kv_tokens(model) or _tokens_that_fit(model, stored)) // page_size)
     try:
@@ -50,6 +60,15 @@ def open_engine(
             f"no memory for a KV cache of {n_pages * page_size} tokens; ask for fewer"
         ) from error
     return Engine(model, kv)
+
+
+def _adapt(model: Model, adapters: Mapping[str, Path]) -> None:
+    if not isinstance(model, Transformer):
+        raise ModelError(
+            "adapters need a model of a family that runs by our own code; this one is run by "
+            "transformers' modules: merge the adapter into its base model"
+        )
+    adapt(model, [load_adapter(name, path, model.config) for name, path in adapters.items()])
 
 
 def vocabulary_size(name: str) -> int:

@@ -5,8 +5,8 @@ Runs rows of tokens against a paged KV cache. Knows nothing of requests, pages o
 On the CPU every row's result is the same to the last bit however many rows share the pass, and
 that is what makes speculation lossless there: all ops come from specedge_kernels, which sum in a
 fixed order, and activations are float32 whatever the type of the weights. Layers run as one call
-there, with the bits of the ops one by one, if none has experts. On a CUDA device activations have
-the model's dtype, and the same holds with batch_invariant.
+there, with the bits of the ops one by one, if none has experts and no row of the pass an adapter.
+On a CUDA device activations have the model's dtype, and the same holds with batch_invariant.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.model.batch import MAX_TREE_NODES, TreeBatch
+from runtime.model.batch import MAX_TREE_NODES, AdaptedRows, TreeBatch
 from runtime.model.config import ModelConfig
 from runtime.model.kv_cache import PagedKV
 from runtime.model.rope import rope_tables
@@ -42,7 +42,8 @@ class Linear:
 
     exact: on a CPU the inputs of quantised weights are not rounded to 8 bits; on a GPU they never
     are. batch_invariant: a row's bits do not depend on its batch, which only the products of floats
-    on a GPU can do without, by torch's own.
+    on a GPU can do without, by torch's own. added: what adapters add to the result of the rows that
+    have one (adapted.py).
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Linear:
         batch_invariant: bool = True,
     ):
         self.bias, self.exact = bias, exact
+        self.added: Callable[[Tensor, Tensor, AdaptedRows], None] | None = None
         self.weight: Tensor | QuantizedWeight
         if isinstance(weight, QuantizedWeight):
             self.by_torch, self.out_features, self.weight = False, weight.out_features, weight
@@ -61,7 +63,13 @@ class Linear:
             self.out_features = weight.shape[0]
             self.weight = weight if self.by_torch else pack_linear(weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
+        out = self._product(x)
+        if adapted is not None and self.added is not None:
+            self.added(out, x, adapted)
+        return out
+
+    def _product(self, x: Tensor) -> Tensor:
         if isinstance(self.weight, QuantizedWeight):
             return quantized_linear(x, self.weight, exact=self.exact, bias=self.bias)
         if self.by_torch:
@@ -89,8 +97,8 @@ class GatedMlp:
     gate_up: Linear  # H -> 2 I
     down: Linear  # I -> H
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(silu_mul(self.gate_up(x)))
+    def __call__(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
+        return self.down(silu_mul(self.gate_up(x, adapted)), adapted)
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class Layer:
     qk_norm: Tensor | None  # [Hq + Hk, D]
     output: Linear
     mlp_norm: Tensor  # [H]
-    mlp: Callable[[Tensor], Tensor]  # a GatedMlp, or a mixture of experts
+    mlp: Callable[[Tensor, AdaptedRows | None], Tensor]  # a GatedMlp, or a mixture of experts
 
 
 class Transformer:
@@ -111,6 +119,7 @@ class Transformer:
     On a CPU it may be quantised; rows are decoded as they are looked up.
 
     head_ids [head_size] i64 names the token of each logit, None where column t is token t.
+    adapters: the names of those that rows may ask for, put beside the products by `adapted.adapt`.
     """
 
     def __init__(
@@ -125,6 +134,7 @@ class Transformer:
     ):
         self.config, self.layers = config, layers
         self.embedding, self.norm, self.head, self.head_ids = embedding, norm, head, head_ids
+        self.adapters: tuple[str, ...] = ()
         self.device = norm.device
         # float32 on the CPU, the weights' own dtype elsewhere: norms are loaded that way
         self.dtype = norm.dtype
@@ -151,7 +161,9 @@ class Transformer:
         Nothing here waits for the device, so a pass can be captured in a
         CUDA graph.
         """
-        return self._op_by_op(batch, kv) if self.decoder is None else self._fused(batch, kv)
+        if self.decoder is None or batch.adapted is not None:
+            return self._op_by_op(batch, kv)
+        return self._fused(batch, kv)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [R, head_size] float32 of rows of hidden states [R, H]."""
@@ -169,13 +181,14 @@ class Transformer:
     def _op_by_op(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
         x, last = self._embed(batch.tokens), len(self.layers) - 1  # x [N, H]
         delta: Tensor | None = None  # what is still to be added to x
+        adapted = batch.adapted
         for index, (layer, (keys, values)) in enumerate(zip(self.layers, kv.layers, strict=True)):
             normed = self._rms_norm(x, layer.attention_norm, delta)
             mixed = self._attention(layer, normed, batch, keys, values, index)
             if index == last and batch.wanted is not None:
-                x, mixed = x[batch.wanted], mixed[batch.wanted]
-            normed = self._rms_norm(x, layer.mlp_norm, layer.output(mixed))
-            delta = layer.mlp(normed)
+                x, mixed, adapted = x[batch.wanted], mixed[batch.wanted], batch.adapted_wanted
+            normed = self._rms_norm(x, layer.mlp_norm, layer.output(mixed, adapted))
+            delta = layer.mlp(normed, adapted)
         assert delta is not None, "a model has layers"
         return x.add_(delta)
 
@@ -196,7 +209,7 @@ class Transformer:
         config = self.config
         heads = config.n_heads + 2 * config.n_kv_heads
         q = rope_append_kv(
-            layer.qkv(x).view(-1, heads, config.head_dim),
+            layer.qkv(x, batch.adapted).view(-1, heads, config.head_dim),
             layer.qk_norm,
             self.cos,
             self.sin,

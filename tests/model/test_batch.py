@@ -20,7 +20,8 @@ def random_request(rng: random.Random) -> TreeRequest:
     tokens = [rng.randrange(1000) for _ in range(n_new)]
     pages = rng.sample(range(500), -(-(prefix + n_nodes) // PAGE_SIZE) + rng.randint(0, 2))
     rows = rng.sample(range(n_new), rng.randint(0, n_new))
-    return TreeRequest(tokens, parents, prefix, pages, rows)
+    adapter = rng.choice([-1, -1, 0, 2])
+    return TreeRequest(tokens, parents, prefix, pages, rows, adapter=adapter)
 
 
 def written_down(requests: list[TreeRequest], size: BatchSize) -> dict[str, list]:
@@ -34,6 +35,7 @@ def written_down(requests: list[TreeRequest], size: BatchSize) -> dict[str, list
     everyone = [*requests, spare, *[empty] * size.requests][: size.requests]
     columns: dict[str, list] = {name: [] for name in ("tokens", "slots", "prefixes", "nodes")}
     columns |= {"logit_rows": [], "parents": [], "offsets": [0], "node_offsets": [0]}
+    columns |= {f"adapted{what}": [] for what in ("_rows", "_sets", "_wanted_rows", "_wanted_sets")}
     for request in everyone:
         first_row, first_node = len(columns["tokens"]), len(columns["parents"])
         for row, token in enumerate(request.tokens):
@@ -44,6 +46,12 @@ def written_down(requests: list[TreeRequest], size: BatchSize) -> dict[str, list
             columns["slots"].append(-1 if request is spare else slot)
             columns["prefixes"].append(request.prefix_len)
             columns["nodes"].append(first_node + node)
+        if request.adapter >= 0:
+            first, new, rows = len(columns["logit_rows"]), len(request.tokens), request.logit_rows
+            columns["adapted_rows"] += range(first_row, first_row + new)
+            columns["adapted_sets"] += [[request.adapter]] * new
+            columns["adapted_wanted_rows"] += range(first, first + len(rows))
+            columns["adapted_wanted_sets"] += [[request.adapter]] * len(rows)
         columns["parents"] += request.parents
         columns["logit_rows"] += [first_row + row for row in request.logit_rows]
         columns["offsets"].append(first_row + len(request.tokens))
@@ -67,7 +75,7 @@ def test_every_array_is_what_loops_write(seed):
         size = BatchSize(
             *(exact.rows + spare_rows, exact.nodes + spare_nodes),
             *(exact.requests + bool(spare_nodes) + rng.randint(0, 2), exact.pages + 12),
-            *(exact.words, exact.logits + spare_rows),
+            *(exact.words, exact.logits + spare_rows, exact.adapted, exact.adapted_logits),
         )
         arrays = size.layout().host_buffer(torch.device("cpu"))[1]
         for array in arrays.values():
@@ -95,6 +103,8 @@ def test_the_least_size(seed):
         pages=max(-(-r.n_tokens // PAGE_SIZE) for r in requests),
         words=1 if largest <= 64 else 2,
         logits=sum(len(r.logit_rows) for r in requests),
+        adapted=sum(len(r.tokens) for r in requests if r.adapter >= 0),
+        adapted_logits=sum(len(r.logit_rows) for r in requests if r.adapter >= 0),
     )
 
 
@@ -103,18 +113,19 @@ def test_right_requests_are_let_through_and_one_wrong_number_is_found(seed):
     rng = random.Random(seed)
     for _ in range(40):
         requests = [random_request(rng) for _ in range(rng.randint(1, 5))]
-        Joined(requests, PAGE_SIZE).check(1000, 400, 500)
+        Joined(requests, PAGE_SIZE).check(1000, 400, 500, 3)
         wrong = rng.randrange(len(requests))
         requests[wrong] = spoilt(requests[wrong], rng)
         with pytest.raises(ValueError, match=r"expected|cannot hold|longer"):
-            Joined(requests, PAGE_SIZE).check(1000, 400, 500)
+            Joined(requests, PAGE_SIZE).check(1000, 400, 500, 3)
 
 
 def spoilt(request: TreeRequest, rng: random.Random) -> TreeRequest:
     """The request with one number out of its range."""
     tokens, parents, pages = list(request.tokens), list(request.parents), list(request.pages)
     prefix_len, rows = request.prefix_len, list(request.logit_rows)
-    match rng.randrange(7):
+    adapter = request.adapter
+    match rng.randrange(8):
         case 0:
             tokens[rng.randrange(len(tokens))] = rng.choice([-1, 1000, 2**40])
         case 1:
@@ -130,7 +141,9 @@ def spoilt(request: TreeRequest, rng: random.Random) -> TreeRequest:
             del pages[-(-request.n_tokens // PAGE_SIZE) - 1 :]
         case 6:
             tokens += [0] * (1 + len(parents) - len(tokens))
-    return TreeRequest(tokens, parents, prefix_len, pages, rows)
+        case 7:
+            adapter = rng.choice([-2, 3])
+    return TreeRequest(tokens, parents, prefix_len, pages, rows, adapter=adapter)
 
 
 def test_numpy_numbers_are_taken_too():

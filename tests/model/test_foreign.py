@@ -101,7 +101,7 @@ def test_quantised_tensors_without_a_word_in_the_configuration(folder, suffix, n
         (["flax_model.msgpack"], "flax_model.msgpack: Flax weights"),
         (
             ["adapter_config.json", "adapter_model.safetensors"],
-            "adapter_config.json: an adapter, not a whole model; merge it into its base model",
+            "adapter_config.json: an adapter, not a whole model; give its base model",
         ),
         (["model.fp16.safetensors"], "model.fp16.safetensors: weights, which belong into a folder"),
         (["model_index.json"], "model_index.json: a diffusers pipeline; expected a language mod"),

@@ -41,6 +41,7 @@ class TransformersModel:
     """
 
     head_ids: Tensor | None = None
+    adapters: tuple[str, ...] = ()
 
     def __init__(
         self,

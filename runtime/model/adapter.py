@@ -1,0 +1,113 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685): what a file adds to which of a model's matrices.
+
+An adapter of peft is a folder, one of llama.cpp a .gguf file. Everything is checked against the
+model's own shapes before it is read. Knows files and numbers, not how a pass uses them.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from runtime.model.adapter_folder import FolderAdapter
+from runtime.model.adapter_gguf import GgufAdapter
+from runtime.model.config import ModelConfig, ModelError
+from runtime.model.weights import expected_shapes
+
+MAX_RANK = 256
+# of the products that a layer has; those of experts are grouped already
+MODULE = re.compile(
+    r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)", re.ASCII
+)
+
+
+class AdapterFile(Protocol):
+    """An adapter on disk: pairs of matrices by the module that they are added to."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Of A and B, by the Hugging Face name of the module, model.layers.3.mlp.up_proj."""
+        ...
+
+    def pair(self, module: str) -> tuple[Tensor, Tensor]:
+        """A and B as they are stored."""
+        ...
+
+    def scale(self, module: str) -> float:
+        """What B A is multiplied with before it is added."""
+        ...
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to a matrix W [M, K]: B A, float32 on the CPU; B has the adapter's factor."""
+
+    a: Tensor  # [R, K]
+    b: Tensor  # [M, R]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that has been read: what it adds, by the name of the module."""
+
+    name: str
+    added: Mapping[str, LowRank]
+
+
+def load_adapter(name: str, path: Path, config: ModelConfig) -> Adapter:
+    """Read an adapter for a model.
+
+    path: a folder as peft saves it, or a .gguf file of an adapter. Raises ModelError with a
+    sentence for what is no adapter, is none of this model, or adds what is not added here.
+    """
+    shapes = expected_shapes(config)
+    try:
+        file = _open(path, config.head_dim)
+        for module, (a, b) in file.shapes.items():
+            _check_shapes(module, a, b, shapes)
+        return Adapter(name, {module: _low_rank(file, module) for module in file.shapes})
+    except ModelError as error:
+        raise ModelError(f"adapter {name}: {error}") from None
+
+
+def _open(path: Path, head_dim: int) -> AdapterFile:
+    if path.is_dir():
+        return FolderAdapter(path)
+    if not path.exists():
+        raise ModelError(f"{path} does not exist; expected a folder of peft's or a .gguf file")
+    if path.suffix != ".gguf":
+        raise ModelError(f"{path} is no .gguf file; of an adapter of peft's, give the folder")
+    return GgufAdapter(path, head_dim)
+
+
+def _check_shapes(
+    module: str, a: tuple[int, ...], b: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    weight = shapes.get(f"{module}.weight")
+    if weight is None:
+        raise ModelError(f"{module} is adapted, but the model has no such matrix")
+    if not MODULE.fullmatch(module):
+        raise ModelError(
+            f"{module} is adapted; only the products of attention and of plain MLPs can be, "
+            "not embeddings, the output head or experts"
+        )
+    (outputs, inputs), rank = weight, a[0] if a else 0
+    if a != (rank, inputs) or b != (outputs, rank):
+        raise ModelError(
+            f"the matrices of {module} have shapes {list(a)} and {list(b)}; expected "
+            f"[rank, {inputs}] and [{outputs}, rank]"
+        )
+    if not 1 <= rank <= MAX_RANK:
+        raise ModelError(f"{module} has rank {rank}; expected 1 to {MAX_RANK}")
+
+
+def _low_rank(file: AdapterFile, module: str) -> LowRank:
+    (a, b), scale = file.pair(module), file.scale(module)
+    a, b = a.float(), b.float() * scale
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ModelError(f"the matrices of {module} have numbers that are not finite")
+    return LowRank(a, b)
