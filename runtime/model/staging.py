@@ -31,13 +31,18 @@ def upload(buffer: Tensor, to: "torch.device | Tensor") -> Tensor:
 
 
 class Arriving:
-    """A tensor on its way from the device to the host."""
+    """Columns of a matrix on their way from the device to the host, each [B] or [B, M].
 
-    def __init__(self, on_device: Tensor):
-        self._host, self._arrival = on_device, None
-        if on_device.device.type == "cuda":
-            self._host = torch.empty_like(on_device, device="cpu", pin_memory=True)
-            self._host.copy_(on_device, non_blocking=True)
+    They are joined on a GPU, so that one copy brings them; those of a CPU when somebody reads them.
+    """
+
+    def __init__(self, columns: tuple[Tensor, ...]):
+        self._columns, self._arrival = columns, None
+        if columns[0].device.type == "cuda":
+            on_device = torch.column_stack(columns)
+            host = torch.empty_like(on_device, device="cpu", pin_memory=True)
+            host.copy_(on_device, non_blocking=True)
+            self._columns = (host,)
             self._arrival = torch.cuda.Event()
             self._arrival.record()
 
@@ -49,19 +54,22 @@ class Arriving:
         except RuntimeError:
             return True
 
-    def wait(self) -> Tensor:
-        """The tensor on the host. Raises what the device has failed with until then."""
+    def wait(self) -> None:
+        """Until it is there. Raises what the device has failed with until then."""
         if self._arrival is not None:
             self._arrival.synchronize()
-        return self._host
+
+    def matrix(self) -> Tensor:
+        """The columns side by side on the host, once they are there."""
+        return torch.column_stack(self._columns)
 
 
-def download(on_device: Tensor) -> Arriving:
-    """Send a tensor to the host; nobody waits for it, nor for what is queued after it.
+def download(*columns: Tensor) -> Arriving:
+    """Send a matrix to the host; nobody waits for it, nor for what is queued after it.
 
     All that a step brings back from its device goes through here.
     """
-    return Arriving(on_device)
+    return Arriving(columns)
 
 
 @dataclass(frozen=True)

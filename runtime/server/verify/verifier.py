@@ -174,6 +174,9 @@ class Batch:
         arrays["position"][:] = np.repeat(prefix_lens + 1, sizes) + depth.numpy()
         arrays["prefix_lens"][:], arrays["page_table"][:] = prefix_lens, table
         self.columns = layout.views(staging.upload(buffer, device))
+        # what the model's thread would else look through between two passes
+        self.follows = any(part.follows for part in parts)
+        self.is_masked = any(part.masks is not None for part in parts)
         edits = [part.edits for part in self.verified]
         wanted, rows = [part.request.params.logprobs for part in self.verified], sizes.tolist()
         self.edits = grouped(edits, device) if any(edits) else None
@@ -181,9 +184,9 @@ class Batch:
 
     def masks(self) -> dict[str, Tensor]:
         """What constraints allow, as `target_tokens` takes it. Waits until it is known."""
-        masks = [None if part.masks is None else part.masks.result() for part in self.verified]
-        if all(mask is None for mask in masks):
+        if not self.is_masked:
             return {}
+        masks = [None if part.masks is None else part.masks.result() for part in self.verified]
         return masked(masks, [len(tree.tokens) for tree in self.trees], self.device)
 
     def follow(self, before: "Launched") -> None:
@@ -202,7 +205,6 @@ class Launched:
     drawn   [B] i64 on the device: the token after each tree's walk, -1 where it has failed
     given   what `before` had drawn as this was queued; it has another `drawn` if it failed later
     fault   why there is none of this
-    on_host both of these, once the step is settled
     retried what came of its requests one by one, where it has failed as a whole
     """
 
@@ -213,7 +215,6 @@ class Launched:
     verdicts: staging.Arriving | None = None  # of each tree: nodes accepted, the bonus, the path
     logprobs: staging.Arriving | None = None  # of the rows of those who want them
     fault: Exception | None = None
-    on_host: tuple[Tensor | None, Tensor | None] = (None, None)
     retried: list[Outcome] | None = None
 
     @property
@@ -225,22 +226,24 @@ class Launched:
         """Until the device is done with it. Raises what it has failed with."""
         if self.fault is not None:
             raise self.fault
-        came = [None if one is None else one.wait() for one in (self.verdicts, self.logprobs)]
-        self.on_host = came[0], came[1]
+        for one in (self.verdicts, self.logprobs):
+            if one is not None:
+                one.wait()
 
     def outcomes(self) -> list[Outcome]:
-        """Of a step that is settled."""
+        """Of a step that is settled. The step before it is let go of here, and not by `settle`: to
+        free all that it consists of takes time that the model would stand still for."""
+        self.before = None
         if self.retried is not None:
             return self.retried
-        batch, (verdicts, logprobs) = self.batch, self.on_host
-        if verdicts is None:
-            return []
+        assert self.verdicts is not None, "the step was never launched"
+        batch, verdicts = self.batch, self.verdicts.matrix().tolist()
         outcomes = [
             _outcome(part.request, nodes[:count], token)
-            for part, (count, token, *nodes) in zip(batch.verified, verdicts.tolist(), strict=True)
+            for part, (count, token, *nodes) in zip(batch.verified, verdicts, strict=True)
         ]
-        if batch.logprobs is not None and logprobs is not None:
-            told = batch.logprobs.by_tree(logprobs)
+        if batch.logprobs is not None and self.logprobs is not None:
+            told = batch.logprobs.by_tree(self.logprobs.matrix())
             for outcome, rows in zip(outcomes, told, strict=True):
                 if rows and isinstance(outcome, Verified):
                     outcome.logprobs = [rows[node] for node in outcome.path]
@@ -299,7 +302,7 @@ def launch(engine: Engine, batch: Batch, before: Launched | None) -> Launched:
     """
     launched = Launched(batch, before, None if before is None else before.drawn)
     try:
-        if any(part.follows for part in batch.parts):
+        if batch.follows:
             assert before is not None, "a step follows none"
             batch.follow(before)
         _queue(engine, launched)
@@ -321,7 +324,7 @@ def settle(engine: Engine, launched: Launched) -> None:
     request at a time, and one that was launched behind it is launched anew, as tokens and KV of
     the first were not there for it.
     """
-    before, launched.before = launched.before, None
+    before = launched.before
     if before is not None and launched.given is not before.drawn:
         again = launch(engine, launched.batch, before)
         launched.drawn, launched.verdicts = again.drawn, again.verdicts
@@ -385,8 +388,7 @@ def _queue(engine: Engine, launched: Launched) -> None:
     engine.compact_verified(pages, prefix_lens, path, accepted_lens)
     if batch.logprobs is not None and raw is not None:
         launched.logprobs = staging.download(batch.logprobs.of_targets(raw, target))
-    verdicts = torch.column_stack((accepted_lens, bonus, path))
-    launched.drawn, launched.verdicts = bonus, staging.download(verdicts)
+    launched.drawn, launched.verdicts = bonus, staging.download(accepted_lens, bonus, path)
 
 
 def _outcome(request: Request, path: list[int], bonus: int) -> Outcome:

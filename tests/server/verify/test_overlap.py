@@ -6,6 +6,7 @@ What it needs of that one never leaves the device. The oracle is the same text, 
 import queue
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from runtime.server.verify.verifier import (
     fetch,
     launch,
     put_together,
+    settle,
     verify_batch,
 )
 from runtime.tree import Tree
@@ -194,6 +196,23 @@ def test_a_step_sends_two_buffers_and_brings_one_back(
     assert events[8:] == ["wait", "wait"]
 
 
+def test_a_step_is_let_go_of_when_the_outcomes_of_the_next_are_read(engine: Engine) -> None:
+    """Not by the thread that settles it, for which the model waits; and none is kept for ever."""
+    request = plain(engine, 0)
+    last, steps = None, []
+    for _ in range(4):
+        work = [Work(request, 0, True, follows=last is not None)]
+        launched = launch(engine, put_together(engine, work), last)
+        settle(engine, launched)
+        steps.append(weakref.ref(launched))
+        last = launched
+    del launched
+    assert all(step() is not None for step in steps), "freed in the thread that settles"
+    assert last is not None
+    last.outcomes()
+    assert [step() is None for step in steps] == [True, True, True, False]
+
+
 def test_a_step_that_fails_late_is_run_again_and_so_is_what_was_queued_behind_it(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +225,7 @@ def test_a_step_that_fails_late_is_run_again_and_so_is_what_was_queued_behind_it
     work = [Work(request, 0, True, follows=True) for request in requests]
     ahead = launch(engine, put_together(engine, work), running)
 
-    def fail() -> Tensor:
+    def fail() -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
     monkeypatch.setattr(running.verdicts, "wait", fail)
@@ -240,19 +259,19 @@ def test_whose_token_cannot_be_drawn_fails_alone_and_harms_nobody_in_the_next_st
 # --- the model's thread, on a device that runs by itself ---
 
 
-class Gate:
+class Gate(staging.Arriving):
     """Stands for a copy from a device that is done when a test says so."""
 
-    def __init__(self, tensor: Tensor, over: threading.Event):
-        self.tensor, self.over = tensor, over
+    def __init__(self, columns: tuple[Tensor, ...], over: threading.Event):
+        super().__init__(columns)
+        self.over = over
 
     @property
     def is_there(self) -> bool:
         return self.over.is_set()
 
-    def wait(self) -> Tensor:
+    def wait(self) -> None:
         assert self.over.wait(PATIENCE_S)
-        return self.tensor
 
 
 def test_a_device_is_given_the_next_step_before_the_last_is_over(
@@ -262,7 +281,7 @@ def test_a_device_is_given_the_next_step_before_the_last_is_over(
     overs = [threading.Event() for _ in range(3)]
     gates = iter(overs)
     passes: queue.Queue[int] = queue.Queue()
-    monkeypatch.setattr(staging, "download", lambda tensor: Gate(tensor, next(gates)))
+    monkeypatch.setattr(staging, "download", lambda *columns: Gate(columns, next(gates)))
     engine = StubEngine(4096, 16, lambda: passes.put(1))
     params = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 1, ())
     pages = engine.kv.allocate(1)
@@ -296,7 +315,7 @@ def test_a_device_is_given_the_next_step_before_the_last_is_over(
 def test_a_stop_waits_for_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     passes: queue.Queue[int] = queue.Queue()
-    monkeypatch.setattr(staging, "download", lambda tensor: Gate(tensor, over))
+    monkeypatch.setattr(staging, "download", lambda *columns: Gate(columns, over))
     engine = StubEngine(4096, 16, lambda: passes.put(1))
     params = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 1, ())
     state = Request("one", params, 50, [7], admitted=True, pages=engine.kv.allocate(1))
