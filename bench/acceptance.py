@@ -103,6 +103,7 @@ def answer(
     The guides hold target and draft to a constraint.
     """
     request = Request("bench", params, limit=len(prompt) + params.max_tokens, context=list(prompt))
+    request.adapter = len(engine.model.adapters) - 1  # the one that there is, or none
     request.pages, request.guide = engine.kv.allocate(engine.kv.n_free), target_guide
     noise = Noise(params.seed, params.temperature if coupling else 0.0)
     both = min(drafter.vocabulary_size, engine.model.vocab_size)
@@ -139,9 +140,10 @@ def grow(drafter: Drafts, speculation: Speculation) -> int:
     return passes
 
 
-def open_model(name: str, weights: str) -> Engine:
-    """A model with room for one context."""
-    return open_engine(name, weights, "cpu", lambda _: CONTEXT_TOKENS, 16)
+def open_model(name: str, weights: str, adapter: Path | None = None) -> Engine:
+    """A model with room for one context, and an adapter for all that it is asked, or none."""
+    adapters = {"the adapter": adapter} if adapter else {}
+    return open_engine(name, weights, "cpu", lambda _: CONTEXT_TOKENS, 16, adapters=adapters)
 
 
 def verify(engine: Engine, request: Request) -> Verified:
@@ -184,7 +186,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, ahead: Ahead) -> dict[str, Count]:
     """Of each task, and of "all" prompts that fit the context."""
-    engine = open_model(options.model, options.weights)
+    engine = open_model(options.model, options.weights, options.adapter)
     drafter = make_drafter(
         EdgeConfig(draft=options.draft, tokenizer=options.model, weights=options.weights)
     )
@@ -225,6 +227,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--max-n-beams", type=int, default=6)
     parser.add_argument("--max-beam-len", type=int, default=6)
     parser.add_argument("--width", type=int, default=6, help="children considered per node")
+    parser.add_argument("--adapter", type=Path, help="with which the target answers")
     parser.add_argument("--coupling", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--proactive", default="off", choices=[mode.value for mode in Proactive])
     parser.add_argument(

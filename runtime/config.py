@@ -6,6 +6,7 @@ once.
 
 import math
 import os
+import re
 import sys
 from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -32,6 +33,7 @@ WEIGHTS = (
 SPINS = "2000"  # about a tenth of a millisecond: the gaps within a step are shorter
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 MIN_TOKEN_CHARACTERS = 32  # of a user's secret
+ADAPTER_NAME, MOST_ADAPTERS = re.compile(r"[A-Za-z0-9._@-]{1,64}"), 128  # told in one message
 MOST_BIASES, MOST_BIAS, MOST_LOGPROBS = 1024, 100, 20  # that a request carries
 
 
@@ -112,6 +114,12 @@ class ServerConfig(Options):
     """A server: it verifies the trees of many edges with the large model."""
 
     model: str = option("smollm2", "target: HF directory, .gguf file, hub id, or smollm2")
+    adapter: tuple[str, ...] = option(
+        (), "NAME=PATH of a LoRA adapter that requests may name, peft's or GGUF; may be repeated"
+    )
+    user_adapter: tuple[str, ...] = option(
+        (), "USER=NAME of the adapter of a user's requests that name none; may be repeated"
+    )
     host: str = option("127.0.0.1", "address to listen on; any but loopback needs --users")
     port: int = option(8400, "TCP port; 0 picks a free one", minimum=0)
     users: str = option("", 'TOML file of users, one name = "token" a line, chmod 600')
@@ -188,6 +196,7 @@ class ServerConfig(Options):
                 "make a file of users with --users FILE --add-user NAME"
             )
         self._check_openai()
+        self._check_adapters()
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ConfigError("--tls-certificate and --tls-key belong together; give both or none")
         if self.add_user and not self.users:
@@ -215,6 +224,47 @@ class ServerConfig(Options):
                 "--redirect sends edges to replicas and has no model that --openai could ask; "
                 "give --openai to the replicas"
             )
+
+    def _check_adapters(self) -> None:
+        if self.adapter and self.redirect:
+            raise ConfigError(
+                "--redirect sends edges to replicas and has no model that adapters could change; "
+                "give --adapter to the replicas"
+            )
+        if len(self.adapter) > MOST_ADAPTERS:
+            raise ConfigError(f"{len(self.adapter)} adapters are given; at most {MOST_ADAPTERS}")
+        if len(self.adapters) < len(self.adapter):
+            raise ConfigError("--adapter gives two adapters one name; names must differ")
+        if self.user_adapter and not self.users:
+            raise ConfigError("--user-adapter needs --users FILE, the file that names users")
+        for user, name in self.adapters_of_users.items():
+            if name not in self.adapters:
+                raise ConfigError(
+                    f"--user-adapter gives {user} the adapter {name!r}; name one of --adapter"
+                )
+
+    @property
+    def adapters(self) -> Mapping[str, Path]:
+        """The paths of `adapter` by name. Raises ConfigError."""
+        paths = {}
+        for given in self.adapter:
+            name, equals, path = given.partition("=")
+            if not equals or not path or not ADAPTER_NAME.fullmatch(name):
+                raise ConfigError(
+                    f"--adapter is {given!r}; expected NAME=PATH, a name of up to 64 letters, "
+                    "digits, . _ @ or -"
+                )
+            paths[name] = Path(path).expanduser()
+        return paths
+
+    @property
+    def adapters_of_users(self) -> Mapping[str, str]:
+        """The names of `user_adapter` by user. Raises ConfigError."""
+        given = [one.partition("=") for one in self.user_adapter]
+        for user, _, name in given:
+            if not user or not name:
+                raise ConfigError(f"--user-adapter is {user!r}; expected USER=NAME")
+        return {user: name for user, _, name in given}
 
     @property
     def replicas(self) -> tuple[str, ...]:
@@ -252,6 +302,7 @@ class EdgeConfig(Options):
     origins: tuple[str, ...] = option(
         (), "web pages that may ask it, beside this machine's own, or *; may be repeated"
     )
+    adapter: str | None = option(None, "the server's adapter that answers; without it the model's")
     system: str | None = option(None, "system message in front of the conversation")
     raw: bool = option(False, "send the prompt as it is, without the chat template")
     chat_template: str = option(

@@ -21,6 +21,7 @@ from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
 from runtime.edge.loop import Drafting, Round, generate, rounds
 from runtime.edge.net.link import Link, Sampling
+from runtime.model.batch import NO_ADAPTER
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
@@ -46,9 +47,12 @@ BUDGETS = (1, 8, 32, 63, 200)
 def plain_decoding(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> list[int]:
     """One token per pass, drawn by the reference in torch, not by the op that the server uses."""
     context, cached, pages = list(prompt), 0, engine.kv.allocate(engine.kv.n_free)
+    name, names = sampling.adapter, engine.model.adapters
+    adapter = NO_ADAPTER if name is None else names.index(name)
     while len(context) < len(prompt) + sampling.max_tokens:
         new = context[cached:]
-        request = TreeRequest(new, range(-1, len(new) - 1), cached, pages, (len(new) - 1,))
+        last, parents = len(new) - 1, range(-1, len(new) - 1)
+        request = TreeRequest(new, parents, cached, pages, (last,), adapter=adapter)
         (token,) = reference.target_tokens(
             engine.forward([request]),
             torch.tensor([sampling.temperature]),

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from runtime.api import chat, completions, responses, tokens
+from runtime.api.adapted import Adapted, asked_for, models_of
 from runtime.api.answering import Answering
 from runtime.api.backend import Backend, BackendOf
 from runtime.api.bodies import ChatBody, CompletionBody, DetokenizeBody, Known, TokenizeBody, read
@@ -56,12 +57,12 @@ class _API:
 
     async def models(self, request: Request) -> Response:
         backend = await self._ready(request)
+        data = [self._model(model) for model in models_of(backend)]
         # Codex takes a list without `models` for an error, and one with none for what it is
-        return _json({"object": "list", "data": [self._model(backend)], "models": []})
+        return _json({"object": "list", "data": data, "models": []})
 
     async def model(self, request: Request) -> Response:
-        backend = await self._ready(request)
-        _check_model(request.path_params["model"], backend)
+        backend = asked_for(request.path_params["model"], await self._ready(request))
         return _json(self._model(backend))
 
     async def chat(self, request: Request) -> Response:
@@ -103,8 +104,7 @@ class _API:
         """Who may ask is known before the body is read."""
         backend = await self._ready(request)
         body = await read(request, kind)
-        _check_model(body.model, backend)
-        return backend, body
+        return asked_for(body.model, backend), body
 
     async def _ready(self, request: Request) -> Backend:
         backend = await self._backend_of(key_of(request))
@@ -113,7 +113,9 @@ class _API:
         return backend
 
     def _model(self, backend: Backend) -> dict[str, Any]:
+        of = {"parent": backend.whole.model} if isinstance(backend, Adapted) else {}
         return {
+            **of,
             "id": backend.model,
             "object": "model",
             "created": self._created,
@@ -121,16 +123,6 @@ class _API:
             "max_model_len": backend.max_context,
             "context_length": backend.max_context,
         }
-
-
-def _check_model(name: str | None, backend: Backend) -> None:
-    if name and name != backend.model:
-        raise APIError(
-            404,
-            f"there is no model {name!r} here; the model is {backend.model!r}",
-            param="model",
-            code="model_not_found",
-        )
 
 
 def _is_long(request: Request) -> bool:

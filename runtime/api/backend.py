@@ -25,6 +25,10 @@ class Backend(Protocol):
         """The target's name, as clients ask for it."""
 
     @property
+    def adapters(self) -> Sequence[str]:
+        """Names of the target's adapters, which clients may ask for as well."""
+
+    @property
     def max_context(self) -> int:
         """Tokens of prompt and answer together."""
 

@@ -32,6 +32,7 @@ STATUS = {
     ErrorCode.BUSY: 429,
     ErrorCode.LIMIT: 400,
     ErrorCode.CONSTRAINT: 400,
+    ErrorCode.ADAPTER: 404,
     ErrorCode.DRAINING: 503,
     ErrorCode.TIMEOUT: 503,
 }

@@ -50,6 +50,11 @@ class EdgeBackend:
         return self.edge.model
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the server's adapters, as far as it has told them."""
+        return self.edge.adapters
+
+    @property
     def max_context(self) -> int:
         """Tokens of prompt and answer together."""
         return self.edge.max_context

@@ -212,8 +212,8 @@ async def a_fatal_error(visitor: Visitor) -> None:
 
 
 async def an_error_that_is_no_error(visitor: Visitor) -> None:
-    """§3.8 code is 1 to 10, fatal 0 or 1, the sentence UTF-8 of at most 400 bytes."""
-    for body in (b"\0\0", b"\x0b\0", b"\1\2", b"\1\0\xff", b"\1\0" + b"x" * 401):
+    """§3.8 code is 1 to 11, fatal 0 or 1, the sentence UTF-8 of at most 400 bytes."""
+    for body in (b"\0\0", b"\x0c\0", b"\1\2", b"\1\0\xff", b"\1\0" + b"x" * 401):
         peer = await visitor.admitted()
         peer.write(peer.raw(wire.Error, body))
         await peer.refused(ErrorCode.PROTOCOL)

@@ -122,6 +122,7 @@ class Peer:
         self.at_end = False  # the server has closed
         self._reader, self._writer, self._target = reader, writer, target
         self._mail: dict[int, deque[wire.Message]] = defaultdict(deque)
+        self.adapters: tuple[str, ...] = ()
         self.readings: dict[int, list[wire.Reading]] = defaultdict(list)
         link = writer.get_extra_info("ssl_object")
         self.certificate = (
@@ -203,7 +204,7 @@ class Peer:
     async def receive(self, request: int = 0) -> wire.Message:
         """The next message for a request, or for the connection. Pings are answered.
 
-        A Reading is kept aside: it may come or not.
+        A Reading is kept aside, and so are Adapters: they may come or not.
         """
         mail = self._mail[request]
         while not mail:
@@ -214,6 +215,8 @@ class Peer:
                 raise Failed(f"the server ends the connection: {message.sentence}")
             if isinstance(message, wire.Reading):
                 self.readings[message.request].append(message)
+            elif isinstance(message, wire.Adapters):
+                self.adapters = message.each
             else:
                 self._mail[message.request].append(message)
         return mail.popleft()

@@ -12,6 +12,7 @@ from runtime.wire.token_bits import pack_tokens, packed_bytes, token_bits
 MOST_REQUESTS = 1000  # beyond it a case would be a load test
 RULE = wire.Rule(1, frequency_penalty=0.5)
 CONSTRAINT = wire.Constraint(1, wire.ConstraintKind.REGEX, "[a-z]*")
+ADAPTER = wire.Adapter(1, "no-such-adapter")
 LONGEST_CONTEXT = 4096  # beyond it a case would take the server's memory for itself
 
 
@@ -269,8 +270,8 @@ async def too_many_likeliest_tokens(visitor: Visitor) -> None:
 
 
 async def a_rule_of_nothing(visitor: Visitor) -> None:
-    """§5.1 A Rule or Constraint for a number that was never opened is a fault."""
-    for message in (RULE, CONSTRAINT):
+    """§5.1 A Rule, Constraint or Adapter for a number that was never opened is a fault."""
+    for message in (RULE, CONSTRAINT, ADAPTER):
         await _refused_message(visitor, message)
 
 
@@ -284,7 +285,7 @@ async def a_rule_twice(visitor: Visitor) -> None:
 
 async def a_rule_in_the_prompt(visitor: Visitor) -> None:
     """§5.2 They come before the first Prompt."""
-    for message in (RULE, CONSTRAINT):
+    for message in (RULE, CONSTRAINT, ADAPTER):
         await _refused_message(visitor, opening(), wire.Prompt(1, (1,)), message)
 
 
@@ -357,6 +358,25 @@ async def how_far_a_prompt_is_read(visitor: Visitor) -> None:
         raise Failed("a Reading comes after Verdict 0")
     if any(reading.read_tokens > 60 for reading in before):
         raise Failed(f"{before[-1].read_tokens} tokens of 60 are read")
+
+
+async def an_adapter_without_a_name(visitor: Visitor) -> None:
+    """§3.20 The name of an Adapter has 1 to 64 bytes."""
+    for body in (b"", b"x" * 65, b"a\nb", b"\xff"):
+        peer = await visitor.admitted()
+        peer.send(opening())
+        peer.write(peer.raw(wire.Adapter, body, request=1))
+        await peer.refused(ErrorCode.PROTOCOL)
+
+
+async def an_unknown_adapter(visitor: Visitor) -> None:
+    """§5.2 An Adapter that the server does not have is refused with ADAPTER; the others go on."""
+    peer = await visitor.admitted()
+    prompt = peer.prompt(5)
+    peer.send(opening(), ADAPTER, wire.Prompt(1, prompt))
+    await Request(peer, opening(), prompt).failed(ErrorCode.ADAPTER)
+    await peer.open(2).rest()
+    await peer.is_alive()
 
 
 async def _refused_message(visitor: Visitor, *messages: wire.Message) -> None:

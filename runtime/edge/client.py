@@ -74,6 +74,11 @@ class _Front:
         return self._prompts.welcome.model
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the server's adapters, as far as it has told them."""
+        return self._prompts.adapters
+
+    @property
     def max_context(self) -> int:
         """The most tokens of a prompt and its answer."""
         return self._prompts.welcome.max_context

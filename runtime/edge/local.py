@@ -41,6 +41,7 @@ class LocalServer:
     certificate  the hash of its certificate of now, empty without one
     new_peer     a protocol for one more edge
     unready      why no requests are taken; empty if they are
+    adapters     names of those that its model has
     """
 
     tokenizer: Tokenizer
@@ -48,6 +49,7 @@ class LocalServer:
     certificate: Callable[[], bytes]
     new_peer: Callable[[], FramedProtocol]
     unready: Callable[[], str]
+    adapters: tuple[str, ...] = ()
 
 
 class LocalEdge(Answers):
@@ -74,6 +76,11 @@ class LocalEdge(Answers):
     def model(self) -> str:
         """The target's name."""
         return self.server.welcome.model
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of those that the target has."""
+        return self.server.adapters
 
     @property
     def max_context(self) -> int:

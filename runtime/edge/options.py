@@ -12,6 +12,8 @@ from runtime.constraint import Constraint
 class RequestOptions(TypedDict, total=False):
     """Options of one answer; what is left out is as in the edge's config. See `EdgeConfig`."""
 
+    adapter: str | None
+    """The name of an adapter of the server's that answers; None for the model as it is."""
     system: str | None
     """A message in front of the conversation."""
     raw: bool

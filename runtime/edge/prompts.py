@@ -30,6 +30,10 @@ class Greeted(Protocol):
     def template(self) -> wire.Template | None:
         """The target's, where the edge has another one or none."""
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the target's, as far as they have been told."""
+
 
 class Prompts:
     """Turns prompts into ids, for any thread; what the target knows is the uplink's welcome."""
@@ -37,6 +41,11 @@ class Prompts:
     def __init__(self, tokenizer: "Tokenizer", uplink: Greeted):
         self.tokenizer, self._uplink = tokenizer, uplink
         self._encoding = Lock()  # a tokenizer that pads or truncates is one thread's at a time
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the target's that answers may have."""
+        return self._uplink.adapters
 
     def transcript(self, prompt: Prompt, config: EdgeConfig) -> Transcript:
         """The beginning of an answer. Raises ConfigError for what cannot be asked."""
@@ -95,6 +104,7 @@ class Prompts:
             logit_bias=self._bias(config),
             logprobs=config.logprobs,
             constraint=config.constraint,
+            adapter=config.adapter,
         )
 
     def _bias(self, config: EdgeConfig) -> tuple[tuple[int, float], ...]:

@@ -32,6 +32,7 @@ class Identity:
     max_context       tokens of prompt and answer
     stop_ids          the target's own, which end every answer
     template          its chat template, None where it has none
+    adapters          names of those that requests may have
     """
 
     model: str
@@ -40,6 +41,7 @@ class Identity:
     max_context: int
     stop_ids: frozenset[int]
     template: str | None
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass
@@ -176,6 +178,8 @@ class Door:
         if wire.template_follows(hello, welcome):
             assert mine.template is not None, "a template follows where there is none"
             peer.send(wire.Template.of(mine.template))
+        if mine.adapters:
+            peer.send(wire.Adapters(" ".join(mine.adapters)))
 
     @property
     def welcome(self) -> wire.Welcome:

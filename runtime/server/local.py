@@ -39,9 +39,17 @@ async def serving_clients(
 
     def join(server: Server, tokenizer: Tokenizer | None) -> RenewKeys:
         assert tokenizer is not None, "clients without an edge need the target's tokenizer"
-        door = server.door
+        door, identity = server.door, server.door.identity
+        assert identity is not None, "a server with a model"
         edges.join(
-            LocalServer(tokenizer, door.welcome, lambda: door.certificate, server.new_peer, unready)
+            LocalServer(
+                tokenizer,
+                door.welcome,
+                lambda: door.certificate,
+                server.new_peer,
+                unready,
+                identity.adapters,
+            )
         )
         return edges.renew
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from runtime.config import ServerConfig
 from runtime.logs import fields
+from runtime.model.batch import NO_ADAPTER
 from runtime.model.config import ModelError
 from runtime.model.engine import Engine
 from runtime.server.door import Door, Identity
@@ -45,6 +46,7 @@ SWITCH_S = 0.0005
 # A draft model may take minutes for a long prompt; meanwhile its edge answers Pings.
 DRAFTING_SILENCES = 10
 DEVICE_FAILURES = 3  # in a row; a fault of a GPU's context stays as long as its process
+TOLD_ADAPTERS = 3  # in a sentence, which has room for few
 TELL_LOOKS = 5  # between two words to those who wait in line
 NO_GRANT = Grant(wire.Turn.SERVER)
 REVOKED = "the token that this edge came with holds no more"
@@ -96,6 +98,7 @@ class Server:
         )
         self.metrics.watch(self.door, self.scheduler, self.pipeline)
         self.requests: dict[tuple[FramedProtocol, int], Request] = {}  # by peer and number
+        self._adapters_of_users = config.adapters_of_users
         self._pulses: dict[FramedProtocol, Pulse] = {}
         self._known: dict[FramedProtocol, EdgeProfile] = {}  # from the last request that drafted
         self._requests_of: Counter[Hashable] = Counter()  # by user
@@ -176,6 +179,8 @@ class Server:
                 self.requests[peer, message.request].rule = message
             case wire.Constraint():
                 self.requests[peer, message.request].constraint = message
+            case wire.Adapter():
+                self._adapt(peer, message)
             case wire.Prompt():
                 self._extend_prompt(peer, message)
             case wire.Draft():
@@ -219,11 +224,29 @@ class Server:
             context=[],
             user=user,
             target_stop_ids=identity.stop_ids,
+            adapter=self._adapter_of(user, identity),
             opened_s=time.monotonic(),
             edge=self._known[peer].at_next_request(min(message.max_nodes, self.config.max_nodes)),
         )
         self._requests_of[user] += 1
         self._ask(peer)
+
+    def _adapter_of(self, user: str, identity: Identity) -> int:
+        """Which adapter the requests of a user have that name none."""
+        name = self._adapters_of_users.get(user)
+        return NO_ADAPTER if name is None else identity.adapters.index(name)
+
+    def _adapt(self, peer: FramedProtocol, message: wire.Adapter) -> None:
+        identity = self.door.identity
+        assert identity is not None, "a request where there is no model"
+        if message.name in identity.adapters:
+            request = self.requests[peer, message.request]
+            request.adapter = identity.adapters.index(message.name)
+            return
+        some = ", ".join(identity.adapters[:TOLD_ADAPTERS]) or "none"
+        more = " and others" if identity.adapters[TOLD_ADAPTERS:] else ""
+        sentence = f"{identity.model} has no adapter {message.name!r} here; it has {some}{more}"
+        self._refuse(peer, message.request, wire.ErrorCode.ADAPTER, sentence)
 
     def _refusal(
         self, identity: Identity, user: str, prompt_tokens: int

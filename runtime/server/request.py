@@ -75,7 +75,7 @@ class Credit:
 
 @dataclass(eq=False)
 class Request:
-    """State of one request. `key` names it among all; only those of one `user` share pages.
+    """State of one request. `key` names it among all; only those of equal `sharers` share pages.
 
     Two requests are equal only if they are the same.
     """
@@ -91,6 +91,7 @@ class Request:
     history: History | None = None  # of its text, where the rule looks at it
     constraint: Constraint | None = None
     guide: Guide | None = None  # that enforces it
+    adapter: int = -1  # which of the model's it is answered with; -1 for none
     masked: bool = True  # whether it is known what the constraint allows for the draft
     # its pages, while it is admitted
     admitted: bool = False
@@ -134,6 +135,11 @@ class Request:
         if self.draft is not None:
             return Phase.QUEUED if self.masked else Phase.NEEDS_MASKS
         return Phase.DRAFTING if self.turn is Turn.EDGE else Phase.NEEDS_CREDIT
+
+    @property
+    def sharers(self) -> Hashable:
+        """Who may hold its pages: they are a user's, and what is in them an adapter's."""
+        return (self.user, self.adapter)
 
     @property
     def nodes(self) -> int:

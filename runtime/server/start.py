@@ -67,6 +67,7 @@ def open_target(config: ServerConfig, console: Terminal) -> Engine:
             backend=config.backend,
             max_context=config.max_context,
             batch_invariant=config.batch_invariant,
+            adapters=config.adapters,
         )
 
 
@@ -393,4 +394,5 @@ def _identity(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> Ide
         max_context=min(config.max_context or longest, longest, pool_tokens),
         stop_ids=frozenset(index for index in tokenizer.stop_ids if 0 <= index < rows),
         template=tokenizer.portable_template,
+        adapters=engine.model.adapters,
     )

@@ -21,6 +21,8 @@ from runtime.wire.frames import (
 )
 from runtime.wire.messages import (
     MESSAGE_TYPES,
+    Adapter,
+    Adapters,
     Answering,
     Challenge,
     Close,
@@ -72,7 +74,7 @@ class _Request:
     params: Open
     prompt_tokens_due: int
     most_nodes: int  # that a draft of this request may ever have
-    told: tuple[type[Message], ...] = ()  # of Rule, Constraint and Prompt, those that have come
+    told: tuple[type[Message], ...] = ()  # of those that precede a Verdict, what has come
     round: int = 0  # of the next draft, or of the verdict on it
     granted_nodes: int = 0  # of the next draft
     parents: tuple[int, ...] = ()  # of the draft that waits for its verdict
@@ -231,7 +233,7 @@ class Connection:
     def _is_overtaken(self, message: Message) -> bool:
         if isinstance(message, Close) and self.phase(message.request) is Phase.CLOSING:
             return True
-        late = isinstance(message, Rule | Constraint | Prompt | Draft | Close)
+        late = isinstance(message, Rule | Constraint | Adapter | Prompt | Draft | Close)
         return late and message.request in self._ended_by_server
 
     def _step(self, sender: Role, message: Message) -> None:
@@ -247,7 +249,7 @@ class Connection:
                 return
             case Template():
                 self._check_template(message)
-            case Redirect() | Proof():
+            case Redirect() | Proof() | Adapters():
                 pass
             case Ping():
                 self._ping(sender, message)
@@ -315,7 +317,7 @@ class Connection:
     def _advance(
         self,
         sender: Role,
-        message: Rule | Constraint | Prompt | Draft | Answering | Close | Error,
+        message: Rule | Constraint | Adapter | Prompt | Draft | Answering | Close | Error,
     ) -> None:
         followers = _allowed(REQUEST_TABLE, self.phase(message.request), sender, type(message))
         request = self._requests[message.request]
@@ -331,12 +333,12 @@ class Connection:
     def _follow(
         self,
         request: _Request,
-        message: Rule | Constraint | Prompt | Draft | Answering | Close | Error,
+        message: Rule | Constraint | Adapter | Prompt | Draft | Answering | Close | Error,
         followers: tuple[Phase, ...],
     ) -> Phase:
         """Check a message of a live request against what came before it, and count it."""
         match message:
-            case Rule() | Constraint():
+            case Rule() | Constraint() | Adapter():
                 _check_first(request, message)
                 request.told += (type(message),)
             case Prompt():
@@ -379,10 +381,10 @@ def _allowed(
     return followers
 
 
-def _check_first(request: _Request, message: Rule | Constraint) -> None:
+def _check_first(request: _Request, message: Rule | Constraint | Adapter) -> None:
     if Prompt in request.told or type(message) in request.told:
         name = type(message).__name__
-        raise _violation(f"request {message.request}: a {name} comes once, and before the prompt")
+        raise _violation(f"request {message.request}: {name} comes once, and before the prompt")
 
 
 def _check_reading(request: _Request, reading: Reading) -> None:

@@ -40,6 +40,8 @@ PROOF_BYTES = 32
 MAX_USER_BYTES = 64
 MAX_HOST_BYTES = 255
 MAX_MODEL_BYTES = 255
+MAX_ADAPTER_BYTES = 64
+MAX_ADAPTERS_BYTES = 16 * 1024 - 8  # a frame of 16 KiB, less its header
 MAX_SENTENCE_BYTES = 400
 MAX_TEMPLATE_BYTES = 60 * 1024 - 8  # a frame of 60 KiB, less its header
 MAX_CONSTRAINT_BYTES = MAX_TEMPLATE_BYTES - 1  # less its kind
@@ -71,6 +73,7 @@ class ErrorCode(IntEnum):
     TIMEOUT = 8
     AUTHENTICATION = 9
     CONSTRAINT = 10
+    ADAPTER = 11
 
 
 class Finish(IntEnum):
@@ -322,6 +325,35 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapters:
+    """Server to edge, once it is admitted: which adapters of the model its requests may have.
+
+    names are separated by blanks. The last of these messages counts; without one there are none.
+    """
+
+    TYPE: ClassVar[int] = 21
+    request: ClassVar[int] = 0
+
+    names: str
+
+    def __post_init__(self) -> None:
+        check("bytes of names", len(self.names.encode()), 1, MAX_ADAPTERS_BYTES)
+        check_name("names", self.names, MAX_ADAPTERS_BYTES)
+
+    @property
+    def each(self) -> tuple[str, ...]:
+        """The names, one by one."""
+        return tuple(self.names.split(" "))
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.names.encode()
+
+    @classmethod
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Adapters:
+        return cls(decode_text(body))
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     """Edge to server: begin a request. Its prompt_tokens ids follow in Prompt messages.
 
@@ -468,6 +500,28 @@ class Constraint:
         (kind,) = unpack_head(cls.LAYOUT, body)
         check("bytes of text", len(body) - cls.LAYOUT.size, 1, MAX_CONSTRAINT_BYTES)
         return cls(request, ConstraintKind(kind), decode_utf8(body[cls.LAYOUT.size :]))
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Edge to server, after Open: the model answers with this adapter of its own."""
+
+    TYPE: ClassVar[int] = 20
+
+    request: int
+    name: str
+
+    def __post_init__(self) -> None:
+        check("request", self.request, 1, U16_MAX)
+        check("bytes of name", len(self.name.encode()), 1, MAX_ADAPTER_BYTES)
+        check_name("name", self.name, MAX_ADAPTER_BYTES)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.name.encode()
+
+    @classmethod
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Adapter:
+        return cls(request, decode_text(body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -793,8 +847,8 @@ class Pong:
         return cls(*cls.LAYOUT.unpack(body))
 
 
-Greeting = Hello | Challenge | Proof | Redirect | Welcome | Template
-Asking = Open | Rule | Constraint | Prompt
+Greeting = Hello | Challenge | Proof | Redirect | Welcome | Template | Adapters
+Asking = Open | Rule | Constraint | Adapter | Prompt
 Answering = Reading | Logprobs | Verdict | Credit
 Message = Greeting | Asking | Draft | Answering | Close | Error | Ping | Pong
 

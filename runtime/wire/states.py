@@ -17,6 +17,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from runtime.wire.messages import (
+    Adapter,
+    Adapters,
     Challenge,
     Close,
     Constraint,
@@ -113,12 +115,14 @@ CONNECTION_TABLE: Mapping[Move, tuple[State, ...]] = {
     Move(State.OPEN, Role.EDGE, Open): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Rule): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Constraint): (State.OPEN,),
+    Move(State.OPEN, Role.EDGE, Adapter): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Prompt): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Draft): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Close): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Ping): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Pong): (State.OPEN,),
     Move(State.OPEN, Role.EDGE, Error): (State.OPEN, State.CLOSED),
+    Move(State.OPEN, Role.SERVER, Adapters): (State.OPEN,),
     Move(State.OPEN, Role.SERVER, Reading): (State.OPEN,),
     Move(State.OPEN, Role.SERVER, Logprobs): (State.OPEN,),
     Move(State.OPEN, Role.SERVER, Verdict): (State.OPEN,),
@@ -133,6 +137,7 @@ REQUEST_TABLE: Mapping[Move, tuple[Phase, ...]] = {
     Move(Phase.UNUSED, Role.EDGE, Open): (Phase.PROMPTING,),
     Move(Phase.PROMPTING, Role.EDGE, Rule): (Phase.PROMPTING,),
     Move(Phase.PROMPTING, Role.EDGE, Constraint): (Phase.PROMPTING,),
+    Move(Phase.PROMPTING, Role.EDGE, Adapter): (Phase.PROMPTING,),
     Move(Phase.PROMPTING, Role.EDGE, Prompt): (Phase.PROMPTING, Phase.VERIFYING),
     Move(Phase.PROMPTING, Role.EDGE, Close): (Phase.CLOSING,),
     Move(Phase.PROMPTING, Role.SERVER, Error): (Phase.FINISHED,),
@@ -155,6 +160,7 @@ REQUEST_TABLE: Mapping[Move, tuple[Phase, ...]] = {
     # These were under way when the receiver gave its own last word.
     Move(Phase.FINISHED, Role.EDGE, Rule): (Phase.FINISHED,),
     Move(Phase.FINISHED, Role.EDGE, Constraint): (Phase.FINISHED,),
+    Move(Phase.FINISHED, Role.EDGE, Adapter): (Phase.FINISHED,),
     Move(Phase.FINISHED, Role.EDGE, Prompt): (Phase.FINISHED,),
     Move(Phase.FINISHED, Role.EDGE, Draft): (Phase.FINISHED,),
     Move(Phase.FINISHED, Role.EDGE, Close): (Phase.UNUSED,),

@@ -38,6 +38,8 @@ class Scripted:
         self.encoded: list[tuple[object, dict[str, object]]] = []
         self.asked: list[tuple[list[int], dict[str, object]]] = []
 
+    adapters = ()
+
     def unready(self) -> str:
         return ""
 

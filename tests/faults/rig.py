@@ -43,10 +43,16 @@ class Rig:
         policy = {"max_nodes": 30, "chunk_tokens": 24, "pipeline": False, "credits": "open"}
         config = ServerConfig(model=str(self._model), **(policy | self._options))
         engine = open_engine(
-            str(self._model), "float32", "cpu", lambda model: KV_TOKENS, PAGE_TOKENS
+            str(self._model),
+            "float32",
+            "cpu",
+            lambda model: KV_TOKENS,
+            PAGE_TOKENS,
+            adapters=config.adapters,
         )
         rows, meaning = engine.model.vocab_size, self._tokenizer.vocabulary_hash
-        identity = Identity("tiny", rows, meaning, MAX_CONTEXT, frozenset(), None)
+        known_as = engine.model.adapters
+        identity = Identity("tiny", rows, meaning, MAX_CONTEXT, frozenset(), None, known_as)
         certificate = self._certificate
         users = load_users(Path(config.users)) if config.users else None
         known = certificate.hash if certificate else NO_CERTIFICATE

@@ -23,8 +23,17 @@ class Serving:
     def __init__(self, target: Path, users: dict[str, bytes] | None = None, **options: object):
         tokenizer = Tokenizer.load(target)
         config = ServerConfig(port=0, **options)
-        engine = open_engine(str(target), "stored", "cpu", lambda model: 4096, 16)
-        identity = Identity("tiny", 260, tokenizer.hashes.below, 1024, frozenset({257}), None)
+        engine = open_engine(
+            str(target),
+            "stored",
+            "cpu",
+            lambda model: config.kv_tokens or 4096,
+            16,
+            adapters=config.adapters,
+        )
+        adapters = engine.model.adapters
+        meaning, stops = tokenizer.hashes.below, frozenset({257})
+        identity = Identity("tiny", 260, meaning, 1024, stops, None, adapters)
         self.door = Door(config, identity, users)
         self.server = Server(config, engine, self.door)
         self.all_pages = self.free_pages
@@ -35,6 +44,7 @@ class Serving:
             lambda: self.door.certificate,
             self.server.new_peer,
             lambda: self.server.unready,
+            adapters,
         )
 
     def edge(self, user: str = "") -> LocalEdge:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from runtime.wire.connection import Connection, Role
 from runtime.wire.messages import (
     NO_TEMPLATE,
+    Adapter,
+    Adapters,
     Challenge,
     Close,
     Constraint,
@@ -49,6 +51,7 @@ WELCOME = Welcome(1, VOCABULARY, MEANING, 64, 8192, 4, "target-8b", TEMPLATE_HAS
 
 RULE = Rule(1, -0.5, 2.0, 1.25, (7, 49_151), (-100.0, 2.5))
 CONSTRAINT = Constraint(1, ConstraintKind.REGEX, "(yes|no)\n§")
+ADAPTER, ADAPTERS = Adapter(1, "sql"), Adapters("sql à-bientôt")
 
 
 def opening(request: int, prompt_tokens: int = 3, seed: int = 7) -> Open:
@@ -92,11 +95,12 @@ def connected(welcome: Welcome = WELCOME) -> tuple[Connection, Connection]:
 
 # An edge without a template. Two requests one after another, two side by side, a cancel, an error,
 # a notice and pings; the server goes on by itself, and gives credit later. The second request has
-# all that one may have: a rule, a constraint, log-probabilities.
+# all that one may have: a rule, a constraint, an adapter, log-probabilities.
 CONVERSATION: list[tuple[Role, Message]] = [
     (Role.EDGE, BARE_HELLO),
     (Role.SERVER, WELCOME),
     (Role.SERVER, TEMPLATE),
+    (Role.SERVER, ADAPTERS),
     (Role.EDGE, opening(1, prompt_tokens=900)),
     (Role.EDGE, Prompt(1, tuple(range(0, 45_000, 90)))),
     (Role.EDGE, Prompt(1, tuple(range(48_000, 48_400)))),
@@ -107,6 +111,7 @@ CONVERSATION: list[tuple[Role, Message]] = [
     (Role.SERVER, verdict(1, 1, node=4)),
     (Role.EDGE, replace(RULE, request=2)),
     (Role.EDGE, replace(CONSTRAINT, request=2)),
+    (Role.EDGE, replace(ADAPTER, request=2)),
     (Role.EDGE, Prompt(2, (1, 2, 3))),
     (Role.EDGE, draft(1, 2, nodes=64)),
     (Role.SERVER, Ping(0)),
@@ -263,6 +268,8 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
             st.sampled_from(ConstraintKind),
             st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=300),
         ),
+        st.builds(Adapter, requests, short_names.filter(bool)),
+        st.builds(Adapters, names.filter(bool)),
         st.builds(Prompt, requests, token_ids(vocabulary, min_size=1, max_size=200)),
         drafts(vocabulary),
         st.builds(lambda request, *read: Reading(request, *sorted(read)), requests, u32, u32),

@@ -32,6 +32,8 @@ from runtime.wire.messages import (
     Verdict,
 )
 from tests.wire.cases import (
+    ADAPTER,
+    ADAPTERS,
     CHALLENGE,
     CONSTRAINT,
     HELLO,
@@ -65,6 +67,8 @@ EXAMPLES: tuple[Message, ...] = (
     RULE,
     CONSTRAINT,
     Reading(1, 4096, 6144),
+    ADAPTER,
+    ADAPTERS,
     Logprobs(1, (-0.5, -2.0), (5, 9, 7, 11), (-0.5, -1.5, -1.0, -2.0)),
 )
 EXAMPLE_TOKEN, EXAMPLE_CERTIFICATE = b"0123456789abcdef" * 4, b"a certificate"

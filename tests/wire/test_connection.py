@@ -8,6 +8,8 @@ import pytest
 from runtime.wire.connection import Connection, Phase, Role, State
 from runtime.wire.frames import HEADER, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
+    Adapter,
+    Adapters,
     Challenge,
     Close,
     Constraint,
@@ -35,6 +37,8 @@ from runtime.wire.messages import (
 )
 from runtime.wire.states import CONNECTION_TABLE, REQUEST_TABLE, Move
 from tests.wire.cases import (
+    ADAPTER,
+    ADAPTERS,
     BARE_HELLO,
     CHALLENGE,
     CONSTRAINT,
@@ -191,14 +195,14 @@ CONNECTION_RULES = {
     (State.PROOF_DUE, SERVER): {Error},
     (State.ADMISSION_DUE, EDGE): {Error},
     (State.ADMISSION_DUE, SERVER): {Welcome, Redirect, Error},
-    (State.OPEN, EDGE): {Open, Rule, Constraint, Prompt, Draft, Close, Error, Ping, Pong},
-    (State.OPEN, SERVER): {Reading, Logprobs, Verdict, Credit, Close, Error, Ping, Pong},
+    (State.OPEN, EDGE): {Open, Rule, Constraint, Adapter, Prompt, Draft, Close, Error, Ping, Pong},
+    (State.OPEN, SERVER): {Adapters, Reading, Logprobs, Verdict, Credit, Close, Error, Ping, Pong},
     (State.CLOSED, EDGE): set(),
     (State.CLOSED, SERVER): set(),
 }
 REQUEST_RULES = {
     (Phase.UNUSED, EDGE): {Open},
-    (Phase.PROMPTING, EDGE): {Rule, Constraint, Prompt, Close},
+    (Phase.PROMPTING, EDGE): {Rule, Constraint, Adapter, Prompt, Close},
     (Phase.PROMPTING, SERVER): {Error},
     (Phase.VERIFYING, EDGE): {Close},
     (Phase.VERIFYING, SERVER): {Reading, Logprobs, Verdict, Error},
@@ -206,17 +210,17 @@ REQUEST_RULES = {
     (Phase.DRAFTING, SERVER): {Error},
     (Phase.WAITING, EDGE): {Close},
     (Phase.WAITING, SERVER): {Credit, Error},
-    (Phase.FINISHED, EDGE): {Rule, Constraint, Prompt, Draft, Close},
+    (Phase.FINISHED, EDGE): {Rule, Constraint, Adapter, Prompt, Draft, Close},
     (Phase.CLOSING, SERVER): {Reading, Logprobs, Verdict, Credit, Error, Close},
 }
 SAMPLES = [
     HELLO, CHALLENGE, PROOF, REDIRECT, WELCOME, TEMPLATE, opening(1), Prompt(1, (1,)),
     draft(1, 1), verdict(1, 0), CREDIT, Close(1), FATAL, Ping(5), Pong(6), RULE, CONSTRAINT,
-    Reading(1, 0, 2), logprobs(1),
+    ADAPTER, ADAPTERS, Reading(1, 0, 2), logprobs(1),
 ]  # fmt: skip
 REQUEST_SAMPLES = [
-    opening(1), RULE, CONSTRAINT, Prompt(1, (1,)), draft(1, 1), Reading(1, 0, 2), logprobs(1),
-    verdict(1, 0), CREDIT, Close(1), REQUEST_ERROR,
+    opening(1), RULE, CONSTRAINT, ADAPTER, Prompt(1, (1,)), draft(1, 1), Reading(1, 0, 2),
+    logprobs(1), verdict(1, 0), CREDIT, Close(1), REQUEST_ERROR,
 ]  # fmt: skip
 
 
@@ -407,9 +411,10 @@ def ruled(*messages):
 
 
 CONTENT = [
-    (EDGE, lambda: ruled(RULE), RULE, "a Rule comes once, and before the prompt"),
-    (EDGE, lambda: ruled(RULE, CONSTRAINT), RULE, "a Rule comes once"),
-    (EDGE, lambda: ruled(CONSTRAINT), CONSTRAINT, "a Constraint comes once, and before"),
+    (EDGE, lambda: ruled(RULE), RULE, "Rule comes once, and before the prompt"),
+    (EDGE, lambda: ruled(RULE, CONSTRAINT), RULE, "Rule comes once"),
+    (EDGE, lambda: ruled(ADAPTER), ADAPTER, "Adapter comes once, and before"),
+    (EDGE, lambda: ruled(CONSTRAINT), CONSTRAINT, "Constraint comes once, and before"),
     (SERVER, lambda: answering(64), Reading(1, 0, 4), "4 tokens of 3 are read"),
     (SERVER, lambda: drafting(4), Reading(1, 0, 3), "read before Verdict 0"),
     (SERVER, lambda: drafting(4), logprobs(1), "no Logprobs are due"),
@@ -469,10 +474,10 @@ def test_the_same_content_is_not_sent_and_moves_nothing(sender, prepare, message
 def test_a_rule_comes_before_the_prompt_begins():
     edge, server = connected()
     server.receive(edge.send(opening(1)) + edge.send(Prompt(1, (1,))))
-    for message in (RULE, CONSTRAINT):
+    for message in (RULE, CONSTRAINT, ADAPTER):
         with pytest.raises(ValueError, match="once, and before the prompt"):
             edge.send(message)
-    violate(server, RULE, ErrorCode.PROTOCOL, "a Rule comes once, and before the prompt")
+    violate(server, RULE, ErrorCode.PROTOCOL, "Rule comes once, and before the prompt")
 
 
 def test_log_probabilities_are_those_of_the_path():

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from runtime.wire.frames import HEADER, Header, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
     MESSAGE_TYPES,
+    Adapter,
+    Adapters,
     Close,
     Constraint,
     ConstraintKind,
@@ -38,6 +40,8 @@ from runtime.wire.messages import (
     template_hash,
 )
 from tests.wire.cases import (
+    ADAPTER,
+    ADAPTERS,
     CHALLENGE,
     CONSTRAINT,
     HELLO,
@@ -102,6 +106,8 @@ GOLDEN = [
      "36 00 10 00 03 00 09 00 000000000000e03f 000000000000f0bf 0000000000000040 0200"
      "0200 ffbf 000000000000e0bf 000000000000f03f"),
     (Constraint(3, ConstraintKind.LARK, "\né"), "0c 00 11 00 03 00 09 00 03 0a c3a9"),
+    (Adapter(3, "sql\u00e9"), "0d 00 14 00 03 00 09 00 73716cc3a9"),
+    (Adapters("sql chat"), "10 00 15 00 00 00 09 00 73716c 20 63686174"),
     (Reading(3, 258, 1000), "10 00 12 00 03 00 09 00 02010000 e8030000"),
     (Logprobs(3, (-0.5,), (2, 49_151), (0.0, -math.inf)),
      "1c 00 13 00 03 00 09 00 0100 0200 0200 ffbf 000000bf 00000000 000080ff"),
@@ -215,6 +221,13 @@ def test_a_round_is_small():
         (RULE, {"bias_values": (1.0, float("inf"))}),
         (RULE, {"bias_values": (1.0,)}),
         (RULE, {"bias_ids": tuple(range(1025)), "bias_values": (1.0,) * 1025}),
+        (ADAPTER, {"request": 0}),
+        (ADAPTER, {"name": ""}),
+        (ADAPTER, {"name": "\u00e9" * 33}),
+        (ADAPTER, {"name": "a\nb"}),
+        (ADAPTERS, {"names": ""}),
+        (ADAPTERS, {"names": "x" * 16_377}),
+        (ADAPTERS, {"names": "a\0"}),
         (CONSTRAINT, {"request": 0}),
         (CONSTRAINT, {"text": ""}),
         (CONSTRAINT, {"text": "x" * 61_432}),
@@ -343,6 +356,7 @@ def test_every_other_body_length_is_refused(message):
     frame = encode_frame(message, 0, VOCABULARY)
     # These end in text of any length.
     texts = {Hello: 80, Redirect: 3, Welcome: 45, Template: 0, Error: 2, Constraint: 2}
+    texts |= {Adapter: 1, Adapters: 1}
     fixed = texts.get(type(message), len(frame) - HEADER.size)
     for cut in range(fixed):
         with pytest.raises(ProtocolError, match=r"bytes|magic|version"):
@@ -351,7 +365,8 @@ def test_every_other_body_length_is_refused(message):
         with pytest.raises(ProtocolError, match="bytes"):
             decode(resize(frame, frame[HEADER.size :] + b"\0"))
     else:
-        more = 61_433 if type(message) in (Template, Constraint) else 401
+        longest = {Template: 61_433, Constraint: 61_433, Adapters: 16_377}
+        more = longest.get(type(message), 401)
         with pytest.raises(ProtocolError, match="bytes of"):
             decode(resize(frame, frame[HEADER.size :] + b"x" * more))
 
@@ -369,7 +384,7 @@ def test_messages_of_the_connection_have_request_0(message):
 @pytest.mark.parametrize(
     "message",
     [
-        *(opening(1), RULE, CONSTRAINT, Prompt(1, (1,)), draft(1, 1), Reading(1, 0, 1)),
+        *(opening(1), RULE, CONSTRAINT, ADAPTER, Prompt(1, (1,)), draft(1, 1), Reading(1, 0, 1)),
         *(logprobs(1), verdict(1, 1), Close(1)),
     ],
 )
@@ -384,7 +399,7 @@ def test_messages_of_a_request_have_one(message):
     ("header", "sentence"),
     [
         (Header(8, 0, 0, 0, 0), "type 0 is not known"),
-        (Header(8, 20, 0, 0, 0), "type 20 is not known"),
+        (Header(8, 22, 0, 0, 0), "type 22 is not known"),
         (Header(8, 255, 0, 0, 0), "type 255 is not known"),
         (Header(8, 7, 1, 1, 0), "flags are 1"),
         (Header(8, 7, 128, 1, 0), "flags are 128"),

@@ -65,6 +65,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     constraint: Constraint | None = None
+    adapter: str | None = None
     output_tokens: int = 0
 
     def known_to(self, vocabulary_size: int) -> "Sampling":
@@ -84,6 +85,8 @@ class Sampling:
         if self.constraint is not None:
             kind = wire.ConstraintKind[self.constraint.kind.upper()]
             said.append(wire.Constraint(number, kind, self.constraint.text))
+        if self.adapter is not None:
+            said.append(wire.Adapter(number, self.adapter))
         return said
 
     def opening(self, number: int, prompt_tokens: int, max_nodes: int) -> wire.Open:
@@ -136,12 +139,14 @@ async def reach(host: str, port: int, trust: Trust | None = None) -> None:
 class Link:
     """A connection to the server, greeted and ready for requests.
 
-    template is the target's chat template where the edge has another one or none, otherwise None.
+    template is the target's chat template where the edge has another one or none, otherwise None;
+    adapters are the names that the server has told of.
     """
 
     def __init__(self, hello: wire.Hello, credentials: Credentials) -> None:
         self.welcome: wire.Welcome  # there once `open` has returned, and the peer once it connected
         self.template: wire.Template | None = None
+        self.adapters: tuple[str, ...] = ()
         self._hello, self._credentials = hello, credentials
         self._peer: FramedProtocol
         self._greeted: asyncio.Future[wire.Welcome | wire.Redirect] = (
@@ -388,6 +393,8 @@ class Link:
                 self._answered(message)
             case wire.Template():
                 self._got_template(message)
+            case wire.Adapters():
+                self.adapters = message.each
             case wire.Pong():
                 self._watchdog.saw_pong()
             case wire.Error(request=0, fatal=True):

@@ -54,6 +54,11 @@ class Uplink:
             self._gone_bytes[1] += link.bytes_received
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that the server of the link has told of."""
+        return self._link.adapters if self._link is not None else ()
+
+    @property
     def alive(self) -> bool:
         """Whether there is a link, as far as is known."""
         return self._link is not None and self._link.alive

@@ -1,9 +1,10 @@
 """Who holds which page of the KV pool, and which pages a request with the same beginning may share.
 
-A full page of verified text is *published* under a key that names its user and every token up to
-its end. A request whose context begins with the same tokens holds that page too instead of
-computing it again. Nobody writes a published page: chunks and trees begin behind it. A published
-page that nobody holds is *idle* and stays until a page is needed, least recently used first.
+A full page of verified text is *published* under a key that names who may share it (a user, with
+one adapter or none) and every token up to its end. A request whose context begins with the same
+tokens holds that page too instead of computing it again. Nobody writes a published page: chunks and
+trees begin behind it. A published page that nobody holds is *idle* and stays until a page is
+needed, least recently used first.
 Knows pages and keys; refuses to know requests, tensors and which text is verified.
 Source: block sharing of PagedAttention (2309.06180, section 4.4), prefix hashes after vLLM.
 """
@@ -14,11 +15,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from hashlib import blake2b
 from itertools import takewhile
 
-Key = tuple[Hashable, bytes]  # user, hash of all tokens up to the page's end
+Key = tuple[Hashable, bytes]  # sharers, hash of all tokens up to the page's end
 
 
 def extend_keys(
-    keys: list[Key], user: Hashable, context: Sequence[int], page_size_tokens: int
+    keys: list[Key], sharers: Hashable, context: Sequence[int], page_size_tokens: int
 ) -> None:
     """Append the keys of the full pages of `context` that `keys` does not have yet.
 
@@ -29,7 +30,7 @@ def extend_keys(
     for first in range(len(keys) * page_size_tokens, end, page_size_tokens):
         parent = keys[-1][1] if keys else b""
         page = array("I", context[first : first + page_size_tokens]).tobytes()
-        keys.append((user, blake2b(parent + page, digest_size=32).digest()))
+        keys.append((sharers, blake2b(parent + page, digest_size=32).digest()))
 
 
 class PrefixCache:

@@ -63,7 +63,7 @@ class Scheduler:
 
     def reading(self, request: Request) -> None:
         """More of its prompt has come: hashed at once, so that a long one is not all at its end."""
-        extend_keys(request.page_keys, request.user, request.context, self.limits.page_size)
+        extend_keys(request.page_keys, request.sharers, request.context, self.limits.page_size)
 
     def submit(self, request: Request) -> None:
         """Admit a request, or let it wait for pages. Raises Refused."""
@@ -161,7 +161,7 @@ class Scheduler:
         request, which ends it, cannot spread to others through the cache.
         """
         size = self.limits.page_size
-        extend_keys(request.page_keys, request.user, request.context, size)
+        extend_keys(request.page_keys, request.sharers, request.context, size)
         full = request.cached // size
         for index in range(request.published, full):
             self.cache.publish(request.page_keys[index], request.pages[index])
@@ -249,7 +249,7 @@ class Scheduler:
         request is preempted a number of times that is logarithmic in the size of the pool.
         """
         size = self.limits.page_size
-        extend_keys(request.page_keys, request.user, request.context, size)
+        extend_keys(request.page_keys, request.sharers, request.context, size)
         # the root is always computed, because a step must have its logits
         shared = self.cache.find(request.page_keys[: request.root // size])
         fresh = self._pages_with_draft(request) - len(shared)

@@ -127,6 +127,7 @@ def _chunk_rows(request: Request, start: int, count: int) -> TreeRequest:
         prefix_len=start,
         pages=request.pages,
         logit_rows=(),
+        adapter=request.adapter,
     )
 
 
@@ -140,6 +141,7 @@ def _tree_rows(
         prefix_len=root,
         pages=request.pages,
         logit_rows=range(1 + len(tokens)),
+        adapter=request.adapter,
     )
 
 
