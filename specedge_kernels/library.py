@@ -63,6 +63,7 @@ TRITON_OPS = (
     "silu_mul",
     "route",
     "grouped_linear",
+    "grouped_quantized_linear",
     "weighted_sum",
 )
 

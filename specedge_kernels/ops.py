@@ -663,17 +663,18 @@ def grouped_quantized_linear(
     *,
     exact: bool = False,
 ) -> Tensor:
-    """`grouped_linear` with quantised weights: x [N, K] float32 -> [N k, M] float32.
+    """`grouped_linear` with quantised weights: x [N, K] -> [N k, M] of its type.
 
-    weight: E sets of the same formats, as from `QuantizedWeight.stacked`; groups [N, k] int32 and
-    bias [E, M] float32 as for `grouped_linear`, exact as for `quantized_linear`, whose bits a row
-    has.
+    x as for `quantized_linear`, whose bits a row has, and exact too; weight: E sets of the same
+    formats, as from `QuantizedWeight.stacked`; groups [N, k] int32 and bias [E, M] float32 as for
+    `grouped_linear`.
     """
     packed = isinstance(weight, QuantizedWeight)
     _expect(packed, "weight", "what QuantizedWeight.stacked returns", type(weight).__name__)
     biases = () if bias is None else (bias,)
     _check_device("grouped_quantized_linear", x, weight.packed, groups, *biases)
-    _check("x", x, torch.float32, (None, weight.in_features))
+    types = FLOATS if x.device.type == "cuda" else torch.float32
+    _check("x", x, types, (None, weight.in_features))
     _expect(weight.packed.dim() == 2, "packed", "[E, bytes]", _shape(weight.packed))
     _check_quantized(weight, weight.packed.shape[:1])
     _check_groups(x, groups, bias, weight.packed.shape[0], weight.out_features)

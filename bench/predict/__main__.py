@@ -15,7 +15,7 @@ from itertools import chain
 import triton
 
 from bench.harness import option_parser
-from bench.predict import attention, ops, products
+from bench.predict import attention, experts, ops, products
 from bench.predict.cards import CARDS, LATENCY_S, LAUNCH_S, Card
 from bench.predict.machine_code import Code
 from bench.predict.model import Terms, resident, terms
@@ -74,7 +74,7 @@ def main() -> int:
     options = parse_options()
     card = CARDS[options.card]
     rows = []
-    for work in chain(attention.works(), products.works(), ops.works()):
+    for work in chain(attention.works(), products.works(), experts.works(), ops.works()):
         if options.only in (None, work.op):
             rows.append(row_of(work, card))
             print(f"{work.op}, {work.way}, {work.shape}", file=sys.stderr)

@@ -11,7 +11,7 @@ from bench.kernels.attention import PAGE_TOKENS, Batch, Shape
 from bench.kernels.schedules import per_query_head, sixteen_rows
 from bench.predict import flashinfer
 from bench.predict.model import Stream
-from bench.predict.work import BF16, DENSE, EXPERTS, I64, Model, Work, empty, in_triton
+from bench.predict.work import BF16, DENSE, EXPERTS, F32, I64, Model, Work, empty, in_triton
 from specedge_kernels.gpu import plan
 from specedge_kernels.gpu.tree_attention import tree_attention
 from tests.gpu.launches import Launch
@@ -27,6 +27,10 @@ def works() -> Iterator[Work]:
     yield from attend(DENSE, 1, 32768, 32)
     yield ours(attention_shape(DENSE, 16, 4096, 32, torch.float8_e4m3fn))
     yield ours(attention_shape(DENSE, 16, 4096, 32), batch_invariant=True)
+    sunk = Shape("gpt-oss-20b", 64, 8, 64, BF16, BF16, 16, 4096, 16)
+    yield ours(sunk)
+    yield ours(sunk, sinks=True)
+    yield latent(16, 4096, 16)
 
 
 def attention_shape(
@@ -51,17 +55,37 @@ def on_nothing(schedule: Callable[[Batch], Tensor], shape: Shape) -> Tensor:
     return schedule(empty_batch(shape))
 
 
-def ours(shape: Shape, batch_invariant: bool = False) -> Work:
-    way = "ours, invariant" if batch_invariant else "ours"
+def ours(shape: Shape, batch_invariant: bool = False, sinks: bool = False) -> Work:
+    way = "ours" + ", invariant" * batch_invariant + ", sinks" * sinks
 
     def call() -> object:
         batch = empty_batch(shape)
         arguments = (batch.q, batch.k_cache, batch.v_cache, *batch.tables)
-        return tree_attention(*arguments, scale=batch.scale, batch_invariant=batch_invariant)
+        sunk = empty(shape.query_heads, dtype=F32) if sinks else None
+        call = partial(tree_attention, scale=batch.scale, batch_invariant=batch_invariant)
+        return call(*arguments, sinks=sunk)
 
     sizes = (str(shape), shape.n_bytes, shape.flops)
-    launches = partial(in_triton, call, partial(planned, shape))
+    token_bytes = 2 * shape.dim * shape.cached.itemsize
+    launches = partial(in_triton, call, partial(planned, shape, shape.n_bytes, token_bytes))
     return Work("tree_attention", way, *sizes, launches)
+
+
+def latent(batch: int, prefix: int, nodes: int) -> Work:
+    """DeepSeek-V2-Lite's, absorbed: a key of 576 numbers, of which the first 512 are the value."""
+    heads, keys, values = 16, 576, 512
+    shape = Shape("DeepSeek-V2-Lite", heads, 1, keys, BF16, BF16, batch, prefix, nodes)
+
+    def call() -> object:
+        made = empty_batch(shape)
+        caches = (made.k_cache, made.k_cache[..., :values])
+        return tree_attention(made.q, *caches, *made.tables, scale=made.scale)
+
+    token_bytes, rows = keys * BF16.itemsize, batch * nodes * heads
+    n_bytes = batch * (prefix + nodes) * token_bytes + rows * (keys + values) * BF16.itemsize
+    flops = 2 * rows * (prefix + nodes) * (keys + values)
+    launches = partial(in_triton, call, partial(planned, shape, n_bytes, token_bytes))
+    return Work("tree_attention", "ours", f"{shape}, latent", n_bytes, flops, launches)
 
 
 def empty_batch(shape: Shape) -> Batch:
@@ -75,8 +99,8 @@ def empty_batch(shape: Shape) -> Batch:
     return Batch(empty(rows, shape.query_heads, shape.dim, dtype=BF16), k_cache, v_cache, tables)
 
 
-def planned(shape: Shape, launch: Launch) -> Stream | None:
-    """Row tiles each read the keys of their split for themselves."""
+def planned(shape: Shape, n_bytes: float, token_bytes: int, launch: Launch) -> Stream | None:
+    """Row tiles each read the keys of their split for themselves; token_bytes: of a head."""
     group = shape.query_heads // shape.heads
     rows, keys = shape.nodes * group, launch.constant("BLOCK_KEYS")
     invariant = bool(launch.arguments["INVARIANT"])
@@ -88,9 +112,8 @@ def planned(shape: Shape, launch: Launch) -> Stream | None:
     items = shape.batch * shape.heads * tiles * splits
     # Around the tree at least one tile more; where bits follow the path alone, one for each node.
     around = (shape.nodes if invariant else tiles) * keys
-    token_bytes = 2 * shape.dim * shape.cached.itemsize
     through = shape.batch * shape.heads * (tiles * shape.prefix + around) * token_bytes
-    return Stream(shape.n_bytes, through, items)
+    return Stream(n_bytes, through, items)
 
 
 def n_splits(prefix: int, nodes: int, rows: int, keys: int, invariant: bool) -> int:

@@ -31,7 +31,6 @@ from runtime.model.formats import (
 from runtime.model.transformer import GatedMlp, Layer, Linear, Transformer
 from runtime.system import freed_memory_given_back
 from specedge_kernels import QuantizedWeight, StoredWeight, pack_quantized
-from specedge_kernels.reference import unpack_quantized
 
 __all__ = ["ModelError", "expected_shapes", "load"]
 
@@ -225,12 +224,7 @@ class Reader:
     def grouped(
         self, weights: Iterable[Tensor | QuantizedWeight], bias: Tensor | None = None
     ) -> GroupedLinear:
-        """One product for all these sets, packed one after the other. On a GPU they are floats."""
-        if not self.on_cpu:
-            weights = (
-                unpack_quantized(w).to(self.dtype) if isinstance(w, QuantizedWeight) else w
-                for w in weights
-            )
+        """One product for all these sets, packed one after the other."""
         return GroupedLinear(weights, None if bias is None else bias.float(), self.exact)
 
     def matrices(self, name: str, transposed: bool) -> Iterator[Tensor | QuantizedWeight]:

@@ -1,11 +1,9 @@
 """Products with several sets of weights on a GPU: rows sorted by set, then one launch for all.
 
-Launch 1 has a program for each set, which finds the pairs of a row and that set and lists them in
-tiles. Launch 2 has a program for each tile of pairs and of outputs, as many as there could be; what
-is beyond the last tile ends at once. So nothing waits for the host, a set that no pair names costs
-one short program, and weights are read once for as many pairs as a tile has. A sum is one
-accumulation of matrix instructions in increasing k, in tiles of one shape: bits do not depend on
-neighbours. Knows no experts and no adapters.
+After `sort_pairs` there is a program for each tile of pairs and of outputs, as many as there could
+be; what is beyond the last tile ends at once. So weights are read once for as many pairs as a tile
+has. A sum is one accumulation of matrix instructions in increasing k, in tiles of one shape: bits
+do not depend on neighbours. Knows no experts and no adapters.
 """
 
 from dataclasses import dataclass
@@ -14,55 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_PAIRS = 512  # that are looked at at a time
-
-
-@triton.jit(do_not_specialize=["n_pairs", "n_tiles"])
-def sort_pairs_kernel(
-    groups,  # [n_pairs]
-    pairs,  # [n_pairs]: by their sets, those without one last
-    tiles,  # [n_tiles, 3]: a set, -1 beyond the last tile, and its first pair and end in `pairs`
-    n_pairs,
-    n_tiles,
-    n_sets,
-    ROWS: tl.constexpr,  # pairs of a tile
-    SETS: tl.constexpr,  # a power of two above n_sets + 1
-    BLOCK: tl.constexpr,
-):
-    own = tl.program_id(0)  # n_sets for pairs without a set
-    r, s = tl.arange(0, BLOCK), tl.arange(0, SETS)
-    counts = tl.zeros([SETS], tl.int32)
-    for begin in range(0, n_pairs, BLOCK):
-        group = set_of(groups, begin + r, n_pairs, n_sets)
-        counts += tl.histogram(group, SETS).to(tl.int32)
-    counts = tl.where(s <= n_sets, counts, 0)
-    in_tiles = (counts + ROWS - 1) // ROWS
-    first = tl.sum(tl.where(s < own, counts, 0), 0)
-    end = first + tl.sum(tl.where(s == own, counts, 0), 0)
-    tile = tl.sum(tl.where(s < own, in_tiles, 0), 0)
-
-    place = first
-    for begin in range(0, n_pairs, BLOCK):
-        is_own = set_of(groups, begin + r, n_pairs, n_sets) == own
-        mine = is_own.to(tl.int32)
-        tl.store(pairs + place + tl.cumsum(mine, 0) - 1, begin + r, mask=is_own)
-        place += tl.sum(mine, 0)
-    for at in range(first, end, ROWS):
-        tl.store(tiles + tile * 3, own)
-        tl.store(tiles + tile * 3 + 1, at)
-        tl.store(tiles + tile * 3 + 2, tl.minimum(at + ROWS, end))
-        tile += 1
-    if own == 0:
-        for unused in range(tl.sum(in_tiles, 0), n_tiles):
-            tl.store(tiles + unused * 3, -1)
-
-
-@triton.jit
-def set_of(groups, pair, n_pairs, n_sets):
-    """The set of each pair: n_sets for none, n_sets + 1 for what is no pair."""
-    group = tl.load(groups + pair, mask=pair < n_pairs, other=0)
-    group = tl.where((group >= 0) & (group < n_sets), group, n_sets)
-    return tl.where(pair < n_pairs, group, n_sets + 1)
+from specedge_kernels.gpu.sort_pairs import sort_pairs
 
 
 @triton.jit
@@ -129,6 +79,8 @@ class GroupedTile:
 # By bytes of a weight: few pairs share a set, so tiles are narrow and time goes into weights.
 # Chosen by cross-compiling: no spills, loads in flight. Not timed yet. Float32 is to be right.
 TILES = {2: GroupedTile(32, 128, 64, 4, 4), 4: GroupedTile(16, 64, 32, 4, 3)}
+# Where rows begin at any number, each is loaded by itself: fewer of them at a time.
+ODD_TILE = GroupedTile(32, 64, 32, 4, 3)
 
 
 def grouped_linear(
@@ -136,19 +88,12 @@ def grouped_linear(
 ) -> Tensor:
     """See `ops.grouped_linear`; weight [E, M, K]."""
     n_sets, outputs, inputs = weight.shape
-    n_pairs, tile = groups.numel(), TILES[x.itemsize]
-    out = x.new_empty(n_pairs, outputs)
+    tile = choose_tile(x.itemsize, inputs)
+    out = x.new_empty(groups.numel(), outputs)
     if out.numel() == 0:
         return out
-    n_tiles = min(n_pairs, n_sets + 1) + n_pairs // tile.rows
-    pairs, tiles = groups.new_empty(n_pairs), groups.new_empty(n_tiles, 3)
-    sort_pairs_kernel[(n_sets + 1,)](
-        *(groups, pairs, tiles, n_pairs, n_tiles, n_sets),
-        ROWS=tile.rows,
-        SETS=triton.next_power_of_2(n_sets + 2),
-        BLOCK=BLOCK_PAIRS,
-    )
-    grouped_linear_kernel[(n_tiles, triton.cdiv(outputs, tile.outputs))](
+    pairs, tiles = sort_pairs(groups, n_sets, tile.rows)
+    grouped_linear_kernel[(tiles.shape[0], triton.cdiv(outputs, tile.outputs))](
         *(x, weight, out if bias is None else bias, pairs, tiles, out),
         *(inputs, outputs, n_sets, groups.shape[1]),
         ROWS=tile.rows,
@@ -161,3 +106,8 @@ def grouped_linear(
         num_warps=tile.warps,
     )
     return out
+
+
+def choose_tile(n_bytes: int, inputs: int) -> GroupedTile:
+    """By the type and the inputs alone."""
+    return ODD_TILE if n_bytes == 2 and inputs % 16 else TILES[n_bytes]

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_COLUMNS = 1024
+BLOCK_COLUMNS = 512
 
 
 @triton.jit

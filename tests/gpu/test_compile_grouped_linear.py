@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from specedge_kernels.gpu import grouped_linear as gpu
+from specedge_kernels.gpu import grouped_quantized_linear as quantized
+from specedge_kernels.gpu import sort_pairs
+from specedge_kernels.quantized import FORMS
 from tests.gpu.compiled import SHARED_BYTES, main_loop, waits
 from tests.gpu.launches import launches_of, resources
 
@@ -18,7 +21,16 @@ def launches(monkeypatch, rows=16, per_row=8, inputs=2048, dtype=BF16, biased=Fa
     x, weight = torch.empty(rows, inputs, dtype=dtype), torch.empty(128, 256, inputs, dtype=dtype)
     groups = torch.empty(rows, per_row, dtype=torch.int32)
     call = (x, weight, 256, groups, torch.empty(128, 256) if biased else None)
-    return launches_of(gpu, lambda: gpu.grouped_linear(*call), monkeypatch)
+    return launches_of(gpu, lambda: gpu.grouped_linear(*call), monkeypatch, sort_pairs)
+
+
+def quantized_launches(monkeypatch, kind, rows=16):
+    x, groups = torch.empty(rows, 2048, dtype=BF16), torch.empty(rows, 8, dtype=torch.int32)
+    packed = torch.empty(128, FORMS[kind].packed_bytes(256, 2048), dtype=torch.uint8)
+    call = (x, packed, [kind], [256], groups, torch.empty(128, 256), False)
+    return launches_of(
+        quantized, lambda: quantized.grouped_quantized_linear(*call), monkeypatch, sort_pairs
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -46,7 +58,26 @@ def test_other_shapes_and_types_fit_too(case, monkeypatch, tmp_path):
         assert compiled.metadata.shared <= SHARED_BYTES["sm_90"]
 
 
-def test_one_compiled_kernel_serves_any_number_of_rows(monkeypatch):
-    made = [launches(monkeypatch, rows) for rows in (1, 2, 16, 33, 512)]
+# A scale a block, a minimum as well, and floats of four bits.
+@pytest.mark.parametrize(("arch", "kind"), [("sm_90", 12), ("sm_80", 2), ("sm_100", 39)])
+def test_packed_sets_are_multiplied_as_one_packed_weight_is(arch, kind, monkeypatch, tmp_path):
+    _, product = quantized_launches(monkeypatch, kind)
+    compiled = product.compile(arch)
+    loop = main_loop(compiled, tmp_path)
+    assert resources(compiled, tmp_path)["STACK"] == 0
+    assert not any(re.search(r"\b(LDG|LDL|STL)\b", line) for line in loop)
+    assert max(waits(compiled)) >= 3 * (product.arguments["STAGES"] - 2)
+    assert set(re.findall(r"\S*mma\S*\.bf16\S*", compiled.asm["ptx"])) == {
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+    }
+
+
+@pytest.mark.parametrize(
+    "made_for",
+    [launches, lambda *given: quantized_launches(given[0], 2, given[1])],
+    ids=["floats", "packed"],
+)
+def test_one_compiled_kernel_serves_any_number_of_rows(made_for, monkeypatch):
+    made = [made_for(monkeypatch, rows) for rows in (1, 2, 16, 33, 512)]
     kernels = [[(la.kernel, la.specialisation(), la.options) for la in each] for each in made]
     assert all(each == kernels[0] for each in kernels)

@@ -1,6 +1,7 @@
 """What the compiler makes of products: it fits, loads are in flight, and rows change nothing."""
 
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -111,29 +112,66 @@ def test_packed_weights_become_numbers_on_their_way_to_one_instruction(
     assert (compiled.metadata.shared + 1024) * quantized.PROGRAMS <= 164 * 1024
 
 
-def test_one_compiled_kernel_serves_any_number_of_rows_of_packed_weights(monkeypatch):
-    made = [only(quantized_launches(monkeypatch, n, 12)) for n in (1, 2, 16, 17, 64, 256)]
-    assert all(launch.specialisation() == made[0].specialisation() for launch in made)
-    assert all(launch.options == made[0].options for launch in made)
+def test_two_compiled_kernels_serve_any_number_of_rows_of_packed_weights(monkeypatch):
+    for kind, numbers in ((2, (1, 2, 16)), (2, (17, 33, 64, 256)), (12, (1, 16, 17, 256))):
+        made = [only(quantized_launches(monkeypatch, n, kind)) for n in numbers]
+        assert all(launch.specialisation() == made[0].specialisation() for launch in made)
+        assert all(launch.options == made[0].options for launch in made)
 
 
+# A scale a block, and two.
+@pytest.mark.parametrize("kind", [2, 14])
+def test_tiles_of_few_and_of_many_rows_compute_a_row_alike(kind, monkeypatch, tmp_path):
+    """The same instructions of the matrix and of its sums, twice as many for twice the rows."""
+    made = []
+    for rows in (16, 64):
+        compiled = only(quantized_launches(monkeypatch, rows, kind)).compile("sm_90")
+        assert resources(compiled, tmp_path)["STACK"] == 0
+        names = re.findall(r"\b(?:mma\.sync|fma|add|sub)\.\S*f32\S*", compiled.asm["ptx"])
+        made.append(Counter(names))
+    few, many = made
+    assert {name: 2 * n for name, n in few.items()} == many
+    assert set(few) == {
+        *("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "fma.rn.f32", "add.f32")
+    }
+
+
+# Plain codes, codes of five and six bits, and of both tables.
+@pytest.mark.parametrize("kind", [2, 6, 14, 20, 39])
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
-def test_the_assembly_makes_every_pair_of_codes_into_numbers(dtype):
+def test_the_assembly_makes_every_code_into_its_number(kind, dtype):
     """Runs it, one instruction after the other, on all bytes in all places of a word."""
-    least = 128 if dtype == BF16 else 1024
-    low, high = quantized.assembly(FORMS[2], dtype)
+    form, above = FORMS[kind], (0x9A3C55E7, 0x1B6D42F0)
+    text, least = quantized.assembly(form, dtype), 128 if dtype == BF16 else 1024
     for byte in range(256):
         word = [byte, 255 - byte, byte ^ 0x5A, byte * 7 % 256]
-        for text, codes in ((low, [b & 15 for b in word]), (high, [b >> 4 for b in word])):
-            registers = run_ptx(text, int.from_bytes(bytes(word), "little"))
-            halves = [registers[f"${i}"] >> 16 * j & 0xFFFF for i in (0, 1) for j in (0, 1)]
-            numbers = torch.tensor(halves, dtype=torch.int32).to(torch.int16).view(dtype)
-            assert numbers.tolist() == [least + code for code in codes]
+        shift = byte % 4 * (form.bits - 4)
+        given = {"$4": from_bytes(word), "$5": above[0], "$6": above[1], "$7": shift * 0x01010101}
+        got = run_ptx(text, given | {"%lanemask_lt": 0x7FFFFFFF})
+        halves = [got[f"${i}"] >> 16 * j & 0xFFFF for i in range(4) for j in (0, 1)]
+        numbers = torch.tensor(halves, dtype=torch.int32).to(torch.int16).view(dtype)
+        codes = [b & 15 for b in word] + [b >> 4 for b in word]
+        if form.bits > 4:
+            more = upper(form, above, shift)
+            codes = [code | bits << 4 for code, bits in zip(codes, more, strict=True)]
+        want = [form.table[c] for c in codes] if form.table else [least + c for c in codes]
+        assert numbers.tolist() == want
 
 
-def run_ptx(text, word):
-    """The registers after `text`, of shr, prmt and lop3 with a & b | c, with `word` in $2."""
-    registers = {"$2": word}
+def upper(form, above, shift):
+    """Bits above the fourth, of the four low codes and the four high ones: csrc/quant_form.h."""
+    low, high = (list(word.to_bytes(4, "little")) for word in above)
+    if form.bits == 5:
+        return [b >> shift & 1 for b in low] + [b >> shift + 4 & 1 for b in low]
+    return [b >> shift & 3 for b in low + high]
+
+
+def from_bytes(values):
+    return int.from_bytes(bytes(values), "little")
+
+
+def run_ptx(text, registers):
+    """The registers after `text`, of instructions whose lop3 is a & b | c."""
 
     def value(name):
         return registers[name] if name in registers else int(name, 0)
@@ -141,21 +179,26 @@ def run_ptx(text, word):
     for line in text.strip("{} ").split(";")[1:-1]:
         name, rest = line.split(None, 1)
         to, *arguments = (part.strip() for part in rest.split(","))
-        a, b, *more = map(value, arguments)
-        if name == "shr.u32":
-            registers[to] = a >> b
-        elif name == "prmt.b32":
+        a, b, *more = (*map(value, arguments), 0)
+        if name == "prmt.b32":
             eight = a.to_bytes(4, "little") + b.to_bytes(4, "little")
-            chosen = [eight[more[0] >> 4 * i & 7] for i in range(4)]
-            registers[to] = int.from_bytes(bytes(chosen), "little")
-        else:
-            assert (name, more[1]) == ("lop3.b32", 0xF0 & 0xCC | 0xAA)
+            assert not more[0] & 0x8888, "copies a sign"
+            registers[to] = from_bytes(eight[more[0] >> 4 * i & 7] for i in range(4))
+        elif name == "shf.r.wrap.b32":
+            registers[to] = (b << 32 | a) >> (more[0] & 31) & 0xFFFFFFFF
+        elif name == "lop3.b32":
+            assert more[1] == 0xF0 & 0xCC | 0xAA
             registers[to] = a & b | more[0]
+        elif name.startswith("sh"):
+            registers[to] = (a >> b if name == "shr.u32" else a << b) & 0xFFFFFFFF
+        else:
+            registers[to] = {"and.b32": a & b, "xor.b32": a ^ b, "mov.u32": a}[name]
     return registers
 
 
-def test_unpacking_takes_few_instructions(monkeypatch, tmp_path):
-    launch = only(quantized_launches(monkeypatch, 16, 2))
+@pytest.mark.parametrize(("kind", "most"), [(2, 5), (39, 6), (14, 9)])
+def test_unpacking_takes_few_instructions(kind, most, monkeypatch, tmp_path):
+    launch = only(quantized_launches(monkeypatch, 16, kind))
     loop = main_loop(launch.compile("sm_90"), tmp_path)
     lane_weights = 64 * 32 * quantized.BLOCKS / (32 * quantized.WARPS)
-    assert len(loop) / lane_weights < 5
+    assert len(loop) / lane_weights < most
