@@ -93,6 +93,7 @@ def tree_attention(
     scales_and_sinks = _tensors(k_scale, v_scale) + (() if sinks is None else (sinks,))
     _check_device("tree_attention", q, k_cache, v_cache, *tables, *scales_and_sinks)
     _check_scoring(scale, softcap, window)
+    _check_flags(return_lse=return_lse, batch_invariant=batch_invariant)
     _check("q", q, FLOATS, (None, None, None))
     _check("prefix_lens", prefix_lens, torch.int32, (None,))
     rows, batch = q.shape[0], prefix_lens.shape[0]
@@ -574,6 +575,7 @@ def quantized_linear(
     types = FLOATS if x.device.type == "cuda" else torch.float32
     _check("x", x, types, (None, weight.in_features))
     _check_quantized(weight)
+    _check_flags(exact=exact)
     if bias is not None:
         _check("bias", bias, x.dtype, (weight.out_features,))
     return _ops.quantized_linear.default(x, weight.packed, weight.kinds, weight.sizes, exact, bias)
@@ -611,6 +613,7 @@ def route(
     n_experts = logits.shape[1]
     _check_within("k", k, n_experts)
     _expect(scoring in ("softmax", "sigmoid"), "scoring", "softmax or sigmoid", scoring)
+    _check_flags(normalise=normalise)
     _expect(_is_finite(scale), "scale", "a finite float32", scale)
     if bias is not None:
         _check("bias", bias, torch.float32, (n_experts,))
@@ -678,6 +681,7 @@ def grouped_quantized_linear(
     _expect(weight.packed.dim() == 2, "packed", "[E, bytes]", _shape(weight.packed))
     _check_quantized(weight, weight.packed.shape[:1])
     _check_groups(x, groups, bias, weight.packed.shape[0], weight.out_features)
+    _check_flags(exact=exact)
     quantized = (weight.packed, weight.kinds, weight.sizes)
     return _ops.grouped_quantized_linear.default(x, *quantized, groups, bias, exact)
 
@@ -740,6 +744,10 @@ def _check_device(op: str, first: Tensor, *others: Tensor) -> None:
 def _check_tensors(op: str, *given: Tensor) -> None:
     for tensor in given:
         _expect(isinstance(tensor, Tensor), op, "a tensor", type(tensor).__name__)
+        # Numbers that lie in memory as they are: no sparse or nested tensor, no view that negates.
+        plain = tensor.layout == torch.strided and not tensor.is_nested
+        plain = plain and (torch.compiler.is_compiling() or not tensor.is_neg())
+        _expect(plain, op, "a plain dense tensor", f"one that is {_peculiarity(tensor)}")
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"{op} has no gradient, and one is wanted for a tensor of shape {_shape(tensor)}: "
@@ -870,6 +878,18 @@ def _check_count(name: str, value: int, least: int) -> None:
 def _check_within(name: str, value: int, most: int) -> None:
     holds = isinstance(value, int | torch.SymInt) and 1 <= value <= most
     _expect(holds, name, f"1 .. {most}", value)
+
+
+def _peculiarity(tensor: Tensor) -> str:
+    if tensor.is_nested:
+        return "nested"
+    kind = str(tensor.layout).removeprefix("torch.").removeprefix("_")
+    return "a negated view" if kind == "strided" else kind
+
+
+def _check_flags(**flags: bool) -> None:
+    for name, value in flags.items():
+        _expect(isinstance(value, bool), name, "True or False", repr(value))
 
 
 def _is_finite(value: float) -> bool:

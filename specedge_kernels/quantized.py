@@ -104,8 +104,10 @@ class QuantizedWeight:
     def stacked(weights: Sequence["QuantizedWeight"]) -> "QuantizedWeight":
         """Weights of the same formats and shape as the sets of one grouped product.
 
-        Raises ValueError if these differ.
+        Raises ValueError if these differ, or if there are none.
         """
+        if not weights:
+            raise ValueError("expected at least one set of weights, got none")
         first = weights[0]
         for other in weights:
             one, another = ((w.kinds, w.sizes, w.in_features) for w in (first, other))
@@ -120,8 +122,10 @@ class QuantizedWeight:
     def concatenated(weights: Sequence["QuantizedWeight"]) -> "QuantizedWeight":
         """Weights of the same inputs as one, with the outputs of each after those of the others.
 
-        The formats may differ. Raises ValueError if the inputs do.
+        The formats may differ. Raises ValueError if the inputs do, or if there are no weights.
         """
+        if not weights:
+            raise ValueError("expected at least one weight, got none")
         for one, other in pairwise(weights):
             if one.in_features != other.in_features:
                 raise ValueError(

@@ -211,8 +211,12 @@ TABLES = [pair for pair in TENSORS if not CALLS[pair[0]]()[pair[1]].is_floating_
 def written(arguments):
     """The bytes of what the op may write to."""
     given = [arguments.get(name) for name in WRITTEN]
-    tensors = [tensor for tensor in given if isinstance(tensor, torch.Tensor)]
+    tensors = [t for t in given if isinstance(t, torch.Tensor) and is_plain(t)]
     return [bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()) for tensor in tensors]
+
+
+def is_plain(tensor):
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_neg()
 
 
 def refuse(op, arguments, message=None):
@@ -281,6 +285,33 @@ def test_what_is_no_number_is_refused(op, name):
 def test_numbers_that_no_machine_type_holds_are_refused(op, name):
     for wrong in (10**400, -(10**400), 1e39 if name in REAL else 2**63):
         refuse(op, {**CALLS[op](), name: wrong}, f"{name}: expected")
+
+
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_a_tensor_that_is_not_plain_is_refused(op, name):
+    good = CALLS[op]()[name]
+    peculiar = [good.to_sparse(), torch.nested.nested_tensor([good])]
+    peculiar += [torch._neg_view(good)] if good.dtype != torch.uint8 else []
+    for wrong in peculiar:
+        refuse(op, {**CALLS[op](), name: wrong}, f"{op}: expected a plain dense tensor, got one")
+
+
+@pytest.mark.parametrize(
+    ("op", "flag"),
+    [
+        *(("route", "normalise"), ("quantized_linear", "exact")),
+        *(("grouped_quantized_linear", "exact"), ("tree_attention", "return_lse")),
+    ],
+)
+def test_a_flag_is_true_or_false(op, flag):
+    for wrong in ("no", 1, None):
+        refuse(op, {**CALLS[op](), flag: wrong}, f"{flag}: expected True or False, got")
+
+
+def test_no_weights_are_no_weight():
+    for together in (kernels.QuantizedWeight.stacked, kernels.QuantizedWeight.concatenated):
+        with pytest.raises(ValueError, match=r"expected at least one .*, got none"):
+            together([])
 
 
 def test_packing_wants_a_tensor_without_gradients():
