@@ -63,6 +63,8 @@ class StubEngine:
     thread_cpu_s  that of the thread they run in, which draws the verdicts too
     """
 
+    ranks = None
+
     def __init__(self, kv_tokens: int, page_size: int, hold: Callable[[], object]):
         n_pages = (kv_tokens or CPU_KV_TOKENS) // page_size
         self.kv = PagedKV([KVShape(1, 1, 1)], n_pages, page_size, torch.float32)

@@ -174,6 +174,11 @@ class ServerConfig(Options):
     chunk_tokens: int = option(256, "prompt tokens that may ride along in one step", minimum=1)
     pipeline: bool = option(True, "tell edges how long and how much to draft; off is an ablation")
     credits: str = option("drr", "who may send a tree", choices=("open", "drr", "xpass"))
+    rank_silence_s: float = option(
+        5.0,
+        "under torchrun: seconds that one process may keep the others waiting until all stop",
+        minimum=1,
+    )
     trace: str = option("", "write every step to this file, as lines of JSON")
     drain_s: float = option(30.0, "seconds that SIGTERM leaves to running requests", minimum=0)
 

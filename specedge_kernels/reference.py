@@ -418,9 +418,12 @@ def grow_tree(
     return frontier, row_tokens.flatten(), ancestors.flatten(0, 1), depth.flatten()
 
 
-def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise of (seed, position, token), a pure function. tokens [X] -> [X] f32."""
-    key = _mix(_mix(torch.tensor(seed)) + (torch.tensor(position) + 1) * GOLDEN)
+def gumbel(seed: int | Tensor, position: int | Tensor, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise of (seed, position, token), a pure function. tokens [X] -> [X] f32.
+
+    seed and position may be [X] i64 as well.
+    """
+    key = _mix(_mix(torch.as_tensor(seed)) + (torch.as_tensor(position) + 1) * GOLDEN)
     return gumbel_of(_mix(key + (tokens.long() + 1) * GOLDEN))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from runtime import embedded
 from runtime.model.config import ModelConfig, from_huggingface
 from runtime.model.folder import EMBEDDING, SafetensorsFolder
+from runtime.model.formats import rows_of
 from runtime.model.gguf import GgufFile
 from runtime.model.json_file import read_json
 from runtime.model.locate import DRAFT, TARGET, locate
@@ -48,6 +49,10 @@ class Checkpoint(Protocol):
 
     def stored(self, name: str) -> Tensor | StoredWeight:
         """One tensor as it is stored, on the CPU, and no part of the file any more."""
+        ...
+
+    def stored_rows(self, name: str, first: int, last: int) -> Tensor | StoredWeight:
+        """Rows first .. last - 1 of it; no others are read where they can be told apart."""
         ...
 
 
@@ -93,6 +98,9 @@ class EmbeddedDraft:
         scales = self._tensors[f"{name}.scale"].read()
         whole = tensor.shape[1] % BLOCK == 0
         return _q8_0(tensor, scales) if whole else tensor.float() * scales[:, None]
+
+    def stored_rows(self, name: str, first: int, last: int) -> Tensor | StoredWeight:
+        return rows_of(self.stored(name), first, last)
 
 
 def _q8_0(codes: Tensor, scales: Tensor) -> StoredWeight:

@@ -15,6 +15,7 @@ from runtime.model.batch import Drawn, Joined, TreeBatch, TreeRequest, take_draw
 from runtime.model.config import KVShape
 from runtime.model.graphs import PaddedSteps, sizes_to_record
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV
+from runtime.model.parallel import Ranks
 
 __all__ = ["Drawn", "Engine", "KeptPath", "Model", "OutOfPages", "PagedKV", "TreeRequest"]
 
@@ -47,16 +48,17 @@ class Model(Protocol):
 class Engine:
     """Runs batches of token trees through a model and keeps their keys and values.
 
-    `forward` and `compact_verified` never wait for the device.
+    `forward` and `compact_verified` never wait for the device. Where `ranks` share the model, all
+    of them call the same in the same order, and logits are of a rank's part of the vocabulary.
     """
 
-    def __init__(self, model: Model, kv: PagedKV):
+    def __init__(self, model: Model, kv: PagedKV, ranks: Ranks | None = None):
         if kv.shapes != model.kv_shapes:
             raise ValueError(
                 "the KV cache was made for another model: layers of "
                 f"{_listed(kv.shapes)}, expected {_listed(model.kv_shapes)}"
             )
-        self.model, self.kv = model, kv
+        self.model, self.kv, self.ranks = model, kv, ranks
         self._padded: PaddedSteps | None = None
 
     @torch.inference_mode()
@@ -86,6 +88,10 @@ class Engine:
         if hidden is None:
             hidden = self.hidden(self._upload(joined))
         return self.model.logits(hidden)
+
+    def check(self, requests: Sequence[TreeRequest]) -> None:
+        """Raises ValueError where `forward` would."""
+        self._joined(requests)
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Hidden states [R, H] of the wanted rows; writes all rows' KV."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.model.batch import AdaptedRows
-from runtime.model.transformer import GatedMlp, Linear
+from runtime.model.transformer import GatedMlp, Linear, as_it_is
 from specedge_kernels import (
     QuantizedWeight,
     grouped_linear,
@@ -67,7 +67,8 @@ class GroupedLinear:
 class Experts:
     """The experts of a layer: x [N, H], chosen [N, k] int and weights [N, k] -> [N, H].
 
-    gate: what lies between the two products of an expert, [N k, 2 I] -> [N k, I].
+    gate: what lies between the two products of an expert, [N k, 2 I] -> [N k, I]; whole as for a
+    `GatedMlp`.
     """
 
     def __init__(
@@ -75,14 +76,16 @@ class Experts:
         gate_up: GroupedLinear,
         down: GroupedLinear,
         gate: Callable[[Tensor], Tensor] = silu_mul,
+        whole: Callable[[Tensor], Tensor] = as_it_is,
     ):
-        self.gate_up, self.down, self.gate = gate_up, down, gate
+        self.gate_up, self.down, self.gate, self.whole = gate_up, down, gate, whole
         self.bytes_of_one = gate_up.bytes_of_one + down.bytes_of_one  # an expert's weights
 
     def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         chosen = chosen.int().contiguous()
-        inner = self.gate(self.gate_up(x, chosen))
-        return weighted_sum(self.down(inner, chosen.view(-1, 1)), weights.float().contiguous())
+        inner = self.whole(self.gate(self.gate_up(x, chosen)))
+        outputs = self.down(inner, chosen.view(-1, 1))
+        return self.whole(weighted_sum(outputs, weights.float().contiguous()))
 
 
 @dataclass(frozen=True)

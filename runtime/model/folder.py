@@ -87,6 +87,9 @@ class SafetensorsFolder:
     def stored(self, name: str) -> Weight:
         return self._weights.stored(self._stored[name])
 
+    def stored_rows(self, name: str, first: int, last: int) -> Weight:
+        return self._weights.stored_rows(self._stored[name], first, last)
+
 
 def _full_name(name: str, every: Collection[str]) -> str:
     """The name of a tensor; models saved without their head leave out its first part."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from runtime.model.config import ModelError
 from runtime.model.foreign import quantised_tensors
-from runtime.model.formats import Weight
+from runtime.model.formats import Weight, rows_of
 from runtime.model.layouts import Layout, Parts, layouts_of
 from runtime.model.safetensors_file import FileTensor, tensors_of
 from runtime.model.shards import shards_of
@@ -88,6 +88,12 @@ class FolderWeights:
             layout, parts = self._laid_out[name]
             return self._of(name, layout.weight, parts)
         return self.plain(name).read()
+
+    def stored_rows(self, name: str, first: int, last: int) -> Weight:
+        """Some rows of it: of a weight that is made of several tensors, once it is made."""
+        if name in self._laid_out:
+            return rows_of(self.stored(name), first, last)
+        return self.plain(name).read_rows(first, last)
 
     def plain(self, name: str) -> FileTensor:
         """A tensor that is no part of others."""

@@ -86,6 +86,13 @@ def quantised(weight: Weight, kind: int) -> Weight:
     return StoredWeight(torch.cat(chunks), kind)
 
 
+def rows_of(weight: Weight, first: int, last: int) -> Weight:
+    """Rows first .. last - 1, in memory of their own."""
+    return _part(
+        weight, (weight.rows if isinstance(weight, StoredWeight) else weight)[first:last].clone()
+    )
+
+
 def _written(part: Weight, write: Callable[[np.ndarray], np.ndarray]) -> Tensor:
     values = floats(part, torch.float32)
     if not (values.abs() <= _LARGEST).all():

@@ -96,7 +96,11 @@ class GgufFile:
         return None
 
     def stored(self, name: str) -> Tensor | StoredWeight:
-        rows = self._tensors[name].read()
+        return self.stored_rows(name, 0, self.shapes[name][0])
+
+    def stored_rows(self, name: str, first: int, last: int) -> Tensor | StoredWeight:
+        """Of queries and keys, whole heads."""
+        rows = self._tensors[name].read_rows(first, last)
         if self._architecture == "llama" and name.split(".")[-2] in ("q_proj", "k_proj"):
             if isinstance(rows, StoredWeight):
                 return StoredWeight(unpermuted(rows.rows, self.config.head_dim), rows.kind)
@@ -121,10 +125,17 @@ class GgufTensor:
 
     def read(self) -> Tensor | StoredWeight:
         """Into memory of its own: whoever writes over the file changes no model that runs."""
-        data = read_bytes(self.path, self.offset, math.prod(self.stored_shape), self.version)
+        return self.read_rows(0, self.shape[0])
+
+    def read_rows(self, first: int, last: int) -> Tensor | StoredWeight:
+        """Rows first .. last - 1, or numbers of a vector."""
+        whole, n_rows = math.prod(self.stored_shape), self.shape[0]
+        begin, n_bytes = whole * first // n_rows, whole * (last - first) // n_rows
+        data = read_bytes(self.path, self.offset + begin, n_bytes, self.version)
         if self.ggml_type.name in _FLOATS:
-            return data.view(_FLOATS[self.ggml_type.name]).view(self.shape)
-        return StoredWeight(data.view(self.stored_shape), int(self.ggml_type))
+            return data.view(_FLOATS[self.ggml_type.name]).view(last - first, *self.shape[1:])
+        shape = (last - first, *self.stored_shape[1:]) if self.shape[1:] else (n_bytes,)
+        return StoredWeight(data.view(shape), int(self.ggml_type))
 
 
 def _matrices(tensor: GgufTensor) -> Iterator[GgufTensor]:

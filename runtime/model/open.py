@@ -1,6 +1,7 @@
 """From the options a person gives to a ready engine: device, weights, paged KV."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +15,7 @@ from runtime.model.engine import Engine, Model
 from runtime.model.formats import FLOATS
 from runtime.model.kv_cache import PagedKV, bytes_per_token
 from runtime.model.locate import locate
+from runtime.model.parallel import Ranks
 from runtime.model.transformer import Transformer
 from runtime.model.weights import Progress
 from runtime.model.weights import load as load_own
@@ -37,6 +39,7 @@ def open_engine(
     max_context: int = 0,
     batch_invariant: bool = True,
     adapters: Mapping[str, Path] = NO_ADAPTERS,
+    ranks: Ranks | None = None,
 ) -> Engine:
     """Load a model and give it a KV pool of `kv_tokens(model)` tokens, as many as fit if that is 0.
 
@@ -44,22 +47,25 @@ def open_engine(
     the model computes in; device is auto, cpu, cuda or cuda:N; backend is "own", "transformers" or
     "auto", which is own for the families it knows; max_context is the longest text that will be
     asked for, 0 for the model's: some models of transformers are set up for it; adapters are paths
-    by name, as for `load_adapter`. Raises ModelError with a sentence when the model, an adapter,
-    the device or the memory cannot be had.
+    by name, as for `load_adapter`; ranks: with whom the model is shared, all of which open it
+    alike. Raises ModelError with a sentence when the model, an adapter, the device or the memory
+    cannot be had.
     """
-    options = weights, _device(device), progress, activations, batch_invariant
-    model = _load(name, options, backend, max_context)
-    if adapters:
-        _adapt(model, adapters)
+    with nullcontext() if ranks is None else ranks.agreeing():
+        options = weights, _device(device, ranks), progress, activations, batch_invariant
+        model = _load(name, options, backend, max_context, ranks)
+        if adapters:
+            _adapt(model, adapters)
     stored = model.dtype if kv_dtype == "same" else KV_DTYPES[kv_dtype]
-    n_pages = -(-(kv_tokens(model) or _tokens_that_fit(model, stored)) // page_size)
+    n_tokens = kv_tokens(model) or _tokens_that_fit(model, stored)
+    n_pages = -(-(n_tokens if ranks is None else ranks.least(n_tokens)) // page_size)
     try:
         kv = PagedKV(model.kv_shapes, n_pages, page_size, stored, model.device)
     except (RuntimeError, MemoryError, OSError) as error:
         raise ModelError(
             f"no memory for a KV cache of {n_pages * page_size} tokens; ask for fewer"
         ) from error
-    return Engine(model, kv)
+    return Engine(model, kv, ranks)
 
 
 def _adapt(model: Model, adapters: Mapping[str, Path]) -> None:
@@ -67,6 +73,11 @@ def _adapt(model: Model, adapters: Mapping[str, Path]) -> None:
         raise ModelError(
             "adapters need a model of a family that runs by our own code; this one is run by "
             "transformers' modules: merge the adapter into its base model"
+        )
+    if model.ranks is not None:
+        raise ModelError(
+            "adapters are for a model that runs in one process; under torchrun, merge the adapter "
+            "into its base model"
         )
     adapt(model, [load_adapter(name, path, model.config) for name, path in adapters.items()])
 
@@ -87,13 +98,19 @@ def _load(
     options: tuple[str, torch.device, Progress, str, bool],
     backend: str,
     max_context: int,
+    ranks: Ranks | None,
 ) -> Model:
     try:
         if backend != "transformers":
-            return load_own(name, *options)
+            return load_own(name, *options, ranks)
     except Unsupported:
         if backend == "own":
             raise
+    if ranks is not None:
+        raise ModelError(
+            f"{name} is run by transformers' modules, which {ranks.size} ranks cannot share; start "
+            "it without torchrun"
+        )
     from runtime.model.backend.load import load as load_transformers
 
     folder = locate(name)
@@ -110,7 +127,19 @@ def _tokens_that_fit(model: Model, dtype: torch.dtype) -> int:
     return max(int(GPU_SHARE * free_bytes) // bytes_per_token(model.kv_shapes, dtype), 1)
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, ranks: Ranks | None) -> torch.device:
+    device = _device_of(name)
+    if ranks is None or device.type == "cpu":
+        return device
+    if device.index is not None:
+        raise ModelError(f"each of {ranks.size} ranks takes a GPU of its own; give --device cuda")
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise ModelError(f"there is no GPU for local rank {ranks.local_rank} here")
+    torch.cuda.set_device(ranks.local_rank)
+    return torch.device("cuda", ranks.local_rank)
+
+
+def _device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -18,6 +18,7 @@ from torch import Tensor
 from runtime.model.batch import MAX_TREE_NODES, AdaptedRows, TreeBatch
 from runtime.model.config import ModelConfig
 from runtime.model.kv_cache import PagedKV
+from runtime.model.parallel import Ranks
 from runtime.model.rope import rope_tables
 from specedge_kernels import (
     Decoder,
@@ -90,15 +91,25 @@ class Linear:
         return self.weight[ids // width, :, ids % width]
 
 
+def as_it_is(x: Tensor) -> Tensor:
+    """What is whole already, as nobody shares the model."""
+    return x
+
+
 @dataclass(frozen=True)
 class GatedMlp:
-    """x [N, H] -> [N, H]."""
+    """x [N, H] -> [N, H].
+
+    whole: from this rank's columns of an output to those of all, see parallel.py.
+    """
 
     gate_up: Linear  # H -> 2 I
     down: Linear  # I -> H
+    whole: Callable[[Tensor], Tensor] = as_it_is
 
     def __call__(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
-        return self.down(silu_mul(self.gate_up(x, adapted)), adapted)
+        inner = self.whole(silu_mul(self.gate_up(x, adapted)))
+        return self.whole(self.down(inner, adapted))
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,8 @@ class Transformer:
 
     head_ids [head_size] i64 names the token of each logit, None where column t is token t.
     adapters: the names of those that rows may ask for, put beside the products by `adapted.adapt`.
+    ranks: those that share the model; `config` then has this one's heads, and logits are of its
+    part of the vocabulary.
     """
 
     def __init__(
@@ -131,8 +144,10 @@ class Transformer:
         head: Linear,
         head_ids: Tensor | None = None,
         batch_invariant: bool = True,
+        ranks: Ranks | None = None,
     ):
         self.config, self.layers = config, layers
+        self.ranks, self.whole = ranks, as_it_is if ranks is None else ranks.whole
         self.embedding, self.norm, self.head, self.head_ids = embedding, norm, head, head_ids
         self.adapters: tuple[str, ...] = ()
         self.device = norm.device
@@ -152,7 +167,7 @@ class Transformer:
         self.batch_invariant = batch_invariant
         # experts run op by op, at some tenths of a millisecond a layer
         mlps = [layer.mlp for layer in layers if isinstance(layer.mlp, GatedMlp)]
-        fused = self.device.type == "cpu" and len(mlps) == len(layers)
+        fused = self.device.type == "cpu" and len(mlps) == len(layers) and ranks is None
         self.decoder = self._decoder(mlps) if fused else None
 
     def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
@@ -166,12 +181,17 @@ class Transformer:
         return self._fused(batch, kv)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [R, head_size] float32 of rows of hidden states [R, H]."""
+        """Logits [R, head_size] float32 of rows of hidden states [R, H], or a rank's columns."""
         if self.decoder is not None:
             return self.decoder.logits(hidden)
         return self.head(self._rms_norm(hidden, self.norm)).float()
 
     def _embed(self, tokens: Tensor) -> Tensor:
+        if self.ranks is None:
+            return self._rows(tokens)
+        return self.ranks.looked_up(tokens, self.vocab_size, self._rows)
+
+    def _rows(self, tokens: Tensor) -> Tensor:
         if self.embedding is None:
             return self.head.rows(tokens).to(self.dtype)
         if isinstance(self.embedding, StoredWeight):
@@ -187,7 +207,8 @@ class Transformer:
             mixed = self._attention(layer, normed, batch, keys, values, index)
             if index == last and batch.wanted is not None:
                 x, mixed, adapted = x[batch.wanted], mixed[batch.wanted], batch.adapted_wanted
-            normed = self._rms_norm(x, layer.mlp_norm, layer.output(mixed, adapted))
+            attended = self.whole(layer.output(self.whole(mixed), adapted))
+            normed = self._rms_norm(x, layer.mlp_norm, attended)
             delta = layer.mlp(normed, adapted)
         assert delta is not None, "a model has layers"
         return x.add_(delta)

@@ -28,7 +28,9 @@ from runtime.model.formats import (
     quantised,
     runnable,
 )
-from runtime.model.transformer import GatedMlp, Layer, Linear, Transformer
+from runtime.model.parallel import Ranks
+from runtime.model.parallel_weights import CheckpointPart
+from runtime.model.transformer import GatedMlp, Layer, Linear, Transformer, as_it_is
 from runtime.system import freed_memory_given_back
 from specedge_kernels import QuantizedWeight, StoredWeight, pack_quantized
 
@@ -51,14 +53,16 @@ def load(
     progress: Progress = lambda done_bytes, total_bytes: None,
     activations: str = "rounded",
     batch_invariant: bool = True,
+    ranks: Ranks | None = None,
 ) -> Transformer:
     """The model in a Hugging Face folder, a .gguf file, on the hub, or embedded.
 
     weights: "stored", or the type or format that all are converted to, one of `formats.FLOATS` and
     `formats.KINDS`; activations: "rounded" to 8 bits before a product with quantised weights on a
-    CPU, or "exact"; batch_invariant: on a GPU, see transformer.py. Raises ModelError with a
-    sentence for a person: nothing there, a wrong format, an unsupported model, a missing or extra
-    or misshaped tensor.
+    CPU, or "exact"; batch_invariant: on a GPU, see transformer.py; ranks: with whom the model is
+    shared, and whose part is read. Raises ModelError with a sentence for a person: nothing there, a
+    wrong format, an unsupported model, a missing or extra or misshaped tensor, or ranks that cannot
+    share it.
     """
     device = torch.device(device)
     if weights not in (STORED, *FLOATS, *KINDS):
@@ -67,8 +71,11 @@ def load(
         raise ValueError(f"activations: expected rounded or exact, got {activations!r}")
     checkpoint = open_checkpoint(name)
     check_shapes(checkpoint)
+    if ranks is not None:
+        checkpoint = CheckpointPart(checkpoint, ranks.rank, ranks.size)
     exact = activations == "exact"
-    return _Loader(checkpoint, weights, device, progress, exact, batch_invariant).transformer()
+    loader = _Loader(checkpoint, weights, device, progress, exact, batch_invariant, ranks)
+    return loader.transformer()
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -305,7 +312,9 @@ class _Loader(Reader):
         progress: Progress,
         exact: bool,
         batch_invariant: bool,
+        ranks: Ranks | None,
     ):
+        self.ranks, self.whole = ranks, as_it_is if ranks is None else ranks.whole
         self.config = checkpoint.config
         names = expected_shapes(self.config).keys()
         super().__init__(checkpoint, names, weights, device, progress, exact, batch_invariant)
@@ -330,6 +339,7 @@ class _Loader(Reader):
             head=head,
             head_ids=head_ids,
             batch_invariant=self.batch_invariant,
+            ranks=self.ranks,
         )
         self.tell()
         return model
@@ -346,9 +356,8 @@ class _Loader(Reader):
         )
 
     def _mlp(self, name: str) -> GatedMlp:
-        return GatedMlp(
-            self.linear(f"{name}.gate_proj", f"{name}.up_proj"), self.linear(f"{name}.down_proj")
-        )
+        gate_up = self.linear(f"{name}.gate_proj", f"{name}.up_proj")
+        return GatedMlp(gate_up, self.linear(f"{name}.down_proj"), self.whole)
 
     def _mixture(self, name: str, experts: ExpertsConfig) -> MixtureOfExperts:
         """Gates stay floats whatever the weights are: they are small, and choose."""
@@ -360,6 +369,7 @@ class _Loader(Reader):
         chosen = Experts(
             self._sets(name, experts.n_experts, "gate_proj", "up_proj"),
             self._sets(name, experts.n_experts, "down_proj"),
+            whole=self.whole,
         )
         if experts.shared_size is None:
             return MixtureOfExperts(router, chosen)

@@ -38,7 +38,7 @@ def main(open_engine: OpenTarget | None = None) -> int:
     try:
         start(config, open_engine or open_target)
     except StartError as error:
-        status = fail("runtime.server", error)
+        status = fail("runtime.server", error) if str(error) else 2
         return TRY_AGAIN_STATUS if error.passes else status
     return 0
 

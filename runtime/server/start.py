@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import os
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +19,10 @@ from runtime.logs import Seldom, fields
 from runtime.model import open as models
 from runtime.model.engine import Engine
 from runtime.model.locate import HubAway
+from runtime.model.parallel import LeaderTells, RankLost, Ranks
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
+from runtime.server import together
 from runtime.server.descriptors import check_descriptors, edges_that_fit, tell_accept_failures
 from runtime.server.door import Door, Identity
 from runtime.server.guide import Guides
@@ -42,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
-    """The server cannot start; the message says what to mend.
+    """The server cannot start; the message says what to mend, or nothing where another rank does.
 
     `passes` says that it may start in a while with nothing mended.
     """
@@ -52,8 +56,11 @@ class StartError(Exception):
         self.passes = passes
 
 
-def open_target(config: ServerConfig, console: Terminal) -> Engine:
-    """The target with its KV pool; the console has a bar meanwhile. Raises ModelError."""
+def open_target(config: ServerConfig, console: Terminal, ranks: Ranks | None = None) -> Engine:
+    """The target with its KV pool; the console has a bar meanwhile. Raises ModelError.
+
+    ranks: those that share it.
+    """
     with loading_bar(console, config.model) as progress:
         return models.open_engine(
             config.model,
@@ -68,6 +75,7 @@ def open_target(config: ServerConfig, console: Terminal) -> Engine:
             max_context=config.max_context,
             batch_invariant=config.batch_invariant,
             adapters=config.adapters,
+            ranks=ranks,
         )
 
 
@@ -78,6 +86,11 @@ def start(config: ServerConfig, open_engine: OpenTarget = open_target) -> None:
     """Load, listen and serve until a signal. Raises StartError."""
     console = Terminal()
     try:
+        if (ranks := together.join(config, os.environ)) is not None:
+            open_engine = partial(open_target, ranks=ranks)
+            if ranks.rank:
+                together.follow(config, ranks, open_engine)
+                return
         if config.add_user:
             token = add_user(Path(config.users), config.add_user)
             # not to standard output, which has the token and nothing else
@@ -93,9 +106,14 @@ def start(config: ServerConfig, open_engine: OpenTarget = open_target) -> None:
                 asyncio.run(serve(config, console, on_step, open_engine=open_engine))
     except BrokenPipeError:
         raise  # of standard output, where nobody reads on
-    except (ConfigError, ModelError, ConnectionError, TLSError, DeviceError) as error:
-        passes = isinstance(error, AddressAway | HubAway | DeviceError)
-        raise StartError(str(error), passes) from error
+    except (
+        *(ConfigError, ModelError, ConnectionError, TLSError, DeviceError),
+        *(RankLost, LeaderTells),
+    ) as error:
+        passes = isinstance(error, AddressAway | HubAway | DeviceError | RankLost)
+        raise StartError(
+            str(error) if together.speaks(error, os.environ) else "", passes
+        ) from error
 
 
 async def _redirect(config: ServerConfig, console: Terminal) -> None:
@@ -173,13 +191,14 @@ async def serve(
     ):
         # in a thread, so that the pages answer meanwhile
         loaded = await asyncio.to_thread(_load, config, console, open_engine)
-        door = _door(config, users, certificate, loaded.identity)
-        server = there.server = _server(config, loaded, door, step_ended, metrics)
-        renewed = _renewed(server, join(server, loaded.tokenizer))
-        _tell_ready(config, console, loaded.engine)
-        del loaded
-        async with renewing(renewal, (certificate, api_certificate), renewed):
-            await server.run(listener, announce)
+        async with together.watching(loaded.engine.ranks):
+            door = _door(config, users, certificate, loaded.identity)
+            server = there.server = _server(config, loaded, door, step_ended, metrics)
+            renewed = _renewed(server, join(server, loaded.tokenizer))
+            _tell_ready(config, console, loaded.engine)
+            del loaded
+            async with renewing(renewal, (certificate, api_certificate), renewed):
+                await server.run(listener, announce)
     _tell_totals(console, server)
 
 
@@ -219,6 +238,8 @@ class _Loaded(NamedTuple):
 
 def _load(config: ServerConfig, console: Terminal, open_engine: OpenTarget) -> _Loaded:
     engine = open_engine(config, console)
+    if engine.ranks is not None:
+        engine.ranks.begin(engine.model.device, config.rank_silence_s)
     tokenizer = Tokenizer.load(config.model)
     identity = _identity(config, engine, tokenizer)
     with waiting(console, lambda: "measuring what steps cost"):

@@ -112,6 +112,8 @@ def test_a_draining_server_says_so_on_every_side(
 class HeldEngine:
     """A model whose pass takes until it is released, and then fails."""
 
+    ranks = None
+
     def __init__(self) -> None:
         self.entered, self.release = threading.Event(), threading.Event()
         pages = iter(range(64))

@@ -11,11 +11,9 @@ verification in one pass, Gumbel-max coupling as in arXiv:2408.07978.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -24,19 +22,19 @@ from torch import Tensor
 
 from runtime.model import staging
 from runtime.model.engine import Drawn, Engine, TreeRequest
-from runtime.model.kv_cache import page_table
-from runtime.model.staging import Layout
+from runtime.model.parallel import RankLost
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
+from runtime.server.verify.columns import SAMPLING, columns_of, trees_of, walk
 from runtime.server.verify.logprobs import TokenLogprobs, Wanted
+from runtime.server.verify.ranks import Told, draw, leading
 from runtime.server.verify.rule import Edits, grouped, masked
 from runtime.wire.messages import Finish, Open
-from specedge_kernels import build_tree, edit_logits, target_tokens, verify
+from specedge_kernels import edit_logits, target_tokens
 
 log = logging.getLogger(__name__)
 
 MOST_TOP_K = 2**31 - 1  # that the kernels can be told; no vocabulary is as large
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "position")
 NO_TOKEN = "the model gave no valid probabilities for this request"
 NO_ALLOWED_TOKEN = (
     "no token of the model goes on as the constraint of this request wants it: it is too complex "
@@ -148,7 +146,7 @@ def _tree_rows(
 class Batch:
     """A step that the model can run: its rows, and how to draw and walk the tokens at them.
 
-    columns   what `_layout` lists, on the device; all in one upload
+    columns   of the trees, on the device
     """
 
     def __init__(self, parts: Sequence[Part], device: torch.device):
@@ -158,29 +156,15 @@ class Batch:
         # A tree may attend to a chunk of its own prompt in the same pass: every layer writes the
         # KV of all rows before it attends.
         self.rows = [*(part.chunk for part in parts if part.chunk is not None), *self.trees]
-        sizes = np.array([len(tree.tokens) for tree in self.trees], np.int64)
-        self.most_nodes = int(max(sizes, default=0))
-        words = max(-(-self.most_nodes // 64), 1)
-        table = page_table([tree.pages for tree in self.trees])
-        layout = _layout(int(sizes.sum()), words, *table.shape)
-        buffer, arrays = layout.host_buffer(device)
-        arrays["offsets"][:] = [*accumulate(sizes, initial=0)]
-        arrays["tokens"][:] = _column(tree.tokens for tree in self.trees)
-        for name, column in _sampling([part.request.params for part in self.verified]).items():
-            arrays[name][:] = np.repeat(column, sizes)
-        # on the host: it is done while the model still runs the step before
-        parents = torch.from_numpy(_column(tree.parents for tree in self.trees).astype(np.int32))
-        ancestors, depth = build_tree(parents, torch.from_numpy(arrays["offsets"]), words)
-        arrays["ancestors"][:] = ancestors.numpy()
-        prefix_lens = np.array([tree.prefix_len for tree in self.trees], np.int64)
-        arrays["position"][:] = np.repeat(prefix_lens + 1, sizes) + depth.numpy()
-        arrays["prefix_lens"][:], arrays["page_table"][:] = prefix_lens, table
-        self.columns = layout.views(staging.upload(buffer, device))
+        self.most_nodes = max((len(tree.tokens) for tree in self.trees), default=0)
+        self.sampling = _sampling([part.request.params for part in self.verified])
+        self.columns = columns_of(self.trees, self.sampling, device)
         # what the model's thread would else look through between two passes
         self.follows = any(part.follows for part in parts)
         self.is_masked = any(part.masks is not None for part in parts)
         edits = [part.edits for part in self.verified]
-        wanted, rows = [part.request.params.logprobs for part in self.verified], sizes.tolist()
+        wanted = [part.request.params.logprobs for part in self.verified]
+        rows = [len(tree.tokens) for tree in self.trees]
         self.edits = grouped(edits, device) if any(edits) else None
         self.logprobs = Wanted.of(wanted, rows, device) if any(wanted) else None
 
@@ -190,6 +174,29 @@ class Batch:
             return {}
         masks = [None if part.masks is None else part.masks.result() for part in self.verified]
         return masked(masks, [len(tree.tokens) for tree in self.trees], self.device)
+
+    def told(self) -> Told:
+        """What others who run the model need to know. Waits for all that is not known yet."""
+        for tree in self.trees:
+            if tree.drawn is not None:
+                token = int(tree.drawn.tokens[tree.drawn.place])
+                tree.tokens, tree.drawn = [max(token, UNKNOWN), *tree.tokens[1:]], None
+        for part in self.verified:
+            if part.masks is not None:
+                part.masks.result()
+        return Told(self.rows, self.sampling, self.needs_whole_rows)
+
+    @property
+    def needs_whole_rows(self) -> bool:
+        """Whether more than the best token of each row is asked for, or of some tokens alone."""
+        told = self.sampling
+        limited = (told["top_k"] > 0) | (told["top_p"] < 1) | (told["min_p"] > 0)
+        return (
+            bool((limited & (told["temperature"] > 0)).any())
+            or self.edits is not None
+            or self.logprobs is not None
+            or self.is_masked
+        )
 
     def follow(self, before: "Launched") -> None:
         """Tell those who follow the step before where it has put the tokens that it drew."""
@@ -252,30 +259,6 @@ class Launched:
         return outcomes
 
 
-@lru_cache(maxsize=64)
-def _layout(rows: int, words: int, trees: int, pages: int) -> Layout:
-    """The arrays of a verification: N rows, W words of a row's mask, B trees, M pages of one."""
-    i32, i64, f32 = torch.int32, torch.int64, torch.float32
-    return Layout(
-        offsets=(i32, (trees + 1,)),
-        tokens=(i64, (rows,)),
-        ancestors=(i64, (rows, words)),
-        temperature=(f32, (rows,)),
-        top_k=(i32, (rows,)),
-        top_p=(f32, (rows,)),
-        min_p=(f32, (rows,)),
-        seed=(i64, (rows,)),
-        position=(i64, (rows,)),  # of the token that is drawn at the row
-        prefix_lens=(i32, (trees,)),
-        page_table=(i32, (trees, pages)),
-    )
-
-
-def _column(rows: Iterable[Sequence[int]]) -> np.ndarray:
-    """The numbers of all rows; NumPy takes them several times as fast as torch does."""
-    return np.fromiter(chain.from_iterable(rows), np.int64)
-
-
 def _sampling(params: Sequence[Open]) -> dict[str, np.ndarray]:
     """How each tree's tokens are drawn, by column, each [B]."""
     return {
@@ -308,6 +291,8 @@ def launch(engine: Engine, batch: Batch, before: Launched | None) -> Launched:
             assert before is not None, "a step follows none"
             batch.follow(before)
         _queue(engine, launched)
+    except RankLost:
+        raise
     except Exception as error:
         launched.fault = error
     return launched
@@ -362,7 +347,10 @@ def _works(engine: Engine, failed: Part) -> bool:
     pages = [failed.request.pages[-1]]
     probe = TreeRequest([0], [-1], prefix_len=0, pages=pages, logit_rows=[0])
     try:
-        engine.forward([probe]).sum().item()
+        with leading(engine.ranks, Told([probe], {})):
+            engine.forward([probe]).sum().item()
+    except RankLost:
+        raise
     except Exception:
         return False
     return True
@@ -370,27 +358,57 @@ def _works(engine: Engine, failed: Part) -> bool:
 
 @torch.inference_mode()
 def _queue(engine: Engine, launched: Launched) -> None:
+    """The step, run by all who share the model."""
+    batch = launched.batch
+    if engine.ranks is None:
+        _run(engine, launched)
+        return
+    told = batch.told()
+    # before others are told: what fails later fails for all requests
+    engine.check(batch.rows)
+    with leading(engine.ranks, told):
+        _run(engine, launched)
+
+
+def _run(engine: Engine, launched: Launched) -> None:
     """The pass; then draw the target's token at every node, walk each tree, compact the cache.
 
     Last comes the copy back of all verdicts, for which nobody waits here; before it that of
     log-probabilities, where somebody wants any.
     """
     batch = launched.batch
-    logits, columns = engine.forward(batch.rows), batch.columns
+    logits = engine.forward(batch.rows)
     if not batch.trees:
         launched.verdicts = staging.download(logits)  # none: that they are there tells of the pass
         return
-    trees = (columns["tokens"], columns["ancestors"], columns["offsets"])
+    target = _target(engine, launched, logits)
+    path, accepted_lens, bonus = walk(engine, batch.columns, target, batch.most_nodes)
+    launched.drawn, launched.verdicts = bonus, staging.download(accepted_lens, bonus, path)
+
+
+def _target(engine: Engine, launched: Launched, logits: Tensor) -> Tensor:
+    """The target's token at every node; sends log-probabilities on their way."""
+    batch, ranks = launched.batch, engine.ranks
+    if ranks is None:
+        return _drawn(launched, logits)
+    vocab_size = engine.model.vocab_size
+    if not batch.needs_whole_rows:
+        return draw(ranks, logits, batch.columns, vocab_size)
+    whole = ranks.columns(logits, vocab_size)
+    assert whole is not None, "rank 0 leads"
+    return ranks.same(_drawn(launched, whole))
+
+
+def _drawn(launched: Launched, logits: Tensor) -> Tensor:
+    """`_target` of whole rows of logits, which are edited in place."""
+    batch, columns = launched.batch, launched.batch.columns
     raw = None if batch.logprobs is None else batch.logprobs.rows_of(logits)
     if batch.edits is not None:
-        edit_logits(logits, *trees, **batch.edits)
+        edit_logits(logits, *trees_of(columns), **batch.edits)
     target = target_tokens(logits, *(columns[name] for name in SAMPLING), **batch.masks())
-    path, accepted_lens, bonus = verify(*trees, target, batch.most_nodes)
-    pages, prefix_lens = columns["page_table"], columns["prefix_lens"]
-    engine.compact_verified(pages, prefix_lens, path, accepted_lens)
     if batch.logprobs is not None and raw is not None:
         launched.logprobs = staging.download(batch.logprobs.of_targets(raw, target))
-    launched.drawn, launched.verdicts = bonus, staging.download(accepted_lens, bonus, path)
+    return target
 
 
 def _outcome(request: Request, path: list[int], bonus: int) -> Outcome:

@@ -31,12 +31,13 @@ GREEDY = Open(
 def warm_up(engine: Engine, most_rows: int, most_trees: int) -> list[tuple[int, float]]:
     """Rows and seconds of steps of one tree each, as far as `most_rows` and the KV pool allow.
 
-    A GPU records steps of up to so many rows and trees, and as many chunks of prompts.
+    A GPU records steps of up to so many rows and trees, and as many chunks of prompts; one that
+    shares the model with others records none.
 
     Raises ModelError if the model cannot run them.
     """
     kv, on_gpu = engine.kv, engine.model.device.type == "cuda"
-    if on_gpu:
+    if on_gpu and engine.ranks is None:
         engine.record(most_rows, 2 * most_trees)
     sizes = [rows for rows in ROWS if rows <= min(most_rows, kv.n_free * kv.page_size)]
     pages = kv.allocate(-(-sizes[-1] // kv.page_size))

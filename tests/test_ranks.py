@@ -1,0 +1,129 @@
+"""A server whose model several processes share, started by torchrun, and edges that ask it."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from runtime import Edge, EdgeConfig, TokenLogprob
+from runtime.config import ConfigError, ServerConfig
+from runtime.demo import running_server, server_process
+from runtime.model.config import ModelError
+from runtime.model.parallel import LeaderTells, RankLost
+from runtime.server.together import join, speaks
+
+LIMITS = ("--kv-tokens", "8192", "--max-step-nodes", "300", "--chunk-tokens", "24")
+# as many prompts as are wanted of a longer run; a few show it
+PROMPTS = int(os.environ.get("SPECEDGE_TEST_PROMPTS", "4"))
+HOW = (
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_p": 0.9, "top_k": 40},
+    {"temperature": 1.0, "frequency_penalty": 0.5, "logprobs": 3},
+)
+
+
+@contextmanager
+def ranks(n: int, target: Path, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    launcher = ["--standalone", "--nproc-per-node", str(n), "-m", "runtime.server"]
+    command = [*launcher, "--model", str(target), "--threads", "1", "--port", "0", *LIMITS]
+    with server_process(*command, *options, module="torch.distributed.run") as started:
+        yield started
+
+
+Answered = tuple[str, list[TokenLogprob]]
+
+
+def answers_of(address: str, draft: Path) -> list[Answered]:
+    """Text and log-probabilities of each prompt, drafted for, and plain; all asked at once."""
+    with Edge(EdgeConfig(server=address, draft=str(draft), threads=1)) as edge:
+        answers = [
+            edge.generate(
+                f"{number} prompt " + "x" * (number % 5) * 9,
+                max_tokens=24,
+                max_budget=budget,
+                seed=number,
+                **how,
+            )
+            for number in range(PROMPTS)
+            for how in HOW
+            for budget in (32, 0)
+        ]
+        return [(answer.text, answer.logprobs) for answer in answers]
+
+
+def texts(answers: list[Answered]) -> list[str]:
+    return [text for text, _ in answers]
+
+
+def test_text_of_four_ranks_is_that_of_one_process(
+    tiny_pair: tuple[Path, Path], tiny_server: str
+) -> None:
+    """More ranks than key/value heads; and a drafted text is the plain one."""
+    target, draft = tiny_pair
+    with ranks(4, target, "--no-pipeline", "--credits", "open") as (address, _):
+        got = answers_of(address, draft)
+    expected = answers_of(tiny_server, draft)
+    assert got == expected
+    assert texts(got)[::2] == texts(got)[1::2]
+    assert sum(len(told) == 24 for _, told in got) == len(got) // len(HOW)
+
+
+def test_edges_go_on_where_a_rank_has_died(
+    tiny_pair: tuple[Path, Path], tiny_server: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target, draft = tiny_pair
+    asked = {"max_tokens": 400, "temperature": 1.0, "seed": 9}
+    with ranks(2, target) as (address, torchrun):
+        two = answers_of(address, draft)
+        with Edge(EdgeConfig(server=address, draft=str(draft), threads=1)) as edge:
+            answer = edge.generate("a long one", **asked)
+            pieces_so_far = iter(answer)
+            begun = str(next(pieces_so_far))
+            os.kill(_rank(torchrun.pid, 1), signal.SIGKILL)
+            assert torchrun.wait(30) != 0
+            port = address.rpartition(":")[2]
+            with running_server("--model", str(target), "--threads", "1", "--port", port, *LIMITS):
+                whole = begun + "".join(map(str, pieces_so_far))
+    with Edge(EdgeConfig(server=tiny_server, draft=str(draft), threads=1)) as edge:
+        assert whole == edge.generate("a long one", **asked).text
+    assert two == answers_of(tiny_server, draft)
+    assert "one of the 2 ranks has ended" in capfd.readouterr().err
+
+
+def _rank(torchrun: int, rank: int) -> int:
+    """The process of a rank."""
+    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
+    (found,) = (
+        int(child)
+        for child in children
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()
+    )
+    return found
+
+
+ENV = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+
+
+def test_one_process_is_alone_whatever_its_environment_holds() -> None:
+    assert join(ServerConfig(), {}) is None
+    assert join(ServerConfig(), {"WORLD_SIZE": "4", "RANK": "1"}) is None
+    assert join(ServerConfig(), {**ENV, "WORLD_SIZE": "1"}) is None
+
+
+@pytest.mark.parametrize("option", [{"redirect": "a:1"}, {"add_user": "ann", "users": "u"}])
+def test_what_ranks_have_no_use_for(option: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="leave torchrun out"):
+        join(ServerConfig(**option), ENV)
+
+
+def test_one_rank_tells_what_all_have_met() -> None:
+    at = [{**ENV, "RANK": str(rank)} for rank in range(3)]
+    assert [speaks(ConfigError("x"), env) for env in at] == [True, False, False]
+    assert [speaks(LeaderTells(), env) for env in at] == [True, False, False]
+    assert [speaks(RankLost("x"), env) for env in at] == [True, True, False]
+    assert [speaks(ModelError("x"), env) for env in at] == [True, True, True]
