@@ -18,7 +18,7 @@ SIZES = (("S", 10_000), ("M", 100_000), ("L", 1_000_000), ("XL", 10**18))  # bel
 LEAST_EVENTS_PER_S, MOST_S, ALL_FLOWS = 2e6, 600, 100_000
 
 WHY = {
-    "S": "start rate 1/16: credits come 16 frames apart, TCP's first ten packets at once",
+    "S": "credits come 16, or 2, frames apart at first, TCP's first ten packets at once",
     "M": "long flows that share a link with one get as much of it; DX's give way, and take longer",
 }
 

@@ -225,8 +225,8 @@ class Windowed {
     }
   }
 
-  // Flows that all have W packets out, one of which each is too many, must fall by N of C·R + N:
-  // with N = C·R / (W - 1) that is Q/V for the Q of N packets and V = R·W / (W - 1).
+  // N flows of W packets each, one of them too many, hold C·R + N; N wait, for Q = N/C. To empty
+  // the queue a flow has to fall by N/(C·R + N). As N·W = C·R + N, that is Q/V for V = R·W/(W - 1).
   void by_delay(const Packet& ack, State& state, std::uint32_t more) {
     // The first window waits for itself: it leaves all at once.
     if (state.acked > kFirstWindow) {
