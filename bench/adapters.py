@@ -80,7 +80,7 @@ def random_adapters(model: Transformer, count: int, rank: int) -> list[Adapter]:
         Adapter(
             str(index),
             {
-                module: LowRank(torch.randn(rank, inputs) / 100, torch.randn(outputs, rank) / 100)
+                module: LowRank(torch.randn(rank, inputs), torch.randn(outputs, rank), 1e-4)
                 for module, (outputs, inputs) in modules.items()
             },
         )

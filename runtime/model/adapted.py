@@ -6,7 +6,9 @@ rows without an adapter have the bits that they would have without any, and a ro
 depend on its batch. Source: S-LoRA (arXiv:2311.03285), Punica (arXiv:2310.18547).
 """
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,19 +21,27 @@ from runtime.model.transformer import GatedMlp, Linear, Transformer
 
 
 class AddedProducts:
-    """What E adapters add to one product H -> M: x [N, H] and the rows that have one of them.
+    """What E adapters add to one product K -> M: x [N, K] and the rows that have one of them."""
 
-    a: of each adapter [R, H]; b: [M, R], whose rank is filled up to one R with zeros.
-    """
-
-    def __init__(self, a: Sequence[Tensor], b: Sequence[Tensor]):
-        self.a, self.b = GroupedLinear(a), GroupedLinear(b)
+    def __init__(self, pairs: Sequence["JoinedPair"], device: torch.device):
+        self.a = GroupedLinear(pair.a.to(device) for pair in pairs)
+        self.b = GroupedLinear(pair.b.to(device) for pair in pairs)
+        self.scale = torch.stack([pair.scale for pair in pairs]).to(device)
 
     def __call__(self, out: Tensor, x: Tensor, adapted: AdaptedRows) -> None:
         """Add it to out [N, M]. Rows that have no adapter are not touched."""
         low = self.a(x[adapted.rows], adapted.sets)
+        low *= self.scale[adapted.sets[:, 0]]
         # each row once, so that nothing depends on an order
         out.index_add_(0, adapted.rows, self.b(low, adapted.sets))
+
+
+class JoinedPair(NamedTuple):
+    """What an adapter adds to the modules of one product."""
+
+    a: Tensor  # [R, K], that of one module below the other's
+    b: Tensor  # [M, R], in blocks: zeros between them are few bytes, and save launches
+    scale: Tensor  # [R] float32
 
 
 def adapt(model: Transformer, adapters: Sequence[Adapter]) -> None:
@@ -63,32 +73,33 @@ def _add(
     linear: Linear, modules: dict[str, int], adapters: Sequence[Adapter], model: Transformer
 ) -> None:
     """Put what the adapters add beside a product of some modules, whose outputs are given."""
-    joined = [_joined(adapter, modules) for adapter in adapters]
-    known = [pair for pair in joined if pair is not None]
+    pairs = [[adapter.added.get(module) for module in modules] for adapter in adapters]
+    known = [pair for of_one in pairs for pair in of_one if pair is not None]
     if not known:
         return
-    rank, inputs = max(len(pair.a) for pair in known), known[0].a.shape[1]
-    a = [torch.zeros(rank, inputs) for _ in joined]
-    b = [torch.zeros(sum(modules.values()), rank) for _ in joined]
-    for index, pair in enumerate(joined):
+    dtypes = [half.dtype for pair in known for half in (pair.a, pair.b)]
+    on_cpu, inputs = model.device.type == "cpu", known[0].a.shape[1]
+    dtype = functools.reduce(torch.promote_types, dtypes) if on_cpu else model.dtype
+    ranks = [sum(len(pair.a) for pair in of_one if pair is not None) for of_one in pairs]
+    joined = [_joined(of_one, [*modules.values()], inputs, max(ranks), dtype) for of_one in pairs]
+    linear.added = AddedProducts(joined, model.device)
+
+
+def _joined(
+    pairs: Sequence[LowRank | None],
+    outputs: Sequence[int],
+    inputs: int,
+    rank: int,
+    dtype: torch.dtype,
+) -> JoinedPair:
+    """The pairs of one adapter, None for a module that it leaves as it is, filled up to a rank."""
+    a, b = torch.zeros(rank, inputs, dtype=dtype), torch.zeros(sum(outputs), rank, dtype=dtype)
+    scale, low, first = torch.zeros(rank), 0, 0
+    for pair, size in zip(pairs, outputs, strict=True):
         if pair is not None:
-            a[index][: len(pair.a)], b[index][:, : len(pair.a)] = pair.a, pair.b
-    linear.added = AddedProducts(
-        *([half.to(model.device, model.dtype) for half in one] for one in (a, b))
-    )
-
-
-def _joined(adapter: Adapter, modules: dict[str, int]) -> LowRank | None:
-    """What an adapter adds to modules of one input: their A one below the other, B as blocks.
-
-    Zeros between the blocks are a few bytes of the products, and save a launch for each module.
-    """
-    pairs = [adapter.added.get(module) for module in modules]
-    known = [pair for pair in pairs if pair is not None]
-    if not known:
-        return None
-    empty = [
-        torch.zeros(size, 0) if pair is None else pair.b
-        for pair, size in zip(pairs, modules.values(), strict=True)
-    ]
-    return LowRank(torch.cat([pair.a for pair in known]), torch.block_diag(*empty))
+            columns = slice(low, low + len(pair.a))
+            a[columns], b[first : first + size, columns] = pair.a, pair.b
+            scale[columns] = pair.scale
+            low = columns.stop
+        first += size
+    return JoinedPair(a, b, scale)

@@ -16,6 +16,7 @@ from torch import Tensor
 from runtime.model.adapter_folder import FolderAdapter
 from runtime.model.adapter_gguf import GgufAdapter
 from runtime.model.config import ModelConfig, ModelError
+from runtime.model.formats import FLOATS
 from runtime.model.weights import expected_shapes
 
 MAX_RANK = 256
@@ -44,10 +45,11 @@ class AdapterFile(Protocol):
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to a matrix W [M, K]: B A, float32 on the CPU; B has the adapter's factor."""
+    """What is added to a matrix W [M, K]: scale B A, of a float type that runs, on the CPU."""
 
     a: Tensor  # [R, K]
     b: Tensor  # [M, R]
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def _check_shapes(
 
 
 def _low_rank(file: AdapterFile, module: str) -> LowRank:
-    (a, b), scale = file.pair(module), file.scale(module)
-    a, b = a.float(), b.float() * scale
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+    pair, scale = file.pair(module), file.scale(module)
+    a, b = (half if half.dtype in FLOATS.values() else half.float() for half in pair)
+    if not (torch.isfinite(a).all() and torch.isfinite(b.float() * scale).all()):
         raise ModelError(f"the matrices of {module} have numbers that are not finite")
-    return LowRank(a, b)
+    return LowRank(a, b, scale)

@@ -26,8 +26,8 @@ def llama(pairs):
 def assert_added(adapter, pairs, scale) -> None:
     assert adapter.added.keys() == pairs.keys()
     for name, (a, b) in pairs.items():
-        got = adapter.added[name].b @ adapter.added[name].a
-        torch.testing.assert_close(got, scale[name] * (b @ a))
+        added = adapter.added[name]
+        torch.testing.assert_close(added.scale * (added.b @ added.a), scale[name] * (b @ a))
 
 
 def test_factors_are_those_of_the_first_pattern_that_ends_the_name(llama, tmp_path):

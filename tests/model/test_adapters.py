@@ -23,6 +23,9 @@ def adapted(pairs, tmp_path):
         parts = ATTENTION if "mo" in name or "mixtral" in name else EVERYTHING
         some = random_pairs(pair.theirs, ("q_proj", "v_proj", "down_proj")[: len(parts) - 2], 3, 1)
         every = random_pairs(pair.theirs, parts, 5, 2)
+        some = {module: (a.bfloat16(), b.bfloat16()) for module, (a, b) in some.items()}
+        if name == "qwen3":
+            every = {module: (a.bfloat16(), b.bfloat16()) for module, (a, b) in every.items()}
         paths = (
             save_folder(tmp_path / "a", some),
             save_folder(tmp_path / "b", every, use_rslora=True),
