@@ -15,7 +15,7 @@ from importlib import import_module
 from ipaddress import ip_address
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 from runtime.constraint import Constraint
 from runtime.system import cpu_quota, others_may_read
@@ -109,6 +109,21 @@ class Options:
                 _check(item, kinds[item.name], value)
 
 
+class ReplicaAddress(NamedTuple):
+    """Where a replica listens; `name` is how edges reach it, and what is hashed."""
+
+    name: str
+    edges: tuple[str, int]
+    pages: tuple[str, int] | None  # of its --http; None: whether it listens is all that is known
+
+    @classmethod
+    def parse(cls, text: str) -> "ReplicaAddress":
+        """host:port or host:port=host:port. Raises ConfigError."""
+        name, has_pages, pages = text.partition("=")
+        edges = parse_address(name, "--redirect")
+        return cls(name, edges, parse_address(pages, "--redirect") if has_pages else None)
+
+
 @dataclass(frozen=True)
 class ServerConfig(Options):
     """A server: it verifies the trees of many edges with the large model."""
@@ -138,7 +153,9 @@ class ServerConfig(Options):
     origins: tuple[str, ...] = option(
         (), "web pages that may ask it, beside this machine's own, or *; may be repeated"
     )
-    redirect: str = option("", "load no model; send edges to these host:port,host:port in turn")
+    redirect: str = option(
+        "", "load no model; send edges to these replicas: host:port=pages-host:port,…"
+    )
     max_requests: int = option(64, "requests admitted at once, over all edges", minimum=1)
     max_waiting: int = option(256, "requests that may wait for pages before BUSY", minimum=0)
     max_user_requests: int = option(
@@ -208,8 +225,9 @@ class ServerConfig(Options):
             raise ConfigError("--add-user needs --users FILE, the file to add the name to")
         if self.http:
             parse_address(self.http, "--http", least_port=0)
-        for address in self.replicas:
-            parse_address(address, "--redirect")
+        names = [replica.name for replica in self.replicas]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"--redirect names a replica twice: {', '.join(names)}")
 
     def _check_openai(self) -> None:
         if not self.openai:
@@ -272,9 +290,10 @@ class ServerConfig(Options):
         return {user: name for user, _, name in given}
 
     @property
-    def replicas(self) -> tuple[str, ...]:
-        """The addresses of `redirect`."""
-        return tuple(part.strip() for part in self.redirect.split(",")) if self.redirect else ()
+    def replicas(self) -> tuple[ReplicaAddress, ...]:
+        """The addresses of `redirect`. Raises ConfigError."""
+        parts = self.redirect.split(",") if self.redirect else []
+        return tuple(ReplicaAddress.parse(part.strip()) for part in parts)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from runtime.server.door import Door
 from runtime.server.metrics import Metrics
 from runtime.server.policy.credits import RoundRobin
 from runtime.server.policy.pipeline import Pipeline
+from runtime.server.router import Router
 from runtime.server.schedule.choose import Limits
 from runtime.server.schedule.scheduler import Scheduler
 from runtime.wire.messages import ErrorCode
@@ -39,11 +40,11 @@ SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_s
 
 @pytest.fixture(scope="module")
 def metrics() -> Metrics:
-    """Of a server that has done nothing yet."""
+    """Of a server that has done nothing yet, and a front's of its replicas."""
     limits = Limits(1, 1, 1, 2, 1, 1, page_size=16, n_pages=1)
     made = Metrics()
     made.watch(
-        Door(ServerConfig(), None),
+        Door(ServerConfig(), None, router=Router([])),
         Scheduler(limits, lambda n: [], lambda pages: None),
         Pipeline(1, 2, RoundRobin()),
     )

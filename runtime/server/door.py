@@ -9,9 +9,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import cycle
 
-from runtime.config import ServerConfig, parse_address
+from runtime.config import ServerConfig
+from runtime.server.router import Router
 from runtime.server.users import Patience
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE, challenge, is_proven
@@ -49,7 +49,7 @@ class Door:
     """Strangers and admitted peers. `users` maps names to tokens; None lets everyone in.
 
     At most `room` are connected, whoever they are, beside some that are being told to go. Without
-    an identity there is no model behind the door, and everyone is sent on to a replica.
+    an identity there is no model behind the door, and everyone is sent on by the router.
     """
 
     config: ServerConfig
@@ -57,15 +57,13 @@ class Door:
     users: Mapping[str, bytes] | None = None
     certificate: bytes = NO_CERTIFICATE
     room: int = sys.maxsize
+    router: Router | None = None
     admitted: dict[FramedProtocol, str] = field(default_factory=dict)  # peer -> user
     revoked: set[FramedProtocol] = field(default_factory=set)  # of these: their token holds no more
     _connections: Counter[str] = field(default_factory=Counter)  # admitted, by user
     # by the hash of the certificate when they came, which their proofs are bound to
     _strangers: dict[FramedProtocol, bytes] = field(default_factory=dict)
     _patience: Patience = field(default_factory=Patience)
-
-    def __post_init__(self) -> None:
-        self._replicas = cycle(self.config.replicas)
 
     def peers(self) -> list[FramedProtocol]:
         """Everyone who is connected."""
@@ -160,8 +158,7 @@ class Door:
 
     def _welcome(self, peer: FramedProtocol, hello: wire.Hello) -> None:
         if self.identity is None:
-            host, port = parse_address(next(self._replicas))
-            peer.send(wire.Redirect(port, host))
+            self._send_on(peer, hello)
             return
         mine, welcome = self.identity, self.welcome
         if not same_vocabulary(hello, mine.vocabulary_size, mine.vocabulary_hash):
@@ -180,6 +177,17 @@ class Door:
             peer.send(wire.Template.of(mine.template))
         if mine.adapters:
             peer.send(wire.Adapters(" ".join(mine.adapters)))
+
+    def _send_on(self, peer: FramedProtocol, hello: wire.Hello) -> None:
+        assert self.router is not None, "neither a model nor replicas"
+        # Without users, the machine is what an edge has in common with itself when it comes back.
+        replica = self.router.choose(hello.user if self.users is not None else peer.host)
+        if replica is None:
+            sentence = "no replica takes edges now; try again in a few seconds"
+            peer.refuse(wire.ErrorCode.BUSY, sentence)
+            return
+        host, port = replica.address.edges
+        peer.send(wire.Redirect(port, host))
 
     @property
     def welcome(self) -> wire.Welcome:

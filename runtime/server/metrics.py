@@ -27,6 +27,7 @@ from runtime.config import version
 from runtime.server.door import Door
 from runtime.server.policy.pipeline import Pipeline
 from runtime.server.request import Request
+from runtime.server.router import Router
 from runtime.server.schedule.scheduler import Scheduler
 from runtime.wire.messages import ErrorCode, Finish
 from runtime.wire.tcp import FramedProtocol
@@ -107,6 +108,8 @@ class Metrics:
     ) -> None:
         """Read how these stand at every scrape; a redirecting front has a door alone."""
         self.registry.register(_AtTheDoor(door, self._gone_bytes))
+        if door.router is not None:
+            self.registry.register(_Replicas(door.router))
         self.registry.register(_Limits(door, scheduler))
         if scheduler is not None and pipeline is not None:
             self.registry.register(_AtWork(scheduler, pipeline))
@@ -260,6 +263,29 @@ class _AtTheDoor(Collector):
         family.add_metric(["received"], self.gone_bytes["received"] + received)
         family.add_metric(["sent"], self.gone_bytes["sent"] + sent)
         yield family
+
+
+@dataclass(eq=False)
+class _Replicas(Collector):
+    """Those that a front sends edges to, as of the last look."""
+
+    router: Router
+
+    def collect(self) -> Iterator[Metric]:
+        ready = GaugeMetricFamily(
+            PREFIX + "replica_ready",
+            "Of a front: whether edges are sent to a replica",
+            labels=["replica"],
+        )
+        edges = GaugeMetricFamily(
+            PREFIX + "replica_edges",
+            "Of a front: edges of a replica, those sent included",
+            labels=["replica"],
+        )
+        for replica in self.router.replicas:
+            ready.add_metric([replica.address.name], not replica.unready)
+            edges.add_metric([replica.address.name], replica.edges + replica.sent)
+        yield from (ready, edges)
 
 
 class _Build(Collector):

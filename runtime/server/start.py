@@ -26,10 +26,12 @@ from runtime.server import together
 from runtime.server.descriptors import check_descriptors, edges_that_fit, tell_accept_failures
 from runtime.server.door import Door, Identity
 from runtime.server.guide import Guides
+from runtime.server.looks import watching
 from runtime.server.loop import DeviceError, Server
 from runtime.server.metrics import Metrics
 from runtime.server.renewal import Renewal, Renewed, RenewKeys, renewing
 from runtime.server.request import Request
+from runtime.server.router import Router
 from runtime.server.schedule.step import Step
 from runtime.server.trace_file import tracing
 from runtime.server.users import add_user, load_users
@@ -121,7 +123,8 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
     tell_accept_failures(asyncio.get_running_loop())
     renewal, certificate = Renewal(config), _certificate(config)
     users = load_users(Path(config.users)) if config.users else None
-    door = _door(config, users, certificate, identity=None)
+    router = Router(config.replicas)
+    door = _door(config, users, certificate, identity=None, router=router)
     metrics = Metrics()
     metrics.watch(door)
 
@@ -138,6 +141,7 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
         config.host,
         config.port,
         lambda: door.new_peer(on_message, on_closed),
+        start=False,
         tls=certificate.context if certificate else None,
     )
     stop = asyncio.Event()
@@ -147,9 +151,11 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
         door.renew(users, known)
 
     async with (
-        _pages(config, console, lambda: "", metrics),
+        _pages(config, console, lambda: router.unready, metrics),
+        watching(router),
         renewing(renewal, (certificate,), renewed),
     ):
+        await listener.start_serving()
         _announce(config, console, certificate, *listener.sockets[0].getsockname()[:2])
         await stop.wait()
     listener.close()
@@ -399,9 +405,10 @@ def _door(
     users: Mapping[str, bytes] | None,
     certificate: Certificate | None,
     identity: Identity | None,
+    router: Router | None = None,
 ) -> Door:
     known = certificate.hash if certificate else NO_CERTIFICATE
-    return Door(config, identity, users, known, edges_that_fit(config))
+    return Door(config, identity, users, known, edges_that_fit(config), router)
 
 
 def _identity(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> Identity:

@@ -99,6 +99,15 @@ async def connect(
     return protocol
 
 
+async def listens(host: str, port: int, timeout_s: float) -> str:
+    """Why nobody can connect to host:port; empty if somebody listens there."""
+    try:
+        (await _reach(host, port, asyncio.Protocol(), timeout_s)).abort()
+    except (OSError, UnicodeError) as error:
+        return _sentence(error)
+    return ""
+
+
 async def _reach(
     host: str, port: int, protocol: asyncio.BaseProtocol, timeout_s: float
 ) -> asyncio.Transport:

@@ -14,6 +14,7 @@ from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
+from runtime.server.router import Router
 from runtime.server.users import load_users
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE
@@ -56,7 +57,13 @@ class Rig:
         certificate = self._certificate
         users = load_users(Path(config.users)) if config.users else None
         known = certificate.hash if certificate else NO_CERTIFICATE
-        door = Door(config, None if config.redirect else identity, users, known)
+        if config.redirect:
+            self.router = Router(config.replicas)
+            for replica in self.router.replicas:
+                replica.told("", 0)
+            door = Door(config, None, users, known, router=self.router)
+        else:
+            door = Door(config, identity, users, known)
         self.server = server = Server(config, engine, door)
         listener = await listen(
             "127.0.0.1",

@@ -230,15 +230,19 @@ def test_a_redirection_at_reconnect_leads_to_another_server(
         await first.start()
         await second.start()
         killing: list[asyncio.Task[None]] = []
-        # the front sends edges to both in turn; the first one dies with the link to it
-        proxy = Proxy(
-            [Fault(Kind.TELL, False, 300)],
-            on_fault=lambda fault: killing.append(asyncio.ensure_future(first.kill())),
-        )
+
+        # the front sends edges to the first one, until it dies with the link to it
+        def strike(fault: Fault) -> None:
+            killing.append(asyncio.ensure_future(first.kill()))
+            for replica, unready in zip(front.router.replicas, ["killed", ""], strict=True):
+                replica.told(unready, 0)
+
+        proxy = Proxy([Fault(Kind.TELL, False, 300)], on_fault=strike)
         async with proxy.before("127.0.0.1", first.port):
             replicas = f"127.0.0.1:{proxy.address[1]},127.0.0.1:{second.port}"
             front = Rig(tiny_pair[0], redirect=replicas)
             await front.start()
+            front.router.replicas[1].told("as if it were being loaded", 0)
             answer = await ask(front, SAMPLED)
             await asyncio.gather(*killing)
         await front.kill()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +22,7 @@ from runtime.wire.places import connect
 from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import TLSError, load_certificate, trust
 from tests.certificates import self_signed
+from tests.server.replica_pages import replica_pages
 
 
 @pytest.fixture(scope="module")
@@ -271,10 +273,25 @@ def test_a_circle_of_redirections_ends(tiny_pair: tuple[Path, Path]) -> None:
     async def attempt(address: str) -> None:
         await Link.open(*parse_address(address), greeting(tiny_pair, ""))
 
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     with (
-        running_server("--redirect", "127.0.0.1:1", "--port", "0") as last,
-        running_server("--redirect", f"{last},{last}", "--port", "0") as front,
-        pytest.raises(ServerError, match="nothing listens there"),
+        replica_pages() as pages,  # of one that is ready, so that it sends edges to itself
+        running_server(
+            "--redirect", f"127.0.0.1:{port}={pages.address}", "--port", str(port)
+        ) as front,
+        pytest.raises(ServerError, match="a circle"),
+    ):
+        asyncio.run(attempt(front))
+
+
+def test_a_front_with_no_living_replica_says_so(tiny_pair: tuple[Path, Path]) -> None:
+    async def attempt(address: str) -> None:
+        await Link.open(*parse_address(address), greeting(tiny_pair, ""))
+
+    with (
+        running_server("--redirect", "127.0.0.1:1", "--port", "0") as front,
+        pytest.raises(ServerError, match="no replica takes edges now"),
     ):
         asyncio.run(attempt(front))
 

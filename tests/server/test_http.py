@@ -29,6 +29,7 @@ from runtime.server.request import Request
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
 from tests.server.process import Process, samples, server_process
+from tests.server.replica_pages import replica_pages
 
 HELD = Identity("held", 260, lambda rows: bytes(16), 512, frozenset(), None)
 TINY = ("--threads", "1", "--no-pipeline", "--credits", "open")
@@ -176,11 +177,20 @@ def test_signals_stay_with_the_server_that_it_belongs_to() -> None:
 
 
 def test_a_redirecting_front_has_the_pages_of_its_door(tmp_path: Path) -> None:
-    with server_process(tmp_path / "log", "--redirect", "127.0.0.1:9") as front:
-        assert front.address
-        assert front.get("/ready") == (200, "ready\n")
-        page = front.samples()
-    assert page["edges_connected",] == 0
+    replicas = ["127.0.0.1:9", "127.0.0.1:10"]
+    with replica_pages() as pages:
+        options = ["--redirect", f"{replicas[0]}={pages.address},{replicas[1]}"]
+        with server_process(tmp_path / "log", *options) as front:
+            assert front.address
+            assert front.get("/ready") == (200, "ready\n")
+            page = front.samples()
+            pages.unready = "draining"
+            gone = front.samples_once(lambda now: not now["replica_ready", replicas[0]])
+            status, reason = front.get("/ready")
+    assert [page["replica_ready", name] for name in replicas] == [1, 0]
+    assert [gone["replica_ready", name] for name in replicas] == [0, 0]
+    assert (status, replicas[0] in reason, "503: draining" in reason) == (503, True, True)
+    assert page["edges_connected",] == page["replica_edges", replicas[0]] == 0
     assert page["wire_bytes_total", "sent"] == 0
     assert ("num_requests_running",) not in page
 

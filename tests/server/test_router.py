@@ -1,0 +1,171 @@
+"""Where a front sends edges: a hash that holds, a bound on the load, and who is looked at how."""
+
+import asyncio
+import random
+import socket
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from runtime.config import ConfigError, ReplicaAddress, ServerConfig
+from runtime.server import looks
+from runtime.server.looks import watching
+from runtime.server.router import ALWAYS_ROOM, OVERLOAD, Router
+from tests.server.replica_pages import replica_pages
+
+NAMES = [f"replica-{index}.example:8400" for index in range(7)]
+
+
+def router(names: list[str] = NAMES) -> Router:
+    """One whose replicas are all ready and empty."""
+    made = Router([ReplicaAddress.parse(name) for name in names])
+    for replica in made.replicas:
+        replica.told("", 0)
+    return made
+
+
+def home(made: Router, key: str) -> str:
+    """Where a key is sent while everyone has room."""
+    replica = made.choose(key)
+    assert replica is not None
+    replica.sent -= 1
+    return replica.address.name
+
+
+def sent(made: Router, key: str) -> str:
+    """Where a key is sent now, which counts."""
+    replica = made.choose(key)
+    assert replica is not None
+    return replica.address.name
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_only_the_users_of_a_replica_that_went_or_came_move(seed: int) -> None:
+    rng = random.Random(seed)
+    keys = [f"user-{rng.getrandbits(40)}" for _ in range(400)]
+    before = {key: home(router(), key) for key in keys}
+    names = rng.sample(NAMES, len(NAMES))  # every front agrees, whatever its order
+    gone = names.pop()
+    for key, was in before.items():
+        now = home(router(names), key)
+        assert now == was if was != gone else now != gone
+    share = Counter(before.values())
+    assert max(share.values()) < 2.0 * len(keys) / len(NAMES)
+    assert set(share) == set(NAMES)
+
+
+def test_an_unready_replica_is_as_one_that_is_not_there() -> None:
+    half = router()
+    for replica in half.replicas[:3]:
+        replica.told("503: draining", 0)
+    for index in range(100):
+        assert home(half, str(index)) == home(router(NAMES[3:]), str(index))
+    assert half.unready == ""
+    for replica in half.replicas:
+        replica.told("503: draining", 0)
+    assert half.choose("anyone") is None
+    assert f"{NAMES[6]}: 503: draining" in half.unready
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_replica_has_more_than_its_bound_of_whatever_users(seed: int) -> None:
+    rng = random.Random(seed)
+    made, load = router(), Counter[str]()
+    users = [f"user-{index}" for index in range(rng.choice([1, 3, 50]))]
+    for count in range(1, 1500):
+        chosen = sent(made, rng.choice(users))
+        load[chosen] += 1
+        assert load[chosen] <= max(ALWAYS_ROOM, OVERLOAD * count / len(NAMES) + 1)
+        if rng.random() < 0.01:  # what was sent has arrived, and is told
+            for replica in made.replicas:
+                replica.told("", load[replica.address.name])
+
+
+def test_a_few_edges_of_one_user_stay_together() -> None:
+    made = router()
+    assert len({sent(made, "one") for _ in range(ALWAYS_ROOM)}) == 1
+    assert sent(made, "one") != home(router(), "one")
+
+
+def test_names_and_keys_do_not_run_into_one_another() -> None:
+    chosen = {home(router(["a:1", "a:11"]), key) for key in ("1x", "x", "1", "11x", "2", "3", "4")}
+    assert chosen == {"a:1", "a:11"}
+
+
+def look_at(text: str, then: Callable[[Router], None]) -> None:
+    async def scenario() -> None:
+        made = Router([ReplicaAddress.parse(text)])
+        async with watching(made):
+            then(made)
+
+    asyncio.run(scenario())
+
+
+def seen(text: str) -> tuple[str, int]:
+    told: list[tuple[str, int]] = []
+    look_at(text, lambda made: told.append((made.replicas[0].unready, made.replicas[0].edges)))
+    return told[0]
+
+
+def test_a_replica_is_as_its_pages_say() -> None:
+    with replica_pages() as pages:
+        pages.metrics = "# HELP x y\nother 3\nspecedge:edges_connected 41.0\nother{} nonsense\n"
+        assert seen(f"127.0.0.1:9={pages.address}") == ("", 41)
+        pages.unready = "draining\n"
+        assert seen(f"127.0.0.1:9={pages.address}") == ("503: draining", 0)
+        pages.unready, pages.metrics = "", "up 1\n"
+        assert "is it a server of SpecEdge" in seen(f"127.0.0.1:9={pages.address}")[0]
+        pages.metrics = "specedge:edges_connected NaN\n"
+        assert seen(f"127.0.0.1:9={pages.address}")[0]
+
+
+def test_a_replica_without_pages_is_ready_while_it_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        assert seen(address) == ("", 0)
+    assert "nothing listens there" in seen(address)[0]
+    assert "refused" in seen(f"127.0.0.1:9={address}")[0]
+
+
+def test_a_replica_that_does_not_answer_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "ANSWER_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert "timed out" in seen(f"a:1=127.0.0.1:{listener.getsockname()[1]}")[0]
+
+
+def test_a_change_is_seen_by_a_later_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "LOOK_S", 0.01)
+
+    async def scenario() -> None:
+        with replica_pages() as pages:
+            made = Router([ReplicaAddress.parse(f"a:1={pages.address}")])
+            async with watching(made):
+                assert made.unready == ""
+                pages.unready = "draining"
+                while not made.unready:
+                    await asyncio.sleep(0)
+                pages.unready = ""
+                while made.unready:
+                    await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+@pytest.mark.parametrize(
+    ("redirect", "message"),
+    [
+        ("a", "expected host:port"),
+        ("a:1,", "expected host:port"),
+        ("a:1=b", "expected host:port"),
+        ("a:1=", "expected host:port"),
+        ("a:1, a:1=b:2", "names a replica twice"),
+    ],
+)
+def test_what_is_no_list_of_replicas_is_refused(redirect: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ServerConfig(redirect=redirect)
+    assert ServerConfig(redirect="a:1=b:2, [::1]:3").replicas == (
+        ReplicaAddress("a:1", ("a", 1), ("b", 2)),
+        ReplicaAddress("[::1]:3", ("::1", 3), None),
+    )
