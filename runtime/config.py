@@ -390,6 +390,10 @@ class EdgeConfig(Options):
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"--min-p is {self.min_p}; it lies between 0 and 1")
         self._check_told_in_python()
+        if self.adapter is not None and not ADAPTER_NAME.fullmatch(self.adapter):
+            raise ConfigError(
+                f"--adapter is {self.adapter!r}; a name has 1 to 64 letters, digits, . _ @ or -"
+            )
         if self.max_budget > 255:
             raise ConfigError(f"--max-budget is {self.max_budget}; a tree has at most 255 nodes")
         if self.seed >= 1 << 63:

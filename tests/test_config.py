@@ -341,3 +341,36 @@ def test_a_constraint_has_a_kind_and_a_text() -> None:
     for text in (None, 7, b"x", "\ud800"):
         with pytest.raises(ValueError, match="expected text"):
             Constraint("lark", text)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"adapter": ("sql",)}, "expected NAME=PATH"),
+        ({"adapter": ("=sql",)}, "expected NAME=PATH"),
+        ({"adapter": ("sql=",)}, "expected NAME=PATH"),
+        ({"adapter": ("two words=sql",)}, "expected NAME=PATH"),
+        ({"adapter": (f"{'x' * 65}=sql",)}, "expected NAME=PATH"),
+        ({"adapter": "sql=sql"}, "expected NAME=PATH"),
+        ({"adapter": ("sql=a", "sql=b")}, "two adapters one name"),
+        ({"adapter": tuple(f"a{i}=x" for i in range(129))}, "129 adapters are given; at most 128"),
+        ({"adapter": ("sql=a",), "redirect": "a:1"}, "give --adapter to the replicas"),
+        ({"adapter": ("sql=a",), "user_adapter": ("bob=sql",)}, "needs --users FILE"),
+        ({"user_adapter": ("bob=sql",), "users": "u"}, "name one of --adapter"),
+        ({"user_adapter": ("bob",), "users": "u"}, "expected USER=NAME"),
+    ],
+)
+def test_adapters_that_cannot_be_given(options: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        ServerConfig(**options)
+
+
+def test_adapters_have_names_and_paths() -> None:
+    given = ["--adapter", "sql=a=b", "--adapter", "tone=c.gguf", "--user-adapter", "bob=tone"]
+    config = parse(ServerConfig, [*given, "--users", "u"], {}, "server")
+    assert config.adapters == {"sql": Path("a=b"), "tone": Path("c.gguf")}
+    assert config.adapters_of_users == {"bob": "tone"}
+    assert EdgeConfig(adapter="sql").adapter == "sql"
+    for wrong in ("", "two words", "x" * 65):
+        with pytest.raises(ConfigError, match="a name has 1 to 64 letters"):
+            EdgeConfig(adapter=wrong)
