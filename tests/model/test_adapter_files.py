@@ -2,15 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from runtime.model import weights
+from runtime.model.adapted import adapt
 from runtime.model.adapter import load_adapter
 from runtime.model.config import ModelError
+from runtime.model.weights import expected_shapes
+from tests.model import gguf_files, tiny
 from tests.model.adapters import EVERYTHING, by_alpha, random_pairs, save_folder, save_gguf
+from tests.model.llama_cpp import LlamaCpp
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -82,6 +90,32 @@ def test_gguf_adapters_mean_what_llama_cpp_makes_of_them(
     metadata = {"adapter.lora.alpha": alpha}
     path = save_gguf(tmp_path / "a.gguf", pairs, config.head_dim, architecture, **metadata)
     assert_added(load_adapter("a", path, config), pairs, dict.fromkeys(pairs, factor))
+
+
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_llama_cpp_answers_the_same_with_a_gguf_adapter(tmp_path, architecture):
+    case = gguf_files.base(architecture, gguf_files.Sizes(), np.random.default_rng(1))
+    path = gguf_files.write(case, tmp_path / "model.gguf")
+    model = weights.load(path, activations="exact")
+    shapes = {name.removesuffix(".weight"): s for name, s in expected_shapes(model.config).items()}
+    adapted = {name: shape for name, shape in shapes.items() if name.endswith(EVERYTHING)}
+    files = {}
+    for name, alpha in (("factor", 10.0), ("none", 0.0)):
+        pairs = {
+            module: (torch.randn(4, inputs) / 5, torch.randn(outputs, 4) / 5)
+            for module, (outputs, inputs) in adapted.items()
+        }
+        metadata = {"adapter.lora.alpha": alpha}
+        file = tmp_path / f"{name}.gguf"
+        files[name] = save_gguf(file, pairs, model.config.head_dim, architecture, **metadata)
+    adapt(model, [load_adapter(name, file, model.config) for name, file in files.items()])
+    engine, tokens, theirs = tiny.engine_of(model), [(7 * i) % 48 for i in range(20)], LlamaCpp()
+    for index, file in enumerate([None, *files.values()], -1):
+        prompt = tiny.chain(tokens, 0, engine.kv.allocate(5))
+        ours = engine.forward([replace(prompt, adapter=index)])
+        tiny.assert_close(ours, torch.tensor(theirs.logits(path, tokens, file)))
+    theirs.close()
 
 
 @pytest.mark.parametrize(
