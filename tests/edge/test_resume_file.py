@@ -30,6 +30,7 @@ def answer(seed: int = 0, accepted: int = 5) -> Transcript:
         top_k=rng.randrange(50),
         stop_ids=(2, 7),
         constraint=constraint,
+        adapter="sql" if seed % 3 else None,
     )
     ids = [rng.randrange(2**18) for _ in range(20 + accepted)]
     return Transcript(ids[:20], sampling, ids[20:], stop=("\n\n", "é"))
