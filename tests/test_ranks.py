@@ -39,21 +39,20 @@ Answered = tuple[str, list[TokenLogprob]]
 
 
 def answers_of(address: str, draft: Path) -> list[Answered]:
-    """Text and log-probabilities of each prompt, drafted for, and plain; all asked at once."""
+    """Text and log-probabilities of each prompt, drafted for and plain; one prompt at a time."""
     with Edge(EdgeConfig(server=address, draft=str(draft), threads=1)) as edge:
-        answers = [
-            edge.generate(
-                f"{number} prompt " + "x" * (number % 5) * 9,
-                max_tokens=24,
-                max_budget=budget,
-                seed=number,
-                **how,
-            )
-            for number in range(PROMPTS)
-            for how in HOW
-            for budget in (32, 0)
-        ]
-        return [(answer.text, answer.logprobs) for answer in answers]
+        return [one for number in range(PROMPTS) for one in answers_to(number, edge)]
+
+
+def answers_to(number: int, edge: Edge) -> list[Answered]:
+    """All at once."""
+    prompt = f"{number} prompt " + "x" * (number % 5) * 9
+    answers = [
+        edge.generate(prompt, max_tokens=24, max_budget=budget, seed=number, **how)
+        for how in HOW
+        for budget in (32, 0)
+    ]
+    return [(answer.text, answer.logprobs) for answer in answers]
 
 
 def texts(answers: list[Answered]) -> list[str]:
