@@ -74,7 +74,8 @@ KNOWN = {
         *("runtime.edge.net", "runtime.constraint", "runtime.logs", "runtime.tree"),
         "runtime.wire",
     },
-    "runtime/embedded": {"runtime.embedded"},
+    "runtime/embedded/__init__.py": set(),
+    "runtime/embedded/training": {"runtime.embedded", "runtime.model"},
 }
 # these may be imported, but only inside functions, when they are needed
 LAZY = {

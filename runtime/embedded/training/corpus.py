@@ -16,11 +16,15 @@ HELD_OUT_PERCENT = 3
 
 @dataclass(frozen=True)
 class Conversation:
-    """Token ids of one question and its answer; temperature is the one the answer was made at."""
+    """Token ids of one question and its answer; temperature is the one the answer was made at.
+
+    A prompt from outside is not the target's own text, and only what it answered is learned.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     temperature: float
+    outside: bool = False
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -61,13 +65,14 @@ class Corpus:
 
 
 def read_corpus(path: Path, limit: int | None = None) -> Corpus:
-    """Read gzipped JSON lines with `prompt`, `answer` (token ids) and `temperature`."""
+    """Read gzipped JSON lines: `prompt`, `answer` (token ids), `temperature`, maybe `outside`."""
     conversations = []
     with gzip.open(path, "rt") as lines:
         for line in lines:
             fields = json.loads(line)
             prompt, answer = tuple(fields["prompt"]), tuple(fields["answer"])
-            conversations.append(Conversation(prompt, answer, fields["temperature"]))
+            outside = fields.get("outside", False)
+            conversations.append(Conversation(prompt, answer, fields["temperature"], outside))
             if len(conversations) == limit:
                 break
     prefix = _common_prefix([c.prompt for c in conversations])

@@ -4,8 +4,9 @@
 
 Reads conversations that the target wrote, scores them with the target, trains the draft on the
 soft labels, and writes the int8 draft whenever it agrees better with the target on held-out
-prompts than before. With `--generate N` it writes the conversations first. Imports torch only
-after the options are read.
+prompts than before. With `--generate N` it writes the conversations first; with `--prompts` the
+target answers prompts of others, and its answers join them. With `--start` a draft that exists is
+trained on. Imports torch only after the options are read.
 """
 
 import argparse
@@ -31,6 +32,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder for draft.safetensors, draft_config.json")
     add("--scratch", type=Path, default=Path("distill-scratch"), help="folder for soft labels")
     add("--generate", type=int, metavar="N", help="first write N conversations to --text")
+    add("--prompts", type=Path, help="first answer these: JSON lines with prompt")
+    add("--start", type=Path, metavar="DIR", help="train the draft that lies there")
     add("--evaluate", action="store_true", help="only measure the draft that lies in --out")
     add("--layers", type=int, nargs="+", default=[0, 1, 2], help="target layers to start from")
     add("--head-tokens", type=int, default=8192, help="rows of the cut output head")
@@ -55,6 +58,12 @@ def main() -> None:
         from runtime.embedded.training.generate import write_self_text
 
         write_self_text(target_path(), options.text, options.generate, options.seed)
+    if options.prompts:
+        from runtime.embedded.training.answers import write_answers
+        from runtime.embedded.training.prompts import read_prompts
+
+        prompts = [line["prompt"] for line in read_prompts(options.prompts)]
+        write_answers(prompts, options.text, options.seed)
     distill(options)
 
 
@@ -89,14 +98,20 @@ def _prepare(
     import torch
 
     from runtime.embedded.training.corpus import frequent_tokens
+    from runtime.embedded.training.export import EMBEDDING, load_draft
     from runtime.embedded.training.llama import Llama
-    from runtime.embedded.training.train import Run, draft_shape, start_weights
+    from runtime.embedded.training.train import Run, draft_shape, start_weights, weights_of_draft
 
     recipe = _recipe(options)
     indices = [i for i, c in enumerate(corpus.conversations) if not c.held_out]
     head_ids = torch.tensor(frequent_tokens(corpus, indices, recipe.head_tokens))
-    draft = Llama(draft_shape(shape, recipe), start_weights(target, recipe, head_ids))
-    return Run(draft, head_ids, corpus, scores, recipe), indices
+    if options.start:
+        draft, old_ids = load_draft(options.start / "draft.safetensors")
+        weights = weights_of_draft(draft, old_ids, target[EMBEDDING], head_ids)
+    else:
+        weights = start_weights(target, recipe, head_ids)
+    model = Llama(draft_shape(shape, weights), weights)
+    return Run(model, head_ids, corpus, scores, recipe), indices
 
 
 def _recipe(options: argparse.Namespace) -> "Recipe":
@@ -129,41 +144,41 @@ class _Keeper:
         weights, head_ids = unpack(pack(run.draft.weights, run.head_ids))
         weights[EMBEDDING] = run.draft.weights[EMBEDDING]
         draft = Llama(run.draft.shape, weights, run.draft.compute)
-        result = agreement(draft, head_ids, run.corpus, run.scores, _held_out(run.corpus, True))
+        greedy = [i for i in _held_out(run.corpus) if run.corpus.conversations[i].temperature == 0]
+        result = agreement(draft, head_ids, run.corpus, run.scores, greedy)
         print(f"held-out greedy text: {result}", flush=True)
         if result.top1 > self.best:
             self.best = result.top1
             save_draft(self.out, run.draft.weights, run.head_ids, run.draft.shape)
 
 
-def _held_out(corpus: "Corpus", greedy: bool) -> list[int]:
-    return [
-        index
-        for index, conversation in enumerate(corpus.conversations)
-        if conversation.held_out and (conversation.temperature == 0) == greedy
-    ]
+def _held_out(corpus: "Corpus") -> list[int]:
+    return [index for index, c in enumerate(corpus.conversations) if c.held_out]
 
 
 def _report(
     out: Path, shape: "Shape", embedding: "Tensor", corpus: "Corpus", scores: "Scores"
 ) -> None:
     """Print what the draft on disk does on held-out prompts, in fp32."""
-    from dataclasses import replace
-
     import torch
 
     from runtime.embedded.training.evaluate import agreement
     from runtime.embedded.training.export import EMBEDDING, load_draft
     from runtime.embedded.training.llama import Llama
+    from runtime.embedded.training.train import draft_shape
 
     weights, head_ids = load_draft(out / "draft.safetensors")
     weights[EMBEDDING] = embedding
-    layers = len({name.split(".")[2] for name in weights if "layers" in name})
-    draft = Llama(replace(shape, layers=layers), weights, torch.float32)
-    for greedy, name in ((True, "greedy answers"), (False, "sampled answers")):
-        indices = _held_out(corpus, greedy)
+    draft = Llama(draft_shape(shape, weights), weights, torch.float32)
+    kinds: dict[str, list[int]] = {}
+    for index in _held_out(corpus):
+        conversation = corpus.conversations[index]
+        name = "greedy" if conversation.temperature == 0 else "sampled"
+        whose = "prompts of others" if conversation.outside else "own prompts"
+        kinds.setdefault(f"{name} answers to {whose}", []).append(index)
+    for name, indices in kinds.items():
         result = agreement(draft, head_ids, corpus, scores, indices, embedding.float())
-        print(f"{name}, {len(indices)} held-out prompts: {result}")
+        print(f"{name}, {len(indices)} held out: {result}")
 
 
 if __name__ == "__main__":

@@ -52,8 +52,19 @@ def start_weights(target: Weights, recipe: Recipe, head_ids: Tensor) -> Weights:
     return weights
 
 
-def draft_shape(target: Shape, recipe: Recipe) -> Shape:
-    return replace(target, layers=len(recipe.layers))
+def weights_of_draft(
+    draft: Weights, old_ids: Tensor, embedding: Tensor, head_ids: Tensor
+) -> Weights:
+    """A draft that exists, with another head: rows that it lacks are those of the embedding."""
+    rows = dict(zip(old_ids.tolist(), draft["lm_head.weight"], strict=True))
+    head = [rows.get(token, embedding[token].float()) for token in head_ids.tolist()]
+    return draft | {EMBEDDING: embedding, "lm_head.weight": torch.stack(head)}
+
+
+def draft_shape(target: Shape, weights: Weights) -> Shape:
+    """The target's, with the layers that the weights have."""
+    layers = {name.split(".")[2] for name in weights if name.startswith("model.layers.")}
+    return replace(target, layers=len(layers))
 
 
 @dataclass(frozen=True)
@@ -90,11 +101,12 @@ class Run:
         return loss / weight.sum(), len(rows)
 
     def _position_weights(self, members: list[int]) -> Tensor:
-        """1 where a token of an answer is predicted, recipe.prompt_weight elsewhere."""
+        """1 where a token of an answer is predicted; of the target's own prompts prompt_weight."""
         rows = []
         for index in members:
             row = torch.ones(len(self.corpus.inputs(index)))
-            row[: self.corpus.answer_offset(index)] = self.recipe.prompt_weight
+            outside = self.corpus.conversations[index].outside
+            row[: self.corpus.answer_offset(index)] = 0 if outside else self.recipe.prompt_weight
             rows.append(row)
         return torch.cat(rows)
 
