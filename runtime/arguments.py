@@ -12,9 +12,9 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from runtime.config import ConfigError, Options, flag, flags_of, read_toml, types_of, version
+from runtime.config import Checked, ConfigError, flag, flags_of, read_toml, types_of, version
 
-Config = TypeVar("Config", bound=Options)
+Config = TypeVar("Config", bound=Checked)
 # What options were called, and how they are called now: a setting must not be lost in silence.
 RENAMED = {
     "dtype": "weights",
@@ -49,7 +49,7 @@ def _variable(name: str) -> str:
     return f"SPECEDGE_{name.upper()}"
 
 
-def _renamed(cls: "type[Options]", spelled: Callable[[str], str]) -> dict[str, str]:
+def _renamed(cls: "type[Checked]", spelled: Callable[[str], str]) -> dict[str, str]:
     """The new name of an option of this process by the old one."""
     names = {item.name for item in flags_of(cls)}
     return {spelled(old): spelled(new) for old, new in RENAMED.items() if new in names}
@@ -90,7 +90,7 @@ def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _readers(cls: "type[Options]") -> dict[str, Any]:
+def _readers(cls: "type[Checked]") -> dict[str, Any]:
     """What makes each field's value of a text: its type, that also knows the word auto for 0."""
     kinds, items = types_of(cls), flags_of(cls)
     automatic = {item.name for item in items if item.metadata["auto"]}
@@ -160,7 +160,7 @@ def _convert(kind: Any, text: str, name: str) -> Any:
         raise ConfigError(f"{name} is {text!r}; expected {kind.__name__}") from error
 
 
-def _unknown(given: str, cls: "type[Options]", spelled: Callable[[str], str]) -> str:
+def _unknown(given: str, cls: "type[Checked]", spelled: Callable[[str], str]) -> str:
     name, known = given.split("=")[0], [spelled(item.name) for item in flags_of(cls)]
     if (new := _renamed(cls, spelled).get(name)) is not None:
         return f"option {name} is called {new} now"

@@ -56,14 +56,26 @@ def option(
     return field(default=default, metadata={**metadata, "also": also, "auto": auto})
 
 
-def flags_of(cls: "type[Options]") -> "list[Field[Any]]":
+def flags_of(cls: "type[Checked]") -> "list[Field[Any]]":
     """The options that can be typed; what is left can be given in Python alone."""
     return [item for item in fields(cls) if item.metadata]
 
 
 @dataclass(frozen=True)
-class Options:
-    """What both processes share."""
+class Checked:
+    """The options of a program, each checked when they are put together."""
+
+    def __post_init__(self) -> None:
+        kinds = types_of(type(self))
+        for item in flags_of(type(self)):
+            value = getattr(self, item.name)
+            if value is not None or kinds[item.name] in (int, float):
+                _check(item, kinds[item.name], value)
+
+
+@dataclass(frozen=True)
+class Options(Checked):
+    """What server and edge share."""
 
     threads: int = option(
         0,
@@ -101,13 +113,6 @@ class Options:
         "text", "one line an event, for people or machines", choices=("text", "json")
     )
 
-    def __post_init__(self) -> None:
-        kinds = types_of(type(self))
-        for item in flags_of(type(self)):
-            value = getattr(self, item.name)
-            if value is not None or kinds[item.name] in (int, float):
-                _check(item, kinds[item.name], value)
-
 
 class ReplicaAddress(NamedTuple):
     """Where a replica listens; `name` is how edges reach it, and what is hashed."""
@@ -137,6 +142,7 @@ class ServerConfig(Options):
     )
     host: str = option("127.0.0.1", "address to listen on; any but loopback needs --users")
     port: int = option(8400, "TCP port; 0 picks a free one", minimum=0)
+    stack: str = option("", "socket of the specedge-stack that has the port, in place of TCP here")
     users: str = option("", 'TOML file of users, one name = "token" a line, chmod 600')
     add_user: str = option("", "add this name to --users, print its token, and end")
     tls_certificate: str = option("", "PEM file; with --tls-key, connections are encrypted")
@@ -304,6 +310,7 @@ class EdgeConfig(Options):
         False, "on a GPU: drafts that do not depend on their batch; no text needs it of an edge"
     )
     server: str = option("127.0.0.1:8400", "host:port of the server")
+    stack: str = option("", "socket of the specedge-stack to connect by, in place of TCP here")
     user: str = option("", "name that the server knows; needs --token-file")
     token_file: str = option("", "file with the user's token, chmod 600")
     tls: str = option("", "how to know the server: system, sha256:<hash>, or an authority's file")
@@ -561,7 +568,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def types_of(cls: "type[Options]") -> dict[str, type]:
+def types_of(cls: "type[Checked]") -> dict[str, type]:
     """Each field's type, with `| None` taken off; of a list, that of what is in it."""
     return _types_of(cast(Hashable, cls))
 

@@ -28,7 +28,7 @@ def script(request: pytest.FixtureRequest) -> str:
 
 
 def test_these_are_installed() -> None:
-    names = ("server", "edge", "doctor", "bench")
+    names = ("server", "edge", "doctor", "bench", "stack")
     assert sorted(SCRIPTS) == sorted(f"specedge-{name}" for name in names)
 
 

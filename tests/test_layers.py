@@ -14,6 +14,7 @@ HEAVY = {"torch", "numpy", "asyncio", "transformers", "triton"}
 FORBIDDEN = {
     "specedge_kernels": {"runtime", "transformers"},
     "runtime/wire": {"torch", "numpy"},
+    "runtime/stack": {"torch", "numpy", "socket"},
     "runtime/wire/messages.py": HEAVY | {"socket"},
     "runtime/wire/connection.py": HEAVY | {"socket", "time"},
     "runtime/tree.py": {"torch", "asyncio", "runtime.model", "runtime.edge", "runtime.server"},
@@ -58,7 +59,8 @@ FORBIDDEN = {
 }
 # folder -> all of runtime that its modules may import
 KNOWN = {
-    "runtime/wire": {"runtime.wire", "runtime.system"},
+    "runtime/wire": {"runtime.wire", "runtime.stack", "runtime.system"},
+    "runtime/stack": {"runtime.stack", "runtime.arguments", "runtime.config", "runtime.terminal"},
     "runtime/model": {"runtime.model", "runtime.embedded", "runtime.system"},
     "runtime/grammar": {"runtime.grammar", "runtime.model"},
     "runtime/server/policy": {"runtime.server.policy", "runtime.server.request", "runtime.wire"},

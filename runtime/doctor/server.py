@@ -97,13 +97,13 @@ async def _opened(config: EdgeConfig) -> AsyncIterator[tuple[ProbedLink, Vocabul
         address = parse_address(config.server)
         token, trusted = greeting.token(config), greeting.trusted(config)
     with _stage("connection", lambda error: _mend(error, config)):
-        await reach(*address, trusted)
+        await reach(*address, trusted, config.stack)
     with _stage("draft", lambda error: "name another model with --draft"):
         vocabulary = read_vocabulary(config)
         hello = greeting.hello(config, vocabulary)
     with _stage("greeting", lambda error: _mend(error, config)):
         credentials = Credentials(token, trusted, vocabulary.tokenizer.vocabulary_hash)
-        link = await ProbedLink.open(*address, hello, credentials)
+        link = await ProbedLink.open(*address, hello, credentials, config.stack)
     assert isinstance(link, ProbedLink), "open gives a link of its own class"
     try:
         yield link, vocabulary

@@ -47,13 +47,14 @@ class Worker(Answers):
         address, token = parse_address(config.server), greeting.token(config)
         known = greeting.trusted(config)
         if self._loading is None or self._loading.failed:
-            await reach(*address, known)
+            await reach(*address, known, config.stack)
             self._loading = Loading(config, self._make_drafter)
         if self.uplink is None:
             # shielded: who gives up does not end what others may wait for
             vocabulary = await asyncio.shield(asyncio.wrap_future(self._loading.vocabulary))
             credentials = Credentials(token, known, vocabulary.tokenizer.vocabulary_hash)
-            self.uplink = Uplink(*address, greeting.hello(config, vocabulary), credentials)
+            hello = greeting.hello(config, vocabulary)
+            self.uplink = Uplink(*address, hello, credentials, config.stack)
         await self.uplink.link()
         if self._batcher is None:
             drafter = await asyncio.shield(asyncio.wrap_future(self._loading.drafter))

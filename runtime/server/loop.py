@@ -36,6 +36,7 @@ from runtime.server.verify.logprobs import message as logprobs_message
 from runtime.server.verify.verifier import Failed, Outcome, Verified
 from runtime.system import on_stop
 from runtime.wire import messages as wire
+from runtime.wire.places import Listener
 from runtime.wire.tcp import CLOSE_TIMEOUT_S, FramedProtocol
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Server:
         fair = all_of_them if users is None or len(users) < 2 else max(all_of_them // 2, 1)
         return self.config.max_user_running or fair
 
-    async def run(self, listener: asyncio.Server, announce: Callable[[str, int], None]) -> None:
+    async def run(self, listener: Listener, announce: Callable[[str, int], None]) -> None:
         """Serve until SIGTERM or SIGINT; `announce` is told the address once it is open.
 
         `listener` makes its protocols with `new_peer`. Raises DeviceError.

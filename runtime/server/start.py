@@ -39,8 +39,9 @@ from runtime.server.verify.warm_up import warm_up
 from runtime.system import on_stop
 from runtime.terminal import called, inert
 from runtime.wire import messages as wire
+from runtime.wire import stacks
 from runtime.wire.auth import NO_CERTIFICATE
-from runtime.wire.places import AddressAway, listen
+from runtime.wire.places import AddressAway, Listener, listen
 from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import Certificate, TLSError, load_certificate
 
@@ -137,13 +138,7 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
         metrics.edge_left(peer)
         door.left(peer)
 
-    listener = await listen(
-        config.host,
-        config.port,
-        lambda: door.new_peer(on_message, on_closed),
-        start=False,
-        tls=certificate.context if certificate else None,
-    )
+    listener = await _listen(config, lambda: door.new_peer(on_message, on_closed), certificate)
     stop = asyncio.Event()
     on_stop(asyncio.get_running_loop(), stop.set)
 
@@ -184,9 +179,8 @@ async def serve(
         _announce(config, console, certificate, host, port)
         opened(host, port)
 
-    tls = certificate.context if certificate else None
     api_certificate = _certificate(config, "a client of the API") if config.openai else None
-    listener = await listen(config.host, config.port, there.new_peer, start=False, tls=tls)
+    listener = await _listen(config, there.new_peer, certificate)
     users = load_users(Path(config.users)) if config.users else None
     metrics = Metrics()
     async with (
@@ -206,6 +200,18 @@ async def serve(
             async with renewing(renewal, (certificate, api_certificate), renewed):
                 await server.run(listener, announce)
     _tell_totals(console, server)
+
+
+async def _listen(
+    config: ServerConfig,
+    new_peer: Callable[[], FramedProtocol],
+    certificate: Certificate | None,
+) -> Listener:
+    """The port for edges, here or of the host's network stack; reserved and not open yet."""
+    if config.stack:
+        return await stacks.listen(config.stack, config.host, config.port, new_peer, certificate)
+    tls = certificate.context if certificate else None
+    return await listen(config.host, config.port, new_peer, start=False, tls=tls)
 
 
 @dataclass

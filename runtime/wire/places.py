@@ -11,8 +11,8 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from runtime.wire.connection import Role
 from runtime.wire.messages import Message
@@ -24,6 +24,22 @@ NEXT_ADDRESS_S = 0.25
 # To see, after the time for connecting is over, whether at least the name is known.
 NAME_LOOK_S = 0.5
 ERRNO = re.compile(r"\[Errno (\d+)\]")
+
+
+class Port(Protocol):
+    """An open port, by its name."""
+
+    def getsockname(self) -> Any:
+        """Address and port, and for IPv6 two numbers more."""
+
+
+class Listener(Protocol):
+    """What an asyncio.Server is to those who serve: ports, perhaps not open yet."""
+
+    @property
+    def sockets(self) -> Sequence[Port]: ...
+    async def start_serving(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class AddressAway(ConnectionError):

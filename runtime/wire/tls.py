@@ -43,6 +43,15 @@ class Certificate:
         """What an edge is told to expect: sha256:<64 hexadecimal digits>."""
         return f"sha256:{self.hash.hex()}"
 
+    @property
+    def terms(self) -> str:
+        """The same for a network stack that ends TLS itself. Raises TLSError."""
+        try:
+            pem = [path.read_text(encoding="ascii") for path in (self.file, self.key)]
+        except (OSError, ValueError) as error:
+            raise TLSError(f"cannot read {self.file} and {self.key}: {error}") from error
+        return "\n".join(["server", *pem])
+
     def on_file(self) -> Certificate:
         """What its files hold now. Raises TLSError."""
         return load_certificate(self.file, self.key)
@@ -65,6 +74,11 @@ class Trust:
 
     context: ssl.SSLContext
     pin: bytes = b""
+    authorities: str = "pinned"  # else system, or in PEM
+
+    def terms(self, host: str) -> str:
+        """The same for a network stack that begins TLS with this host itself."""
+        return "\n".join(["client", host, self.authorities])
 
     def is_pinned(self, certificate: bytes) -> bool:
         """Whether the hash of the server's certificate is the expected one, if any is."""
@@ -134,14 +148,16 @@ def trust(option: str) -> Trust | None:
     try:
         if option == "system":
             context.load_default_certs()
+            authorities = option
         else:
             context.load_verify_locations(option)
-    except (OSError, ssl.SSLError) as error:
+            authorities = Path(option).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise TLSError(
             f"--tls is {option!r}; expected system, sha256:<64 hexadecimal digits>, or the file "
             f"of a certificate authority ({error})"
         ) from error
-    return Trust(context)
+    return Trust(context, authorities=authorities)
 
 
 def _edge_context() -> ssl.SSLContext:

@@ -1,6 +1,7 @@
 """python -m tests.faults: every named fault, and as many random schedules and kills as wanted.
 
-Runs the tests of this folder and ends with figures. The seeds of a failure are in its name:
+Runs the tests of this folder and of the network stack, and ends with figures. The seeds of a
+failure are in its name:
 `--first-seed N --schedules 1` runs schedule N alone.
 """
 
@@ -44,7 +45,7 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     options = parser.parse_args()
     amounts = Amounts(options.schedules, options.kills, options.first_seed)
-    return pytest.main(["-q", "tests/faults"], plugins=[Torture(amounts)])
+    return pytest.main(["-q", "tests/faults", "tests/stack"], plugins=[Torture(amounts)])
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from runtime.server.loop import Server
 from runtime.server.router import Router
 from runtime.server.users import load_users
 from runtime.wire import messages as wire
+from runtime.wire import stacks
 from runtime.wire.auth import NO_CERTIFICATE
-from runtime.wire.places import listen
+from runtime.wire.places import Listener, listen
 from runtime.wire.tls import Certificate
 
 KV_TOKENS, PAGE_TOKENS, MAX_CONTEXT = 2048, 16, 1000
@@ -65,13 +66,12 @@ class Rig:
         else:
             door = Door(config, identity, users, known)
         self.server = server = Server(config, engine, door)
-        listener = await listen(
-            "127.0.0.1",
-            self.port,
-            server.new_peer,
-            start=False,
-            tls=certificate and certificate.context,
-        )
+        place = "127.0.0.1", self.port, server.new_peer
+        if config.stack:
+            listener: Listener = await stacks.listen(config.stack, *place, certificate)
+        else:
+            tls = certificate and certificate.context
+            listener = await listen(*place, start=False, tls=tls)
         self.port = listener.sockets[0].getsockname()[1]
         opened = asyncio.Event()
         self._running = asyncio.ensure_future(server.run(listener, lambda *_: opened.set()))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
@@ -74,11 +75,12 @@ class Edge:
     rig: Rig
     drafter: Drafter
     file: Path
+    stack: str = ""  # that it connects by
     uplink: Uplink = field(init=False)
     batcher: Batcher = field(init=False)
 
     def __post_init__(self) -> None:
-        self.uplink = Uplink(*self.address, self.rig.hello)
+        self.uplink = Uplink(*self.address, self.rig.hello, stack=self.stack)
         self.batcher = Batcher(self.drafter)
 
     async def ask(self, answer: Transcript, see: "Seer") -> list[int]:
@@ -128,6 +130,7 @@ class Play:
     drafter: Drafter
     folder: Path
     events: Sequence[tuple[What, Fault]]  # one for each connection, until there are no more
+    stack: str = ""  # that server and edge have their connections by
     errors: list[ServerError] = field(default_factory=list)  # told to whoever asked
     connections: int = 0
 
@@ -138,7 +141,7 @@ class Play:
 
     async def run(self) -> list[list[int]]:
         """The texts of the answers. Asserts that nothing is left of them on either side."""
-        options = {"drain_s": 0.05}
+        options: dict[str, Any] = {"drain_s": 0.05, "stack": self.stack}
         if self.moment is Moment.CREDIT:  # two edges and one place: each waits for the other
             options |= {"credits": "drr", "max_batch": 1}
         self.rig, self._restarts = Rig(self.model, **options), list[asyncio.Task[None]]()
@@ -176,7 +179,8 @@ class Play:
         return texts
 
     def _new_edge(self) -> Edge:
-        return Edge(self._proxy.address, self.rig, self.drafter, self.folder / "answer.json")
+        file = self.folder / "answer.json"
+        return Edge(self._proxy.address, self.rig, self.drafter, file, self.stack)
 
     @asynccontextmanager
     async def _rival(self) -> AsyncIterator[None]:

@@ -15,6 +15,7 @@ from runtime.edge.net.watchdog import Sign, Watchdog
 from runtime.logs import fields
 from runtime.tree import Tree
 from runtime.wire import messages as wire
+from runtime.wire import stacks
 from runtime.wire.auth import is_proven, new_nonce, prove
 from runtime.wire.memory import join
 from runtime.wire.places import connect
@@ -121,19 +122,32 @@ class Credentials:
 NO_CREDENTIALS = Credentials()
 
 
-async def reach(host: str, port: int, trust: Trust | None = None) -> None:
+async def reach(host: str, port: int, trust: Trust | None = None, stack: str = "") -> None:
     """Whether anybody listens there, before there is anything to greet with. ServerError."""
+    peer = await _connect(host, port, _ignore, _ignore, trust, stack)
+    peer.close()
+
+
+def _ignore(peer: FramedProtocol, what: wire.Message | str | None) -> None:
+    """Nobody is there yet to hear it."""
+
+
+async def _connect(
+    host: str,
+    port: int,
+    on_message: Callable[[FramedProtocol, wire.Message], None],
+    on_closed: Callable[[FramedProtocol, str | None], None],
+    trust: Trust | None,
+    stack: str,
+) -> FramedProtocol:
+    """By the host's network stack, if one is named. Raises ServerError."""
     try:
-        peer = await connect(
-            host,
-            port,
-            on_message=lambda peer, message: None,
-            on_closed=lambda peer, reason: None,
-            tls=trust.context if trust else None,
-        )
+        if stack:
+            return await stacks.connect(stack, host, port, on_message, on_closed, trust=trust)
+        tls = trust.context if trust else None
+        return await connect(host, port, on_message, on_closed, tls=tls)
     except ConnectionError as error:
         raise ServerError(str(error)) from error
-    peer.close()
 
 
 class Link:
@@ -163,12 +177,20 @@ class Link:
 
     @classmethod
     async def open(
-        cls, host: str, port: int, hello: wire.Hello, credentials: Credentials = NO_CREDENTIALS
+        cls,
+        host: str,
+        port: int,
+        hello: wire.Hello,
+        credentials: Credentials = NO_CREDENTIALS,
+        stack: str = "",
     ) -> "Link":
-        """Connect, greet, prove who we are, and follow where we are sent. Raises ServerError."""
+        """Connect, greet, prove who we are, and follow where we are sent. Raises ServerError.
+
+        stack: the socket of a network stack to connect by, in place of this process's TCP.
+        """
         for _ in range(1 + MAX_REDIRECTS):
             link = cls(replace(hello, nonce=new_nonce()), credentials)
-            answer = await link._greet(host, port)
+            answer = await link._greet(host, port, stack)
             if isinstance(answer, wire.Welcome):
                 log.info("welcomed", extra=fields(server=f"{host}:{port}", model=answer.model))
                 link.welcome = answer
@@ -263,14 +285,9 @@ class Link:
         self._peer.close()
         await self._gone.wait()
 
-    async def _greet(self, host: str, port: int) -> wire.Welcome | wire.Redirect:
+    async def _greet(self, host: str, port: int, stack: str) -> wire.Welcome | wire.Redirect:
         trust = self._credentials.trust
-        try:
-            self._peer = await connect(
-                host, port, self._on_message, self._on_closed, tls=trust.context if trust else None
-            )
-        except ConnectionError as error:
-            raise ServerError(str(error)) from error
+        self._peer = await _connect(host, port, self._on_message, self._on_closed, trust, stack)
         if trust and not trust.is_pinned(self._peer.certificate):
             self._greeted.cancel()  # nobody waits for it
             await self.close()

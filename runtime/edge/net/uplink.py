@@ -22,12 +22,17 @@ class Uplink:
     """Gives a living link to whoever asks; only one is open at a time."""
 
     def __init__(
-        self, host: str, port: int, hello: wire.Hello, credentials: Credentials = NO_CREDENTIALS
+        self,
+        host: str,
+        port: int,
+        hello: wire.Hello,
+        credentials: Credentials = NO_CREDENTIALS,
+        stack: str = "",
     ) -> None:
         self.opened = 0  # links, over all time
         self.welcome: wire.Welcome | None = None  # of the last of them
         self.template: wire.Template | None = None  # that came after it
-        self._greeting = (host, port, hello, credentials)
+        self._greeting = (host, port, hello, credentials, stack)
         self._link: Link | None = None
         self._opening = asyncio.Lock()
         self._gone_bytes = [0, 0]  # sent and received over links that are gone

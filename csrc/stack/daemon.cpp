@@ -1,0 +1,378 @@
+// specedge-stack: the daemon. One loop: what has happened, what each guest wants, whose turn it is
+// to send, and then every guest is told.
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <stdexcept>
+#include <system_error>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "options.h"
+#include "tenant.h"
+
+namespace specedge::stack {
+
+namespace {
+
+// What a descriptor is: a slot of a guest, or one of these.
+constexpr uint32_t kSocket = ~0u, kBell = ~1u;
+constexpr uint32_t kAttach = 1, kSignals = 2, kTimer = 3;  // of the daemon itself: tenant 0
+constexpr int64_t kGreeting_ns = 5'000'000'000;
+constexpr uint64_t kBudget = 4 << 20;  // bytes sent before others are looked at
+constexpr int kMessages = 16;          // of one guest at a time
+
+[[noreturn]] void fail(const std::string& what) {
+  throw std::runtime_error(what + ": " + std::strerror(errno));
+}
+
+Descriptor listen_at(const std::string& path, bool is_shared) {
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  if (path.size() >= sizeof name.sun_path)
+    throw std::runtime_error("--socket is longer than the " +
+                             std::to_string(sizeof name.sun_path - 1) + " characters a name has");
+  std::memcpy(name.sun_path, path.c_str(), path.size());
+  const auto* address = reinterpret_cast<sockaddr*>(&name);
+  Descriptor made(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!made) fail("a socket");
+  if (!connect(made.get(), address, sizeof name))
+    throw std::runtime_error("another specedge-stack has " + path + "; give another --socket");
+  if (errno == ECONNREFUSED) unlink(path.c_str());  // its daemon was killed
+  made = Descriptor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (bind(made.get(), address, sizeof name) || listen(made.get(), 128))
+    fail("cannot listen at --socket " + path);
+  if (is_shared && chmod(path.c_str(), 0666)) fail("--socket " + path);
+  return made;
+}
+
+class Daemon : public Host {
+ public:
+  explicit Daemon(const Options& options);
+  ~Daemon() override;
+  void run();
+
+  void watch(int descriptor, Place place) override;
+  void unwatch(int descriptor) override {
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, descriptor, nullptr);
+  }
+  void wake_at(int64_t due_ns, Place place) override { alarms_.emplace(due_ns, place); }
+  void activate(Tenant& tenant) override;
+  Tenant* find(uint32_t tenant) override;
+  Place* listener_at(const Address& address, uint16_t port) override;
+  void listens(const Address& address, uint16_t port, Place place) override;
+  void listens_no_more(Place place) override;
+  Module module() const override { return options_.module; }
+  const Shape& shape() const override { return options_.shape; }
+  std::string unix_path(uint16_t port) const override {
+    return options_.socket + "." + std::to_string(port);
+  }
+
+ private:
+  struct Port {
+    Address address;
+    Place place;
+  };
+
+  void happened(const epoll_event& event);
+  void serve();
+  void sleep();
+  void admit();
+  void greet(Tenant& tenant, const Message& message);
+  void hear(Tenant& tenant);
+  bool answer(Tenant& tenant, Message& message);
+  void ring_alarms();
+  void drop(uint32_t tenant);
+  std::string status() const;
+
+  Options options_;
+  Descriptor epoll_, attach_, signals_, timer_;
+  Shares shares_;
+  int64_t shares_due_ns_ = kNever;
+  std::unordered_map<uint32_t, std::unique_ptr<Tenant>> tenants_;
+  std::vector<uint32_t> active_;
+  std::multimap<int64_t, Place> alarms_;
+  std::multimap<uint16_t, Port> ports_;
+  uint32_t last_id_ = 0;
+  bool is_stopped_ = false;
+};
+
+Daemon::Daemon(const Options& options)
+    : options_(options),
+      epoll_(epoll_create1(EPOLL_CLOEXEC)),
+      attach_(listen_at(options.socket, options.is_shared)),
+      timer_(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)),
+      shares_(options.bytes_per_s, options.user_bytes_per_s) {
+  sigset_t stops;
+  sigemptyset(&stops);
+  sigaddset(&stops, SIGTERM);
+  sigaddset(&stops, SIGINT);
+  sigprocmask(SIG_BLOCK, &stops, nullptr);
+  signals_ = Descriptor(signalfd(-1, &stops, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!epoll_ || !timer_ || !signals_) fail("the daemon's own descriptors");
+  watch(attach_.get(), {0, kAttach});
+  watch(signals_.get(), {0, kSignals});
+  watch(timer_.get(), {0, kTimer});
+}
+
+Daemon::~Daemon() {
+  while (!tenants_.empty()) drop(tenants_.begin()->first);
+  unlink(options_.socket.c_str());
+}
+
+void Daemon::watch(int descriptor, Place place) {
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  event.data.u64 = uint64_t(place.tenant) << 32 | place.slot;
+  epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event);
+}
+
+void Daemon::run() {
+  epoll_event events[256];
+  while (!is_stopped_) {
+    sleep();
+    const int count = epoll_wait(epoll_.get(), events, 256, active_.empty() ? -1 : 0);
+    for (int i = 0; i < count; ++i) happened(events[i]);
+    ring_alarms();
+    serve();
+  }
+}
+
+// Set the timer for what is due next, if nothing is to be done now.
+void Daemon::sleep() {
+  int64_t due = std::min(shares_due_ns_, alarms_.empty() ? kNever : alarms_.begin()->first);
+  if (!active_.empty() || due == kNever) return;
+  due = std::max<int64_t>(due, 1);  // 0 would stop the timer
+  const itimerspec when{{}, {due / 1'000'000'000, due % 1'000'000'000}};
+  timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &when, nullptr);
+}
+
+void Daemon::happened(const epoll_event& event) {
+  const Place place{uint32_t(event.data.u64 >> 32), uint32_t(event.data.u64)};
+  if (!place.tenant) {
+    if (place.slot == kAttach) admit();
+    if (place.slot == kSignals) is_stopped_ = true;
+    return;
+  }
+  Tenant* tenant = find(place.tenant);
+  if (!tenant) return;
+  if (place.slot == kSocket) return hear(*tenant);
+  if (place.slot == kBell) return activate(*tenant);
+  constexpr uint32_t kOver = EPOLLHUP | EPOLLERR | EPOLLRDHUP;
+  tenant->ready(place.slot, event.events & (EPOLLIN | kOver), event.events & (EPOLLOUT | kOver));
+}
+
+void Daemon::ring_alarms() {
+  const int64_t now = now_ns();
+  while (!alarms_.empty() && alarms_.begin()->first <= now) {
+    const Place place = alarms_.begin()->second;
+    alarms_.erase(alarms_.begin());
+    Tenant* tenant = find(place.tenant);
+    if (!tenant) continue;
+    if (place.slot != kSocket) {
+      tenant->alarm(place.slot);
+      continue;
+    }
+    hear(*tenant);
+    tenant = find(place.tenant);
+    const bool is_late = tenant && !tenant->is_attached() && now >= tenant->greeting_until_ns;
+    if (is_late) drop(place.tenant);  // it has not said what it wants
+  }
+}
+
+void Daemon::serve() {
+  const std::vector<uint32_t> working = std::exchange(active_, {});
+  for (const uint32_t id : working) {
+    Tenant* tenant = find(id);
+    if (!tenant || !tenant->is_attached()) continue;
+    tenant->is_active = false;
+    if (tenant->work()) activate(*tenant);
+    if (tenant->wants_to_send()) shares_.want(tenant->user(), tenant);
+  }
+  shares_due_ns_ = shares_.serve(now_ns(), kBudget);
+  for (const uint32_t id : working) {
+    Tenant* tenant = find(id);
+    if (!tenant) continue;
+    tenant->tell();
+    if (!tenant->fault().empty()) drop(id);
+  }
+}
+
+void Daemon::activate(Tenant& tenant) {
+  if (!tenant.is_active) active_.push_back(tenant.id());
+  tenant.is_active = true;
+}
+
+Tenant* Daemon::find(uint32_t tenant) {
+  const auto found = tenants_.find(tenant);
+  return found == tenants_.end() ? nullptr : found->second.get();
+}
+
+void Daemon::admit() {
+  for (;;) {
+    Descriptor socket(accept4(attach_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!socket) return;
+    ucred peer{};
+    socklen_t size = sizeof peer;
+    if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size)) continue;
+    if (tenants_.size() >= options_.max_guests) {
+      send_message(socket.get(), {.kind = Kind::refused},
+                   "as many guests as it takes are attached");
+      continue;
+    }
+    std::string user = std::to_string(peer.uid);
+    if (options_.share_by_process) user += "/" + std::to_string(peer.pid);
+    const uint32_t id = ++last_id_ ? last_id_ : ++last_id_;
+    const int number = socket.get();
+    auto tenant = std::make_unique<Tenant>(id, user, std::move(socket), *this);
+    tenant->may_operate = peer.uid == geteuid() || peer.uid == 0;
+    tenant->greeting_until_ns = now_ns() + kGreeting_ns;
+    wake_at(tenant->greeting_until_ns, {id, kSocket});
+    shares_.enter(user);
+    tenants_[id] = std::move(tenant);
+    watch(number, {id, kSocket});
+  }
+}
+
+void Daemon::hear(Tenant& tenant) {
+  const uint32_t id = tenant.id();
+  Message message;
+  for (int n = 0; n < kMessages; ++n) {
+    const Received received = receive_message(tenant.socket(), message, false);
+    if (received == Received::nothing) return;
+    if (received == Received::gone || !answer(tenant, message)) {
+      tenant.last_words();
+      return drop(id);
+    }
+  }
+  wake_at(now_ns(), {id, kSocket});  // others first; its descriptor says it once only
+}
+
+// False: this is no guest.
+bool Daemon::answer(Tenant& tenant, Message& message) {
+  switch (message.header.kind) {
+    case Kind::attach:
+      greet(tenant, message);
+      return tenant.is_attached();
+    case Kind::terms:
+      if (tenant.is_attached()) tenant.keep_terms(message.header.slot, std::move(message.text));
+      return tenant.is_attached();
+    case Kind::move: {
+      const auto module = module_named(message.text);
+      if (!module || !tenant.may_operate) return false;
+      options_.module = *module;
+      for (const auto& [id, guest] : tenants_) guest->move_away();
+      return send_message(tenant.socket(), {.kind = Kind::told}, status());
+    }
+    case Kind::status:
+      return send_message(tenant.socket(), {.kind = Kind::told}, status());
+    default:
+      return false;
+  }
+}
+
+void Daemon::greet(Tenant& tenant, const Message& message) {
+  if (tenant.is_attached() || !message.header.sizes.are_fair()) return;
+  try {
+    tenant.attach(message.header.sizes);
+    watch(tenant.bell(), {tenant.id(), kBell});
+    activate(tenant);
+  } catch (const std::system_error& error) {
+    send_message(tenant.socket(), {.kind = Kind::refused}, error.what());
+  }
+}
+
+void Daemon::drop(uint32_t id) {
+  const auto found = tenants_.find(id);
+  const std::unique_ptr<Tenant> tenant = std::move(found->second);
+  tenants_.erase(found);
+  shares_.leave(tenant->user(), tenant.get());
+  if (!tenant->fault().empty())
+    std::fprintf(stderr, "specedge-stack: a guest of user %s was put out: %s\n",
+                 tenant->user().c_str(), tenant->fault().c_str());
+}
+
+void Daemon::listens(const Address& address, uint16_t port, Place place) {
+  ports_.emplace(port, Port{address, place});
+}
+
+void Daemon::listens_no_more(Place place) {
+  std::erase_if(ports_, [&](const auto& entry) {
+    return entry.second.place.tenant == place.tenant && entry.second.place.slot == place.slot;
+  });
+}
+
+Place* Daemon::listener_at(const Address& address, uint16_t port) {
+  constexpr Address kAny{}, kAny4{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+  constexpr Address kLoopback{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+  const bool is_v4 = std::equal(kAny4.begin(), kAny4.begin() + 12, address.begin());
+  const bool is_loopback = address == kLoopback || (is_v4 && address[12] == 127);
+  const auto [first, last] = ports_.equal_range(port);
+  for (auto entry = first; entry != last; ++entry) {
+    const Address& at = entry->second.address;
+    const bool is_any = at == kAny || (at == kAny4 && is_v4);
+    if (at == address || (is_any && is_loopback)) return &entry->second.place;
+  }
+  return nullptr;
+}
+
+std::string Daemon::status() const {
+  size_t connections = 0, held_bytes = 0;
+  uint64_t elements = 0;
+  for (const auto& [id, tenant] : tenants_) {
+    connections += tenant->connections();
+    held_bytes += tenant->held_bytes();
+    elements += tenant->elements();
+  }
+  const auto number = [](auto value) { return std::to_string(value); };
+  const auto guests = std::count_if(tenants_.begin(), tenants_.end(),
+                                    [](const auto& entry) { return entry.second->is_attached(); });
+  std::string text = "{\"module\": \"" + std::string(name_of(options_.module)) +
+                     "\", \"guests\": " + number(guests) +
+                     ", \"connections\": " + number(connections) +
+                     ", \"held_bytes\": " + number(held_bytes) +
+                     ", \"elements\": " + number(elements) + ", \"sent_bytes\": {";
+  const char* separator = "";
+  for (const auto& [name, user] : shares_.users()) {
+    text += separator + ("\"" + name + "\": ") + number(user.sent_bytes);
+    separator = ", ";
+  }
+  return text + "}}";
+}
+
+}  // namespace
+
+}  // namespace specedge::stack
+
+int main(int argc, char** argv) {
+  using namespace specedge::stack;
+  try {
+    const Options options = read_options(argc, argv);
+    rlimit files{};
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    umask(0077);
+    std::signal(SIGPIPE, SIG_IGN);
+    Daemon daemon(options);
+    std::printf("specedge-stack: guests attach at %s\n", options.socket.c_str());
+    std::fflush(stdout);
+    daemon.run();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "specedge-stack: %s\n", error.what());
+    return 2;
+  }
+  return 0;
+}

@@ -1,0 +1,272 @@
+// What has happened to a guest's connections.
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <ctime>
+#include <utility>
+
+#include "guest.h"
+
+namespace specedge::stack {
+
+namespace {
+
+int64_t now_ns() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000LL + now.tv_nsec;
+}
+
+void rest() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+void Guest::poll(const Visitor& visit) {
+  if (!is_lost_) collect(0);
+  if (is_lost_) return lose(visit);
+  // What is received up to here, the completions before it explain: the daemon shows them first.
+  const uint32_t received = receives_.look();
+  completions(visit);
+  for (uint32_t n = 0; n < received; ++n) {
+    const Element element = receives_.peek();
+    receives_.take();
+    receive(element, visit);
+  }
+  if (receives_.release()) ring(daemon_bell_.get());
+  for (const uint32_t slot : std::exchange(stirred_, {})) read_direct(slot, visit);
+  flush();
+  unblock(visit);
+  if (receives_.look() || completions_.look()) ring(own_bell_.get());
+  is_lost_ |= !receives_.is_sound() || !completions_.is_sound();
+  is_lost_ |= !jobs_.is_sound() || !sends_.is_sound();
+  if (is_lost_) lose(visit);
+}
+
+// Which descriptors have something. Each says it once only.
+void Guest::collect(int timeout_ms) {
+  epoll_event events[64];
+  const int count = epoll_wait(epoll_.get(), events, 64, timeout_ms);
+  for (int i = 0; i < count; ++i) {
+    if (events[i].data.u32 == kMaxSlots + 1) hear();
+    if (events[i].data.u32 < kMaxSlots) stirred_.push_back(events[i].data.u32);
+  }
+}
+
+void Guest::hear() {
+  Message message;
+  for (;;) {
+    switch (receive_message(socket_.get(), message, true)) {
+      case Received::nothing:
+        return;
+      case Received::gone:
+        is_lost_ = true;
+        return;
+      case Received::message:
+        if (message.header.slot >= slots_.size()) continue;
+        if (message.header.kind == Kind::direct) add_direct(message);
+        if (message.header.kind == Kind::certificate)
+          slots_[message.header.slot].certificate = message.text;
+    }
+  }
+}
+
+void Guest::add_direct(Message& message) {
+  if (message.descriptors.size() != 3) return;
+  const uint32_t slot = message.header.slot;
+  auto made = std::make_unique<Direct>();
+  const auto [mine, theirs] = message.header.is_first
+                                  ? std::pair(Region::Ring::send, Region::Ring::receive)
+                                  : std::pair(Region::Ring::receive, Region::Ring::send);
+  made->region = Region(message.descriptors[0].get(), kDirectSizes);
+  made->out = made->region.data_producer(mine);
+  made->in = made->region.consumer(theirs);
+  made->arena = made->region.arena(theirs);
+  made->bell = std::move(message.descriptors[1]);
+  made->peer_bell = std::move(message.descriptors[2]);
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLET;
+  event.data.u32 = slot;
+  epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, made->bell.get(), &event);
+  if (slots_[slot].direct) return;
+  slots_[slot].direct = std::move(made);
+  directs_.push_back(slot);
+  stirred_.push_back(slot);
+}
+
+void Guest::completions(const Visitor& visit) {
+  for (uint32_t n = completions_.look(); n; --n) {
+    const Element element = completions_.peek();
+    completions_.take();
+    if (element.slot < slots_.size()) complete(element, visit);
+  }
+  if (completions_.release()) ring(daemon_bell_.get());
+}
+
+void Guest::complete(const Element& element, const Visitor& visit) {
+  Slot& of = slots_[element.slot];
+  Event event{.slot = element.slot,
+              .address = element.address,
+              .port = element.port,
+              .is_direct = bool(element.flags & kDirect)};
+  if (element.op == Op::sent) {
+    of.unacknowledged -= std::min(of.unacknowledged, element.length);
+    return;
+  }
+  if (element.op == Op::accepted) {
+    event.kind = Event::Kind::accepted;
+    event.listener = of.listener;
+    offer(of.listener);
+  } else if (element.op == Op::connected) {
+    event.kind = Event::Kind::connected;
+  } else {
+    event.kind = Event::Kind::listening;
+    if (of.state == Slot::State::listening) visit(event);
+    return;
+  }
+  // What the element speaks of was sent over the socket before it.
+  if (event.is_direct && !of.direct) hear();
+  if (event.is_direct && !of.direct) return abort(element.slot);
+  const bool is_awaited = of.state == Slot::State::connecting || of.state == Slot::State::offered;
+  if (!is_awaited) return;  // it was given up meanwhile
+  if (event.kind == Event::Kind::connected && of.certificate.empty()) hear();
+  of.state = Slot::State::open;
+  if (of.direct) stirred_.push_back(element.slot);  // the peer may have been faster
+  event.certificate = of.certificate;
+  visit(event);
+}
+
+void Guest::receive(const Element& element, const Visitor& visit) {
+  if (element.slot >= slots_.size()) return;
+  Slot& of = slots_[element.slot];
+  switch (element.op) {
+    case Op::data:
+      if (of.state != Slot::State::open || of.has_ended || !region_.holds(element)) return;
+      return visit(
+          {.kind = Event::Kind::data,
+           .slot = element.slot,
+           .bytes = {region_.arena(Region::Ring::receive) + element.value, element.length}});
+    case Op::end:
+      if (of.direct) {
+        of.direct->is_peer_gone = true;
+        return read_direct(element.slot, visit);
+      }
+      return end_of(element.slot, visit);
+    case Op::closed: {
+      if (of.state == Slot::State::free) return;
+      const bool is_told = of.state != Slot::State::offered;
+      // What told of it is older than this, and would be taken for the slot's next connection's.
+      completions(visit);
+      free_slot(element.slot);
+      if (is_told)
+        visit(
+            {.kind = Event::Kind::closed, .slot = element.slot, .status = uint8_t(element.value)});
+      return;
+    }
+    default:
+      return;
+  }
+}
+
+void Guest::end_of(uint32_t slot, const Visitor& visit) {
+  Slot& of = slots_[slot];
+  if (of.has_ended || of.state != Slot::State::open) return;
+  of.has_ended = true;
+  visit({.kind = Event::Kind::end, .slot = slot});
+}
+
+void Guest::read_direct(uint32_t slot, const Visitor& visit) {
+  const auto is_there = [&] {
+    const Slot& of = slots_[slot];
+    const bool is_known = of.state == Slot::State::open || of.state == Slot::State::closing;
+    return of.direct && is_known && !of.is_paused;
+  };
+  if (!is_there()) return;
+  for (uint32_t n = kDirectSizes.data; n && is_there() && slots_[slot].direct->in.available();
+       --n) {
+    Direct& from = *slots_[slot].direct;
+    const Element element = from.in.peek();
+    if (element.op == Op::data && from.region.holds(element)) {
+      if (slots_[slot].state == Slot::State::open && !slots_[slot].has_ended)
+        visit({.kind = Event::Kind::data,
+               .slot = slot,
+               .bytes = {from.arena + element.value, element.length}});
+    } else if (element.op == Op::end) {
+      end_of(slot, visit);
+    } else {
+      return abort(slot);  // the peer writes nonsense
+    }
+    if (slots_[slot].direct) slots_[slot].direct->in.take();
+  }
+  if (!slots_[slot].direct) return;
+  Direct& from = *slots_[slot].direct;
+  if (from.in.release()) ring(from.peer_bell.get());
+  if (!from.in.is_sound() || !from.out.is_sound()) return abort(slot);
+  if (!is_there()) return;
+  if (from.in.look()) return ring(from.bell.get());
+  if (from.is_peer_gone) end_of(slot, visit);
+}
+
+// Tell those of room that were told of none.
+void Guest::unblock(const Visitor& visit) {
+  for (const uint32_t slot : std::exchange(blocked_, {})) {
+    Slot& of = slots_[slot];
+    if (!of.is_blocked) continue;
+    DataProducer& out = of.direct ? of.direct->out : sends_;
+    if (!out.room(1)) out.want_room();
+    const bool has_room = out.room(1) && (of.direct || controls_waiting_.empty());
+    if (!has_room || of.unacknowledged >= kWindowBytes) {
+      blocked_.push_back(slot);
+      continue;
+    }
+    of.is_blocked = false;
+    if (of.state != Slot::State::open) continue;
+    if (of.ends)
+      end_direct(slot);
+    else
+      visit({.kind = Event::Kind::writable, .slot = slot});
+  }
+}
+
+void Guest::lose(const Visitor& visit) {
+  if (!is_told_) visit({.kind = Event::Kind::lost});
+  is_told_ = true;
+}
+
+bool Guest::has_news() {
+  if (receives_.look() || completions_.look()) return true;
+  for (const uint32_t slot : directs_)
+    if (slots_[slot].direct->in.look()) {
+      stirred_.push_back(slot);
+      return true;
+    }
+  return false;
+}
+
+bool Guest::set_awake(bool awake) {
+  bool has_some = completions_.set_awake(awake) | receives_.set_awake(awake);
+  for (const uint32_t slot : directs_) has_some |= slots_[slot].direct->in.set_awake(awake);
+  return has_some;
+}
+
+void Guest::wait(int timeout_ms, int64_t spin_ns) {
+  if (spin_ns) {
+    set_awake(true);
+    const int64_t until = now_ns() + spin_ns;
+    bool found = has_news();
+    while (!found && now_ns() < until) {
+      for (int n = 0; n < 32 && !found; ++n) {
+        rest();
+        found = has_news();
+      }
+    }
+    set_awake(false);
+    if (found || has_news()) return;
+  }
+  collect(timeout_ms);
+}
+
+}  // namespace specedge::stack

@@ -1,0 +1,126 @@
+// The guest's library: connections without sockets. One thread; nothing blocks but the attaching.
+//
+//   Guest guest("HOST.sock");
+//   const uint32_t slot = guest.connect(address, port);
+//   guest.poll([&](const Event& event) { ... });   // whenever guest.descriptor() is readable
+//
+// A link of the kernel keeps no borders between frames; a memory shared with a guest of this host
+// does, unless a frame was taken in parts.
+#pragma once
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "messages.h"
+#include "region.h"
+
+namespace specedge::stack {
+
+constexpr Sizes kGuestSizes{.control = 1024, .data = 1024, .arena_bytes = 1 << 20};
+
+struct Event {
+  enum class Kind { connected, listening, accepted, data, end, closed, writable, lost };
+  Kind kind{};
+  uint32_t slot = 0;
+  uint32_t listener = 0;      // accepted: whose
+  Address address{};          // connected, accepted: the peer's
+  uint16_t port = 0;          // listening: the one that is reserved
+  uint8_t status = 0;         // closed: why, see element.h
+  bool is_direct = false;     // connected, accepted: by a memory of its own
+  std::string_view bytes{};   // data: until the visitor returns
+  std::string certificate{};  // connected: SHA-256 of the peer's, with TLS
+};
+using Visitor = std::function<void(const Event&)>;
+
+class Guest {
+ public:
+  // Attach to the daemon at a path. Throws std::system_error, or std::runtime_error with a
+  // sentence.
+  explicit Guest(const std::string& path, Sizes sizes = kGuestSizes);
+
+  // The slot of a connection, or port, to come. terms: of TLS, see link.h. Throws
+  // std::runtime_error when all slots are in use.
+  uint32_t connect(const Address& address, uint16_t port, const std::string& terms = {});
+  uint32_t listen(const Address& address, uint16_t port, const std::string& terms = {});
+  void renew(uint32_t listener, const std::string& terms);  // for those who come from now on
+  // Open the port; `backlog` slots are kept ready for those who come.
+  void accept(uint32_t listener, uint32_t backlog = 64);
+
+  // Bytes taken, perhaps 0; if not all, `writable` says when more can be.
+  size_t send_frame(uint32_t slot, std::string_view bytes);
+  void end(uint32_t slot);    // nothing more will be sent
+  void close(uint32_t slot);  // when what was taken is sent; `closed` will tell
+  void abort(uint32_t slot);
+  void pause(uint32_t slot);  // no more data, for now
+  void resume(uint32_t slot);
+
+  // What has happened. From within the visitor everything but poll may be called.
+  void poll(const Visitor& visit);
+  // Wait until there is something to poll for, at most so long (-1: any time), at first awake.
+  void wait(int timeout_ms, int64_t spin_ns = 0);
+  int descriptor() const { return epoll_.get(); }
+  // Leave the daemon, and with it all connections; what was taken is still sent.
+  void detach();
+
+ private:
+  // A memory shared with a guest of this host.
+  struct Direct {
+    Region region;
+    DataProducer out;
+    Consumer in;
+    const char* arena;
+    Descriptor bell, peer_bell;
+    bool is_peer_gone = false;
+  };
+  struct Slot {
+    enum class State : uint8_t { free, connecting, listening, offered, open, closing };
+    State state = State::free;
+    bool is_blocked = false, has_ended = false, is_paused = false;
+    bool is_over = false;  // nothing more is sent
+    bool ends = false;     // and a guest of this host is still to be told
+    uint16_t generation = 0;
+    uint32_t listener = 0;
+    uint32_t unacknowledged = 0;
+    std::unique_ptr<Direct> direct;
+    std::string certificate;
+  };
+
+  uint32_t take_slot(Slot::State state);
+  void free_slot(uint32_t slot);
+  void job(const Element& element);
+  void control(const Element& element);  // by the send ring, behind what was sent
+  void flush();
+  void block(uint32_t slot);
+  void end_direct(uint32_t slot);
+  void offer(uint32_t listener);
+  void hear();
+  void add_direct(Message& message);
+  void collect(int timeout_ms);
+  void completions(const Visitor& visit);
+  void complete(const Element& element, const Visitor& visit);
+  void receive(const Element& element, const Visitor& visit);
+  void read_direct(uint32_t slot, const Visitor& visit);
+  void end_of(uint32_t slot, const Visitor& visit);
+  void unblock(const Visitor& visit);
+  void lose(const Visitor& visit);
+  bool has_news();
+  bool set_awake(bool awake);
+
+  Descriptor socket_, epoll_, daemon_bell_, own_bell_;
+  Region region_;
+  Producer jobs_;
+  DataProducer sends_;
+  Consumer completions_, receives_;
+  std::deque<Element> jobs_waiting_, controls_waiting_;
+  std::deque<Slot> slots_;
+  std::vector<uint32_t> free_, directs_, stirred_, blocked_;
+  bool is_lost_ = false, is_told_ = false;
+};
+
+// Ask the daemon at a path, as its operator. Throws as Guest does.
+std::string ask_daemon(const std::string& path, Kind kind, const std::string& text = {});
+
+}  // namespace specedge::stack

@@ -1,0 +1,68 @@
+"""Where connections by the host's network stack begin, which the option --stack names.
+
+The same as places.py for whoever has no sockets: the daemon has them, and ends TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from runtime.stack import ports
+from runtime.wire.connection import Role
+from runtime.wire.messages import Message
+from runtime.wire.tcp import HANDSHAKE_TIMEOUT_S, FramedProtocol, address
+from runtime.wire.tls import Certificate, Trust
+
+
+async def listen(
+    stack: str,
+    host: str,
+    port: int,
+    make_protocol: Callable[[], asyncio.Protocol],
+    certificate: Certificate | None = None,
+) -> ports.Listener:
+    """Reserve host:port of the stack until start_serving is called on the result.
+
+    Raises ConnectionError with a sentence, and TLSError where the certificate cannot be read.
+    """
+    terms = certificate.terms if certificate else ""
+    try:
+        return await ports.listen(stack, host, port, make_protocol, terms)
+    except (OSError, UnicodeError) as error:
+        where = address((host, port))
+        raise ConnectionError(f"cannot listen on {where}: {_sentence(error)}") from error
+
+
+async def connect(
+    stack: str,
+    host: str,
+    port: int,
+    on_message: Callable[[FramedProtocol, Message], None],
+    on_closed: Callable[[FramedProtocol, str | None], None],
+    timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    trust: Trust | None = None,
+) -> FramedProtocol:
+    """Connect as an edge, by the stack; the caller then sends Hello.
+
+    Raises ConnectionError with a sentence if nobody answers there within timeout_s.
+    """
+    protocol = FramedProtocol(Role.EDGE, on_message, on_closed, timeout_s)
+    terms = trust.terms(host) if trust else ""
+    try:
+        await asyncio.wait_for(ports.connect(stack, host, port, protocol, terms), timeout_s)
+    except asyncio.TimeoutError:
+        sentence = f"no answer within {timeout_s:g} s"
+    except (OSError, UnicodeError) as error:
+        sentence = _sentence(error)
+    else:
+        return protocol
+    raise ConnectionError(f"cannot connect to {address((host, port))}: {sentence}")
+
+
+def _sentence(error: OSError | UnicodeError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(error, UnicodeError):
+        return "this is not the name of a host"
+    return error.strerror or str(error)

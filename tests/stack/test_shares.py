@@ -1,0 +1,88 @@
+"""Users share what may be sent, not their connections. By counts: no time is measured."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from tests.faults.rig import until
+from tests.stack.daemon import Daemon, daemon
+
+RATE = 2_000_000  # so that none has sent all it has before its process runs again
+# Sends on so many connections as fast as it may, until it is ended.
+FLOOD = """
+import sys
+from runtime.stack._stack import Guest, Kind
+path, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+guest, frame = Guest(path), bytes(16384)
+slots = [guest.connect(bytes(10) + b"\\xff\\xff\\x7f\\0\\0\\1", port, "") for _ in range(count)]
+while True:
+    for event in guest.poll():
+        if event[0] in (Kind.CONNECTED, Kind.WRITABLE):
+            while guest.send_frame(event[1], frame) == len(frame):
+                pass
+"""
+
+
+@contextmanager
+def flood(running: Daemon, port: int, count: int) -> Iterator[str]:
+    """The name of the user that sends."""
+    command = [sys.executable, "-c", FLOOD, running.path, str(port), str(count)]
+    with subprocess.Popen(command) as process:
+        try:
+            yield next(iter(running.status()["sent_bytes"])).split("/")[0] + f"/{process.pid}"
+        finally:
+            process.kill()
+
+
+class Sink(asyncio.Protocol):
+    """Takes what comes."""
+
+
+async def sent(running: Daemon, port: int, counts: tuple[int, ...], least: int) -> list[int]:
+    """What guests with so many connections each sent, once they all send: `least` in all."""
+    with ExitStack() as stack:
+        users = [stack.enter_context(flood(running, port, count)) for count in counts]
+
+        def now() -> list[int]:
+            return [running.status()["sent_bytes"].get(user, 0) for user in users]
+
+        await until(lambda: all(now()))
+        before = now()
+        await until(lambda: sum(now()) - sum(before) >= least)
+        return [after - first for after, first in zip(now(), before, strict=True)]
+
+
+@pytest.mark.parametrize("counts", [(8, 24), (2, 40)])
+def test_users_share_alike_however_many_connections_they_have(counts: tuple[int, int]) -> None:
+    async def scenario() -> None:
+        listener = await asyncio.get_running_loop().create_server(Sink, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        with daemon("--rate", str(RATE), "--share-by", "process") as running:
+            few, many = await sent(running, port, counts, RATE // 2)
+            assert 0.47 < few / (few + many) < 0.53
+        listener.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_user_has_no_more_than_its_rate() -> None:
+    """What is left goes to nobody: a tenth each."""
+
+    async def scenario() -> None:
+        listener = await asyncio.get_running_loop().create_server(Sink, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        limits = ("--rate", str(RATE), "--user-rate", str(RATE // 10), "--share-by", "process")
+        with daemon(*limits) as running:
+            start_s = asyncio.get_running_loop().time()
+            few, many = await sent(running, port, (2, 6), RATE // 10)
+            took_s = asyncio.get_running_loop().time() - start_s
+            # at most what two buckets gave in all that time, and a frame or so each
+            assert few + many <= 2 * RATE / 10 * (took_s + 0.1) + 4 * 65_600
+            assert 0.45 < few / (few + many) < 0.55
+        listener.close()
+
+    asyncio.run(scenario())
