@@ -30,7 +30,9 @@ HOW = (
 @contextmanager
 def ranks(n: int, target: Path, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     launcher = ["--standalone", "--nproc-per-node", str(n), "-m", "runtime.server"]
-    command = [*launcher, "--model", str(target), "--threads", "1", "--port", "0", *LIMITS]
+    # a busy machine may hold up a process for long; one that is killed is noticed at once
+    patient = ["--threads", "1", "--rank-silence-s", "60"]
+    command = [*launcher, "--model", str(target), "--port", "0", *patient, *LIMITS]
     with server_process(*command, *options, module="torch.distributed.run") as started:
         yield started
 
