@@ -153,6 +153,9 @@ class ServerConfig(Options):
     openai: str = option(
         "", "address of the OpenAI API for clients without an edge, such as 127.0.0.1:8403"
     )
+    openai_tls: bool = option(
+        True, "HTTPS for --openai where there is a certificate; off behind a gateway that encrypts"
+    )
     chat_template: str = option(
         "", "file with the chat template for clients of --openai; without it the model's"
     )

@@ -28,6 +28,7 @@ from runtime.server.policy.pipeline import Pipeline
 from runtime.server.router import Router
 from runtime.server.schedule.choose import Limits
 from runtime.server.schedule.scheduler import Scheduler
+from runtime.stack.__main__ import StackConfig
 from runtime.wire.messages import ErrorCode
 from tests.ports import reserved_port
 
@@ -35,6 +36,10 @@ ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "specedge.service"
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+OF_TORCHRUN = {
+    *("--standalone", "--nproc-per-node", "--nnodes", "--node-rank"),
+    *("--master-addr", "--master-port", "--shutdown-timeout"),
+}
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
 
@@ -229,11 +234,12 @@ def test_the_table_of_metrics_is_the_code(metrics: Metrics) -> None:
 
 
 def test_the_options_and_links_of_the_pages_exist() -> None:
-    flags = {flag(item.name) for config in (ServerConfig, EdgeConfig) for item in fields(config)}
+    programs = (ServerConfig, EdgeConfig, StackConfig)
+    flags = {flag(item.name) for config in programs for item in fields(config)}
     for page in (ROOT / "docs/operations.md", ROOT / "SECURITY.md"):
         text = page.read_text(encoding="utf-8")
         for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", without_shell(text)):
-            known = flags | {"--help", "--config", "--build-arg"}
+            known = flags | {"--help", "--config", "--build-arg"} | OF_TORCHRUN
             assert option.replace("--no-", "--", 1) in known, f"{page.name}: {option}"
         for link in re.findall(r"\]\(([^)#]+)\)", text):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

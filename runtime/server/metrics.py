@@ -111,6 +111,7 @@ class Metrics:
         if door.router is not None:
             self.registry.register(_Replicas(door.router))
         self.registry.register(_Limits(door, scheduler))
+        self.registry.register(_Adapters(door))
         if scheduler is not None and pipeline is not None:
             self.registry.register(_AtWork(scheduler, pipeline))
 
@@ -324,6 +325,28 @@ class _Limits(Collector):
 
 
 @dataclass(eq=False)
+class _Adapters(Collector):
+    """Which adapters requests may name, as gateways for HTTP clients ask.
+
+    All of them stay in memory: none is ever waited for.
+    """
+
+    door: Door
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            PREFIX + "lora_requests_info",
+            "1, where there are adapters: those that are loaded, and those that wait to be",
+            labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+        )
+        names = self.door.identity.adapters if self.door.identity is not None else ()
+        if names:
+            # a time elsewhere, by which the latest of several is known; here it is always this one
+            family.add_metric([str(len(names)), ",".join(names), ""], 1)
+        yield family
+
+
+@dataclass(eq=False)
 class _AtWork(Collector):
     """Requests, pages and credits."""
 
@@ -340,6 +363,7 @@ class _AtWork(Collector):
             "Share of the KV pages that requests hold; 1 is all of them",
             1 - cache.room() / n_pages,
         )
+        yield self._cache_config()
         yield _count(
             "num_preemptions",
             "Requests that lost their pages to older ones",
@@ -364,6 +388,16 @@ class _AtWork(Collector):
             "Credits taken back because the tree did not come in time",
             window.expired,
         )
+
+    def _cache_config(self) -> Metric:
+        limits = self.scheduler.limits
+        family = GaugeMetricFamily(
+            PREFIX + "cache_config_info",
+            "1, for the tokens of a KV page and the number of pages",
+            labels=["block_size", "num_gpu_blocks"],
+        )
+        family.add_metric([str(limits.page_size), str(limits.n_pages)], 1)
+        return family
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:

@@ -179,7 +179,7 @@ async def serve(
         _announce(config, console, certificate, host, port)
         opened(host, port)
 
-    api_certificate = _certificate(config, "a client of the API") if config.openai else None
+    api_certificate = _api_certificate(config)
     listener = await _listen(config, there.new_peer, certificate)
     users = load_users(Path(config.users)) if config.users else None
     metrics = Metrics()
@@ -404,6 +404,11 @@ def _certificate(config: ServerConfig, whom: str = "an edge") -> Certificate | N
         Path(config.tls_key),
         Seldom(log, f"no TLS with {whom}"),
     )
+
+
+def _api_certificate(config: ServerConfig) -> Certificate | None:
+    has_https = config.openai and config.openai_tls
+    return _certificate(config, "a client of the API") if has_https else None
 
 
 def _door(

@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -257,6 +258,15 @@ def test_it_is_encrypted_where_the_server_has_a_certificate(
         assert httpx.get(f"{url}/models", verify=trusting).status_code == 200
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/models")
+    # a gateway encrypts in its place; edges have TLS as before
+    with Server(ServerConfig(**options, **own, openai_tls=False)) as server:
+        assert server.openai_url.startswith("http://")
+        asked = {"prompt": PROMPT, "max_tokens": 4, "temperature": 0}
+        answer = httpx.post(f"{server.openai_url}/completions", json=asked)
+        assert answer.status_code == 200
+        trusting.check_hostname = False
+        with socket.create_connection(("127.0.0.1", server.port)) as plain:
+            trusting.wrap_socket(plain).close()
 
 
 def url_of(process: Process) -> str:
