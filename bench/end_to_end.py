@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from runtime.bench.__main__ import evaluate, parse_options
-from runtime.bench.prompts import TASKS
+from runtime.bench.prompts import SHIPPED, TASKS
 
 # Section 5: V = 94.2 ms, a pass of the draft 11 ms, 32 nodes, one tree a step, RTT 14.07 ms.
 PAPER = ("--verify-ms", "94.2", "--draft-pass-ms", "11", "--max-budget", "32", "--batch", "1")
@@ -39,7 +39,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--prompts", type=Path, default=SHIPPED, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES))
     parser.add_argument("more", nargs="*", help="after --: further options of runtime.bench")
@@ -49,7 +49,7 @@ def main() -> int:
         folder = options.out / name
         folder.mkdir(parents=True, exist_ok=True)
         files = ("--prompts", str(options.prompts), "--plots", str(folder))
-        results = ("--json", str(folder / "figures.json"))
+        results = ("--json", str(folder / "runs.jsonl"))
         print(f"\n{name}", flush=True)
         more = [*PAPER, *FIGURES[name], *files, *results, *options.more]
         status = max(status, evaluate(parse_options(more)))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.harness import option_parser, report
-from runtime.bench.prompts import BUILT_IN, Question, read_questions
+from runtime.bench.prompts import SHIPPED, Question, read_questions
 from runtime.config import NO_MODEL, EdgeConfig
 from runtime.demo import server_process
 from runtime.edge.client import Edge
@@ -38,13 +38,13 @@ class Sums:
 
 def main() -> int:
     parser = option_parser("bench.lookup", __doc__)
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="of Spec-Bench's form")
+    parser.add_argument("--prompts", type=Path, default=SHIPPED, metavar="FILE")
     parser.add_argument("--per-task", type=int, default=2)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2, help="how often each is asked")
     options = parser.parse_args()
-    found = read_questions(options.prompts, options.per_task) if options.prompts else BUILT_IN
+    found = read_questions(options.prompts, options.per_task)
     questions = [*found, *hostile(options.per_task)]
     sums: dict[tuple[str, bool], Sums] = {}
     differ: dict[str, int] = {}

@@ -35,7 +35,7 @@ from bench.both_ways import (
 )
 from bench.harness import option_parser, report
 from runtime.bench.attempt import attempt
-from runtime.bench.prompts import read_turns
+from runtime.bench.prompts import SHIPPED, read_turns
 from runtime.config import WEIGHTS
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import MAX_EXPANDED, TreeShape
@@ -254,7 +254,7 @@ def server_options(options: argparse.Namespace, asked: Mapping[float, Questions]
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = option_parser("bench.lossless", __doc__)
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--prompts", type=Path, default=SHIPPED, metavar="FILE")
     parser.add_argument("--count", type=int, default=60, help="prompts, evenly over the file")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument(

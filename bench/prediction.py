@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bench.harness import option_parser, report
 from runtime.bench.link import Conditions, emulated_link
-from runtime.bench.prompts import BUILT_IN
+from runtime.bench.prompts import SHIPPED, read_questions
 from runtime.config import EdgeConfig
 from runtime.demo import running_server
 from runtime.doctor import server as doctor
@@ -79,9 +79,10 @@ async def predict(config: EdgeConfig) -> dict[str, float]:
 def measure(server: str, answers: int, max_tokens: int) -> dict[str, list[Speed]]:
     """Of answers with drafts and without, in turns."""
     speeds: dict[str, list[Speed]] = {"drafted": [], "plain": []}
+    first, *others = read_questions(SHIPPED, 2)
     with Edge(EdgeConfig(server=server, threads=1, max_tokens=max_tokens)) as edge:
-        "".join(edge.generate(BUILT_IN[0].text, max_tokens=8))  # what is slow the first time
-        for question in BUILT_IN[1 : 1 + answers]:
+        "".join(edge.generate(first.text, max_tokens=8))  # what is slow the first time
+        for question in others[:answers]:
             for name, most_nodes in (("drafted", edge.config.max_budget), ("plain", 0)):
                 answer = edge.generate(question.text, max_budget=most_nodes)
                 "".join(answer)

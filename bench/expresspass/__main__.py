@@ -33,7 +33,7 @@ def main() -> int:
     """Status 1 if data was lost under ExpressPass: then nothing else that is printed counts."""
     options = parse_options()
     if options.plots and find_spec("matplotlib") is None:
-        raise ValueError("--plots needs matplotlib: pip install 'specedge[bench]'")
+        raise ValueError("--plots needs matplotlib: pip install matplotlib")
     tables = []
     for table in chosen(options):
         tables.append(table)

@@ -87,12 +87,12 @@ def served(path: Path, folder: Path, options: argparse.Namespace) -> list[Line]:
 
     from bench.peers import served
     from bench.peers.files import write_checkpoint
-    from runtime.bench.prompts import BUILT_IN
+    from runtime.bench.prompts import SHIPPED, read_questions
     from runtime.model.checkpoint import open_checkpoint
 
     draft = folder / "draft.gguf"
     write_checkpoint(open_checkpoint(DRAFT), path, draft, GGMLQuantizationType.Q8_0)
-    questions = [question.text for question in BUILT_IN]
+    questions = [question.text for question in read_questions(SHIPPED, 2)]
     return served_lines(served.measure(path, draft, questions, options.threads, options.tokens))
 
 

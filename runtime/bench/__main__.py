@@ -2,8 +2,10 @@
 
 Server and edges are processes on cores of their own; modes take turns; every text is compared with
 plain decoding. --draft-pass-ms and --verify-ms state the speed of the devices, so that drafting and
-verifying can have the proportion of other hardware.
+verifying can have the proportion of other hardware; --stretch lengthens all of it by one factor
+where this machine is too slow for that, which leaves every ratio as it was.
 
+`prompts FILE` checks a file of prompts; prompts --help says which form it has, and whence it comes.
 `table`, and its options, for Table 1 of the paper with stand-in models: table --help. `plot ROWS
 PNG` draws what that has written.
 """
@@ -17,6 +19,7 @@ from typing import NoReturn
 
 from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
+from runtime.bench.prompts import FORM, SHIPPED, described
 from runtime.bench.standin import paper
 from runtime.config import WEIGHTS, version
 from runtime.terminal import called, run
@@ -34,6 +37,9 @@ def main() -> int:
         return attempt("runtime.bench", lambda: table.main(options))
     if sys.argv[1:2] == ["plot"]:
         return attempt("runtime.bench", lambda: draw(plot_options(sys.argv[2:])))
+    if sys.argv[1:2] == ["prompts"]:
+        path = prompts_options(sys.argv[2:]).file
+        return attempt("runtime.bench", lambda: print(described(path)))
     return evaluate(parse_options(sys.argv[1:]))
 
 
@@ -53,16 +59,16 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--version", action="version", version=f"specedge {version()}", help="print it, and end")
-    add("--prompts", type=Path, metavar="FILE", help="Spec-Bench's form; else built-in ones")
+    add("--prompts", type=Path, metavar="FILE", default=SHIPPED, help="see prompts --help")
     add("--per-task", type=int, default=2, help="prompts of each task of the file")
     add("--tasks", nargs="+", default=[], metavar="TASK", help="of the file; all if not given")
     add("--modes", nargs="+", choices=NAMES, default=HEADLINE, metavar="MODE", help=" ".join(NAMES))
-    add("--repeats", type=int, default=3, help="how often all modes take their turns")
-    add("--quick", action="store_true", help="shorter answers, fewer repeats, a smaller search")
+    add("--repeats", type=int, help="how often all modes take their turns; 3, or 2 with --quick")
+    add("--quick", action="store_true", help="less of all that is not given; a smaller search")
     add("--model", default="smollm2", help="target")
     add("--draft", default="smollm2-draft", help="draft")
     add("--weights", default="stored", choices=WEIGHTS)
-    add("--max-tokens", type=int, default=64, help="longest answer")
+    add("--max-tokens", type=int, help="longest answer; 64, or 32 with --quick")
     add("--temperature", type=float, default=0.0)
     add("--seed", type=int, default=1)
     add("--batch", type=int, default=1, help="trees in one verification step")
@@ -71,6 +77,7 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--max-beam-len", type=int, default=6, help="passes of an edge's draft, at most")
     add("--draft-pass-ms", type=float, default=0.0, help="a draft pass takes at least so long")
     add("--verify-ms", type=float, default=0.0, help="a step of the target takes at least so long")
+    add("--stretch", action="store_true", help="lengthen stated times that this machine can't hold")
     add("--rtt-ms", type=float, nargs="+", default=[0.0], help="round trips; several: a sweep")
     add("--mbps", type=float, default=float("inf"), help="rate of the link in each direction")
     add("--jitter-ms", type=float, default=0.0, help="most by which the link is late at random")
@@ -79,9 +86,14 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--objective-ms", type=float, metavar="MS", help="tell who stays within so long a token")
     add("--server-price", default="a100-40gb", help="name in runtime/bench/prices.json")
     add("--edge-price", default="rtx-4090", help="name in runtime/bench/prices.json")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--json", type=Path, metavar="FILE", help="write each run there, then all figures")
     add("--plots", type=Path, metavar="DIR", help="write PNG plots there (needs matplotlib)")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.max_tokens is None:
+        options.max_tokens = 32 if options.quick else 64
+    if options.repeats is None:
+        options.repeats = 2 if options.quick else 3
+    return options
 
 
 TABLE = """
@@ -117,6 +129,18 @@ def table_options(argv: list[str]) -> argparse.Namespace:
     return options
 
 
+def prompts_options(argv: list[str]) -> argparse.Namespace:
+    """Of `prompts`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{called('runtime.bench')} prompts",
+        description="Check each line of a file of prompts, and count them.",
+        epilog=FORM,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, nargs="?", default=SHIPPED, metavar="FILE")
+    return parser.parse_args(argv)
+
+
 def plot_options(argv: list[str]) -> argparse.Namespace:
     """Of `plot`."""
     parser = argparse.ArgumentParser(
@@ -124,17 +148,21 @@ def plot_options(argv: list[str]) -> argparse.Namespace:
         description="Draw the rows that table --json has written, also while it goes on.",
     )
     parser.add_argument("rows", type=Path, metavar="ROWS", help="the file of --json")
-    parser.add_argument("png", type=Path, metavar="PNG", help="the file to write")
+    parser.add_argument("png", type=Path, metavar="PNG", help="the file to write, or the folder")
     return parser.parse_args(argv)
 
 
 def draw(options: argparse.Namespace) -> None:
     """Raises ValueError in a sentence."""
     if find_spec("matplotlib") is None:
-        raise ValueError("plots need matplotlib: pip install 'specedge[bench]'")
+        raise ValueError("plots need matplotlib: pip install matplotlib")
+    from runtime.bench import command, results
     from runtime.bench.standin import plots
 
-    plots.write(plots.read(options.rows), options.png)
+    if results.is_evaluation(options.rows):
+        command.redraw(options.rows, options.png)
+    else:
+        plots.write(plots.read(options.rows), options.png)
 
 
 def program() -> NoReturn:

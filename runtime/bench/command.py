@@ -2,22 +2,24 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
-from runtime.bench.evaluation import Laboratory, make_cases, make_rows, run_all
+from runtime.bench.evaluation import Case, Laboratory, make_cases, make_rows, run_all
 from runtime.bench.figures import Prices
 from runtime.bench.link import Conditions
-from runtime.bench.prompts import BUILT_IN, Question, read_questions
-from runtime.bench.report import print_report, to_json
+from runtime.bench.machine import machine
+from runtime.bench.prompts import read_questions
+from runtime.bench.records import Run
+from runtime.bench.report import LIBRARIES, print_report, to_json
+from runtime.bench.results import Evaluation, add, begin, line_of, read
 from runtime.bench.runs import Setup, Shape
 from runtime.console import Terminal, saying
 
 PRICES = Path(__file__).with_name("prices.json")
-QUICK_TOKENS, QUICK_REPEATS = 32, 2
 # What the search for the baseline's tree tries.
 BUDGETS, DEPTHS = (8, 16, 32), (2, 3, 4, 5, 6)
 QUICK_BUDGETS, QUICK_DEPTHS = (8, 16), (2, 4)
@@ -26,47 +28,68 @@ QUICK_BUDGETS, QUICK_DEPTHS = (8, 16), (2, 4)
 def run(options: argparse.Namespace) -> int:
     """Exit status 1 if a text differed. Raises ValueError or OSError with a sentence."""
     if options.plots and find_spec("matplotlib") is None:
-        raise ValueError("--plots needs matplotlib: pip install 'specedge[bench]'")
+        raise ValueError("--plots needs matplotlib: pip install matplotlib")
     console, progress = Terminal(soft_wrap=True), Terminal(stderr=True, style="dim")
     prices = read_prices(options.server_price, options.edge_price)
     setup, objective_ms = make_setup(options), options.objective_ms
     modes = dict.fromkeys(["plain", *options.modes])  # the plain texts judge the others
-    rtts_s = [rtt_ms / 1e3 for rtt_ms in options.rtt_ms]
     with ExitStack() as stack:
         say = stack.enter_context(saying(progress))
         say("looking for the baseline's best tree")
-        laboratory = Laboratory(setup, stack)
-        shape = laboratory.search(search_shapes(options), progress.print)
-        sweeps = (rtts_s, options.depths, options.replayed)
-        cases = make_cases(laboratory.setup, list(modes), *sweeps)
-        repeats = QUICK_REPEATS if options.quick else options.repeats
-        runs = run_all(laboratory, cases, repeats, say)
+        laboratory, shapes = Laboratory(setup, stack), search_shapes(options)
+        if options.stretch:
+            laboratory.stretch(max(shapes, key=lambda shape: shape.max_budget))
+        shape = laboratory.search(shapes, progress.print)
+        setup = laboratory.setup
+        evaluation = Evaluation(setup, shape, prices, objective_ms, machine(LIBRARIES))
+        if options.json:
+            begin(options.json, evaluation)
+
+        def keep(case: Case, run: Run) -> None:
+            if options.json:
+                add(options.json, line_of(case, run))
+
+        rtts_s = [rtt_ms / 1e3 * setup.stretch for rtt_ms in options.rtt_ms]
+        cases = make_cases(setup, list(modes), rtts_s, options.depths, options.replayed)
+        runs = run_all(laboratory, cases, options.repeats, say, keep)
     rows = make_rows(runs, prices)
-    print_report(rows, setup, shape, prices, console, objective_ms)
+    print_report(rows, evaluation, console)
     if options.json:
-        figures = to_json(rows, setup, shape, prices, objective_ms)
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        add(options.json, {"figures": to_json(rows, evaluation)})
     if options.plots:
         from runtime.bench.plots import write_plots
 
-        last = next((r[-1] for case, r in runs.items() if case.mode == "specedge"), None)
-        for path in write_plots(options.plots, rows, last):
+        for path in write_plots(options.plots, rows, timeline(runs)):
             progress.print(f"wrote {path}")
     return 1 if any(row.different for row in rows) else 0
 
 
+def timeline(runs: Mapping[Case, Sequence[Run]]) -> Run | None:
+    """The run whose second is drawn."""
+    return next((some[-1] for case, some in runs.items() if case.mode == "specedge"), None)
+
+
+def redraw(path: Path, folder: Path) -> None:
+    """Tables and plots of what a file of --json holds so far. Raises ValueError or OSError."""
+    from runtime.bench.plots import write_plots
+
+    evaluation, runs = read(path)
+    rows, console = make_rows(runs, evaluation.prices), Terminal(soft_wrap=True)
+    print_report(rows, evaluation, console)
+    for written in write_plots(folder, rows, timeline(runs)):
+        console.print(f"wrote {written}")
+
+
 def make_setup(options: argparse.Namespace) -> Setup:
     """What all runs share. Raises ValueError, and OSError for a file that cannot be read."""
-    questions: Sequence[Question] = BUILT_IN
-    if options.prompts:
-        questions = read_questions(options.prompts, options.per_task, options.tasks)
+    questions = read_questions(options.prompts, options.per_task, options.tasks)
     rate = options.mbps * 1e6 / 8
     setup = Setup(
         questions=tuple(question.text for question in questions),
         model=options.model,
         draft=options.draft,
         weights=options.weights,
-        max_tokens=min(options.max_tokens, QUICK_TOKENS) if options.quick else options.max_tokens,
+        max_tokens=options.max_tokens,
         temperature=options.temperature,
         seed=options.seed,
         batch=options.batch,
@@ -76,6 +99,8 @@ def make_setup(options: argparse.Namespace) -> Setup:
         shape=Shape(max_beam_len=options.max_beam_len),
         conditions=Conditions(0.0, rate, rate, options.jitter_ms / 1e3),
     )
+    if options.stretch and not (setup.draft_pass_s or setup.verify_step_s):
+        raise ValueError("--stretch lengthens what --verify-ms and --draft-pass-ms state: give one")
     if options.objective_ms is not None and not options.objective_ms > 0:
         raise ValueError(f"--objective-ms must be above 0, got {options.objective_ms:g}")
     clients = max(setup.batch, setup.edges, *options.replayed)

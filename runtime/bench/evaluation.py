@@ -21,10 +21,12 @@ from runtime.bench.runs import (
     run_edges,
     run_replayed,
     run_server_only,
+    stretch_to_hold,
 )
 from runtime.bench.workers import Worker
 
 SEARCH_QUESTIONS = 3
+LATE = 1.05  # a step is late from so many times its stated time on
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Row:
     case: Case
     figures: tuple[Figures, ...]
     different: int  # answers that are not the plain text
+    late: float = 0.0  # share of the steps that took longer than stated
 
     def median(self) -> Figures:
         """Each number's median over the repetitions."""
@@ -65,8 +68,8 @@ class Row:
         return spread([getattr(f, name) for f in self.figures])
 
     def ratio(self, other: "Row", name: str) -> Spread:
-        """This row's number over the other's, repetition by repetition."""
-        pairs = zip(self.figures, other.figures, strict=True)
+        """This row's number over the other's, repetition by repetition; the last may lack one."""
+        pairs = zip(self.figures, other.figures, strict=False)
         return spread([getattr(mine, name) / getattr(theirs, name) for mine, theirs in pairs])
 
 
@@ -105,6 +108,11 @@ class Laboratory:
         self._baseline_shape = setup.shape
         self._replay: Worker | None = None
 
+    def stretch(self, largest: Shape) -> None:
+        """Lengthen all stated times by one factor, if this machine cannot hold them."""
+        factor = stretch_to_hold(self._baseline, self.setup, largest, SEARCH_QUESTIONS)
+        self.setup = self.setup.stretched(factor)
+
     def search(self, shapes: Sequence[Shape], say: Callable[[str], None]) -> Shape:
         """Find the baseline's best tree. All modes get its budget: a step shall cost the same."""
         self._baseline_shape, rates = best_shape(
@@ -129,9 +137,16 @@ class Laboratory:
 
 
 def run_all(
-    laboratory: Laboratory, cases: Sequence[Case], repeats: int, say: Callable[[str], None]
+    laboratory: Laboratory,
+    cases: Sequence[Case],
+    repeats: int,
+    say: Callable[[str], None],
+    keep: Callable[[Case, Run], None],
 ) -> dict[Case, list[Run]]:
-    """All cases in turn, `repeats` times over; the first one decodes plainly."""
+    """All cases in turn, `repeats` times over; the first one decodes plainly.
+
+    Each run is given to `keep` as soon as it is there.
+    """
     runs: dict[Case, list[Run]] = {case: [] for case in cases}
     began_s = time.monotonic()
     for done, case in enumerate([*cases] * repeats):
@@ -141,7 +156,9 @@ def run_all(
             + (f"; about {left_s:.0f} s left" if done else "")
         )
         plain = next(iter(runs[cases[0]]), None)
-        runs[case].append(laboratory.run(case, plain))
+        run = laboratory.run(case, plain)
+        keep(case, run)
+        runs[case].append(run)
     return runs
 
 
@@ -158,9 +175,17 @@ def make_rows(runs: Mapping[Case, Sequence[Run]], prices: Prices) -> list[Row]:
             case,
             tuple(figures(run, prices) for run in case_runs),
             sum(different_texts(run, plain) for run in case_runs),
+            late_share(case_runs, case.setup.verify_step_s),
         )
         for case, case_runs in runs.items()
     ]
+
+
+def late_share(runs: Iterable[Run], stated_s: float) -> float:
+    """Of the steps that only verify, those that took longer than stated; 0 where nothing is."""
+    steps = [step for run in runs for step in run.steps if step.verifies_only]
+    late = [step.end_s - step.start_s > LATE * stated_s for step in steps]
+    return statistics.fmean(late) if late and stated_s else 0.0
 
 
 def different_texts(run: Run, plain: Run) -> int:

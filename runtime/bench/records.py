@@ -63,6 +63,14 @@ class Run:
     steps: tuple[Step, ...]
     drafting: tuple[Span, ...] = ()  # on the server itself, where it drafts
 
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> "Run":
+        """From the JSON of `dataclasses.asdict`."""
+        answers = tuple(map(Answer.read, data["answers"]))
+        steps = tuple(Step(**step) for step in data["steps"])
+        drafting = tuple(map(tuple, data["drafting"]))
+        return cls(**{**data, "answers": answers, "steps": steps, "drafting": drafting})
+
 
 def read_trace(path: Path) -> tuple[Step, ...]:
     """The steps that a server wrote with --trace, oldest first."""

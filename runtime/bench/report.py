@@ -7,26 +7,28 @@ from typing import Any
 from rich.console import Console
 
 from runtime.bench.evaluation import Row, find
-from runtime.bench.figures import Bound, Prices, bound
-from runtime.bench.machine import machine
+from runtime.bench.figures import Bound, bound
 from runtime.bench.modes import SERVER_ONLY
 from runtime.bench.objective import Carried, carried
-from runtime.bench.runs import Setup, Shape
+from runtime.bench.results import Evaluation
+from runtime.bench.runs import Setup
 from runtime.bench.table import laid_out, show
 
 LIBRARIES = ("torch",)
+MOST_LATE = 0.02  # a share of a row's steps that may take longer than stated
 SPEED = (
     "mode", "clients", "RTT ms", "tokens/s", "x", "inter-token ms", "p50", "p99", "first token ms",
     "p99", "ktokens/$", "x", "text",
 )  # fmt: skip
 WORK = (
     "mode", "clients", "RTT ms", "tokens/verification", "drafted", "nodes", "hits", "bytes/round",
-    "verifying", "V ms", "D ms",
+    "verifying", "V ms", "D ms", "late",
 )  # fmt: skip
 
 
-def described(setup: Setup, shape: Shape, prices: Prices) -> str:
+def described(evaluation: Evaluation) -> str:
     """The conditions that every figure of a run hangs on, in one line."""
+    setup, shape, prices = evaluation.setup, evaluation.shape, evaluation.prices
     return (
         f"{setup.draft} for {setup.model}, {setup.weights}, T = {setup.temperature:g}; "
         f"{len(setup.questions)} prompts, at most {setup.max_tokens} tokens each; "
@@ -44,7 +46,8 @@ def paced(setup: Setup) -> str:
         for what, seconds in (("draft passes", setup.draft_pass_s), ("steps", setup.verify_step_s))
         if seconds
     ]
-    return " and ".join(stated) or "devices of this machine's own speed"
+    stretched = f", stretched {setup.stretch:.2f} times" if setup.stretch > 1 else ""
+    return " and ".join(stated) + stretched or "devices of this machine's own speed"
 
 
 def speed_cells(row: Row, base: Row | None) -> list[str]:
@@ -78,6 +81,7 @@ def work_cells(row: Row) -> list[str]:
         f"{f.verifying:.0%}",
         f"{f.verify_ms:.1f}",
         f"{f.draft_ms:.1f}",
+        f"{row.late:.0%}",
     ]
 
 
@@ -112,24 +116,20 @@ def capacity(one: Carried, objective_ms: float) -> str:
     )
 
 
-def print_report(
-    rows: Sequence[Row],
-    setup: Setup,
-    shape: Shape,
-    prices: Prices,
-    console: Console,
-    objective_ms: float | None = None,
-) -> None:
+def print_report(rows: Sequence[Row], evaluation: Evaluation, console: Console) -> None:
     """The tables, the clients within the objective, the bound and the simulated layer split."""
-    for name, value in machine(LIBRARIES).items():
+    objective_ms = evaluation.objective_ms
+    for name, value in evaluation.machine.items():
         console.print(f"{name}: {value}")
-    console.print(described(setup, shape, prices))
+    console.print(described(evaluation))
     base = find(rows, SERVER_ONLY)
     console.print()
     console.print(laid_out(SPEED, [speed_cells(row, base) for row in rows]))
     console.print()
     console.print(laid_out(WORK, [work_cells(row) for row in rows]))
     console.print()
+    if any(row.late > MOST_LATE for row in rows):
+        console.print("late: steps that took 5 % longer than stated; --stretch states longer times")
     if objective_ms is not None:
         for one in carried(rows, objective_ms):
             console.print(capacity(one, objective_ms))
@@ -145,18 +145,11 @@ def print_report(
         )
 
 
-def to_json(
-    rows: Sequence[Row],
-    setup: Setup,
-    shape: Shape,
-    prices: Prices,
-    objective_ms: float | None = None,
-) -> dict[str, Any]:
+def to_json(rows: Sequence[Row], evaluation: Evaluation) -> dict[str, Any]:
     """Everything the table shows, and each repetition's figures."""
-    b = reached(rows)
+    b, objective_ms = reached(rows), evaluation.objective_ms
     return {
-        "machine": machine(LIBRARIES),
-        "setup": described(setup, shape, prices),
+        "setup": described(evaluation),
         "rows": [
             {
                 "mode": row.case.mode,
@@ -164,6 +157,7 @@ def to_json(
                 "rtt_ms": row.case.rtt_ms,
                 "depth": row.case.depth,
                 "texts_not_plain": row.different,
+                "late": row.late,
                 "median": asdict(row.median()),
                 "runs": [asdict(f) for f in row.figures],
             }

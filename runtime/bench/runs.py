@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from runtime.bench.figures import percentile
 from runtime.bench.link import Conditions, emulated_link
 from runtime.bench.modes import PLAIN, REPLAYED, SERVER_ONLY, Mode
 from runtime.bench.records import Answer, Run, read_steps, read_trace
@@ -14,6 +15,8 @@ from runtime.bench.workers import Cores, Worker, ask_all, on_cores
 from runtime.demo import running_server
 
 WARM_UP_TOKENS = 4
+# A stated time is held if this share of passes takes no longer, and so much time is left over.
+HELD, MARGIN = 0.9, 1.2
 MIN_KV_TOKENS, KV_TOKENS_PER_CLIENT = 32768, 1024
 
 
@@ -42,6 +45,7 @@ class Setup:
     edges: int = 2
     draft_pass_s: float = 0.0  # a pass of the draft model takes at least so long
     verify_step_s: float = 0.0  # and a step of the target
+    stretch: float = 1.0  # how many times longer these and the link's delays are than asked for
     shape: Shape = field(default_factory=Shape)
     conditions: Conditions = field(default_factory=Conditions)
     cores: Cores = field(default_factory=Cores.split)
@@ -54,6 +58,22 @@ class Setup:
             "temperature": self.temperature,
             "seed": self.seed,
         }
+
+    def stretched(self, factor: float) -> "Setup":
+        """On devices and a link that take `factor` times as long: all ratios are as before."""
+        link = self.conditions
+        return replace(
+            self,
+            stretch=self.stretch * factor,
+            draft_pass_s=self.draft_pass_s * factor,
+            verify_step_s=self.verify_step_s * factor,
+            conditions=Conditions(
+                rtt_s=link.rtt_s * factor,
+                up_bytes_per_s=link.up_bytes_per_s / factor,
+                down_bytes_per_s=link.down_bytes_per_s / factor,
+                jitter_s=link.jitter_s * factor,
+            ),
+        )
 
 
 def run_edges(name: str, mode: Mode, setup: Setup) -> Run:
@@ -118,8 +138,7 @@ def asker(client: int, worker: Worker, questions: Sequence[str]) -> Callable[[in
 @contextmanager
 def baseline_worker(setup: Setup) -> Iterator[Worker]:
     """A server-only process on the server's cores."""
-    names = ("model", "draft", "weights", "draft_pass_s", "verify_step_s")
-    job = {name: getattr(setup, name) for name in names}
+    job = {name: getattr(setup, name) for name in ("model", "draft", "weights")}
     job |= {"sampling": setup.sampling, "clients": max(setup.batch, setup.edges)}
     with Worker("runtime.bench.server_only", setup.cores.server, job) as worker:
         worker.wait_ready()
@@ -129,6 +148,7 @@ def baseline_worker(setup: Setup) -> Iterator[Worker]:
 def run_server_only(worker: Worker, setup: Setup, clients: int, shape: Shape) -> Run:
     """The questions through the baseline, `clients` at a time."""
     job = {"questions": setup.questions, "clients": clients, "shape": asdict(shape)}
+    job |= {"draft_pass_s": setup.draft_pass_s, "verify_step_s": setup.verify_step_s}
     done = worker.ask(job)
     return Run(
         SERVER_ONLY,
@@ -170,6 +190,21 @@ def run_replayed(worker: Worker, setup: Setup, clients: int) -> Run:
         steps = read_trace(trace)
     answers = tuple(map(Answer.read, done["answers"]))
     return Run(REPLAYED, clients, clients, done["start_s"], done["end_s"], answers, steps)
+
+
+def stretch_to_hold(worker: Worker, setup: Setup, shape: Shape, n_questions: int) -> float:
+    """The least factor, 1 or more, by which stated times grow to be what this machine can hold.
+
+    The largest step, with a tree of each edge, and the draft's passes run at this machine's own
+    speed for that; edges that share a core may all draft at once.
+    """
+    own = replace(setup, questions=setup.questions[:n_questions], draft_pass_s=0, verify_step_s=0)
+    run = run_server_only(worker, own, max(setup.batch, setup.edges), shape)
+    step_s = percentile([s.end_s - s.start_s for s in run.steps if s.verifies_only], HELD)
+    pass_s = percentile([end_s - start_s for start_s, end_s in run.drafting], HELD)
+    pass_s *= max(1, setup.edges / len(setup.cores.edges))
+    pairs = ((step_s, setup.verify_step_s), (pass_s, setup.draft_pass_s))
+    return max([1.0, *(MARGIN * own_s / stated_s for own_s, stated_s in pairs if stated_s)])
 
 
 def best_shape(

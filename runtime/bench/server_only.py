@@ -189,7 +189,7 @@ def grow(drafter: Drafts, speculations: Sequence[Speculation]) -> None:
 
 
 def main() -> None:
-    """The first line names the models, the speeds of their devices and the sampling."""
+    """The first line names the models and the sampling; a job, the speeds of the devices."""
     setup = json.loads(sys.stdin.readline())
     kv_tokens = setup["clients"] * MAX_CONTEXT_TOKENS
     target, draft = (
@@ -197,8 +197,7 @@ def main() -> None:
         for name in ("model", "draft")
     )
     passes: list[Span] = []
-    target = PacedEngine(target, setup["verify_step_s"], [])
-    draft = PacedEngine(draft, setup["draft_pass_s"], passes)
+    target, draft = PacedEngine(target, 0.0, []), PacedEngine(draft, 0.0, passes)
     tokenizer = Tokenizer.load(setup["model"])
     stop_ids = tokenizer.stop_ids | Tokenizer.load(setup["draft"]).stop_ids
     sampling = setup["sampling"] | {"stop_ids": sorted(stop_ids)}
@@ -213,6 +212,7 @@ def main() -> None:
             for question in job["questions"]
         ]
         passes.clear()
+        target.pass_s, draft.pass_s = job["verify_step_s"], job["draft_pass_s"]
         done = baseline.serve(prompts, TreeShape(**job["shape"]), job["clients"])
         print(json.dumps(done | {"drafting": passes}), flush=True)
 
