@@ -25,6 +25,7 @@ class ConfigError(ValueError):
     """An option that cannot be used; the message is a sentence for the person who set it."""
 
 
+CREDITS = ("open", "drr", "xpass")
 NO_MODEL = "none"  # in place of the name of a draft
 FLOATS = ("float32", "bfloat16", "float16")
 WEIGHTS = (
@@ -199,7 +200,7 @@ class ServerConfig(Options):
     max_step_nodes: int = option(512, "nodes verified in one step", minimum=1, maximum=1 << 24)
     chunk_tokens: int = option(256, "prompt tokens that may ride along in one step", minimum=1)
     pipeline: bool = option(True, "tell edges how long and how much to draft; off is an ablation")
-    credits: str = option("drr", "who may send a tree", choices=("open", "drr", "xpass"))
+    credits: str = option("drr", "who may send a tree: open, drr, xpass, or a class, MODULE:NAME")
     rank_silence_s: float = option(
         5.0,
         "under torchrun: seconds that one process may keep the others waiting until all stop",
@@ -210,6 +211,11 @@ class ServerConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.credits not in CREDITS and ":" not in self.credits:
+            allowed = ", ".join(CREDITS)
+            raise ConfigError(
+                f"--credits is {self.credits!r}; it takes one of {allowed}, or a class, MODULE:NAME"
+            )
         if self.port > 65535:
             raise ConfigError(f"--port is {self.port}; a TCP port is at most 65535")
         if self.max_requests + self.max_waiting > 65535:
@@ -321,6 +327,7 @@ class EdgeConfig(Options):
         "smollm2-draft",
         "draft: HF directory, .gguf, hub id, or smollm2-draft; none looks words up instead",
     )
+    drafter: str = option("", "MODULE:NAME of what makes another drafter than that of --draft")
     tokenizer: str = option(
         "",
         "where the target's tokenizer is, if the draft's is another one; with --draft none and "

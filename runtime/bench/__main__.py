@@ -67,6 +67,8 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="less of all that is not given; a smaller search")
     add("--model", default="smollm2", help="target")
     add("--draft", default="smollm2-draft", help="draft")
+    add("--drafter", default="", metavar="MODULE:NAME", help="what makes the edges' drafters")
+    add("--credits", default="drr", metavar="POLICY", help="open, drr, xpass, or MODULE:NAME")
     add("--weights", default="stored", choices=WEIGHTS)
     add("--max-tokens", type=int, help="longest answer; 64, or 32 with --quick")
     add("--temperature", type=float, default=0.0)
@@ -75,12 +77,7 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--edges", type=int, help="edges; two for each tree of a step if not given")
     add("--max-budget", type=int, help="nodes of a tree; what is best for server-only if not given")
     add("--max-beam-len", type=int, default=6, help="passes of an edge's draft, at most")
-    add("--draft-pass-ms", type=float, default=0.0, help="a draft pass takes at least so long")
-    add("--verify-ms", type=float, default=0.0, help="a step of the target takes at least so long")
-    add("--stretch", action="store_true", help="lengthen stated times that this machine can't hold")
-    add("--rtt-ms", type=float, nargs="+", default=[0.0], help="round trips; several: a sweep")
-    add("--mbps", type=float, default=float("inf"), help="rate of the link in each direction")
-    add("--jitter-ms", type=float, default=0.0, help="most by which the link is late at random")
+    _add_devices(parser)
     add("--depths", type=int, nargs="+", default=[], help="sweep of passes at each round trip")
     add("--replayed", type=int, nargs="+", default=[], help="numbers of edges with recorded drafts")
     add("--objective-ms", type=float, metavar="MS", help="tell who stays within so long a token")
@@ -94,6 +91,17 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     if options.repeats is None:
         options.repeats = 2 if options.quick else 3
     return options
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    """Options that state how fast devices and link are."""
+    add = parser.add_argument
+    add("--draft-pass-ms", type=float, default=0.0, help="a draft pass takes at least so long")
+    add("--verify-ms", type=float, default=0.0, help="a step of the target takes at least so long")
+    add("--stretch", action="store_true", help="lengthen stated times that this machine can't hold")
+    add("--rtt-ms", type=float, nargs="+", default=[0.0], help="round trips; several: a sweep")
+    add("--mbps", type=float, default=float("inf"), help="rate of the link in each direction")
+    add("--jitter-ms", type=float, default=0.0, help="most by which the link is late at random")
 
 
 TABLE = """

@@ -88,6 +88,8 @@ def make_setup(options: argparse.Namespace) -> Setup:
         questions=tuple(question.text for question in questions),
         model=options.model,
         draft=options.draft,
+        drafter=options.drafter,
+        credits=options.credits,
         weights=options.weights,
         max_tokens=options.max_tokens,
         temperature=options.temperature,

@@ -12,7 +12,25 @@ import torch
 from torch import Tensor
 
 from runtime.bench.records import Span
+from runtime.edge.draft.batcher import Drafts
+from runtime.edge.draft.speculation import Pass
 from runtime.model.engine import Engine, TreeRequest
+
+
+class PacedDrafts:
+    """A drafter of any kind whose runs take at least `pass_s` seconds, as those of PacedEngine."""
+
+    def __init__(self, drafts: Drafts, pass_s: float, spans: list[Span]):
+        self.vocabulary_size, self.finish = drafts.vocabulary_size, drafts.finish
+        self._drafts, self._pass_s, self._spans = drafts, pass_s, spans
+
+    def run(self, passes: Sequence[Pass]) -> list[bool]:
+        """As that of what it paces."""
+        start_s = time.monotonic()
+        ran = self._drafts.run(passes)
+        time.sleep(max(0.0, start_s + self._pass_s - time.monotonic()))
+        self._spans.append((start_s, time.monotonic()))
+        return ran
 
 
 class PacedEngine(Engine):

@@ -10,12 +10,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.bench.device import PacedEngine
+from runtime.bench.device import PacedDrafts, PacedEngine
 from runtime.bench.records import Answer, Span
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge
+from runtime.edge.draft.batcher import Drafts
 from runtime.edge.draft.drafter import Drafter
-from runtime.edge.loading import open_draft
+from runtime.edge.loading import make_drafter, open_draft
 
 
 def main() -> None:
@@ -23,7 +24,9 @@ def main() -> None:
     setup = json.loads(sys.stdin.readline())
     passes: list[Span] = []
 
-    def paced(config: EdgeConfig) -> Drafter:
+    def paced(config: EdgeConfig) -> Drafts:
+        if config.drafter:
+            return PacedDrafts(make_drafter(config), setup["draft_pass_s"], passes)
         return Drafter(PacedEngine(open_draft(config), setup["draft_pass_s"], passes))
 
     with Edge(EdgeConfig(**setup["config"]), make_drafter=paced) as edge:

@@ -12,6 +12,7 @@ from runtime.bench.link import Conditions, emulated_link
 from runtime.bench.modes import PLAIN, REPLAYED, SERVER_ONLY, Mode
 from runtime.bench.records import Answer, Run, read_steps, read_trace
 from runtime.bench.workers import Cores, Worker, ask_all, on_cores
+from runtime.config import ServerConfig
 from runtime.demo import running_server
 
 WARM_UP_TOKENS = 4
@@ -37,6 +38,8 @@ class Setup:
     questions: tuple[str, ...]
     model: str = "smollm2"
     draft: str = "smollm2-draft"
+    drafter: str = ""  # of the edges, as in EdgeConfig
+    credits: str = ServerConfig.credits
     weights: str = "stored"
     max_tokens: int = 64
     temperature: float = 0.0
@@ -95,7 +98,8 @@ def serving(setup: Setup, *options: str) -> Iterator[tuple[str, Path]]:
     """A server behind the emulated link: the address for edges, and the trace it writes."""
     cores = setup.cores.server
     models = ("--model", setup.model, "--weights", setup.weights, "--threads", str(len(cores)))
-    options = (str(setup.verify_step_s), *models, "--port", "0", *options)
+    common = (*models, "--port", "0", "--credits", setup.credits)
+    options = (str(setup.verify_step_s), *common, *options)
     with ExitStack() as stack:
         trace = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "trace.jsonl"
         with on_cores(cores):
@@ -111,7 +115,8 @@ def serving(setup: Setup, *options: str) -> Iterator[tuple[str, Path]]:
 @contextmanager
 def edge_workers(address: str, mode: Mode, setup: Setup) -> Iterator[list[Worker]]:
     """Edges that have loaded their models and answered one question."""
-    shape = asdict(setup.shape) | {"draft": setup.draft, "weights": setup.weights}
+    shape = asdict(setup.shape) | {"draft": setup.draft, "drafter": setup.drafter}
+    shape |= {"weights": setup.weights}
     config = {"server": address, **setup.sampling, **shape, **mode.edge}
     job = {"config": config, "draft_pass_s": setup.draft_pass_s}
     with ExitStack() as stack:

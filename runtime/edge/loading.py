@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from runtime.config import NO_MODEL, EdgeConfig, ServerConfig
 from runtime.logs import fields
+from runtime.named import named
 from runtime.wire.messages import MAX_VOCABULARY
 
 if TYPE_CHECKING:
@@ -110,7 +111,13 @@ def open_draft(
 def make_drafter(
     config: EdgeConfig, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Drafts:
-    """What drafts, with a model or without; `progress` hears of bytes. Raises ModelError."""
+    """What drafts, with a model or without; `progress` hears of bytes.
+
+    Raises ModelError, and ConfigError where `--drafter` names what there is not.
+    """
+    if config.drafter:
+        drafter: Drafts = named(config.drafter, "--drafter")(config)
+        return drafter
     if config.draft == NO_MODEL:
         from runtime.edge.draft.lookup_drafter import LookupDrafter
 

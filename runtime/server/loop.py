@@ -15,14 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from runtime.config import ServerConfig
+from runtime.config import ConfigError, ServerConfig
 from runtime.logs import fields
 from runtime.model.batch import NO_ADAPTER
 from runtime.model.config import ModelError
 from runtime.model.engine import Engine
+from runtime.named import named
 from runtime.server.door import Door, Identity
 from runtime.server.guide import Guides
 from runtime.server.metrics import Metrics, label
+from runtime.server.policy.credits import Credits
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Rate
 from runtime.server.policy.express_pass import POLICIES
@@ -67,6 +69,15 @@ class Totals:
     busy_s: float = 0.0
 
 
+def credits_of(config: ServerConfig) -> Credits:
+    """The policy of --credits. Raises ConfigError where a class is named that there is not."""
+    policy = POLICIES.get(config.credits) or named(config.credits, "--credits")
+    credits = policy()
+    if not isinstance(credits, Credits):
+        raise ConfigError(f"--credits {config.credits}: expected a subclass of Credits")
+    return credits
+
+
 @dataclass
 class Server:
     """Requests of all edges around one engine."""
@@ -95,7 +106,7 @@ class Server:
         )
         self.scheduler = Scheduler(limits, kv.allocate, kv.free)
         self.pipeline = Pipeline(
-            config.max_batch, config.max_step_nodes, POLICIES[config.credits](), config.pipeline
+            config.max_batch, config.max_step_nodes, credits_of(config), config.pipeline
         )
         self.metrics.watch(self.door, self.scheduler, self.pipeline)
         self.requests: dict[tuple[FramedProtocol, int], Request] = {}  # by peer and number

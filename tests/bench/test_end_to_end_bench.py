@@ -467,7 +467,8 @@ def test_an_evaluation_from_its_command_line(
     assert main() == 0, capfd.readouterr().err
     report = json.loads(result.read_text().splitlines()[-1])["figures"]
     evaluation, runs = read(result)
-    assert to_json(make_rows(runs, evaluation.prices), evaluation) == report
+    again = to_json(make_rows(runs, evaluation.prices), evaluation)
+    assert json.loads(json.dumps(again)) == report
     rows = {row["mode"]: row for row in report["rows"]}
     assert set(rows) == {"plain", SERVER_ONLY, "specedge", REPLAYED}
     for row in rows.values():
