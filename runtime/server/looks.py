@@ -1,78 +1,98 @@
-"""How replicas are: each is looked at twice a second, by /ready and /metrics or by its port."""
+"""How replicas are: each is looked at twice a second, by /ready and /metrics or by its port.
+
+Nothing that a replica answers is believed unseen: its pages have a longest length, a look a longest
+time, whatever comes meanwhile, and a number of edges is one that edges can have.
+"""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from http.client import HTTPConnection, HTTPException
-
-from prometheus_client.parser import text_string_to_metric_families
+from contextlib import asynccontextmanager, suppress
 
 from runtime.server.router import Replica, Router
-from runtime.wire.places import listens
+from runtime.wire.places import NEXT_ADDRESS_S, listens, reason_of
 
 LOOK_S = 0.5  # between two looks at a replica
-ANSWER_S = 1.0  # that a replica has to answer one
-MAX_PAGE_BYTES = 1 << 22
+ANSWER_S = 1.0  # that a look may take
+MAX_PAGE_BYTES = 1 << 20
+MAX_REASON_CHARACTERS = 200
+MAX_EDGES = 1 << 20  # as --max-connections
 EDGES = "specedge:edges_connected"
+_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?!\d)")
+_EDGES = re.compile(rf"^{EDGES} (\S+)".encode(), re.MULTILINE)
 
 
 @asynccontextmanager
 async def watching(router: Router) -> AsyncIterator[None]:
     """Look at all replicas again and again while the context lasts, and once before."""
-    # a thread each, so that one that does not answer delays no look at another
-    threads = ThreadPoolExecutor(len(router.replicas), thread_name_prefix="replica")
-    loop = asyncio.get_running_loop()
-
-    async def look(replica: Replica) -> None:
-        edges, pages = replica.address.edges, replica.address.pages
-        if pages is None:
-            replica.told(await listens(*edges, ANSWER_S), 0)
-        else:
-            replica.told(*await loop.run_in_executor(threads, _look, *pages))
 
     async def watch(replica: Replica) -> None:
         while True:
+            if replica.unready:
+                # a look given up leaves a thread behind that asks for the name: not one a look
+                await _name_known(*(replica.address.pages or replica.address.edges))
             await asyncio.sleep(LOOK_S)
-            await look(replica)
+            await _look(replica)
 
-    await asyncio.gather(*map(look, router.replicas))
+    await asyncio.gather(*map(_look, router.replicas))
     watches = [asyncio.ensure_future(watch(replica)) for replica in router.replicas]
     try:
         yield
     finally:
         for one in watches:
             one.cancel()
-        threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _look(host: str, port: int) -> tuple[str, int]:
-    """Why a replica with these pages takes no edges, or nothing, and how many it has. Blocks."""
+async def _look(replica: Replica) -> None:
+    edges, pages = replica.address.edges, replica.address.pages
+    if pages is None:
+        replica.told(await listens(*edges, ANSWER_S), 0)
+        return
     try:
-        return _read(host, port)
-    except (OSError, HTTPException, ValueError) as error:
-        return str(error) or type(error).__name__, 0
+        replica.told("", await asyncio.wait_for(_edges(*pages), ANSWER_S))
+    except asyncio.TimeoutError:
+        replica.told(f"its pages have not been answered within {ANSWER_S:g} s", 0)
+    except (OSError, ValueError) as error:
+        replica.told(reason_of(error)[:MAX_REASON_CHARACTERS], 0)
 
 
-def _read(host: str, port: int) -> tuple[str, int]:
-    """What /ready says, and /metrics. Raises OSError, HTTPException or ValueError."""
-    connection = HTTPConnection(host, port, timeout=ANSWER_S)
+async def _name_known(host: str, port: int) -> None:
+    """Wait until the system has looked the name up, with whatever outcome."""
+    with suppress(OSError, UnicodeError):
+        await asyncio.get_running_loop().getaddrinfo(host, port)
+
+
+async def _edges(host: str, port: int) -> int:
+    """How many are connected to the replica with these pages, if it takes more.
+
+    Raises OSError, or ValueError with the reason why it takes none.
+    """
+    status, reason = await _page(host, port, "/ready")
+    if status != 200:
+        raise ValueError(f"{status}: {reason.decode(errors='replace').strip()}")
+    _, page = await _page(host, port, "/metrics")
+    if (line := _EDGES.search(page)) is None:
+        raise ValueError(f"its /metrics has no {EDGES}: is it a server of SpecEdge?")
+    edges = float(line[1])
+    if not 0 <= edges <= MAX_EDGES:  # nor is NaN
+        raise ValueError(f"its /metrics tells of {edges:g} edges")
+    return int(edges)
+
+
+async def _page(host: str, port: int, path: str) -> tuple[int, bytes]:
+    """The status of a page, and what is on it. Raises OSError or ValueError."""
+    reader, writer = await asyncio.open_connection(host, port, happy_eyeballs_delay=NEXT_ADDRESS_S)
     try:
-        connection.request("GET", "/ready")
-        answer = connection.getresponse()
-        reason = answer.read(MAX_PAGE_BYTES).decode(errors="replace").strip()
-        if answer.status != 200:
-            return f"{answer.status}: {reason[:200]}", 0
-        connection.request("GET", "/metrics")
-        page = connection.getresponse().read(MAX_PAGE_BYTES).decode()
+        # of HTTP/1.0, so that the answer is whole where the connection ends
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        answer = bytearray()
+        while chunk := await reader.read(MAX_PAGE_BYTES):
+            answer += chunk
+            if len(answer) > MAX_PAGE_BYTES:
+                raise ValueError(f"its {path} has more than {MAX_PAGE_BYTES} bytes")
     finally:
-        connection.close()
-    for family in text_string_to_metric_families(_lines_of(page, EDGES)):
-        for sample in family.samples:
-            return "", int(sample.value)
-    raise ValueError(f"its /metrics has no {EDGES}: is it a server of SpecEdge?")
-
-
-def _lines_of(page: str, name: str) -> str:
-    """Its lines of one family: the others need not be understood, 2 times a second."""
-    return "".join(f"{line}\n" for line in page.splitlines() if line.startswith(f"{name} "))
+        writer.transport.abort()
+    head, _, page = answer.partition(b"\r\n\r\n")
+    if (status := _STATUS.match(head)) is None:
+        raise ValueError(f"its {path} is no answer of HTTP")
+    return int(status[1]), bytes(page)

@@ -74,7 +74,7 @@ async def listen(
         is_away = is_away or "could not bind on any address" in str(error)
         kind = AddressAway if is_away else ConnectionError
         # asyncio writes the address into its own error once more
-        reason = "this machine does not have this address" if is_away else _sentence(error)
+        reason = "this machine does not have this address" if is_away else reason_of(error)
         raise kind(f"cannot listen on {address((host, port))}: {reason}") from error
 
 
@@ -111,7 +111,7 @@ async def connect(
             await _encrypt(transport, protocol, tls, host, timeout_s)
     except (OSError, UnicodeError) as error:
         where = address((host, port))
-        raise ConnectionError(f"cannot connect to {where}: {_sentence(error)}") from error
+        raise ConnectionError(f"cannot connect to {where}: {reason_of(error)}") from error
     return protocol
 
 
@@ -120,7 +120,7 @@ async def listens(host: str, port: int, timeout_s: float) -> str:
     try:
         (await _reach(host, port, asyncio.Protocol(), timeout_s)).abort()
     except (OSError, UnicodeError) as error:
-        return _sentence(error)
+        return reason_of(error)
     return ""
 
 
@@ -160,7 +160,8 @@ async def _encrypt(
     protocol.connection_made(encrypted)
 
 
-def _sentence(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why no connection came about, in a sentence."""
     if isinstance(error, ssl.SSLError):
         return handshake_failure(error, Role.EDGE)
     if isinstance(error, ConnectionAbortedError):

@@ -5,6 +5,8 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable
+from threading import Event
+from typing import Any
 
 import pytest
 
@@ -116,8 +118,6 @@ def test_a_replica_is_as_its_pages_say() -> None:
         assert seen(f"127.0.0.1:9={pages.address}") == ("503: draining", 0)
         pages.unready, pages.metrics = "", "up 1\n"
         assert "is it a server of SpecEdge" in seen(f"127.0.0.1:9={pages.address}")[0]
-        pages.metrics = "specedge:edges_connected NaN\n"
-        assert seen(f"127.0.0.1:9={pages.address}")[0]
 
 
 def test_a_replica_without_pages_is_ready_while_it_listens() -> None:
@@ -125,13 +125,96 @@ def test_a_replica_without_pages_is_ready_while_it_listens() -> None:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         assert seen(address) == ("", 0)
     assert "nothing listens there" in seen(address)[0]
-    assert "refused" in seen(f"127.0.0.1:9={address}")[0]
+    assert "nothing listens there" in seen(f"127.0.0.1:9={address}")[0]
 
 
 def test_a_replica_that_does_not_answer_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looks, "ANSWER_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert "timed out" in seen(f"a:1=127.0.0.1:{listener.getsockname()[1]}")[0]
+        unready, _ = seen(f"a:1=127.0.0.1:{listener.getsockname()[1]}")
+        assert "not been answered within 0.05 s" in unready
+
+
+@pytest.mark.parametrize("number", ["Inf", "-Inf", "NaN", "-1", "1e308", "1e7", "0x1", "{", '"'])
+def test_a_number_that_edges_cannot_have_is_not_believed(number: str) -> None:
+    with replica_pages() as pages:
+        pages.metrics = f"specedge:edges_connected {number}\n"
+        unready, edges = seen(f"127.0.0.1:9={pages.address}")
+        assert unready
+        assert edges == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "then", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x", "not been answered within"),  # slowly, for ever
+        (b"HTTP/1.1 200 OK\r\n\r\n", bytes(1 << 16), "more than 1048576 bytes"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 999, "more than 1048576 bytes"),
+        (b"", b"x" * 999, "more than 1048576 bytes"),
+        (b"HTTP/1.1 503 No\r\n\r\n" + b"y" * 999, b"", "503: y"),
+        (b"SSH-2.0-x" * 999, b"", "no answer of HTTP"),
+        (b"", b"", "no answer of HTTP"),
+    ],
+)
+def test_no_page_is_too_long_or_too_slow_for_a_look(
+    head: bytes, then: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looks, "ANSWER_S", 0.1 if len(then) == 1 else 30.0)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        while then and not writer.is_closing():
+            writer.write(then)
+            await writer.drain()
+            await asyncio.sleep(0.01 if len(then) == 1 else 0)
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            made = Router([ReplicaAddress.parse(f"a:1=127.0.0.1:{port}")])
+            async with watching(made):
+                assert reason in made.replicas[0].unready
+                assert len(made.replicas[0].unready) <= 200
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_name_that_nobody_knows_in_time_takes_no_thread_a_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All names are looked up in the same few threads."""
+    monkeypatch.setattr(looks, "LOOK_S", 0.001)
+    monkeypatch.setattr(looks, "ANSWER_S", 0.02)
+    over, system, asked = Event(), socket.getaddrinfo, []
+
+    def slow(host: str, *arguments: Any, **options: Any) -> Any:
+        if host == "slow.example":
+            asked.append(host)
+            assert over.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody knows")
+        return system(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+
+    async def scenario() -> None:
+        with replica_pages() as pages:
+            port = pages.address.partition(":")[2]
+            replicas = "b:1=slow.example:1", f"a:1=localhost:{port}"
+            made = Router([ReplicaAddress.parse(one) for one in replicas])
+            try:
+                async with watching(made):
+                    for _ in range(20):
+                        pages.unready = "" if pages.unready else "draining"
+                        while bool(made.replicas[1].unready) != bool(pages.unready):
+                            await asyncio.sleep(0.001)
+                    assert made.replicas[0].unready
+            finally:
+                over.set()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    assert len(asked) <= 3
 
 
 def test_a_change_is_seen_by_a_later_look(monkeypatch: pytest.MonkeyPatch) -> None:
