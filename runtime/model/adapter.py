@@ -20,6 +20,7 @@ from runtime.model.formats import FLOATS
 from runtime.model.weights import expected_shapes
 
 MAX_RANK = 256
+MAX_REASON_CHARACTERS = 1000
 # of the products that a layer has; those of experts are grouped already
 MODULE = re.compile(
     r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)", re.ASCII
@@ -73,7 +74,8 @@ def load_adapter(name: str, path: Path, config: ModelConfig) -> Adapter:
             _check_shapes(module, a, b, shapes)
         return Adapter(name, {module: _low_rank(file, module) for module in file.shapes})
     except ModelError as error:
-        raise ModelError(f"adapter {name}: {error}") from None
+        # names and values out of the file may be as long as it is
+        raise ModelError(f"adapter {name}: {str(error)[:MAX_REASON_CHARACTERS]}") from None
 
 
 def _open(path: Path, head_dim: int) -> AdapterFile:

@@ -20,7 +20,8 @@ CONFIG, WEIGHTS, PICKLED = (
     "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 )  # fmt: skip
 _PREFIX, _SUFFIXES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
-_PATTERN_S, _PATTERN_CHARACTERS = 0.2, 512  # a pattern may go back and forth for years
+# A pattern may go back and forth for years, and its copies of what it repeats fill the memory.
+_PATTERN_S, _PATTERN_CHARACTERS, _PATTERN_REPEATS = 0.2, 512, 1000
 # What adds more than B A, or to another base than the model as it is; by what each asks for.
 _REFUSED = {
     "use_dora": "magnitudes of its own (DoRA)",
@@ -116,6 +117,8 @@ class FolderAdapter:
         try:
             if len(pattern) > _PATTERN_CHARACTERS:
                 raise ValueError(f"has more than {_PATTERN_CHARACTERS} characters")
+            if _repeats(pattern) > _PATTERN_REPEATS:
+                raise ValueError(f"repeats a part more than {_PATTERN_REPEATS} times")
             return bool(regex.fullmatch(pattern, module, timeout=_PATTERN_S))
         except TimeoutError:
             raise ModelError(f"{self._path}: pattern {pattern!r} takes too long") from None
@@ -147,7 +150,7 @@ def _read_fields(path: Path) -> Mapping[str, Any]:
 
 def _pairs(tensors: Mapping[str, FileTensor]) -> dict[str, tuple[str, FileTensor, FileTensor]]:
     """By the module in a whole model: its name in the adapter's, and A and B."""
-    pairs = {}
+    pairs: dict[str, tuple[str, FileTensor, FileTensor]] = {}
     for name in tensors:
         stem = name.removesuffix(_SUFFIXES[0]).removesuffix(_SUFFIXES[1])
         halves = [tensors.get(f"{stem}{suffix}") for suffix in _SUFFIXES]
@@ -158,10 +161,18 @@ def _pairs(tensors: Mapping[str, FileTensor]) -> dict[str, tuple[str, FileTensor
         theirs = stem.removeprefix(_PREFIX)
         # of a model that was trained without its head
         whole = f"model.{theirs}" if theirs.startswith("layers.") else theirs
+        if pairs.get(whole, (theirs,))[0] != theirs:
+            raise ModelError(f"{whole} is adapted twice, with and without model. before its name")
         pairs[whole] = theirs, halves[0], halves[1]
     if not pairs:
         raise ModelError("it has no tensors")
     return pairs
+
+
+def _repeats(pattern: str) -> int:
+    """How many copies of a part a pattern has at most: where counts are nested, their product."""
+    counts = (regex.findall(r"\d+", braces) for braces in regex.findall(r"\{[^{}]*\}", pattern))
+    return math.prod(max(1, *map(int, numbers)) for numbers in counts if numbers)
 
 
 def _is_finite(number: float) -> bool:

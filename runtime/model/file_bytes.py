@@ -4,6 +4,7 @@ A mapped file would be the model itself: who writes over it would change a model
 cuts it short would end the process, and its pages would count beside the weights made of them.
 """
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,15 @@ from runtime.model.config import ModelError
 Version = tuple[int, ...]
 
 
+def check_regular(path: Path) -> None:
+    """Raises OSError for a pipe, which would be waited for, or a device, which may have no end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is no file")
+
+
 def version_of(path: Path) -> Version:
     """Size, place and time: half of one file and half of another would make a wrong model."""
+    check_regular(path)
     status = path.stat()
     return status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns
 

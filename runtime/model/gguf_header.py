@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.model.file_bytes import check_regular
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
@@ -53,6 +55,7 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Raises ValueError for a file that is no GGUF file of a known version, or is cut short."""
+    check_regular(path)
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
             raise ValueError("it does not begin with GGUF")

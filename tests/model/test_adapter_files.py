@@ -1,6 +1,7 @@
 """Files of adapters: what peft and llama.cpp mean by them, and sentences for all others."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
@@ -135,6 +136,8 @@ def test_llama_cpp_answers_the_same_with_a_gguf_adapter(tmp_path, architecture):
         ({"alpha_pattern": {"(": 1}}, "missing )"),
         ({"alpha_pattern": {"((.|.)*|x)*y": 1}}, "takes too long"),
         ({"alpha_pattern": {"a" * 600: 1}}, "has more than 512 characters"),
+        ({"alpha_pattern": {"((.{50}){50}){50}": 1}}, "repeats a part more than 1000 times"),
+        ({"target_modules": ".*{99999999999999999999}"}, "repeats a part more than 1000 times"),
         ({"target_modules": [1]}, "expected a list of names"),
     ],
 )
@@ -145,6 +148,33 @@ def test_configurations_that_are_refused(llama, tmp_path, fields, sentence):
         load_adapter("mine", folder, config)
     assert str(refused.value).startswith("adapter mine: ")
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "a.gguf"])
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_refused_rather_than_waited_for(llama, tmp_path, name):
+    config, pairs = llama
+    folder = save_folder(tmp_path, pairs)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelError, match="it is no file"):
+        load_adapter("a", folder / name if name == "a.gguf" else folder, config)
+
+
+def test_a_sentence_is_no_longer_than_a_person_reads(llama, tmp_path):
+    config, pairs = llama
+    folder = save_folder(tmp_path, pairs, peft_type="X" * 100_000)
+    with pytest.raises(ModelError) as refused:
+        load_adapter("a", folder, config)
+    assert len(str(refused.value)) < 1100
+
+
+def test_one_module_under_two_names_is_refused(llama, tmp_path):
+    config, pairs = llama
+    module, pair = next(iter(pairs.items()))
+    both = {module: pair, module.removeprefix("model."): (pair[0] + 1, pair[1] + 1)}
+    with pytest.raises(ModelError, match=r"is adapted twice"):
+        load_adapter("a", save_folder(tmp_path, both), config)
 
 
 def renamed(old: str, new: str):
