@@ -115,6 +115,9 @@ class Options(Checked):
     )
 
 
+MAX_REPLICA_BYTES = 255  # of an address that a message can tell an edge
+
+
 class ReplicaAddress(NamedTuple):
     """Where a replica listens; `name` is how edges reach it, and what is hashed."""
 
@@ -127,6 +130,8 @@ class ReplicaAddress(NamedTuple):
         """host:port or host:port=host:port. Raises ConfigError."""
         name, has_pages, pages = text.partition("=")
         edges = parse_address(name, "--redirect")
+        if not name.isprintable() or " " in name or len(name.encode()) > MAX_REPLICA_BYTES:
+            raise ConfigError(f"--redirect has {name[:80]!r}, which is no host that edges can ask")
         return cls(name, edges, parse_address(pages, "--redirect") if has_pages else None)
 
 
