@@ -53,7 +53,7 @@ void Tenant::connect(const Element& job) {
       return connect_direct(job.slot, listener);
   }
   try {
-    const bool is_unix = found && host_.module() == Module::unix_socket;
+    const bool is_unix = found && host_.module() == Module::unix_socket && has_local(listener);
     Descriptor socket =
         is_unix ? connect_unix(host_.unix_path(job.port)) : connect_tcp(job.address, job.port);
     std::unique_ptr<Link> link =
@@ -66,6 +66,11 @@ void Tenant::connect(const Element& job) {
   }
   host_.watch(c->link->descriptor(), {id_, job.slot});
   queue(job.slot);
+}
+
+// Whether a port has a Unix socket too: its name may be too long, or somebody else's.
+bool Tenant::has_local(Place at_port) {
+  return bool(host_.find(at_port.tenant)->connections_[at_port.slot].listener->local);
 }
 
 void Tenant::connect_direct(uint32_t slot, Place at_port) {

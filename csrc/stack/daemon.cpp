@@ -50,10 +50,12 @@ Descriptor listen_at(const std::string& path, bool is_shared) {
   if (!made) fail("a socket");
   if (!connect(made.get(), address, sizeof name))
     throw std::runtime_error("another specedge-stack has " + path + "; give another --socket");
-  if (errno == ECONNREFUSED) unlink(path.c_str());  // its daemon was killed
+  if (is_left_over(path)) unlink(path.c_str());
   made = Descriptor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (bind(made.get(), address, sizeof name) || listen(made.get(), 128))
+  if (bind(made.get(), address, sizeof name) || listen(made.get(), 128)) {
+    if (errno == EADDRINUSE) throw std::runtime_error("--socket " + path + " is there already");
     fail("cannot listen at --socket " + path);
+  }
   if (is_shared && chmod(path.c_str(), 0666)) fail("--socket " + path);
   return made;
 }

@@ -51,6 +51,8 @@ Descriptor connect_tcp(const Address& address, uint16_t port);
 Descriptor bind_tcp(const Address& address, uint16_t& port);
 Descriptor connect_unix(const std::string& path);
 Descriptor bind_unix(const std::string& path);
+// Whether a path is a socket that nobody has any more, as a daemon that was killed leaves it.
+bool is_left_over(const std::string& path);
 Descriptor accept_socket(int listener, Address& address, uint16_t& port);
 
 // TLS 1.3, ended in the daemon.

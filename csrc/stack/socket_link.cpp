@@ -2,6 +2,7 @@
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -176,9 +177,18 @@ Descriptor bind_tcp(const Address& address, uint16_t& port) {
 Descriptor bind_unix(const std::string& path) {
   Name name = unix_name(path);
   Descriptor made = new_socket(AF_UNIX);
-  unlink(path.c_str());
+  if (is_left_over(path)) unlink(path.c_str());
   if (bind(made.get(), name.get(), name.size)) fail();
   return made;
+}
+
+bool is_left_over(const std::string& path) {
+  struct stat there;
+  if (lstat(path.c_str(), &there) || !S_ISSOCK(there.st_mode)) return false;
+  // Of another type than the sockets here: who has the name is not connected to, and still told.
+  const Descriptor probe(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  Name name = unix_name(path);
+  return probe && connect(probe.get(), name.get(), name.size) && errno == ECONNREFUSED;
 }
 
 Descriptor accept_socket(int listener, Address& address, uint16_t& port) {

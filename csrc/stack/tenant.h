@@ -128,6 +128,7 @@ class Tenant : public Sender {
   void do_job(const Element& job);
   void connect(const Element& job);
   void connect_direct(uint32_t slot, Place listener);
+  bool has_local(Place at_port);
   void listen(const Element& job);
   void accept(const Element& job);
   void open_port(Connection& listening, uint32_t slot);

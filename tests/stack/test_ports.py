@@ -3,7 +3,11 @@
 import asyncio
 import os
 import random
+import shutil
+import socket
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -226,6 +230,42 @@ def test_a_daemon_that_comes_back_gives_the_same_port_again() -> None:
         again = asyncio.run(scenario(running))
         running.process.wait()
         running.process = again.process
+
+
+@pytest.mark.parametrize("what", ["file", "socket", "left", "too long"])
+def test_a_port_whose_unix_socket_cannot_be_is_reached_by_tcp(what: str) -> None:
+    """Where its name is somebody else's, which stays there, or too long."""
+    folder = Path(tempfile.mkdtemp())
+    path = str(folder / "s").ljust(106 if what == "too long" else 0, "s")
+
+    async def scenario() -> None:
+        reserved = await ports.listen(path, HOST, 0, Echo)
+        address = reserved.sockets[0].getsockname()
+        name = f"{path}.{address[1]}"
+        with socket.socket(socket.AF_UNIX) as other:
+            if what == "file":
+                Path(name).write_text("precious")
+            elif what != "too long":
+                other.bind(name)
+            if what == "left":
+                other.close()
+            await reserved.start_serving()
+            edge = Peer()
+            await ports.connect(path, *address, edge)
+            edge.transport.write(b"to the daemon's port")
+            await until(lambda: edge.got == b"to the daemon's port")
+            edge.transport.abort()
+        reserved.close()
+        await until(lambda: Path(name).exists() == (what in ("file", "socket")))
+        assert what != "file" or Path(name).read_text() == "precious"
+
+    running = start(path, "--module", "unix")
+    try:
+        asyncio.run(scenario())
+    finally:
+        running.process.kill()
+        running.process.communicate()
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("module", ["shm", "tcp"])

@@ -61,6 +61,7 @@ def test_mistakes_are_told_in_a_sentence() -> None:
         ((), "--socket is missing"),
         (("--socket", "/nowhere/s", "--status"), "no specedge-stack at /nowhere/s: No such file"),
         (("--socket", "/nowhere/s"), "cannot listen at --socket /nowhere/s: No such file"),
+        (("--socket", str(Path(__file__))), f"--socket {__file__} is there already"),
         (("--socket", "s" * 200), "longer than the 107 characters"),
         (("--socket", "s", "--loss", "2"), "--loss is 2.0; the most it takes is 0.5"),
     ):
