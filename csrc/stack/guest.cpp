@@ -216,6 +216,14 @@ void Guest::resume(uint32_t slot) {
 void Guest::detach() {
   socket_ = Descriptor();
   epoll_ = Descriptor();
+  // The other descriptors too, at once: who holds this guest may be long in letting go of it.
+  daemon_bell_ = Descriptor();
+  own_bell_ = Descriptor();
+  for (Slot& slot : slots_) {
+    if (!slot.direct) continue;
+    slot.direct->bell = Descriptor();
+    slot.direct->peer_bell = Descriptor();
+  }
   is_lost_ = is_told_ = true;
 }
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Event = tuple[Any, ...]
 
 
+class StackAway(ConnectionError):
+    """No daemon is there; it may be started yet."""
+
+
 class End(Protocol):
     """Who hears of a slot: a connection, a port, or who waits for one."""
 
@@ -33,7 +37,10 @@ class Attachment:
     """A guest; `ends` says who hears of which slot."""
 
     def __init__(self, path: str) -> None:
-        """Attach to the daemon at a path. Raises ConnectionError with a sentence."""
+        """Attach to the daemon at a path. Raises ConnectionError with a sentence.
+
+        StackAway, which is one, says that no daemon is there now.
+        """
         try:
             from runtime.stack import _stack
         except ImportError as error:
@@ -42,7 +49,9 @@ class Attachment:
             self.guest: Guest = _stack.Guest(path)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise ConnectionError(f"no specedge-stack at --stack {path}: {reason}") from error
+            is_away = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+            kind = StackAway if is_away else ConnectionError
+            raise kind(f"no specedge-stack at --stack {path}: {reason}") from error
         self.kind = _stack.Kind
         self.ends: dict[int, End] = {}
         self._events: deque[Event] = deque()

@@ -43,7 +43,10 @@ class Listener(Protocol):
 
 
 class AddressAway(ConnectionError):
-    """An address of no interface that is up: it may come with one, at boot or with a tunnel."""
+    """An address of no interface that is up: it may come with one, at boot or with a tunnel.
+
+    Or one that a network stack is to have which does not run yet.
+    """
 
 
 async def listen(

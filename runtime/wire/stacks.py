@@ -6,11 +6,14 @@ The same as places.py for whoever has no sockets: the daemon has them, and ends 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 
 from runtime.stack import ports
+from runtime.stack.attachment import StackAway
 from runtime.wire.connection import Role
 from runtime.wire.messages import Message
+from runtime.wire.places import AddressAway
 from runtime.wire.tcp import HANDSHAKE_TIMEOUT_S, FramedProtocol, address
 from runtime.wire.tls import Certificate, Trust
 
@@ -24,14 +27,18 @@ async def listen(
 ) -> ports.Listener:
     """Reserve host:port of the stack until start_serving is called on the result.
 
-    Raises ConnectionError with a sentence, and TLSError where the certificate cannot be read.
+    Raises ConnectionError with a sentence, AddressAway if this machine does not have the address
+    now, or no stack, and TLSError where the certificate cannot be read.
     """
     terms = certificate.terms if certificate else ""
     try:
         return await ports.listen(stack, host, port, make_protocol, terms)
     except (OSError, UnicodeError) as error:
-        where = address((host, port))
-        raise ConnectionError(f"cannot listen on {where}: {_sentence(error)}") from error
+        has_no_address = isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
+        is_away = has_no_address or isinstance(error, StackAway)
+        kind = AddressAway if is_away else ConnectionError
+        reason = "this machine does not have this address" if has_no_address else _sentence(error)
+        raise kind(f"cannot listen on {address((host, port))}: {reason}") from error
 
 
 async def connect(

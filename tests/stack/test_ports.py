@@ -14,6 +14,7 @@ import pytest
 from runtime.stack import ports
 from runtime.stack.transport import StackTransport
 from runtime.wire import stacks
+from runtime.wire.places import AddressAway
 from runtime.wire.tls import load_certificate, trust
 from tests.certificates import self_signed
 from tests.faults.rig import no_descriptor_left, until
@@ -290,6 +291,12 @@ def test_what_keeps_a_connection_from_coming_about_is_a_sentence(module: str) ->
         assert "no specedge-stack at --stack /nowhere: No such file" in await told(
             stacks.connect("/nowhere", HOST, port, nobody, nobody)
         )
+        for stack, host, sentence in (
+            ("/nowhere", HOST, "no specedge-stack at --stack /nowhere: No such file"),
+            (path, "192.0.2.1", "cannot listen on 192.0.2.1:0: this machine does not have this"),
+        ):
+            with pytest.raises(AddressAway, match=sentence):  # it may come
+                await stacks.listen(stack, host, 0, Echo)
 
     with daemon("--module", module) as running:
         asyncio.run(scenario(running.path))
