@@ -32,6 +32,7 @@ constexpr uint32_t kSocket = ~0u, kBell = ~1u;
 constexpr uint32_t kAttach = 1, kSignals = 2, kTimer = 3;  // of the daemon itself: tenant 0
 constexpr int64_t kGreeting_ns = 5'000'000'000;
 constexpr uint64_t kBudget = 4 << 20;  // bytes sent before others are looked at
+constexpr size_t kStrangers = 64;      // that have not said what they want, beside the guests
 constexpr int kMessages = 16;          // of one guest at a time
 
 [[noreturn]] void fail(const std::string& what) {
@@ -97,6 +98,7 @@ class Daemon : public Host {
   bool answer(Tenant& tenant, Message& message);
   void ring_alarms();
   void drop(uint32_t tenant);
+  size_t guests() const;
   std::string status() const;
 
   Options options_;
@@ -229,7 +231,7 @@ void Daemon::admit() {
     ucred peer{};
     socklen_t size = sizeof peer;
     if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size)) continue;
-    if (tenants_.size() >= options_.max_guests) {
+    if (tenants_.size() >= options_.max_guests + kStrangers) {
       send_message(socket.get(), {.kind = Kind::refused},
                    "as many guests as it takes are attached");
       continue;
@@ -287,6 +289,11 @@ bool Daemon::answer(Tenant& tenant, Message& message) {
 
 void Daemon::greet(Tenant& tenant, const Message& message) {
   if (tenant.is_attached() || !message.header.sizes.are_fair()) return;
+  if (guests() >= options_.max_guests) {
+    send_message(tenant.socket(), {.kind = Kind::refused},
+                 "as many guests as it takes are attached");
+    return;
+  }
   try {
     tenant.attach(message.header.sizes);
     watch(tenant.bell(), {tenant.id(), kBell});
@@ -330,6 +337,11 @@ Place* Daemon::listener_at(const Address& address, uint16_t port) {
   return nullptr;
 }
 
+size_t Daemon::guests() const {
+  return size_t(std::count_if(tenants_.begin(), tenants_.end(),
+                              [](const auto& entry) { return entry.second->is_attached(); }));
+}
+
 std::string Daemon::status() const {
   size_t connections = 0, held_bytes = 0;
   uint64_t elements = 0;
@@ -339,10 +351,8 @@ std::string Daemon::status() const {
     elements += tenant->elements();
   }
   const auto number = [](auto value) { return std::to_string(value); };
-  const auto guests = std::count_if(tenants_.begin(), tenants_.end(),
-                                    [](const auto& entry) { return entry.second->is_attached(); });
   std::string text = "{\"module\": \"" + std::string(name_of(options_.module)) +
-                     "\", \"guests\": " + number(guests) +
+                     "\", \"guests\": " + number(guests()) +
                      ", \"connections\": " + number(connections) +
                      ", \"held_bytes\": " + number(held_bytes) +
                      ", \"elements\": " + number(elements) + ", \"sent_bytes\": {";

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.stack.daemon import daemon
+import pytest
+
+from tests.stack.daemon import _stack, daemon
 
 SAMPLING = ("--temperature", "1", "--seed", "5", "--max-tokens", "30")
 
@@ -54,6 +56,15 @@ def test_the_operator_asks_and_moves_a_daemon() -> None:
         second = ask("--socket", running.path)
         assert second.returncode == 2
         assert f"another specedge-stack has {running.path}" in second.stderr
+
+
+def test_a_full_daemon_says_so_and_still_answers_its_operator() -> None:
+    with daemon("--max-guests", "1") as running:
+        guest = _stack.Guest(running.path)
+        with pytest.raises(RuntimeError, match="as many guests as it takes are attached"):
+            _stack.Guest(running.path)
+        assert '"guests": 1' in ask("--socket", running.path, "--status").stdout
+        guest.detach()
 
 
 def test_mistakes_are_told_in_a_sentence() -> None:
