@@ -28,10 +28,10 @@ from typing import Any
 
 from bench.harness import option_parser, report
 from bench.scheduler import Figure, Setting, connections, crowd, newcomer, reunion
-from bench.scheduler_model import Accelerator, Device, Record, Trip
 from bench.stub_edges import HELLO, StubServer, draft_after, stub_server, text_after
 from bench.stub_server import VOCABULARY
 from runtime.bench.link import Conditions, open_link
+from runtime.bench.simulation import Accelerator, Device, Record, Trip
 from runtime.edge.net.link import Credentials, Link, Request, Sampling
 from runtime.server.policy.express_pass import POLICIES
 from runtime.server.policy.pipeline import Grant
@@ -89,7 +89,8 @@ class Edge:
                 break
             if verdict.turn is not Turn.SERVER:
                 await self._draft(request, verdict)
-                tree = draft_after(token, trip.nodes, trip.luck(trip.device.quality, rng))
+                right = len(trip.luck(trip.device.quality, rng))
+                tree = draft_after(token, trip.nodes, right)
                 sent_s = time.monotonic()
                 request.send(base, tree)
         request.close()

@@ -1,8 +1,8 @@
 """Simulated: the server's pipeline and credits with up to 10,000 edges, against their goals.
 
-The policy objects are the server's; everything around them is drawn (see scheduler_model.py). The
-verification step takes 94.2 ms and a draft pass 11 ms, the paper's figures for its 32B/1.7B pair,
-or follows the step times of SmolLM2 on one core (results/verify_cost-2026-11-22-cpu.txt).
+The policy objects are the server's; everything around them is drawn (runtime/bench/simulation.py).
+The verification step takes 94.2 ms and a draft pass 11 ms, the paper's figures for its 32B/1.7B
+pair, or follows the step times of SmolLM2 on one core (results/verify_cost-2026-11-22-cpu.txt).
 
     python -m bench.scheduler [--edges 10000] [--policy drr] [--no-pipeline] [--quick] [--json]
 """
@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bench.harness import option_parser, report
-from bench.scheduler_model import Accelerator, Device, Record, Simulation, Trip, expected_accepted
+from runtime.bench.simulation import (
+    Accelerator,
+    Device,
+    Record,
+    Simulation,
+    Trip,
+    expected_accepted,
+)
 from runtime.server.policy.express_pass import POLICIES
 
 PAPER_STEP_S, PAPER_RTT_S, PASS_S = 0.0942, 0.01407, 0.011

@@ -211,6 +211,9 @@ class ServerConfig(Options):
         "under torchrun: seconds that one process may keep the others waiting until all stop",
         minimum=1,
     )
+    objective_ms: float = option(
+        0.0, "milliseconds a token that 99 of 100 answers shall keep; 0 promises none", minimum=0
+    )
     trace: str = option("", "write every step to this file, as lines of JSON")
     drain_s: float = option(30.0, "seconds that SIGTERM leaves to running requests", minimum=0)
 

@@ -105,9 +105,9 @@ class Server:
             n_pages=kv.n_free,
         )
         self.scheduler = Scheduler(limits, kv.allocate, kv.free)
-        self.pipeline = Pipeline(
-            config.max_batch, config.max_step_nodes, credits_of(config), config.pipeline
-        )
+        credits, objective_s = credits_of(config), config.objective_ms * 1e-3 or math.inf
+        limits_of_steps = (config.max_batch, config.max_step_nodes)
+        self.pipeline = Pipeline(*limits_of_steps, credits, config.pipeline, objective_s)
         self.metrics.watch(self.door, self.scheduler, self.pipeline)
         self.requests: dict[tuple[FramedProtocol, int], Request] = {}  # by peer and number
         self._adapters_of_users = config.adapters_of_users
@@ -531,16 +531,17 @@ class Server:
         """Commit the walk to the request and say what follows."""
         assert request.draft is not None, "a verdict without a draft"
         round_number, ready_s = request.round, request.ready_s
-        nodes, now_s = len(request.draft), time.monotonic()
+        draft, now_s = request.draft, time.monotonic()
         accepted, finish = outcome.commit()
+        ranks = draft.ranks(outcome.path[1 : accepted + 1])
         self.scheduler.verified(request)
-        self.metrics.verdict(request, nodes, accepted, now_s)
+        self.metrics.verdict(request, len(draft), accepted, now_s)
         request.verdict_s = now_s
         if (rtt_s := self._pulses[request.key[0]].rtt_s) is not None:
             request.edge.pinged(rtt_s)
         self.totals.verdicts += 1
         self.totals.tokens += accepted + 1
-        grant = NO_GRANT if finish else self.pipeline.after_verdict(request, accepted, now_s)
+        grant = NO_GRANT if finish else self.pipeline.after_verdict(request, ranks, now_s)
         return wire.Verdict(
             request=request.params.request,
             round=round_number,

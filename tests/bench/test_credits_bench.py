@@ -19,9 +19,9 @@ from bench.credits import (
     verified,
 )
 from bench.scheduler import Figure, Setting
-from bench.scheduler_model import Accelerator, Device, Trip
 from bench.stub_edges import draft_after, text_after
 from bench.stub_server import VOCABULARY
+from runtime.bench.simulation import Accelerator, Device, Trip
 
 STEP_S, RTT_S, JOINS_S = 0.02, 0.06, 0.5
 

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 from runtime.server.policy.estimators import Acceptance, Mean
+from runtime.server.policy.objective import Stretch
 from runtime.server.policy.trial import Trial
 
 RTT_S, DRAFT_S = 0.02, 0.05  # of an edge of which nothing is known yet
@@ -30,6 +31,7 @@ class EdgeProfile:
     round_s: Mean = field(default_factory=lambda: Mean(gain=0.25))  # of rounds with a draft
     acceptance: Acceptance = field(default_factory=Acceptance)
     trial: Trial = field(default_factory=Trial)
+    stretch: Stretch = field(default_factory=Stretch)  # of the answer, for the server's objective
 
     def at_next_request(self, max_nodes: int) -> "EdgeProfile":
         """What is known of the same edge when it begins another request: all but the moments.
@@ -44,6 +46,7 @@ class EdgeProfile:
             grant_s=0.0,
             due_s=0.0,
             nodes=0,
+            stretch=Stretch(),
         )
 
     def pinged(self, rtt_s: float) -> None:

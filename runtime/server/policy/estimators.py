@@ -4,6 +4,9 @@ They forget, so they follow a machine or a text that changes. Know nothing of re
 """
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from operator import neg
 
 GAIN = 1 / 8  # weight of one new sample once there are enough
 KEEP = 0.95  # weight that one step leaves to what came before, for rates
@@ -56,49 +59,71 @@ class Rate:
 
 
 class Acceptance:
-    """How likely the k-th best node of a tree is to be accepted: chance ** (1 + log2 k).
+    """How likely the k-th best node of a tree is to be accepted, by octaves of k: 1, 2, 3-4, 5-8.
 
-    One number, `chance`, for the first node; each doubling of the rank multiplies by it again.
-    On Spec-Bench with SmolLM2, 1.38 and 1.86 nodes were accepted of 8 and 32: the model gives 1.36
-    and 2.03 at its prior. The server sees no ranks, only how many of n nodes were accepted, so
-    `chance` follows that count through the model, by Newton steps of decreasing size.
+    Each octave has a running mean of what was accepted of those of its nodes that were sent, and no
+    octave is better than the one before it. One of which nothing is known yet is to the one before
+    as in `prior ** (1 + log2 k)`: on Spec-Bench with SmolLM2, 1.38 and 1.86 nodes were accepted of
+    8 and 32, and that says 1.36 and 2.03 at 0.5.
     """
 
-    PRIOR, LEAST, MOST = 0.5, 0.02, 0.95
-    PRIOR_ROUNDS = 1  # what the prior weighs against observed rounds
+    PRIOR, PRIOR_ROUNDS = 0.5, 2  # and the observed rounds that it weighs as much as
+    OCTAVE_GAIN, FORGET = 1 / 24, 1 / 64  # FORGET: of what was not sent
 
-    def __init__(self) -> None:
-        self.chance = self.PRIOR
-        self._rounds = self.PRIOR_ROUNDS
+    def __init__(self, prior: float = PRIOR) -> None:
+        self._prior = prior
+        self._means = [0.0] * len(OCTAVES)
+        self._counts = [0] * len(OCTAVES)
+        self._settle()
 
-    def node(self, rank: float) -> float:
+    def node(self, rank: int) -> float:
         """Chance that the node of this rank, 1 for the best, is accepted."""
-        return math.pow(self.chance, 1 + math.log2(rank))
+        return self._chances[(rank - 1).bit_length()]
 
     def accepted(self, nodes: int) -> float:
         """Nodes accepted of the best `nodes`, expected."""
-        return sum([math.pow(self.chance, exponent) for exponent in EXPONENTS[:nodes]])
+        octave = max(nodes - 1, 0).bit_length()
+        before = OCTAVES[octave][0] - 1
+        return self._sums[octave] + (nodes - before) * self._chances[octave] if nodes else 0.0
 
     def best_below(self, chance: float) -> float:
-        """The rank, as a real number, from which on a node's chance is below `chance` > 0."""
-        if chance >= self.chance:
-            return 1.0 if chance == self.chance else 0.0
-        # Past any tree's size the exact rank does not matter, and 2 ** 64 never overflows.
-        return math.pow(2, min(math.log(chance) / math.log(self.chance) - 1, 64))
+        """How many of the best nodes have at least this chance > 0; infinite if all have."""
+        worse = bisect_right(self._chances, -chance, key=neg)
+        return OCTAVES[worse][0] - 1 if worse < len(OCTAVES) else math.inf
 
-    def observe(self, nodes: int, accepted: int) -> None:
-        """A tree of `nodes` nodes had `accepted` of them accepted; one of none tells nothing."""
+    def observe(self, nodes: int, ranks: Sequence[int]) -> None:
+        """Of a tree of `nodes` nodes those of these ranks were accepted; none tells nothing."""
         if nodes == 0:
             return
-        self._rounds += 1
-        expected = slope = 0.0
-        for exponent in EXPONENTS[:nodes]:
-            power = math.pow(self.chance, exponent)
-            expected += power
-            slope += power * exponent / self.chance
-        chance = self.chance + max(GAIN, 1 / self._rounds) * (accepted - expected) / slope
-        self.chance = min(max(chance, self.LEAST), self.MOST)
+        hits = [0] * len(OCTAVES)
+        for rank in ranks:
+            hits[(rank - 1).bit_length()] += 1
+        for octave in range((nodes - 1).bit_length() + 1):
+            first, last = OCTAVES[octave]
+            share = hits[octave] / (min(last, nodes) - first + 1)
+            self._counts[octave] += 1
+            gain = max(self.OCTAVE_GAIN, 1 / (self.PRIOR_ROUNDS + self._counts[octave]))
+            if self._counts[octave] == 1:
+                self._means[octave] = self._chances[octave]
+            self._means[octave] += gain * (share - self._means[octave])
+        for octave in range((nodes - 1).bit_length() + 1, len(OCTAVES)):
+            guess = self._prior * self._chances[octave - 1]
+            self._means[octave] += self.FORGET * (guess - self._means[octave])
+        self._settle()
+
+    def _settle(self) -> None:
+        """Make the chances of the means, falling from octave to octave, and their sums."""
+        self._chances: list[float] = []
+        self._sums = [0.0]  # over all octaves before each
+        above = 1.0
+        for octave, (first, last) in enumerate(OCTAVES):
+            guess = above * self._prior
+            chance = min(self._means[octave], above) if self._counts[octave] else guess
+            self._chances.append(chance)
+            self._sums.append(self._sums[-1] + chance * (last - first + 1))
+            above = max(chance, LEAST)
 
 
-# 1 + log2(rank) of every node that a tree can hold
-EXPONENTS = [1 + math.log2(rank) for rank in range(1, 256)]
+LEAST = 1e-3  # chance of a node, to guess those after it from
+# the first and the last rank of each octave, up to those of the largest tree
+OCTAVES = [((1 << octave >> 1) + 1, 1 << octave) for octave in range(9)]

@@ -52,6 +52,11 @@ class Load:
         """Trees verified."""
         return self._trees.per_s
 
+    @property
+    def all_plain_s(self) -> float:
+        """Time of one token if all requests decoded plainly."""
+        return self.turns * self.cost.step_s(min(self.requests, self.batch))
+
     def step_with_s(self, nodes: int) -> float:
         """A step in which one of the trees, of average number, has so many drafted nodes."""
         return self.cost.step_s(self._other_rows + 1 + nodes)

@@ -16,13 +16,14 @@ Source: SpecEdge (arXiv:2505.17052) section 4.3, its calibration made continuous
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from runtime.server.policy.budget import most_draft_s, nodes_to_grant
 from runtime.server.policy.credits import Credits
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.load import Load
+from runtime.server.policy.objective import Objective
 from runtime.server.policy.slots import Expected, first_slot
 from runtime.server.policy.window import HOLD_S, Place
 from runtime.server.request import Phase, Request
@@ -51,12 +52,19 @@ class Pipeline:
     """Requests from `opened` to `closed`; the other calls follow the server's loop.
 
     `pipelined=False` is the paper's ablation: no slots, and every edge drafts what it likes.
+    `objective_s` is the time per token that is promised (`objective.py`).
     """
 
     def __init__(
-        self, max_batch: int, max_step_nodes: int, credits: Credits, pipelined: bool = True
+        self,
+        max_batch: int,
+        max_step_nodes: int,
+        credits: Credits,
+        pipelined: bool = True,
+        objective_s: float = math.inf,
     ):
         self.load = Load(max_batch, max_step_nodes)
+        self.objective = Objective(objective_s)
         self.credits = credits
         self._pipelined = pipelined
         self._plain = 0  # requests that decode plainly: they can be in every step
@@ -120,15 +128,16 @@ class Pipeline:
 
     # --- what follows ---
 
-    def after_verdict(self, request: Request, accepted: int, now_s: float) -> Grant:
-        """The next move of a request after a verdict that accepted `accepted` drafted nodes."""
-        self._learn(request, accepted, now_s)
+    def after_verdict(self, request: Request, ranks: Sequence[int], now_s: float) -> Grant:
+        """The next move after a verdict that accepted the nodes of these ranks (`Tree.ranks`)."""
+        self._learn(request, ranks, now_s)
         self._untold -= 1
         self._plain -= request.is_plain
         edge = request.edge
         edge.verdict_s, edge.nodes = now_s, 0
         is_in_next_step = request.verifying > 1
-        max_nodes = 0 if is_in_next_step else self._nodes(edge)
+        self.objective.verdict(edge.stretch, len(ranks) + 1, self.load.all_plain_s, now_s)
+        max_nodes = 0 if is_in_next_step else self._nodes(edge, now_s)
         if max_nodes == 0:
             request.told(Turn.SERVER)
             self._plain += 1
@@ -143,11 +152,13 @@ class Pipeline:
 
     def stays_plain(self, request: Request) -> bool:
         """Whether one that decodes plainly will go on to, as far as is known now."""
-        return self._nodes(request.edge) == 0
+        return self._nodes(request.edge, self.free_at_s) == 0
 
     def credits_due(self, now_s: float) -> list[tuple[Request, Grant]]:
         """Requests that were told to wait and may send now."""
-        nodes = [(request, max(self._nodes(request.edge), 1)) for request in self._give(now_s)]
+        nodes = [
+            (request, max(self._nodes(request.edge, now_s), 1)) for request in self._give(now_s)
+        ]
         return [(request, self._grant(request, most, now_s)) for request, most in nodes]
 
     @property
@@ -168,7 +179,7 @@ class Pipeline:
         assert self._queued == queued, f"{self._queued} are queued, counted {queued}"
         self.credits.window.check()
 
-    def _learn(self, request: Request, accepted: int, now_s: float) -> None:
+    def _learn(self, request: Request, ranks: Sequence[int], now_s: float) -> None:
         edge = request.edge
         if request.turn is not Turn.EDGE:
             if edge.trial.plain():
@@ -176,12 +187,15 @@ class Pipeline:
             return
         round_s = now_s - edge.verdict_s
         edge.round_s.observe(round_s)
-        edge.acceptance.observe(edge.nodes, accepted)
+        edge.acceptance.observe(edge.nodes, ranks)
         if self.load.cost.known:
-            edge.trial.drafted(accepted + 1, round_s / self.load.plain_s)
+            edge.trial.drafted(len(ranks) + 1, round_s / self.load.plain_s)
 
-    def _nodes(self, edge: EdgeProfile) -> int:
+    def _nodes(self, edge: EdgeProfile, now_s: float) -> int:
         """Nodes of its next draft; 0 is to decode plainly."""
+        if self.objective.is_plain(now_s):
+            return 0
+        edge.trial.allow(self.objective.slack_tokens(self.load.all_plain_s))
         if not self._pipelined:
             return min(edge.max_nodes, self.load.max_step_nodes - 1)
         return nodes_to_grant(edge, self.load)

@@ -38,18 +38,24 @@ class Trial:
     """Times are in tokens: that of one round divided by that of one token of plain decoding."""
 
     def __init__(self) -> None:
-        self.slack_tokens = SLACK_TOKENS
+        self.slack_tokens = self._full_tokens = SLACK_TOKENS
         self._sure = False
         self._speedup = Mean(gain=1 / 32)
         self._plain_tokens = 0
         self._patience_tokens = WINDOW_TOKENS
+
+    def allow(self, tokens: float) -> None:
+        """A window may take so many tokens longer, where that is more than without being told."""
+        more = max(tokens, SLACK_TOKENS) - self._full_tokens
+        self._full_tokens += more
+        self.slack_tokens = max(self.slack_tokens + more, 0.0)
 
     def plain(self) -> bool:
         """A token came by plain decoding; whether drafting is to be tried anew."""
         self._plain_tokens += 1
         if self._plain_tokens < self._patience_tokens:
             return False
-        self.slack_tokens, self._plain_tokens = SLACK_TOKENS, 0
+        self.slack_tokens, self._plain_tokens = self._full_tokens, 0
         self._patience_tokens = min(2 * self._patience_tokens, MOST_PATIENCE_TOKENS)
         return True
 
@@ -58,8 +64,8 @@ class Trial:
         self._speedup.observe(tokens / round_tokens)
         self._plain_tokens = 0
         left = self.slack_tokens + tokens - round_tokens
-        self.slack_tokens = min(max(left, 0.0), SLACK_TOKENS)
-        if left >= SLACK_TOKENS:
+        self.slack_tokens = min(max(left, 0.0), self._full_tokens)
+        if left >= self._full_tokens:
             self._patience_tokens = WINDOW_TOKENS
 
     def expect(self, speedup: float) -> None:

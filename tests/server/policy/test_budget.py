@@ -6,6 +6,7 @@ import pytest
 
 from runtime.server.policy.budget import worthwhile_nodes
 from runtime.server.policy.edge_profile import EdgeProfile
+from runtime.server.policy.estimators import Acceptance
 from runtime.server.policy.load import Load
 
 MOST_NODES = 63
@@ -25,7 +26,7 @@ def of_experts(rows: int) -> float:
 @pytest.mark.parametrize("chance", [0.3, 0.5, 0.7, 0.85])
 def test_the_rate_of_tokens_comes_near_the_best(step_s, chance):
     load, edge, rng = Load(16, 256), EdgeProfile(MOST_NODES), random.Random(1)
-    edge.acceptance.chance = chance
+    edge.acceptance = Acceptance(chance)
     load.opened(0.0)
     now_s, nodes = 0.0, 0
     for step in range(400):

@@ -88,7 +88,10 @@ class Trip:
         return sum(tokens for _, tokens in self.verdicts)
 
     def answered(self, accepted: int, step_s: float, now_s: float) -> None:
-        """A verdict comes that accepts so many nodes; a step of the server takes `step_s`."""
+        """A verdict accepts so many nodes; it leaves now, and a step of the server takes `step_s`.
+
+        When it reaches the edge is in `received_s` already.
+        """
         self.verdicts.append((now_s, accepted + 1))
         self.pace.saw_step(step_s)
 
@@ -117,10 +120,20 @@ class Trip:
         nodes = min(grant.max_nodes, NODES_PER_PASS * passes)
         return 1 + expected_accepted(nodes, passes, self.device.quality)
 
-    def luck(self, quality: float, rng: random.Random) -> int:
-        """Nodes of its draft that a verdict accepts."""
+    def luck(self, quality: float, rng: random.Random) -> list[int]:
+        """Ranks of the nodes of its draft that a verdict accepts, one of each level.
+
+        Of a level's w nodes the first k have one on the text at chance 1 - (1 - quality) / sqrt(k).
+        """
         levels, chance = tree_shape(self.nodes, self.passes, quality)
-        return next((i for i in range(levels) if rng.random() >= chance), levels)
+        ranks: list[int] = []
+        for level in range(levels):
+            missed = 1 - rng.random()
+            if missed <= 1 - chance:
+                break
+            place = math.ceil(((1 - quality) / missed) ** 2)
+            ranks.append(best_first(self.nodes, levels, quality)[level, place])
+        return ranks
 
 
 @dataclass
@@ -148,6 +161,22 @@ def tree_shape(nodes: int, passes: int, quality: float) -> tuple[int, float]:
     return max(chances.items(), key=lambda item: _geometric(item[0], item[1]), default=(0, 0.0))
 
 
+@lru_cache(maxsize=1 << 12)
+def best_first(nodes: int, levels: int, quality: float) -> dict[tuple[int, int], int]:
+    """The rank by its chance, from 1, of the node at each level and place in it."""
+    width = nodes / levels
+    level_chance = 1 - (1 - quality) / math.sqrt(width)
+
+    def chance(node: tuple[int, int]) -> float:
+        level, place = node
+        before = 1 - (1 - quality) / math.sqrt(place - 1) if place > 1 else 0.0
+        return level_chance**level * (1 - (1 - quality) / math.sqrt(place) - before)
+
+    tree = [(level, place) for level in range(levels) for place in range(1, math.ceil(width) + 1)]
+    order = sorted(tree, key=chance, reverse=True)
+    return {node: min(rank, nodes) for rank, node in enumerate(order, 1)}
+
+
 def expected_accepted(nodes: int, passes: int, quality: float) -> float:
     """Nodes accepted of a tree, on average."""
     return _geometric(*tree_shape(nodes, passes, quality))
@@ -171,7 +200,10 @@ def _request(number: int, device: Device) -> Request:
 
 
 class Simulation:
-    """Runs one server with its edges; `quality_at` may change an edge's luck over time."""
+    """Runs one server with its edges; `quality_at` may change an edge's luck over time.
+
+    `trip` makes the state of an edge, which says how it drafts.
+    """
 
     def __init__(
         self,
@@ -181,13 +213,16 @@ class Simulation:
         pipelined: bool = True,
         seed: int = 0,
         quality_at: Callable[[Device, float], float] = lambda device, _: device.quality,
+        trip: Callable[[Device], Trip] = Trip,
+        objective_s: float = math.inf,
     ):
         self.accelerator = accelerator
         self.pipeline = Pipeline(
-            accelerator.max_batch, accelerator.max_step_nodes, credits, pipelined
+            *(accelerator.max_batch, accelerator.max_step_nodes, credits, pipelined),
+            objective_s=objective_s,
         )
         self.pipeline.load.cost.learn((rows, accelerator.step_s(rows)) for rows in WARM_UP_ROWS)
-        self.trips = [Trip(device) for device in devices]
+        self.trips = [trip(device) for device in devices]
         self._rng = random.Random(seed)
         self._quality_at = quality_at
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
@@ -259,8 +294,8 @@ class Simulation:
         self._at(self._now_s + step_s, self._end_step, batch, rows, step_s)
 
     def _end_step(self, batch: list[int], rows: int, step_s: float) -> None:
-        accepted = [self._accepted(self.trips[number]) for number in batch]
-        tokens = sum(accepted) + len(batch)
+        ranks = [self._accepted(self.trips[number]) for number in batch]
+        tokens = sum(map(len, ranks)) + len(batch)
         self.pipeline.step_ended(len(batch), rows, 0, tokens, step_s, self._now_s)
         self.record.largest_window = max(
             self.record.largest_window, self.pipeline.credits.window.size
@@ -270,26 +305,26 @@ class Simulation:
             self.record.busy_s += min(step_s, self._now_s - self._warm_up_s)
             self.record.steps_s.append(step_s)
             self.record.tokens += tokens
-        for number, count in zip(batch, accepted, strict=True):
-            self._verdict(number, count)
+        for number, accepted in zip(batch, ranks, strict=True):
+            self._verdict(number, accepted, step_s)
         self._send_credits()
         self._start_step()
 
-    def _accepted(self, trip: Trip) -> int:
+    def _accepted(self, trip: Trip) -> list[int]:
         return trip.luck(self._quality_at(trip.device, self._now_s), self._rng)
 
-    def _verdict(self, number: int, accepted: int) -> None:
+    def _verdict(self, number: int, ranks: Sequence[int], step_s: float) -> None:
         trip = self.trips[number]
-        trip.answered(accepted, self.accelerator.step_s(1), self._now_s)
+        trip.received_s = self._now_s + self._one_way_s(trip.device)
+        trip.answered(len(ranks), step_s, self._now_s)
         if not trip.plain and self._now_s > self._warm_up_s:
             self.record.ages_s.append(self._now_s - trip.sent_s)
             self.record.trees_by_user.setdefault(trip.device.user, []).append(self._now_s)
         request = self.requests[number]
         request.leave_step()
-        request.advance([0] * accepted, 0)
-        grant = self.pipeline.after_verdict(request, accepted, self._now_s)
+        request.advance([0] * len(ranks), 0)
+        grant = self.pipeline.after_verdict(request, ranks, self._now_s)
         trip.plain = grant.turn is Turn.SERVER
-        trip.received_s = self._now_s + self._one_way_s(trip.device)
         trip.nodes = trip.passes = 0
         if trip.plain:
             request.line_up(NO_NODES, self._now_s)

@@ -1,0 +1,80 @@
+"""A promised time per token: when all decode plainly, and when drafts are tried again."""
+
+import math
+
+import pytest
+
+from runtime.server.policy.objective import LEAST_PATIENCE_TOKENS, Objective, Stretch
+from runtime.server.policy.trial import SLACK_TOKENS, Trial
+
+TOKEN_S = 0.1
+
+
+def rounds(objective: Objective, round_s: float, tokens: int, until_s: float, plain_s=0.05):
+    """Ten requests' verdicts, all at the same times; when all decoded plainly first."""
+    stretches, now_s = [Stretch() for _ in range(10)], 0.0
+    while now_s < until_s:
+        for stretch in stretches:
+            objective.verdict(stretch, tokens, plain_s, now_s)
+        if objective.is_plain(now_s):
+            return now_s
+        now_s += round_s
+    return math.inf
+
+
+def test_drafts_that_keep_the_promise_go_on() -> None:
+    assert math.isinf(rounds(Objective(TOKEN_S), 0.29, 3, 200.0))
+
+
+def test_drafts_that_break_it_end_for_everybody() -> None:
+    """As soon as it is clear: 64 tokens may take 6.4 s."""
+    assert rounds(Objective(TOKEN_S), 0.31, 3, 200.0) == pytest.approx(6.4, abs=0.62)
+
+
+def test_nothing_is_promised_without_an_objective() -> None:
+    objective = Objective()
+    assert math.isinf(rounds(objective, 10.0, 1, 2000.0))
+    assert objective.slack_tokens(0.05) == 0
+
+
+def test_drafts_go_on_where_plain_decoding_would_break_it_too() -> None:
+    assert math.isinf(rounds(Objective(TOKEN_S), 0.31, 3, 200.0, plain_s=0.11))
+
+
+def test_each_try_that_fails_is_followed_by_a_longer_pause() -> None:
+    objective, now_s, pauses_s = Objective(TOKEN_S), 0.0, []
+    stretches = [Stretch() for _ in range(10)]
+    while len(pauses_s) < 5:
+        for stretch in stretches:
+            objective.verdict(stretch, 1, 0.05, now_s)
+        if objective.is_plain(now_s):
+            pauses_s.append(objective.plain_until_s - now_s)
+            now_s = objective.plain_until_s
+        now_s += 0.2
+    first_s = LEAST_PATIENCE_TOKENS * TOKEN_S
+    assert pauses_s == pytest.approx([first_s * factor for factor in (1, 2, 4, 8, 8)])
+
+
+def test_one_late_stretch_in_a_hundred_is_no_reason() -> None:
+    objective, late = Objective(TOKEN_S), 0
+    for number in range(2000):
+        stretch = Stretch(63, 0.0)
+        is_late = number % 200 == 199
+        objective.verdict(stretch, 1, 0.05, 6.5 if is_late else 6.3)
+        late += is_late
+    assert late == 10
+    assert not objective.is_plain(6.5)
+
+
+def test_a_promise_leaves_drafts_what_it_does_not_need() -> None:
+    """A token may take twice as long as plain: 64 of them may lose most of 64."""
+    trial, objective = Trial(), Objective(TOKEN_S)
+    assert objective.slack_tokens(TOKEN_S) == objective.slack_tokens(2 * TOKEN_S) == 0
+    trial.allow(objective.slack_tokens(TOKEN_S / 2))
+    assert 40 < trial.most_tokens - 1 < 64
+    trial.drafted(1, 11.0)
+    left = trial.most_tokens
+    trial.allow(objective.slack_tokens(TOKEN_S / 2))
+    assert trial.most_tokens == left
+    trial.allow(0.0)
+    assert trial.most_tokens - 1 <= SLACK_TOKENS
