@@ -6,8 +6,9 @@ verifying can have the proportion of other hardware; --stretch lengthens all of 
 where this machine is too slow for that, which leaves every ratio as it was.
 
 `prompts FILE` checks a file of prompts; prompts --help says which form it has, and whence it comes.
-`table`, and its options, for Table 1 of the paper with stand-in models: table --help. `plot ROWS
-PNG` draws what that has written.
+`table`, and its options, for Table 1 of the paper with stand-in models: table --help. `capacity`
+for how many clients a server carries, simulated: capacity --help. `plot ROWS PNG` draws what either
+has written.
 """
 
 import argparse
@@ -35,6 +36,10 @@ def main() -> int:
 
         options = table_options(sys.argv[2:])
         return attempt("runtime.bench", lambda: table.main(options))
+    if sys.argv[1:2] == ["capacity"]:
+        from runtime.bench.standin import capacity
+
+        return attempt("runtime.bench", lambda: capacity.main(capacity_options(sys.argv[2:])))
     if sys.argv[1:2] == ["plot"]:
         return attempt("runtime.bench", lambda: draw(plot_options(sys.argv[2:])))
     if sys.argv[1:2] == ["prompts"]:
@@ -149,11 +154,36 @@ def prompts_options(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+CAPACITY = """
+Simulated: how many clients one server carries within an objective for the 99th percentile of the
+time per token: decoding plainly, drafting on the server, and with the server's own policies and
+edges. Stand-in models as of `table`; a step costs by its rows what the paper's tables say.
+"""
+
+
+def capacity_options(argv: list[str]) -> argparse.Namespace:
+    """Of `capacity`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{called('runtime.bench')} capacity", description=CAPACITY
+    )
+    add, pairs, tasks = parser.add_argument, tuple(paper.times()), paper.TASKS
+    add("--pairs", nargs="+", choices=pairs, default=pairs, metavar="PAIR", help=" ".join(pairs))
+    add("--tasks", nargs="+", choices=tasks, default=["qa"], metavar="TASK", help=" ".join(tasks))
+    add("--objective-ms", type=float, nargs="+", default=[50.0, 100.0, 200.0], metavar="MS")
+    add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the links")
+    add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
+    add("--json", type=Path, metavar="FILE", help="add each figure to this file, a line of JSON")
+    options = parser.parse_args(argv)
+    if min(options.objective_ms) <= 0 or options.rtt_ms < 0:
+        parser.error("an objective is more than 0 ms, and a round trip not less")
+    return options
+
+
 def plot_options(argv: list[str]) -> argparse.Namespace:
     """Of `plot`."""
     parser = argparse.ArgumentParser(
         prog=f"{called('runtime.bench')} plot",
-        description="Draw the rows that table --json has written, also while it goes on.",
+        description="Draw what table --json or capacity --json writes, also while it goes on.",
     )
     parser.add_argument("rows", type=Path, metavar="ROWS", help="the file of --json")
     parser.add_argument("png", type=Path, metavar="PNG", help="the file to write, or the folder")
@@ -165,10 +195,12 @@ def draw(options: argparse.Namespace) -> None:
     if find_spec("matplotlib") is None:
         raise ValueError("plots need matplotlib: pip install matplotlib")
     from runtime.bench import command, results
-    from runtime.bench.standin import plots
+    from runtime.bench.standin import capacity_plot, plots
 
     if results.is_evaluation(options.rows):
         command.redraw(options.rows, options.png)
+    elif '"capacity"' in options.rows.read_text(encoding="utf-8").partition("\n")[0]:
+        capacity_plot.write(capacity_plot.read(options.rows), options.png)
     else:
         plots.write(plots.read(options.rows), options.png)
 

@@ -17,6 +17,14 @@ def gains(drafter: Drafts, shape: TreeShape) -> list[int]:
     return gained
 
 
+def gain_at(drafter: Drafts, place: int, shape: TreeShape) -> int:
+    """Tokens of one verification of a stand-in's text, drafted anew after the token `place`."""
+    text = [(place + i) % TOKENS for i in range(1, shape.max_beam_len + 2)]
+    s = Speculation([place], 1 << 40, shape, Proactive.OFF, Noise(), drafter.vocabulary_size)
+    _grow(drafter, s)
+    return walk(s.send(shape.max_budget), text)[1] + 1
+
+
 def gains_over(
     drafter: Drafts, prompt: Sequence[int], ids: Sequence[int], shape: TreeShape
 ) -> list[int]:

@@ -94,6 +94,17 @@ TABLE_1 = (
 
 MEAN_THROUGHPUT_RATIO, MEAN_COST_RATIO = 2.22, 1.91  # section 5.1
 
+# Table 7: inter-token latency, ms, with one edge for 2, 3 and 4 requests, and by how many percent
+# that is slower than with an edge for each.
+TABLE_7 = {
+    "14B/1.7B": ((31.777, 6.8), (36.617, 13.0), (40.099, 16.7)),
+    "14B/0.6B": ((30.494, 8.5), (34.028, 15.2), (39.035, 19.0)),
+    "32B/1.7B": ((43.539, 5.9), (48.889, 3.9), (58.402, 9.5)),
+}
+# Table 3: a token of plain decoding, ms: server-only's latency times its speedup, mean over the
+# rows of the model of about that size (Llama2 13B, Vicuna 33B).
+PLAIN_MS = {"14B": 38.2, "32B": 60.8}
+
 
 @dataclass(frozen=True)
 class Times:
@@ -109,6 +120,31 @@ class Times:
 def cycle_ms(pair: str) -> float:
     """Mean over the tasks."""
     return fmean(row.cycle_ms for row in TABLE_1 if row.pair == pair)
+
+
+def step_points(target: str) -> tuple[tuple[int, float], ...]:
+    """What a step of a target costs, "14B" or "32B": its rows and seconds, by the paper's tables.
+
+    One row is a token of plain decoding (Table 3), a tree the verification of `times`, and of two
+    to four trees it is known how much longer than one they take (Table 7, with Table 1's latency of
+    one tree: two clients share its throughput). More rows never take less. This is the only use of
+    a SpecEdge column: what its steps cost, not what its drafts are worth.
+    """
+    rows = 1 + NODES
+    pairs = [pair for pair in TABLE_7 if pair.startswith(target)]
+    grown = [1.0]
+    for trees in range(len(TABLE_7[pairs[0]])):
+        grown.append(max(grown[-1], fmean(_growth(pair, trees) for pair in pairs)))
+    verify_ms = times()[pairs[0]].verify_ms
+    trees_s = [(rows * (1 + n), 1e-3 * verify_ms * growth) for n, growth in enumerate(grown)]
+    return (1, 1e-3 * PLAIN_MS[target]), *trees_s
+
+
+def _growth(pair: str, place: int) -> float:
+    """How many times as long as with one tree a step takes that has the trees of this place."""
+    latency_ms, slower = TABLE_7[pair][place]
+    alone = fmean(row.specedge_tokens_s for row in TABLE_1 if row.pair == pair)
+    return latency_ms / (1 + slower / 100) / (1e3 * EDGES / alone)
 
 
 def times() -> dict[str, Times]:
