@@ -103,6 +103,7 @@ class Daemon : public Host {
 
   Options options_;
   Descriptor epoll_, attach_, signals_, timer_;
+  struct stat own_{};  // of the socket at --socket
   Shares shares_;
   int64_t shares_due_ns_ = kNever;
   std::unordered_map<uint32_t, std::unique_ptr<Tenant>> tenants_;
@@ -126,6 +127,7 @@ Daemon::Daemon(const Options& options)
   sigprocmask(SIG_BLOCK, &stops, nullptr);
   signals_ = Descriptor(signalfd(-1, &stops, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!epoll_ || !timer_ || !signals_) fail("the daemon's own descriptors");
+  if (lstat(options_.socket.c_str(), &own_)) fail("--socket " + options_.socket);
   watch(attach_.get(), {0, kAttach});
   watch(signals_.get(), {0, kSignals});
   watch(timer_.get(), {0, kTimer});
@@ -133,7 +135,11 @@ Daemon::Daemon(const Options& options)
 
 Daemon::~Daemon() {
   while (!tenants_.empty()) drop(tenants_.begin()->first);
-  unlink(options_.socket.c_str());
+  // unless somebody has removed it, and another daemon has the name now
+  struct stat now{};
+  if (!lstat(options_.socket.c_str(), &now) && now.st_dev == own_.st_dev &&
+      now.st_ino == own_.st_ino)
+    unlink(options_.socket.c_str());
 }
 
 void Daemon::watch(int descriptor, Place place) {

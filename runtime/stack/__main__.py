@@ -70,7 +70,12 @@ def main() -> int:
     try:
         from runtime.stack import _stack
     except ImportError as error:
-        return fail("runtime.stack", f"it runs on Linux alone: {error}")
+        why = (
+            "install it again, it was built without"
+            if sys.platform == "linux"
+            else "Linux alone has it"
+        )
+        return fail("runtime.stack", f"the stack is not there ({error}); {why}")
     if config.move or config.status:
         return _ask(config)
     program = Path(_stack.__file__).with_name("specedge-stack")

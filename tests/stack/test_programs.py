@@ -1,13 +1,15 @@
 """The programs, with --stack: what a person starts."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.stack.daemon import _stack, daemon
+from tests.stack.daemon import _stack, daemon, start
 
 SAMPLING = ("--temperature", "1", "--seed", "5", "--max-tokens", "30")
 
@@ -65,6 +67,22 @@ def test_a_full_daemon_says_so_and_still_answers_its_operator() -> None:
             _stack.Guest(running.path)
         assert '"guests": 1' in ask("--socket", running.path, "--status").stdout
         guest.detach()
+
+
+def test_a_daemon_that_ends_leaves_anothers_socket() -> None:
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/s"
+        first = start(path)
+        os.unlink(path)
+        second = start(path)
+        first.process.terminate()
+        assert first.process.wait(30) == 0
+        assert second.status()["guests"] == 0
+        second.process.terminate()
+        assert second.process.wait(30) == 0
+        assert not os.listdir(folder)
+        for one in (first, second):
+            one.process.communicate()
 
 
 def test_mistakes_are_told_in_a_sentence() -> None:
