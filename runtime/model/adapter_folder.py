@@ -14,6 +14,7 @@ from torch import Tensor
 
 from runtime.model.config import ModelError
 from runtime.model.json_file import read_json
+from runtime.model.regular_file import check_regular
 from runtime.model.safetensors_file import FileTensor, tensors_of
 
 CONFIG, WEIGHTS, PICKLED = (
@@ -128,6 +129,7 @@ class FolderAdapter:
 
 def _read_fields(path: Path) -> Mapping[str, Any]:
     try:
+        check_regular(path)
         fields = read_json(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; give peft's folder") from None

@@ -4,7 +4,6 @@ A mapped file would be the model itself: who writes over it would change a model
 cuts it short would end the process, and its pages would count beside the weights made of them.
 """
 
-import errno
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,9 @@ import torch
 from torch import Tensor
 
 from runtime.model.config import ModelError
+from runtime.model.regular_file import check_regular
 
 Version = tuple[int, ...]
-
-
-def check_regular(path: Path) -> None:
-    """Raises OSError for a pipe, which would be waited for, or a device, which may have no end."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "it is no file")
 
 
 def version_of(path: Path) -> Version:

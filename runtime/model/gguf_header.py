@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.model.file_bytes import check_regular
+from runtime.model.regular_file import check_regular
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

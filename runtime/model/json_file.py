@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.model.config import ModelError
-from runtime.model.file_bytes import check_regular
 
 
 def read_json(path: Path) -> Any:
-    """Raises ModelError for a file that is not JSON, OSError where there is no file."""
-    check_regular(path)
+    """Raises ModelError for a file that is not JSON, OSError where there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
