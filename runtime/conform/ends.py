@@ -6,8 +6,9 @@ from runtime.conform.peer import Failed, Request, Visitor, opening, plain_answer
 from runtime.wire import messages as wire
 from runtime.wire.messages import ErrorCode
 
-# About two megabytes of refusals: no system keeps so much of a narrow connection on its own.
-UNREAD_ANSWERS = 20_000
+# About six megabytes of refusals, and four of what they answer: no system keeps so much of a narrow
+# connection on its own.
+UNREAD_ANSWERS = 60_000
 
 
 async def cancel_before_the_prompt(visitor: Visitor) -> None:

@@ -23,7 +23,12 @@ Kind = TypeVar("Kind", bound=wire.Message)
 
 NO_TURN = "the server never gives the edge a turn"
 # The smallest that every system grants: a server's system then keeps little for such an edge, too.
-NARROW = {(socket.SOL_SOCKET, "SO_RCVBUF"): 4096, (socket.IPPROTO_TCP, "TCP_MAXSEG"): 536}
+# what it sends does not wait here unseen either, where the server has stopped reading
+NARROW = {
+    (socket.SOL_SOCKET, "SO_RCVBUF"): 4096,
+    (socket.SOL_SOCKET, "SO_SNDBUF"): 65536,
+    (socket.IPPROTO_TCP, "TCP_MAXSEG"): 536,
+}
 
 
 class Failed(Exception):
