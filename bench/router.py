@@ -79,6 +79,7 @@ def _site(users: Path, n_replicas: int, edges: int) -> Iterator[Site]:
     n = str(edges)
     limits = ["--max-connections", n, "--max-user-connections", n, "--users", str(users)]
     limits += ["--kv-tokens", str(2**20), "--max-strangers", "1024"]
+    limits += ["--max-requests", n]  # none waits for another: the front spreads edges, not requests
     with ExitStack() as stack:
         replicas = [stack.enter_context(stub_server(STEP_S, *limits)) for _ in range(n_replicas)]
         places = [
