@@ -93,11 +93,12 @@ void Guest::free_slot(uint32_t slot) {
   free_.push_back(slot);
 }
 
-uint32_t Guest::connect(const Address& address, uint16_t port, const std::string& terms) {
-  const uint32_t slot = take_slot(Slot::State::connecting);
+uint32_t Guest::begin(Op op, Slot::State state, const Address& address, uint16_t port,
+                      const std::string& terms) {
+  const uint32_t slot = take_slot(state);
   const uint8_t flags = terms.empty() ? 0 : kTls;
   if (flags) send_message(socket_.get(), {.kind = Kind::terms, .slot = slot}, terms);
-  job({.op = Op::connect,
+  job({.op = op,
        .flags = flags,
        .port = port,
        .slot = slot,
@@ -106,17 +107,12 @@ uint32_t Guest::connect(const Address& address, uint16_t port, const std::string
   return slot;
 }
 
+uint32_t Guest::connect(const Address& address, uint16_t port, const std::string& terms) {
+  return begin(Op::connect, Slot::State::connecting, address, port, terms);
+}
+
 uint32_t Guest::listen(const Address& address, uint16_t port, const std::string& terms) {
-  const uint32_t slot = take_slot(Slot::State::listening);
-  const uint8_t flags = terms.empty() ? 0 : kTls;
-  if (flags) send_message(socket_.get(), {.kind = Kind::terms, .slot = slot}, terms);
-  job({.op = Op::listen,
-       .flags = flags,
-       .port = port,
-       .slot = slot,
-       .length = slots_[slot].generation,
-       .address = address});
-  return slot;
+  return begin(Op::listen, Slot::State::listening, address, port, terms);
 }
 
 void Guest::renew(uint32_t listener, const std::string& terms) {

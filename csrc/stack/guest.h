@@ -89,6 +89,8 @@ class Guest {
   };
 
   uint32_t take_slot(Slot::State state);
+  uint32_t begin(Op op, Slot::State state, const Address& address, uint16_t port,
+                 const std::string& terms);
   void free_slot(uint32_t slot);
   void job(const Element& element);
   void control(const Element& element);  // by the send ring, behind what was sent
