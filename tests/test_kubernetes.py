@@ -200,6 +200,44 @@ def test_selectors_find_the_pods_that_are_meant() -> None:
     assert all(re.fullmatch(one, job) for one in asked)
 
 
+def test_the_operators_alerts_are_those_of_the_file() -> None:
+    plain = yaml.safe_load((ROOT / "deploy/alerts.yaml").read_text())
+    assert manifests()["PrometheusRule", "specedge"]["spec"] == plain
+
+
+def opened(workload: tuple[str, str]) -> dict[str, list[Any]]:
+    """From where the network policies let anybody connect to a port of its pods; None: anywhere."""
+    found: dict[str, list[Any]] = {}
+    for one in of_kind("NetworkPolicy"):
+        chosen = one["spec"]["podSelector"]["matchLabels"].items() <= labels(workload).items()
+        for rule in one["spec"].get("ingress", []) if chosen else []:
+            for port in rule["ports"]:
+                found.setdefault(port["port"], []).append(rule.get("from"))
+    return found
+
+
+def test_the_network_lets_the_world_in_to_the_edges_port_alone() -> None:
+    for workload in (SERVER, FRONT):
+        assert set(opened(workload)) == {*ports(workload)}
+        assert [port for port, peers in opened(workload).items() if None in peers] == ["edges"]
+        assert all("ipBlock" not in str(peers) for peers in opened(workload).values())
+    base = yaml.safe_load_all((FOLDER / "network.yaml").read_text())
+    assert "openai" not in str([*base]), "what has no gateway is not opened for one"
+
+
+def test_a_front_reaches_what_it_asks() -> None:
+    policy = manifests()["NetworkPolicy", "specedge-front"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == labels(FRONT)
+    pages, names = policy["egress"]
+    (peer,) = pages["to"]
+    assert peer["podSelector"]["matchLabels"] == labels(SERVER)
+    (port,) = {port["port"] for port in pages["ports"]}
+    assert {replica.pages[1] for replica in config(FRONT).replicas if replica.pages} == {
+        ports(SERVER)[port]
+    }
+    assert {(one["protocol"], one["port"]) for one in names["ports"]} == {("UDP", 53), ("TCP", 53)}
+
+
 def test_the_front_knows_every_replica_that_there_may_be() -> None:
     most = manifests()["HorizontalPodAutoscaler", "specedge"]["spec"]
     assert most["scaleTargetRef"] == {
