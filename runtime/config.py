@@ -199,6 +199,15 @@ class ServerConfig(Options):
         minimum=0,
         auto=True,
     )
+    spill_memory_gib: float = option(
+        0.0,
+        "GiB of memory for pages that the KV pool gives up: long chats that come back; 0: none",
+        minimum=0,
+    )
+    spill_disk_gib: float = option(
+        0.0, "GiB of disk behind that memory, in --spill-folder; 0: none", minimum=0
+    )
+    spill_folder: str = option("", "a folder of this server alone, for --spill-disk-gib")
     page_size: int = option(16, "tokens in a KV page", minimum=1, maximum=65535)
     max_nodes: int = option(255, "drafted nodes accepted per tree", minimum=0)
     max_batch: int = option(32, "trees verified in one step", minimum=1, maximum=65535)
@@ -242,6 +251,7 @@ class ServerConfig(Options):
             )
         self._check_openai()
         self._check_adapters()
+        self._check_spill()
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ConfigError("--tls-certificate and --tls-key belong together; give both or none")
         if self.add_user and not self.users:
@@ -270,6 +280,15 @@ class ServerConfig(Options):
                 "--redirect sends edges to replicas and has no model that --openai could ask; "
                 "give --openai to the replicas"
             )
+
+    def _check_spill(self) -> None:
+        if self.spill_disk_gib and not self.spill_memory_gib:
+            raise ConfigError(
+                "--spill-disk-gib is behind --spill-memory-gib, through which all pages go; "
+                "give both"
+            )
+        if bool(self.spill_disk_gib) != bool(self.spill_folder):
+            raise ConfigError("--spill-disk-gib and --spill-folder go together; give both or none")
 
     def _check_adapters(self) -> None:
         if self.adapter and self.redirect:

@@ -65,6 +65,24 @@ def on_hangup(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> 
     loop.add_signal_handler(signal.SIGHUP, callback)
 
 
+def lock_alone(path: Path) -> int:
+    """A descriptor that holds this file until it is closed, or the process ends.
+
+    Raises BlockingIOError if another holds it, OSError where it cannot be opened. On Windows it
+    keeps nobody out.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
 def raise_descriptor_limit(wanted: int) -> int:
     """Let this process open `wanted` files and sockets, as far as it may; how many it can open."""
     if sys.platform == "win32":

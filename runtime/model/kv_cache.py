@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.model import page_copy
 from runtime.model.config import KVShape
+from runtime.model.page_copy import PageCopy
 from specedge_kernels import compact_kv
 
 KeysValues = tuple[Tensor, Tensor]  # of one layer
@@ -112,6 +114,14 @@ class PagedKV:
         assert not wrong, f"pages counted more than once or unknown: {wrong}"
         missing = set(range(self.n_pages)) - set(counts)
         assert not missing, f"pages neither free nor held: {sorted(missing)}"
+
+    def copy_out(self, page: int) -> PageCopy:
+        """What is in a page, in host memory; nobody waits for a GPU."""
+        return page_copy.take(self.pools, page)
+
+    def copy_in(self, copy: PageCopy, page: int) -> None:
+        """Put into a page what was in another; nobody waits for a GPU."""
+        page_copy.put(copy, self.pools, page)
 
     def compact(self, kept: Sequence[KeptPath]) -> None:
         """Move each request's kept nodes to the places right after its prefix, in all layers.

@@ -33,6 +33,7 @@ from runtime.server.pulse import LOOK_S, Pulse
 from runtime.server.request import NO_NODES, Phase, RejectedDraft, Request
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler
 from runtime.server.schedule.step import Step
+from runtime.server.spilling import Spilling
 from runtime.server.steps import Steps
 from runtime.server.verify.logprobs import message as logprobs_message
 from runtime.server.verify.verifier import Failed, Outcome, Verified
@@ -88,6 +89,7 @@ class Server:
     on_step: Callable[[Step], None] = lambda step: None  # is told of each that has ended
     metrics: Metrics = field(default_factory=Metrics)
     guides: Guides | None = None  # None enforces no constraints
+    spilling: Spilling | None = None  # None keeps no pages that the KV pool gives up
     totals: Totals = field(default_factory=Totals)
     unready: str = "the port is not open yet"  # why no requests are taken; empty if they are
 
@@ -104,7 +106,8 @@ class Server:
             page_size=kv.page_size,
             n_pages=kv.n_free,
         )
-        self.scheduler = Scheduler(limits, kv.allocate, kv.free)
+        spill = self.spilling.spill if self.spilling is not None else None
+        self.scheduler = Scheduler(limits, kv.allocate, kv.free, spill)
         credits, objective_s = credits_of(config), config.objective_ms * 1e-3 or math.inf
         limits_of_steps = (config.max_batch, config.max_step_nodes)
         self.pipeline = Pipeline(*limits_of_steps, credits, config.pipeline, objective_s)
@@ -116,7 +119,7 @@ class Server:
         self._requests_of: Counter[Hashable] = Counter()  # by user
         self._leaving = Rate()  # requests that give a place free
         self._left = 0  # of these, since the last look
-        self._guiding: set[asyncio.Future[None]] = set()  # constraints that are being compiled
+        self._preparing: set[asyncio.Future[None]] = set()  # requests that are not in line yet
         self._device_failures = 0  # since the last verdict
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -155,6 +158,8 @@ class Server:
                 self.steps.stop()
                 if self.guides is not None:
                     self.guides.close()
+                if self.spilling is not None:
+                    self.spilling.close()
                 sys.setswitchinterval(switch_s)
         if verifying.done() and not verifying.cancelled():
             verifying.result()
@@ -285,15 +290,24 @@ class Server:
             return
         request.ready_s = time.monotonic()
         self.pipeline.opened(request, request.ready_s)
-        if request.constraint is None:
+        if request.constraint is None and self.spilling is None:
             self._submit(request)
         else:
-            guiding = asyncio.ensure_future(self._guide(request, request.constraint))
-            self._guiding.add(guiding)
-            guiding.add_done_callback(self._guiding.discard)
+            preparing = asyncio.ensure_future(self._prepare(request))
+            self._preparing.add(preparing)
+            preparing.add_done_callback(self._preparing.discard)
+
+    async def _prepare(self, request: Request) -> None:
+        """Do what may take a while, and then let a request in line."""
+        if request.constraint is not None:
+            await self._guide(request, request.constraint)
+        if self.spilling is not None and not request.ended:
+            await self.spilling.fetch(self.scheduler.cache.beyond(request.page_keys))
+        if not request.ended:
+            self._submit(request)
 
     async def _guide(self, request: Request, constraint: wire.Constraint) -> None:
-        """Have a constraint compiled, which may take a while, and then let its request in line."""
+        """Have a constraint compiled; a request whose constraint is none is refused."""
         peer, number = request.key
         try:
             if self.guides is None:
@@ -306,7 +320,6 @@ class Server:
             if not request.ended:
                 request.guide = guide
                 self._lined_up(request)
-                self._submit(request)
 
     def _lined_up(self, request: Request) -> None:
         """Let its draft wait for a step, once it is known what a constraint allows there.

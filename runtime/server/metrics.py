@@ -380,6 +380,7 @@ class _AtWork(Collector):
             "Pages of the prefix cache given up for others",
             cache.evictions,
         )
+        yield from self._spilled()
         yield _gauge("credits_outstanding", "Credits that are out", len(window))
         yield _gauge("credits_window", "Credits that may be out", window.size)
         yield _count("credits_given", "Credits given", window.given)
@@ -388,6 +389,18 @@ class _AtWork(Collector):
             "Credits taken back because the tree did not come in time",
             window.expired,
         )
+
+    def _spilled(self) -> Iterator[Metric]:
+        spill = self.scheduler.spill
+        family = GaugeMetricFamily(
+            PREFIX + "spilled_pages",
+            "Pages of the prefix cache that are kept outside of the KV pool",
+            labels=["place"],
+        )
+        family.add_metric(["memory"], spill.in_memory)
+        family.add_metric(["disk"], spill.on_disk)
+        yield family
+        yield _count("spilled_pages_found", "Of these, pages that came back", spill.hits)
 
     def _cache_config(self) -> Metric:
         limits = self.scheduler.limits

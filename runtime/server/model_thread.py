@@ -15,12 +15,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runtime.model.engine import Engine
+from runtime.model.engine import Engine, PagedKV
+from runtime.model.page_copy import PageCopy
+from runtime.server.schedule.spill import Move
 from runtime.server.schedule.step import Step
 from runtime.server.verify.verifier import Batch, Launched, Outcome, launch, settle
 
 # How often is looked whether a device is done, which tells nobody: short beside any step of one.
 LOOK_S = 0.0002
+
+Moves = deque[Move[PageCopy]]
 
 
 @dataclass(eq=False)
@@ -38,10 +42,10 @@ class Offer:
 
 
 class ModelThread:
-    """Runs steps on `engine`."""
+    """Runs steps on `engine`; before each it makes the `moves` of pages that there are by then."""
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, engine: Engine, moves: Moves):
+        self._engine, self._moves = engine, moves
         self._offers: deque[Offer] = deque()
         self._stopping = False
         self._end_s = 0.0  # of the last step that is over
@@ -102,6 +106,7 @@ class ModelThread:
     def _launch(self, offer: Offer, last: Launched | None) -> Launched | None:
         offer.step.start_s = time.monotonic()
         try:
+            make(self._moves, self._engine.kv)
             offer.launched = launch(self._engine, offer.batch, last)
         except BaseException as fault:
             offer.fault = fault
@@ -116,6 +121,19 @@ class ModelThread:
         # queued behind another step, it began when that was over
         offer.step.start_s = max(offer.step.start_s, self._end_s)
         offer.step.end_s = self._end_s = time.monotonic()
+
+
+def make(moves: Moves, kv: PagedKV) -> None:
+    """Make moves of pages, in their order, and forget them. One that fails is the server's end:
+    the text that a page should have held would be another one's.
+    """
+    while moves:
+        move = moves.popleft()
+        if move.is_out:
+            move.kept.copy = kv.copy_out(move.page)
+        else:
+            assert move.kept.copy is not None, "a page is put back that was never taken out"
+            kv.copy_in(move.kept.copy, move.page)
 
 
 def _is_over(offer: Offer) -> bool:

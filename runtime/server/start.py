@@ -33,6 +33,7 @@ from runtime.server.renewal import Renewal, Renewed, RenewKeys, renewing
 from runtime.server.request import Request
 from runtime.server.router import Router
 from runtime.server.schedule.step import Step
+from runtime.server.spilling import PageFolder, folder_of, spilling_of
 from runtime.server.trace_file import tracing
 from runtime.server.users import add_user, load_users
 from runtime.server.verify.warm_up import warm_up
@@ -173,7 +174,7 @@ async def serve(
     # opened last, so that nobody reaches a server that cannot answer.
     tell_accept_failures(asyncio.get_running_loop())
     renewal, certificate = Renewal(config), _certificate(config)
-    there = _There(config)
+    there, folder = _There(config), folder_of(config)
 
     def announce(host: str, port: int) -> None:
         _announce(config, console, certificate, host, port)
@@ -193,7 +194,7 @@ async def serve(
         loaded = await asyncio.to_thread(_load, config, console, open_engine)
         async with together.watching(loaded.engine.ranks):
             door = _door(config, users, certificate, loaded.identity)
-            server = there.server = _server(config, loaded, door, step_ended, metrics)
+            server = there.server = _server(config, loaded, door, step_ended, metrics, folder)
             renewed = _renewed(server, join(server, loaded.tokenizer))
             _tell_ready(config, console, loaded.engine)
             del loaded
@@ -265,9 +266,10 @@ def _server(
     door: Door,
     on_step: Callable[[Step], None],
     metrics: Metrics,
+    folder: PageFolder | None,
 ) -> Server:
-    guides = _guides(config, loaded)
-    server = Server(config, loaded.engine, door, on_step, metrics, guides)
+    guides, spilling = _guides(config, loaded), spilling_of(config, loaded.engine.kv, folder)
+    server = Server(config, loaded.engine, door, on_step, metrics, guides, spilling)
     server.pipeline.load.cost.learn(loaded.costs)
     return server
 

@@ -30,6 +30,8 @@ def join(config: ServerConfig, env: Mapping[str, str]) -> Ranks | None:
     if config.replicas or config.add_user:
         option = "--redirect" if config.replicas else "--add-user"
         raise ConfigError(f"{option} takes no model that ranks could share; leave torchrun out")
+    if config.spill_memory_gib:
+        raise ConfigError("--spill-memory-gib is not for ranks that share a model; leave it out")
     return Ranks.join(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]))
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from runtime.wire.messages import Prompt, Welcome
 from tests.certificates import self_signed
 from tests.faults.processes import Child
 from tests.faults.rig import Rig, until
+from tests.server.process import server_process
 
 TOKENS = 450
 
@@ -84,3 +86,38 @@ def test_what_an_edge_does_not_take_in_time_is_cut_and_said(
         assert record.fields["reason"] == told
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_an_answer_that_a_drain_cuts_goes_on_at_another_replica(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Both edges are sent to their user's replica; it is stopped in the middle of an answer."""
+    model = ("--model", str(tiny_pair[0]), "--kv-tokens", "2048", "--threads", "1")
+    with ExitStack() as stack:
+        replicas = [
+            stack.enter_context(
+                server_process(tmp_path / f"replica{number}.log", *model, "--drain-s", "0")
+            )
+            for number in range(2)
+        ]
+        of = {"{}:{}".format(*replica.address): replica for replica in replicas}
+        pages = (f"{name}={replica.url.removeprefix('http://')}" for name, replica in of.items())
+        front = stack.enter_context(
+            server_process(tmp_path / "front.log", "--redirect", ",".join(pages))
+        )
+        address = "{}:{}".format(*front.address)
+        asked = {"draft": "none", "tokenizer": str(tiny_pair[0]), "max_tokens": TOKENS}
+        config = EdgeConfig(server=address, max_budget=0, **asked)
+        with Edge(config) as edge:
+            whole = edge.generate("Once upon a time", seed=3, temperature=1.0)
+            expected = whole.text
+            (home,) = (one for one in replicas if one.samples()["prompt_tokens_total",])
+            answer = edge.generate("Once upon a time", seed=3, temperature=1.0)
+            pieces = iter(answer)
+            text = next(pieces)
+            home.process.send_signal(signal.SIGTERM)
+            text += "".join(pieces)
+        assert home.process.wait() == 0
+        assert text == expected
+        assert answer.tokens == whole.tokens
+        assert answer.statistics.reconnects >= 1

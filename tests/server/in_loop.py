@@ -11,6 +11,7 @@ from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
+from runtime.server.spilling import folder_of, spilling_of
 from runtime.wire import messages as wire
 from runtime.wire.places import listen
 
@@ -35,7 +36,8 @@ class Serving:
         meaning, stops = tokenizer.hashes.below, frozenset({257})
         identity = Identity("tiny", 260, meaning, 1024, stops, None, adapters)
         self.door = Door(config, identity, users)
-        self.server = Server(config, engine, self.door)
+        spilling = spilling_of(config, engine.kv, folder_of(config))
+        self.server = Server(config, engine, self.door, spilling=spilling)
         self.all_pages = self.free_pages
         self.hello = wire.Hello(1, 260, tokenizer.hashes.below(260), "tiny")
         self.local = LocalServer(

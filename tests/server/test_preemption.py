@@ -21,8 +21,10 @@ from runtime.model.open import open_engine
 from runtime.model.text_stream import BYTE_OF
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.guide import Guide
+from runtime.server.model_thread import make
 from runtime.server.request import Request
 from runtime.server.schedule.scheduler import Limits, Scheduler
+from runtime.server.schedule.spill import Spill
 from runtime.server.verify.verifier import Outcome, Verified, verify_batch
 from runtime.tree import Tree
 from runtime.wire.messages import Open, Rule, Turn
@@ -120,7 +122,7 @@ class Server:
         begin: Callable[[int], Request],
         seed: int,
     ):
-        self.scheduler = Scheduler(limits, engine.kv.allocate, engine.kv.free)
+        self.scheduler = Scheduler(limits, engine.kv.allocate, engine.kv.free, Spill(8))
         self.finished: dict[object, list[int]] = {}
         self._engine, self._texts, self._dice = engine, texts, random.Random(seed)
         self._begin = begin
@@ -137,6 +139,7 @@ class Server:
                 gone = self._dice.choice(batch).request
                 scheduler.remove(gone)
                 left.append(self._begin(gone.key))
+            make(scheduler.spill.moves, self._engine.kv)
             outcomes = verify_batch(self._engine, batch) if batch else []
             if batch:
                 scheduler.step_ended()
@@ -217,7 +220,7 @@ def test_every_text_is_plain(
     scheduler = server.scheduler
     assert scheduler.preemptions > 0
     assert scheduler.hit_tokens > 0
-    assert scheduler.cache.evictions > 0
+    assert scheduler.cache.evictions > scheduler.spill.hits > 0
     assert scheduler.next_batch() == []
     assert scheduler.cache.room() == engine.kv.n_pages
     scheduler.check()

@@ -34,15 +34,20 @@ def extend_keys(
 
 
 class PrefixCache:
-    """Pages of a pool, counted by holders; `allocate` and `free` move them in the pool itself."""
+    """Pages of a pool, counted by holders; `allocate` and `free` move them in the pool itself.
+
+    evicted(key, page)  is told of each published page that is given up
+    """
 
     def __init__(
         self,
         n_pages: int,
         allocate: Callable[[int], list[int]],
         free: Callable[[list[int]], None],
+        evicted: Callable[[Key, int], object] = lambda key, page: None,
     ):
         self.evictions = 0
+        self._evicted = evicted
         self._n_pages, self._n_free = n_pages, n_pages
         self._allocate, self._free = allocate, free
         self._holders: Counter[int] = Counter()
@@ -57,6 +62,10 @@ class PrefixCache:
     def find(self, keys: Iterable[Key]) -> list[int]:
         """The pages of the longest published prefix. They may be evicted until they are held."""
         return [self._page_of[key] for key in takewhile(self._page_of.__contains__, keys)]
+
+    def beyond(self, keys: Sequence[Key]) -> Sequence[Key]:
+        """What follows the longest published prefix."""
+        return keys[len(self.find(keys)) :]
 
     def hold(self, pages: Iterable[int]) -> None:
         """Count one more holder of each page."""
@@ -113,7 +122,9 @@ class PrefixCache:
 
     def _evict(self) -> None:
         page, _ = self._idle.popitem(last=False)
-        del self._page_of[self._key_of.pop(page)]
+        key = self._key_of.pop(page)
+        del self._page_of[key]
+        self._evicted(key, page)
         self._give_back(page)
         self.evictions += 1
 

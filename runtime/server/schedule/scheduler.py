@@ -15,10 +15,12 @@ Source: continuous batching after Orca (OSDI 2022); preemption by recomputation 
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from runtime.server.request import Phase, Request
 from runtime.server.schedule.choose import Limits, Line, choose
 from runtime.server.schedule.prefix_cache import PrefixCache, extend_keys
+from runtime.server.schedule.spill import Spill
 from runtime.server.schedule.step import Work
 
 __all__ = ["Limits", "Refused", "Scheduler", "Work"]
@@ -35,6 +37,8 @@ class Refused(ValueError):
 class Scheduler:
     """Requests from `submit` to `remove`; `allocate` and `free` move pages of the KV pool.
 
+    spill   keeps the pages that the pool gives up; None keeps none
+
     The four containers are lines: they say who is before whom, and nothing else about a request.
     Who is admitted and in neither of the last two waits for its edge, or is in the running step.
     """
@@ -44,13 +48,15 @@ class Scheduler:
         limits: Limits,
         allocate: Callable[[int], list[int]],
         free: Callable[[list[int]], None],
+        spill: Spill[Any] | None = None,
     ):
         self.limits = limits
+        self.spill = spill or Spill[Any](memory_pages=0)
         self.waiting: deque[Request] = deque()  # for pages: the preempted first, oldest first
         self.running: dict[Request, None] = {}  # admitted, oldest admission first
         self._unready: dict[Request, None] = {}  # to be prefilled, or to find pages for a draft
         self._ready = Line()  # to be verified
-        self.cache = PrefixCache(limits.n_pages, allocate, free)
+        self.cache = PrefixCache(limits.n_pages, allocate, free, self.spill.evicted)
         self.sought_tokens = 0  # tokens before the root, of every admission
         self.hit_tokens = 0  # of these, found in the cache
         self.preemptions = 0
@@ -172,6 +178,7 @@ class Scheduler:
         stepping = {work.request for step in self._steps for work in step}
         holders = [*self.running, *(r for r in stepping if r not in self.running)]
         self.cache.check(page for request in holders for page in request.pages)
+        self.spill.check()
         for request in holders:
             held = len(request.pages) * self.limits.page_size
             assert request.cached <= held, f"{request.cached} tokens cached in pages of {held}"
@@ -251,15 +258,22 @@ class Scheduler:
         size = self.limits.page_size
         extend_keys(request.page_keys, request.sharers, request.context, size)
         # the root is always computed, because a step must have its logits
-        shared = self.cache.find(request.page_keys[: request.root // size])
+        keys = request.page_keys[: request.root // size]
+        shared = self.cache.find(keys)
         fresh = self._pages_with_draft(request) - len(shared)
         watermark = self.limits.pages_for(1 + self.limits.max_nodes) << request.preemptions
         if fresh + (watermark if self.running else 0) > self.cache.room(beside=shared):
             return False
         self.cache.hold(shared)
+        kept = self.spill.find(keys[len(shared) :])
+        lent = self.cache.lend(fresh)
+        for key, copy, page in zip(keys[len(shared) :], kept, lent, strict=False):
+            self.spill.put_back(copy, page)
+            self.cache.publish(key, page)
+        found = len(shared) + len(kept)
         self._admissions += 1
-        request.admit(shared + self.cache.lend(fresh), len(shared) * size, self._admissions)
-        request.published = len(shared)
+        request.admit(shared + lent, found * size, self._admissions)
+        request.published = found
         self.sought_tokens += request.root
         self.hit_tokens += request.cached
         self.running[request] = None

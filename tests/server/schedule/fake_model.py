@@ -5,9 +5,11 @@ would come to.
 """
 
 import random
+from collections import deque
 from collections.abc import Sequence
 
 from runtime.server.request import Request
+from runtime.server.schedule.spill import Move
 from runtime.server.schedule.step import Work
 from runtime.tree import Tree
 
@@ -17,12 +19,16 @@ BONUS = 99  # what it draws after every path
 class FakeModel:
     """Writes and checks KV like the engine, and walks trees at random."""
 
-    def __init__(self, page_size: int, dice: random.Random):
+    def __init__(
+        self, page_size: int, dice: random.Random, moves: deque[Move[list[object]]] | None = None
+    ):
         self._page_size, self._dice = page_size, dice
+        self._moves = deque[Move[list[object]]]() if moves is None else moves
         self._kv: dict[int, object] = {}
 
     def step(self, batch: Sequence[Work]) -> list[list[int]]:
         """Run a batch; the accepted path of every work, empty where nothing was verified."""
+        self._move()
         for work in batch:
             request = work.request
             self.check(request, work.start)
@@ -32,11 +38,23 @@ class FakeModel:
 
     def check(self, request: Request, cached: int) -> None:
         """So much of the request's own text must be in the KV cache."""
+        self._move()
         for index in range(cached):
             kv = self._kv.get(self._place(request, index))
             assert kv == (request.user, request.context[: index + 1]), (
                 f"request {request.key} reads {kv} at {index}"
             )
+
+    def _move(self) -> None:
+        while self._moves:
+            move = self._moves.popleft()
+            first = move.page * self._page_size
+            places = range(first, first + self._page_size)
+            if move.is_out:
+                move.kept.copy = [self._kv.get(place) for place in places]
+            else:
+                assert move.kept.copy is not None
+                self._kv |= zip(places, move.kept.copy, strict=True)
 
     def _verify(self, work: Work) -> list[int]:
         request = work.request

@@ -11,6 +11,7 @@ from runtime.history import History
 from runtime.server.request import Request
 from runtime.server.schedule import prefix_cache
 from runtime.server.schedule.scheduler import Limits, Refused, Scheduler, Work
+from runtime.server.schedule.spill import Spill
 from runtime.tree import Tree
 from runtime.wire.messages import Finish, Open, Turn
 from tests.server.schedule.fake_model import BONUS, FakeModel
@@ -43,9 +44,9 @@ class Pool:
         self.free_pages += pages
 
 
-def make(limits: Limits) -> Scheduler:
+def make(limits: Limits, spilled_pages: int = 0) -> Scheduler:
     pool = Pool(limits.n_pages)
-    return Scheduler(limits, pool.allocate, pool.free)
+    return Scheduler(limits, pool.allocate, pool.free, Spill(spilled_pages))
 
 
 @pytest.fixture
@@ -530,7 +531,8 @@ def test_random_traffic(seed: int) -> None:
     """
     dice = random.Random(seed)
     limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
-    scheduler, model, ages = make(limits), FakeModel(LIMITS.page_size, dice), Ages()
+    scheduler, ages = make(limits, spilled_pages=seed % 3 * 5), Ages()
+    model = FakeModel(LIMITS.page_size, dice, scheduler.spill.moves)
     left = [random_request(dice, key) for key in range(40)]
     most = math.log2(limits.n_pages / limits.pages_for(1 + limits.max_nodes)) + 2
     while left or scheduler.running or scheduler.waiting:
@@ -706,7 +708,8 @@ def test_random_traffic_with_a_step_ahead(seed: int) -> None:
     """The model begins a step before the verdicts of the last one are applied; everything holds."""
     dice = random.Random(seed)
     limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
-    scheduler, model, ages = make(limits), FakeModel(LIMITS.page_size, dice), Ages()
+    scheduler, ages = make(limits, spilled_pages=seed % 3 * 5), Ages()
+    model = FakeModel(LIMITS.page_size, dice, scheduler.spill.moves)
     left = [random_request(dice, key) for key in range(40)]
     running: list[Work] = []
     overlapped = 0
