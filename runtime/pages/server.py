@@ -75,7 +75,7 @@ class ServerPage:
         return {
             "now_s": time.monotonic(),
             "phases": {phase.name.lower(): phases.count(phase) for phase in Phase},
-            "credits": sum(request.credit is not None for request in requests),
+            "credits": sum(request.has_credit for request in requests),
             "pages": sum(len(request.pages) for request in requests),
             "requests": [*map(self._row, requests[:MOST_REQUESTS])],
         }
@@ -89,6 +89,6 @@ class ServerPage:
             "prompt": request.params.prompt_tokens,
             "tokens": max(len(request.context) - request.params.prompt_tokens, 0),
             "plain": request.is_plain,
-            "credit": request.credit is not None,
+            "credit": request.has_credit,
             "round_trip_ms": round(request.edge.rtt_s.value * 1e3, 1),
         }

@@ -62,15 +62,16 @@ class RejectedDraft(ValueError):
     """A draft that does not fit the request; the message is sent to the edge."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Credit:
-    """A credit that is out: for a tree in this step, until a time at which it is taken back.
+    """Permission to send a tree: for a tree in this step, until a time at which it is taken back.
 
     One whose tree came after the credit had been taken back is for no certain `step`.
     """
 
     step: int | None
     until_s: float
+    is_out: bool = True  # until a step takes its tree, or it is taken back
 
 
 @dataclass(eq=False)
@@ -102,6 +103,7 @@ class Request:
     found: int = 0  # tokens that were in its pages when it was admitted last
     admission: int = 0  # of all admissions, which one was its last
     preemptions: int = 0
+    ready: bool = False  # to be verified: it has draft, masks, pages, and its text in them
     opened_s: float = 0.0
     stepped: bool = False  # whether it has been in a step
     # its rounds
@@ -190,6 +192,11 @@ class Request:
     def is_drafting(self) -> bool:
         """Whether its edge may send a tree, or has one on the way."""
         return self.turn is Turn.EDGE and self.draft is None and not self.verifying
+
+    @property
+    def has_credit(self) -> bool:
+        """Whether a credit is out for it."""
+        return self.credit is not None and self.credit.is_out
 
     @property
     def is_owed(self) -> bool:

@@ -112,7 +112,7 @@ class Steps:
             self._running = self._offer(work)
             self._started(self._running.step, time.monotonic())
         else:
-            self._pipeline.stalled()
+            self._pipeline.stalled(self._scheduler)
 
     def _look_ahead(self) -> None:
         """Offer the step after the running one, anew if something has come since."""

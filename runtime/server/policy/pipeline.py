@@ -101,10 +101,15 @@ class Pipeline:
         self._queued += 1
         self.credits.window.hold(request, math.inf)
 
-    def stalled(self) -> None:
-        """What has come waits for pages that others hold: those must not wait for its credits."""
-        for request in [r for r in self.credits.window.holders if r.draft is not None]:
-            self.credits.window.release(request)
+    def stalled(self, requests: Iterable[Request]) -> None:
+        """What has come of these waits for what others hold: those must not wait for its credits.
+
+        No step is running, and none can begin.
+        """
+        if self.credits.wanted:
+            for request in requests:
+                if request.draft is not None:
+                    self.credits.window.release(request)
 
     def step_started(
         self, verified: Collection[Request], rows: int, chunk_rows: int, now_s: float
@@ -178,6 +183,8 @@ class Pipeline:
         queued = sum(not request.verifying for request in drafts)
         assert self._queued == queued, f"{self._queued} are queued, counted {queued}"
         self.credits.window.check()
+        holders = sum(request.has_credit for request in requests)
+        assert len(self.credits.window) == holders, f"{len(self.credits.window)} of {holders} hold"
 
     def _learn(self, request: Request, ranks: Sequence[int], now_s: float) -> None:
         edge = request.edge

@@ -48,18 +48,18 @@ class Window:
     size: float = 0  # the most places that there were until any tree's step
     given: int = 0  # credits, since the start
     expired: int = 0  # of these, taken back because the tree did not come
-    holders: set[Request] = field(default_factory=set)  # of a credit that is out
+    _out: set[Credit] = field(default_factory=set)
     _of_step: Counter[int] = field(default_factory=Counter)  # credits out for each step
     _none_before_s: float = math.inf  # until then no credit is overdue
 
     def __len__(self) -> int:
-        return len(self.holders)
+        return len(self._out)
 
     def has(self, place: Place) -> bool:
         """Whether one more credit may go out for this place."""
         if math.isinf(self.size):
             return True
-        out, places = len(self.holders), place.places
+        out, places = len(self._out), place.places
         later = sum([count for step, count in self._of_step.items() if step > place.step])
         return (
             self._of_step[place.step] < place.batch
@@ -70,54 +70,54 @@ class Window:
     def take(self, request: Request, place: Place) -> None:
         """Give a credit, for as long as `hold` then says."""
         assert self.has(place), f"step {place.step} has no place: {len(self)} credits are out"
-        assert request.credit is None, f"{request.key} has a credit already"
-        request.credit = Credit(place.step, math.inf)
-        self.holders.add(request)
+        assert not request.has_credit, f"{request.key} has a credit already"
+        self._give(request, Credit(place.step, math.inf))
         self._of_step[place.step] += 1
         self.size = max(self.size, place.places)
         self.given += 1
 
     def hold(self, request: Request, until_s: float) -> None:
         """A credit that is out lasts until then; one that is not out comes back."""
-        if request.credit is None:
-            request.credit = Credit(None, until_s)
-            self.holders.add(request)
-        else:
+        if request.credit is not None and request.credit.is_out:
             request.credit.until_s = until_s
+        else:
+            self._give(request, Credit(None, until_s))
         self._none_before_s = min(self._none_before_s, until_s)
 
     def release(self, request: Request) -> None:
         """The tree was taken into a batch, or the request has ended; it may have no credit."""
-        if request.credit is None:
-            return
-        self.holders.remove(request)
-        if (step := request.credit.step) is not None:
-            self._of_step[step] -= 1
-            if not self._of_step[step]:
-                del self._of_step[step]
-        request.credit = None
+        if request.credit is not None and request.credit.is_out:
+            self._take_back(request.credit)
 
     @property
     def expires_s(self) -> float:
         """When the next credit is overdue; infinite if none can be."""
-        return min((credit.until_s for credit in self._credits()), default=math.inf)
+        return min((credit.until_s for credit in self._out), default=math.inf)
 
     def expire(self, now_s: float) -> None:
         """Take back credits that are overdue."""
         if now_s <= self._none_before_s:
             return
-        overdue = [r for r in self.holders if r.credit is not None and r.credit.until_s < now_s]
-        for request in overdue:
-            self.release(request)
+        overdue = [credit for credit in self._out if credit.until_s < now_s]
+        for credit in overdue:
+            self._take_back(credit)
         self.expired += len(overdue)
         self._none_before_s = self.expires_s
 
     def check(self) -> None:
         """Recount the credits by step."""
-        steps = Counter(c.step for c in self._credits() if c.step is not None)
+        assert all(credit.is_out for credit in self._out), "a credit that came back is out"
+        steps = Counter(c.step for c in self._out if c.step is not None)
         assert steps == self._of_step, f"credits of steps {self._of_step}, counted {steps}"
 
-    def _credits(self) -> list[Credit]:
-        credits = [request.credit for request in self.holders]
-        assert None not in credits, "a holder of a credit has none"
-        return [credit for credit in credits if credit is not None]
+    def _give(self, request: Request, credit: Credit) -> None:
+        request.credit = credit
+        self._out.add(credit)
+
+    def _take_back(self, credit: Credit) -> None:
+        credit.is_out = False
+        self._out.remove(credit)
+        if credit.step is not None:
+            self._of_step[credit.step] -= 1
+            if not self._of_step[credit.step]:
+                del self._of_step[credit.step]

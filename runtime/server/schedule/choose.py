@@ -6,8 +6,7 @@ Pure policy: no clock, no model, and no pages.
 Source: chunked prefill after Sarathi (2308.16369).
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from runtime.server.request import Request
@@ -31,39 +30,6 @@ class Limits:
     def pages_for(self, n_tokens: int) -> int:
         """Pages that n_tokens tokens need."""
         return -(-n_tokens // self.page_size)
-
-
-class Line:
-    """Requests whose tree can be verified, oldest draft first, then oldest admission.
-
-    Kept in order, so that a step looks at those that it takes and not at all the others. Where
-    somebody stands follows from the record, which does not change in this until it leaves.
-    """
-
-    def __init__(self) -> None:
-        self._order: list[tuple[float, int, Request]] = []
-
-    def __iter__(self) -> Iterator[Request]:
-        return (request for _, _, request in self._order)
-
-    def add(self, request: Request) -> None:
-        """Line up; the request's draft stays as it is until it leaves."""
-        at = self._at(request)
-        assert not self._is_at(at, request), f"{request.key} is in line twice"
-        self._order.insert(at, (request.ready_s, request.admission, request))
-
-    def discard(self, request: Request) -> None:
-        """Leave the line, if it is in it."""
-        at = self._at(request)
-        if self._is_at(at, request):
-            del self._order[at]
-
-    def _at(self, request: Request) -> int:
-        # an admission is one request's alone: the two numbers tell whose place it is
-        return bisect_left(self._order, (request.ready_s, request.admission))
-
-    def _is_at(self, at: int, request: Request) -> bool:
-        return at < len(self._order) and self._order[at][2] is request
 
 
 def choose(

@@ -14,11 +14,11 @@ Source: continuous batching after Orca (OSDI 2022); preemption by recomputation 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from runtime.server.request import Phase, Request
-from runtime.server.schedule.choose import Limits, Line, choose
+from runtime.server.schedule.choose import Limits, choose
 from runtime.server.schedule.prefix_cache import PrefixCache, extend_keys
 from runtime.server.schedule.spill import Spill
 from runtime.server.schedule.step import Work
@@ -39,8 +39,9 @@ class Scheduler:
 
     spill   keeps the pages that the pool gives up; None keeps none
 
-    The four containers are lines: they say who is before whom, and nothing else about a request.
-    Who is admitted and in neither of the last two waits for its edge, or is in the running step.
+    Its two containers say who is before whom, and nothing else about a request: one line of all of
+    them, and of those who wait for a step. Who runs and is not in the second waits for its edge, or
+    is in the running step.
     """
 
     def __init__(
@@ -52,16 +53,31 @@ class Scheduler:
     ):
         self.limits = limits
         self.spill = spill or Spill[Any](memory_pages=0)
-        self.waiting: deque[Request] = deque()  # for pages: the preempted first, oldest first
-        self.running: dict[Request, None] = {}  # admitted, oldest admission first
-        self._unready: dict[Request, None] = {}  # to be prefilled, or to find pages for a draft
-        self._ready = Line()  # to be verified
+        # Who runs, oldest admission first, then who waits for pages: the preempted, oldest first,
+        # then the others as they came. So who is preempted is passed by the border, and stays.
+        self._line: list[Request] = []
+        self._n_running = 0
+        # for a step: to be verified if `ready`, else to be prefilled or to find pages for a draft
+        self._due: dict[Request, None] = {}
         self.cache = PrefixCache(limits.n_pages, allocate, free, self.spill.evicted)
         self.sought_tokens = 0  # tokens before the root, of every admission
         self.hit_tokens = 0  # of these, found in the cache
         self.preemptions = 0
         self._admissions = 0
         self._steps: deque[Sequence[Work]] = deque()  # that the model has, or has before it
+
+    @property
+    def running(self) -> Sequence[Request]:
+        """Who is admitted, oldest admission first."""
+        return self._line[: self._n_running]
+
+    @property
+    def waiting(self) -> Sequence[Request]:
+        """Who waits for pages: the preempted first, oldest first."""
+        return self._line[self._n_running :]
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._line)
 
     def pages_for(self, request: Request) -> int:
         """Pages that hold the longest text of the request and one tree of the largest size."""
@@ -80,10 +96,10 @@ class Scheduler:
                 f"and one tree); this server holds {self.limits.n_pages * self.limits.page_size}",
                 busy=False,
             )
-        self.waiting.append(request)
+        self._line.append(request)
         self._admit()
-        if len(self.waiting) > self.limits.max_waiting:
-            self.waiting.pop()
+        if len(self._line) - self._n_running > self.limits.max_waiting:
+            self._line.pop()
             raise Refused("the server is full; try again in a few seconds", busy=True)
 
     def remove(self, request: Request) -> None:
@@ -93,23 +109,24 @@ class Scheduler:
         step is over.
         """
         request.end()
-        if request in self.running:
-            self._stop(request)
+        if request.admitted:
+            self._n_running -= 1
+            self._leave_step_line(request)
             if not request.in_steps:
                 self.cache.release(request.lose_pages())
-        elif request in self.waiting:
-            self.waiting.remove(request)
+        if request in self._line:  # else its prompt has not been read
+            self._line.remove(request)
         self._admit()
 
     def drafted(self, request: Request) -> None:
         """A draft has come, or one of no nodes has been put for it, or its masks have."""
-        if request in self.running:
-            self._unready[request] = None
+        if request.admitted:
+            self._due[request] = None
 
     @property
     def has_news(self) -> bool:
         """Whether somebody may be ready who was not when a step was chosen last."""
-        return any(not request.in_steps for request in self._unready)
+        return any(not (request.ready or request.in_steps) for request in self._due)
 
     def next_batch(self) -> Sequence[Work]:
         """The next step's work, every request with the pages for it; empty when nothing is ready.
@@ -118,8 +135,8 @@ class Scheduler:
         """
         assert not self._steps, "a step is running"
         # oldest first; an older request may preempt a younger one before its turn comes
-        for request in self._oldest_first():
-            if request in self._unready and self._supply(request):
+        for request in self._unready():
+            if request in self._due and self._supply(request):
                 self._line_up(request)
         return self._choose(())
 
@@ -131,7 +148,8 @@ class Scheduler:
         is empty, and who gives them up is decided in `next_batch` when no step is running.
         """
         (running,) = self._steps
-        short = [r for r in self._oldest_first() if self._pages_missing(r) > 0]
+        unready = self._unready()
+        short = [r for r in unready if self._pages_missing(r) > 0]
         following = [w.request for w in running if w.verify and self._goes_on(w.request)]
         following = [request for request in following if stays_plain(request)]
         wanted = [(request, self._pages_missing(request)) for request in short]
@@ -140,7 +158,7 @@ class Scheduler:
             return ()
         for request, count in wanted:
             request.pages += self.cache.lend(count)
-        for request in self._oldest_first():
+        for request in unready:
             self._line_up(request)
         return self._choose(following)
 
@@ -149,7 +167,6 @@ class Scheduler:
         for work in self._steps.pop():
             work.request.withdraw(work.chunk, work.verify)
             if not work.follows:
-                self._ready.discard(work.request)
                 self._line_up(work.request)
 
     def step_ended(self) -> None:
@@ -176,40 +193,40 @@ class Scheduler:
     def check(self) -> None:
         """Recount pages and lines; our own bookkeeping must never drift."""
         stepping = {work.request for step in self._steps for work in step}
-        holders = [*self.running, *(r for r in stepping if r not in self.running)]
+        running = self.running
+        holders = [*running, *(r for r in stepping if r not in running)]
         self.cache.check(page for request in holders for page in request.pages)
         self.spill.check()
         for request in holders:
             held = len(request.pages) * self.limits.page_size
             assert request.cached <= held, f"{request.cached} tokens cached in pages of {held}"
+        assert all(request.admitted for request in running), "who runs is not admitted"
         for request in self.waiting:
             assert request.phase is Phase.NEEDS_PAGES, f"{request.key} waits for {request.phase}"
             assert not request.pages, f"{request.key} waits for pages and has some"
-        ages = [request.admission for request in self.running]
+        ages = [request.admission for request in running]
         assert ages == sorted(ages), f"admissions {ages} are not in order"
-        due = {r for r in self.running if r.phase in (Phase.PREFILLING, Phase.QUEUED)}
-        ready = [*self._ready]
-        assert not self._unready.keys() & set(ready), "a request is both ready and not"
-        lined_up = {r for r in [*self._unready, *ready] if r.phase is not Phase.IN_STEP}
-        assert lined_up == due, "the lines differ from those who should be in them"
+        due = {r for r in running if r.phase in (Phase.PREFILLING, Phase.QUEUED)}
+        lined_up = {r for r in self._due if r.phase is not Phase.IN_STEP}
+        assert lined_up == due, "other requests wait for a step than should"
+        ready = [request for request in self._line if request.ready]
+        assert self._due.keys() >= set(ready), "a request is ready, and waits for no step"
         assert not any(request.verifying for request in ready), "who is verified is ready again"
-        assert ready == sorted(ready, key=lambda r: (r.ready_s, r.admission)), "out of order"
         supplied = all(not r.uncached and self._pages_missing(r) <= 0 for r in ready)
         assert supplied, "who is ready lacks pages or text in them"
 
     def _choose(self, following: Sequence[Request]) -> Sequence[Work]:
         """Put a step together and let its requests enter it."""
         self._admit()
-        prompts = [r for r in self._oldest_first() if r.uncached and self._pages_missing(r) <= 0]
-        step = choose(self._ready, prompts, self.limits, following)
+        prompts = [r for r in self._unready() if r.uncached and self._pages_missing(r) <= 0]
+        step = choose(self._ready(), prompts, self.limits, following)
         for work in step:
             request = work.request
-            self._ready.discard(request)
             if work.follows:
                 request.follow()
             else:
                 request.enter_step(work.chunk, work.verify)
-                self._unready.pop(request, None)
+                self._leave_step_line(request)
                 if not work.verify:
                     self._line_up(request)
         if step:
@@ -226,24 +243,34 @@ class Scheduler:
         """Pages that it lacks for one token after the one that is being drawn."""
         return max(self.limits.pages_for(len(request.context) + 1) - len(request.pages), 0)
 
-    def _oldest_first(self) -> list[Request]:
-        return sorted(self._unready, key=lambda request: request.admission)
+    def _ready(self) -> list[Request]:
+        """Whose tree can be verified, oldest draft first, then oldest admission."""
+        ready = [request for request in self._due if request.ready]
+        return sorted(ready, key=lambda request: (request.ready_s, request.admission))
+
+    def _unready(self) -> list[Request]:
+        """Who has to be prefilled, or to find pages for a draft, oldest admission first."""
+        unready = [request for request in self._due if not request.ready]
+        return sorted(unready, key=lambda request: request.admission)
 
     def _admit(self) -> None:
         """Start waiting requests, in order, while slots and pages last."""
-        while len(self.running) < self.limits.max_requests:
+        while self._n_running < min(len(self._line), self.limits.max_requests):
             request = self._next_waiting()
             if request is None or not self._start(request):
                 return
-            self.waiting.remove(request)
+            self._line.remove(request)
+            self._line.insert(self._n_running, request)
+            self._n_running += 1
 
     def _next_waiting(self) -> Request | None:
         """The first preempted request, else the first one of the user who runs the fewest.
 
         None where all who wait run as many as one user may.
         """
-        if self.waiting and self.waiting[0].preemptions:
-            return self.waiting[0]
+        first = self._line[self._n_running]
+        if first.preemptions:
+            return first
         running = Counter(request.user for request in self.running)
         most = self.limits.max_user_running
         may = [request for request in self.waiting if running[request.user] < most]
@@ -262,7 +289,7 @@ class Scheduler:
         shared = self.cache.find(keys)
         fresh = self._pages_with_draft(request) - len(shared)
         watermark = self.limits.pages_for(1 + self.limits.max_nodes) << request.preemptions
-        if fresh + (watermark if self.running else 0) > self.cache.room(beside=shared):
+        if fresh + (watermark if self._n_running else 0) > self.cache.room(beside=shared):
             return False
         self.cache.hold(shared)
         kept = self.spill.find(keys[len(shared) :])
@@ -276,23 +303,20 @@ class Scheduler:
         request.published = found
         self.sought_tokens += request.root
         self.hit_tokens += request.cached
-        self.running[request] = None
         self._line_up(request)
         return True
 
     def _line_up(self, request: Request) -> None:
-        """Let a running request that has the pages for its draft wait for a step."""
-        if request.uncached:
-            self._unready[request] = None
+        """Let a running request that has the pages for its draft wait for a step, if it has to."""
+        request.ready = request.is_verifiable and not request.uncached
+        if request.uncached or request.ready:
+            self._due[request] = None
         else:
-            self._unready.pop(request, None)
-            if request.is_verifiable:
-                self._ready.add(request)
+            self._due.pop(request, None)
 
-    def _stop(self, request: Request) -> None:
-        del self.running[request]
-        self._unready.pop(request, None)
-        self._ready.discard(request)
+    def _leave_step_line(self, request: Request) -> None:
+        self._due.pop(request, None)
+        request.ready = False
 
     def _supply(self, request: Request) -> bool:
         """Give a running request the pages for its draft, from younger requests if need be.
@@ -303,20 +327,21 @@ class Scheduler:
         if missing <= 0:
             return True
         while missing > self.cache.room():
-            youngest = next(reversed(self.running))
+            youngest = self._line[self._n_running - 1]
             if youngest is request:
                 return False
-            self._preempt(youngest)
+            self._preempt_youngest()
         request.pages += self.cache.lend(missing)
         return True
 
-    def _preempt(self, request: Request) -> None:
+    def _preempt_youngest(self) -> None:
         """Take all pages of the request admitted last; its context and its draft stay."""
-        self._stop(request)
+        self._n_running -= 1
+        request = self._line[self._n_running]
+        self._leave_step_line(request)
         self.cache.release(request.lose_pages())
         request.preemptions += 1
         self.preemptions += 1
-        self.waiting.appendleft(request)
 
     def _pages_with_draft(self, request: Request) -> int:
         return self.limits.pages_for(len(request.context) + request.nodes)

@@ -160,7 +160,7 @@ def test_random_events_keep_every_invariant(policy: str) -> None:
                 assert not left or not all(has(place_of(requests[key])) for key in left), (
                     "a place for anyone"
                 )
-            assert [key for key in live if requests[key].credit is not None] == sorted(until_s)
+            assert [key for key in live if requests[key].has_credit] == sorted(until_s)
             assert len(credits.window) == len(until_s)
             credits.window.check()
             assert credits.window.expires_s == min(until_s.values(), default=math.inf)

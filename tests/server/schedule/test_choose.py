@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from runtime.server.request import Request
-from runtime.server.schedule.choose import Limits, Line
+from runtime.server.schedule.choose import Limits
 from runtime.server.schedule.choose import choose as choose_in_order
 from runtime.server.schedule.step import Work
 from runtime.tree import Tree
@@ -117,20 +117,3 @@ def test_limits_and_ages_of_random_steps(seed: int) -> None:
         older = [s for s in trees if s.ready_s < left_out.ready_s]
         room = LIMITS.max_step_nodes - sum(1 + len(s.draft or ()) for s in older)
         assert len(older) == LIMITS.max_batch or 1 + len(left_out.draft or ()) > room
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_a_line_stays_in_order_whoever_comes_and_goes(seed: int) -> None:
-    """Against sorting everybody; drafts come late and at the same time, too."""
-    dice, line, waiting = random.Random(seed), Line(), set()
-    for admission in range(60):
-        state = request(admission, 0, ready_s=dice.randrange(5))
-        state.admission = admission
-        line.add(state)
-        waiting.add(state)
-        for gone in [s for s in waiting if dice.random() < 0.2]:
-            line.discard(gone)
-            gone.ready_s = -1.0  # outside the line it may change
-            waiting.remove(gone)
-        line.discard(request(99, 0))
-        assert list(line) == sorted(waiting, key=lambda s: (s.ready_s, s.admission))
