@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 ROOT = -1  # the parent of the root's children
+# How much rarer than its parent the k-th child of a node is, as a logarithm: see `Tree.ranks`.
+RARER = [0.25 + 1.8 * math.log(max(k, 1)) for k in range(256)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Tree:
         children, rarity = [0] * (len(self) + 1), [0.0]
         for parent in self.parents:
             children[parent] += 1
-            rarity.append(rarity[parent] + 0.25 + 1.8 * math.log(children[parent]))
+            rarity.append(rarity[parent] + RARER[children[parent]])
         order = sorted(rarity)
         return [bisect_left(order, rarity[node]) for node in nodes]
 

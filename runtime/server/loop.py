@@ -182,6 +182,8 @@ class Server:
     def on_message(self, peer: FramedProtocol, message: wire.Message) -> None:
         """Apply one message of an edge; its order has been checked by the connection."""
         match message:
+            case wire.Draft():
+                self._draft(peer, message)
             case wire.Hello() | wire.Proof():
                 self.door.answer(peer, message, time.monotonic())
                 if peer in self.door.admitted:
@@ -200,8 +202,6 @@ class Server:
                 self._adapt(peer, message)
             case wire.Prompt():
                 self._extend_prompt(peer, message)
-            case wire.Draft():
-                self._draft(peer, message)
             case wire.Close():
                 log.info("request cancelled", extra=self._who(peer, message.request))
                 if request := self.requests.get((peer, message.request)):

@@ -50,8 +50,9 @@ def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:
         body = message.encode(vocabulary_size)
     except struct.error as fault:
         raise ValueError(f"{type(message).__name__} has a field of a wrong type: {fault}") from None
-    length = HEADER.size + len(body)
-    check(f"bytes of {type(message).__name__}", length, HEADER.size, max_frame_bytes(type(message)))
+    length, most_bytes = HEADER.size + len(body), max_frame_bytes(type(message))
+    if length > most_bytes:
+        check(f"bytes of {type(message).__name__}", length, HEADER.size, most_bytes)
     return HEADER.pack(length, message.TYPE, 0, message.request, seq) + body
 
 

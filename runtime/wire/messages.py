@@ -105,7 +105,9 @@ NO_LIMIT_MS = U16_MAX  # of a Verdict's or Credit's late_ms
 
 def clamp_ms(time_ms: float) -> int:
     """A measured time as a message carries it: whole, and at most 65,535."""
-    return round(min(max(time_ms, 0), U16_MAX))
+    if 0 <= time_ms <= U16_MAX:
+        return round(time_ms)
+    return 0 if time_ms < 0 else U16_MAX
 
 
 class ProtocolError(Exception):

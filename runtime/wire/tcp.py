@@ -69,6 +69,7 @@ class FramedProtocol(asyncio.Protocol):
         self.ended_with: ErrorCode | None = None
         self.cut_bytes = 0
         self._is_silent = False
+        self._most_waiting_bytes = 0
         self._on_message = on_message
         self._on_closed = on_closed
         self._handshake_timeout_s = handshake_timeout_s
@@ -165,6 +166,9 @@ class FramedProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport), "only stream transports carry frames"
         self._transport = transport
+        self._most_waiting_bytes = transport.get_extra_info(
+            "most_waiting_bytes", MAX_WRITE_BUFFER_BYTES[self.connection.role]
+        )
         name = transport.get_extra_info("peername")
         self.peer_name, self.host = address(name), _host(name)
         if link := transport.get_extra_info("socket"):
@@ -230,15 +234,14 @@ class FramedProtocol(asyncio.Protocol):
         self._on_closed(self, self._reason)
 
     def _write(self, data: bytes) -> None:
-        if not data or self._transport is None or self.is_closing:
+        if not data or self._transport is None:
             return
         self.bytes_sent += len(data)
         self._transport.write(data)
         if self._timer is not None:
             self._end_handshake()
         waiting_bytes = _buffered_bytes(self._transport)
-        most_bytes = MAX_WRITE_BUFFER_BYTES[self.connection.role]
-        if waiting_bytes > self._transport.get_extra_info("most_waiting_bytes", most_bytes):
+        if waiting_bytes > self._most_waiting_bytes:
             sentence = f"the peer reads too slowly: {waiting_bytes} bytes wait for it"
             self._cut(waiting_bytes, sentence)
 

@@ -95,35 +95,37 @@ class Acceptance:
         """Of a tree of `nodes` nodes those of these ranks were accepted; none tells nothing."""
         if nodes == 0:
             return
+        means, counts, chances = self._means, self._counts, self._chances
         hits = [0] * len(OCTAVES)
         for rank in ranks:
             hits[(rank - 1).bit_length()] += 1
-        for octave in range((nodes - 1).bit_length() + 1):
-            first, last = OCTAVES[octave]
+        sent = (nodes - 1).bit_length() + 1
+        for octave, (first, last) in enumerate(OCTAVES[:sent]):
             share = hits[octave] / (min(last, nodes) - first + 1)
-            self._counts[octave] += 1
-            gain = max(self.OCTAVE_GAIN, 1 / (self.PRIOR_ROUNDS + self._counts[octave]))
-            if self._counts[octave] == 1:
-                self._means[octave] = self._chances[octave]
-            self._means[octave] += gain * (share - self._means[octave])
-        for octave in range((nodes - 1).bit_length() + 1, len(OCTAVES)):
-            guess = self._prior * self._chances[octave - 1]
-            self._means[octave] += self.FORGET * (guess - self._means[octave])
+            counts[octave] += 1
+            if counts[octave] == 1:
+                means[octave] = chances[octave]
+            gain = max(self.OCTAVE_GAIN, 1 / (self.PRIOR_ROUNDS + counts[octave]))
+            means[octave] += gain * (share - means[octave])
+        for octave in range(sent, len(OCTAVES)):
+            guess = self._prior * chances[octave - 1]
+            means[octave] += self.FORGET * (guess - means[octave])
         self._settle()
 
     def _settle(self) -> None:
         """Make the chances of the means, falling from octave to octave, and their sums."""
         self._chances: list[float] = []
         self._sums = [0.0]  # over all octaves before each
-        above = 1.0
-        for octave, (first, last) in enumerate(OCTAVES):
-            guess = above * self._prior
-            chance = min(self._means[octave], above) if self._counts[octave] else guess
+        above, total = 1.0, 0.0
+        for size, mean, count in zip(SIZES, self._means, self._counts, strict=True):
+            chance = (mean if mean < above else above) if count else above * self._prior
             self._chances.append(chance)
-            self._sums.append(self._sums[-1] + chance * (last - first + 1))
-            above = max(chance, LEAST)
+            total += chance * size
+            self._sums.append(total)
+            above = chance if chance > LEAST else LEAST
 
 
 LEAST = 1e-3  # chance of a node, to guess those after it from
 # the first and the last rank of each octave, up to those of the largest tree
 OCTAVES = [((1 << octave >> 1) + 1, 1 << octave) for octave in range(9)]
+SIZES = [last - first + 1 for first, last in OCTAVES]

@@ -52,11 +52,6 @@ class Load:
         """Trees verified."""
         return self._trees.per_s
 
-    @property
-    def all_plain_s(self) -> float:
-        """Time of one token if all requests decoded plainly."""
-        return self.turns * self.cost.step_s(min(self.requests, self.batch))
-
     def step_with_s(self, nodes: int) -> float:
         """A step in which one of the trees, of average number, has so many drafted nodes."""
         return self.cost.step_s(self._other_rows + 1 + nodes)
@@ -76,3 +71,5 @@ class Load:
         self.turns = -(-self.requests // self.batch)  # steps until everybody had one
         # Time of one token of plain decoding beside the others' trees.
         self.plain_s = self.turns * self._token_s
+        # Time of one token if all requests decoded plainly.
+        self.all_plain_s = self.turns * self.cost.step_s(min(self.requests, self.batch))

@@ -45,6 +45,7 @@ class StepCost:
         self._chunk_row_s = Mean()
         self._rows: list[float] = []
         self._times_s: list[float] = []
+        self._foreseen_s: dict[float, float] = {}  # by rows, what was asked for since a step
         self.deviation_s = 0.0
 
     @property
@@ -54,7 +55,9 @@ class StepCost:
 
     def step_s(self, rows: float, chunk_rows: int = 0) -> float:
         """Expected time of a step; 0 while nothing is known."""
-        return self._trees_s(rows) + chunk_rows * self._chunk_row_s.value
+        if rows not in self._foreseen_s:
+            self._foreseen_s[rows] = self._trees_s(rows)
+        return self._foreseen_s[rows] + chunk_rows * self._chunk_row_s.value
 
     def slopes(self, rows: float) -> list[tuple[float, float]]:
         """From `rows` on: (rows at the end of a piece, seconds that each row of it costs).
@@ -116,4 +119,5 @@ class StepCost:
                 pools[-1][0] = (pools[-1][0] * pools[-1][1] + value_s * weight) / total
                 pools[-1][1:] = [total, pools[-1][2] + size]
         self._rows = [bucket.rows.value for bucket in buckets]
+        self._foreseen_s.clear()
         self._times_s = [value_s for value_s, _, size in pools for _ in range(int(size))]
