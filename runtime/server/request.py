@@ -304,15 +304,16 @@ class Request:
         Returns how many accepted tokens precede the last token kept, and why it ends, if it does.
         """
         assert self.draft is not None, f"{self.key} waits for no verdict"
-        new = [*accepted, bonus]
-        for count, token in enumerate(new):
+        new, remaining = [*accepted, bonus], self.remaining
+        for count, token in enumerate(new, start=1):
             if token in self.target_stop_ids or token in self.params.stop_ids:
                 self.finish = Finish.STOP
-            elif count + 1 == self.remaining:
+            elif count == remaining:
                 self.finish = Finish.LENGTH
-            if self.finish is not Finish.NONE:
-                new = new[: count + 1]
-                break
+            else:
+                continue
+            new = new[:count]
+            break
         self.context += new
         if self.history is not None:
             self.history.extend(new)

@@ -26,6 +26,7 @@ class EdgeProfile:
     grant_s: float = 0.0  # when its last verdict or credit left
     due_s: float = 0.0  # when its tree is expected
     nodes: int = 0  # in its last tree
+    worth_nodes: int = 0  # that its next tree may have, as its last verdict found
     draft_s: Mean = field(default_factory=lambda: Mean(DRAFT_S, gain=0.25))  # from the verdict on
     sent_nodes: Mean = field(default_factory=lambda: Mean(gain=0.25))
     round_s: Mean = field(default_factory=lambda: Mean(gain=0.25))  # of rounds with a draft
@@ -46,6 +47,7 @@ class EdgeProfile:
             grant_s=0.0,
             due_s=0.0,
             nodes=0,
+            worth_nodes=0,
             stretch=Stretch(),
         )
 

@@ -44,9 +44,14 @@ class Objective:
     _stretches: float = 0.0
     _late: float = 0.0
 
+    @property
+    def is_promised(self) -> bool:
+        """Whether there is one."""
+        return not math.isinf(self.token_s)
+
     def verdict(self, stretch: Stretch, tokens: int, plain_s: float, now_s: float) -> None:
         """A verdict gave a request `tokens`; if all were plain, each would take `plain_s`."""
-        if math.isinf(self.token_s):
+        if not self.is_promised:
             return
         if stretch.start_s is None or stretch.start_s < self._drafting_since_s:
             stretch.tokens, stretch.start_s = 0, now_s
@@ -60,7 +65,7 @@ class Objective:
 
     def slack_tokens(self, plain_s: float) -> float:
         """What 64 tokens may take longer than if all were plain, in tokens; 0 without a promise."""
-        if math.isinf(self.token_s) or plain_s <= 0:
+        if not self.is_promised or plain_s <= 0:
             return 0.0
         return max(RESERVE * STRETCH_TOKENS * (self.token_s / plain_s - 1), 0.0)
 

@@ -27,7 +27,7 @@ from runtime.server.policy.objective import Objective
 from runtime.server.policy.slots import Expected, first_slot
 from runtime.server.policy.window import HOLD_S, Place
 from runtime.server.request import Phase, Request
-from runtime.wire.messages import Turn
+from runtime.wire.messages import MAX_NODES, Turn
 
 # A credit is for the step that a tree can be in if its edge hurries: if it drafts half as long as
 # it usually would from now on. With 1 for "as long as usual" places near at hand would stay empty.
@@ -142,8 +142,8 @@ class Pipeline:
         edge.verdict_s, edge.nodes = now_s, 0
         is_in_next_step = request.verifying > 1
         self.objective.verdict(edge.stretch, len(ranks) + 1, self.load.all_plain_s, now_s)
-        max_nodes = 0 if is_in_next_step else self._nodes(edge, now_s)
-        if max_nodes == 0:
+        edge.worth_nodes = 0 if is_in_next_step else self._nodes(edge, now_s)
+        if edge.worth_nodes == 0:
             request.told(Turn.SERVER)
             self._plain += 1
             return Grant(Turn.SERVER)
@@ -153,7 +153,7 @@ class Pipeline:
         self.credits.want(request)
         if others_wait or not self._give(now_s):
             return Grant(Turn.WAIT)
-        return self._grant(request, max_nodes, now_s)
+        return self._grant(request, edge.worth_nodes, now_s)
 
     def stays_plain(self, request: Request) -> bool:
         """Whether one that decodes plainly will go on to, as far as is known now."""
@@ -161,10 +161,12 @@ class Pipeline:
 
     def credits_due(self, now_s: float) -> list[tuple[Request, Grant]]:
         """Requests that were told to wait and may send now."""
-        nodes = [
-            (request, max(self._nodes(request.edge, now_s), 1)) for request in self._give(now_s)
+        # who waited while plain decoding became the rule has its tree to send all the same
+        most = 1 if self.objective.is_plain(now_s) else MAX_NODES
+        return [
+            (request, self._grant(request, min(request.edge.worth_nodes, most), now_s))
+            for request in self._give(now_s)
         ]
-        return [(request, self._grant(request, most, now_s)) for request, most in nodes]
 
     @property
     def wake_s(self) -> float:
@@ -202,7 +204,8 @@ class Pipeline:
         """Nodes of its next draft; 0 is to decode plainly."""
         if self.objective.is_plain(now_s):
             return 0
-        edge.trial.allow(self.objective.slack_tokens(self.load.all_plain_s))
+        if self.objective.is_promised:
+            edge.trial.allow(self.objective.slack_tokens(self.load.all_plain_s))
         if not self._pipelined:
             return min(edge.max_nodes, self.load.max_step_nodes - 1)
         return nodes_to_grant(edge, self.load)
