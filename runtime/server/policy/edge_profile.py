@@ -61,9 +61,11 @@ class EdgeProfile:
         self.tells_rtt = False
 
     def forget(self) -> None:
-        """It is tried anew: a machine that was busy, or a tree that came late, is of the past."""
+        """It is tried anew: a machine that was busy, a tree that came late and a text whose drafts
+        were not worth their rows are of the past."""
         self.draft_s = Mean(min(self.draft_s.value, DRAFT_S), gain=0.25)
         self.round_s = Mean(gain=0.25)
+        self.acceptance = Acceptance()
 
     def arrived(self, nodes: int, draft_s: float, now_s: float) -> None:
         """A tree of `nodes` drafted nodes has come, after `draft_s` at the edge."""

@@ -197,8 +197,12 @@ class Pipeline:
         round_s = now_s - edge.verdict_s
         edge.round_s.observe(round_s)
         edge.acceptance.observe(edge.nodes, ranks)
-        if self.load.cost.known:
+        if not self.load.cost.known:
+            return
+        if edge.nodes:
             edge.trial.drafted(len(ranks) + 1, round_s / self.load.plain_s)
+        else:
+            edge.trial.nothing_drafted(round_s / self.load.plain_s)
 
     def _nodes(self, edge: EdgeProfile, now_s: float) -> int:
         """Nodes of its next draft; 0 is to decode plainly."""

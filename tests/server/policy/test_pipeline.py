@@ -459,6 +459,25 @@ def test_drafting_resumes_after_a_tree_that_came_a_minute_late(draft_s: float) -
     assert drafts_again(server, rounds=10)
 
 
+def test_drafting_resumes_after_a_text_whose_drafts_were_worth_no_row() -> None:
+    """Where rows cost time, an edge none of whose nodes is accepted would never be asked again."""
+    pipeline = Pipeline(4, 512, Credits())
+    for rows in (1, 10, 40, 200):
+        for _ in range(4):
+            pipeline.load.cost.observe(rows, 0, STEP_S * (0.9 + 0.1 * rows))
+    server = Server(pipeline)
+    server.open("a", rtt_s=0.001)
+    grant, asked = server.step({"a": 0}, {}, STEP_S)["a"], 0
+    while grant.turn is Turn.EDGE:
+        asked += 1
+        server.answer("a", grant.max_nodes, draft_s=0.001, wait_s=0.001)
+        step_s = STEP_S * (1 + 0.1 * grant.max_nodes)
+        grant = server.step({"a": grant.max_nodes}, {}, step_s)["a"]
+    assert asked, "it was tried"
+    assert not drafts_again(server, rounds=60)
+    assert drafts_again(server, rounds=10)
+
+
 def test_what_an_edge_has_shown_is_known_at_its_next_request_and_its_moments_are_not():
     edge = EdgeProfile(max_nodes=32)
     edge.arrived(nodes=8, draft_s=0.3, now_s=0.4)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from runtime.server.policy.trial import SLACK_TOKENS, WINDOW_TOKENS, Trial
+from runtime.server.policy.trial import SLACK_TOKENS, SURE_ROUNDS, WINDOW_TOKENS, Trial
 
 
 def rounds(seed: int, quality: float, overhead: float, tokens: int) -> list[tuple[int, float]]:
@@ -81,3 +81,47 @@ def test_a_round_may_take_what_is_left_of_the_slack() -> None:
     assert trial.most_tokens == 1 + SLACK_TOKENS
     trial.drafted(1, 2.5)
     assert trial.most_tokens == pytest.approx(SLACK_TOKENS - 0.5)
+
+
+@pytest.mark.parametrize("overhead", [0.02, 0.08, 0.3, 0.7, 1.6])
+def test_an_edge_with_nothing_to_send_costs_3_percent_between_its_drafts(overhead: float) -> None:
+    """Each round without a draft, and what follows it until the edge is asked again."""
+    trial, times = Trial(), []
+    for _ in range(2000):
+        if 1 + overhead <= trial.most_tokens:
+            trial.nothing_drafted(1 + overhead)
+            times.append(1 + overhead)
+        else:
+            trial.plain()
+            times.append(1.0)
+    asked = [place for place, time in enumerate(times) if time > 1]
+    stretches = [times[start:end] for start, end in pairwise(asked)]
+    assert len(stretches) >= 3
+    for stretch in stretches:
+        assert sum(stretch) <= len(stretch) * 1.03 + 0.03 + 1e-9, "but for a part of a token"
+    assert worst_window([(1, time) for time in times]) <= 1.05 + 1e-9
+
+
+def test_what_an_edge_sends_again_is_no_longer_waited_for() -> None:
+    trial = Trial()
+    trial.nothing_drafted(1.3)
+    assert trial.most_tokens == 0.0
+    for _ in range(9):
+        assert trial.most_tokens == 0.0
+        trial.plain()
+    assert trial.most_tokens == pytest.approx(1 + SLACK_TOKENS - 0.3)
+    trial.drafted(3, 1.5)
+    assert trial.most_tokens == 1 + SLACK_TOKENS
+
+
+def test_a_run_of_hits_proves_nothing_yet() -> None:
+    """Two equal rounds have no deviation at all; the third may give nothing."""
+    trial = Trial()
+    for _ in range(SURE_ROUNDS):
+        trial.expect(3.0)
+        assert trial.most_tokens == 1 + SLACK_TOKENS
+        trial.drafted(4, 1.5)
+    trial.expect(3.0)
+    assert trial.most_tokens == float("inf")
+    trial.nothing_drafted(1.3)
+    assert trial.most_tokens == float("inf"), "who gains so much need not be spared"
