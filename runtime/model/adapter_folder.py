@@ -5,6 +5,7 @@ change an answer is left out. Source: peft's documentation of LoraConfig.
 """
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ CONFIG, WEIGHTS, PICKLED = (
 _PREFIX, _SUFFIXES = "base_model.model.", (".lora_A.weight", ".lora_B.weight")
 # A pattern may go back and forth for years, and its copies of what it repeats fill the memory.
 _PATTERN_S, _PATTERN_CHARACTERS, _PATTERN_REPEATS = 0.2, 512, 1000
+_PATTERNS_S = 0.5  # of a processor, for all patterns and all modules of an adapter
+_MOST_LAYERS = 1 << 20
 # What adds more than B A, or to another base than the model as it is; by what each asks for.
 _REFUSED = {
     "use_dora": "magnitudes of its own (DoRA)",
@@ -52,6 +55,7 @@ class FolderAdapter:
     def __init__(self, folder: Path):
         self._path = folder / CONFIG
         self._fields = _read_fields(self._path)
+        self._patterns_s = _PATTERNS_S  # that are left
         if not (folder / WEIGHTS).exists() and (folder / PICKLED).exists():
             raise ModelError(
                 f"{folder / PICKLED} is pickled, and pickles can run programs; load the adapter "
@@ -99,9 +103,31 @@ class FolderAdapter:
 
     def _is_target(self, module: str) -> bool:
         """Whether peft would adapt a module of that name."""
-        if self._fields.get("target_modules") == "all-linear":
-            return True
-        return self._names("target_modules", module) and not self._names("exclude_modules", module)
+        is_named = self._fields.get("target_modules") == "all-linear"
+        is_named = is_named or self._names("target_modules", module)
+        is_excluded = self._names("exclude_modules", module)
+        return is_named and not is_excluded and self._is_in_layers(module)
+
+    def _is_in_layers(self, module: str) -> bool:
+        """Whether its layer is one of those that are adapted, if some are.
+
+        The number of the layer stands behind a part of the name that a pattern fits; without
+        patterns, behind any part but the first.
+        """
+        layers = self._fields.get("layers_to_transform")
+        layers = [layers] if type(layers) is int else layers or []
+        patterns = self._fields.get("layers_pattern") or [r"[^.]*"]
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(layers, list) or not all(map(_is_layer, layers)):
+            raise ModelError(f"{self._path}: layers_to_transform has no list of layers' numbers")
+        if not isinstance(patterns, list) or not all(isinstance(one, str) for one in patterns):
+            raise ModelError(f"{self._path}: layers_pattern has no list of names")
+        numbers = set(module.split(".")) & set(map(str, layers))
+        return not layers or any(
+            self._matches(rf".*\.({pattern})\.{number}\..*", module)
+            for pattern in patterns
+            for number in numbers
+        )
 
     def _names(self, field: str, module: str) -> bool:
         """By a pattern for the whole name, or a list of its last parts."""
@@ -120,11 +146,16 @@ class FolderAdapter:
                 raise ValueError(f"has more than {_PATTERN_CHARACTERS} characters")
             if _repeats(pattern) > _PATTERN_REPEATS:
                 raise ValueError(f"repeats a part more than {_PATTERN_REPEATS} times")
-            return bool(regex.fullmatch(pattern, module, timeout=_PATTERN_S))
+            started_s = time.thread_time()
+            found = regex.fullmatch(pattern, module, timeout=_PATTERN_S)
+            self._patterns_s -= time.thread_time() - started_s
         except TimeoutError:
             raise ModelError(f"{self._path}: pattern {pattern!r} takes too long") from None
         except (ValueError, regex.error) as error:
             raise ModelError(f"{self._path}: pattern {pattern[:80]!r} {error}") from None
+        if self._patterns_s < 0:
+            raise ModelError(f"{self._path}: all its patterns together take too long")
+        return bool(found)
 
 
 def _read_fields(path: Path) -> Mapping[str, Any]:
@@ -175,6 +206,10 @@ def _repeats(pattern: str) -> int:
     """How many copies of a part a pattern has at most: where counts are nested, their product."""
     counts = (regex.findall(r"\d+", braces) for braces in regex.findall(r"\{[^{}]*\}", pattern))
     return math.prod(max(1, *map(int, numbers)) for numbers in counts if numbers)
+
+
+def _is_layer(number: object) -> bool:
+    return type(number) is int and 0 <= number < _MOST_LAYERS
 
 
 def _is_finite(number: float) -> bool:

@@ -35,7 +35,7 @@ from runtime.server.router import Router
 from runtime.server.schedule.step import Step
 from runtime.server.spilling import PageFolder, folder_of, spilling_of
 from runtime.server.trace_file import tracing
-from runtime.server.users import add_user, load_users
+from runtime.server.users import add_user, users_of
 from runtime.server.verify.warm_up import warm_up
 from runtime.system import on_stop
 from runtime.terminal import called, inert
@@ -124,7 +124,7 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
     """Send everyone on to the replicas until a signal."""
     tell_accept_failures(asyncio.get_running_loop())
     renewal, certificate = Renewal(config), _certificate(config)
-    users = load_users(Path(config.users)) if config.users else None
+    users = users_of(config)
     router = Router(config.replicas)
     door = _door(config, users, certificate, identity=None, router=router)
     metrics = Metrics()
@@ -182,7 +182,7 @@ async def serve(
 
     api_certificate = _api_certificate(config)
     listener = await _listen(config, there.new_peer, certificate)
-    users = load_users(Path(config.users)) if config.users else None
+    users = users_of(config)
     metrics = Metrics()
     async with (
         _pages(config, console, there.unready, metrics, there.requests, on_step) as step_ended,

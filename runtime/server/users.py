@@ -11,13 +11,30 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.config import MIN_TOKEN_CHARACTERS, ConfigError, read_secret, read_toml
+from runtime.config import MIN_TOKEN_CHARACTERS, ConfigError, ServerConfig, read_secret, read_toml
 
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 # After the first wrong tokens an address waits 1, 2, 4, ... seconds, at most this long.
 FREE_FAILURES = 3
 LONGEST_WAIT_S = 300.0
 MAX_ADDRESSES = 4096
+
+
+def users_of(config: ServerConfig) -> Mapping[str, bytes] | None:
+    """Tokens by name, of the file that is given; None where nobody is asked for one.
+
+    Raises ConfigError, also where an adapter is given to somebody whom the file does not name.
+    """
+    if not config.users:
+        return None
+    users = load_users(Path(config.users))
+    for user in config.adapters_of_users:
+        if user not in users:
+            raise ConfigError(
+                f"--user-adapter gives {user} an adapter, but {config.users} names no such user; "
+                f"add one with --add-user {user}"
+            )
+    return users
 
 
 def load_users(path: Path) -> Mapping[str, bytes]:

@@ -76,6 +76,49 @@ def test_target_modules_are_a_pattern_or_the_ends_of_names(llama, tmp_path, targ
     assert_added(load_adapter("a", folder, config), some, by_alpha(some, 8))
 
 
+LAYERED = {"target_modules": ["q_proj", "up_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        ({"layers_to_transform": 1}, [1]),
+        ({"layers_to_transform": 0}, [0]),
+        ({"layers_to_transform": [1, 7]}, [1]),
+        ({"layers_to_transform": [1], "layers_pattern": "layers"}, [1]),
+        ({"layers_to_transform": [1], "layers_pattern": ["h", "l.*s"]}, [1]),
+        ({"layers_to_transform": []}, [0, 1]),
+        ({"layers_to_transform": None, "layers_pattern": "h"}, [0, 1]),
+        ({"layers_to_transform": [0, 1], "layers_pattern": "h"}, []),
+        ({"layers_to_transform": [2]}, []),
+    ],
+)
+def test_only_the_layers_that_are_named_are_adapted(llama, tmp_path, fields, layers):
+    """As peft counts them: a file that has others is not what its configuration says."""
+    config, pairs = llama
+    for layer in (0, 1):
+        some = {
+            name: pair
+            for name, pair in pairs.items()
+            if f".{layer}." in name and name.endswith(("q_proj", "up_proj"))
+        }
+        folder = save_folder(tmp_path / str(layer), some, **{**LAYERED, **fields})
+        if layer in layers:
+            assert_added(load_adapter("a", folder, config), some, by_alpha(some, 8))
+        else:
+            with pytest.raises(ModelError, match=rf"does not name model\.layers\.{layer}\."):
+                load_adapter("a", folder, config)
+
+
+def test_patterns_that_are_slow_together_are_refused(llama, tmp_path):
+    """Each is quick enough; hundreds of them for each module are not."""
+    config, pairs = llama
+    slow = {rf"(.|.){{16}}[{chr(place)}!]+": 1 for place in range(0x4E00, 0x4F00)}
+    folder = save_folder(tmp_path, pairs, alpha_pattern=slow)
+    with pytest.raises(ModelError, match=r"takes? too long"):
+        load_adapter("a", folder, config)
+
+
 def test_an_adapter_of_a_model_without_its_head(llama, tmp_path):
     config, pairs = llama
     bare = {name.removeprefix("model."): pair for name, pair in pairs.items()}
@@ -139,6 +182,10 @@ def test_llama_cpp_answers_the_same_with_a_gguf_adapter(tmp_path, architecture):
         ({"alpha_pattern": {"((.{50}){50}){50}": 1}}, "repeats a part more than 1000 times"),
         ({"target_modules": ".*{99999999999999999999}"}, "repeats a part more than 1000 times"),
         ({"target_modules": [1]}, "expected a list of names"),
+        ({"exclude_modules": ["up_proj"]}, "does not name model.layers.0.mlp.up_proj"),
+        ({"layers_to_transform": ["0"]}, "layers_to_transform has no list of layers' numbers"),
+        ({"layers_to_transform": [-1]}, "layers_to_transform has no list of layers' numbers"),
+        ({"layers_to_transform": {}, "layers_pattern": 3}, "layers_pattern has no list of names"),
     ],
 )
 def test_configurations_that_are_refused(llama, tmp_path, fields, sentence):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runtime.config import ConfigError, ServerConfig
-from runtime.server.users import MAX_ADDRESSES, Patience, add_user, load_users
+from runtime.server.users import MAX_ADDRESSES, Patience, add_user, load_users, users_of
 
 
 def secret_file(folder: Path, text: str, mode: int = 0o600) -> Path:
@@ -68,6 +68,17 @@ def test_a_file_that_others_can_touch_is_refused(tmp_path: Path, mode: int) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere: No such file"):
         load_users(tmp_path / "nowhere")
+
+
+def test_who_has_an_adapter_is_a_user(tmp_path: Path) -> None:
+    path = secret_file(tmp_path, 'alice = "' + "x" * 40 + '"')
+    adapters = {"users": str(path), "adapter": ("sql=a",)}
+    config = ServerConfig(**adapters, user_adapter=("alice=sql",))
+    assert users_of(config) == {"alice": b"x" * 40}
+    assert users_of(ServerConfig()) is None
+    wrong = ServerConfig(**adapters, user_adapter=("alice=sql", "bob=sql"))
+    with pytest.raises(ConfigError, match=r"gives bob an adapter, but .* names no such user; add"):
+        users_of(wrong)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
