@@ -7,8 +7,8 @@ where this machine is too slow for that, which leaves every ratio as it was.
 
 `prompts FILE` checks a file of prompts; prompts --help says which form it has, and whence it comes.
 `table`, and its options, for Table 1 of the paper with stand-in models: table --help. `capacity`
-for how many clients a server carries, simulated: capacity --help. `plot ROWS PNG` draws what either
-has written.
+for how many clients a server carries, simulated: capacity --help. `ablations` for what each part is
+worth, simulated. `plot ROWS FOLDER` draws what --json of any of them has written.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import NoReturn
 from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
 from runtime.bench.prompts import FORM, SHIPPED, described
-from runtime.bench.standin import paper
+from runtime.bench.standin import grid, paper
 from runtime.config import WEIGHTS, version
 from runtime.terminal import called, run
 
@@ -40,6 +40,10 @@ def main() -> int:
         from runtime.bench.standin import capacity
 
         return attempt("runtime.bench", lambda: capacity.main(capacity_options(sys.argv[2:])))
+    if sys.argv[1:2] == ["ablations"]:
+        from runtime.bench.standin import ablations
+
+        return attempt("runtime.bench", lambda: ablations.main(ablations_options(sys.argv[2:])))
     if sys.argv[1:2] == ["plot"]:
         return attempt("runtime.bench", lambda: draw(plot_options(sys.argv[2:])))
     if sys.argv[1:2] == ["prompts"]:
@@ -179,14 +183,36 @@ def capacity_options(argv: list[str]) -> argparse.Namespace:
     return options
 
 
+ABLATIONS = """
+Simulated: what the parts of SpecEdge, the link and the edges' devices are each worth to the mean of
+Table 1's rows, with the server's own policies and edges, and stand-in models as of `table`.
+"""
+
+
+def ablations_options(argv: list[str]) -> argparse.Namespace:
+    """Of `ablations`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{called('runtime.bench')} ablations", description=ABLATIONS
+    )
+    add, pairs, tasks = parser.add_argument, tuple(paper.times()), paper.TASKS
+    add("--pairs", nargs="+", choices=pairs, default=pairs, metavar="PAIR", help=" ".join(pairs))
+    add("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK", help=" ".join(tasks))
+    groups = ", ".join(grid.GROUPS)
+    add("--groups", nargs="+", choices=grid.GROUPS, default=grid.GROUPS, metavar="G", help=groups)
+    add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
+    add("--json", type=Path, metavar="FILE", help="add each figure to this file, a line of JSON")
+    add("--check", action="store_true", help="then run some of it through a real server and edges")
+    return parser.parse_args(argv)
+
+
 def plot_options(argv: list[str]) -> argparse.Namespace:
     """Of `plot`."""
     parser = argparse.ArgumentParser(
         prog=f"{called('runtime.bench')} plot",
-        description="Draw what table --json or capacity --json writes, also while it goes on.",
+        description="Draw what --json of the bench, of table, capacity or ablations writes.",
     )
     parser.add_argument("rows", type=Path, metavar="ROWS", help="the file of --json")
-    parser.add_argument("png", type=Path, metavar="PNG", help="the file to write, or the folder")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to put the pictures")
     return parser.parse_args(argv)
 
 
@@ -195,14 +221,21 @@ def draw(options: argparse.Namespace) -> None:
     if find_spec("matplotlib") is None:
         raise ValueError("plots need matplotlib: pip install matplotlib")
     from runtime.bench import command, results
-    from runtime.bench.standin import capacity_plot, plots
+    from runtime.bench.standin import ablations_plot, capacity_plot, plots
 
-    if results.is_evaluation(options.rows):
-        command.redraw(options.rows, options.png)
-    elif '"capacity"' in options.rows.read_text(encoding="utf-8").partition("\n")[0]:
-        capacity_plot.write(capacity_plot.read(options.rows), options.png)
+    rows, folder = options.rows, options.folder
+    if results.is_evaluation(rows):
+        command.redraw(rows, folder)
+        return
+    first = rows.read_text(encoding="utf-8").partition("\n")[0]
+    if '"capacity"' in first:
+        written = capacity_plot.write(capacity_plot.read(rows), folder)
+    elif '"ablation"' in first:
+        written = ablations_plot.write(ablations_plot.read(rows), folder)
     else:
-        plots.write(plots.read(options.rows), options.png)
+        written = plots.write(plots.read(rows), folder)
+    for path in written:
+        print(f"wrote {path}")
 
 
 def program() -> NoReturn:

@@ -14,7 +14,7 @@ from runtime.bench.link import Conditions
 from runtime.bench.machine import machine
 from runtime.bench.prompts import read_questions
 from runtime.bench.records import Run
-from runtime.bench.report import LIBRARIES, print_report, to_json
+from runtime.bench.report import LIBRARIES, described, print_report, to_json
 from runtime.bench.results import Evaluation, add, begin, line_of, read
 from runtime.bench.runs import Setup, Shape
 from runtime.console import Terminal, saying
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plots:
         from runtime.bench.plots import write_plots
 
-        for path in write_plots(options.plots, rows, timeline(runs)):
+        for path in write_plots(options.plots, rows, timeline(runs), described(evaluation)):
             progress.print(f"wrote {path}")
     return 1 if any(row.different for row in rows) else 0
 
@@ -76,7 +76,7 @@ def redraw(path: Path, folder: Path) -> None:
     evaluation, runs = read(path)
     rows, console = make_rows(runs, evaluation.prices), Terminal(soft_wrap=True)
     print_report(rows, evaluation, console)
-    for written in write_plots(folder, rows, timeline(runs)):
+    for written in write_plots(folder, rows, timeline(runs), described(evaluation)):
         console.print(f"wrote {written}")
 
 

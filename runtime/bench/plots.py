@@ -1,6 +1,6 @@
-"""PNG plots of an evaluation, after the paper's figures 8, 10 and 11, and a timeline."""
+"""PNG plots of an evaluation, after the paper's figures 8, 10, 11 and 13; models are real ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,33 +10,37 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from runtime.bench import timeline_plot
+from runtime.bench.captions import save
 from runtime.bench.evaluation import Row, find
 from runtime.bench.modes import SERVER_ONLY
-from runtime.bench.records import Run, Span
+from runtime.bench.records import Run
 from runtime.bench.report import layer_split_ms
+from runtime.bench.timeline import second
 
-TIMELINE_S = 1.0
 
+def write_plots(
+    folder: Path, rows: Sequence[Row], timeline: Run | None, caption: str
+) -> list[Path]:
+    """The plots that these rows have something for; returns the files. Raises OSError.
 
-def write_plots(folder: Path, rows: Sequence[Row], timeline: Run | None) -> list[Path]:
-    """The plots that these rows have something for; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [_save(folder / "throughput.png", lambda axes: throughput(axes, rows))]
+    The caption says what they were measured with.
+    """
+    drawn = {"throughput.png": throughput}
     if len(by_rtt(rows)) > 1:
-        written.append(_save(folder / "rtt.png", lambda axes: latency_by_rtt(axes, rows)))
+        drawn["rtt.png"] = latency_by_rtt
     if any(row.case.depth for row in rows):
-        written.append(_save(folder / "depth.png", lambda axes: throughput_by_depth(axes, rows)))
+        drawn["depth.png"] = throughput_by_depth
+    for name, draw in drawn.items():
+        figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+        draw(axes, rows)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        save(figure, folder / name, caption)
     if timeline is not None:
-        written.append(_save(folder / "pipeline.png", lambda axes: pipeline(axes, timeline)))
-    return written
-
-
-def _save(path: Path, draw: Callable[[Axes], None]) -> Path:
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    draw(axes)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+        title = f"One second of {timeline.mode}, real models: whose tree the server verifies"
+        timeline_plot.write(second(timeline), folder / "timeline.png", title, caption)
+    return [folder / name for name in (*drawn, *(["timeline.png"] if timeline else []))]
 
 
 def throughput(axes: Axes, rows: Sequence[Row]) -> None:
@@ -47,9 +51,14 @@ def throughput(axes: Axes, rows: Sequence[Row]) -> None:
         names = [f"{name}\n{row.case.rtt_ms:g} ms" for name, row in zip(names, shown, strict=True)]
     spreads = [row.spread("tokens_per_s") for row in shown]
     errors = [[m - low for m, low, _ in spreads], [high - m for m, _, high in spreads]]
-    axes.bar(range(len(shown)), [m for m, _, _ in spreads], yerr=errors, capsize=4)
+    colors = ["C0" if row.case.mode == "specedge" else "lightgray" for row in shown]
+    bars = axes.bar(
+        range(len(shown)), [m for m, _, _ in spreads], yerr=errors, capsize=4, color=colors
+    )
+    axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=3)
     axes.set_xticks(range(len(shown)), names, fontsize=7)
     axes.set_ylabel("server throughput, tokens/s")
+    axes.set_title("Throughput by mode and clients, real models", fontsize=10, loc="left")
 
 
 def by_rtt(rows: Sequence[Row]) -> dict[float, Row]:
@@ -67,8 +76,9 @@ def latency_by_rtt(axes: Axes, rows: Sequence[Row]) -> None:
         axes.axhline(base.median().inter_token_ms, color="gray", label=f"{SERVER_ONLY}, no network")
     split = sorted(layer_split_ms(rows).items())
     axes.plot(*zip(*split, strict=True), "s:", label="layer split (simulated)")
-    axes.set(xlabel="round trip, ms", ylabel="inter-token latency, ms", ylim=(0, None))
-    axes.legend()
+    axes.set(xlabel="round trip, ms", ylabel="inter-token latency, ms")
+    axes.set_title("Latency by round trip, real models", fontsize=10, loc="left")
+    axes.legend(fontsize=8)
 
 
 def throughput_by_depth(axes: Axes, rows: Sequence[Row]) -> None:
@@ -82,27 +92,5 @@ def throughput_by_depth(axes: Axes, rows: Sequence[Row]) -> None:
         if (chosen := by_rtt(rows).get(rtt_ms)) is not None:
             axes.axhline(chosen.median().tokens_per_s, color=line.get_color(), linestyle="--")
     axes.set(xlabel="passes of the draft model", ylabel="server throughput, tokens/s")
-    axes.legend()
-
-
-def pipeline(axes: Axes, run: Run) -> None:
-    """A second from the middle of a run: which request's trees the server verifies, who drafts."""
-    begin_s = (run.start_s + run.end_s) / 2
-    visible = [s for s in run.steps if begin_s <= s.start_s < begin_s + TIMELINE_S]
-    requests = sorted({name for step in visible for name in step.nodes})
-    for number, name in enumerate(requests):
-        spans = [(step.start_s, step.end_s) for step in visible if name in step.nodes]
-        _bars(axes, spans, begin_s, 0, f"C{number}")
-    for client in range(run.clients):
-        spans = [s for a in run.answers if a.client == client for s in a.passes]
-        spans = [s for s in spans if begin_s <= s[0] < begin_s + TIMELINE_S]
-        _bars(axes, spans, begin_s, client + 1, "lightgray")
-    names = ["server verifies", *(f"edge {client + 1} drafts" for client in range(run.clients))]
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("ms")
-
-
-def _bars(axes: Axes, spans: Sequence[Span], begin_s: float, row: int, color: str) -> None:
-    bars = [(1e3 * (start_s - begin_s), 1e3 * (end_s - start_s)) for start_s, end_s in spans]
-    axes.broken_barh(bars, (row - 0.4, 0.8), facecolors=color, edgecolor="white", linewidth=0.5)
+    axes.set_title("Throughput by depth of trees, real models", fontsize=10, loc="left")
+    axes.legend(fontsize=8, title="dashed: the policy chooses", title_fontsize=8)

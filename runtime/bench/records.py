@@ -43,6 +43,7 @@ class Step:
     end_s: float
     chunk_rows: int = 0  # prompt tokens that were read along
     nodes: Mapping[str, int] = field(default_factory=dict)  # by request; the root is not counted
+    others_s: float = 0.0  # that others had the server's cores since the step before; of stand-ins
 
     @property
     def verifies_only(self) -> bool:
@@ -81,4 +82,5 @@ def read_steps(lines: Iterable[Mapping[str, Any]]) -> Iterable[Step]:
     """One step for each object of a trace."""
     for line in lines:
         nodes = {f"{peer}/{request}": count for peer, request, count, _ in line["requests"]}
-        yield Step(line["start_s"], line["end_s"], line["chunk_rows"], nodes)
+        times_s = line["start_s"], line["end_s"]
+        yield Step(*times_s, line["chunk_rows"], nodes, line.get("others_s", 0.0))

@@ -130,11 +130,15 @@ class Baseline:
         self._draft([c for c in self.clients.values() if c.request.draft is None])
         batch = self.scheduler.next_batch()
         start_s = time.monotonic()
-        outcomes = verify_batch(self.target, batch)
+        outcomes = self.verify(batch)
         self._record(batch, start_s)
         if batch:
             self.scheduler.step_ended()
         return [answer for outcome in outcomes for answer in self._apply(outcome)]
+
+    def verify(self, batch: Sequence[Work]) -> list[Outcome]:
+        """One step."""
+        return verify_batch(self.target, batch)
 
     def _draft(self, clients: Sequence[Client]) -> None:
         grow(self.drafter, [client.speculation for client in clients])

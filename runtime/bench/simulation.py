@@ -28,6 +28,8 @@ from runtime.tree import Tree
 from runtime.wire.messages import Open, Turn
 
 NODES_PER_PASS = 8
+# What a lost message waits besides a round trip until TCP sends it again: Linux' least, RFC 6298.
+RESENT_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Device:
     pass_s: float = 0.011
     quality: float = 0.6
     jitter: float = 0.0  # each way takes up to this share longer
+    loss: float = 0.0  # chance that a message is lost and sent again, once
     max_nodes: int = 32
     max_passes: int = 12
     user: str = ""
@@ -248,7 +251,9 @@ class Simulation:
         heapq.heappush(self._events, (time_s, next(self._order), action, arguments))
 
     def _one_way_s(self, device: Device) -> float:
-        return device.rtt_s / 2 * (1 + device.jitter * self._rng.random())
+        way_s = device.rtt_s / 2 * (1 + device.jitter * self._rng.random())
+        lost = device.loss > 0 and self._rng.random() < device.loss
+        return way_s + RESENT_S + device.rtt_s if lost else way_s
 
     # --- the server ---
 

@@ -129,7 +129,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from runtime.bench import __main__ as bench
 
-    file, png = tmp_path / "rows.jsonl", tmp_path / "plots" / "capacity.png"
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "plots"
     about = {"capacity": "simulated", "pair": "14B/1.7B", "task": "qa"}
     lines = [
         about | {"method": method, "objective_ms": ms, "clients": clients}
@@ -137,8 +137,8 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
         for ms, clients in ((50.0, 0), (100.0, 80))
     ]
     file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    bench.draw(bench.plot_options([str(file), str(png)]))
-    assert png.read_bytes().startswith(b"\x89PNG")
+    bench.draw(bench.plot_options([str(file), str(folder)]))
+    assert (folder / "capacity.png").read_bytes().startswith(b"\x89PNG")
     file.write_text('{"capacity": 1}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 1: expected a capacity"):
-        bench.draw(bench.plot_options([str(file), str(png)]))
+        bench.draw(bench.plot_options([str(file), str(folder)]))

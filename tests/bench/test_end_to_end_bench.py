@@ -197,12 +197,12 @@ def test_plots_of_all_kinds(tmp_path: Path) -> None:
         *(a_row("specedge", [2.0, 2.5], rtt_s) for rtt_s in (0.0, 0.01)),
         dataclasses.replace(a_row("no-pipeline", [2.0, 2.1], 0.01), case=deep),
     ]
-    written = write_plots(tmp_path / "plots", rows, RUN)
+    written = write_plots(tmp_path / "plots", rows, RUN, "a machine, and its models")
     assert [path.name for path in written] == [
         "throughput.png",
         "rtt.png",
         "depth.png",
-        "pipeline.png",
+        "timeline.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 

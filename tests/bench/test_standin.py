@@ -5,16 +5,20 @@ import json
 import random
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
 
 from runtime.bench import __main__ as bench
+from runtime.bench import figures
 from runtime.bench.__main__ import table_options
+from runtime.bench.records import Step
 from runtime.bench.standin import calibration, paper, table
 from runtime.bench.standin.agreement import CANDIDATES, TOKENS, Agreement, rank_weights
 from runtime.bench.standin.drafter import StandInDrafter
 from runtime.bench.standin.gain import gains, gains_over, walk
+from runtime.bench.timeline import Timeline
 from runtime.edge.draft.speculation import TreeShape
 from runtime.tree import Tree
 
@@ -160,36 +164,73 @@ def test_a_row_through_server_and_edges(tmp_path: Path, capsys: pytest.CaptureFi
         assert 1 < row[method]["tokens_per_verification"] <= 20
         assert row[method]["tokens_per_s"] > 0
     assert row["specedge"]["drafted"] > 0.8
+    assert 0 <= row["late"] <= 1
+    assert {client for *_, clients in row["second"]["verified"] for client in clients} == {0, 1}
     assert "stand-in" in capsys.readouterr().out
 
 
 def test_steps_that_take_longer_than_stated_are_told_of() -> None:
-    from runtime.bench.records import Step
-
     steps = [Step(0.0, 0.0501), Step(0.1, 0.16), Step(0.2, 0.25), Step(0.3, 0.351)]
     assert table.late_share(steps, 50.0) == 0.25
+    assert table.late_share([], 50.0) == 0.0
+
+
+def test_what_others_had_of_the_cores() -> None:
+    """The first step's is of the time before the run."""
+    steps = [Step(0.0, 0.1, others_s=9.0), Step(0.5, 0.6, others_s=0.25), Step(1.0, 1.1)]
+    assert table.others_share(steps) == pytest.approx(0.25)
+    assert table.others_share(steps, steps[1:], steps[:1], []) == pytest.approx(0.25 / 1.5)
+    assert table.others_share([]) == 0.0
+
+
+def test_why_figures_do_not_count() -> None:
+    quiet, busy, slow = (
+        replaced(late=late, others=others)
+        for late, others in ((0.02, 0.9), (0.3, 0.2), (0.3, 0.05))
+    )
+    assert table.verdicts([quiet]) == []
+    (sentence,) = table.verdicts([quiet, busy, busy])
+    assert sentence.startswith("2 rows had steps")
+    assert "up to 20% of the server's cores meanwhile" in sentence
+    (sentence,) = table.verdicts([slow, quiet])
+    assert sentence.startswith("1 rows had steps")
+    assert "too slow" in sentence
+    assert len(table.verdicts([slow, busy])) == 2
+
+
+def replaced(**fields: Any) -> table.Measured:
+    """A row that was measured."""
+    numbers = figures.Figures(*[1.0] * len(dataclasses.fields(figures.Figures)))
+    timeline = Timeline(((0.0, 90.0, (0,)), (90.0, 180.0, (0, 1))), (((0.0, 11.0),), ()))
+    row = table.Measured(
+        *("14B/1.7B", "qa", "specedge", numbers, numbers), 1.0, 0.0, 0.0, 14.07, timeline
+    )
+    return dataclasses.replace(row, **fields)
 
 
 def test_rows_are_drawn(tmp_path: Path) -> None:
-    """The last of two rows of one name; bars stand beside the paper's."""
+    """The last of two rows of one name; bars stand beside the paper's, a second below."""
     pytest.importorskip("matplotlib")
     from runtime.bench.standin import plots
 
     def line(ours: float) -> str:
-        speeds = {"specedge": {"tokens_per_s": ours}, "server_only": {"tokens_per_s": 30.0}}
-        return json.dumps({"mode": "specedge", "pair": "14B/1.7B", "task": "qa", **speeds})
+        numbers = dataclasses.replace(replaced().specedge, tokens_per_s=ours)
+        return json.dumps(dataclasses.asdict(replaced(specedge=numbers)))
 
-    file = tmp_path / "rows.jsonl"
-    file.write_text(f"{line(30.0)}\n{line(75.0)}\n", encoding="utf-8")
-    rows = plots.read(file)
-    assert rows == {("specedge", "14B/1.7B", "qa"): 2.5}
-    plots.write(rows, tmp_path / "plots" / "table.png")
-    assert (tmp_path / "plots" / "table.png").read_bytes().startswith(b"\x89PNG")
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "plots"
+    file.write_text(f"{line(3.0)}\n{line(2.5)}\n", encoding="utf-8")
+    found, key = plots.read(file), ("specedge", "14B/1.7B", "qa")
+    assert found.ratios == {key: 2.5}
+    assert found.rtt_ms == 14.07
+    assert found.timelines == {key: replaced().second}
+    bench.draw(bench.plot_options([str(file), str(folder)]))
+    for name in ("table.png", "timeline.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
     file.write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 1: expected a row of the table"):
         plots.read(file)
     with pytest.raises(ValueError, match="there is no row to draw"):
-        plots.write({}, tmp_path / "none.png")
+        plots.write(plots.Found(), folder)
 
 
 def test_plots_without_matplotlib_say_what_they_need(

@@ -49,6 +49,12 @@ def agreement(row: str) -> Agreement:
     return Agreement.of(replace(FITTED, mean=mean, deviation=deviation), SEED)
 
 
+def server_only_tokens(row: Row) -> float:
+    """Tokens of a verification of the server-only method over the whole text, as calibrated."""
+    given: list[float] = json.loads(FILE.read_text(encoding="utf-8"))[name(row)]["gives"]
+    return given[0]
+
+
 def tokens_per_verification(process: Process, shape: TreeShape) -> tuple[float, float]:
     """Mean and deviation over the whole text."""
     drafter = StandInDrafter(Agreement.of(process, SEED), 0.0, [])

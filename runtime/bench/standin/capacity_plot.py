@@ -11,7 +11,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from runtime.bench.captions import save
 from runtime.bench.standin.capacity import METHODS
+
+STYLES = ("s--", "v-.", "o-")  # of the methods, whose curves may lie on one another
 
 Curves = Mapping[tuple[str, str, str], Mapping[float, int]]  # pair, task, method: ms, clients
 
@@ -32,7 +35,7 @@ def read(path: Path) -> Curves:
     return curves
 
 
-def write(curves: Curves, path: Path) -> None:
+def write(curves: Curves, folder: Path) -> list[Path]:
     """A PNG with one panel for each pair and task. Raises ValueError if there is none, OSError."""
     rows = list(dict.fromkeys((pair, task) for pair, task, _ in curves))
     if not rows:
@@ -43,19 +46,24 @@ def write(curves: Curves, path: Path) -> None:
         panel(axes, *row, curves)
     panels[0][0].set_ylabel("clients that a server carries")
     panels[0][-1].legend(fontsize=8)
-    figure.suptitle(
-        "Simulated, stand-in models, the paper's cost of a step by its rows", fontsize=10
+    title = "Clients within a latency objective, simulated"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    caption = (
+        "Simulated: the server's policies and the edges' rules in reckoned time, stand-in models; "
+        "a step costs by its rows what the paper's tables 1, 3 and 7 say. 99 % of all stretches of "
+        "64 tokens keep the objective."
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, folder / "capacity.png", caption)
+    return [folder / "capacity.png"]
 
 
 def panel(axes: Axes, pair: str, task: str, curves: Curves) -> None:
     """A line a method."""
-    for method in METHODS:
+    for method, style in zip(METHODS, STYLES, strict=True):
         points = sorted(curves.get((pair, task, method), {}).items())
-        axes.plot(*zip(*points, strict=True), "o-", label=method)
+        axes.plot(*zip(*points, strict=True), style, label=method, markersize=8, alpha=0.8)
     axes.set(xlabel="p99 objective, ms a token", title=f"{pair}, {task}")
     axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -106,14 +106,19 @@ class StandInTrip(Trip):
         self.passes += 1
 
 
-def trips(rows: list[str], proactive: Proactive = Proactive.MULTI) -> Callable[[Device], Trip]:
-    """Makes edges: their rows in turn, their texts from places that are spread over the circle."""
+def trips(
+    rows: list[str], proactive: Proactive = Proactive.MULTI, start: int = 0
+) -> Callable[[Device], Trip]:
+    """Makes edges: their rows in turn, their texts from places that are spread over the circle.
+
+    `start` moves all of these.
+    """
     made = 0
 
     def trip(device: Device) -> Trip:
         nonlocal made
         made += 1
-        row, first = rows[made % len(rows)], made * 787 % TOKENS
+        row, first = rows[made % len(rows)], (start + made * 787) % TOKENS
         return StandInTrip(device, row=row, first=first, proactive=proactive)
 
     return trip

@@ -1,20 +1,26 @@
 """python -m runtime.bench.standin.target STEP_S ...: the server around a stand-in target.
 
-The rest of the arguments are those of python -m runtime.server. Its text is known in advance: the
-token after t is t + 1. A step takes STEP_S seconds, and everything but the model is the product's.
+The rest of the arguments are those of python -m runtime.server, --trace among them. Its text is
+known in advance: the token after t is t + 1. A step takes STEP_S seconds, and everything but the
+model is the product's.
 """
 
 import asyncio
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from runtime.arguments import parse
+from runtime.bench.others import others_s
 from runtime.bench.standin.agreement import TOKENS
 from runtime.config import ServerConfig
 from runtime.logs import configure
@@ -25,8 +31,8 @@ from runtime.model.open import CPU_KV_TOKENS
 from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
 from runtime.server.schedule.step import Step
-from runtime.server.trace_file import tracing
 from runtime.server.verify.warm_up import ROWS
+from runtime.whole_lines import WholeLines
 from runtime.wire.places import listen
 
 CONTEXT_TOKENS = 4096
@@ -37,6 +43,7 @@ class StandInTarget:
     """Stands in for Engine; a step takes `step_s` seconds, drawing and walking the trees included.
 
     The paper's time is that of the whole verification, so what this machine spends on it is a part.
+    `others_s` has for each step, oldest first, how long others had its cores since the one before.
     """
 
     ranks = None  # it runs in one process
@@ -44,10 +51,18 @@ class StandInTarget:
     def __init__(self, kv_tokens: int, page_size: int, step_s: float):
         self.kv = PagedKV([KVShape(1, 1, 1)], kv_tokens // page_size, page_size, torch.float32)
         self._step_s, self._ends_s = step_s, 0.0
+        self.others_s, self._others_s = deque[float](), others_s()
+
+    def begins(self) -> None:
+        """A step, which holds all that is done from now on; by itself it begins with forward."""
+        self._ends_s = time.monotonic() + self._step_s
 
     def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
         """Logits [R, TOKENS] float32 that leave no choice."""
-        self._ends_s = time.monotonic() + self._step_s
+        if self._ends_s < time.monotonic():
+            self.begins()
+        before_s, self._others_s = self._others_s, others_s()
+        self.others_s.append(self._others_s - before_s)
         tokens = [_token(request, row) for request in requests for row in request.logit_rows]
         logits = torch.zeros(len(tokens), TOKENS)
         logits[range(len(tokens)), [(token + 1) % TOKENS for token in tokens]] = 1.0
@@ -71,9 +86,14 @@ def _token(request: TreeRequest, row: int) -> int:
     return int(request.drawn.tokens[request.drawn.place])
 
 
-async def serve(config: ServerConfig, step_s: float, on_step: Callable[[Step], None]) -> None:
+async def serve(config: ServerConfig, step_s: float, trace: WholeLines) -> None:
     """Until SIGTERM; prints where edges connect."""
     engine = StandInTarget(config.kv_tokens or CPU_KV_TOKENS, config.page_size, step_s)
+
+    def on_step(step: Step) -> None:
+        line = json.loads(step.line()) | {"others_s": engine.others_s.popleft()}
+        trace.append(json.dumps(line))
+
     server = Server(config, cast(Engine, engine), Door(config, IDENTITY), on_step)
     server.pipeline.load.cost.learn((rows, step_s) for rows in ROWS)
     listener = await listen(config.host, config.port, server.new_peer, start=False)
@@ -91,8 +111,8 @@ def main() -> None:
     config = parse(ServerConfig, sys.argv[2:], os.environ, program)
     configure("warning", config.log_format)
     torch.set_num_threads(1)
-    with tracing(config.trace) as on_step:
-        asyncio.run(serve(config, step_s, on_step))
+    with closing(WholeLines(Path(config.trace), "w")) as trace:
+        asyncio.run(serve(config, step_s, trace))
 
 
 if __name__ == "__main__":
