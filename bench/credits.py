@@ -18,7 +18,7 @@ import random
 import tempfile
 import time
 from asyncio import FIRST_EXCEPTION
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
@@ -33,10 +33,10 @@ from bench.stub_server import VOCABULARY
 from runtime.bench.link import Conditions, open_link
 from runtime.bench.simulation import Accelerator, Device, Record, Trip
 from runtime.edge.net.link import Credentials, Link, Request, Sampling
-from runtime.server.policy.express_pass import POLICIES
+from runtime.server.policy.credits import POLICIES
 from runtime.server.policy.pipeline import Grant
 from runtime.tree import Tree
-from runtime.wire.messages import NO_LIMIT_MS, Turn, Verdict
+from runtime.wire.messages import NO_LIMIT_MS, Hello, Turn, Verdict
 
 SCENARIOS = (crowd, reunion, newcomer, connections)
 JOINING_S = 1.0  # in which the crowd comes, so that its order does not hang on the round trips
@@ -135,7 +135,7 @@ class Real(Setting):
         with tempfile.TemporaryDirectory() as folder:
             options = self._server_options(accelerator, devices, Path(folder))
             with stub_server(accelerator.step_s(1), *options) as server:
-                start_s, window = asyncio.run(_live(server, edges, seconds))
+                start_s, window = asyncio.run(_live(server, edges, seconds, self.connect))
             trace = (Path(folder) / "trace").read_text(encoding="utf-8")
         verdicts = list(verified(edges, list(map(json.loads, trace.splitlines()))))
         self.trees.append(sum(verdict.sent_s is not None for verdict in verdicts))
@@ -146,6 +146,14 @@ class Real(Setting):
         record = recorded(devices, verdicts, start_s, seconds, seconds / 2)
         record.largest_window, record.longest_queue = window, longest_queue(verdicts)
         return record
+
+    async def connect(self, server: StubServer, edge: Edge) -> Link:
+        """A link as far away as the edge's device is."""
+        device = edge.trip.device
+        conditions = Conditions(device.rtt_s, jitter_s=device.jitter * device.rtt_s / 2)
+        with closing(await open_link(server.address, conditions)) as relay:
+            host, port = relay.sockets[0].getsockname()
+            return await Link.open(host, port, *greeting(device.user))
 
     def _server_options(
         self, accelerator: Accelerator, devices: Sequence[Device], folder: Path
@@ -172,11 +180,30 @@ async def _sleep_until(time_s: float) -> None:
     await asyncio.sleep(max(time_s - time.monotonic(), 0.0))
 
 
-async def _live(server: StubServer, edges: Sequence[Edge], seconds: float) -> tuple[float, float]:
+def greeting(user: str) -> tuple[Hello, Credentials]:
+    """What an edge of this user says first, and proves."""
+    return replace(HELLO, user=user), Credentials(TOKEN.encode())
+
+
+async def _live(
+    server: StubServer,
+    edges: Sequence[Edge],
+    seconds: float,
+    connect: Callable[[StubServer, Edge], Awaitable[Link]],
+) -> tuple[float, float]:
     """All edges at once: when their time began, and how many credits could be out at most."""
     async with AsyncExitStack() as stack:
         door = asyncio.Semaphore(CONNECTING)
-        links = await asyncio.gather(*(_connect(server, stack, door, edge) for edge in edges))
+
+        async def link_of(edge: Edge) -> Link:
+            """Over it the edge's request has the edge's number, plus 1, in the trace."""
+            async with door:
+                link = await connect(server, edge)
+            stack.push_async_callback(link.close)
+            link._last_number = edge.number
+            return link
+
+        links = await asyncio.gather(*map(link_of, edges))
         start_s = time.monotonic() + LONGEST_RTT_S
         lives = [
             asyncio.ensure_future(edge.live(link, start_s, start_s + seconds))
@@ -190,22 +217,6 @@ async def _live(server: StubServer, edges: Sequence[Edge], seconds: float) -> tu
     while (samples := await server.samples())["edges_connected"]:
         await asyncio.sleep(0.05)
     return start_s, samples["stub_largest_window"]
-
-
-async def _connect(
-    server: StubServer, stack: AsyncExitStack, door: asyncio.Semaphore, edge: Edge
-) -> Link:
-    """A link over which the edge's request will have the edge's number, plus 1, in the trace."""
-    device = edge.trip.device
-    conditions = Conditions(device.rtt_s, jitter_s=device.jitter * device.rtt_s / 2)
-    hello, credentials = replace(HELLO, user=device.user), Credentials(TOKEN.encode())
-    async with door:
-        with closing(await open_link(server.address, conditions)) as relay:
-            host, port = relay.sockets[0].getsockname()
-            link = await Link.open(host, port, hello, credentials)
-    stack.push_async_callback(link.close)
-    link._last_number = edge.number
-    return link
 
 
 def verified(edges: Sequence[Edge], trace: Sequence[Mapping[str, Any]]) -> Iterator[Verified]:

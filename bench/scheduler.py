@@ -23,7 +23,7 @@ from runtime.bench.simulation import (
     Trip,
     expected_accepted,
 )
-from runtime.server.policy.express_pass import POLICIES
+from runtime.server.policy.credits import POLICIES
 
 PAPER_STEP_S, PAPER_RTT_S, PASS_S = 0.0942, 0.01407, 0.011
 CPU_POINTS = ((1, 0.031), (4, 0.0312), (8, 0.0414), (16, 0.0536), (32, 0.0787), (64, 0.1365))

@@ -25,7 +25,7 @@ class ConfigError(ValueError):
     """An option that cannot be used; the message is a sentence for the person who set it."""
 
 
-CREDITS = ("open", "drr", "xpass")
+CREDITS = ("open", "drr")
 NO_MODEL = "none"  # in place of the name of a draft
 FLOATS = ("float32", "bfloat16", "float16")
 WEIGHTS = (
@@ -214,7 +214,7 @@ class ServerConfig(Options):
     max_step_nodes: int = option(512, "nodes verified in one step", minimum=1, maximum=1 << 24)
     chunk_tokens: int = option(256, "prompt tokens that may ride along in one step", minimum=1)
     pipeline: bool = option(True, "tell edges how long and how much to draft; off is an ablation")
-    credits: str = option("drr", "who may send a tree: open, drr, xpass, or a class, MODULE:NAME")
+    credits: str = option("drr", "who may send a tree: open, drr, or a class, MODULE:NAME")
     rank_silence_s: float = option(
         5.0,
         "under torchrun: seconds that one process may keep the others waiting until all stop",

@@ -77,7 +77,7 @@ def test_what_cannot_be_named_is_told_in_a_sentence(name: str, sentence: str) ->
         named(name, "--drafter")
     with pytest.raises(ConfigError, match="expected a subclass of Credits"):
         credits_of(ServerConfig(credits="collections:Counter"))
-    with pytest.raises(ConfigError, match="it takes one of open, drr, xpass, or a class"):
+    with pytest.raises(ConfigError, match="it takes one of open, drr, or a class"):
         ServerConfig(credits="fair")
 
 

@@ -30,7 +30,7 @@ def pair(tiny_pair: tuple[Path, Path]) -> Pair:
     return Pair(str(tiny_pair[0]), str(tiny_pair[1]))
 
 
-@pytest.fixture(scope="module", params=["open", "drr", "xpass"])
+@pytest.fixture(scope="module", params=["open", "drr"])
 def server(request: pytest.FixtureRequest, tiny_pair: tuple[Path, Path]) -> Iterator[str]:
     """A small server behind a slow and unsteady link."""
     options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1"]

@@ -26,7 +26,7 @@ from runtime.bench.standin.capacity import (
 )
 from runtime.bench.standin.paper import NODES, Row, step_points, times
 from runtime.bench.standin.simulated import trips
-from runtime.server.policy.express_pass import POLICIES
+from runtime.server.policy.credits import POLICIES
 
 ANSWERS = (1, 8, 16, 32, 64, 96, 128, 192, 256)
 COUNTED_S = 16.0

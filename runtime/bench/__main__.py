@@ -77,7 +77,7 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--model", default="smollm2", help="target")
     add("--draft", default="smollm2-draft", help="draft")
     add("--drafter", default="", metavar="MODULE:NAME", help="what makes the edges' drafters")
-    add("--credits", default="drr", metavar="POLICY", help="open, drr, xpass, or MODULE:NAME")
+    add("--credits", default="drr", metavar="POLICY", help="open, drr, or MODULE:NAME")
     add("--weights", default="stored", choices=WEIGHTS)
     add("--max-tokens", type=int, help="longest answer; 64, or 32 with --quick")
     add("--temperature", type=float, default=0.0)

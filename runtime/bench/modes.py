@@ -31,5 +31,4 @@ MODES = {
     "no-coupling": Mode(edge={"coupling": False}),
     "credits-open": Mode(server=("--credits", "open")),
     "credits-drr": Mode(server=("--credits", "drr")),
-    "credits-xpass": Mode(server=("--credits", "xpass")),
 }

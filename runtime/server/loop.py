@@ -24,10 +24,9 @@ from runtime.named import named
 from runtime.server.door import Door, Identity
 from runtime.server.guide import Guides
 from runtime.server.metrics import Metrics, label
-from runtime.server.policy.credits import Credits
+from runtime.server.policy.credits import POLICIES, Credits
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Rate
-from runtime.server.policy.express_pass import POLICIES
 from runtime.server.policy.pipeline import Grant, Pipeline
 from runtime.server.pulse import LOOK_S, Pulse
 from runtime.server.request import NO_NODES, Phase, RejectedDraft, Request

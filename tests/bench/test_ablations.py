@@ -14,7 +14,7 @@ from runtime.bench.simulation import RESENT_S, Device, Simulation
 from runtime.bench.standin import ablations, paper
 from runtime.bench.standin.ablations import Simulated, accelerator, server_only_tokens_per_s
 from runtime.bench.standin.grid import BASE, CELLS, LAPTOP, PHONE, RTX_2080_TI, RTX_3060_TI, Cell
-from runtime.server.policy.express_pass import POLICIES
+from runtime.server.policy.credits import POLICIES
 
 ROW = paper.TABLE_1[13]
 SECONDS = 4.0

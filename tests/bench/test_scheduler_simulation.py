@@ -22,8 +22,7 @@ from bench.scheduler import (
     worst_window,
 )
 from runtime.bench.simulation import Accelerator, Device, Simulation, Trip, expected_accepted
-from runtime.server.policy.credits import RoundRobin
-from runtime.server.policy.express_pass import POLICIES
+from runtime.server.policy.credits import POLICIES, RoundRobin
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = Setting("drr", edges=1000, seconds=20, seeds=1)

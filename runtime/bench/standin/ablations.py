@@ -34,7 +34,7 @@ from runtime.bench.standin.table import BEAM_LEN, late_share, run_edges
 from runtime.bench.table import laid_out
 from runtime.bench.workers import Cores
 from runtime.edge.draft.speculation import Proactive
-from runtime.server.policy.express_pass import POLICIES
+from runtime.server.policy.credits import POLICIES
 
 SETTLE_S = 3.0
 COUNTED_S, LEAST_S = 16.0, 4.0  # with one tree in a step; the more trees, the less

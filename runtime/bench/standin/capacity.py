@@ -35,7 +35,7 @@ from runtime.bench.standin.paper import NODES, TABLE_1, Row, step_points, times
 from runtime.bench.standin.simulated import drafter, trips
 from runtime.bench.table import laid_out
 from runtime.edge.draft.speculation import TreeShape
-from runtime.server.policy.express_pass import POLICIES
+from runtime.server.policy.credits import POLICIES
 
 METHODS = ("plain", "server-only", "specedge")
 STRETCH_TOKENS = 64

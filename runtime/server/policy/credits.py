@@ -7,7 +7,6 @@ later step, is served as often as a near one. The policies differ in who is next
 
     open   whoever asks, in the order of asking; there is always a place
     drr    users in turn, one tree each, whether a user has one request or fifty
-    xpass  the user whose offer has been due longest (express_pass.py)
 
 An example of `drr` with two places: user A asks for a1, a2 and a3, then user B for b1. A is first,
 so a1 gets a credit and A goes behind B; then b1 does. Both places are given. When a step takes a1
@@ -36,7 +35,7 @@ class User:
 
 
 class Credits:
-    """The policy `open`, and the base of the others."""
+    """The policy `open`, and the base of any other."""
 
     def __init__(self, size: float = math.inf) -> None:
         self.window = Window(size)
@@ -62,9 +61,6 @@ class Credits:
         """The request's edge has, or is making, a tree to send."""
         user = self._wanting[request.user] = self._users[request.user]
         user.wanting[request] = None
-
-    def verified(self, trees_per_s: float) -> None:
-        """So many trees have been verified a second."""
 
     def give(self, now_s: float, place_of: Callable[[Request], Place]) -> list[Request]:
         """Requests that get a credit now, for their places; `Window.hold` then says how long."""
@@ -103,10 +99,13 @@ class Credits:
 
 
 class RoundRobin(Credits):
-    """`drr`: users in turn, a tree each; exact for one process."""
+    """`drr`: users in turn, a tree each."""
 
     def __init__(self) -> None:
         super().__init__(size=0)
 
     def _serve(self, user: Hashable, now_s: float) -> None:
         self._wanting[user] = self._wanting.pop(user)  # behind all others
+
+
+POLICIES: dict[str, type[Credits]] = {"open": Credits, "drr": RoundRobin}

@@ -17,7 +17,7 @@ class Load:
         self.steps = 0  # that have begun
         self.step_trees, self.tree_rows, self.step_s = Mean(), Mean(), Mean()
         self._max_batch = max_batch
-        self._tokens, self._trees = Rate(), Rate()
+        self._tokens = Rate()
         self._ended_s = 0.0
         self._take_stock()
 
@@ -40,17 +40,11 @@ class Load:
         self.cost.observe(rows, chunk_rows, step_s)
         elapsed_s, self._ended_s = now_s - self._ended_s, now_s
         self._tokens.observe(tokens, elapsed_s)
-        self._trees.observe(trees, elapsed_s)
         if trees:
             self.step_trees.observe(trees)
             self.tree_rows.observe(rows / trees)
             self.step_s.observe(step_s)
         self._take_stock()
-
-    @property
-    def trees_per_s(self) -> float:
-        """Trees verified."""
-        return self._trees.per_s
 
     def step_with_s(self, nodes: int) -> float:
         """A step in which one of the trees, of average number, has so many drafted nodes."""

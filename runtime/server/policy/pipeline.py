@@ -129,7 +129,6 @@ class Pipeline:
         """That step took `step_s`, verified `trees` trees and gave `tokens`. Verdicts follow."""
         self.load.step_ended(trees, rows, chunk_rows, tokens, step_s, now_s)
         self.free_at_s = now_s
-        self.credits.verified(self.load.trees_per_s)
 
     # --- what follows ---
 

@@ -7,13 +7,10 @@ from collections.abc import Hashable
 
 import pytest
 
-from runtime.server.policy.credits import Credits, RoundRobin
-from runtime.server.policy.express_pass import POLICIES, ExpressPass, OfferRate
+from runtime.server.policy.credits import POLICIES, Credits, RoundRobin
 from runtime.server.policy.window import Place, Window
 from runtime.server.request import Request
 from runtime.wire.messages import Open
-
-BOUNDED = [RoundRobin, ExpressPass]
 
 
 def made(key: Hashable, user: Hashable = "") -> Request:
@@ -32,7 +29,6 @@ class Crowd:
         self.now_s, self.begun = 0.0, 0
         self.queue: list[Request] = []
         self.verified: Counter[Hashable] = Counter()
-        credits.verified(batch / step_s)
 
     def add(self, user: Hashable, requests: int) -> None:
         for number in range(requests):
@@ -95,7 +91,6 @@ def test_random_events_keep_every_invariant(policy: str) -> None:
     for seed in range(15):
         rng = random.Random(seed)
         credits = POLICIES[policy]()
-        credits.verified(50.0)
         live: dict[int, str] = {}  # what each request is doing
         requests: dict[int, Request] = {}
         until_s: dict[int, float] = {}  # of the credits that are out
@@ -188,42 +183,11 @@ def test_round_robin_shares_by_users_not_by_requests() -> None:
     assert crowd.verified["a"] / 800 == pytest.approx(0.5, abs=0.01)
 
 
-def test_express_pass_converges_towards_equal_shares() -> None:
-    crowd = Crowd(ExpressPass())
-    crowd.add("a", 24)
-    for _ in range(50):
-        crowd.step()
-    crowd.add("b", 24)
-    for _ in range(50):
-        crowd.step()
-    crowd.verified.clear()
-    for _ in range(200):
-        crowd.step()
-    assert 0.4 <= crowd.verified["a"] / sum(crowd.verified.values()) <= 0.6
-
-
-def test_a_rate_rises_to_capacity_without_loss_and_falls_to_what_it_got_with_it() -> None:
-    offered = OfferRate(offer_s=0.0, rate=10.0)
-    for _ in range(12):
-        offered.update(least=1.0, most=100.0, period_s=0.5)
-    assert offered.rate == pytest.approx(100.0, rel=0.01)
-    offered.granted, offered.lost = 20, 30
-    offered.update(least=1.0, most=100.0, period_s=0.5)
-    assert offered.rate == pytest.approx(40.0, rel=0.01)
-    offered.lost = 30
-    offered.update(least=1.0, most=100.0, period_s=0.5)
-    assert offered.rate == 1.0
-
-
-@pytest.mark.parametrize("kind", BOUNDED)
-def test_an_overdue_credit_goes_to_the_next_and_a_late_tree_does_no_harm(
-    kind: type[Credits],
-) -> None:
+def test_an_overdue_credit_goes_to_the_next_and_a_late_tree_does_no_harm() -> None:
     def only(request: Request) -> Place:
         return Place(step=1, steps=1, batch=1)
 
-    credits = kind()
-    credits.verified(10.0)
+    credits = RoundRobin()
     for key in "ab":
         request = made(key, key)
         credits.opened(request)
@@ -254,11 +218,10 @@ def test_open_gives_to_all_in_the_order_of_asking() -> None:
     assert credits.give(0.0, lambda request: Place(1, 1, 1)) == requests
 
 
-@pytest.mark.parametrize("kind", BOUNDED)
-def test_who_is_next_is_not_passed(kind: type[Credits]) -> None:
+def test_who_is_next_is_not_passed() -> None:
     """A place further off that is left does not help the next one, nor those behind it."""
     places = {"near": Place(1, 1, 1), "next": Place(1, 1, 1), "far": Place(2, 2, 1)}
-    credits = kind()
+    credits = RoundRobin()
     requests = [made(key, key) for key in places]
     for request in requests:
         credits.opened(request)
@@ -270,13 +233,3 @@ def test_who_is_next_is_not_passed(kind: type[Credits]) -> None:
     assert given() == ["near"]
     credits.window.release(requests[0])
     assert given() == ["next", "far"]
-
-
-def test_equals_of_express_pass_are_served_in_the_order_of_asking() -> None:
-    credits = ExpressPass()
-    a, b, c = [made(key, key) for key in "abc"]
-    for request in (a, b, c):
-        credits.opened(request)
-    for request in (b, c, a):
-        credits.want(request)
-    assert credits.give(0.0, lambda request: Place(1, 1, 3)) == [b, c, a]

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from runtime.server.policy.credits import Credits, RoundRobin
+from runtime.server.policy.credits import POLICIES, Credits, RoundRobin
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Mean
-from runtime.server.policy.express_pass import POLICIES
 from runtime.server.policy.pipeline import Grant, Pipeline
 from runtime.server.policy.trial import SLACK_TOKENS
 from runtime.server.policy.window import Place
