@@ -128,12 +128,23 @@ def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ConfigError(f"cannot read --config {path}: {reason}") from error
+    return _values(cls, table, str(path), without)
+
+
+def from_table(cls: type[Config], table: Mapping[str, Any], where: str) -> Config:
+    """Build a config from options by name, as texts or values of TOML. Raises ConfigError."""
+    return cls(**_values(cls, table, where))
+
+
+def _values(
+    cls: type[Config], table: Mapping[str, Any], where: str, without: Collection[str] = ()
+) -> dict[str, Any]:
     known, kinds = {item.name: item for item in flags_of(cls)}, _readers(cls)
     for name in table:
         if name not in known:
-            raise ConfigError(f"{path}: " + _unknown(name, cls, str))
+            raise ConfigError(f"{where}: " + _unknown(name, cls, str))
     return {
-        name: _from_toml(known[name], kinds[name], value, f"{name} in {path}")
+        name: _from_toml(known[name], kinds[name], value, f"{name} in {where}")
         for name, value in table.items()
         if name not in without
     }

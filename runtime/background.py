@@ -1,12 +1,19 @@
 """An event loop in a thread of its own: it hears the network while a program does else."""
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+# Not the program's kind of loop: uvloop's connections are no asyncio.Transport, and end otherwise.
+if sys.platform == "win32":
+    _PlainLoop = asyncio.ProactorEventLoop
+else:
+    _PlainLoop = asyncio.SelectorEventLoop
 
 
 class Background:
@@ -21,7 +28,7 @@ class Background:
         """Begin it on the loop; the future may be waited for, or cancelled, in any thread."""
         with self._beginning:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                self._loop = _PlainLoop()
                 # a daemon: a program that forgets to close its edge ends all the same
                 self._thread = Thread(target=self._loop.run_forever, name="background", daemon=True)
                 self._thread.start()

@@ -115,7 +115,7 @@ def begins_slowly(it: Instance) -> None:
 
 
 def has_a_line(it: Instance) -> None:
-    it.scheduler.waiting.extend([SimpleNamespace()] * (5 - len(it.scheduler.waiting)))
+    it.scheduler._line.extend([SimpleNamespace()] * (5 - len(it.scheduler.waiting)))
 
 
 def preempts(it: Instance) -> None:

@@ -121,6 +121,7 @@ class Server:
         self._preparing: set[asyncio.Future[None]] = set()  # requests that are not in line yet
         self._device_failures = 0  # since the last verdict
         self._work = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._idle = asyncio.Event()
         self.steps = Steps(self.engine, self.scheduler, self.pipeline, self._answer, self._work)
 
@@ -131,11 +132,12 @@ class Server:
         return self.config.max_user_running or fair
 
     async def run(self, listener: Listener, announce: Callable[[str, int], None]) -> None:
-        """Serve until SIGTERM or SIGINT; `announce` is told the address once it is open.
+        """Serve until SIGTERM, SIGINT or `stop`; `announce` is told the address once it is open.
 
         `listener` makes its protocols with `new_peer`. Raises DeviceError.
         """
-        stop, left_s = self._stop_on_signals(), CLOSE_TIMEOUT_S
+        on_stop(asyncio.get_running_loop(), self.stop)
+        stop, left_s = asyncio.ensure_future(self._stopping.wait()), CLOSE_TIMEOUT_S
         switch_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         await listener.start_serving()
@@ -151,6 +153,7 @@ class Server:
             listener.close()
             verifying.cancel()
             looking.cancel()
+            stop.cancel()
             try:  # an edge may be slow to take the last of its answer
                 await asyncio.gather(*(peer.hang_up(left_s) for peer in self.door.peers()))
             finally:
@@ -577,19 +580,14 @@ class Server:
 
     # --- stopping ---
 
-    def _stop_on_signals(self) -> "asyncio.Future[None]":
-        """Done at the first SIGTERM or SIGINT; the second one stops at once."""
-        loop = asyncio.get_running_loop()
-        stop: asyncio.Future[None] = loop.create_future()
+    def stop(self) -> None:
+        """What SIGTERM does: the first time running requests may end, the second time they may not.
 
-        def on_signal() -> None:
-            if stop.done():
-                self._stop_now()
-            else:
-                stop.set_result(None)
-
-        on_stop(loop, on_signal)
-        return stop
+        To be called in the event loop.
+        """
+        if self._stopping.is_set():
+            self._stop_now()
+        self._stopping.set()
 
     def _stop_now(self) -> None:
         for request in [*self.requests.values()]:

@@ -42,7 +42,10 @@ class Replica:
 
 
 class Router:
-    """Pure policy over what was seen of the replicas: knows no clock and no socket."""
+    """Pure policy over what was seen of the replicas: knows no clock and no socket.
+
+    Replicas may come and go at any time in `replicas`.
+    """
 
     def __init__(self, addresses: Sequence[ReplicaAddress]):
         self.replicas = [Replica(address) for address in addresses]
@@ -52,7 +55,8 @@ class Router:
         """Why no edge can be sent on; empty if it can."""
         if any(not replica.unready for replica in self.replicas):
             return ""
-        reasons = "; ".join(f"{one.address.name}: {one.unready}" for one in self.replicas)
+        known = [f"{one.address.name}: {one.unready}" for one in self.replicas]
+        reasons = "; ".join(known) or "none is known"
         return f"no replica takes edges ({reasons})"
 
     def choose(self, key: str) -> Replica | None:

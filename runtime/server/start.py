@@ -104,7 +104,7 @@ def start(config: ServerConfig, open_engine: OpenTarget = open_target) -> None:
             return
         check_descriptors(config)
         if config.replicas:
-            asyncio.run(_redirect(config, console))
+            asyncio.run(redirect(config, console, Router(config.replicas)))
         else:
             with _trace(config) as on_step:
                 asyncio.run(serve(config, console, on_step, open_engine=open_engine))
@@ -120,12 +120,20 @@ def start(config: ServerConfig, open_engine: OpenTarget = open_target) -> None:
         ) from error
 
 
-async def _redirect(config: ServerConfig, console: Terminal) -> None:
-    """Send everyone on to the replicas until a signal."""
+async def redirect(
+    config: ServerConfig,
+    console: Terminal,
+    router: Router,
+    opened: Callable[[str, int], None] = lambda host, port: None,
+) -> None:
+    """Send everyone on to the router's replicas until a signal, or until it is cancelled.
+
+    Those that it has now are looked at meanwhile; `opened` is told the address. Raises ConfigError,
+    TLSError or ConnectionError.
+    """
     tell_accept_failures(asyncio.get_running_loop())
     renewal, certificate = Renewal(config), _certificate(config)
     users = users_of(config)
-    router = Router(config.replicas)
     door = _door(config, users, certificate, identity=None, router=router)
     metrics = Metrics()
     metrics.watch(door)
@@ -146,15 +154,19 @@ async def _redirect(config: ServerConfig, console: Terminal) -> None:
     def renewed(users: Mapping[str, bytes] | None, known: bytes) -> None:
         door.renew(users, known)
 
-    async with (
-        _pages(config, console, lambda: router.unready, metrics),
-        watching(router),
-        renewing(renewal, (certificate,), renewed),
-    ):
-        await listener.start_serving()
-        _announce(config, console, certificate, *listener.sockets[0].getsockname()[:2])
-        await stop.wait()
-    listener.close()
+    try:
+        async with (
+            _pages(config, console, lambda: router.unready, metrics),
+            watching(router),
+            renewing(renewal, (certificate,), renewed),
+        ):
+            await listener.start_serving()
+            host, port = listener.sockets[0].getsockname()[:2]
+            _announce(config, console, certificate, host, port)
+            opened(host, port)
+            await stop.wait()
+    finally:
+        listener.close()
 
 
 async def serve(
@@ -163,11 +175,13 @@ async def serve(
     on_step: Callable[[Step], None] = lambda step: None,
     opened: Callable[[str, int], None] = lambda host, port: None,
     api_opened: Callable[[str], None] = lambda url: None,
+    made: Callable[[Server], None] = lambda server: None,
     open_engine: OpenTarget = open_target,
 ) -> None:
     """Load, listen and serve until a signal, or until it is cancelled.
 
-    `opened` is told the address, and before that `api_opened` the API's URL if there is one.
+    `opened` is told the address, and before that `api_opened` the API's URL if there is one, and
+    `made` the server, which may be told to stop.
     Raises ConfigError, ModelError, TLSError or ConnectionError.
     """
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
@@ -195,6 +209,7 @@ async def serve(
         async with together.watching(loaded.engine.ranks):
             door = _door(config, users, certificate, loaded.identity)
             server = there.server = _server(config, loaded, door, step_ended, metrics, folder)
+            made(server)
             renewed = _renewed(server, join(server, loaded.tokenizer))
             _tell_ready(config, console, loaded.engine)
             del loaded
