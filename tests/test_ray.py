@@ -286,6 +286,7 @@ def connections(edges: list[Edge]) -> list[int]:
     return [edge._worker.uplink.opened for edge in edges]
 
 
+@pytest.mark.timeout(900)  # Ray starts six processes that import torch
 def test_replicas_come_and_die_and_go_and_no_text_changes(
     cluster: Cluster, tiny_pair: tuple[Path, Path], people: People, plain: list[int]
 ) -> None:

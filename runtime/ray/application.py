@@ -1,6 +1,5 @@
 """What `serve run` and `serve deploy` start: a front, and as many servers as are wanted."""
 
-from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,4 +66,4 @@ def app(args: Args) -> Application:
             **args.autoscaling,
         },
     )
-    return server.bind(config, front.bind(replace(config, threads=1)), args.most_waiting)
+    return server.bind(config, front.bind(config), args.most_waiting)

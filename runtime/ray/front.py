@@ -56,7 +56,7 @@ class Front:
         return await asyncio.wrap_future(self._background.run(self._heard(word)))
 
     def address(self) -> tuple[str, int]:
-        """Where edges reach the front."""
+        """Where it listens."""
         return self._address
 
     async def replicas(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -154,7 +154,7 @@ async def redirect(
     def renewed(users: Mapping[str, bytes] | None, known: bytes) -> None:
         door.renew(users, known)
 
-    try:
+    with closing(listener):
         async with (
             _pages(config, console, lambda: router.unready, metrics),
             watching(router),
@@ -165,8 +165,6 @@ async def redirect(
             _announce(config, console, certificate, host, port)
             opened(host, port)
             await stop.wait()
-    finally:
-        listener.close()
 
 
 async def serve(
@@ -187,14 +185,13 @@ async def serve(
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
     # opened last, so that nobody reaches a server that cannot answer.
     tell_accept_failures(asyncio.get_running_loop())
-    renewal, certificate = Renewal(config), _certificate(config)
-    there, folder = _There(config), folder_of(config)
+    renewal, there, folder = Renewal(config), _There(config), folder_of(config)
+    certificate, api_certificate = _certificate(config), _api_certificate(config)
 
     def announce(host: str, port: int) -> None:
         _announce(config, console, certificate, host, port)
         opened(host, port)
 
-    api_certificate = _api_certificate(config)
     listener = await _listen(config, there.new_peer, certificate)
     users = users_of(config)
     metrics = Metrics()
