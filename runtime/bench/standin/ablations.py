@@ -45,7 +45,13 @@ COLUMNS = (
     *("tokens/verification", "server verifies"),
 )
 CHECK_COLUMNS = (
-    *("ablation", "pair", "tokens/s simulated", "real server", "tokens/verification simulated"),
+    *(
+        "ablation",
+        "pair",
+        "verifications/s simulated",
+        "real server",
+        "tokens/verification simulated",
+    ),
     *("real server", "server verifies simulated", "real server", "late steps"),
 )
 
@@ -182,11 +188,14 @@ def check(rows: Sequence[Row], options: argparse.Namespace) -> str:
             setting = Namespace(**CHECKED, rtt_ms=cell.rtt_ms)
             run = run_edges(row, times()[row.pair], cell.mode, setting, cores)
             real = figures(run, read_prices(times()[row.pair].server_price, "rtx-4090"))
-            both = [
-                getattr(one, what)
-                for what in ("tokens_per_s", "tokens_per_verification", "verifying")
-                for one in (reckoned, real)
+            verifications = [
+                one.tokens_per_s / one.tokens_per_verification for one in (reckoned, real)
             ]
+            both = (
+                *verifications,
+                *(reckoned.tokens_per_verification, real.tokens_per_verification),
+                *(reckoned.verifying, real.verifying),
+            )
             late = late_share(run.steps, times()[row.pair].verify_ms)
             words = (*(f"{number:.2f}" for number in both), f"{late:.0%}")
             lines.append((f"{cell.group}: {cell.name}", row.pair, *words))
