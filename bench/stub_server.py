@@ -37,7 +37,8 @@ from runtime.server.schedule.step import Step
 from runtime.server.trace_file import tracing
 from runtime.server.users import load_users
 from runtime.server.verify.warm_up import ROWS
-from runtime.wire.places import listen
+from runtime.wire import stacks
+from runtime.wire.places import Listener, listen
 
 VOCABULARY = 256
 MAX_CONTEXT = 4096
@@ -111,7 +112,11 @@ async def serve(config: ServerConfig, step_s: float, on_step: Callable[[Step], N
     door = Door(config, _identity(config), users)
     server = Server(config, cast(Engine, engine), door, on_step, metrics)
     server.pipeline.load.cost.learn((rows, step_s) for rows in ROWS)
-    listener = await listen(config.host, config.port, server.new_peer, start=False)
+    place = config.host, config.port, server.new_peer
+    if config.stack:
+        listener: Listener = await stacks.listen(config.stack, *place)
+    else:
+        listener = await listen(*place, start=False)
     pages = application(lambda: server.unready, metrics.registry)
     async with serving(config.http, pages) as url, _clients(config, server) as api:
         words = (url, api) if api else (url,)

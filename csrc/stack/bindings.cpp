@@ -49,12 +49,11 @@ py::list events_of(Guest& guest) {
   return events;
 }
 
-size_t send(Guest& guest, uint32_t slot, const py::buffer& data) {
+std::string_view piece_of(const py::buffer& data) {
   const py::buffer_info bytes = data.request();
   if (bytes.ndim != 1 || bytes.strides[0] != bytes.itemsize)
     throw py::value_error("a frame is one piece of bytes");
-  return guest.send_frame(
-      slot, {static_cast<const char*>(bytes.ptr), size_t(bytes.size * bytes.itemsize)});
+  return {static_cast<const char*>(bytes.ptr), size_t(bytes.size * bytes.itemsize)};
 }
 
 }  // namespace
@@ -97,7 +96,15 @@ PYBIND11_MODULE(_stack, m) {
            })
       .def("renew", &Guest::renew)
       .def("accept", [](Guest& guest, uint32_t listener) { guest.accept(listener); })
-      .def("send_frame", &send)
+      .def("send_frame",
+           [](Guest& guest, uint32_t slot, const py::buffer& data) {
+             return guest.send_frame(slot, piece_of(data));
+           })
+      .def("put_frame",
+           [](Guest& guest, uint32_t slot, const py::buffer& data) {
+             return guest.put_frame(slot, piece_of(data));
+           })
+      .def("flush", &Guest::flush)
       .def("end", &Guest::end)
       .def("close", &Guest::close)
       .def("abort", &Guest::abort)

@@ -211,7 +211,7 @@ bool Tenant::join(Tenant& one, uint32_t slot, Tenant& other, uint32_t other_slot
 
 void Tenant::turn(uint32_t slot) {
   Connection& c = connections_[slot];
-  const bool is_late = now_ns() >= c.deadline_ns;
+  const bool is_late = c.deadline_ns != kNever && now_ns() >= c.deadline_ns;
   switch (c.state) {
     case State::listening:
       return accept_some(slot);

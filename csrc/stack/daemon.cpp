@@ -6,7 +6,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "attach_socket.h"
 #include "options.h"
 #include "tenant.h"
 
@@ -37,28 +37,6 @@ constexpr int kMessages = 16;          // of one guest at a time
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::runtime_error(what + ": " + std::strerror(errno));
-}
-
-Descriptor listen_at(const std::string& path, bool is_shared) {
-  sockaddr_un name{};
-  name.sun_family = AF_UNIX;
-  if (path.size() >= sizeof name.sun_path)
-    throw std::runtime_error("--socket is longer than the " +
-                             std::to_string(sizeof name.sun_path - 1) + " characters a name has");
-  std::memcpy(name.sun_path, path.c_str(), path.size());
-  const auto* address = reinterpret_cast<sockaddr*>(&name);
-  Descriptor made(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!made) fail("a socket");
-  if (!connect(made.get(), address, sizeof name))
-    throw std::runtime_error("another specedge-stack has " + path + "; give another --socket");
-  if (is_left_over(path)) unlink(path.c_str());
-  made = Descriptor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (bind(made.get(), address, sizeof name) || listen(made.get(), 128)) {
-    if (errno == EADDRINUSE) throw std::runtime_error("--socket " + path + " is there already");
-    fail("cannot listen at --socket " + path);
-  }
-  if (is_shared && chmod(path.c_str(), 0666)) fail("--socket " + path);
-  return made;
 }
 
 class Daemon : public Host {
@@ -98,14 +76,18 @@ class Daemon : public Host {
   bool answer(Tenant& tenant, Message& message);
   void ring_alarms();
   void drop(uint32_t tenant);
+  void complain_of(const Tenant& tenant);
   size_t guests() const;
   std::string status() const;
 
   Options options_;
-  Descriptor epoll_, attach_, signals_, timer_;
-  struct stat own_{};  // of the socket at --socket
+  AttachSocket attach_;
+  Descriptor epoll_, signals_, timer_;
+  Bucket complaints_{1};
+  uint64_t unsaid_ = 0;  // since the last complaint
   Shares shares_;
   int64_t shares_due_ns_ = kNever;
+  int64_t timer_due_ns_ = kNever;  // what the timer is set to
   std::unordered_map<uint32_t, std::unique_ptr<Tenant>> tenants_;
   std::vector<uint32_t> active_;
   std::multimap<int64_t, Place> alarms_;
@@ -116,8 +98,8 @@ class Daemon : public Host {
 
 Daemon::Daemon(const Options& options)
     : options_(options),
+      attach_(options.socket, options.is_shared),
       epoll_(epoll_create1(EPOLL_CLOEXEC)),
-      attach_(listen_at(options.socket, options.is_shared)),
       timer_(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)),
       shares_(options.bytes_per_s, options.user_bytes_per_s) {
   sigset_t stops;
@@ -127,7 +109,6 @@ Daemon::Daemon(const Options& options)
   sigprocmask(SIG_BLOCK, &stops, nullptr);
   signals_ = Descriptor(signalfd(-1, &stops, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!epoll_ || !timer_ || !signals_) fail("the daemon's own descriptors");
-  if (lstat(options_.socket.c_str(), &own_)) fail("--socket " + options_.socket);
   watch(attach_.get(), {0, kAttach});
   watch(signals_.get(), {0, kSignals});
   watch(timer_.get(), {0, kTimer});
@@ -135,11 +116,6 @@ Daemon::Daemon(const Options& options)
 
 Daemon::~Daemon() {
   while (!tenants_.empty()) drop(tenants_.begin()->first);
-  // unless somebody has removed it, and another daemon has the name now
-  struct stat now{};
-  if (!lstat(options_.socket.c_str(), &now) && now.st_dev == own_.st_dev &&
-      now.st_ino == own_.st_ino)
-    unlink(options_.socket.c_str());
 }
 
 void Daemon::watch(int descriptor, Place place) {
@@ -163,8 +139,9 @@ void Daemon::run() {
 // Set the timer for what is due next, if nothing is to be done now.
 void Daemon::sleep() {
   int64_t due = std::min(shares_due_ns_, alarms_.empty() ? kNever : alarms_.begin()->first);
-  if (!active_.empty() || due == kNever) return;
+  if (!active_.empty() || due == kNever || due == timer_due_ns_) return;
   due = std::max<int64_t>(due, 1);  // 0 would stop the timer
+  timer_due_ns_ = due;
   const itimerspec when{{}, {due / 1'000'000'000, due % 1'000'000'000}};
   timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &when, nullptr);
 }
@@ -174,6 +151,7 @@ void Daemon::happened(const epoll_event& event) {
   if (!place.tenant) {
     if (place.slot == kAttach) admit();
     if (place.slot == kSignals) is_stopped_ = true;
+    if (place.slot == kTimer) timer_due_ns_ = kNever;  // it has rung
     return;
   }
   Tenant* tenant = find(place.tenant);
@@ -181,7 +159,8 @@ void Daemon::happened(const epoll_event& event) {
   if (place.slot == kSocket) return hear(*tenant);
   if (place.slot == kBell) return activate(*tenant);
   constexpr uint32_t kOver = EPOLLHUP | EPOLLERR | EPOLLRDHUP;
-  tenant->ready(place.slot, event.events & (EPOLLIN | kOver), event.events & (EPOLLOUT | kOver));
+  tenant->ready(place.slot, event.events & (EPOLLIN | kOver), event.events & (EPOLLOUT | kOver),
+                event.events & kOver);
 }
 
 void Daemon::ring_alarms() {
@@ -314,9 +293,21 @@ void Daemon::drop(uint32_t id) {
   const std::unique_ptr<Tenant> tenant = std::move(found->second);
   tenants_.erase(found);
   shares_.leave(tenant->user(), tenant.get());
-  if (!tenant->fault().empty())
-    std::fprintf(stderr, "specedge-stack: a guest of user %s was put out: %s\n",
-                 tenant->user().c_str(), tenant->fault().c_str());
+  if (!tenant->fault().empty()) complain_of(*tenant);
+}
+
+// A line a second: guests may come to be put out as often as they like.
+void Daemon::complain_of(const Tenant& tenant) {
+  if (complaints_.wait_until(now_ns()) != kNever) {
+    ++unsaid_;
+    return;
+  }
+  complaints_.take(1);
+  std::fprintf(stderr, "specedge-stack: a guest of user %s was put out: %s\n",
+               tenant.user().c_str(), tenant.fault().c_str());
+  if (const uint64_t others = std::exchange(unsaid_, 0))
+    std::fprintf(stderr, "specedge-stack: and %llu others before it\n",
+                 static_cast<unsigned long long>(others));
 }
 
 void Daemon::listens(const Address& address, uint16_t port, Place place) {

@@ -11,6 +11,9 @@ namespace specedge::stack {
 
 namespace {
 
+constexpr uint32_t kLooks = 64;         // of these, one at least is at the descriptors
+constexpr uint32_t kMostFruitless = 8;  // in a row, then of 256 waits one spins
+
 int64_t now_ns() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -26,7 +29,8 @@ void rest() {
 }  // namespace
 
 void Guest::poll(const Visitor& visit) {
-  if (!is_lost_) collect(0);
+  const bool has_looked = std::exchange(has_looked_, false) && ++polls_ % kLooks;
+  if (!is_lost_ && !has_looked) collect(0);
   if (is_lost_) return lose(visit);
   // What is received up to here, the completions before it explain: the daemon shows them first.
   const uint32_t received = receives_.look();
@@ -37,7 +41,8 @@ void Guest::poll(const Visitor& visit) {
     receive(element, visit);
   }
   if (receives_.release()) ring(daemon_bell_.get());
-  for (const uint32_t slot : std::exchange(stirred_, {})) read_direct(slot, visit);
+  for (size_t i = 0; i < stirred_.size(); ++i) read_direct(stirred_[i], visit);
+  stirred_.clear();
   flush();
   unblock(visit);
   if (receives_.look() || completions_.look()) ring(own_bell_.get());
@@ -179,18 +184,17 @@ void Guest::end_of(uint32_t slot, const Visitor& visit) {
 }
 
 void Guest::read_direct(uint32_t slot, const Visitor& visit) {
-  const auto is_there = [&] {
-    const Slot& of = slots_[slot];
+  Slot& of = slots_[slot];
+  const auto is_there = [&of] {
     const bool is_known = of.state == Slot::State::open || of.state == Slot::State::closing;
     return of.direct && is_known && !of.is_paused;
   };
   if (!is_there()) return;
-  for (uint32_t n = kDirectSizes.data; n && is_there() && slots_[slot].direct->in.available();
-       --n) {
-    Direct& from = *slots_[slot].direct;
+  for (uint32_t n = of.direct->in.available(); n && is_there(); --n) {
+    Direct& from = *of.direct;
     const Element element = from.in.peek();
     if (element.op == Op::data && from.region.holds(element)) {
-      if (slots_[slot].state == Slot::State::open && !slots_[slot].has_ended)
+      if (of.state == Slot::State::open && !of.has_ended)
         visit({.kind = Event::Kind::data,
                .slot = slot,
                .bytes = {from.arena + element.value, element.length}});
@@ -199,10 +203,10 @@ void Guest::read_direct(uint32_t slot, const Visitor& visit) {
     } else {
       return abort(slot);  // the peer writes nonsense
     }
-    if (slots_[slot].direct) slots_[slot].direct->in.take();
+    if (of.direct) of.direct->in.take();
   }
-  if (!slots_[slot].direct) return;
-  Direct& from = *slots_[slot].direct;
+  if (!of.direct) return;
+  Direct& from = *of.direct;
   if (from.in.release()) ring(from.peer_bell.get());
   if (!from.in.is_sound() || !from.out.is_sound()) return abort(slot);
   if (!is_there()) return;
@@ -216,9 +220,10 @@ void Guest::unblock(const Visitor& visit) {
     Slot& of = slots_[slot];
     if (!of.is_blocked) continue;
     DataProducer& out = of.direct ? of.direct->out : sends_;
+    const bool is_for_nobody = of.direct && of.direct->is_peer_gone;
     if (!out.room(1)) out.want_room();
     const bool has_room = out.room(1) && (of.direct || controls_waiting_.empty());
-    if (!has_room || of.unacknowledged >= kWindowBytes) {
+    if ((!has_room && !is_for_nobody) || of.unacknowledged >= kWindowBytes) {
       blocked_.push_back(slot);
       continue;
     }
@@ -237,36 +242,52 @@ void Guest::lose(const Visitor& visit) {
 }
 
 bool Guest::has_news() {
-  if (receives_.look() || completions_.look()) return true;
-  for (const uint32_t slot : directs_)
-    if (slots_[slot].direct->in.look()) {
-      stirred_.push_back(slot);
-      return true;
-    }
-  return false;
-}
-
-bool Guest::set_awake(bool awake) {
-  bool has_some = completions_.set_awake(awake) | receives_.set_awake(awake);
-  for (const uint32_t slot : directs_) has_some |= slots_[slot].direct->in.set_awake(awake);
+  bool has_some = receives_.look() || completions_.look();
+  for (const uint32_t slot : directs_) {
+    if (slots_[slot].is_paused || !slots_[slot].direct->in.look()) continue;
+    stirred_.push_back(slot);
+    has_some = true;
+  }
   return has_some;
 }
 
-void Guest::wait(int timeout_ms, int64_t spin_ns) {
-  if (spin_ns) {
-    set_awake(true);
-    const int64_t until = now_ns() + spin_ns;
-    bool found = has_news();
-    while (!found && now_ns() < until) {
-      for (int n = 0; n < 32 && !found; ++n) {
-        rest();
-        found = has_news();
-      }
+void Guest::set_awake(bool awake) {
+  is_awake_ = awake;
+  completions_.set_awake(awake);
+  receives_.set_awake(awake);
+  for (const uint32_t slot : directs_) slots_[slot].direct->in.set_awake(awake);
+  barrier();
+}
+
+// Look for news without a bell. Whoever finds none may have kept the one that it waits for from
+// the processor: it soon does so seldom.
+bool Guest::spin(int64_t most_ns) {
+  if (waits_to_sleep_) {
+    --waits_to_sleep_;
+    return false;
+  }
+  if (!is_awake_) set_awake(true);
+  bool found = has_news();
+  for (const int64_t until = now_ns() + most_ns; !found && now_ns() < until;) {
+    for (int n = 0; n < 32 && !found; ++n) {
+      rest();
+      found = has_news();
     }
+  }
+  fruitless_spins_ = found ? 0 : std::min(fruitless_spins_ + 1, kMostFruitless);
+  waits_to_sleep_ = (1u << fruitless_spins_) - 1;
+  return found;
+}
+
+void Guest::wait(int timeout_ms, int64_t spin_ns) {
+  has_looked_ = spin_ns && spin(spin_ns);
+  if (has_looked_) return;
+  if (is_awake_) {
     set_awake(false);
-    if (found || has_news()) return;
+    if ((has_looked_ = has_news())) return;
   }
   collect(timeout_ms);
+  has_looked_ = true;
 }
 
 }  // namespace specedge::stack

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <system_error>
+#include <utility>
 
 namespace specedge::stack {
 
@@ -132,8 +133,15 @@ void Guest::offer(uint32_t listener) {
 }
 
 size_t Guest::send_frame(uint32_t slot, std::string_view bytes) {
+  const size_t taken = put_frame(slot, bytes);
+  flush();
+  return taken;
+}
+
+size_t Guest::put_frame(uint32_t slot, std::string_view bytes) {
   Slot& to = slots_.at(slot);
   if (to.state != Slot::State::open || to.is_over) return 0;
+  if (to.direct && to.direct->is_peer_gone) return bytes.size();  // nobody reads it any more
   DataProducer& out = to.direct ? to.direct->out : sends_;
   size_t taken = 0;
   while (taken < bytes.size()) {
@@ -150,7 +158,8 @@ size_t Guest::send_frame(uint32_t slot, std::string_view bytes) {
     taken += room;
     if (!to.direct) to.unacknowledged += room;
   }
-  if (out.publish()) ring(to.direct ? to.direct->peer_bell.get() : daemon_bell_.get());
+  if (to.direct && taken && !to.is_unshown) unshown_.push_back(slot);
+  to.is_unshown |= to.direct && taken;
   if (taken < bytes.size()) block(slot);
   return taken;
 }
@@ -168,9 +177,9 @@ void Guest::end_direct(uint32_t slot) {
   Slot& of = slots_[slot];
   DataProducer& out = of.direct->out;
   if (!out.has_room()) out.want_room();
-  of.ends = !out.has_room();
+  of.ends = !out.has_room() && !of.direct->is_peer_gone;
   if (of.ends) return block(slot);
-  out.put_control({.op = Op::end, .slot = slot});
+  if (out.has_room()) out.put_control({.op = Op::end, .slot = slot});
   if (out.publish()) ring(of.direct->peer_bell.get());
 }
 
@@ -210,6 +219,7 @@ void Guest::resume(uint32_t slot) {
 }
 
 void Guest::detach() {
+  flush();
   socket_ = Descriptor();
   epoll_ = Descriptor();
   // The other descriptors too, at once: who holds this guest may be long in letting go of it.
@@ -248,6 +258,12 @@ void Guest::flush() {
   }
   const bool has_jobs = jobs_.publish(), has_sends = sends_.publish();
   if (has_jobs || has_sends) ring(daemon_bell_.get());
+  for (const uint32_t slot : unshown_) {
+    if (!std::exchange(slots_[slot].is_unshown, false)) continue;
+    Direct& to = *slots_[slot].direct;
+    if (to.out.publish()) ring(to.peer_bell.get());
+  }
+  unshown_.clear();
 }
 
 std::string ask_daemon(const std::string& path, Kind kind, const std::string& text) {

@@ -25,13 +25,13 @@ struct Event {
   enum class Kind { connected, listening, accepted, data, end, closed, writable, lost };
   Kind kind{};
   uint32_t slot = 0;
-  uint32_t listener = 0;      // accepted: whose
-  Address address{};          // connected, accepted: the peer's
-  uint16_t port = 0;          // listening: the one that is reserved
-  uint8_t status = 0;         // closed: why, see element.h
-  bool is_direct = false;     // connected, accepted: by a memory of its own
-  std::string_view bytes{};   // data: until the visitor returns
-  std::string certificate{};  // connected: SHA-256 of the peer's, with TLS
+  uint32_t listener = 0;           // accepted: whose
+  Address address{};               // connected, accepted: the peer's
+  uint16_t port = 0;               // listening: the one that is reserved
+  uint8_t status = 0;              // closed: why, see element.h
+  bool is_direct = false;          // connected, accepted: by a memory of its own
+  std::string_view bytes{};        // data: until the visitor returns
+  std::string_view certificate{};  // connected: SHA-256 of the peer's, with TLS
 };
 using Visitor = std::function<void(const Event&)>;
 
@@ -51,6 +51,9 @@ class Guest {
 
   // Bytes taken, perhaps 0; if not all, `writable` says when more can be.
   size_t send_frame(uint32_t slot, std::string_view bytes);
+  // The same, but shown with the next flush or poll: many cost one bell.
+  size_t put_frame(uint32_t slot, std::string_view bytes);
+  void flush();
   void end(uint32_t slot);    // nothing more will be sent
   void close(uint32_t slot);  // when what was taken is sent; `closed` will tell
   void abort(uint32_t slot);
@@ -59,7 +62,9 @@ class Guest {
 
   // What has happened. From within the visitor everything but poll may be called.
   void poll(const Visitor& visit);
-  // Wait until there is something to poll for, at most so long (-1: any time), at first awake.
+  // Wait until there is something to poll for, at most so long (-1: any time). With spin_ns it
+  // looks by itself for so long first, as long as that finds something, and needs no bell until
+  // the next wait: then its descriptor says nothing.
   void wait(int timeout_ms, int64_t spin_ns = 0);
   int descriptor() const { return epoll_.get(); }
   // Leave the daemon, and with it all connections; what was taken is still sent.
@@ -81,6 +86,7 @@ class Guest {
     bool is_blocked = false, has_ended = false, is_paused = false;
     bool is_over = false;  // nothing more is sent
     bool ends = false;     // and a guest of this host is still to be told
+    bool is_unshown = false;
     uint16_t generation = 0;
     uint32_t listener = 0;
     uint32_t unacknowledged = 0;
@@ -94,7 +100,6 @@ class Guest {
   void free_slot(uint32_t slot);
   void job(const Element& element);
   void control(const Element& element);  // by the send ring, behind what was sent
-  void flush();
   void block(uint32_t slot);
   void end_direct(uint32_t slot);
   void offer(uint32_t listener);
@@ -109,7 +114,8 @@ class Guest {
   void unblock(const Visitor& visit);
   void lose(const Visitor& visit);
   bool has_news();
-  bool set_awake(bool awake);
+  bool spin(int64_t most_ns);
+  void set_awake(bool awake);
 
   Descriptor socket_, epoll_, daemon_bell_, own_bell_;
   Region region_;
@@ -119,7 +125,10 @@ class Guest {
   std::deque<Element> jobs_waiting_, controls_waiting_;
   std::deque<Slot> slots_;
   std::vector<uint32_t> free_, directs_, stirred_, blocked_;
+  std::vector<uint32_t> unshown_;  // to whose peers something was put since the last flush
   bool is_lost_ = false, is_told_ = false;
+  bool is_awake_ = false, has_looked_ = false;
+  uint32_t polls_ = 0, fruitless_spins_ = 0, waits_to_sleep_ = 0;
 };
 
 // Ask the daemon at a path, as its operator. Throws as Guest does.

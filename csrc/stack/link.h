@@ -28,6 +28,9 @@ class Link {
   virtual ssize_t write(const char* data, size_t size) = 0;
   // Bytes read, 0 at the end, kNothing when there are none yet, otherwise negative: a status.
   virtual ssize_t read(char* data, size_t size) = 0;
+  // Whether a read of less than there was room for has taken all there is: the descriptor will say
+  // when there is more, unless it has said that the peer has ended.
+  virtual bool is_emptied_by_a_short_read() const { return false; }
   // Move on what it holds itself; negative: a status.
   virtual ssize_t push() { return 0; }
   // Nothing more will be written. False: call again once the descriptor, or the time, is ready.

@@ -11,10 +11,10 @@ namespace specedge::stack {
 
 // What both sides see. Fresh memory, all zero, is an empty ring.
 struct RingHeader {
-  alignas(64) uint32_t head;  // the producer's line
-  uint32_t is_full;           // it waits for room
-  alignas(64) uint32_t tail;  // the consumer's line
-  uint32_t is_awake;          // it polls, and needs no bell
+  alignas(64) uint32_t head;     // the producer's line
+  alignas(64) uint32_t tail;     // the consumer's line
+  alignas(64) uint32_t is_full;  // read often, written seldom: the producer waits for room
+  uint32_t is_awake;             // the consumer polls, and needs no bell
 };
 
 inline uint32_t load(const uint32_t& word) {
@@ -67,6 +67,7 @@ class Producer {
   }
   bool is_sound() const { return is_sound_; }
   uint32_t head() const { return head_; }
+  bool has_unshown() const { return head_ != published_; }
   uint32_t capacity() const { return capacity_; }
 
  private:
@@ -112,12 +113,8 @@ class Consumer {
     return true;
   }
 
-  // Say whether a bell is wanted; true if something has come meanwhile.
-  bool set_awake(bool awake) {
-    store(header_->is_awake, awake);
-    barrier();
-    return look() != 0;
-  }
+  // Say whether a bell is wanted; after a barrier, look once more before waiting for one.
+  void set_awake(bool awake) { store(header_->is_awake, awake); }
   bool is_sound() const { return is_sound_; }
 
  private:
@@ -128,7 +125,7 @@ class Consumer {
 };
 
 // A producer whose elements bring bytes: the arena is filled round and round, and what an element
-// takes of it comes free with the element.
+// takes of it comes free with the element. Its size is a power of two.
 class DataProducer : public Producer {
  public:
   DataProducer() = default;
@@ -137,21 +134,19 @@ class DataProducer : public Producer {
 
   // Room for up to `wanted` bytes in one piece, as many as there are; 0: none, or no element.
   uint32_t room(uint32_t wanted) {
-    if (!has_room()) return 0;
-    const uint32_t tail = look();
-    if (tail == head()) {  // begin anew: the same few pages, as long as they do
-      first_ = tail;
-      filled_ = 0;
-    }
-    freed_ = tail == first_ ? 0 : ends_[(tail - 1) & (capacity() - 1)];
-    return contiguous(wanted);
+    // The other side's position costs a line of its cache: once for all that is shown together.
+    if (!has_unshown()) take_stock();
+    uint32_t found = has_room() ? contiguous(wanted) : 0;
+    if (found == wanted) return found;
+    take_stock();
+    return has_room() ? contiguous(wanted) : 0;
   }
 
-  char* place() const { return arena_ + filled_ % arena_bytes_; }
+  char* place() const { return arena_ + at(filled_); }
 
   // After room() and writing to place().
   void put_data(uint32_t slot, uint32_t length, uint16_t generation = 0) {
-    const uint32_t offset = uint32_t(filled_ % arena_bytes_);
+    const uint32_t offset = at(filled_);
     put_marked(
         {.op = Op::data, .port = generation, .slot = slot, .value = offset, .length = length},
         length);
@@ -159,9 +154,18 @@ class DataProducer : public Producer {
   void put_control(const Element& element) { put_marked(element, 0); }
 
  private:
+  uint32_t at(uint64_t count) const { return uint32_t(count) & (arena_bytes_ - 1); }
+  void take_stock() {
+    const uint32_t tail = look();
+    if (tail == head()) {  // begin anew: the same few pages, as long as they do
+      first_ = tail;
+      filled_ = 0;
+    }
+    freed_ = tail == first_ ? 0 : ends_[(tail - 1) & (capacity() - 1)];
+  }
   uint32_t contiguous(uint32_t wanted) {
     const uint64_t free = arena_bytes_ - (filled_ - freed_);
-    const uint64_t to_edge = arena_bytes_ - filled_ % arena_bytes_;
+    const uint64_t to_edge = arena_bytes_ - at(filled_);
     if (to_edge >= wanted || free <= to_edge || to_edge >= kFrameBytes / 4)
       return uint32_t(std::min<uint64_t>({wanted, free, to_edge}));
     filled_ += to_edge;  // left out; it comes free with the element that follows

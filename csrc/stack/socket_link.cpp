@@ -129,6 +129,8 @@ class SocketLink : public Link {
     return errno == EAGAIN || errno == EINTR ? kNothing : -errno;
   }
 
+  bool is_emptied_by_a_short_read() const override { return true; }
+
   bool end() override {
     shutdown(socket_.get(), SHUT_WR);
     return true;

@@ -211,6 +211,11 @@ void Tenant::read_some(uint32_t slot) {
     if (got) {
       receives_.put_data(slot, uint32_t(got));
       ++elements_;
+      const bool is_all = uint32_t(got) < room && c.link->is_emptied_by_a_short_read();
+      if (is_all && !c.is_peer_over) {
+        c.is_readable = false;
+        return;
+      }
     } else {
       c.has_ended = true;
       return note(slot, Connection::kEnd);
@@ -254,11 +259,12 @@ void Tenant::clear(uint32_t slot) {
   c.is_told = is_told;
 }
 
-void Tenant::ready(uint32_t slot, bool readable, bool writable) {
+void Tenant::ready(uint32_t slot, bool readable, bool writable, bool is_over) {
   Connection* known = at(slot);
   if (!known || known->state == State::free) return;
   known->is_readable |= readable;
   known->is_writable |= writable;
+  known->is_peer_over |= is_over;
   queue(slot);
   host_.activate(*this);
 }

@@ -71,6 +71,7 @@ struct Connection {
   bool is_queued = false, is_told = false;  // it stands in the lines ready_ and telling_
   bool is_readable = true, is_writable = true, is_paused = false, has_ended = false, ends = false;
   bool is_direct = false, is_local = false;
+  bool is_peer_over = false;  // its end may come behind what is read
   std::unique_ptr<Link> link;
   std::unique_ptr<Tls> tls;
   std::unique_ptr<Listener> listener;
@@ -101,17 +102,21 @@ class Tenant : public Sender {
   bool may_operate = false;  // it may say what the operator may
   int64_t greeting_until_ns = kNever;
   const std::string& fault() const { return fault_; }  // why it is to be put out
-  void put_out(const std::string& why) { fault_ = why; }
+  void put_out(const std::string& why) {
+    fault_ = why;
+    host_.activate(*this);
+  }
 
   void attach(Sizes sizes);  // share a memory with it; throws std::system_error
   void keep_terms(uint32_t slot, std::string text);
-  void ready(uint32_t slot, bool readable, bool writable);  // so says its descriptor
-  void alarm(uint32_t slot);                                // its time has come
-  bool work();           // jobs and connections; whether there is more to do
-  bool wants_to_send();  // whether a turn of Shares would do anything
-  void tell();           // completions, what was read, the bell
-  void last_words();     // what a guest that has gone still had to send
-  void move_away();      // close what goes by a module that is no longer used
+  // So says its descriptor; is_over: the peer has ended, or the connection.
+  void ready(uint32_t slot, bool readable, bool writable, bool is_over = false);
+  void alarm(uint32_t slot);  // its time has come
+  bool work();                // jobs and connections; whether there is more to do
+  bool wants_to_send();       // whether a turn of Shares would do anything
+  void tell();                // completions, what was read, the bell
+  void last_words();          // what a guest that has gone still had to send
+  void move_away();           // close what goes by a module that is no longer used
 
   uint32_t next_bytes() override;
   void send_next() override;

@@ -55,9 +55,20 @@ class Attachment:
         self.kind = _stack.Kind
         self.ends: dict[int, End] = {}
         self._events: deque[Event] = deque()
-        self._is_detached = False
+        self._is_detached = self._has_unshown = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.guest.fileno(), self._poll)
+
+    def put(self, slot: int, data: bytes | bytearray | memoryview) -> int:
+        """Bytes taken to be sent: with all that is written in this turn of the loop, one bell."""
+        if not self._has_unshown:
+            self._has_unshown = True
+            self._loop.call_soon(self._show)
+        return self.guest.put_frame(slot, data)
+
+    def _show(self) -> None:
+        self._has_unshown = False
+        self.guest.flush()
 
     def detach_if_idle(self) -> None:
         """Leave the daemon, where nobody uses it any more."""

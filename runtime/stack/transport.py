@@ -44,7 +44,7 @@ class StackTransport(asyncio.Transport):
         self._attachment, self._guest, self._kind = attachment, attachment.guest, attachment.kind
         self._protocol = protocol
         self._waiting = bytearray()
-        self._closing = self._ends = self._gone = False
+        self._closing = self._ends = self._is_cut = self._gone = False
         attachment.ends[self._slot] = self
         protocol.connection_made(self)
 
@@ -72,21 +72,21 @@ class StackTransport(asyncio.Transport):
         if self._waiting:
             self._waiting += data
             return
-        taken = self._guest.send_frame(self._slot, data)
+        taken = self._attachment.put(self._slot, data)
         if taken < len(data):
             self._waiting += memoryview(data)[taken:]
 
     def _write_waiting(self) -> None:
         if not self._waiting:
             return
-        taken = self._guest.send_frame(self._slot, self._waiting)
+        taken = self._attachment.put(self._slot, self._waiting)
         del self._waiting[:taken]
         if not self._waiting:
             self._finish()
 
     def _finish(self) -> None:
         """Once everything is written: close, or end, where that is wanted."""
-        if self._gone:
+        if self._gone or self._is_cut:
             return
         if self._closing:
             self._guest.close(self._slot)
@@ -115,19 +115,26 @@ class StackTransport(asyncio.Transport):
                 self._finish()
 
     def abort(self) -> None:
-        self._closing = True
+        """At once, whatever the daemon is doing."""
+        if self._gone or self._is_cut:
+            return
+        self._closing = self._is_cut = True
         self._waiting.clear()
-        if not self._gone:
-            self._guest.abort(self._slot)
+        self._guest.abort(self._slot)
+        asyncio.get_running_loop().call_soon(self._end, None)
+        del self._attachment.ends[self._slot]
+        self._attachment.detach_if_idle()
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self._protocol
 
     def pause_reading(self) -> None:
-        self._guest.pause(self._slot)
+        if not self._closing:  # else the slot may be another connection's
+            self._guest.pause(self._slot)
 
     def resume_reading(self) -> None:
-        self._guest.resume(self._slot)
+        if not self._closing:
+            self._guest.resume(self._slot)
 
     def _end(self, error: Exception | None) -> None:
         self._closing = self._gone = True

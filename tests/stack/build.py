@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 STACK = CSRC / "stack"
 GUEST = ("guest", "events", "messages", "region")
 DAEMON = (
-    *("daemon", "options", "tenant", "connecting", "shares", "messages", "region"),
+    *("daemon", "attach_socket", "options", "tenant", "connecting", "shares", "messages", "region"),
     *("socket_link", "emulated_link", "tls_link"),
 )
 FLAGS = ("-std=c++20", "-O0", "-g1", f"-I{STACK}", "-fno-sanitize-recover=all")

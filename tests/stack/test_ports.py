@@ -3,15 +3,19 @@
 import asyncio
 import os
 import random
+import select
 import shutil
+import signal
 import socket
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runtime.stack import ports
+from runtime.stack.attachment import Event, to_bytes
 from runtime.stack.transport import StackTransport
 from runtime.wire import stacks
 from runtime.wire.places import AddressAway
@@ -19,9 +23,10 @@ from runtime.wire.tls import load_certificate, trust
 from tests.certificates import self_signed
 from tests.faults.rig import no_descriptor_left, until
 from tests.ports import reserved_port
-from tests.stack.daemon import Daemon, daemon, start
+from tests.stack.daemon import Daemon, _stack, daemon, start
 
 HOST = "127.0.0.1"
+Guest, Kind = _stack.Guest, _stack.Kind
 
 
 class Peer(asyncio.Protocol):
@@ -109,6 +114,78 @@ def test_what_is_cut_is_told_to_the_other_end(by_each_module: Daemon) -> None:
         listener.close()
 
     asyncio.run(scenario())
+
+
+def test_what_nobody_will_read_keeps_no_connection(by_each_module: Daemon) -> None:
+    """The other end has gone with megabytes still to be written to it."""
+
+    async def scenario() -> None:
+        edge, server, listener = await pair(by_each_module.path)
+        server.transport.pause_reading()
+        edge.transport.write(bytes(20_000_000))
+        await until(lambda: by_each_module.status()["elements"] > 0)
+        server.transport.abort()
+        await until(lambda: edge.ended or edge.gone.done())
+        edge.transport.close()
+        await edge.gone
+        listener.close()
+        await until(lambda: by_each_module.status()["guests"] == 0)
+
+    asyncio.run(scenario())
+
+
+def test_an_abort_waits_for_no_daemon() -> None:
+    async def scenario(running: Daemon) -> None:
+        edge, server, listener = await pair(running.path)
+        running.process.send_signal(signal.SIGSTOP)
+        try:
+            edge.transport.abort()
+            assert await edge.gone is None
+        finally:
+            running.process.send_signal(signal.SIGCONT)
+        await until(lambda: server.ended)
+        server.transport.abort()
+        listener.close()
+
+    with daemon() as running:
+        asyncio.run(scenario(running))
+
+
+@pytest.mark.parametrize("module", ["shm", "tcp"])
+def test_what_is_put_is_shown_with_the_next_flush(module: str) -> None:
+    told: dict[Guest, list[Event]] = defaultdict(list)
+
+    def wait_for(guest: Guest, kind: Kind) -> Event:
+        while True:
+            while told[guest]:
+                if (event := told[guest].pop(0))[0] == kind:
+                    return event
+            select.select([guest.fileno()], [], [])
+            told[guest] += guest.poll()
+
+    with daemon("--module", module) as running:
+        server, edge = _stack.Guest(running.path), _stack.Guest(running.path)
+        listener = server.listen(to_bytes(HOST), 0, "")
+        _, _, port = wait_for(server, Kind.LISTENING)
+        server.accept(listener)
+        slot = edge.connect(to_bytes(HOST), port, "")
+        wait_for(server, Kind.ACCEPTED)
+        wait_for(edge, Kind.CONNECTED)
+        assert edge.put_frame(slot, b"one, ") == 5
+        for _ in range(2):
+            running.status()  # in that time a daemon that was shown it has passed it on
+        assert not told[server] + server.poll()
+        assert edge.put_frame(slot, b"two") == 3
+        edge.flush()
+        came = b""
+        while len(came) < 8:
+            came += wait_for(server, Kind.DATA)[2]
+        assert came == b"one, two"
+        edge.put_frame(slot, b"the last")
+        edge.close(slot)  # shows it
+        assert wait_for(server, Kind.DATA)[2] == b"the last"
+        edge.detach()
+        server.detach()
 
 
 def test_many_connections_of_one_guest(by_each_module: Daemon) -> None:

@@ -1,15 +1,20 @@
 """The programs, with --stack: what a person starts."""
 
+import fcntl
 import os
 import re
+import socket
+import struct
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.stack.daemon import _stack, daemon, start
+from tests.stack.daemon import PROGRAM, _stack, daemon, start
 
 SAMPLING = ("--temperature", "1", "--seed", "5", "--max-tokens", "30")
 
@@ -67,6 +72,75 @@ def test_a_full_daemon_says_so_and_still_answers_its_operator() -> None:
             _stack.Guest(running.path)
         assert '"guests": 1' in ask("--socket", running.path, "--status").stdout
         guest.detach()
+
+
+def test_of_daemons_that_start_at_once_one_has_the_socket() -> None:
+    """Where one that was killed has left its socket."""
+    for _ in range(3):
+        with TemporaryDirectory() as folder:
+            path = f"{folder}/s"
+            killed = start(path)
+            killed.process.kill()
+            killed.process.communicate()
+            command = [PROGRAM, "--socket", path]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            all_of_them = [subprocess.Popen(command, **pipes) for _ in range(8)]
+            said = [process.stdout.readline() for process in all_of_them]
+            assert sum(path in line for line in said) == 1
+            winner = next(one for one, line in zip(all_of_them, said, strict=True) if line)
+            assert '"guests": 0' in _stack.status(path)
+            winner.terminate()
+            for process in all_of_them:
+                _, complaint = process.communicate(timeout=30)
+                assert process.returncode == (0 if process is winner else 2)
+                assert process is winner or f"another specedge-stack has {path}" in complaint
+            assert not os.listdir(folder)
+
+
+@pytest.mark.long
+def test_a_daemon_makes_its_socket_under_a_lock_of_the_folder() -> None:
+    """It does not wait for ever for whoever keeps it."""
+    with TemporaryDirectory() as folder:
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = ask("--socket", f"{folder}/s")
+        assert refused.returncode == 2
+        assert "another program keeps a lock of it" in refused.stderr
+        assert not os.listdir(folder)
+        os.close(lock)
+
+
+def test_guests_that_come_to_be_put_out_fill_no_log() -> None:
+    header = struct.Struct("7I")
+    attach, terms = header.pack(1, 1, 0, 0, 16, 16, 1 << 17), header.pack(2, 1, 9, 0, 0, 0, 0)
+    many = 40
+
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/s"
+        command = [PROGRAM, "--socket", path]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            process.stdout.readline()
+            start_s = time.monotonic()
+            for _ in range(many):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as guest:
+                    guest.connect(path)
+                    guest.send(attach)
+                    guest.recv(100)
+                    for slot in range(66):  # the terms of so many that it never connects
+                        with suppress(BrokenPipeError, ConnectionResetError):
+                            guest.send(terms[:8] + slot.to_bytes(4, "little") + terms[12:])
+                    with suppress(ConnectionResetError):
+                        assert not guest.recv(100)  # put out
+            took_s = time.monotonic() - start_s
+            process.terminate()
+            _, log = process.communicate(timeout=30)
+    lines = [line for line in log.splitlines() if "put out: it keeps terms" in line]
+    others = sum(map(int, re.findall(r"and (\d+) others before it", log)))
+    assert 1 <= len(lines) <= took_s + 2
+    assert len(lines) + others <= many
+    assert took_s < 1 or others > 0
 
 
 def test_a_daemon_that_ends_leaves_anothers_socket() -> None:

@@ -1,0 +1,101 @@
+"""Two processes of one host: elements through a ring, messages and answers, bytes."""
+
+from bench.stack.load import Figures, ask, daemon
+from bench.stack.table import BODY, Claim, Effort, Table
+
+BATCHES = (1, 4, 16, 64, 256)
+# elements a second by batch size
+THEIRS = {1: 8e6, 4: 41e6, 256: 200e6}
+SIZES = (64, 1024, 4096, 16384, 65536)
+KINDS = ("tcp", "unix", "eventfd", "shm-sleeping", "shm", "shm-polling")
+KEPT, FASTER, POLLING_US, SLEEPING = 0.8, 4.0, 0.5, 1.2
+
+
+def rings(effort: Effort) -> Table:
+    """Queue elements a second by batch size: a bare ring, and two guests with all checks."""
+    rows: list[tuple[object, ...]] = []
+    shares = {}
+    with daemon() as running:
+
+        def run(kind: str, batch: int) -> Figures:
+            return ask("rings", running.path, kind, batch, effort.seconds / 4)
+
+        for batch in BATCHES:
+            bare, module = (
+                figures["elements_per_s"]
+                for figures in effort.in_turns(
+                    [lambda kind=kind, n=batch: run(kind, n) for kind in ("bare", "module")]
+                )
+            )
+            shares[batch] = module / bare
+            theirs = f"{THEIRS[batch] / 1e6:g}" if batch in THEIRS else ""
+            cells = (f"{bare / 1e6:.1f}", f"{module / 1e6:.1f}", f"{module / bare:.2f}", theirs)
+            rows.append((batch, *cells))
+    worst = min(shares.values())
+    claims = [Claim(f"two guests keep {KEPT:g} of a bare ring", f"{worst:.2f}", worst >= KEPT)]
+    columns = ("batch", "bare ring, M/s", "two guests, M/s", "ratio", f"M/s ({BODY})")
+    return Table("rings", "32-byte elements through a ring", columns, rows, claims)
+
+
+def round_trips(effort: Effort) -> Table:
+    """A message of 32 bytes and its answer: sleeping, after a short look, and polling."""
+    with daemon() as running:
+        found = dict(
+            zip(
+                KINDS,
+                effort.in_turns(
+                    [
+                        lambda kind=kind: ask("round_trips", running.path, kind, effort.seconds / 4)
+                        for kind in KINDS
+                    ]
+                ),
+                strict=True,
+            )
+        )
+    rows = [
+        (kind, *(f"{figures[name]:.2f}" for name in ("round_trip_us", "p99_us", "cpu_us")))
+        for kind, figures in found.items()
+    ]
+    polling = found["shm-polling"]["round_trip_us"]
+    times = found["shm"]["round_trip_us"] / found["eventfd"]["round_trip_us"]
+    claims = [
+        Claim(f"polling, at most {POLLING_US} us", f"{polling:.2f} us", polling <= POLLING_US),
+        Claim(
+            f"20 us of looking, then asleep: at most {SLEEPING} of an eventfd's time",
+            f"{times:.2f}",
+            times <= SLEEPING,
+        ),
+    ]
+    columns = ("between two processes", "median, us", "p99, us", "CPU of the asking side, us")
+    return Table("round_trips", "a message and its answer", columns, rows, claims)
+
+
+def stream(effort: Effort) -> Table:
+    """Bytes a second by message size, and what they cost both sides."""
+    rows: list[tuple[object, ...]] = []
+    faster = 0.0
+    kinds = ("tcp", "unix", "shm")
+    with daemon() as running:
+
+        def run(kind: str, size: int) -> Figures:
+            return ask("stream", running.path, kind, size, effort.seconds / 2)
+
+        for size in SIZES:
+            found = effort.in_turns([lambda kind=kind, n=size: run(kind, n) for kind in kinds])
+            rates = [figures["bytes_per_s"] for figures in found]
+            costs = [
+                figures["sender_cpu_ns_per_byte"] + figures["receiver_cpu_ns_per_byte"]
+                for figures in found
+            ]
+            faster = rates[2] / rates[0]
+            cells = [
+                f"{rate / 1e9:.2f} ({cost:.3f})" for rate, cost in zip(rates, costs, strict=True)
+            ]
+            rows.append((size, *cells, f"{faster:.1f}", f"{costs[0] / costs[2]:.1f}"))
+    claims = [
+        Claim(f"64 KiB at {FASTER:g} times TCP's rate or more", f"{faster:.1f}", faster >= FASTER),
+        Claim(f"shared memory about twice as fast ({BODY})", f"{faster:.1f} times"),
+    ]
+    columns = ("bytes", *(f"{kind}, GB/s (ns/byte)" for kind in kinds), "rate", "CPU")
+    title = "bytes between two processes; rate and CPU: shm's gain over TCP"
+    return Table("stream", title, columns, rows, claims)
