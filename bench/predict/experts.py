@@ -10,10 +10,11 @@ from torch import Tensor
 from bench.kernels.experts import Mixture
 from bench.predict.model import Stream
 from bench.predict.ops import simple
+from bench.predict.products import packed_turn_inputs
 from bench.predict.work import BF16, EXPERTS, F32, Work, empty, in_triton
 from specedge_kernels.gpu.grouped_linear import grouped_linear
 from specedge_kernels.gpu.grouped_quantized_linear import grouped_quantized_linear
-from specedge_kernels.quantized import BLOCK, FORMS
+from specedge_kernels.quantized import FORMS
 from tests.gpu.launches import Launch
 
 N_EXPERTS, CHOSEN = 128, 8
@@ -80,7 +81,7 @@ def grouped(
         _, tiles = launch.grid
         through = read * expert_bytes + tiles * pairs * mixture.inputs * BF16.itemsize
         plain = op == "grouped_linear"
-        inputs = launch.constant("BLOCK_K") if plain else launch.constant("BLOCKS") * BLOCK
+        inputs = launch.constant("BLOCK_K") if plain else packed_turn_inputs(launch)
         return Stream(n_bytes, through, round(read * tiles), -(-mixture.inputs // inputs))
 
     flops = 2 * pairs * mixture.inputs * mixture.outputs

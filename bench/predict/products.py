@@ -9,7 +9,7 @@ import torch
 from bench.predict.model import Stream
 from bench.predict.work import BF16, DENSE, EXPERTS, F32, Model, Work, empty, in_triton
 from specedge_kernels.gpu.linear import linear
-from specedge_kernels.gpu.quantized_linear import quantized_linear
+from specedge_kernels.gpu.quantized_linear import PackedTile, quantized_linear
 from specedge_kernels.quantized import BLOCK, FORMS
 from tests.gpu.launches import Launch
 
@@ -73,8 +73,14 @@ def quantised_stream(
         return None
     row_tiles, tiles, splits = launch.grid
     through = row_tiles * packed_bytes + tiles * rows * inputs * BF16.itemsize
-    turns = -(-inputs // (splits * launch.constant("BLOCKS") * BLOCK))
+    turns = -(-inputs // (splits * packed_turn_inputs(launch)))
     return Stream(n_bytes, through, launch.programs, turns)
+
+
+def packed_turn_inputs(launch: Launch) -> int:
+    tile = launch.arguments["TILE"]
+    assert isinstance(tile, PackedTile)
+    return tile.blocks * BLOCK
 
 
 def stream(

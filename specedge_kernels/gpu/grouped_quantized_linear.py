@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from specedge_kernels.gpu.quantized_linear import (
-    BLOCK_OUTPUTS,
     FEW_ROWS,
+    choose_tile,
     constants,
     packed_products,
 )
@@ -40,17 +40,9 @@ def grouped_quantized_linear_kernel(
     per_row,
     stride,
     chunk,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HALVES: tl.constexpr,
-    FACTORS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    TABLE: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    STAGES: tl.constexpr,
+    FORM: tl.constexpr,
+    NUMBERS: tl.constexpr,
+    TILE: tl.constexpr,
     WHOLE: tl.constexpr,
     BIAS: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -59,20 +51,21 @@ def grouped_quantized_linear_kernel(
     entry = tiles + tl.program_id(0) * 3
     own = tl.load(entry)
     if own >= 0:
-        at = tl.load(entry + 1) + tl.arange(0, BLOCK_ROWS)
+        at = tl.load(entry + 1) + tl.arange(0, TILE.rows)
         is_pair = at < tl.load(entry + 2)
         pair = tl.load(pairs + at, mask=is_pair, other=0)
-        m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+        m = tl.program_id(1) * TILE.outputs + tl.arange(0, TILE.outputs)
         is_output = m < outputs
-        sums = tl.zeros([BLOCK_M, BLOCK_ROWS], tl.float32)
+        OUTPUTS: tl.constexpr = TILE.outputs
+        ROWS: tl.constexpr = TILE.rows
+        sums = tl.zeros([OUTPUTS, ROWS], tl.float32)
         if own < n_sets:
             x_row = x + (pair // per_row).to(tl.int64) * inputs
             its_words = own.to(tl.int64) * set_words
             sums = packed_products(
                 *(x_row, is_pair, packed + its_words * 4, words + its_words, tl.program_id(1)),
                 *(inputs, outputs, 0, inputs, chunk),
-                *(BITS, GROUP, HALVES, FACTORS, OFFSET, TABLE, ASSEMBLY),
-                *(BLOCK_ROWS, BLOCK_M, BLOCKS, STAGES, WHOLE, UPCAST),
+                *(FORM, NUMBERS, TILE, WHOLE, UPCAST),
             )
             if BIAS:
                 its_bias = bias + own.to(tl.int64) * bias_stride + m
@@ -123,7 +116,8 @@ def launch(
     inputs, outputs = x.shape[1], out.shape[1]
     if outputs == 0:
         return
-    grid = (tiles.shape[0], triton.cdiv(outputs, BLOCK_OUTPUTS))
+    tile = choose_tile(form, FEW_ROWS)
+    grid = (tiles.shape[0], triton.cdiv(outputs, tile.outputs))
     grouped_quantized_linear_kernel[grid](
         x,
         packed,
@@ -141,5 +135,5 @@ def launch(
         out.stride(0),
         chunk_inputs(inputs),
         BIAS=bias is not None,
-        **constants(form, x.dtype, inputs, FEW_ROWS) | {"maxnreg": REGISTERS},
+        **constants(form, x.dtype, inputs, tile) | {"maxnreg": REGISTERS},
     )

@@ -12,6 +12,7 @@ compiler take the instructions of 16 x 8 x 16 on every card, and in tiles of 16 
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -19,19 +20,47 @@ import triton.language as tl
 from torch import Tensor
 
 from specedge_kernels.gpu.sum_chunks import chunk_inputs, n_splits, sum_chunks
-from specedge_kernels.quantized import FORMS, Form
+from specedge_kernels.quantized import FORMS, FP4, Form
 
 BLOCK = tl.constexpr(32)  # inputs
 # Of assembly: two words of low codes, two of high ones; codes, bits above, bits above, a shift.
 PLACES = tl.constexpr("=r,=r,=r,=r,r,r,r,r")
-# The tile, of the same outputs and inputs for every format, card and number of rows. Chosen by
+
+
+@dataclass(frozen=True)
+class PackedTile:
+    rows: int
+    outputs: int
+    blocks: (
+        int  # of 32 inputs, in one turn of the loop: groups of one block, or blocks of one group
+    )
+    stages: int  # turns in shared memory, one in use and the others in flight
+
+
+# Of the same outputs and inputs for every format, card and number of rows. Chosen by
 # cross-compiling: no spills, and 10 to 20 KiB of a program's loads in flight. Not timed yet.
-BLOCK_OUTPUTS, BLOCKS, WARPS = 64, 2, 2
 FEW_ROWS, MANY_ROWS = 16, 32  # more rows share what was unpacked, and take more registers
-# By the bits of a code.
-STAGES = {4: 6, 5: 5, 6: 5, 8: 5}
-REGISTERS = {4: 128, 5: 168, 6: 168, 8: 128}  # for few rows
+WARPS = 2
 PROGRAMS = 4  # that a multiprocessor should have at least
+
+
+def choose_tile(form: Form, rows: int) -> PackedTile:
+    # Minima take too many registers for the larger tile to be worth it.
+    few = rows <= FEW_ROWS or form.halves == 2
+    return PackedTile(FEW_ROWS if few else MANY_ROWS, outputs=64, blocks=4, stages=3)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How the codes of a format become numbers."""
+
+    offset: int  # what codes exceed them by
+    table: tuple[int, ...]  # or what codes stand for: four words of four signed bytes
+    assembly: str  # or PTX that knows: see `assembly`
+
+    @property
+    def has_table(self) -> bool:
+        return len(self.table) > 0
 
 
 @triton.jit(do_not_specialize=["rows", "chunks_per_item"])
@@ -48,31 +77,22 @@ def quantized_linear_kernel(
     stride,
     chunk,  # inputs of a chunk
     chunks_per_item,  # all of them, or 1
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HALVES: tl.constexpr,
-    FACTORS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    TABLE: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    STAGES: tl.constexpr,
+    FORM: tl.constexpr,
+    NUMBERS: tl.constexpr,
+    TILE: tl.constexpr,
     WHOLE: tl.constexpr,
     BIAS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0) * TILE.rows + tl.arange(0, TILE.rows)
+    m = tl.program_id(1) * TILE.outputs + tl.arange(0, TILE.outputs)
     is_row, is_output = row < rows, m < outputs
     first = tl.program_id(2) * chunks_per_item * chunk
     end = tl.minimum(first + chunks_per_item * chunk, inputs)
     x_row = x + row.to(tl.int64) * inputs
     total = packed_products(
         *(x_row, is_row, packed, words, tl.program_id(1), inputs, outputs, first, end, chunk),
-        *(BITS, GROUP, HALVES, FACTORS, OFFSET, TABLE, ASSEMBLY),
-        *(BLOCK_ROWS, BLOCK_M, BLOCKS, STAGES, WHOLE, UPCAST),
+        *(FORM, NUMBERS, TILE, WHOLE, UPCAST),
     )
 
     stored_at = is_row[None, :] & is_output[:, None]
@@ -89,174 +109,198 @@ def quantized_linear_kernel(
 
 @triton.jit
 def packed_products(
-    x_row,  # [BLOCK_ROWS] pointers
+    x_row,  # [TILE.rows] pointers
     is_row,
     packed,  # u8: panels of 8 outputs
     words,  # i32, the same memory
-    tile,  # of BLOCK_M outputs
+    tile,  # of TILE.outputs outputs
     inputs,
     outputs,
     first,  # input
     end,
     chunk,  # inputs of a chunk
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,  # blocks of a group
-    HALVES: tl.constexpr,
-    FACTORS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    TABLE: tl.constexpr,  # (), or what codes stand for: four words of four signed bytes
-    ASSEMBLY: tl.constexpr,  # "", or how the codes of four bytes become numbers
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCKS: tl.constexpr,  # of one turn of the loop
-    STAGES: tl.constexpr,
-    WHOLE: tl.constexpr,  # K is a multiple of BLOCKS blocks
+    FORM: tl.constexpr,
+    NUMBERS: tl.constexpr,  # how codes become numbers
+    TILE: tl.constexpr,
+    WHOLE: tl.constexpr,  # K is a multiple of the blocks of a turn
     UPCAST: tl.constexpr,
 ):
-    """Rows times a tile of outputs [BLOCK_M, BLOCK_ROWS] f32: chunks one by one, added in order."""
-    TYPE: tl.constexpr = x_row.dtype.element_ty
-    DOT: tl.constexpr = tl.float32 if UPCAST else TYPE
-    CODES: tl.constexpr = 8 * FACTORS  # where the codes of a block begin
-    BLOCK_BYTES: tl.constexpr = CODES + 32 * BITS
-    HEAD: tl.constexpr = 16 * HALVES
-    MASK: tl.constexpr = 2 ** (BITS - 4) - 1  # of the bits above the fourth
-    WIDTH: tl.constexpr = 32 if BITS == 8 else 16  # inputs of one product
-    GROUP_BYTES: tl.constexpr = HEAD + GROUP * BLOCK_BYTES
-    k = tl.arange(0, WIDTH)
-    x_at = x_row[:, None] + k[None, :]
+    """Rows times a tile of outputs [outputs, rows] f32: chunks one by one, added in order."""
+    CODES: tl.constexpr = 16 * FORM.halves + 8 * FORM.factors  # where the first block has its codes
+    OUTPUTS: tl.constexpr = TILE.outputs
+    ROWS: tl.constexpr = TILE.rows
+    BLOCKS: tl.constexpr = TILE.blocks
+    m = tl.arange(0, OUTPUTS)
+    column, k = m % 8, tl.arange(0, 32 if FORM.bits == 8 else 16)
     # Panels beyond the last repeat it, and are not stored.
-    panel_bytes = (inputs // (BLOCK * GROUP)).to(tl.int64) * GROUP_BYTES
+    panel_bytes = (inputs // (BLOCK * FORM.group)).to(tl.int64) * FORM.group_bytes
     last = tl.cdiv(outputs, 8) - 1
-    first_panel = tile * (BLOCK_M // 8)
-    panel = tl.minimum(first_panel + tl.arange(0, BLOCK_M) // 8, last) * panel_bytes
-    word = tl.arange(0, BLOCK_M) % 8 * 4
-    codes_at = packed + (panel + word + CODES)[:, None] + (k // 4 * 32 + k % 4)[None, :]
-    bits_at = packed + (panel + word + CODES + 128)[:, None] + (k % 4)[None, :]
-    pair = tl.arange(0, BLOCK_M // 2)  # of halves in a word
-    halves_at = words + tl.minimum(first_panel + pair // 4, last) * (panel_bytes // 4) + pair % 4
-    four = tl.arange(0, BLOCK_M // 4)  # factors in a word
-    factors_at = words + tl.minimum(first_panel + four // 2, last) * (panel_bytes // 4) + four % 2
+    first_panel = tile * (OUTPUTS // 8)
+    panel = tl.minimum(first_panel + m // 8, last) * panel_bytes
+    word = (panel + CODES + column * 4)[:, None]
+    pair = tl.arange(0, OUTPUTS // 2)  # of halves in a word
+    pair_panel = tl.minimum(first_panel + pair // 4, last) * (panel_bytes // 4)
+    places = (
+        x_row[:, None] + k[None, :],
+        packed + word + (k // 4 * 32 + k % 4)[None, :],  # codes
+        packed + word + 128 + (k % 4)[None, :],  # bits above the fourth
+        words + (panel + 16 * FORM.halves) // 4 + column // 4,  # factors, of four outputs each
+        words + pair_panel + pair % 4,  # halves
+    )
+    bits_below = column % 4 * 8  # the factor of an output in its word
 
-    total = tl.zeros([BLOCK_M, BLOCK_ROWS], tl.float32)
-    sums = tl.zeros([BLOCK_M, BLOCK_ROWS], tl.float32)
+    total = tl.zeros([OUTPUTS, ROWS], tl.float32)
+    sums = tl.zeros([OUTPUTS, ROWS], tl.float32)
     chunk_end = first + chunk
-    for turn in tl.range(first, end, BLOCK * BLOCKS, num_stages=STAGES):
-        for i in tl.static_range(BLOCKS):
-            begin = turn + BLOCK * i
-            used = is_row
-            if not WHOLE:  # beyond the last block once more the last, times zero
-                used = tl.where(begin < end, is_row, False)
-                begin = tl.minimum(begin, end - BLOCK)
-            block = begin // BLOCK
-            group = block // GROUP * GROUP_BYTES
-            place = group + HEAD + block % GROUP * BLOCK_BYTES
-            xs = tl.trans(tl.load(x_at + begin, mask=used[:, None], other=0).to(DOT))
-            stored = tl.load(codes_at + place)
-            if BITS == 8:
-                low = stored.to(tl.int8, bitcast=True).to(tl.float32).to(DOT)
-                products = tl.dot(low, xs, input_precision="ieee")
-            else:
-                xs_2 = tl.load(x_at + begin + WIDTH, mask=used[:, None], other=0)
-                xs_2 = tl.trans(xs_2.to(DOT))
-                above = stored  # the bits above the fourth, of low and of high codes
-                if BITS > 4:
-                    above = tl.load(bits_at + place)
-                above_2 = above
-                if BITS == 6:
-                    above_2 = tl.load(bits_at + place + 32)
-                shift = (k // 4 * (BITS - 4))[None, :].to(tl.uint8)
-                if ASSEMBLY != "":
-                    low, high = numbers(stored, above, above_2, shift, DOT, TABLE, OFFSET, ASSEMBLY)
-                else:
-                    low, high = stored & 15, stored >> 4
-                    if BITS > 4:
-                        low |= (above >> shift & MASK) << 4
-                        next_shift = shift if BITS == 6 else shift + 4
-                        high |= (above_2 >> next_shift & MASK) << 4
-                    low = number(low, TYPE, DOT, OFFSET, TABLE)
-                    high = number(high, TYPE, DOT, OFFSET, TABLE)
-                products = tl.dot(low, xs, input_precision="ieee")
-
-            if FACTORS > 0:
-                factors = bytes_of(tl.load(factors_at + place // 4))
-            if FACTORS == 2:
-                factors_2 = bytes_of(tl.load(factors_at + place // 4 + 2))
-            if HALVES == 0:
-                scale = half_power_of_two(factors)
-            else:
-                scale = halves_of(tl.load(halves_at + group // 4))
-            if HALVES == 1 and FACTORS == 2:
-                # Sixteen inputs each have a scale of their own.
-                products_2 = tl.dot(high, xs_2, input_precision="ieee")
-                sums += products_2 * (scale * signed(factors_2))[:, None]
-            elif BITS < 8:
-                products = tl.dot(high, xs_2, products, input_precision="ieee")
-            if HALVES > 0 and FACTORS > 0:
-                scale *= signed(factors)
-            sums += products * scale[:, None]
-            if HALVES == 2:
-                minimum = halves_of(tl.load(halves_at + group // 4 + 4))
-                if FACTORS == 2:
-                    minimum *= -signed(factors_2)
-                # As a product with ones the sums of activations come where they are wanted. Ones
-                # are spelled with codes (a byte shifted out: 0) to have the layout of the others.
-                ones = (stored >> 4 >> 4).to(tl.float32).to(DOT) + 1.0
-                x_sums = tl.dot(ones, xs, input_precision="ieee")
-                x_sums = tl.dot(ones, xs_2, x_sums, input_precision="ieee")
-                sums += x_sums * minimum[:, None]
+    turns_end = end if WHOLE else end // (BLOCK * BLOCKS) * (BLOCK * BLOCKS)
+    for turn in tl.range(first, turns_end, BLOCK * BLOCKS, num_stages=TILE.stages):
+        sums = add_blocks(sums, places, bits_below, is_row, turn, BLOCKS, FORM, NUMBERS, UPCAST)
         if turn + BLOCK * BLOCKS == chunk_end:
             total += sums
-            sums = tl.zeros([BLOCK_M, BLOCK_ROWS], tl.float32)
+            sums = tl.zeros([OUTPUTS, ROWS], tl.float32)
             chunk_end += chunk
+    if not WHOLE:
+        for turn in tl.range(turns_end, end, BLOCK, num_stages=1):
+            sums = add_blocks(sums, places, bits_below, is_row, turn, 1, FORM, NUMBERS, UPCAST)
     total += sums
     return total
 
 
 @triton.jit
-def number(
-    code,
-    TYPE: tl.constexpr,
-    DOT: tl.constexpr,
-    OFFSET: tl.constexpr,
-    TABLE: tl.constexpr,
+def add_blocks(
+    sums,  # [outputs, rows] f32
+    places,  # of input 0
+    bits_below,
+    is_row,
+    begin,  # input
+    BLOCKS: tl.constexpr,
+    FORM: tl.constexpr,
+    NUMBERS: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
+    """sums and what some blocks of inputs add to them, one block after the other."""
+    x_at, codes_at, bits_at, factors_at, halves_at = places
+    TYPE: tl.constexpr = x_at.dtype.element_ty
+    DOT: tl.constexpr = tl.float32 if UPCAST else TYPE
+    WIDTH: tl.constexpr = 32 if FORM.bits == 8 else 16  # inputs of one product
+    # Bytes from one block to the next, of the same group or of another.
+    APART: tl.constexpr = FORM.group_bytes if FORM.group == 1 else FORM.block_bytes
+    MASK: tl.constexpr = 2 ** (FORM.bits - 4) - 1  # of the bits above the fourth
+    # From where the first block lies the others are at constants, which cost no instruction.
+    block = begin // BLOCK
+    group = block // FORM.group * FORM.group_bytes
+    place = group + block % FORM.group * FORM.block_bytes
+    x_at += begin
+    codes_at += place
+    bits_at += place
+    factors_at += place // 4
+    halves_at += group // 4
+    for i in tl.static_range(BLOCKS):
+        at = i * APART
+        xs = tl.load(x_at + BLOCK * i, mask=is_row[:, None], other=0)
+        xs = tl.trans(xs.to(DOT))
+        stored = tl.load(codes_at + at)
+        if FORM.bits == 8:
+            low = stored.to(tl.int8, bitcast=True).to(tl.float32).to(DOT)
+            products = tl.dot(low, xs, input_precision="ieee")
+        else:
+            xs_2 = tl.load(x_at + BLOCK * i + WIDTH, mask=is_row[:, None], other=0)
+            xs_2 = tl.trans(xs_2.to(DOT))
+            above = stored  # the bits above the fourth, of low and of high codes
+            if FORM.bits > 4:
+                above = tl.load(bits_at + at)
+            above_2 = above
+            if FORM.bits == 6:
+                above_2 = tl.load(bits_at + at + 32)
+            shift = (tl.arange(0, WIDTH) // 4 * (FORM.bits - 4))[None, :].to(tl.uint8)
+            if NUMBERS.assembly != "":
+                low, high = numbers(stored, above, above_2, shift, DOT, NUMBERS)
+            else:
+                low, high = stored & 15, stored >> 4
+                if FORM.bits > 4:
+                    low |= (above >> shift & MASK) << 4
+                    next_shift = shift if FORM.bits == 6 else shift + 4
+                    high |= (above_2 >> next_shift & MASK) << 4
+                low = number(low, TYPE, DOT, NUMBERS)
+                high = number(high, TYPE, DOT, NUMBERS)
+            products = tl.dot(low, xs, input_precision="ieee")
+
+        # Every output loads the word of its factors: a lane makes its own numbers and no others.
+        if FORM.factors > 0:
+            factors = tl.load(factors_at + at // 4) >> bits_below
+        if FORM.factors == 2:
+            factors_2 = tl.load(factors_at + at // 4 + 2) >> bits_below
+        if FORM.halves == 0:
+            scale = half_power_of_two(factors & 255)
+        else:
+            if FORM.group == 1 or i == 0:
+                own_scale = halves_of(tl.load(halves_at + at // 4))
+                if FORM.halves == 2:
+                    own_minimum = halves_of(tl.load(halves_at + at // 4 + 4))
+            scale = own_scale
+        if FORM.halves == 1 and FORM.factors == 2:
+            # Sixteen inputs each have a scale of their own.
+            products_2 = tl.dot(high, xs_2, input_precision="ieee")
+            sums += products_2 * (scale * signed(factors_2))[:, None]
+        elif FORM.bits < 8:
+            products = tl.dot(high, xs_2, products, input_precision="ieee")
+        if FORM.halves > 0 and FORM.factors > 0:
+            scale *= signed(factors)
+        sums += products * scale[:, None]
+        if FORM.halves == 2:
+            minimum = own_minimum
+            if FORM.factors == 2:
+                minimum *= -signed(factors_2)
+            # As a product with ones the sums of activations come where they are wanted.
+            ones = ones_like(stored, TYPE, DOT)
+            x_sums = tl.dot(ones, xs, input_precision="ieee")
+            x_sums = tl.dot(ones, xs_2, x_sums, input_precision="ieee")
+            sums += x_sums * minimum[:, None]
+    return sums
+
+
+@triton.jit
+def ones_like(codes, TYPE: tl.constexpr, DOT: tl.constexpr):
+    """Ones in the layout of what becomes of codes u8, which a constant would not have."""
+    nothing = (codes >> 4 >> 4).to(tl.int16)
+    if TYPE.primitive_bitwidth == 32:
+        return nothing.to(tl.float32) + 1.0
+    else:
+        one = nothing | (0x3F80 if TYPE.is_bf16() else 0x3C00)
+        return one.to(TYPE, bitcast=True).to(DOT)
+
+
+@triton.jit
+def number(code, TYPE: tl.constexpr, DOT: tl.constexpr, NUMBERS: tl.constexpr):
     """What codes [..] u8 of up to 6 bits stand for, as DOT; exact in TYPE already."""
-    if len(TABLE) > 0:
-        low = tl.where(code < 4, TABLE[0], TABLE[1])
-        word = tl.where(code < 8, low, tl.where(code < 12, TABLE[2], TABLE[3]))
+    if NUMBERS.has_table:
+        low = tl.where(code < 4, NUMBERS.table[0], NUMBERS.table[1])
+        high = tl.where(code < 12, NUMBERS.table[2], NUMBERS.table[3])
+        word = tl.where(code < 8, low, high)
         return (word >> ((code & 3) * 8).to(tl.int32)).to(tl.int8).to(tl.float32).to(DOT)
     elif TYPE.primitive_bitwidth == 32:
-        return code.to(tl.float32) - OFFSET
+        return code.to(tl.float32) - NUMBERS.offset
     else:
         # The code as the lowest bits of 128 + code, or of 1024 + code.
         LEAST: tl.constexpr = 128 if TYPE.is_bf16() else 1024
         bits = code.to(tl.int16) | (0x4300 if TYPE.is_bf16() else 0x6400)
-        return bits.to(TYPE, bitcast=True).to(DOT) - (LEAST + OFFSET)
+        return bits.to(TYPE, bitcast=True).to(DOT) - (LEAST + NUMBERS.offset)
 
 
 @triton.jit
-def numbers(
-    stored,
-    above,
-    above_2,
-    shift,
-    DOT: tl.constexpr,
-    TABLE: tl.constexpr,
-    OFFSET: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
-):
+def numbers(stored, above, above_2, shift, DOT: tl.constexpr, NUMBERS: tl.constexpr):
     """`number` of both codes of each byte, as `assembly` says."""
     given = [stored, above, above_2, shift]
     if DOT.is_bf16():
         low, high = tl.inline_asm_elementwise(
-            ASSEMBLY, PLACES, given, dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+            NUMBERS.assembly, PLACES, given, (tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
         )
     else:
         low, high = tl.inline_asm_elementwise(
-            ASSEMBLY, PLACES, given, dtype=(tl.float16, tl.float16), is_pure=True, pack=4
+            NUMBERS.assembly, PLACES, given, (tl.float16, tl.float16), is_pure=True, pack=4
         )
-    if len(TABLE) == 0:
-        LEAST: tl.constexpr = (128.0 if DOT.is_bf16() else 1024.0) + OFFSET
+    if not NUMBERS.has_table:
+        LEAST: tl.constexpr = (128.0 if DOT.is_bf16() else 1024.0) + NUMBERS.offset
         low, high = low - LEAST, high - LEAST
     return low, high
 
@@ -270,17 +314,9 @@ def halves_of(words):
 
 
 @triton.jit
-def bytes_of(words):
-    """Words [X] i32 -> their bytes [4 X], from 0 to 255 as i32."""
-    even = tl.join(words & 255, words >> 16 & 255)
-    odd = tl.join(words >> 8 & 255, words >> 24 & 255)
-    return tl.join(even, odd).reshape(4 * words.shape[0])
-
-
-@triton.jit
-def signed(byte):
-    """A byte 0 .. 255 that is an int8, as f32."""
-    return ((byte ^ 128) - 128).to(tl.float32)
+def signed(word):
+    """The lowest byte of i32, which is an int8, as f32."""
+    return word.to(tl.int8).to(tl.float32)
 
 
 @triton.jit
@@ -315,9 +351,8 @@ def launch(x: Tensor, packed: Tensor, form: Form, bias: Tensor | None, out: Tens
     (rows, inputs), outputs = x.shape, out.shape[1]
     if out.numel() == 0:
         return
-    # Minima take too many registers for the larger tile to be worth it.
-    block_rows = FEW_ROWS if rows <= FEW_ROWS or form.halves == 2 else MANY_ROWS
-    row_tiles, tiles = triton.cdiv(rows, block_rows), triton.cdiv(outputs, BLOCK_OUTPUTS)
+    tile = choose_tile(form, rows)
+    row_tiles, tiles = triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs)
     splits = n_splits(inputs, row_tiles * tiles // PROGRAMS, x.device)
     chunk = chunk_inputs(inputs)
     parts = x.new_empty(splits if splits > 1 else 0, rows, outputs, dtype=torch.float32)
@@ -334,31 +369,24 @@ def launch(x: Tensor, packed: Tensor, form: Form, bias: Tensor | None, out: Tens
         out.stride(0),
         chunk,
         1 if splits > 1 else triton.cdiv(max(inputs, 1), chunk),
-        **constants(form, x.dtype, inputs, block_rows),
+        **constants(form, x.dtype, inputs, tile),
         BIAS=bias is not None,
     )
     if splits > 1:
         sum_chunks(parts, bias, out)
 
 
-def constants(form: Form, dtype: torch.dtype, inputs: int, block_rows: int) -> dict[str, object]:
+def constants(form: Form, dtype: torch.dtype, inputs: int, tile: PackedTile) -> dict[str, object]:
     """What a kernel of `packed_products` is compiled for, and the compiler's options."""
+    few = 168 if form.bits in (5, 6) else 144 if form.group == 8 else 128
     return {
-        "BITS": form.bits,
-        "GROUP": form.group,
-        "HALVES": form.halves,
-        "FACTORS": form.factors,
-        "OFFSET": form.offset,
-        "TABLE": words_of(form.table) if form.table else (),
-        "ASSEMBLY": assembly(form, dtype),
-        "BLOCK_ROWS": block_rows,
-        "BLOCK_M": BLOCK_OUTPUTS,
-        "BLOCKS": BLOCKS,
-        "STAGES": STAGES[form.bits],
-        "WHOLE": inputs % (BLOCKS * BLOCK.value) == 0,
+        "FORM": form,
+        "NUMBERS": Numbers(form.offset, words_of(form.table), assembly(form, dtype)),
+        "TILE": tile,
+        "WHOLE": inputs % (tile.blocks * BLOCK.value) == 0,
         "UPCAST": triton.knobs.runtime.interpret,
         "num_warps": WARPS,
-        "maxnreg": REGISTERS[form.bits] if block_rows == FEW_ROWS else 255,
+        "maxnreg": few if tile.rows == FEW_ROWS else 255,
     }
 
 
@@ -370,7 +398,10 @@ def assembly(form: Form, dtype: torch.dtype) -> str:
     """
     if form.bits == 8 or dtype == torch.float32 or triton.knobs.runtime.interpret:
         return ""
-    lines = table_lines(form.table, dtype) if form.table else code_lines(form.bits, dtype)
+    if form.table == FP4:
+        lines = fp4_lines(dtype)
+    else:
+        lines = table_lines(form.table, dtype) if form.table else code_lines(form.bits, dtype)
     return f"{{ .reg .b32 {', '.join(registers_of(lines))}; {'; '.join(lines)}; }}"
 
 
@@ -393,6 +424,35 @@ def code_lines(bits: int, dtype: torch.dtype) -> list[str]:
                 lines += [f"prmt.b32 pair, {above}, 0, {chosen}"]
                 lines += [f"lop3.b32 ${first + i}, pair, {mask}, ${first + i}, 0xEA"]
     return lines
+
+
+def fp4_lines(dtype: torch.dtype) -> list[str]:
+    """Four-bit floats: sign, two bits of exponent and one of mantissa go to their places in dtype.
+
+    There they are right but for the bias of the exponent, which a product with a power of two makes
+    up for (subnormal numbers included), and doubles them as the table has them. Four codes at once:
+    `upper` gets their upper bytes, `lower` the lower ones.
+    """
+    to, half = ("bf16x2", 0x7F00) if dtype == torch.bfloat16 else ("f16x2", 0x7800)
+    lines = [f"mov.u32 power, 0x{half:04X}{half:04X}", "mov.u32 zero, 0x80008000"]
+    for first, shift in ((0, 4), (2, 0)):  # low codes, high codes: left to the top of a byte
+        lines += [shifted("sign", shift)]
+        if dtype == torch.bfloat16:
+            lines += [shifted("upper", shift - 6), "and.b32 upper, upper, 0x01010101"]
+            lines += [shifted("lower", shift + 2), "and.b32 lower, lower, 0xC0C0C0C0"]
+        else:
+            lines += [shifted("upper", shift - 3), "and.b32 upper, upper, 0x0E0E0E0E"]
+            lines += ["mov.u32 lower, 0"]
+        lines += ["lop3.b32 upper, sign, 0x80808080, upper, 0xEA"]
+        for i, chosen in enumerate(("0x5140", "0x7362")):
+            lines += [f"prmt.b32 pair, lower, upper, {chosen}"]
+            lines += [f"fma.rn.{to} ${first + i}, pair, power, zero"]
+    return lines
+
+
+def shifted(name: str, left: int) -> str:
+    """The line that makes the word of codes, shifted, into `name`."""
+    return f"shl.b32 {name}, $4, {left}" if left >= 0 else f"shr.u32 {name}, $4, {-left}"
 
 
 def table_lines(table: Sequence[int], dtype: torch.dtype) -> list[str]:
@@ -433,6 +493,8 @@ def registers_of(lines: list[str]) -> list[str]:
     return sorted({name for name in written if not name.startswith("$")})
 
 
-def words_of(table: Sequence[int]) -> tuple[int, ...]:
+def words_of(table: Sequence[int] | None) -> tuple[int, ...]:
     """16 signed bytes as four signed words."""
+    if table is None:
+        return ()
     return struct.unpack("<4i", struct.pack("<16b", *table))

@@ -66,7 +66,7 @@ def test_packed_sets_are_multiplied_as_one_packed_weight_is(arch, kind, monkeypa
     loop = main_loop(compiled, tmp_path)
     assert resources(compiled, tmp_path)["STACK"] == 0
     assert not any(re.search(r"\b(LDG|LDL|STL)\b", line) for line in loop)
-    assert max(waits(compiled)) >= 3 * (product.arguments["STAGES"] - 2)
+    assert max(waits(compiled)) >= 3 * 4 * (product.arguments["TILE"].stages - 2)
     assert set(re.findall(r"\S*mma\S*\.bf16\S*", compiled.asm["ptx"])) == {
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
     }

@@ -102,7 +102,7 @@ def test_packed_weights_become_numbers_on_their_way_to_one_instruction(
     assert resources(compiled, tmp_path)["STACK"] == 0
     # Nothing is waited for that was asked for in the same turn.
     assert not any(re.search(r"\b(LDG|LDL|STL)\b", line) for line in loop)
-    assert max(waits(compiled)) >= 3 * (launch.arguments["STAGES"] - 2)
+    assert max(waits(compiled)) >= 3 * 4 * (launch.arguments["TILE"].stages - 2)
     ptx = compiled.asm["ptx"]
     assert set(re.findall(r"\S*mma\S*\.bf16\S*", ptx)) == {
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
@@ -189,6 +189,10 @@ def run_ptx(text, registers):
         elif name == "lop3.b32":
             assert more[1] == 0xF0 & 0xCC | 0xAA
             registers[to] = a & b | more[0]
+        elif name.startswith("fma.rn."):
+            kind = torch.bfloat16 if name.endswith("bf16x2") else torch.float16
+            halves = torch.tensor([a, b, more[0]]).to(torch.int64).int().view(kind).view(3, 2)
+            registers[to] = int((halves[0] * halves[1] + halves[2]).view(torch.int32)) & 0xFFFFFFFF
         elif name.startswith("sh"):
             registers[to] = (a >> b if name == "shr.u32" else a << b) & 0xFFFFFFFF
         else:
@@ -200,5 +204,6 @@ def run_ptx(text, registers):
 def test_unpacking_takes_few_instructions(kind, most, monkeypatch, tmp_path):
     launch = only(quantized_launches(monkeypatch, 16, kind))
     loop = main_loop(launch.compile("sm_90"), tmp_path)
-    lane_weights = 64 * 32 * quantized.BLOCKS / (32 * quantized.WARPS)
+    tile = launch.arguments["TILE"]
+    lane_weights = tile.outputs * 32 * tile.blocks / (32 * quantized.WARPS)
     assert len(loop) / lane_weights < most
