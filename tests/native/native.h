@@ -211,6 +211,8 @@ void check_draft_topk(Random& random);
 void check_linear(Random& random);
 void check_rms_norm(Random& random);
 void check_silu_mul(Random& random);
+void check_route(Random& random);
+void check_weighted_sum(Random& random);
 void check_decode(Random& random);
 void check_quantized_linear(Random& random);
 
@@ -219,6 +221,7 @@ constexpr void (*kChecks[])(Random&) = {
     check_build_tree,     check_verify,           check_tree_attention, check_append_kv,
     check_rope_append_kv, check_compact_kv,       check_target_tokens,  check_draft_topk,
     check_linear,         check_tree_attention,   check_rms_norm,       check_silu_mul,
-    check_decode,         check_quantized_linear, check_edit_logits,    check_token_logprobs};
+    check_decode,         check_quantized_linear, check_edit_logits,    check_token_logprobs,
+    check_route,          check_weighted_sum};
 
 }  // namespace specedge::native
