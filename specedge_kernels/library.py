@@ -67,6 +67,9 @@ TRITON_OPS = (
     "weighted_sum",
 )
 
+# Of weights that are being loaded: the host's code does it, wherever the bytes lie.
+HOST_OPS = ("pack_quantized", "dequantize")
+
 # Of CUDA C++, which comes before Triton where it was built.
 CUDA_OPS = ("append_kv", "rope_append_kv", "compact_kv")
 
@@ -89,6 +92,16 @@ def on_its_device(launch: Callable[..., object]) -> Callable[..., object]:
     def run(tensor: Tensor, *rest: object, **options: object) -> object:
         with torch.cuda.device(tensor.device):
             return launch(tensor, *rest, **options)
+
+    return run
+
+
+def on_the_host(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` of the CPU for a first tensor on a GPU, where its result goes too."""
+
+    @wraps(function)
+    def run(tensor: Tensor, *rest: object) -> Tensor:
+        return function(tensor.cpu(), *rest).to(tensor.device)
 
     return run
 
@@ -226,6 +239,10 @@ if find_spec("specedge_kernels._cuda"):
 
     for _op in CUDA_OPS:
         implement(_op, "cuda", getattr(cuda, _op))
+
+if torch.cuda.is_available():
+    for _op in HOST_OPS:
+        implement(_op, "cuda", on_the_host(getattr(cpu, _op)))
 
 # Triton for what CUDA C++ leaves, imported only where there is a GPU to run it.
 if torch.cuda.is_available() and find_spec("triton"):

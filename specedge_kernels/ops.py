@@ -530,7 +530,8 @@ def pack_quantized(stored: Tensor, kind: int) -> QuantizedWeight:
 
     stored [M, bytes] uint8: the blocks of each output, one output a row, such as the file mapped
     into memory; kind: ggml's number of the format, one of `quantized.FORMS`. Rows in another order
-    are `stored[order]`. Done once, at load; no weight is ever a float.
+    are `stored[order]`. Done once, at load; no weight is ever a float. The host packs what lies on
+    a GPU, and the packed weight lies there too.
     """
     _check_device("pack_quantized", stored)
     inputs = _check_stored(stored, kind)
@@ -542,7 +543,7 @@ def dequantize(stored: Tensor, kind: int) -> Tensor:
     """Quantised rows as a GGUF file has them -> [N, K] float32, such as the rows of an embedding.
 
     stored [N, bytes] uint8, kind: as for `pack_quantized`. The values have the bits that gguf-py's
-    `dequantize` gives.
+    `dequantize` gives. For a GPU the host computes them.
     """
     _check_device("dequantize", stored)
     _check_stored(stored, kind)

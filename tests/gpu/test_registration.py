@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from specedge_kernels import cpu, library
+from tests.kernels.quantized_cases import random_stored
 
 pytest.importorskip("triton")
 
@@ -36,6 +37,13 @@ def test_every_op_is_registered_where_a_gpu_is():
     code = (
         "import torch; torch.cuda.is_available = lambda: True\n"
         "from specedge_kernels import library\n"
-        "for op in library.TRITON_OPS: assert library.DEVICES[op].count('cuda') == 1, op"
+        "for op in library.OPS: assert library.DEVICES[op].count('cuda') == 1, op"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_the_host_does_for_a_gpu_is_what_it_does_for_itself():
+    stored = random_stored(12, 13, 256)
+    for op in library.HOST_OPS:
+        function = getattr(cpu, op)
+        assert library.on_the_host(function)(stored, 12).equal(function(stored, 12))

@@ -80,6 +80,7 @@ def on_meta(value: object) -> object:
 
 def devices(op: str) -> str:
     ways = [("CUDA C++", library.CUDA_OPS), ("Triton", library.TRITON_OPS)]
+    ways += [("on the host", library.HOST_OPS)]
     on_a_gpu = " or ".join(way for way, ops in ways if op in ops)
     return f"CPU, GPU ({on_a_gpu})" if on_a_gpu else "CPU"
 
