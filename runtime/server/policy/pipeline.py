@@ -253,9 +253,9 @@ class Pipeline:
 
     def _slot(self, edge: EdgeProfile, now_s: float) -> tuple[float, float]:
         """How long it should draft to be in its step, and how much longer that step can wait."""
-        travel_s, load = self._travel_s(edge), self.load
+        load, arrival_s = self.load, now_s + self._travel_s(edge)
         slot_s, latest_s = first_slot(
-            arrival_s=now_s + travel_s,
+            arrival_s=arrival_s,
             start_s=max(self.free_at_s, now_s),
             ahead=self._queued,
             plain=self._plain,
@@ -268,4 +268,4 @@ class Pipeline:
         is_idle = now_s >= self.free_at_s
         others = self.credits.wanted or (is_idle and self._untold > 0)
         late_s = 0.0 if others else max(latest_s - slot_s, 0.0)
-        return max(slot_s - now_s - travel_s, 0.0), late_s
+        return slot_s - arrival_s, late_s  # exactly 0 where the server has nothing else to do
