@@ -14,9 +14,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from runtime.edge.draft.drafter import Drafter
 
 # Every run tries the same cases, however slow the machine is.
 settings.register_profile(
@@ -83,6 +87,15 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     return target, draft
+
+
+@pytest.fixture(scope="module")
+def drafter(tiny_pair: tuple[Path, Path]) -> "Drafter":
+    """Of the pair's draft model, with a cache of 1024 tokens."""
+    from runtime.edge.draft.drafter import Drafter
+    from runtime.model.open import open_engine
+
+    return Drafter(open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 1024, 16))
 
 
 def byte_tokenizer(extra: tuple[str, ...] = ("<|start|>", "<|end|>")):

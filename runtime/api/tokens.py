@@ -32,8 +32,11 @@ def tokenize(backend: Backend, body: TokenizeBody) -> dict[str, Any]:
 
 
 def detokenize(backend: Backend, body: DetokenizeBody) -> dict[str, Any]:
-    """The text of ids, under the name it has in either."""
-    text = backend.tokenizer.decode(body.tokens)
+    """The text of ids, under the name it has in either. Raises APIError for an id of no token."""
+    tokenizer = backend.tokenizer
+    if unknown := [index for index in sorted(set(body.tokens)) if not tokenizer.token(index)]:
+        raise APIError(400, f"token id {unknown[0]} is none of {backend.model}", param="tokens")
+    text = tokenizer.decode(body.tokens)
     return {"prompt": text, "content": text}
 
 

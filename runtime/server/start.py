@@ -27,7 +27,7 @@ from runtime.server.descriptors import check_descriptors, edges_that_fit, tell_a
 from runtime.server.door import Door, Identity
 from runtime.server.guide import Guides
 from runtime.server.looks import watching
-from runtime.server.loop import DeviceError, Server
+from runtime.server.loop import Server
 from runtime.server.metrics import Metrics
 from runtime.server.renewal import Renewal, Renewed, RenewKeys, renewing
 from runtime.server.request import Request
@@ -36,6 +36,7 @@ from runtime.server.schedule.step import Step
 from runtime.server.spilling import PageFolder, folder_of, spilling_of
 from runtime.server.trace_file import tracing
 from runtime.server.users import add_user, users_of
+from runtime.server.verdicts import DeviceError
 from runtime.server.verify.warm_up import warm_up
 from runtime.system import on_stop
 from runtime.terminal import called, inert

@@ -95,6 +95,15 @@ def test_any_bytes_are_answered(client: httpx.Client, path: str, body: bytes) ->
     check(answer)
 
 
+@pytest.mark.parametrize("unknown", [260, 2**31 - 1])
+def test_ids_of_no_token_have_no_text(client: httpx.Client, unknown: int) -> None:
+    ids = client.post("/tokenize", json={"content": "Hi"}).json()["tokens"]
+    assert client.post("/detokenize", json={"tokens": ids}).json()["content"] == "Hi"
+    answer = client.post("/detokenize", json={"tokens": [*ids, unknown]})
+    assert (answer.status_code, check(answer)["param"]) == (400, "tokens")
+    assert f"token id {unknown} is none of" in check(answer)["message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

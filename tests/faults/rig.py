@@ -76,7 +76,7 @@ class Rig:
         opened = asyncio.Event()
         self._running = asyncio.ensure_future(server.run(listener, lambda *_: opened.set()))
         await opened.wait()
-        server.unready = unready
+        server.edges.unready = unready
 
     async def kill(self) -> None:
         """Stop at once, without a word on any connection."""

@@ -13,7 +13,7 @@ from runtime.config import parse_address
 from runtime.edge.net.link import Link, Sampling, ServerError
 from runtime.model.engine import TreeRequest
 from runtime.model.tokenizer import Tokenizer
-from runtime.server.loop import DEVICE_FAILURES
+from runtime.server.verdicts import DEVICE_FAILURES
 from runtime.terminal import TRY_AGAIN_STATUS
 from runtime.wire import messages as wire
 from tests.faults.rig import Rig, until

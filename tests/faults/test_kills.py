@@ -15,7 +15,6 @@ from runtime.edge.draft.drafter import Drafter
 from runtime.edge.net.link import Sampling
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Transcript, resuming
-from runtime.model.open import open_engine
 from tests.faults.amounts import amount
 from tests.faults.processes import Child
 from tests.faults.proxy import Fault, Kind, Proxy
@@ -30,11 +29,6 @@ Report = Callable[[str, object], None]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
         metafunc.parametrize("seed", amount(metafunc.config, "kills", default=3))
-
-
-@pytest.fixture(scope="module")
-def drafter(tiny_pair: tuple[Path, Path]) -> Drafter:
-    return Drafter(open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 1024, 16))
 
 
 def server(model: Path, port: int) -> Child:

@@ -269,12 +269,12 @@ def test_a_server_that_is_still_draining_is_asked_again(
         await rig.start(unready="stopping")
         with pytest.raises(ServerError, match="stopping"):
             await ask(rig, SAMPLED)
-        rig.server.unready = ""
+        rig.server.edges.unready = ""
 
         async def drain() -> None:
-            rig.server.unready, before = "stopping", refusals(rig)
+            rig.server.edges.unready, before = "stopping", refusals(rig)
             await until(lambda: refusals(rig) >= before + 2)
-            rig.server.unready = ""
+            rig.server.edges.unready = ""
 
         draining: list[asyncio.Task[None]] = []
         proxy = Proxy(

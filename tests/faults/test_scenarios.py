@@ -10,7 +10,6 @@ import pytest
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.net import link
 from runtime.edge.net.watchdog import Watchdog
-from runtime.model.open import open_engine
 from runtime.wire.messages import ErrorCode
 from tests.faults.amounts import amount
 from tests.faults.moments import SIGHTS, Moment
@@ -31,11 +30,6 @@ CASES = (
 
 # how fast the machine is plays no part in which moments there are
 pytestmark = pytest.mark.usefixtures("eager")
-
-
-@pytest.fixture(scope="module")
-def drafter(tiny_pair: tuple[Path, Path]) -> Drafter:
-    return Drafter(open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 1024, 16))
 
 
 @pytest.fixture(scope="module")

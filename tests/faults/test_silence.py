@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runtime.edge.net.link import Link, Request, Sampling, ServerError
-from runtime.server import loop
+from runtime.server import watch
 from runtime.server.pulse import LOOK_S
 from runtime.wire import messages as wire
 from runtime.wire.tcp import FramedProtocol
@@ -30,10 +30,16 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, 60))
 
 
+@pytest.fixture(autouse=True)
+def only_these_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None by the clock: how long a test takes would count."""
+    monkeypatch.setattr(watch.Watch, "forever", lambda self: asyncio.Event().wait())
+
+
 async def look(rig: Rig, silent: FramedProtocol | None = None) -> None:
     """One look; all but the silent edge have the time to answer."""
-    rig.server._look()
-    others = [pulse for peer, pulse in rig.server._pulses.items() if peer is not silent]
+    rig.server.watch.look()
+    others = [pulse for peer, pulse in rig.server.edges.pulses.items() if peer is not silent]
     await until(lambda: all(pulse.may_ask() for pulse in others))
 
 
@@ -51,7 +57,7 @@ def test_a_frozen_edge_process_gives_its_place_up_and_goes_on_when_it_thaws(
         scheduler = rig.server.scheduler
         await until(lambda: any(request.round > 3 for request in scheduler.running))
         os.kill(frozen.pid, signal.SIGSTOP)
-        (victim,) = rig.server._pulses
+        (victim,) = rig.server.edges.pulses
         link = await Link.open("127.0.0.1", rig.port, rig.hello)
         waiting = link.request(PROMPT, Sampling(5), max_nodes=0)
         await until(lambda: len(scheduler.waiting) == 1)
@@ -103,7 +109,7 @@ def test_a_first_pong_that_took_four_seconds_is_forgotten_at_the_next(
         link = await Link.open("127.0.0.1", rig.port, rig.hello)
         link._peer._transport.pause_reading()
         request = link.request(PROMPT, Sampling(900), max_nodes=0)
-        (pulse,) = rig.server._pulses.values()
+        (pulse,) = rig.server.edges.pulses.values()
         await until(lambda: not pulse.may_ask())
         pulse._asked_s -= 4.0
         link._peer._transport.resume_reading()
@@ -131,7 +137,7 @@ def test_an_edge_that_owes_something_for_too_long_loses_that_request_alone(
         await rig.start()
         link = await Link.open("127.0.0.1", rig.port, rig.hello)
         if owed == "its draft":
-            request, most = link.request(PROMPT, Sampling(900)), loop.DRAFTING_SILENCES * LOOKS
+            request, most = link.request(PROMPT, Sampling(900)), watch.DRAFTING_SILENCES * LOOKS
             assert (await request.verdict()).turn is wire.Turn.EDGE
         else:
             most, half = LOOKS, link._free_number()
@@ -167,15 +173,15 @@ def test_who_waits_in_line_is_told_where_and_how_long(
         await holder.verdict()
         waiting = [links[1].request(PROMPT, Sampling(900)) for _ in range(2)]
         await until(lambda: len(rig.server.scheduler.waiting) == 2)
-        rig.server._tell_line()
+        rig.server.watch.tell_line()
         await until(
             lambda: told(caplog) == ["2 of your requests wait, the first as number 1 in line"]
         )
         waiting[0].close()
         await until(lambda: len(rig.server.scheduler.waiting) == 1)
-        rig.server._left = 2  # as if so many had ended since the last look
+        rig.server.edges.left = 2  # as if so many had ended since the last look
         await look(rig)
-        rig.server._tell_line()
+        rig.server.watch.tell_line()
         await until(lambda: len(told(caplog)) == 2)
         assert re.fullmatch(
             r"1 of your requests wait, the first as number 1 in line: about 1 s", told(caplog)[1]

@@ -49,7 +49,7 @@ class HeldGuides:
 def test_others_go_on_while_masks_are_awaited(tiny_pair: tuple[Path, Path]) -> None:
     async def scenario() -> None:
         async with serving(tiny_pair[0]) as it:
-            it.server.guides = guides = HeldGuides()
+            it.server.edges.guides = guides = HeldGuides()
             edge = it.edge()
             options = {"raw": True, "max_tokens": 5}
             expected = edge.generate("held up", **options)
@@ -75,7 +75,7 @@ def test_others_go_on_while_masks_are_awaited(tiny_pair: tuple[Path, Path]) -> N
 def test_one_that_leaves_meanwhile_is_forgotten(tiny_pair: tuple[Path, Path]) -> None:
     async def scenario() -> None:
         async with serving(tiny_pair[0]) as it:
-            it.server.guides = guides = HeldGuides()
+            it.server.edges.guides = guides = HeldGuides()
             edge = it.edge()
             any_text = Constraint("regex", ".*")
             held = edge.generate("held up", raw=True, max_tokens=5, constraint=any_text)

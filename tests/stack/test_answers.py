@@ -12,7 +12,6 @@ from runtime.edge.draft.drafter import Drafter
 from runtime.edge.net import link
 from runtime.edge.net.watchdog import Watchdog
 from runtime.edge.resume import Transcript
-from runtime.model.open import open_engine
 from runtime.stack import ports
 from tests.faults.moments import Moment
 from tests.faults.proxy import Proxy
@@ -29,11 +28,6 @@ CASES = [
     for what in FAULTS
     for module in ("shm", "emulated")
 ]
-
-
-@pytest.fixture(scope="module")
-def drafter(tiny_pair: tuple[Path, Path]) -> Drafter:
-    return Drafter(open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 1024, 16))
 
 
 @pytest.fixture(scope="module")

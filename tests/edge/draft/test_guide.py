@@ -11,7 +11,6 @@ from runtime.edge.draft.guide import Guide
 from runtime.edge.draft.speculation import Pass, Speculation, TreeShape
 from runtime.edge.loading import Vocabulary
 from runtime.model.engine import TreeRequest
-from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.tree import ROOT, DraftTree
 from specedge_kernels import reference
@@ -25,11 +24,6 @@ EXPRESSION = "|".join(WORDS)
 @pytest.fixture(scope="module")
 def vocabulary(tiny_pair: tuple[Path, Path]) -> Vocabulary:
     return Vocabulary(Tokenizer.load(tiny_pair[1]), 260)
-
-
-@pytest.fixture
-def drafter(tiny_pair: tuple[Path, Path]) -> Drafter:
-    return Drafter(open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 1024, 16))
 
 
 def guided(vocabulary: Vocabulary, text: str = EXPRESSION, **options: float) -> Speculation:

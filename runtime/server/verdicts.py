@@ -1,0 +1,148 @@
+"""What a step brought forth, told to the edges: verdicts, how much of a prompt is read, credits.
+
+Whoever ends with its verdict ends here; what an edge sends next is applied in edges.py.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from runtime.server.edges import Edges
+from runtime.server.metrics import Metrics, label
+from runtime.server.policy.pipeline import Grant, Pipeline
+from runtime.server.request import NO_NODES, Request
+from runtime.server.schedule.scheduler import Scheduler
+from runtime.server.schedule.step import Step
+from runtime.server.verify.logprobs import message as logprobs_message
+from runtime.server.verify.verifier import Failed, Outcome, Verified
+from runtime.wire import messages as wire
+
+log = logging.getLogger(__name__)
+
+DEVICE_FAILURES = 3  # in a row; a fault of a GPU's context stays as long as its process
+NO_GRANT = Grant(wire.Turn.SERVER)
+
+
+class DeviceError(Exception):
+    """The device fails whatever it is given; the message is for the operator."""
+
+
+@dataclass
+class Totals:
+    """Counts since the start, for the closing line."""
+
+    steps: int = 0
+    verdicts: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass
+class Verdicts:
+    """Of all steps; `on_step` is told of each that has ended."""
+
+    edges: Edges
+    metrics: Metrics
+    scheduler: Scheduler
+    pipeline: Pipeline
+    on_step: Callable[[Step], None]
+    totals: Totals = field(default_factory=Totals)
+    _device_failures: int = 0  # since the last verdict
+
+    def answer(self, step: Step, outcomes: Sequence[Outcome]) -> None:
+        """Count a step that is over, and give its verdicts."""
+        self.metrics.step_ended(len(step.drafted), step.seconds)
+        for request in [work.request for work in step.work if not work.request.stepped]:
+            request.stepped = True
+            self.metrics.first_step(request, step.start_s)
+        self.totals.steps += 1
+        self.totals.busy_s += step.seconds
+        self.on_step(step)
+        self._tell_reading(step)
+        for outcome in outcomes:
+            was_there = not outcome.request.ended  # else its step before has failed, and counted
+            self._deliver(outcome, step)
+            if was_there:
+                self._judge_device(outcome)
+        self.give_credits()
+
+    def _tell_reading(self, step: Step) -> None:
+        """Tell edges how much of their prompts the step leaves in the cache."""
+        for work in step.work:
+            request = work.request
+            if request.round == 0 and not request.ended:
+                peer, number = request.key
+                read = work.start + work.chunk + work.verify
+                peer.send(wire.Reading(number, request.found, read))
+
+    def _judge_device(self, outcome: Outcome) -> None:
+        """Raise DeviceError where no step succeeds any more, whoever's it is."""
+        if isinstance(outcome, Verified):
+            self._device_failures = 0
+        elif outcome.by_device:
+            self._device_failures += 1
+            if self._device_failures == DEVICE_FAILURES:
+                self.edges.unready = "the device fails"
+                sentence = f"the device failed {DEVICE_FAILURES} times in a row"
+                raise DeviceError(f"{sentence}; the last time {outcome.sentence}")
+
+    def _deliver(self, outcome: Outcome, step: Step) -> None:
+        """Apply an outcome to its request, unless that has ended meanwhile."""
+        request = outcome.request
+        if request.ended:
+            return
+        peer, number = request.key
+        if isinstance(outcome, Failed):
+            self.edges.refuse(peer, number, wire.ErrorCode.INTERNAL, outcome.sentence)
+            return
+        verdict = self._verdict(request, outcome, step)
+        if outcome.logprobs:
+            tokens = 1 + outcome.path.index(verdict.node)
+            peer.send(logprobs_message(number, outcome.logprobs[:tokens]))
+        peer.send(verdict)
+        if verdict.finish:
+            tokens = len(request.context) - request.params.prompt_tokens
+            about = self.edges.who(peer, number, finish=label(verdict.finish), tokens=tokens)
+            log.info("request ended", extra=about)
+            self.edges.end(request)
+        elif verdict.turn is wire.Turn.SERVER:
+            request.line_up(NO_NODES, time.monotonic())
+            if not request.verifying:  # else it is in the next step already
+                self.edges.lined_up(request)
+
+    def _verdict(self, request: Request, outcome: Verified, step: Step) -> wire.Verdict:
+        """Commit the walk to the request and say what follows."""
+        assert request.draft is not None, "a verdict without a draft"
+        round_number, ready_s = request.round, request.ready_s
+        draft, now_s = request.draft, time.monotonic()
+        accepted, finish = outcome.commit()
+        ranks = draft.ranks(outcome.path[1 : accepted + 1])
+        self.scheduler.verified(request)
+        self.metrics.verdict(request, len(draft), accepted, now_s)
+        request.verdict_s = now_s
+        if (rtt_s := self.edges.pulses[request.key[0]].rtt_s) is not None:
+            request.edge.pinged(rtt_s)
+        self.totals.verdicts += 1
+        self.totals.tokens += accepted + 1
+        grant = NO_GRANT if finish else self.pipeline.after_verdict(request, ranks, now_s)
+        return wire.Verdict(
+            request=request.params.request,
+            round=round_number,
+            node=outcome.path[accepted],
+            bonus=request.context[-1],
+            finish=finish,
+            queue_ms=wire.clamp_ms((step.start_s - ready_s) * 1e3),
+            verify_ms=wire.clamp_ms(step.seconds * 1e3),
+            turn=grant.turn,
+            max_nodes=grant.max_nodes,
+            free_ms=wire.clamp_ms(grant.free_s * 1e3),
+            late_ms=wire.clamp_ms(grant.late_s * 1e3),
+        )
+
+    def give_credits(self) -> None:
+        """Tell edges that wait for a credit that they may send."""
+        for request, grant in self.pipeline.credits_due(time.monotonic()):
+            peer, number = request.key
+            times_ms = [wire.clamp_ms(time_s * 1e3) for time_s in (grant.free_s, grant.late_s)]
+            peer.send(wire.Credit(number, grant.max_nodes, *times_ms))
