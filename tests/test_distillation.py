@@ -3,19 +3,21 @@
 import gzip
 import json
 import random
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from runtime.embedded import target_path
 from runtime.embedded.training.answers import write_answers
-from runtime.embedded.training.corpus import read_corpus
+from runtime.embedded.training.corpus import Corpus, read_corpus
 from runtime.embedded.training.export import EMBEDDING
-from runtime.embedded.training.llama import Llama, Shape
-from runtime.embedded.training.prompts import all_prompts, read_prompts
+from runtime.embedded.training.llama import Llama, Shape, Weights
+from runtime.embedded.training.prompts import all_prompts, main, read_prompts
 from runtime.embedded.training.score import Scores
-from runtime.embedded.training.train import Recipe, Run, draft_shape, weights_of_draft
+from runtime.embedded.training.train import Recipe, Run, draft_shape, train, weights_of_draft
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
@@ -76,25 +78,140 @@ def test_kinds_take_turns_and_a_seed_gives_the_same_prompts(tmp_path: Path) -> N
     assert all(PASSAGE.strip() in text for kind, text in prompts if kind == "summary")
 
 
-def test_of_a_prompt_from_outside_only_the_answer_counts(tmp_path: Path) -> None:
-    rng, path = random.Random(1), tmp_path / "text.jsonl.gz"
+def test_files_of_several_forms_become_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = "Der Bauer fährt am Montag mit dem Zug in die Stadt zurück."
+    files = {
+        "sums.jsonl": json.dumps({"question": "What is two and two?", "answer": "4"}),
+        "tasks.json": json.dumps(
+            [{"instruction": "Shout.", "input": "hello"}, {"instruction": "Sing.", "input": ""}]
+        ),
+        "german.conllu": f"# sent_id = 1\n# text = {sentence}\n1\tDer\tder\n\n# text = Ja.\n",
+        "seen.jsonl": json.dumps({"turns": ["Who wrote the old book on the kitchen table here?"]}),
+        "asked.jsonl": "\n".join(
+            json.dumps({"prompt": text})
+            for text in (
+                "Tell me: who wrote the OLD book, on the kitchen table?",
+                "Who wrote the old book on the table in the kitchen?",
+            )
+        ),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    out, *given = [tmp_path / n for n in ("out.jsonl", *(files.keys() - {"seen.jsonl"}))]
+    arguments = ["prompts", "--avoid", str(tmp_path / "seen.jsonl"), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", [*arguments, "--prompts", *map(str, given)])
+    main()
+    found = {(line["source"], line["prompt"]) for line in read_prompts(out)}
+    mine = {(source, prompt) for source, prompt in found if source in files}
+    (translation,) = (prompt for source, prompt in mine if source == "german.conllu")
+    assert sentence in translation
+    assert mine - {("german.conllu", translation)} == {
+        ("sums.jsonl", "What is two and two?"),
+        ("tasks.json", "Shout.\n\nhello"),
+        ("tasks.json", "Sing."),
+        ("asked.jsonl", "Who wrote the old book on the table in the kitchen?"),
+    }
+
+
+def test_an_object_without_a_prompt_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"prompt": "Say yes."}\n{"answer": "yes"}\n')
+    with pytest.raises(ValueError, match=r"odd\.jsonl, object 2: no prompt"):
+        read_prompts(path)
+
+
+def corpus_of(path: Path, kinds: list[bool], sizes: range = range(2, 10)) -> Corpus:
+    """Conversations over nine tokens, from outside or not, prompt and answer of random sizes."""
+    rng = random.Random(1)
     with gzip.open(path, "wt") as lines:
-        for outside in (True, False):
-            prompt, answer = ([7, *rng.choices(range(9), k=n)] for n in (5, 4))
+        for outside in kinds:
+            prompt = [7, *rng.choices(range(9), k=rng.choice(sizes))]
+            answer = rng.choices(range(9), k=rng.choice(sizes))
             fields = {"prompt": prompt, "answer": answer, "temperature": 0.0, "outside": outside}
             lines.write(json.dumps(fields) + "\n")
-    corpus = read_corpus(path)
-    run = Run(
-        Llama(Shape(1), {}),
-        torch.arange(3),
-        corpus,
-        Scores(*3 * [torch.zeros(0).numpy()]),
-        Recipe(),
-    )
-    for index, of_prompt in enumerate((0.0, 0.5)):
-        before = corpus.answer_offset(index)
-        weights = run._position_weights([index]).tolist()
-        assert weights == before * [of_prompt] + 5 * [1.0]
+    return read_corpus(path)
+
+
+def random_weights(shape: Shape, tokens: int, head: int) -> Weights:
+    C, mlp = shape.hidden, shape.mlp
+    at = "model.layers.0."
+    sizes = {
+        EMBEDDING: (tokens, C),
+        "model.norm.weight": (C,),
+        "lm_head.weight": (head, C),
+        at + "input_layernorm.weight": (C,),
+        at + "post_attention_layernorm.weight": (C,),
+        **{at + f"self_attn.{name}_proj.weight": (C, C) for name in "qkvo"},
+        **{at + f"mlp.{name}_proj.weight": (mlp, C) for name in ("gate", "up")},
+        at + "mlp.down_proj.weight": (C, mlp),
+    }
+    return {name: torch.randn(size) / C**0.25 for name, size in sizes.items()}
+
+
+def random_run(corpus: Corpus, recipe: Recipe) -> Run:
+    shape = Shape(layers=1, hidden=16, mlp=24, heads=2, kv_heads=2, head_dim=8)
+    weights = random_weights(shape, tokens=9, head=5)
+    rng = np.random.default_rng(3)
+    ids = np.argsort(rng.random((corpus.positions, 9)))[:, :4].astype(np.uint16)
+    probs = -np.sort(-rng.dirichlet(np.ones(4) / 4, corpus.positions)).astype(np.float16)
+    scores = Scores(ids, probs, np.zeros((corpus.positions, 16), np.float16))
+    draft = Llama(shape, weights, torch.float32)
+    return Run(draft, torch.tensor([0, 2, 3, 5, 8]), corpus, scores, recipe)
+
+
+def test_the_loss_is_that_of_each_position_by_its_weight(tmp_path: Path) -> None:
+    """One softmax a position in float64; of a prompt from outside only the answer counts."""
+    torch.manual_seed(2)
+    corpus = corpus_of(tmp_path / "text.jsonl.gz", [True, False, True])
+    run = random_run(corpus, Recipe(argmax_share=0.2, prompt_weight=0.5))
+    slots = run.slot_of().tolist()
+    total = weights = 0.0
+    for index, conversation in enumerate(corpus.conversations):
+        hidden = run.draft.hidden(torch.tensor(corpus.prefix), torch.tensor([corpus.inputs(index)]))
+        logs = (hidden[0].double() @ run.draft.weights["lm_head.weight"].double().T).log_softmax(-1)
+        for place, log in enumerate(logs.tolist()):
+            weight = 1.0
+            if place < corpus.answer_offset(index):
+                weight = 0.0 if conversation.outside else 0.5
+            row = corpus.starts[index] + place
+            label = 0.8 * run.scores.probs[row].astype(float)
+            label[0] += 0.2
+            for token, mass in zip(run.scores.ids[row], label, strict=True):
+                total -= weight * mass * log[slots[token]] if slots[token] >= 0 else 0.0
+            weights += weight
+    loss, positions = run.batch_loss([0, 1, 2], run.slot_of())
+    assert positions == corpus.positions
+    assert float(loss) == pytest.approx(total / weights, rel=5e-3)  # the head is bf16
+
+
+def test_an_epoch_has_all_answers_from_outside_and_the_wanted_share_of_own(tmp_path: Path) -> None:
+    outside, own = list(range(8)), list(range(8, 28))
+    corpus = corpus_of(tmp_path / "text.jsonl.gz", 8 * [True] + 20 * [False])
+    for share, count in ((None, 20), (0.5, 4), (9.0, 20), (0.0, 0)):
+        run = random_run(corpus, Recipe(own_share=share, batch_tokens=40))
+        epoch = sorted(chain.from_iterable(run.epoch(outside + own, random.Random(4))))
+        assert epoch[:8] == outside
+        assert len(epoch) == len(set(epoch)) == 8 + count
+    assert sorted(chain.from_iterable(run.epoch(own, random.Random(4)))) == own
+
+
+def test_the_batches_of_a_step_do_what_one_batch_of_all_does(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path / "text.jsonl.gz", [True, True], sizes=range(5, 6))
+    steps = []
+    for tokens, count in ((1000, 1), (1, 2)):
+        torch.manual_seed(5)
+        recipe = Recipe(
+            epochs=1.0, batch_tokens=tokens, batches_per_step=count, learning_rate=5.0, warmup=0.5
+        )
+        run = random_run(corpus, recipe)
+        before = {name: weight.clone() for name, weight in run.draft.weights.items()}
+        train(run, [0, 1], lambda: None)
+        steps.append({n: (w - before[n]).flatten() for n, w in run.draft.weights.items()})
+    for name, step in steps[0].items():
+        same = torch.cosine_similarity(step, steps[1][name], dim=0)
+        assert float(step.norm()) == 0 if name == EMBEDDING else same > 0.99, (name, same)
 
 
 def test_a_wider_head_keeps_the_rows_that_it_had() -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from runtime.embedded.training.score import Scores
     from runtime.embedded.training.train import Recipe, Run
 
+HEAD_TOKENS = 8192  # of a draft that starts anew
+
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -36,10 +38,16 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--start", type=Path, metavar="DIR", help="train the draft that lies there")
     add("--evaluate", action="store_true", help="only measure the draft that lies in --out")
     add("--layers", type=int, nargs="+", default=[0, 1, 2], help="target layers to start from")
-    add("--head-tokens", type=int, default=8192, help="rows of the cut output head")
+    add(
+        "--head-tokens",
+        type=int,
+        help=f"rows of the cut output head ({HEAD_TOKENS}, or those of --start)",
+    )
+    add("--own-share", type=float, help="own conversations an epoch, per one of another's prompt")
     add("--epochs", type=float, default=6.0, help="passes over the text, unless --minutes end it")
     add("--minutes", type=float, default=67.0, help="wall-clock limit of the training")
     add("--save-minutes", type=float, default=7.0, help="how often to measure and keep the draft")
+    add("--batches-per-step", type=int, default=2, help="of 2,048 positions, their gradients added")
     add("--learning-rate", type=float, default=2e-3)
     add("--argmax-share", type=float, default=0.2, help="part of a label for the first choice")
     add("--threads", type=int, default=1)
@@ -104,11 +112,15 @@ def _prepare(
 
     recipe = _recipe(options)
     indices = [i for i, c in enumerate(corpus.conversations) if not c.held_out]
-    head_ids = torch.tensor(frequent_tokens(corpus, indices, recipe.head_tokens))
     if options.start:
         draft, old_ids = load_draft(options.start / "draft.safetensors")
+        head_ids = old_ids
+        if options.head_tokens:
+            head_ids = torch.tensor(frequent_tokens(corpus, indices, options.head_tokens))
         weights = weights_of_draft(draft, old_ids, target[EMBEDDING], head_ids)
     else:
+        count = options.head_tokens or HEAD_TOKENS
+        head_ids = torch.tensor(frequent_tokens(corpus, indices, count))
         weights = start_weights(target, recipe, head_ids)
     model = Llama(draft_shape(shape, weights), weights)
     return Run(model, head_ids, corpus, scores, recipe), indices
@@ -119,7 +131,8 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
 
     return Recipe(
         layers=tuple(options.layers),
-        head_tokens=options.head_tokens,
+        batches_per_step=options.batches_per_step,
+        own_share=options.own_share,
         epochs=options.epochs,
         minutes=options.minutes,
         save_minutes=options.save_minutes,

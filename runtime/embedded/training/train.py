@@ -25,11 +25,12 @@ class Recipe:
     """What a training run depends on besides its data."""
 
     layers: tuple[int, ...] = (0, 1, 2)
-    head_tokens: int = 8192
     epochs: float = 6.0
     minutes: float = 60.0
     save_minutes: float = 10.0
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
+    batches_per_step: int = 2
+    own_share: float | None = None  # own conversations an epoch, per one of another's prompt
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.03
@@ -85,12 +86,15 @@ class Run:
     def batch_loss(self, members: list[int], slot_of: Tensor) -> tuple[Tensor, int]:
         """Mean loss of a batch and the number of its positions."""
         ids, real = pad_inputs(self.corpus, members)
-        states = self.draft.hidden(torch.tensor(self.corpus.prefix), ids)[real]
-        rows = table_rows(self.corpus, members)
+        weight = self._position_weights(members)
+        counted = weight > 0  # nothing is computed for the rest behind the last layer
+        weight = weight[counted]
+        states = self.draft.hidden(torch.tensor(self.corpus.prefix), ids)[real][counted]
+        positions = table_rows(self.corpus, members)
+        rows = positions[counted.numpy()]
         top = torch.from_numpy(self.scores.ids[rows].astype("int64"))
         probs = torch.from_numpy(self.scores.probs[rows]).float()
         slots, mass = soft_labels(top, probs, slot_of, self.recipe.argmax_share)
-        weight = self._position_weights(members)
         loss = soft_cross_entropy(
             states, self.draft.weights["lm_head.weight"], slots, mass * weight[:, None]
         )
@@ -98,7 +102,16 @@ class Run:
             wanted = torch.from_numpy(self.scores.states[rows]).float()
             error = (states - wanted).square().sum(-1) / wanted.square().sum(-1).mean()
             loss = loss + self.recipe.state_weight * (error * weight).sum()
-        return loss / weight.sum(), len(rows)
+        return loss / weight.sum(), len(positions)
+
+    def epoch(self, indices: list[int], rng: random.Random) -> list[list[int]]:
+        """Batches of all answers to prompts of others, and of own text as much as is wanted."""
+        conversations = self.corpus.conversations
+        outside = [i for i in indices if conversations[i].outside]
+        own = [i for i in indices if not conversations[i].outside]
+        if self.recipe.own_share is not None and outside:
+            own = rng.sample(own, min(len(own), round(self.recipe.own_share * len(outside))))
+        return batches(self.corpus, outside + own, self.recipe.batch_tokens, rng)
 
     def _position_weights(self, members: list[int]) -> Tensor:
         """1 where a token of an answer is predicted; of the target's own prompts prompt_weight."""
@@ -156,17 +169,20 @@ def train(run: Run, indices: list[int], save: Callable[[], None]) -> None:
     recipe, rng = run.recipe, random.Random(run.recipe.seed)
     optimizers = _optimizers(run.draft.weights, recipe)
     trained = [w for w in run.draft.weights.values() if w.requires_grad]
-    total = recipe.epochs * sum(len(run.corpus.inputs(index)) for index in indices)
+    queue = run.epoch(indices, rng)
+    positions = sum(len(run.corpus.inputs(index)) for members in queue for index in members)
+    total = recipe.epochs * positions
     slot_of, log = run.slot_of(), _Log()
     saved = log.minutes
-    queue: list[list[int]] = []
     while (progress := max(log.seen / total, log.minutes / recipe.minutes)) < 1:
-        queue = queue or batches(run.corpus, indices, recipe.batch_tokens, rng)
-        loss, count = run.batch_loss(queue.pop(), slot_of)
-        loss.backward()
+        for _ in range(recipe.batches_per_step):
+            queue = queue or run.epoch(indices, rng)
+            loss, count = run.batch_loss(queue.pop(), slot_of)
+            (loss / recipe.batches_per_step).backward()
+            log.add(loss.item(), count)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         _step(optimizers, rate_at(progress, recipe))
-        log.add(loss.item(), count, progress)
+        log.step(progress)
         if log.minutes - saved > recipe.save_minutes:
             save()
             saved = log.minutes
@@ -184,11 +200,14 @@ class _Log:
     def minutes(self) -> float:
         return (time.monotonic() - self.began) / 60
 
-    def add(self, loss: float, positions: int, progress: float) -> None:
-        self.seen, self.steps = self.seen + positions, self.steps + 1
+    def add(self, loss: float, positions: int) -> None:
+        self.seen += positions
         self.losses.append(loss)
-        if len(self.losses) == 50:
-            mean, rate = sum(self.losses) / 50, self.seen / self.minutes / 60
+
+    def step(self, progress: float) -> None:
+        self.steps += 1
+        if self.steps % 50 == 0:
+            mean, rate = sum(self.losses) / len(self.losses), self.seen / self.minutes / 60
             print(
                 f"step {self.steps}, {self.seen} positions, {100 * progress:.1f} %: "
                 f"loss {mean:.4f}, {rate:.0f} positions/s",
