@@ -133,12 +133,15 @@ def main() -> None:
     add("--out", type=Path, required=True)
     add("--seed", type=int, default=0)
     options = parser.parse_args()
-    avoided = read_avoided(options.avoid) if options.avoid else set()
     own: dict[str, list[str]] = defaultdict(list)
-    for path in options.prompts:
-        for line in read_prompts(path):
-            if not avoided & word_runs(line["prompt"]):
-                own[line["source"]].append(line["prompt"])
+    try:
+        avoided = read_avoided(options.avoid) if options.avoid else set()
+        for path in options.prompts:
+            for line in read_prompts(path):
+                if not avoided & word_runs(line["prompt"]):
+                    own[line["source"]].append(line["prompt"])
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from None
     with options.out.open("w", encoding="utf-8") as out:
         for kind, text in all_prompts(own, options.seed):
             out.write(json.dumps({"source": kind, "prompt": text}) + "\n")
