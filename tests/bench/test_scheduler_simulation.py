@@ -75,15 +75,16 @@ def test_the_pipeline_gains_over_its_ablation() -> None:
 @pytest.mark.parametrize("rtt_s", [0.005, 0.03, 0.1])
 @pytest.mark.parametrize("quality", [0.0, 0.4])
 @pytest.mark.parametrize(("points", "pass_s"), [(((1, PAPER_STEP_S),), 0.011), (CPU_POINTS, 0.004)])
-def test_64_tokens_are_hardly_ever_slower_than_plain_decoding(
+def test_64_tokens_are_hardly_slower_than_plain_decoding(
     points: tuple[tuple[int, float], ...], pass_s: float, quality: float, rtt_s: float
 ) -> None:
     accelerator = Accelerator(points, 32)
     plain_s = accelerator.step_s(1)
     device = Device(rtt_s, pass_s, quality)
-    record = Simulation(accelerator, [device], RoundRobin()).run(400 * plain_s)
-    assert worst_window(record.trips[0], plain_s) <= 1.08
-    assert record.tokens > 0.96 * 400
+    for seed in range(3):
+        record = Simulation(accelerator, [device], RoundRobin(), seed=seed).run(400 * plain_s)
+        assert worst_window(record.trips[0], plain_s) <= 1.05
+        assert record.tokens > 0.96 * 400
 
 
 def test_nothing_is_lost_and_every_round_is_answered() -> None:

@@ -18,7 +18,7 @@ So the next round may lose what is left of the slack, and gains fill it again, u
 The wait until the next try doubles each time that drafting gained nothing, and is 64 again once it
 does. A round that can lose half a percent of a token at most is free: it needs no slack. Such are
 the rounds of an edge that drafts while the steps of others run anyway. Once drafting has proven
-faster beyond chance (three standard errors above 1.25 times, in eight rounds or more), losses are
+faster beyond chance (three standard errors above 1.4 times, in eight rounds or more), losses are
 not counted any more, until it is not expected to be faster.
 
 An edge that looks words up often has nothing to send, and the way there and back is lost. Until
@@ -36,7 +36,7 @@ WINDOW_TOKENS, MOST_PATIENCE_TOKENS = 64, 1024
 SLACK_TOKENS = 3.1  # just under 5 % of a window: free rounds lose a little too
 EMPTY_SHARE = 0.03  # of the time of a round without a draft and of the plain tokens behind it
 FREE_TOKENS = 0.005  # what a round may lose without slack
-SURE, UNSURE = 1.25, 1.1  # times as fast as plain decoding, to stop counting and to count again
+SURE, UNSURE = 1.4, 1.1  # times as fast as plain decoding, to stop counting and to count again
 SURE_ROUNDS = 8  # texts repeat themselves in runs: of fewer rounds the deviation says little
 
 
