@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -29,44 +30,59 @@ GIB = 2**30
 ENDING = ".kv.safetensors"
 
 
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    n_bytes: int
+    digest: bytes  # of what was written
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file that is for this account alone; one that became a pipe is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
+
+
 class PageFolder:
     """Pages in files of a folder that is this process's alone. Used by one thread at a time."""
 
     def __init__(self, path: Path):
         """Raises ConfigError."""
         self.path = path
-        self._files: dict[Key, tuple[Path, bytes]] = {}  # and the hash of what is in each
+        self._files: dict[Key, _File] = {}
         self._count = 0
         self._lock = self._claim()
-        for left in path.glob("*" + ENDING):
-            left.unlink()
 
     def write(self, key: Key, data: bytes) -> None:
         """Keep a page. Raises OSError, and then leaves no file."""
         self._count += 1
         path = self.path / f"{self._count}{ENDING}"
         try:
-            path.write_bytes(data)
+            # "x": whoever may write to this folder cannot have it write where a link leads
+            with open(path, "xb", opener=_at_once) as file:
+                file.write(data)
+        except FileExistsError:
+            raise  # it is not ours
         except OSError:
             path.unlink(missing_ok=True)
             raise
-        self._files[key] = path, blake2b(data).digest()
+        self._files[key] = _File(path, len(data), blake2b(data).digest())
 
     def read(self, key: Key) -> bytes | None:
         """The page, or None if it is not there as it was written."""
-        if key not in self._files:
+        if (kept := self._files.get(key)) is None:
             return None
-        path, digest = self._files[key]
         try:
-            data = path.read_bytes()
+            with open(kept.path, "rb", opener=_at_once) as file:
+                data = file.read(kept.n_bytes + 1) or b""  # None of an empty pipe
         except OSError:
             return None
-        return data if blake2b(data).digest() == digest else None
+        return data if blake2b(data).digest() == kept.digest else None
 
     def drop(self, key: Key) -> None:
-        """Remove a page, if it is there."""
+        """Remove a page, if it is there and can be removed."""
         if kept := self._files.pop(key, None):
-            kept[0].unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next start tries again
+                kept.path.unlink()
 
     def close(self) -> None:
         """Remove all that is there."""
@@ -75,10 +91,15 @@ class PageFolder:
         os.close(self._lock)
 
     def _claim(self) -> int:
-        """Make sure that the folder is there, and that no other server uses it."""
+        """Make sure that the folder is there, that no other server uses it, and that it is empty
+        of pages.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return lock_alone(self.path / "lock")
+            lock = lock_alone(self.path / "lock")
+            for left in self.path.glob("*" + ENDING):
+                left.unlink()
+            return lock
         except BlockingIOError as error:
             raise ConfigError(
                 f"--spill-folder {self.path} is another server's; each needs one of its own"

@@ -1,5 +1,6 @@
 """A chat that comes back after others took its pages: from memory, from disk, and after damage."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,56 @@ def test_a_file_is_there_as_it_was_written_or_lost(folder: PageFolder, tmp_path:
     file.unlink()
     assert folder.read(KEY) is None
     (tmp_path / "pages" / "mine.txt").unlink()
+
+
+needs_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has neither modes nor pipes")
+
+
+@needs_posix
+def test_files_are_for_this_account_alone(tmp_path: Path) -> None:
+    """In a folder that others may read and write to: nothing is written where a link leads."""
+    (tmp_path / "pages").mkdir(mode=0o755)
+    folder, others = PageFolder(tmp_path / "pages"), tmp_path / "others"
+    others.write_bytes(b"precious")
+    folder.write(KEY, b"x" * 100)
+    (file,) = (tmp_path / "pages").glob("*.safetensors")
+    assert file.stat().st_mode & 0o777 == 0o600
+    link = file.with_name(file.name.replace("1", "2"))
+    link.symlink_to(others)
+    with pytest.raises(FileExistsError):
+        folder.write(("somebody", b"2"), b"x" * 100)
+    assert folder.read(("somebody", b"2")) is None
+    folder.close()
+    assert others.read_bytes() == b"precious"
+
+
+@needs_posix
+@pytest.mark.parametrize("what", ["pipe", "folder", "endless", "no folder"])
+def test_what_a_file_became_is_not_waited_for(tmp_path: Path, what: str) -> None:
+    """Nor read for ever, and no reason not to stop."""
+    folder = PageFolder(tmp_path / "pages")
+    folder.write(KEY, b"x" * 100)
+    (file,) = (tmp_path / "pages").glob("*.safetensors")
+    file.unlink()
+    match what:
+        case "pipe":
+            os.mkfifo(file)
+            writer = os.open(file, os.O_RDWR)
+        case "folder":
+            file.mkdir()
+        case "endless":
+            file.symlink_to("/dev/zero")
+        case "no folder":
+            (tmp_path / "pages" / "lock").unlink()
+            (tmp_path / "pages").rmdir()
+            (tmp_path / "pages").touch()
+    assert folder.read(KEY) is None
+    folder.close()
+    if what == "pipe":
+        os.close(writer)
+    if what == "folder":
+        with pytest.raises(ConfigError, match="--spill-folder"):
+            PageFolder(tmp_path / "pages")
 
 
 def test_a_folder_is_one_servers(folder: PageFolder, tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ from runtime.server.schedule.prefix_cache import Key
 
 Copy = TypeVar("Copy")  # of a page, as the pool makes it
 
-# A disk may be slower than eviction: so many pages wait to be written, and what is more is let go.
-MOST_WRITING = 64
+# A disk may be slower than eviction, and a long text gives up all its pages at once. As many wait
+# to be written as memory holds, or these, and what is more is let go. With fewer a text would lose
+# its start, without which what else there is of it cannot be used.
+LEAST_WRITING = 64
 
 
 @dataclass(eq=False)
@@ -60,6 +62,7 @@ class Spill(Generic[Copy]):
     ):
         self.moves: deque[Move[Copy]] = deque()
         self.memory_pages, self.disk_pages = memory_pages, disk_pages
+        self.most_writing = max(memory_pages, LEAST_WRITING)
         self.hits = 0  # pages that were put back
         self._write, self._drop = write, drop
         self._memory: OrderedDict[Key, Kept[Copy]] = OrderedDict()
@@ -128,7 +131,7 @@ class Spill(Generic[Copy]):
         """Recount. Asserts it."""
         assert len(self._memory) <= self.memory_pages, f"{len(self._memory)} pages in memory"
         assert len(self._disk) <= self.disk_pages, f"{len(self._disk)} pages on disk"
-        assert 0 <= self.writing <= MOST_WRITING, f"{self.writing} pages are being written"
+        assert 0 <= self.writing <= self.most_writing, f"{self.writing} pages are being written"
 
     def _use(self, run: Sequence[Key]) -> None:
         """They are the last to go; of a text its end goes before its start."""
@@ -142,7 +145,7 @@ class Spill(Generic[Copy]):
             key, kept = self._memory.popitem(last=False)
             if key in self._disk:
                 self._disk.move_to_end(key)
-            elif self.disk_pages and kept.copy is not None and self.writing < MOST_WRITING:
+            elif self.disk_pages and kept.copy is not None and self.writing < self.most_writing:
                 self._to_disk(key, kept.copy)
 
     def _to_disk(self, key: Key, copy: Copy) -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from runtime.server.schedule.prefix_cache import Key
-from runtime.server.schedule.spill import MOST_WRITING, Spill
+from runtime.server.schedule.spill import LEAST_WRITING, Spill
 
 
 def key(number: int) -> Key:
@@ -151,12 +151,23 @@ def test_a_disk_that_fails_keeps_nothing() -> None:
 
 
 def test_a_slow_disk_is_not_waited_for() -> None:
-    world = World(memory=1, disk=2 * MOST_WRITING)
-    world.evict(*range(2 * MOST_WRITING))
-    assert len(world.files) == MOST_WRITING
+    world = World(memory=1, disk=2 * LEAST_WRITING)
+    world.evict(*range(2 * LEAST_WRITING))
+    assert len(world.files) == LEAST_WRITING
     world.end_writing()
     world.evict(-1 % 2**31)
-    assert len(world.files) == MOST_WRITING + 1
+    assert len(world.files) == LEAST_WRITING + 1
+
+
+@pytest.mark.parametrize("pages", [LEAST_WRITING, 4 * LEAST_WRITING])
+def test_a_long_text_goes_to_disk_as_a_whole(pages: int) -> None:
+    """All its pages are given up at once, before the disk has written the first."""
+    world = World(memory=pages, disk=4 * pages)
+    for text in range(2):
+        world.evict(*reversed(range(text * pages, (text + 1) * pages)))
+    world.end_writing()
+    assert world.read(*range(pages)) == pages
+    assert world.found(*range(pages)) == pages
 
 
 @pytest.mark.parametrize("seed", range(20))
