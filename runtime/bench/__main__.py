@@ -227,7 +227,8 @@ def draw(options: argparse.Namespace) -> None:
     if results.is_evaluation(rows):
         command.redraw(rows, folder)
         return
-    first = rows.read_text(encoding="utf-8").partition("\n")[0]
+    with rows.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline()
     if '"capacity"' in first:
         written = capacity_plot.write(capacity_plot.read(rows), folder)
     elif '"ablation"' in first:

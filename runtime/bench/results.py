@@ -5,7 +5,7 @@ server saw, and the last one the figures made of them. A stopped evaluation keep
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
@@ -66,18 +66,37 @@ def read(path: Path) -> tuple[Evaluation, dict[Case, list[Run]]]:
     """
     evaluation: Evaluation | None = None
     runs: dict[Case, list[Run]] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            if evaluation is None:
-                evaluation = _evaluation(line)
-            elif "run" in line:
-                runs.setdefault(_case(line, evaluation.setup), []).append(Run.read(line["run"]))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: expected a run, as --json has it") from error
+
+    def take(line: Any) -> None:
+        nonlocal evaluation
+        if evaluation is None:
+            evaluation = _evaluation(line)
+        elif "run" in line:
+            runs.setdefault(_case(line, evaluation.setup), []).append(Run.read(line["run"]))
+
+    take_lines(path, take, "a run, as --json has it")
     if evaluation is None or not runs:
         raise ValueError(f"{path} has no run yet")
     return evaluation, runs
+
+
+def take_lines(path: Path, take: Callable[[Any], None], expected: str) -> None:
+    """Give `take` what each line of a file of JSON lines holds; `expected`: what a line should be.
+
+    Raises ValueError that names a line that is no JSON or that `take` cannot use, OSError.
+    """
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            take(json.loads(line))
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
+            raise ValueError(f"{path}, line {number}: expected {expected}") from error
 
 
 def _evaluation(line: Mapping[str, Any]) -> Evaluation:

@@ -23,9 +23,15 @@ class Timeline:
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> "Timeline":
-        """From the JSON of `dataclasses.asdict`."""
-        verified = tuple((start, end, tuple(clients)) for start, end, clients in data["verified"])
-        return cls(verified, tuple(tuple(map(tuple, spans)) for spans in data["drafted"]))
+        """From the JSON of `dataclasses.asdict`. Raises what a wrong form of it leads to."""
+        verified = tuple(
+            (float(start), float(end), tuple(map(int, clients)))
+            for start, end, clients in data["verified"]
+        )
+        drafted = tuple(
+            tuple((float(start), float(end)) for start, end in spans) for spans in data["drafted"]
+        )
+        return cls(verified, drafted)
 
 
 def second(run: Run) -> Timeline:

@@ -233,6 +233,61 @@ def test_rows_are_drawn(tmp_path: Path) -> None:
         plots.write(plots.Found(), folder)
 
 
+ROW = {
+    **{"mode": "specedge", "pair": "14B/1.7B", "task": "qa", "rtt_ms": 14.07},
+    **{"specedge": {"tokens_per_s": 60.0}, "server_only": {"tokens_per_s": 30.0}},
+    "second": {"verified": [[0.0, 90.0, [0]]], "drafted": [[[0.0, 11.0]]]},
+}
+CARRIED = {
+    **{"capacity": "simulated", "pair": "14B/1.7B", "task": "qa", "method": "plain"},
+    **{"objective_ms": 50.0, "clients": 3},
+}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"\xff\xfe\x00", b"[" * 100_000, json.dumps(ROW)[:100].encode()),
+        *(
+            json.dumps({**ROW, **wrong}).encode()
+            for wrong in (
+                *({"pair": "8B/1B"}, {"task": "chess"}, {"second": None}),
+                {"second": {"verified": [["a", "b", [0]]], "drafted": [[]]}},
+                {"server_only": {"tokens_per_s": 0.0}},
+            )
+        ),
+        json.dumps({**CARRIED, "method": "magic"}).encode(),
+        b'{"capacity": 1, "pair": "a", "task": "b", "method": "plain", "objective_ms": 1, '
+        b'"clients": 1e400}',
+    ],
+)
+def test_a_line_that_cannot_be_drawn_is_named(line: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "rows.jsonl"
+    good = json.dumps(CARRIED if b'"capacity"' in line else ROW).encode()
+    for lines, number in ((line, 1), (good + b"\n" + line, 2)):
+        file.write_bytes(lines)
+        with pytest.raises(ValueError, match=f"rows.jsonl, line {number}: expected a "):
+            bench.draw(bench.plot_options([str(file), str(tmp_path)]))
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_capacity_that_was_stopped_has_the_curves_it_came_to(tmp_path: Path) -> None:
+    """A method without a figure has an empty line, and no letters for an axis."""
+    pytest.importorskip("matplotlib")
+    import matplotlib.pyplot as plt
+
+    from runtime.bench.standin import capacity_plot
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(CARRIED), encoding="utf-8")
+    figure, axes = plt.subplots()
+    capacity_plot.panel(axes, "14B/1.7B", "qa", capacity_plot.read(file))
+    points = {str(line.get_label()): line.get_xydata().tolist() for line in axes.get_lines()}
+    plt.close(figure)
+    assert points == {"plain": [[50.0, 3.0]], "server-only": [], "specedge": []}
+
+
 def test_plots_without_matplotlib_say_what_they_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,9 @@
 """What `ablations` found as plots: a bar a cell, and the round trip as a curve. Simulated."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import matplotlib
 
@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from runtime.bench.captions import save
+from runtime.bench.results import take_lines
 from runtime.bench.standin.grid import BASE, CELLS, GROUPS, Cell
 from runtime.bench.standin.paper import MEAN_THROUGHPUT_RATIO
 
@@ -33,13 +34,12 @@ def read(path: Path) -> Found:
     """
     known = {(cell.group, cell.name): cell for cell in CELLS}
     found: dict[Cell, dict[tuple[str, str], float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            ratios = found.setdefault(known[row["group"], row["cell"]], {})
-            ratios[str(row["pair"]), str(row["task"])] = float(row["throughput_ratio"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected a figure of an ablation") from error
+
+    def take(row: Any) -> None:
+        ratios = found.setdefault(known[row["group"], row["cell"]], {})
+        ratios[str(row["pair"]), str(row["task"])] = float(row["throughput_ratio"])
+
+    take_lines(path, take, "a figure of an ablation")
     return found
 
 

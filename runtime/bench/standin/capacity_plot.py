@@ -1,8 +1,8 @@
 """Capacity curves as a plot: clients that a server carries by the objective, a panel a pair."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from runtime.bench.captions import save
+from runtime.bench.results import take_lines
 from runtime.bench.standin.capacity import METHODS
 
 STYLES = ("s--", "v-.", "o-")  # of the methods, whose curves may lie on one another
@@ -25,13 +26,13 @@ def read(path: Path) -> Curves:
     Raises ValueError for a line that is none, OSError for the file.
     """
     curves: dict[tuple[str, str, str], dict[float, int]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            key = (str(row["pair"]), str(row["task"]), str(row["method"]))
-            curves.setdefault(key, {})[float(row["objective_ms"])] = int(row["clients"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected a capacity") from error
+
+    def take(row: Any) -> None:
+        method = METHODS[METHODS.index(row["method"])]
+        curve = curves.setdefault((str(row["pair"]), str(row["task"]), method), {})
+        curve[float(row["objective_ms"])] = int(row["clients"])
+
+    take_lines(path, take, "a capacity")
     return curves
 
 
@@ -60,8 +61,16 @@ def write(curves: Curves, folder: Path) -> list[Path]:
 def panel(axes: Axes, pair: str, task: str, curves: Curves) -> None:
     """A line a method."""
     for method, style in zip(METHODS, STYLES, strict=True):
-        points = sorted(curves.get((pair, task, method), {}).items())
-        axes.plot(*zip(*points, strict=True), style, label=method, markersize=8, alpha=0.8)
+        curve = curves.get((pair, task, method), {})
+        objectives = sorted(curve)
+        axes.plot(
+            objectives,
+            [curve[ms] for ms in objectives],
+            style,
+            label=method,
+            markersize=8,
+            alpha=0.8,
+        )
     axes.set(xlabel="p99 objective, ms a token", title=f"{pair}, {task}")
     axes.set_yscale("symlog", linthresh=1)
     axes.yaxis.set_major_formatter("{x:g}")

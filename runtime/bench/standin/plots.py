@@ -3,7 +3,6 @@
 And a second of the last row that was measured, edge by edge.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,13 @@ from matplotlib.axes import Axes
 
 from runtime.bench import timeline_plot
 from runtime.bench.captions import save
+from runtime.bench.results import take_lines
 from runtime.bench.standin.paper import EDGES, NODES, TABLE_1, TASKS, times
 from runtime.bench.timeline import Timeline
 
 Key = tuple[str, str, str]  # mode, pair and task
 PAPER = "the paper"
+ROWS = {(row.pair, row.task) for row in TABLE_1}
 
 
 @dataclass
@@ -35,9 +36,11 @@ class Found:
     rtt_ms: float = 0.0
 
     def take(self, row: Mapping[str, Any]) -> None:
-        """One more. Raises ValueError, LookupError or TypeError if it is none."""
+        """One more. Raises ValueError, LookupError, TypeError or ArithmeticError if it is none."""
         ours, theirs = (row[method]["tokens_per_s"] for method in ("specedge", "server_only"))
         key = str(row["mode"]), str(row["pair"]), str(row["task"])
+        if key[1:] not in ROWS:
+            raise ValueError("the paper's table has no such row")
         self.ratios[key] = float(ours) / float(theirs)
         self.timelines.pop(key, None)  # the last that is measured is the last here
         self.timelines[key] = Timeline.read(row["second"])
@@ -47,11 +50,7 @@ class Found:
 def read(path: Path) -> Found:
     """Raises ValueError for a line that is no row of the table, OSError for the file."""
     found = Found()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            found.take(json.loads(line))
-        except (ValueError, LookupError, TypeError, ZeroDivisionError) as error:
-            raise ValueError(f"{path}, line {number}: expected a row of the table") from error
+    take_lines(path, found.take, "a row of the table")
     return found
 
 
