@@ -178,11 +178,18 @@ class Edges:
             preparing.add_done_callback(self._preparing.discard)
 
     async def _prepare(self, request: Request) -> None:
-        """Do what may take a while, and then let a request in line."""
-        if request.constraint is not None:
-            await self._guide(request, request.constraint)
-        if self.spilling is not None and not request.ended:
-            await self.spilling.fetch(self.scheduler.cache.beyond(request.page_keys))
+        """Do what may take a while, and then let a request in line; what breaks ends it alone."""
+        try:
+            if request.constraint is not None:
+                await self._guide(request, request.constraint)
+            if self.spilling is not None and not request.ended:
+                await self.spilling.fetch(self.scheduler.cache.beyond(request.page_keys))
+        except Exception as error:  # memory that is not there, say
+            peer, number = request.key
+            log.exception("a request failed before its first step", extra=self.who(peer, number))
+            if not request.ended:
+                sentence = f"the server failed on this request: {error}"
+                self.refuse(peer, number, wire.ErrorCode.INTERNAL, sentence)
         if not request.ended:
             self._submit(request)
 

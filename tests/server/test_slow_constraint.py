@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from runtime.constraint import Constraint
+from runtime.edge.loop import ServerError
 from tests.server.in_loop import run, serving
 
 WORDS = -(-260 // 32)
@@ -44,6 +46,26 @@ class HeldGuides:
 
     def close(self) -> None:
         pass
+
+
+class BrokenGuides(HeldGuides):
+    async def guide(self, constraint: object, answer: Sequence[int]) -> HeldGuide:
+        raise MemoryError("no memory for a grammar")
+
+
+def test_what_breaks_before_the_first_step_ends_that_request(tiny_pair: tuple[Path, Path]) -> None:
+    """In a sentence: it would wait for ever."""
+
+    async def scenario() -> None:
+        async with serving(tiny_pair[0]) as it:
+            it.server.edges.guides = BrokenGuides()
+            edge, any_text = it.edge(), Constraint("regex", ".*")
+            with pytest.raises(ServerError, match="no memory for a grammar"):
+                await edge.generate("broken", constraint=any_text, raw=True, max_tokens=5).text
+            assert not it.server.requests
+            await edge.generate("whole", raw=True, max_tokens=5).text
+
+    run(scenario)
 
 
 def test_others_go_on_while_masks_are_awaited(tiny_pair: tuple[Path, Path]) -> None:
