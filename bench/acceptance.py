@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from bench.harness import option_parser, report
+from bench.harness import option_parser, report, whole_number
 from runtime.bench.attempt import attempt
 from runtime.bench.prompts import read_questions
 from runtime.config import WEIGHTS, EdgeConfig
@@ -217,11 +217,11 @@ def measure(options: argparse.Namespace, ahead: Ahead) -> dict[str, Count]:
 def parse_options() -> argparse.Namespace:
     parser = option_parser("bench.acceptance", __doc__)
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--per-task", type=int, default=8, help="prompts of each task")
+    parser.add_argument("--per-task", type=whole_number, default=8, help="prompts of each task")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--draft", default="smollm2-draft")
     parser.add_argument("--weights", default="stored", choices=WEIGHTS)
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=whole_number, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--max-budget", type=int, default=32)
     parser.add_argument("--max-n-beams", type=int, default=6)

@@ -89,6 +89,14 @@ def option_parser(module: str, description: str | None) -> argparse.ArgumentPars
     return parser
 
 
+def whole_number(text: str) -> int:
+    """An option's `type`: a whole number of 1 or more. Raises ValueError, ArgumentTypeError."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 def this_machine() -> dict[str, str]:
     """What the benchmark runs on, with the libraries that it has imported."""
     return machine(name for name in LIBRARIES if name in sys.modules)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.harness import option_parser, report
+from bench.harness import option_parser, report, whole_number
 from runtime.bench.prompts import SHIPPED, Question, read_questions
 from runtime.config import NO_MODEL, EdgeConfig
 from runtime.demo import server_process
@@ -39,10 +39,10 @@ class Sums:
 def main() -> int:
     parser = option_parser("bench.lookup", __doc__)
     parser.add_argument("--prompts", type=Path, default=SHIPPED, metavar="FILE")
-    parser.add_argument("--per-task", type=int, default=2)
+    parser.add_argument("--per-task", type=whole_number, default=2)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=2, help="how often each is asked")
+    parser.add_argument("--max-tokens", type=whole_number, default=128)
+    parser.add_argument("--rounds", type=whole_number, default=2, help="how often each is asked")
     options = parser.parse_args()
     found = read_questions(options.prompts, options.per_task)
     questions = [*found, *hostile(options.per_task)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from bench.harness import option_parser, report
+from bench.harness import option_parser, report, whole_number
 from bench.lookup import HOSTILE, hostile
 from bench.scheduler import CPU_POINTS
 from runtime.bench.attempt import attempt
@@ -131,9 +131,9 @@ class OneText(Simulation):
 def main() -> int:
     parser = option_parser("bench.lookup_replay", __doc__)
     parser.add_argument("--prompts", type=Path, default=SHIPPED, metavar="FILE")
-    parser.add_argument("--per-task", type=int, default=2)
+    parser.add_argument("--per-task", type=whole_number, default=2)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--max-tokens", type=whole_number, default=128)
     options = parser.parse_args()
     texts = read_texts(options.model, options.prompts, options.per_task, options.max_tokens)
     tasks = [*dict.fromkeys(text.task for text in texts)]

@@ -21,7 +21,7 @@ from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from bench.harness import option_parser, report
+from bench.harness import option_parser, report, whole_number
 from runtime.bench.attempt import attempt
 from runtime.bench.figures import spread
 from runtime.bench.table import show
@@ -40,9 +40,9 @@ def main() -> None:
     parser = option_parser("bench.spill", __doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--weights", default="stored")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[512, 2048])
-    parser.add_argument("--chats", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", nargs="+", type=whole_number, default=[512, 2048])
+    parser.add_argument("--chats", type=whole_number, default=5)
+    parser.add_argument("--rounds", type=whole_number, default=3)
     options = parser.parse_args()
     rows, numbers = [], {}
     page_bytes = bytes_per_page(options.model, options.weights)

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-from bench.harness import option_parser, report
+from bench.harness import option_parser, report, whole_number
 from runtime.bench.figures import spread
 from runtime.bench.machine import resident_bytes
 from runtime.bench.table import show
@@ -128,7 +128,7 @@ def _options() -> argparse.Namespace:
     parser = option_parser("bench.startup", __doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--draft", default="smollm2-draft")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=whole_number, default=5)
     return parser.parse_args()
 
 

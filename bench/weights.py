@@ -22,7 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import torch
 from torch import Tensor
 
-from bench.harness import option_parser, report
+from bench.harness import option_parser, report, whole_number
 from runtime.bench.attempt import attempt
 from runtime.bench.prompts import read_questions
 from runtime.model.engine import Engine, TreeRequest
@@ -155,10 +155,10 @@ def chain(tokens: Sequence[int], prefix_len: int, wanted: Sequence[int]) -> Tree
 def parse_options() -> argparse.Namespace:
     parser = option_parser("bench.weights", __doc__)
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--per-task", type=int, default=6, help="prompts of each task")
+    parser.add_argument("--per-task", type=whole_number, default=6, help="prompts of each task")
     parser.add_argument("--ways", nargs="+", default=WAYS, help="weights,activations")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=whole_number, default=64)
     return parser.parse_args()
 
 

@@ -15,11 +15,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from bench.harness import option_parser, report
+from bench.harness import option_parser, report, whole_number
 from bench.internet.day import Day, Kept
 from bench.internet.prefixes import Found
 from bench.internet.replica import ANSWERS, Curve, curve
@@ -144,15 +145,20 @@ def _progress(begun_s: float) -> Callable[[float], None]:
 
 def _options() -> argparse.Namespace:
     parser = option_parser("bench.internet", __doc__)
-    parser.add_argument("--edges", type=int, default=World.edges)
-    parser.add_argument("--replicas", type=int, default=World.replicas)
+    parser.add_argument("--edges", type=whole_number, default=World.edges)
+    parser.add_argument("--replicas", type=whole_number, default=World.replicas)
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--objective-ms", type=float, default=100.0)
     parser.add_argument("--round-robin", action="store_true")
     parser.add_argument("--no-costs", dest="costs", action="store_false")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not (1 <= options.hours < math.inf and options.objective_ms > 0):
+        parser.error("--hours must be 1 or more, and --objective-ms more than 0")
+    if options.plot and find_spec("matplotlib") is None:
+        parser.error("plots need matplotlib: pip install matplotlib")
+    return options
 
 
 if __name__ == "__main__":

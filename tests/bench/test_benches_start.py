@@ -92,6 +92,30 @@ def test_the_pages_name_benches_and_options_that_there_are() -> None:
             assert option in said, f"{page}: {command} has no {option}"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("bench.internet --edges 0", "bench.internet --replicas 0", "bench.internet --hours 0"),
+        *("bench.internet --hours nan", "bench.internet --objective-ms 0"),
+        *("bench.spill --chats 0", "bench.spill --rounds 0", "bench.spill --tokens 64 -5"),
+        *("bench.lookup_replay --per-task 0", "bench.lookup --rounds 0"),
+        *("bench.weights --per-task 0", "bench.acceptance --per-task 0"),
+        "bench.startup --rounds 0",
+    ],
+)
+def test_a_number_that_measures_nothing_is_refused_at_once(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *options = command.split()
+    monkeypatch.setattr(sys, "argv", [module, *options])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that it is imported already
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module(module, run_name="__main__")
+    assert left.value.code == 2
+    assert options[0] in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_what_cannot_be_measured_is_said_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
