@@ -122,11 +122,15 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(
     def refuse() -> None:
         raise ValueError("take more prompts")
 
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
     def fault() -> None:
         raise LookupError("ours")
 
     assert attempt("bench.this", lambda: None) == 0
     assert attempt("bench.this", lambda: 1) == 1
+    assert attempt("bench.this", interrupt) == 130
     assert attempt("bench.this", refuse) == 2
     assert attempt("bench.this", lambda: open(tmp_path / "no").close()) == 2
     first, second = capsys.readouterr().err.splitlines()
