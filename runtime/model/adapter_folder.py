@@ -114,9 +114,12 @@ class FolderAdapter:
         The number of the layer stands behind a part of the name that a pattern fits; without
         patterns, behind any part but the first.
         """
+        targets = self._fields.get("target_modules")
+        if isinstance(targets, list) and module in targets:
+            return True  # a whole name stands for itself
         layers = self._fields.get("layers_to_transform")
         layers = [layers] if type(layers) is int else layers or []
-        patterns = self._fields.get("layers_pattern") or [r"[^.]*"]
+        patterns = self._fields.get("layers_pattern") or [r".*\.[^.]*"]
         patterns = [patterns] if isinstance(patterns, str) else patterns
         if not isinstance(layers, list) or not all(map(_is_layer, layers)):
             raise ModelError(f"{self._path}: layers_to_transform has no list of layers' numbers")
@@ -124,7 +127,7 @@ class FolderAdapter:
             raise ModelError(f"{self._path}: layers_pattern has no list of names")
         numbers = set(module.split(".")) & set(map(str, layers))
         return not layers or any(
-            self._matches(rf".*\.({pattern})\.{number}\..*", module)
+            self._matches(rf"(.*\.)?({pattern})\.{number}\..*", module)
             for pattern in patterns
             for number in numbers
         )

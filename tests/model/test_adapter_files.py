@@ -87,6 +87,7 @@ LAYERED = {"target_modules": ["q_proj", "up_proj"]}
         ({"layers_to_transform": [1, 7]}, [1]),
         ({"layers_to_transform": [1], "layers_pattern": "layers"}, [1]),
         ({"layers_to_transform": [1], "layers_pattern": ["h", "l.*s"]}, [1]),
+        ({"layers_to_transform": [1], "layers_pattern": "model.layers"}, [1]),
         ({"layers_to_transform": []}, [0, 1]),
         ({"layers_to_transform": None, "layers_pattern": "h"}, [0, 1]),
         ({"layers_to_transform": [0, 1], "layers_pattern": "h"}, []),
