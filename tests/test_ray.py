@@ -134,6 +134,10 @@ def test_what_is_no_option_is_refused_in_words() -> None:
         Args(modell="m").server_config()
     with pytest.raises(ConfigError, match="leave it out with Ray"):
         Args(stack="/run/x").server_config()
+    with pytest.raises(ConfigError, match="autoscaling has 'upscale_delay', which Ray's has not"):
+        Args(autoscaling={"upscale_delay": 1}).server_config()
+    with pytest.raises(ConfigError, match="spill_disk_gib is for"):
+        Args(spill_disk_gib=1).server_config()
     with pytest.raises(ConfigError, match="less than min_replicas"):
         Args(min_replicas=5).server_config()
     with pytest.raises(ConfigError, match="must then prove who they are"):

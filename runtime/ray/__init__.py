@@ -13,6 +13,12 @@ def __getattr__(name: str) -> Any:
     """`app`, for which Ray is imported; the rest of the folder can be used without it."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from runtime.ray.application import app
-
+    try:
+        from runtime.ray.application import app
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ModuleNotFoundError(
+            "Ray is not installed: pip install '.[ray]'", name="ray"
+        ) from None
     return app

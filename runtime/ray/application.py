@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
 
 from runtime.arguments import from_table
 from runtime.config import ConfigError, ServerConfig
@@ -12,7 +13,7 @@ from runtime.ray.front import Front
 from runtime.ray.replica import Server
 
 # What a server elsewhere may do, but not one that has no address of its own.
-NOT_HERE = ("add_user", "redirect", "trace", "openai", "stack", "spill_folder")
+NOT_HERE = ("add_user", "redirect", "trace", "openai", "stack", "spill_folder", "spill_disk_gib")
 HEALTH = {"health_check_period_s": 2.0, "health_check_timeout_s": 30.0}
 CLOSE_S = 15.0  # that Ray leaves a replica beyond its drain
 
@@ -33,10 +34,12 @@ class Args(BaseModel):
         """The options of the servers. Raises ConfigError."""
         options = dict(self.model_extra or {})
         options.setdefault("threads", max(int(self.cpus), 1))
-        config = from_table(ServerConfig, options, "the arguments of runtime.ray")
         for name in NOT_HERE:
-            if getattr(config, name):
+            if options.get(name):
                 raise ConfigError(f"{name} is for python -m runtime.server; leave it out with Ray")
+        config = from_table(ServerConfig, options, "the arguments of runtime.ray")
+        if unknown := self.autoscaling.keys() - AutoscalingConfig.model_fields:
+            raise ConfigError(f"autoscaling has {min(unknown)!r}, which Ray's has not")
         if self.max_replicas < self.min_replicas:
             raise ConfigError(
                 f"max_replicas is {self.max_replicas}, less than min_replicas, {self.min_replicas}"
