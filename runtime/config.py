@@ -282,6 +282,11 @@ class ServerConfig(Options):
             )
 
     def _check_spill(self) -> None:
+        if self.redirect and self.spill_memory_gib:
+            raise ConfigError(
+                "--redirect sends edges to replicas and has no pages of its own; give "
+                "--spill-memory-gib to the replicas"
+            )
         if self.spill_disk_gib and not self.spill_memory_gib:
             raise ConfigError(
                 "--spill-disk-gib is behind --spill-memory-gib, through which all pages go; "

@@ -5,6 +5,8 @@ import pytest
 from tests.native.__main__ import CORPUS
 from tests.native.build import ISAS, NoSanitizer, build, build_fuzzer, run, runs
 
+# a driver with every op under sanitizers takes five minutes of a core to build
+pytestmark = pytest.mark.timeout(900)
 CASES = 1_500
 KEPT = sorted(CORPUS.iterdir())
 

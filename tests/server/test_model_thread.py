@@ -6,6 +6,7 @@ The engine is a stub that stands at a gate in every pass, so everything here is 
 import queue
 import random
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -54,7 +55,7 @@ def over() -> "queue.Queue[Offer]":
 
 @pytest.fixture
 def thread(engine: GatedEngine, over: "queue.Queue[Offer]") -> Iterator[ModelThread]:
-    thread = ModelThread(engine)
+    thread = ModelThread(engine, deque())
     thread.start(over.put)
     yield thread
     engine.gate.release(100)
@@ -163,7 +164,7 @@ def test_a_fault_of_the_server_is_reported(
 
 
 def test_nothing_begins_after_a_stop(engine: GatedEngine, over: "queue.Queue[Offer]") -> None:
-    thread = ModelThread(engine)
+    thread = ModelThread(engine, deque())
     thread.start(over.put)
     first, second = (offer(engine, verify(request(engine, token))) for token in (1, 2))
     thread.offer(first)

@@ -123,6 +123,7 @@ def test_a_folder_that_cannot_be_is_a_sentence(tmp_path: Path) -> None:
         ({"spill_disk_gib": 1.0, "spill_folder": "x"}, "give both"),
         ({"spill_memory_gib": 1.0, "spill_disk_gib": 1.0}, "go together"),
         ({"spill_memory_gib": 1.0, "spill_folder": "x"}, "go together"),
+        ({"spill_memory_gib": 1.0, "redirect": "a:1"}, "give --spill-memory-gib to the replicas"),
     ],
 )
 def test_options_belong_together(options: dict[str, object], sentence: str) -> None:

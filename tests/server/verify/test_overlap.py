@@ -7,6 +7,7 @@ import queue
 import random
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -287,7 +288,7 @@ def test_a_device_is_given_the_next_step_before_the_last_is_over(
     pages = engine.kv.allocate(1)
     state = Request("one", params, 50, [7], admitted=True, pages=pages, turn=Turn.SERVER)
     told: queue.Queue[Offer] = queue.Queue()
-    thread = ModelThread(engine)
+    thread = ModelThread(engine, deque())
     thread.start(told.put)
     offers = []
     for follows in (False, True):
@@ -320,7 +321,7 @@ def test_a_stop_waits_for_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -
     params = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 1, ())
     state = Request("one", params, 50, [7], admitted=True, pages=engine.kv.allocate(1))
     told: queue.Queue[Offer] = queue.Queue()
-    thread = ModelThread(engine)
+    thread = ModelThread(engine, deque())
     thread.start(told.put)
     work = [Work(state, 0, verify=True)]
     thread.offer(Offer(Step(work), put_together(engine, work)))
