@@ -15,7 +15,7 @@ from bench.stack.load import (
     first_figure,
     server,
 )
-from bench.stack.table import ABSTRACT, BODY, Claim, Effort, Table
+from bench.stack.table import ABSTRACT, Claim, Effort, Table
 
 GUESTS = (1, 2, 4, 8)
 GUEST_RATE, GUEST_CONNECTIONS, BYTES = 1000.0, 4, 64
@@ -47,7 +47,6 @@ def sharing(effort: Effort) -> Table:
             f"{share:.2f}",
             share <= SHARED,
         ),
-        Claim(f"multiplexing saves over 40 % of the cores ({BODY})", f"{1 - share:.0%}"),
     ]
     columns = (
         "guests",

@@ -8,7 +8,6 @@ from bench.stack.load import Figures
 from runtime.bench.table import laid_out
 
 ABSTRACT = "NetKernel's abstract"
-BODY = "NetKernel's text, from memory"  # it could not be read here
 
 
 @dataclass(frozen=True)

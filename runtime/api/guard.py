@@ -6,7 +6,7 @@ which name it found us (Host). Programs that are no browsers send no Origin, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,13 +22,27 @@ METHODS = "GET, POST, OPTIONS"
 EXPOSED = "Retry-After"
 
 
+class OfThisMachine:
+    """An app for those who ask it under a name of this machine.
+
+    A page of anybody's whose own name has been pointed here (DNS rebinding) is told by that name.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what may be answered, refuse the rest."""
+        error = _misnamed(Headers(scope=scope)) if scope["type"] == "http" else None
+        await (error.response() if error else self._app)(scope, receive, send)
+
+
 class Guard:
     """An app for those who may ask it.
 
     origins: pages beside those of this machine, such as "https://chat.example", or "*" for all.
-    has_keys: whether the app asks for API keys. Where it does not, a page of anybody's whose name
-    has been pointed at this machine (DNS rebinding) must be told from one of ours: Host has to be a
-    loopback name or one of `hosts`.
+    has_keys: whether the app asks for API keys. Where it does not, it is asked under a name of this
+    machine (see `OfThisMachine`) or one of `hosts`.
     """
 
     def __init__(
@@ -64,9 +78,8 @@ class Guard:
             self._running -= 1
 
     def _refusal(self, headers: Headers, origin: str | None) -> APIError | None:
-        host = _name(f"//{headers.get('host', 'localhost')}")
-        if not self._has_keys and host not in self._hosts and not is_loopback(host):
-            return APIError(403, f"this endpoint is not {host}; ask it by the address it was given")
+        if not self._has_keys and (error := _misnamed(headers, self._hosts)) is not None:
+            return error
         if origin is not None and not self._is_allowed(origin):
             return APIError(403, f"pages of {origin} may not ask this endpoint; see --origins")
         if self._running >= self._most:
@@ -75,6 +88,13 @@ class Guard:
 
     def _is_allowed(self, origin: str) -> bool:
         return ANY in self._origins or origin in self._origins or is_loopback(_name(origin))
+
+
+def _misnamed(headers: Headers, hosts: Collection[str] = ()) -> APIError | None:
+    host = _name(f"//{headers.get('host', 'localhost')}")
+    if host in hosts or is_loopback(host):
+        return None
+    return APIError(403, f"this endpoint is not {host}; ask it by the address it was given")
 
 
 def _name(url: str) -> str:

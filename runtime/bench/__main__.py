@@ -201,8 +201,12 @@ def ablations_options(argv: list[str]) -> argparse.Namespace:
     add("--groups", nargs="+", choices=grid.GROUPS, default=grid.GROUPS, metavar="G", help=groups)
     add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
     add("--json", type=Path, metavar="FILE", help="add each figure to this file, a line of JSON")
-    add("--check", action="store_true", help="then run some of it through a real server and edges")
-    return parser.parse_args(argv)
+    checked = f"then run {grid.CHECKED_TASK} in some cells through a real server and edges"
+    add("--check", action="store_true", help=checked)
+    options = parser.parse_args(argv)
+    if options.check and grid.CHECKED_TASK not in options.tasks:
+        parser.error(f"--check runs the task {grid.CHECKED_TASK}; add it to --tasks")
+    return options
 
 
 def plot_options(argv: list[str]) -> argparse.Namespace:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from runtime.model.kv_cache import PagedKV
 from runtime.model.page_copy import PageCopy
 from runtime.server.schedule.prefix_cache import Key
 from runtime.server.schedule.spill import Spill
-from runtime.system import lock_alone
+from runtime.system import free_memory_bytes, lock_alone
 
 log = logging.getLogger(__name__)
 
@@ -182,12 +183,19 @@ def spilling_of(config: ServerConfig, kv: PagedKV, folder: PageFolder | None) ->
     """As the options say. Raises ConfigError."""
     if not config.spill_memory_gib:
         return None
-    memory = _pages(config.spill_memory_gib, "--spill-memory-gib", kv)
-    disk = _pages(config.spill_disk_gib, "--spill-disk-gib", kv) if folder else 0
+    memory = _pages(config.spill_memory_gib, "--spill-memory-gib", kv, free_memory_bytes())
+    disk = 0
+    if folder:
+        free_bytes = shutil.disk_usage(folder.path).free
+        disk = _pages(config.spill_disk_gib, "--spill-disk-gib", kv, free_bytes)
     return Spilling(memory, disk, folder, pinned=kv.device.type == "cuda")
 
 
-def _pages(gib: float, option: str, kv: PagedKV) -> int:
+def _pages(gib: float, option: str, kv: PagedKV, free_bytes: int | None) -> int:
+    if free_bytes is not None and gib * GIB > free_bytes:
+        raise ConfigError(
+            f"{option} {gib:g} is more than the {free_bytes / GIB:.1f} GiB free there"
+        )
     pages = int(gib * GIB) // kv.bytes_per_page
     if not pages:
         size = kv.bytes_per_page / GIB

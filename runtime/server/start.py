@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.config import ConfigError, ServerConfig, is_loopback
+from runtime.config import ConfigError, ServerConfig, is_loopback, parse_address
 from runtime.console import Terminal, loading_bar, waiting
 from runtime.logs import Seldom, fields
 from runtime.model import open as models
@@ -338,13 +338,16 @@ async def _pages(
         yield on_step
         return
     # Without the pages, neither starlette nor uvicorn is needed.
+    from runtime.api.guard import OfThisMachine
     from runtime.api.serving import serving
     from runtime.pages.server import ServerPage
     from runtime.server.http import MAX_CONNECTIONS, application
 
     page = ServerPage(requests, on_step) if requests else None
     app = application(unready, metrics.registry, page.routes() if page else ())
-    async with serving(config.http, app, MAX_CONNECTIONS) as url:
+    host, _ = parse_address(config.http, "--http", 0)
+    guarded = OfThisMachine(app) if is_loopback(host) else app
+    async with serving(config.http, guarded, MAX_CONNECTIONS) as url:
         watch = f"; {url} to watch it" if page else ""
         console.print(f"{url}/health, /ready and /metrics{watch}", soft_wrap=True)
         yield page.step if page else on_step

@@ -112,3 +112,10 @@ def test_the_command_keeps_and_draws_what_it_found(
 
     with pytest.raises(ValueError, match="nothing to draw yet"):
         ablations_plot.write(ablations_plot.read(file), folder)
+
+
+def test_a_check_of_a_task_that_was_left_out_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ablations_options(["--tasks", "math", "--check"])
+    assert "--check runs the task qa; add it to --tasks" in capsys.readouterr().err
+    assert ablations_options(["--tasks", "math", "qa", "--check"]).check

@@ -66,10 +66,13 @@ def test_factors_are_those_of_the_first_pattern_that_ends_the_name(llama, tmp_pa
     assert_added(load_adapter("a", folder, config), pairs, scale)
 
 
+WHOLE = [f"model.layers.{n}.{part}" for n in (0, 1) for part in ("mlp.up_proj", "self_attn.v_proj")]
+
+
 @pytest.mark.parametrize(
-    "targets", [r".*layers\.\d+\.(mlp|self_attn)\..*", ["mlp.up_proj", "v_proj"]]
+    "targets", [r".*layers\.\d+\.(mlp|self_attn)\..*", ["mlp.up_proj", "v_proj"], WHOLE]
 )
-def test_target_modules_are_a_pattern_or_the_ends_of_names(llama, tmp_path, targets):
+def test_target_modules_are_a_pattern_or_names_or_their_ends(llama, tmp_path, targets):
     config, pairs = llama
     some = {name: pair for name, pair in pairs.items() if name.endswith(("up_proj", "v_proj"))}
     folder = save_folder(tmp_path, some, target_modules=targets, fan_in_fan_out=True)

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.error import HTTPError
 from urllib.request import Request as HttpRequest
 from urllib.request import urlopen
 
@@ -63,6 +64,33 @@ def test_a_loading_server_lives_but_is_not_ready(
         assert server.address
         assert server.get("/ready") == (200, "ready\n")
         assert server.get("/unknown")[0] == 404
+
+
+def status_for(url: str, host: str) -> int:
+    """Of /metrics, asked for under that name."""
+    try:
+        with urlopen(HttpRequest(f"{url}/metrics", headers={"Host": host}), timeout=60) as answer:
+            return answer.status
+    except HTTPError as error:
+        return error.code
+
+
+def test_a_page_with_a_name_pointed_at_this_machine_reads_nothing(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Where others may come, under whatever name the network gives it, names tell nothing."""
+    for address, others in (("127.0.0.1", 403), ("0.0.0.0", 200)):
+        options = (*TINY, "--model", str(tiny_pair[0]), "--http", f"{address}:0")
+        with server_process(tmp_path / address, *options) as server:
+            for host in ("localhost:8402", "127.0.0.1", "[::1]:1"):
+                assert status_for(server.url, host) == 200
+            for host in (
+                "rebound.example",
+                "rebound.example:8402",
+                "localhost.example",
+                "10.0.0.1",
+            ):
+                assert status_for(server.url, host) == others
 
 
 async def heard_by(link: Link) -> "asyncio.Queue[wire.Message]":

@@ -12,7 +12,7 @@ from runtime.model.config import KVShape
 from runtime.model.kv_cache import PagedKV
 from runtime.model.page_copy import PageCopy
 from runtime.server.schedule.prefix_cache import Key
-from runtime.server.spilling import PageFolder, spilling_of
+from runtime.server.spilling import PageFolder, folder_of, spilling_of
 from tests.server.in_loop import Serving, run, serving
 
 KEY: Key = "somebody", b"1"
@@ -135,6 +135,20 @@ def test_less_than_a_page_is_a_sentence() -> None:
     kv = PagedKV([KVShape(1, 8, 8)], 1, 16, torch.float32)
     with pytest.raises(ConfigError, match="--spill-memory-gib 1e-07 holds no page"):
         spilling_of(ServerConfig(spill_memory_gib=1e-7), kv, None)
+
+
+def test_more_than_there_is_is_a_sentence(tmp_path: Path) -> None:
+    """At the start, not when the memory or the disk is full."""
+    kv = PagedKV([KVShape(1, 8, 8)], 1, 16, torch.float32)
+    with pytest.raises(ConfigError, match=r"--spill-memory-gib 1e.06 is more than the .* GiB free"):
+        spilling_of(ServerConfig(spill_memory_gib=1e6), kv, None)
+    folder = str(tmp_path / "pages")
+    config = ServerConfig(spill_memory_gib=1e-4, spill_disk_gib=1e9, spill_folder=folder)
+    pages = folder_of(config)
+    assert pages is not None
+    with pytest.raises(ConfigError, match=r"--spill-disk-gib 1e.09 is more than the .* GiB free"):
+        spilling_of(config, kv, pages)
+    pages.close()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])

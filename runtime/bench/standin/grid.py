@@ -39,6 +39,8 @@ LAPTOP = Edge("laptop (M2 Pro)", 92.4 * 1.7 / 6.74)
 # (dev.to/as1as, "I started building a roguelike RPG powered by on-device AI", part 4).
 PHONE = Edge("phone (Adreno)", 1e3 / 16.6)
 
+CHECKED_TASK = "qa"  # of the rows that --check runs
+
 
 @dataclass(frozen=True)
 class Cell:
