@@ -37,6 +37,7 @@ SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
 )
 MTU_HINT = "if a tunnel is on the way, its MTU may be too large"
+SILENT_HINT = f"is this the port of edges, and not of --http? Or, {MTU_HINT}"
 # Where a frame has its length: longer than any frame of a handshake.
 TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 
@@ -254,7 +255,7 @@ class FramedProtocol(asyncio.Protocol):
             self._stop_timer()
 
     def _give_up_handshake(self) -> None:
-        hint = f"; {MTU_HINT}" if self.connection.role is Role.EDGE else ""
+        hint = f"; {SILENT_HINT}" if self.connection.role is Role.EDGE else ""
         self.refuse(ErrorCode.TIMEOUT, f"no handshake within {self._handshake_timeout_s:g} s{hint}")
 
     def _close(self, reason: str | None) -> None:

@@ -138,6 +138,17 @@ def test_an_answer_that_ended_unread_is_read_by_the_next_edge(
         assert not path.exists()
 
 
+def test_a_folder_is_no_answer_that_has_not_ended(
+    tiny_pair: tuple[Path, Path], tiny_server: str, tmp_path: Path
+) -> None:
+    config = EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), resume_file=str(tmp_path))
+    with Edge(config) as edge:
+        with pytest.raises(ConfigError, match="is a folder; name a file"):
+            edge.generate("x")
+        with pytest.raises(ConfigError, match="Is a directory"):
+            edge.resume()
+
+
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "precious"
     victim.write_text("mine")

@@ -283,7 +283,10 @@ def test_a_server_that_never_welcomes_is_given_up():
             )
             link.send(HELLO)
             await wait(edge.closed.wait())
-            hint = "if a tunnel is on the way, its MTU may be too large"
+            hint = (
+                "is this the port of edges, and not of --http? "
+                "Or, if a tunnel is on the way, its MTU may be too large"
+            )
             assert edge.reasons == [f"no handshake within 1.5 s; {hint}"]
 
     run(scenario)
