@@ -102,6 +102,17 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     return options
 
 
+def _appendable(name: str) -> Path:
+    """A file that can be added to: told at the start, not once the first row was measured."""
+    path = Path(name)
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+        raise argparse.ArgumentTypeError(
+            f"cannot write {name}; name a file in a folder that is there"
+        )
+    return path
+
+
 def _add_devices(parser: argparse.ArgumentParser) -> None:
     """Options that state how fast devices and link are."""
     add = parser.add_argument
@@ -139,7 +150,9 @@ def table_options(argv: list[str]) -> argparse.Namespace:
     add("--answers", type=int, default=8, help="of each row; 8 are the whole text")
     add("--max-tokens", type=int, default=paper.ANSWER_TOKENS, help="of an answer")
     add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the link")
-    add("--json", type=Path, metavar="FILE", help="add each row to this file, a line of JSON")
+    add(
+        "--json", type=_appendable, metavar="FILE", help="add each row to this file, a line of JSON"
+    )
     options = parser.parse_args(argv)
     if options.answers < paper.EDGES or options.max_tokens < 2:
         parser.error(f"expected at least {paper.EDGES} answers of at least 2 tokens")
@@ -176,7 +189,12 @@ def capacity_options(argv: list[str]) -> argparse.Namespace:
     add("--objective-ms", type=float, nargs="+", default=[50.0, 100.0, 200.0], metavar="MS")
     add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the links")
     add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
-    add("--json", type=Path, metavar="FILE", help="add each figure to this file, a line of JSON")
+    add(
+        "--json",
+        type=_appendable,
+        metavar="FILE",
+        help="add each figure to this file, a line of JSON",
+    )
     options = parser.parse_args(argv)
     if min(options.objective_ms) <= 0 or options.rtt_ms < 0:
         parser.error("an objective is more than 0 ms, and a round trip not less")
@@ -200,7 +218,12 @@ def ablations_options(argv: list[str]) -> argparse.Namespace:
     groups = ", ".join(grid.GROUPS)
     add("--groups", nargs="+", choices=grid.GROUPS, default=grid.GROUPS, metavar="G", help=groups)
     add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
-    add("--json", type=Path, metavar="FILE", help="add each figure to this file, a line of JSON")
+    add(
+        "--json",
+        type=_appendable,
+        metavar="FILE",
+        help="add each figure to this file, a line of JSON",
+    )
     checked = f"then run {grid.CHECKED_TASK} in some cells through a real server and edges"
     add("--check", action="store_true", help=checked)
     options = parser.parse_args(argv)

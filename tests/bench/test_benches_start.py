@@ -138,3 +138,22 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(
     assert second == f"bench.this: cannot use {tmp_path / 'no'}: No such file or directory"
     with pytest.raises(LookupError):
         attempt("bench.this", fault)
+
+
+@pytest.mark.parametrize("part", ["table", "capacity", "ablations"])
+@pytest.mark.parametrize("name", [".", "none/rows.jsonl"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
+    part: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = str(tmp_path / name)
+    monkeypatch.setattr(sys, "argv", ["runtime.bench", part, "--json", path])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that it is imported already
+        with pytest.raises(SystemExit) as left:
+            runpy.run_module("runtime.bench", run_name="__main__")
+    assert left.value.code == 2
+    assert f"cannot write {path}; name a file" in capsys.readouterr().err
