@@ -72,6 +72,8 @@ def read_questions(path: Path, per_task: int, only: Sequence[str] = ()) -> list[
         if not only or task in only
         for question in questions[:: max(1, len(questions) // per_task)][:per_task]
     ]
+    if not tasks:
+        raise ValueError(f"{path} holds no question")
     if not chosen:
         raise ValueError(f"{path} has no such questions; its tasks are {', '.join(tasks)}")
     return chosen

@@ -247,6 +247,9 @@ def test_prompts_of_a_file_and_of_none(tmp_path: Path) -> None:
     assert [q.text for q in read_questions(path, 9, ["qa"])] == ["qa 0", "qa 1", "qa 2", "qa 3"]
     with pytest.raises(ValueError, match="its tasks are multi-turn, qa"):
         read_questions(path, 9, ["poetry"])
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="holds no question"):
+        read_questions(path, per_task=2)
     path.write_text('{"category": "qa"}')
     with pytest.raises(ValueError, match="line 1: expected category and turns"):
         read_questions(path, per_task=2)
