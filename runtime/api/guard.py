@@ -6,14 +6,14 @@ which name it found us (Host). Programs that are no browsers send no Origin, and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from urllib.parse import urlsplit
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.api.errors import APIError
+from runtime.api.names import misnamed, name_of
 from runtime.config import is_loopback
 
 ANY = "*"
@@ -22,27 +22,12 @@ METHODS = "GET, POST, OPTIONS"
 EXPOSED = "Retry-After"
 
 
-class OfThisMachine:
-    """An app for those who ask it under a name of this machine.
-
-    A page of anybody's whose own name has been pointed here (DNS rebinding) is told by that name.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may be answered, refuse the rest."""
-        error = _misnamed(Headers(scope=scope)) if scope["type"] == "http" else None
-        await (error.response() if error else self._app)(scope, receive, send)
-
-
 class Guard:
     """An app for those who may ask it.
 
     origins: pages beside those of this machine, such as "https://chat.example", or "*" for all.
     has_keys: whether the app asks for API keys. Where it does not, it is asked under a name of this
-    machine (see `OfThisMachine`) or one of `hosts`.
+    machine or one of `hosts` (see `runtime.api.names`).
     """
 
     def __init__(
@@ -78,8 +63,8 @@ class Guard:
             self._running -= 1
 
     def _refusal(self, headers: Headers, origin: str | None) -> APIError | None:
-        if not self._has_keys and (error := _misnamed(headers, self._hosts)) is not None:
-            return error
+        if not self._has_keys and (sentence := misnamed(headers, self._hosts)):
+            return APIError(403, sentence)
         if origin is not None and not self._is_allowed(origin):
             return APIError(403, f"pages of {origin} may not ask this endpoint; see --origins")
         if self._running >= self._most:
@@ -87,22 +72,7 @@ class Guard:
         return None
 
     def _is_allowed(self, origin: str) -> bool:
-        return ANY in self._origins or origin in self._origins or is_loopback(_name(origin))
-
-
-def _misnamed(headers: Headers, hosts: Collection[str] = ()) -> APIError | None:
-    host = _name(f"//{headers.get('host', 'localhost')}")
-    if host in hosts or is_loopback(host):
-        return None
-    return APIError(403, f"this endpoint is not {host}; ask it by the address it was given")
-
-
-def _name(url: str) -> str:
-    """The host of a URL, empty where there is none."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
+        return ANY in self._origins or origin in self._origins or is_loopback(name_of(origin))
 
 
 def _preflight(headers: Headers) -> Response:

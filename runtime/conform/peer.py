@@ -125,6 +125,7 @@ class Peer:
         self.seq = self._seq_due = 0
         self.wait_s = target.wait_s
         self.at_end = False  # the server has closed
+        self._has_ended = False  # we have closed our half
         self._reader, self._writer, self._target = reader, writer, target
         self._mail: dict[int, deque[wire.Message]] = defaultdict(deque)
         self.adapters: tuple[str, ...] = ()
@@ -189,6 +190,7 @@ class Peer:
         if not self._writer.can_write_eof():
             raise Skipped("a stream with TLS has no half to close")
         self._writer.write_eof()
+        self._has_ended = True
 
     def hang_up(self) -> None:
         """Close at once."""
@@ -271,7 +273,8 @@ class Peer:
             if not isinstance(message, wire.Ping):
                 self.at_end = message is None
                 return message
-            self.send(wire.Pong(message.nonce))
+            if not self._has_ended:  # the server may have asked before it heard of that
+                self.send(wire.Pong(message.nonce))
 
     async def _read_frame(self) -> wire.Message | None:
         try:

@@ -338,7 +338,7 @@ async def _pages(
         yield on_step
         return
     # Without the pages, neither starlette nor uvicorn is needed.
-    from runtime.api.guard import OfThisMachine
+    from runtime.api.names import OfThisMachine
     from runtime.api.serving import serving
     from runtime.pages.server import ServerPage
     from runtime.server.http import MAX_CONNECTIONS, application

@@ -13,13 +13,14 @@ import pytest
 from runtime.config import parse_address
 from runtime.conform.__main__ import main, summarise
 from runtime.conform.drafts import NO_WAIT
-from runtime.conform.peer import Target
+from runtime.conform.peer import Peer, Target
 from runtime.conform.run import Outcome, Result, all_cases, junit, line, run, select
 from runtime.demo import running_server
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.policy import edge_profile, pipeline
 from runtime.server.users import add_user
 from runtime.wire import messages as wire
+from runtime.wire.frames import encode_frame
 from runtime.wire.tls import load_certificate, trust
 from tests.faults.rig import Rig
 from tests.server.test_door import self_signed
@@ -243,3 +244,26 @@ def test_a_command_that_cannot_run_says_why(
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_ping_after_our_end_is_not_answered() -> None:
+    """The server may ask before it hears that our half is closed."""
+    late: list[bytes] = []
+
+    async def ask_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        late.append(await reader.read())
+        writer.write(encode_frame(wire.Ping(7), 0, 0))
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(ask_late, "127.0.0.1", 0) as server:
+            place = server.sockets[0].getsockname()[:2]
+            greeting = wire.Hello(wire.VERSION, 260, bytes(16), "late")
+            streams = await asyncio.open_connection(*place)
+            peer = Peer(*streams, Target(*place, greeting, lambda rows: bytes(16)))
+            peer.end()
+            await peer.ended()
+            peer.hang_up()
+
+    asyncio.run(scenario())
+    assert late == [b""]
