@@ -16,7 +16,7 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
@@ -113,6 +113,13 @@ def _appendable(name: str) -> Path:
     return path
 
 
+JSON_FILE: dict[str, Any] = {
+    "type": _appendable,
+    "metavar": "FILE",
+    "help": "add each figure to this file, a line of JSON",
+}
+
+
 def _add_devices(parser: argparse.ArgumentParser) -> None:
     """Options that state how fast devices and link are."""
     add = parser.add_argument
@@ -150,9 +157,7 @@ def table_options(argv: list[str]) -> argparse.Namespace:
     add("--answers", type=int, default=8, help="of each row; 8 are the whole text")
     add("--max-tokens", type=int, default=paper.ANSWER_TOKENS, help="of an answer")
     add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the link")
-    add(
-        "--json", type=_appendable, metavar="FILE", help="add each row to this file, a line of JSON"
-    )
+    add("--json", **JSON_FILE)
     options = parser.parse_args(argv)
     if options.answers < paper.EDGES or options.max_tokens < 2:
         parser.error(f"expected at least {paper.EDGES} answers of at least 2 tokens")
@@ -189,12 +194,7 @@ def capacity_options(argv: list[str]) -> argparse.Namespace:
     add("--objective-ms", type=float, nargs="+", default=[50.0, 100.0, 200.0], metavar="MS")
     add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the links")
     add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
-    add(
-        "--json",
-        type=_appendable,
-        metavar="FILE",
-        help="add each figure to this file, a line of JSON",
-    )
+    add("--json", **JSON_FILE)
     options = parser.parse_args(argv)
     if min(options.objective_ms) <= 0 or options.rtt_ms < 0:
         parser.error("an objective is more than 0 ms, and a round trip not less")
@@ -218,12 +218,7 @@ def ablations_options(argv: list[str]) -> argparse.Namespace:
     groups = ", ".join(grid.GROUPS)
     add("--groups", nargs="+", choices=grid.GROUPS, default=grid.GROUPS, metavar="G", help=groups)
     add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
-    add(
-        "--json",
-        type=_appendable,
-        metavar="FILE",
-        help="add each figure to this file, a line of JSON",
-    )
+    add("--json", **JSON_FILE)
     checked = f"then run {grid.CHECKED_TASK} in some cells through a real server and edges"
     add("--check", action="store_true", help=checked)
     options = parser.parse_args(argv)
