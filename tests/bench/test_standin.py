@@ -154,7 +154,11 @@ def test_what_is_calibrated_can_be_had_again() -> None:
 
 
 def test_a_row_through_server_and_edges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every edge checks its text. Whether steps were late is this machine's business."""
+    """Every edge checks its text.
+
+    Whether steps were late is this machine's business, and so is how often the server decoded
+    plainly because an edge was.
+    """
     rows = tmp_path / "rows.jsonl"
     options = ["--pairs", "14B/0.6B", "--tasks", "math", "--answers", "2", "--max-tokens", "24"]
     assert table.main(table_options([*options, "--json", str(rows)])) in (0, 1)
@@ -163,7 +167,7 @@ def test_a_row_through_server_and_edges(tmp_path: Path, capsys: pytest.CaptureFi
     for method in ("specedge", "server_only"):
         assert 1 < row[method]["tokens_per_verification"] <= 20
         assert row[method]["tokens_per_s"] > 0
-    assert row["specedge"]["drafted"] > 0.8
+    assert 0 < row["specedge"]["drafted"] <= 1
     assert 0 <= row["late"] <= 1
     assert {client for *_, clients in row["second"]["verified"] for client in clients} == {0, 1}
     assert "stand-in" in capsys.readouterr().out
