@@ -40,7 +40,7 @@ class Stream:
         self.error: BaseException | None = None
         self.ended = False
         self._lock = Lock()
-        self._waiting: list[Future[None]] = []
+        self._waiting: list[tuple[int, Future[None]]] = []
 
     def add(
         self,
@@ -73,16 +73,20 @@ class Stream:
         """Done when there are more than `seen` pieces, or when no more will come."""
         future: Future[None] = Future()
         with self._lock:
-            if len(self.pieces) > seen or self.ended:
+            if self._done(seen):
                 future.set_result(None)
             else:
-                self._waiting.append(future)
+                self._waiting.append((seen, future))
         return future
+
+    def _done(self, seen: int) -> bool:
+        return self.ended or len(self.pieces) > seen
 
     def _wake(self) -> None:
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-        for future in waiting:
+            woken = [future for seen, future in self._waiting if self._done(seen)]
+            self._waiting = [waiting for waiting in self._waiting if not self._done(waiting[0])]
+        for future in woken:
             if future.set_running_or_notify_cancel():
                 future.set_result(None)
 
