@@ -16,7 +16,7 @@ from runtime.embedded.training.corpus import Corpus, read_corpus
 from runtime.embedded.training.export import EMBEDDING
 from runtime.embedded.training.llama import Llama, Shape, Weights
 from runtime.embedded.training.prompts import all_prompts, main, read_prompts
-from runtime.embedded.training.score import Scores
+from runtime.embedded.training.score import K, Scores, score_corpus
 from runtime.embedded.training.train import Recipe, Run, draft_shape, train, weights_of_draft
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
@@ -184,6 +184,28 @@ def test_the_loss_is_that_of_each_position_by_its_weight(tmp_path: Path) -> None
     loss, positions = run.batch_loss([0, 1, 2], run.slot_of())
     assert positions == corpus.positions
     assert float(loss) == pytest.approx(total / weights, rel=5e-3)  # the head is bf16
+
+
+def test_scores_are_the_targets_likeliest_tokens_where_something_is_learned(tmp_path: Path) -> None:
+    """One softmax a position in float64; prompts from outside stay empty."""
+    torch.manual_seed(6)
+    corpus = corpus_of(tmp_path / "text.jsonl.gz", [True, False, True])
+    shape = Shape(layers=1, hidden=16, mlp=24, heads=2, kv_heads=2, head_dim=8)
+    target = Llama(shape, random_weights(shape, tokens=128 * K, head=1), torch.float32)
+    embedding = 4 * target.weights[EMBEDDING].bfloat16()
+    target.weights[EMBEDDING] = embedding
+    scores = score_corpus(target, corpus, tmp_path / "scores")
+    for index, conversation in enumerate(corpus.conversations):
+        ids = torch.tensor([corpus.inputs(index)])
+        hidden = target.hidden(torch.tensor(corpus.prefix), ids)[0].double()
+        wanted = (hidden @ embedding.double().T).softmax(-1).topk(K)
+        for place in range(len(hidden)):
+            row = corpus.starts[index] + place
+            if conversation.outside and place < corpus.answer_offset(index):
+                assert not scores.probs[row].any()
+            else:
+                assert scores.ids[row, 0] == wanted.indices[place, 0]
+                assert scores.probs[row] == pytest.approx(wanted.values[place].numpy(), rel=0.1)
 
 
 def test_an_epoch_has_all_answers_from_outside_and_the_wanted_share_of_own(tmp_path: Path) -> None:

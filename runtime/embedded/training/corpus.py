@@ -63,6 +63,10 @@ class Corpus:
         """How many scored positions of a conversation predict a token of its prompt."""
         return len(self.conversations[index].prompt) - len(self.prefix) - 1
 
+    def first_learned(self, index: int) -> int:
+        """The first of them that is learned: a prompt from outside is not the target's text."""
+        return self.answer_offset(index) if self.conversations[index].outside else 0
+
 
 def read_corpus(path: Path, limit: int | None = None) -> Corpus:
     """Read gzipped JSON lines: `prompt`, `answer` (token ids), `temperature`, maybe `outside`."""

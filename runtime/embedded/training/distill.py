@@ -88,7 +88,9 @@ def distill(options: argparse.Namespace) -> None:
     shape, target = read_gguf(target_path())
     target[EMBEDDING] = target[EMBEDDING].to(torch.bfloat16)
     corpus = read_corpus(options.text)
-    scores = score_corpus(Llama(shape, target), corpus, options.scratch)
+    # Matrices are rounded once here, not at every batch.
+    rounded = {name: w.to(torch.bfloat16) if w.dim() == 2 else w for name, w in target.items()}
+    scores = score_corpus(Llama(shape, rounded), corpus, options.scratch)
     if not options.evaluate:
         run, indices = _prepare(options, shape, target, corpus, scores)
         train(run, indices, _Keeper(run, options.out).keep_if_better)

@@ -49,7 +49,10 @@ def open_scores(
 
 
 def score_corpus(target: Llama, corpus: Corpus, folder: Path, batch_tokens: int = 4096) -> Scores:
-    """Run the target over every conversation; an existing complete result is read instead."""
+    """Run the target over every conversation; an existing complete result is read instead.
+
+    Positions that are not learned stay empty: half of the time goes into the labels.
+    """
     done = folder / "complete"
     C = target.shape.hidden
     if done.exists() and done.read_text() == str(corpus.positions):
@@ -86,7 +89,10 @@ def table_rows(corpus: Corpus, members: list[int]) -> np.ndarray:
 def _score_batch(target: Llama, corpus: Corpus, members: list[int], scores: Scores) -> int:
     ids, real = pad_inputs(corpus, members)
     states = target.hidden(torch.tensor(corpus.prefix), ids)[real]
-    rows = table_rows(corpus, members)
+    learned = np.concatenate(
+        [np.arange(len(corpus.inputs(i))) >= corpus.first_learned(i) for i in members]
+    )
+    states, rows = states[torch.from_numpy(learned)], table_rows(corpus, members)[learned]
     embedding = target.weights["model.embed_tokens.weight"]
     for at in range(0, len(rows), 128):
         chunk, to = states[at : at + 128], rows[at : at + 128]
@@ -94,7 +100,7 @@ def _score_batch(target: Llama, corpus: Corpus, members: list[int], scores: Scor
         scores.ids[to] = top.numpy().astype(np.uint16)
         scores.probs[to] = probs.numpy().astype(np.float16)
         scores.states[to] = chunk.numpy().astype(np.float16)
-    return len(rows)
+    return len(learned)
 
 
 def _likeliest(states: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:

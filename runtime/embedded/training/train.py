@@ -118,8 +118,8 @@ class Run:
         rows = []
         for index in members:
             row = torch.ones(len(self.corpus.inputs(index)))
-            outside = self.corpus.conversations[index].outside
-            row[: self.corpus.answer_offset(index)] = 0 if outside else self.recipe.prompt_weight
+            row[: self.corpus.answer_offset(index)] = self.recipe.prompt_weight
+            row[: self.corpus.first_learned(index)] = 0
             rows.append(row)
         return torch.cat(rows)
 
