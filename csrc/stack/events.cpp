@@ -12,6 +12,7 @@ namespace specedge::stack {
 namespace {
 
 constexpr uint32_t kLooks = 64;         // of these, one at least is at the descriptors
+constexpr uint32_t kReleased = 64;      // elements whose room is given back together, at most
 constexpr uint32_t kMostFruitless = 8;  // in a row, then of 256 waits one spins
 
 int64_t now_ns() {
@@ -192,6 +193,7 @@ void Guest::read_direct(uint32_t slot, const Visitor& visit) {
   if (!is_there()) return;
   for (uint32_t n = of.direct->in.available(); n && is_there(); --n) {
     Direct& from = *of.direct;
+    if (from.in.taken() == kReleased && from.in.release()) ring(from.peer_bell.get());
     const Element element = from.in.peek();
     if (element.op == Op::data && from.region.holds(element)) {
       if (of.state == Slot::State::open && !of.has_ended)
@@ -221,7 +223,7 @@ void Guest::unblock(const Visitor& visit) {
     if (!of.is_blocked) continue;
     DataProducer& out = of.direct ? of.direct->out : sends_;
     const bool is_for_nobody = of.direct && of.direct->is_peer_gone;
-    if (!out.room(1)) out.want_room();
+    if (!is_awake_ && !out.room(1)) out.want_room();
     const bool has_room = out.room(1) && (of.direct || controls_waiting_.empty());
     if ((!has_room && !is_for_nobody) || of.unacknowledged >= kWindowBytes) {
       blocked_.push_back(slot);
@@ -248,7 +250,17 @@ bool Guest::has_news() {
     stirred_.push_back(slot);
     has_some = true;
   }
+  for (const uint32_t slot : blocked_)
+    has_some |= (slots_[slot].direct ? slots_[slot].direct->out : sends_).room(1) != 0;
   return has_some;
+}
+
+// Ring for those who wait for room, which was given back without a barrier while awake.
+void Guest::give_room() {
+  barrier();
+  if (receives_.is_waited_for() || completions_.is_waited_for()) ring(daemon_bell_.get());
+  for (const uint32_t slot : directs_)
+    if (slots_[slot].direct->in.is_waited_for()) ring(slots_[slot].direct->peer_bell.get());
 }
 
 void Guest::set_awake(bool awake) {
@@ -256,7 +268,10 @@ void Guest::set_awake(bool awake) {
   completions_.set_awake(awake);
   receives_.set_awake(awake);
   for (const uint32_t slot : directs_) slots_[slot].direct->in.set_awake(awake);
-  barrier();
+  if (awake) return;
+  for (const uint32_t slot : blocked_)
+    (slots_[slot].direct ? slots_[slot].direct->out : sends_).want_room();
+  barrier_for_all();
 }
 
 // Look for news without a bell. Whoever finds none may have kept the one that it waits for from
@@ -266,8 +281,9 @@ bool Guest::spin(int64_t most_ns) {
     --waits_to_sleep_;
     return false;
   }
-  if (!is_awake_) set_awake(true);
+  if (!is_awake_ && passes_others_barriers()) set_awake(true);
   bool found = has_news();
+  if (!found) give_room();
   for (const int64_t until = now_ns() + most_ns; !found && now_ns() < until;) {
     for (int n = 0; n < 32 && !found; ++n) {
       rest();

@@ -148,7 +148,7 @@ size_t Guest::put_frame(uint32_t slot, std::string_view bytes) {
     const uint32_t window = to.direct ? kFrameBytes : kWindowBytes - to.unacknowledged;
     const size_t left = std::min<size_t>({bytes.size() - taken, kFrameBytes, window});
     uint32_t room = left ? out.room(uint32_t(left)) : 0;
-    if (left && !room) {
+    if (left && !room && !is_awake_) {
       out.want_room();
       room = out.room(uint32_t(left));
     }

@@ -4,8 +4,7 @@
 //   const uint32_t slot = guest.connect(address, port);
 //   guest.poll([&](const Event& event) { ... });   // whenever guest.descriptor() is readable
 //
-// A link of the kernel keeps no borders between frames; a memory shared with a guest of this host
-// does, unless a frame was taken in parts.
+// There are no borders between frames: what is put before a flush may come in one piece.
 #pragma once
 #include <deque>
 #include <functional>
@@ -114,6 +113,7 @@ class Guest {
   void unblock(const Visitor& visit);
   void lose(const Visitor& visit);
   bool has_news();
+  void give_room();
   bool spin(int64_t most_ns);
   void set_awake(bool awake);
 

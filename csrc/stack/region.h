@@ -22,7 +22,7 @@ struct Sizes {
   }
 };
 
-constexpr Sizes kDirectSizes{.control = 0, .data = 256, .arena_bytes = 4 * kFrameBytes};
+constexpr Sizes kDirectSizes{.control = 0, .data = 1024, .arena_bytes = 4 * kFrameBytes};
 
 // Memory of its own, mapped from a sealed descriptor: neither side can make it shorter, so that no
 // access to it can fail.

@@ -1,12 +1,13 @@
 // A guest that writes nonsense, or is killed, beside one that does not: `hostile PATH SEED CASES
-// nonsense|kill`. Each case is a guest of its own. The daemon and the honest guest must go on,
-// whatever it does: to the daemon's rings, over its socket, and in the memory that it shares with
-// the honest guest.
+// nonsense|kill`; with `talk`, two that mean well, and look, sleep and are busy at random. Each
+// case is a guest of its own. The daemon and the honest guest must go on, whatever it does: to the
+// daemon's rings, over its socket, and in the memory that it shares with the honest guest.
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -303,11 +304,72 @@ class Hostile {
   _exit(0);
 }
 
+// Says so much and hears as much, in pieces; of no bell that it waits for may one be lost.
+void talk(Guest& guest, uint32_t to_say, uint32_t to_hear, Random random) {
+  constexpr uint32_t kNone = ~0u;
+  uint32_t slot = kNone;  // until one stands
+  const auto byte_at = [](uint32_t at) { return char(at % 251); };
+  std::string piece;
+  for (uint32_t said = 0, heard = 0; said < to_say || heard < to_hear;) {
+    bool is_blocked = said == to_say || slot == kNone;
+    for (uint32_t n = random.below(8); n && !is_blocked; --n) {
+      const uint32_t most = random.below(50) ? 200 : 3 * kFrameBytes;
+      piece.resize(std::min(1 + random.below(most), to_say - said));
+      for (uint32_t at = 0; at < piece.size(); ++at) piece[at] = byte_at(said + at);
+      const size_t taken = guest.put_frame(slot, piece);
+      said += uint32_t(taken);
+      is_blocked = said == to_say || taken < piece.size();
+    }
+    guest.flush();
+    if (random.below(8) == 0) usleep(random.below(500));
+    if (heard < to_hear || said < to_say)
+      guest.wait(is_blocked ? -1 : 0, random.below(3) * random.below(50'000));
+    guest.poll([&](const Event& event) {
+      if (event.kind == Event::Kind::connected || event.kind == Event::Kind::accepted)
+        slot = event.slot;
+      if (event.kind != Event::Kind::data) return;
+      for (const char byte : event.bytes)
+        if (byte != byte_at(heard++)) fail("a byte is not what was said", random.state);
+    });
+  }
+}
+
+void talk(const std::string& path, uint64_t seed) {
+  constexpr uint32_t kMuch = 8 << 20, kLittle = 16 << 10;  // so that one waits for room alone
+  alarm(60);
+  Guest guest(path);
+  const uint32_t listener = guest.listen(kLoopback, 0);
+  guest.accept(listener, 1);
+  uint16_t port = 0;
+  while (!port) {
+    guest.wait(1000);
+    guest.poll([&](const Event& event) { port = event.port; });
+  }
+  const pid_t child = fork();
+  if (!child) {
+    alarm(60);
+    Guest other(path);
+    other.connect(kLoopback, port);
+    talk(other, kLittle, kMuch, {~seed});
+    other.detach();
+    _exit(0);
+  }
+  talk(guest, kMuch, kLittle, {seed});
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (status) fail("the other has failed", seed);
+}
+
 }  // namespace
 
 int main(int, char** argv) {
   const std::string path = argv[1];
   const uint64_t seed = std::strtoull(argv[2], nullptr, 10);
+  if (!std::strcmp(argv[4], "talk")) {
+    for (int n = 0; n < std::atoi(argv[3]); ++n) talk(path, seed + uint64_t(n));
+    std::printf("%s cases\n", argv[3]);
+    return 0;
+  }
   const bool is_killed = !std::strcmp(argv[4], "kill");
   Honest honest(path);
   for (int n = 0; n < std::atoi(argv[3]); ++n) {

@@ -60,6 +60,11 @@ def test_nonsense_ends_who_writes_it_alone(
     play(programs, module, "nonsense", amount(request.config, "schedules", default=120))
 
 
+def test_of_guests_that_look_and_sleep_none_waits_in_vain(programs: tuple[Path, Path]) -> None:
+    """Whoever looks is rung no bell; when it then sleeps, it must have seen what was shown."""
+    play(programs, "shm", "talk", range(5, 15))
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_killed_guests_leave_nothing(
     programs: tuple[Path, Path], module: str, request: pytest.FixtureRequest
