@@ -11,11 +11,13 @@
 namespace specedge {
 namespace {
 
-#define SPECEDGE_ISA_NAMED(isa)                                                             \
-  Isa {                                                                                     \
-    #isa, isa::linear, isa::round_activations, isa::multiply_rounded, isa::multiply_exact,  \
-        isa::rms_norm, isa::silu_mul, isa::weighted_sum, isa::tree_attention, isa::row_max, \
-        isa::divide, isa::find_above, isa::exp_sum, isa::add_noise, isa::noisy_argmax       \
+// A set by its name, what of it multiplies quantised weights, and the rest.
+#define SPECEDGE_ISA_OF(name, quantized, isa)                                          \
+  Isa {                                                                                \
+    #name, isa::linear, isa::round_activations, quantized::multiply_rounded,           \
+        quantized::multiply_exact, isa::rms_norm, isa::silu_mul, isa::weighted_sum,    \
+        isa::tree_attention, isa::row_max, isa::divide, isa::find_above, isa::exp_sum, \
+        isa::add_noise, isa::noisy_argmax                                              \
   }
 
 #if defined(__x86_64__)
@@ -49,12 +51,14 @@ Isa choose() {
   }
 #if defined(__x86_64__)
   if (wanted == "avx512vnni" || (wanted.empty() && runs("avx512vnni"))) {
-    return SPECEDGE_ISA_NAMED(avx512vnni);
+    return SPECEDGE_ISA_OF(avx512vnni, avx512vnni, avx512);
   }
-  if (wanted == "avx512" || (wanted.empty() && runs("avx512"))) return SPECEDGE_ISA_NAMED(avx512);
-  if (wanted == "avx2" || (wanted.empty() && runs("avx2"))) return SPECEDGE_ISA_NAMED(avx2);
+  if (wanted == "avx512" || (wanted.empty() && runs("avx512")))
+    return SPECEDGE_ISA_OF(avx512, avx512, avx512);
+  if (wanted == "avx2" || (wanted.empty() && runs("avx2")))
+    return SPECEDGE_ISA_OF(avx2, avx2, avx2);
 #endif
-  return SPECEDGE_ISA_NAMED(generic);
+  return SPECEDGE_ISA_OF(generic, generic, generic);
 }
 
 }  // namespace

@@ -37,20 +37,23 @@ struct Runs {
 // Rows of a run at most, where weights are floats and where they are quantised.
 constexpr int64_t kFloatRows = 96, kQuantizedRows = 64;
 
+// As in ops.h, for arguments that were checked.
+#define SPECEDGE_QUANTIZED_PER_ISA                                                               \
+  /* Packed panels of one format, sets `set_bytes` apart, times rounded [K / 32, N], or x [N, K] \
+     -> out [N, M], rows `stride` apart. */                                                      \
+  void multiply_rounded(const Rounded* rounded, const uint8_t* panels, int64_t set_bytes,        \
+                        Quant quant, const Runs& runs, int64_t inputs, int64_t outputs,          \
+                        float* out, int64_t stride);                                             \
+  void multiply_exact(const float* x, const uint8_t* panels, int64_t set_bytes, Quant quant,     \
+                      const Runs& runs, int64_t inputs, int64_t outputs, float* out,             \
+                      int64_t stride);
+
 #define SPECEDGE_PER_ISA                                                                           \
-  /* As in ops.h, for arguments that were checked. */                                              \
+  SPECEDGE_QUANTIZED_PER_ISA                                                                       \
   void linear(const float* x, const void* panels, Dtype dtype, const Runs& runs, int64_t inputs,   \
               int64_t outputs, float* out);                                                        \
   /* x [N, K] -> rounded [K / 32, N] */                                                            \
   void round_activations(const float* x, int64_t rows, int64_t inputs, Rounded* rounded);          \
-  /* Packed panels of one format, sets `set_bytes` apart, times rounded [K / 32, N], or x [N, K]   \
-     -> out [N, M], rows `stride` apart. */                                                        \
-  void multiply_rounded(const Rounded* rounded, const uint8_t* panels, int64_t set_bytes,          \
-                        Quant quant, const Runs& runs, int64_t inputs, int64_t outputs,            \
-                        float* out, int64_t stride);                                               \
-  void multiply_exact(const float* x, const uint8_t* panels, int64_t set_bytes, Quant quant,       \
-                      const Runs& runs, int64_t inputs, int64_t outputs, float* out,               \
-                      int64_t stride);                                                             \
   void rms_norm(void* x, const void* delta, const void* weight, Dtype dtype, int64_t rows,         \
                 int64_t width, float eps, void* out);                                              \
   void silu_mul(const void* gate_up, Dtype dtype, int64_t rows, int64_t width, void* out);         \
@@ -84,8 +87,9 @@ SPECEDGE_PER_ISA
 namespace avx512 {
 SPECEDGE_PER_ISA
 }
+// Dot products of bytes are for quantised weights alone.
 namespace avx512vnni {
-SPECEDGE_PER_ISA
+SPECEDGE_QUANTIZED_PER_ISA
 }
 #endif
 

@@ -1,4 +1,5 @@
-"""Builds the drivers of this folder: the sources of csrc, every instruction set, sanitised.
+"""Builds the drivers of this folder: the sources of csrc, every instruction set that this
+processor runs, sanitised.
 
 Knows the compilers' options, nothing of what is run.
 """
@@ -27,6 +28,10 @@ ISAS = {"generic": ()}
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS |= {"avx2": AVX2, "avx512": (*AVX2, *AVX512, "-mprefer-vector-width=512")}
     ISAS["avx512vnni"] = (*ISAS["avx512"], "-mavx512vnni")
+# The products' unrolled loops: optimised, they take four times as long to compile.
+PLAIN = {"quantized_linear.cpp": ("-O0",)}
+# All that a set adds to the one before it, where that is not everything.
+ADDED = {"avx512vnni": ("quantized_linear.cpp",)}
 
 # Fresh memory is full of NaN. Leaks are not looked for: that needs ptrace, which containers deny.
 ENVIRONMENT = {
@@ -44,13 +49,14 @@ class Toolchain:
     compiler: str
     flags: tuple[str, ...]
 
-    def compile(self, folder: Path, source: Path, isa: str = "") -> Path:
+    def compile(self, folder: Path, source: Path, isa: str = "", *flags: str) -> Path:
         target = folder / f"{source.parent.name}-{source.stem}-{isa}.o"
-        flags = [*self.flags, f"-DSPECEDGE_ISA={isa}", *ISAS[isa]] if isa else self.flags
-        subprocess.run([self.compiler, *flags, "-c", source, "-o", target], check=True)
+        flags = (*flags, f"-DSPECEDGE_ISA={isa}", *ISAS[isa]) if isa else flags
+        command = [self.compiler, *self.flags, *flags, "-c", source, "-o", target]
+        subprocess.run(command, check=True)
         return target
 
-    def link(self, folder: Path, sources: list[tuple[Path, str]]) -> Path:
+    def link(self, folder: Path, sources: list[tuple[Path | str, ...]]) -> Path:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda unit: self.compile(folder, *unit), sources))
         driver = folder / "driver"
@@ -63,6 +69,17 @@ class Toolchain:
         command = [self.compiler, *self.flags, probe, "-o", folder / "probe"]
         return not subprocess.run(command, capture_output=True, check=False).returncode
 
+    def sets(self) -> list[str]:
+        """The instruction sets that this processor runs."""
+        command = [self.compiler, "-march=native", "-dM", "-E", "-xc++", os.devnull]
+        macros = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        needs = {isa: [flag for flag in flags if "=" not in flag] for isa, flags in ISAS.items()}
+        return [
+            isa
+            for isa, flags in needs.items()
+            if all(f"#define __{flag.removeprefix('-m').upper()}__ " in macros for flag in flags)
+        ]
+
 
 def build(folder: Path) -> Path:
     """The driver of main.cpp, in a folder. Raises NoSanitizer."""
@@ -72,7 +89,7 @@ def build(folder: Path) -> Path:
     toolchain = Toolchain(compiler, FLAGS + SANITIZE)
     if not toolchain.links(folder, "int main() {}"):
         raise NoSanitizer(f"{compiler} does not link the address sanitiser or OpenMP")
-    return toolchain.link(folder, [*_checks(), *_ops()])
+    return toolchain.link(folder, [*_checks(), *_ops(toolchain.sets())])
 
 
 def build_fuzzer(folder: Path) -> Path:
@@ -83,7 +100,7 @@ def build_fuzzer(folder: Path) -> Path:
     toolchain = Toolchain(compiler, FLAGS + FUZZ)
     if not toolchain.links(folder, 'extern "C" int LLVMFuzzerTestOneInput() { return 0; }'):
         raise NoSanitizer(f"{compiler} does not link libFuzzer (Debian: libclang-rt-dev)")
-    return toolchain.link(folder, [*_checks(without="main.cpp"), *_ops()])
+    return toolchain.link(folder, [*_checks(without="main.cpp"), *_ops(toolchain.sets())])
 
 
 def run(driver: Path, isa: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -103,13 +120,22 @@ def runs(driver: Path, isa: str) -> bool:
     return "is not an instruction set of this processor" not in run(driver, isa, "-help=1").stderr
 
 
-def _checks(without: str = "") -> Iterator[tuple[Path, str]]:
-    return ((source, "") for source in sorted(HERE.glob("*.cpp")) if source.name != without)
+def _checks(without: str = "") -> Iterator[tuple[Path, ...]]:
+    return ((source,) for source in sorted(HERE.glob("*.cpp")) if source.name != without)
 
 
-def _ops() -> Iterator[tuple[Path, str]]:
-    """Every source of csrc, once per instruction set where it is made for several."""
+def _ops(sets: list[str]) -> Iterator[tuple[Path | str, ...]]:
+    """Every source of csrc, once per instruction set where it is made for several.
+
+    A set that this processor lacks is not compiled: nobody can choose it, and its name in the
+    choice stands for another one's functions.
+    """
+    absent = [f"-D{isa}=generic" for isa in ISAS if isa not in sets]
     for source in sorted(CSRC.glob("*.cpp")):
-        if source.name != "bindings.cpp":
-            per_isa = "specedge::SPECEDGE_ISA" in source.read_text(encoding="utf-8")
-            yield from ((source, isa) for isa in (ISAS if per_isa else ("",)))
+        if source.name == "isa.cpp":
+            yield source, "", *absent
+        elif "specedge::SPECEDGE_ISA" in source.read_text(encoding="utf-8"):
+            made = [isa for isa in sets if source.name in ADDED.get(isa, (source.name,))]
+            yield from ((source, isa, *PLAIN.get(source.name, ())) for isa in made)
+        elif source.name != "bindings.cpp":
+            yield (source,)
