@@ -31,9 +31,11 @@ namespace {
 constexpr uint32_t kSocket = ~0u, kBell = ~1u;
 constexpr uint32_t kAttach = 1, kSignals = 2, kTimer = 3;  // of the daemon itself: tenant 0
 constexpr int64_t kGreeting_ns = 5'000'000'000;
-constexpr uint64_t kBudget = 4 << 20;  // bytes sent before others are looked at
-constexpr size_t kStrangers = 64;      // that have not said what they want, beside the guests
-constexpr int kMessages = 16;          // of one guest at a time
+// Bytes sent before others are looked at: fewer than a guest can show at once, or whoever has shown
+// all it may would be served all of it in every turn, and the turns would decide nothing.
+constexpr uint64_t kBudget = 512 << 10;
+constexpr size_t kStrangers = 64;  // that have not said what they want, beside the guests
+constexpr int kMessages = 16;      // of one guest at a time
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::runtime_error(what + ": " + std::strerror(errno));
@@ -67,6 +69,7 @@ class Daemon : public Host {
     Place place;
   };
 
+  bool is_busy() const { return !active_.empty() || !shares_due_ns_; }
   void happened(const epoll_event& event);
   void serve();
   void sleep();
@@ -129,7 +132,7 @@ void Daemon::run() {
   epoll_event events[256];
   while (!is_stopped_) {
     sleep();
-    const int count = epoll_wait(epoll_.get(), events, 256, active_.empty() ? -1 : 0);
+    const int count = epoll_wait(epoll_.get(), events, 256, is_busy() ? 0 : -1);
     for (int i = 0; i < count; ++i) happened(events[i]);
     ring_alarms();
     serve();
@@ -139,7 +142,7 @@ void Daemon::run() {
 // Set the timer for what is due next, if nothing is to be done now.
 void Daemon::sleep() {
   int64_t due = std::min(shares_due_ns_, alarms_.empty() ? kNever : alarms_.begin()->first);
-  if (!active_.empty() || due == kNever || due == timer_due_ns_) return;
+  if (is_busy() || due == kNever || due == timer_due_ns_) return;
   due = std::max<int64_t>(due, 1);  // 0 would stop the timer
   timer_due_ns_ = due;
   const itimerspec when{{}, {due / 1'000'000'000, due % 1'000'000'000}};

@@ -22,7 +22,7 @@
 
 namespace specedge::stack {
 
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint32_t kFrameBytes = 64 << 10;    // the longest payload of an element
 constexpr uint32_t kWindowBytes = 256 << 10;  // that the daemon holds of what one slot sends
 constexpr uint32_t kMaxSlots = 1 << 14;       // of a guest
