@@ -2,6 +2,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include <cstdlib>
@@ -28,6 +31,14 @@ bool has_f16c() {
 }
 #endif
 
+#if defined(__x86_64__)
+const std::string kNames = "generic, avx2, avx512 or avx512vnni";
+#elif defined(__aarch64__)
+const std::string kNames = "generic or dotprod";
+#else
+const std::string kNames = "generic";
+#endif
+
 bool runs(const std::string& isa) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
@@ -37,6 +48,10 @@ bool runs(const std::string& isa) {
                       __builtin_cpu_supports("avx512vl");
   if (isa == "avx512") return avx512;
   if (isa == "avx512vnni") return avx512 && __builtin_cpu_supports("avx512vnni");
+#elif defined(__aarch64__) && defined(__linux__)
+  if (isa == "dotprod") return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  if (isa == "dotprod") return true;  // since the first of Apple's own
 #endif
   return isa == "generic";
 }
@@ -46,8 +61,8 @@ Isa choose() {
   const std::string wanted = forced ? forced : "";
   if (!wanted.empty() && !runs(wanted)) {
     throw std::invalid_argument("SPECEDGE_ISA=" + wanted +
-                                " is not an instruction set of this processor; expected generic, "
-                                "avx2, avx512 or avx512vnni, or leave it unset");
+                                " is not an instruction set of this processor; expected " + kNames +
+                                ", or leave it unset");
   }
 #if defined(__x86_64__)
   if (wanted == "avx512vnni" || (wanted.empty() && runs("avx512vnni"))) {
@@ -57,6 +72,10 @@ Isa choose() {
     return SPECEDGE_ISA_OF(avx512, avx512, avx512);
   if (wanted == "avx2" || (wanted.empty() && runs("avx2")))
     return SPECEDGE_ISA_OF(avx2, avx2, avx2);
+#elif defined(__aarch64__)
+  if (wanted == "dotprod" || (wanted.empty() && runs("dotprod"))) {
+    return SPECEDGE_ISA_OF(dotprod, dotprod, generic);
+  }
 #endif
   return SPECEDGE_ISA_OF(generic, generic, generic);
 }

@@ -91,6 +91,10 @@ SPECEDGE_PER_ISA
 namespace avx512vnni {
 SPECEDGE_QUANTIZED_PER_ISA
 }
+#elif defined(__aarch64__)
+namespace dotprod {
+SPECEDGE_QUANTIZED_PER_ISA
+}
 #endif
 
 struct Isa {

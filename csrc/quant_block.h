@@ -54,6 +54,10 @@ inline void load_bytes(Place place, ivec (&out)[kVecs]) {
   }
 #elif defined(__AVX2__)
   out[0] = (ivec)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(load_as<int64_t>(place.panels[0])));
+#elif defined(__aarch64__)
+  const int16x8_t words = vmovl_s8(load_as<int8x8_t>(place.panels[0]));
+  out[0] = (ivec)vmovl_s16(vget_low_s16(words));
+  out[1] = (ivec)vmovl_s16(vget_high_s16(words));
 #else
   int32_t lanes[kTile];
   for (int i = 0; i < kTile; ++i) lanes[i] = int8_t(place.panels[0][i]);
@@ -105,6 +109,8 @@ inline Scales load_scales(Place block, const Scales& shared) {
 
 #if defined(__AVX2__)
 #include "quant_block_x86.h"
+#elif defined(__aarch64__)
+#include "quant_block_neon.h"
 #else
 #include "quant_block_generic.h"
 #endif

@@ -1,4 +1,5 @@
-// Codes as words and plain loops, for processors without AVX2. Part of quant_block.h.
+// Codes as words and plain loops, for processors that are neither x86 with AVX2 nor 64-bit ARM.
+// Part of quant_block.h.
 #pragma once
 
 #include "quant_block.h"

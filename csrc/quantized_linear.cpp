@@ -7,7 +7,7 @@
 namespace specedge::SPECEDGE_ISA {
 namespace {
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__aarch64__)
 constexpr int kFewRows = 4;  // whose sums are kept in registers
 #else
 constexpr int kFewRows = 1;

@@ -20,7 +20,7 @@ def version() -> str:
 
 
 def instruction_set() -> str:
-    """For which the CPU's C++ runs: generic, avx2, avx512 or avx512vnni.
+    """For which the CPU's C++ runs: generic, avx2, avx512 or avx512vnni; on ARM generic or dotprod.
 
     Chosen when the module was loaded; the environment variable SPECEDGE_ISA asks for a lower one.
     """

@@ -24,14 +24,17 @@ SANITIZE = ("-fopenmp", "-fsanitize=address,undefined", "-fira-region=one")
 FUZZ = ("-fsanitize=fuzzer,address,undefined",)
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))
-ISAS = {"generic": ()}
-if platform.machine() in ("x86_64", "AMD64"):
-    ISAS |= {"avx2": AVX2, "avx512": (*AVX2, *AVX512, "-mprefer-vector-width=512")}
-    ISAS["avx512vnni"] = (*ISAS["avx512"], "-mavx512vnni")
+FLAGS_OF = {"generic": (), "dotprod": ("-march=armv8.2-a+dotprod",)}
+FLAGS_OF |= {"avx2": AVX2, "avx512": (*AVX2, *AVX512, "-mprefer-vector-width=512")}
+FLAGS_OF["avx512vnni"] = (*FLAGS_OF["avx512"], "-mavx512vnni")
+X86, ARM = ("generic", "avx2", "avx512", "avx512vnni"), ("generic", "dotprod")
+ISAS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}.get(
+    platform.machine(), ("generic",)
+)
 # The products' unrolled loops: optimised, they take four times as long to compile.
 PLAIN = {"quantized_linear.cpp": ("-O0",)}
 # All that a set adds to the one before it, where that is not everything.
-ADDED = {"avx512vnni": ("quantized_linear.cpp",)}
+ADDED = dict.fromkeys(("avx512vnni", "dotprod"), ("quantized_linear.cpp",))
 
 # Fresh memory is full of NaN. Leaks are not looked for: that needs ptrace, which containers deny.
 ENVIRONMENT = {
@@ -51,7 +54,7 @@ class Toolchain:
 
     def compile(self, folder: Path, source: Path, isa: str = "", *flags: str) -> Path:
         target = folder / f"{source.parent.name}-{source.stem}-{isa}.o"
-        flags = (*flags, f"-DSPECEDGE_ISA={isa}", *ISAS[isa]) if isa else flags
+        flags = (*flags, f"-DSPECEDGE_ISA={isa}", *FLAGS_OF[isa]) if isa else flags
         command = [self.compiler, *self.flags, *flags, "-c", source, "-o", target]
         subprocess.run(command, check=True)
         return target
@@ -73,7 +76,7 @@ class Toolchain:
         """The instruction sets that this processor runs."""
         command = [self.compiler, "-march=native", "-dM", "-E", "-xc++", os.devnull]
         macros = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        needs = {isa: [flag for flag in flags if "=" not in flag] for isa, flags in ISAS.items()}
+        needs = {isa: [flag for flag in FLAGS_OF[isa] if "=" not in flag] for isa in ISAS}
         return [
             isa
             for isa, flags in needs.items()
@@ -103,6 +106,22 @@ def build_fuzzer(folder: Path) -> Path:
     return toolchain.link(folder, [*_checks(without="main.cpp"), *_ops(toolchain.sets())])
 
 
+def build_for_arm(folder: Path) -> Path:
+    """The driver for 64-bit ARM, as a script that emulates it, in a folder. Raises NoSanitizer."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if not compiler or not emulator:
+        raise NoSanitizer(
+            "no compiler and emulator of ARM (Debian: g++-aarch64-linux-gnu, qemu-user)"
+        )
+    # the address sanitiser's memory is not the emulator's
+    toolchain = Toolchain(compiler, (*FLAGS, "-static", "-fopenmp", "-fsanitize=undefined"))
+    driver = toolchain.link(folder, [*_checks(), *_ops(list(ARM))])
+    script = folder / "emulated"
+    script.write_text(f'#!/bin/sh\nexec {emulator} {driver} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
 def run(driver: Path, isa: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a driver on one instruction set."""
     return subprocess.run(
@@ -130,7 +149,7 @@ def _ops(sets: list[str]) -> Iterator[tuple[Path | str, ...]]:
     A set that this processor lacks is not compiled: nobody can choose it, and its name in the
     choice stands for another one's functions.
     """
-    absent = [f"-D{isa}=generic" for isa in ISAS if isa not in sets]
+    absent = [f"-D{isa}=generic" for isa in FLAGS_OF if isa not in sets]
     for source in sorted(CSRC.glob("*.cpp")):
         if source.name == "isa.cpp":
             yield source, "", *absent

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.native.__main__ import CORPUS
-from tests.native.build import ISAS, NoSanitizer, build, build_fuzzer, run, runs
+from tests.native.build import ARM, ISAS, NoSanitizer, build, build_for_arm, build_fuzzer, run, runs
 
 # a driver with every op under sanitizers takes five minutes of a core to build
 pytestmark = pytest.mark.timeout(900)
@@ -19,6 +19,11 @@ def driver(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory):
     return built(build_fuzzer, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory):
+    return built(build_for_arm, tmp_path_factory)
 
 
 def built(how, tmp_path_factory):
@@ -49,6 +54,12 @@ def test_kept_cases(driver, isa):
 @pytest.mark.parametrize("isa", ISAS)
 def test_kept_cases_of_the_fuzzer(fuzzer, isa):
     assert passes(fuzzer, isa, *KEPT).stderr.count("Executed ") == len(KEPT)
+
+
+@pytest.mark.parametrize("isa", ARM)
+def test_random_and_hostile_cases_on_arm(arm, isa):
+    """Emulated, with the undefined behaviour sanitiser alone."""
+    assert passes(arm, isa, 1, CASES // 5).stdout == f"{CASES // 5} cases on {isa}\n"
 
 
 def test_the_corpus_is_small():
