@@ -1,4 +1,5 @@
 #include "isa.h"
+#include "pieces.h"
 #include "tile.h"
 
 namespace specedge::SPECEDGE_ISA {
@@ -9,9 +10,8 @@ constexpr int64_t kPanel = 64;
 // room for the rows. Processors without AVX-512 have 32 KiB of it, those with it 48.
 constexpr int64_t kChunkInputs = kLanes == 16 ? 128 : 64;
 
-// Weights are asked for so many inputs ahead: a tile narrower than a panel skips most of its bytes,
-// and the processor does not see where that leads.
-constexpr int64_t kInputsAhead = 64;
+// Weights are asked for so many inputs ahead, which is long enough for memory to answer.
+constexpr int64_t kInputsAhead = 128;
 // Up to so many rows, each tile converts the weights it reads.
 constexpr int64_t kFewRows = 16;
 
@@ -45,19 +45,19 @@ template <typename T>
 void multiply(const float* x, const T* panels, const Runs& runs, int64_t inputs, int64_t outputs,
               float* out) {
   const int64_t n_panels = (outputs + kPanel - 1) / kPanel;
-#pragma omp parallel for collapse(2) schedule(dynamic) if (runs.rows() * inputs * outputs > 1 << 18)
-  for (int64_t panel = 0; panel < n_panels; ++panel) {
-    for (int64_t run = 0; run < runs.count; ++run) {
-      const int64_t first = runs.first[run], rows = runs.first[run + 1] - first;
-      alignas(64) float sums[kFloatRows * kPanel];
-      multiply_panel(x + first * inputs,
-                     panels + (runs.sets[run] * n_panels + panel) * inputs * kPanel, rows, inputs,
-                     sums);
-      const int64_t column = panel * kPanel, width = smaller(kPanel, outputs - column);
-      for (int64_t r = 0; r < rows; ++r) {
-        std::memcpy(out + runs.place(first + r) * outputs + column, sums + r * kPanel,
-                    width * sizeof(float));
-      }
+  const int64_t n_pieces = runs.count * n_panels, some = pieces_at_a_time(n_pieces);
+#pragma omp parallel for schedule(dynamic, some) if (runs.rows() * inputs * outputs > 1 << 18)
+  for (int64_t i = 0; i < n_pieces; ++i) {
+    const auto [run, panel] = piece_at(runs, n_panels, i);
+    const int64_t first = runs.first[run], rows = runs.first[run + 1] - first;
+    alignas(64) float sums[kFloatRows * kPanel];
+    multiply_panel(x + first * inputs,
+                   panels + (runs.sets[run] * n_panels + panel) * inputs * kPanel, rows, inputs,
+                   sums);
+    const int64_t column = panel * kPanel, width = smaller(kPanel, outputs - column);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(out + runs.place(first + r) * outputs + column, sums + r * kPanel,
+                  width * sizeof(float));
     }
   }
 }

@@ -1,6 +1,7 @@
 // Rounded or exact activations times packed weights, a tile of outputs at a time. The integers of a
 // block are summed exactly and blocks are added in increasing k, so a row's bits depend neither on
 // the rows beside it nor on the number of threads.
+#include "pieces.h"
 #include "quant_block.h"
 #include "tile.h"
 
@@ -100,20 +101,20 @@ void multiply(const Rounded* x, const uint8_t* panels, int64_t set_bytes, const 
   constexpr Form form = form_of(Q);
   const int64_t groups = form.groups(inputs), n_panels = (outputs + kColumns - 1) / kColumns;
   const int64_t n_tasks = (outputs + kTask - 1) / kTask;
-#pragma omp parallel for collapse(2) schedule(dynamic) if (runs.rows() * inputs * outputs > 1 << 18)
-  for (int64_t task = 0; task < n_tasks; ++task) {
-    for (int64_t run = 0; run < runs.count; ++run) {
-      const int64_t row = runs.first[run], n = runs.first[run + 1] - row;
-      const uint8_t* const set = panels + runs.sets[run] * set_bytes;
-      const int64_t end = smaller((task + 1) * kTask, outputs);
-      for (int64_t column = task * kTask; column < end; column += kTile) {
-        vec sums[kQuantizedRows][kVecs];
-        multiply_rows<Q>(x + row, runs.rows(),
-                         place_at(set, groups * form.group_bytes(), column / kColumns, n_panels),
-                         groups, n, sums);
-        put(reinterpret_cast<const float*>(sums), kTile, runs, run, outputs - column, out + column,
-            stride);
-      }
+  const int64_t n_pieces = runs.count * n_tasks, some = pieces_at_a_time(n_pieces);
+#pragma omp parallel for schedule(dynamic, some) if (runs.rows() * inputs * outputs > 1 << 18)
+  for (int64_t i = 0; i < n_pieces; ++i) {
+    const auto [run, task] = piece_at(runs, n_tasks, i);
+    const int64_t row = runs.first[run], n = runs.first[run + 1] - row;
+    const uint8_t* const set = panels + runs.sets[run] * set_bytes;
+    const int64_t end = smaller((task + 1) * kTask, outputs);
+    for (int64_t column = task * kTask; column < end; column += kTile) {
+      vec sums[kQuantizedRows][kVecs];
+      multiply_rows<Q>(x + row, runs.rows(),
+                       place_at(set, groups * form.group_bytes(), column / kColumns, n_panels),
+                       groups, n, sums);
+      put(reinterpret_cast<const float*>(sums), kTile, runs, run, outputs - column, out + column,
+          stride);
     }
   }
 }
@@ -164,15 +165,16 @@ template <Quant Q>
 void multiply_all(const float* x, const uint8_t* panels, int64_t set_bytes, const Runs& runs,
                   int64_t inputs, int64_t outputs, float* out, int64_t stride) {
   const int64_t n_panels = (outputs + kColumns - 1) / kColumns;
-#pragma omp parallel for collapse(2) schedule(dynamic) if (runs.rows() * inputs * outputs > 1 << 18)
-  for (int64_t column = 0; column < outputs; column += kWide) {
-    for (int64_t run = 0; run < runs.count; ++run) {
-      const int64_t row = runs.first[run], n = runs.first[run + 1] - row;
-      alignas(64) float sums[kQuantizedRows * kWide];
-      multiply_dequantized<Q>(x + row * inputs, panels + runs.sets[run] * set_bytes,
-                              column / kColumns, n_panels, n, inputs, sums);
-      put(sums, kWide, runs, run, outputs - column, out + column, stride);
-    }
+  const int64_t n_tiles = (outputs + kWide - 1) / kWide;
+  const int64_t n_pieces = runs.count * n_tiles, some = pieces_at_a_time(n_pieces);
+#pragma omp parallel for schedule(dynamic, some) if (runs.rows() * inputs * outputs > 1 << 18)
+  for (int64_t i = 0; i < n_pieces; ++i) {
+    const auto [run, tile] = piece_at(runs, n_tiles, i);
+    const int64_t row = runs.first[run], n = runs.first[run + 1] - row, column = tile * kWide;
+    alignas(64) float sums[kQuantizedRows * kWide];
+    multiply_dequantized<Q>(x + row * inputs, panels + runs.sets[run] * set_bytes,
+                            column / kColumns, n_panels, n, inputs, sums);
+    put(sums, kWide, runs, run, outputs - column, out + column, stride);
   }
 }
 

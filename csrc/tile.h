@@ -22,7 +22,8 @@ struct Strided {
   void prefetch(int64_t, int64_t) const {}
 };
 
-// The same, of a matrix that is read once: asks for N columns of the row `ahead` of the one in use.
+// The same, of a matrix that is read once: asks for N columns of the row `ahead` of the one in use,
+// as far as the second-level cache, since so much would push the rest out of the first.
 template <typename T>
 struct Streamed {
   const T* first;
@@ -33,7 +34,7 @@ struct Streamed {
   template <int N>
   void prefetch(int64_t k, int64_t column) const {
     const char* next = reinterpret_cast<const char*>(row(k + ahead) + column);
-    for (size_t byte = 0; byte < N * sizeof(T); byte += 64) __builtin_prefetch(next + byte);
+    for (size_t byte = 0; byte < N * sizeof(T); byte += 64) __builtin_prefetch(next + byte, 0, 2);
   }
 };
 
@@ -56,7 +57,7 @@ inline void multiply_tile(const float* x, int64_t x_stride, Weights w, int64_t c
   }
   for (int64_t k = 0; k < n_k; ++k) {
     const auto* weights = w.row(k) + column;
-    if (ROWS > 1) w.template prefetch<VECS * kLanes>(k, column);
+    w.template prefetch<VECS * kLanes>(k, column);
     vec columns[VECS];
     for (int c = 0; c < VECS; ++c) columns[c] = load_vec(weights + c * kLanes);
     for (int r = 0; r < ROWS; ++r) {
