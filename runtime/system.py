@@ -26,6 +26,7 @@ BROKEN_PIPE_STATUS = 128 + 13
 # mallopt's names for two sizes: from which on memory has pages of its own, and what is free at the
 # heap's end before it is given back
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGE_PAGE = 2 << 20
 
 
 def others_may_read(status: os.stat_result) -> bool:
@@ -192,6 +193,25 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def memory_on_large_pages(n_bytes: int) -> memoryview:
+    """Zeros at a multiple of 2 MiB, on pages of 2 MiB as far as the system has them.
+
+    What is read from end to end goes through one entry of the page tables where it took 512, which
+    a virtual machine looks up twice. No page is taken before something is written to it.
+    """
+    import mmap
+
+    if sys.platform != "linux":
+        return memoryview(mmap.mmap(-1, n_bytes))
+    import ctypes
+
+    room = mmap.mmap(-1, n_bytes + _LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(room)) % _LARGE_PAGE
+    return memoryview(room)[start : start + n_bytes]
 
 
 @contextmanager

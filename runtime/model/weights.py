@@ -31,6 +31,7 @@ from runtime.model.formats import (
 from runtime.model.parallel import Ranks
 from runtime.model.parallel_weights import CheckpointPart
 from runtime.model.transformer import GatedMlp, Layer, Linear, Transformer, as_it_is
+from runtime.model.weight_memory import WeightMemory
 from runtime.system import freed_memory_given_back
 from specedge_kernels import QuantizedWeight, StoredWeight, pack_quantized
 
@@ -188,6 +189,7 @@ class Reader:
         self.weights, self.device, self.progress = weights, device, progress
         self.exact, self.batch_invariant = exact, batch_invariant
         self.on_cpu = device.type == "cpu"
+        self.memory = WeightMemory()
         # what the model computes in: see transformer.py
         self.dtype = torch.float32 if self.on_cpu else self._gpu_dtype(embedding)
         self.converted: dict[str, Counter[tuple[str, str]]] = {}  # by the reason
@@ -202,7 +204,11 @@ class Reader:
         return self.product(self.matrix(*(f"{name}.weight" for name in names)), bias)
 
     def product(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> Linear:
-        return Linear(weight, bias, self.exact, self.batch_invariant)
+        linear = Linear(weight, bias, self.exact, self.batch_invariant)
+        del weight  # what was packed would exist a third time
+        if self.on_cpu:
+            linear.weight = self.memory.moved(linear.weight)
+        return linear
 
     def matrix(self, *names: str) -> Tensor | QuantizedWeight:
         """Matrices one below the other. Of several formats, all are floats if one is."""
@@ -232,7 +238,10 @@ class Reader:
         self, weights: Iterable[Tensor | QuantizedWeight], bias: Tensor | None = None
     ) -> GroupedLinear:
         """One product for all these sets, packed one after the other."""
-        return GroupedLinear(weights, None if bias is None else bias.float(), self.exact)
+        linear = GroupedLinear(weights, None if bias is None else bias.float(), self.exact)
+        if self.on_cpu:
+            linear.weight = self.memory.moved(linear.weight)
+        return linear
 
     def matrices(self, name: str, transposed: bool) -> Iterator[Tensor | QuantizedWeight]:
         """Each matrix of a tensor [E, M, K]; [E, K, M] where it is transposed."""
