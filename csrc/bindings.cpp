@@ -41,7 +41,9 @@ PYBIND11_MODULE(_cpu, m) {
       .value("Q6_K", Quant::q6_k)
       .value("IQ4_NL", Quant::iq4_nl)
       .value("IQ4_XS", Quant::iq4_xs)
-      .value("MXFP4", Quant::mxfp4);
+      .value("MXFP4", Quant::mxfp4)
+      .value("FP8", Quant::fp8)
+      .value("FP8_32", Quant::fp8_32);
 
   py::class_<Cache>(m, "Cache")
       .def(py::init([](Address data, Dtype dtype, int64_t n_pages, int64_t page_size,

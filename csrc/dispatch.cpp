@@ -102,8 +102,10 @@ void multiply_parts(const QuantizedParts& parts, const float* x, const Runs& run
                     const Linear& linear, float* out) {
   const int64_t inputs = linear.inputs, stride = linear.outputs, rows = runs.rows();
   const int64_t bytes = set_bytes(parts, inputs);
+  // Integers times float8 codes would be no integers.
+  const auto is_rounded = [&](Quant quant) { return !parts.exact && !form_of(quant).is_float8(); };
   std::unique_ptr<Rounded[]> rounded;
-  if (!parts.exact) {
+  if (std::any_of(parts.quants.begin(), parts.quants.end(), is_rounded)) {
     rounded = std::make_unique_for_overwrite<Rounded[]>(rows * (inputs / kBlock));
     isa().round_activations(x, rows, inputs, rounded.get());
   }
@@ -111,7 +113,7 @@ void multiply_parts(const QuantizedParts& parts, const float* x, const Runs& run
   for (size_t part = 0; part < parts.quants.size(); ++part) {
     const Quant quant = parts.quants[part];
     const int64_t outputs = parts.outputs[part];
-    if (parts.exact) {
+    if (!is_rounded(quant)) {
       isa().multiply_exact(x, packed, bytes, quant, runs, inputs, outputs, out, stride);
     } else {
       isa().multiply_rounded(rounded.get(), packed, bytes, quant, runs, inputs, outputs, out,

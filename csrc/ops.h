@@ -13,7 +13,7 @@ namespace specedge {
 
 enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2, e4m3 = 3 };
 
-// Formats of quantised weights, by ggml's numbers.
+// Formats of quantised weights, by ggml's numbers; from 256 on, those that ggml does not have.
 enum class Quant : int {
   q4_0 = 2,
   q4_1 = 3,
@@ -25,7 +25,9 @@ enum class Quant : int {
   q6_k = 14,
   iq4_nl = 20,
   iq4_xs = 23,
-  mxfp4 = 39
+  mxfp4 = 39,
+  fp8 = 256,
+  fp8_32 = 257
 };
 
 // One of the two caches of a layer: [P, S, Hk, D], D contiguous.

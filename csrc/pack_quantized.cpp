@@ -1,4 +1,4 @@
-// Quantised weights as a GGUF file has them: repacked for quantized_linear, or as float32.
+// Quantised weights as a file has them: repacked for quantized_linear, or as float32.
 #include <algorithm>
 
 #include "half.h"
@@ -12,6 +12,7 @@ namespace {
 struct Block {
   uint8_t codes[kBlock];
   uint16_t halves[2];  // float16 scale and minimum
+  float scale;         // of float8 codes
   uint8_t bytes[2];    // their factors, or one of each 16 weights, or a power of two
 };
 
@@ -113,6 +114,11 @@ Block read_block(Quant quant, const uint8_t* p, int j) {
       block.bytes[0] = p[0];
       read_nibbles(p + 1, block.codes);
       break;
+    case Quant::fp8:
+    case Quant::fp8_32:
+      std::memcpy(&block.scale, p, 4);
+      std::memcpy(block.codes, p + 4 + j * kBlock, kBlock);
+      break;
   }
   return block;
 }
@@ -127,10 +133,17 @@ float float_of_exponent(uint8_t exponent) {
   return float_of_bits(exponent < 2 ? 0x00200000u << exponent : uint32_t(exponent - 1) << 23);
 }
 
-// The values of a block, with the bits of gguf-py's dequantize.
+// The values of a block, with the bits of gguf-py's dequantize where ggml has the format.
 template <Quant Q>
 void values_of(const Block& block, float* out) {
   constexpr Form form = form_of(Q);
+  if constexpr (form.is_float8()) {
+    for (int i = 0; i < kBlock; ++i) {
+      const e4m3 code{block.codes[i]};
+      out[i] = block.scale * load(&code);
+    }
+    return;
+  }
   float scales[2], minimum = float_of_half(block.halves[1]);  // a scale for each 16 weights
   for (int half = 0; half < 2; ++half) {
     const uint8_t byte = block.bytes[form.has_two_scales() ? half : 0];
@@ -140,7 +153,7 @@ void values_of(const Block& block, float* out) {
   if constexpr (form.halves && form.bytes) minimum *= -float(block.bytes[1]);
   for (int i = 0; i < kBlock; ++i) {
     int code = block.codes[i];
-    if constexpr (form.codes != Codes::plain) code = table_of(form.codes)[code];
+    if constexpr (form.has_table()) code = table_of(form.codes)[code];
     if constexpr (form.bits == 8) code = int8_t(code);
     const float value = scales[i / 16] * float(code - form.offset);
     out[i] = form.has_minimum() ? value + minimum : value;
@@ -180,6 +193,7 @@ void place_group(const uint8_t* stored, int64_t column, uint8_t* packed) {
     for (int64_t h = 0; h < form.halves; ++h) {
       std::memcpy(packed + 2 * (kColumns * h + column), block.halves + h, 2);
     }
+    if constexpr (form.is_float8()) std::memcpy(packed + 4 * column, &block.scale, 4);
     for (int64_t i = 0; i < form.bytes; ++i) bytes[kColumns * i + column] = block.bytes[i];
     place_codes(block.codes, form.bits, column, bytes + kColumns * form.bytes);
   }
@@ -229,6 +243,7 @@ Block read_packed(const uint8_t* group, int64_t j, int64_t column) {
   for (int64_t h = 0; h < form.halves; ++h) {
     std::memcpy(block.halves + h, group + 2 * (kColumns * h + column), 2);
   }
+  if constexpr (form.is_float8()) std::memcpy(&block.scale, group + 4 * column, 4);
   const uint8_t* bytes = group + form.head_bytes() + j * form.block_bytes();
   for (int64_t i = 0; i < form.bytes; ++i) block.bytes[i] = bytes[kColumns * i + column];
   read_codes(bytes + kColumns * form.bytes, form.bits, column, block.codes);

@@ -44,6 +44,15 @@ inline void load_halves(Place place, vec (&out)[kVecs]) {
 #endif
 }
 
+// The float32 numbers at a place, one per output.
+inline void load_floats(Place place, vec (&out)[kVecs]) {
+  float lanes[kTile];
+  for (int p = 0; p < kPanels; ++p) {
+    std::memcpy(lanes + p * kColumns, place.panels[p], kColumns * sizeof(float));
+  }
+  std::memcpy(out, lanes, sizeof lanes);
+}
+
 // The bytes at a place as signed integers, one per output.
 inline void load_bytes(Place place, ivec (&out)[kVecs]) {
 #if defined(__AVX512F__)
@@ -83,6 +92,7 @@ struct Scales {
 template <Quant Q>
 inline void load_group(Place group, Scales& shared) {
   constexpr Form form = form_of(Q);
+  if constexpr (form.is_float8()) load_floats(group, shared.scale);
   if constexpr (form.halves > 0) load_halves(group, shared.scale);
   if constexpr (form.has_minimum()) load_halves(group + 2 * kColumns, shared.minimum);
 }
@@ -94,7 +104,7 @@ inline Scales load_scales(Place block, const Scales& shared) {
   if constexpr (form.bytes > 0) load_bytes(block, scales.halves[0]);
   if constexpr (form.bytes > 1) load_bytes(block + kColumns, scales.halves[1]);
   for (int i = 0; i < kVecs; ++i) {
-    if constexpr (form.halves == 0) {
+    if constexpr (form.codes == Codes::fp4) {
       scales.scale[i] = half_power_of_two(scales.halves[0][i] & 255);
     } else if constexpr (form.bytes > 0 && !form.has_two_scales()) {
       scales.scale[i] *= floats_of(scales.halves[0][i]);

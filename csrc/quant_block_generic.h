@@ -23,11 +23,11 @@ struct Weights {
 
   // Of group g, at the byte that belongs to one output and one of four inputs.
   static int16_t value_at(const uint8_t* p, int g) {
-    if constexpr (form.bits == 8) return int8_t(p[32 * g]);
+    if constexpr (form.bits == 8) return form.is_signed ? int8_t(p[32 * g]) : p[32 * g];
     int code = p[32 * (g % 4)] >> g / 4 * 4 & 15;
     if constexpr (form.bits == 5) code |= (p[128] >> g & 1) << 4;
     if constexpr (form.bits == 6) code |= (p[128 + g / 4 * 32] >> g % 4 * 2 & 3) << 4;
-    if constexpr (form.codes != Codes::plain) code = table_of(form.codes)[code];
+    if constexpr (form.has_table()) code = table_of(form.codes)[code];
     return int16_t(code - form.offset);
   }
 

@@ -92,7 +92,7 @@ inline void load_weights(Place place, int i, bytes (&codes)[8]) {
       for (int g = 0; g < 4; ++g) codes[4 * half + g] |= bits_at_4(plane, 2 * g, 2);
     }
   }
-  if constexpr (form.codes != Codes::plain) {
+  if constexpr (form.has_table()) {
     for (bytes& group : codes) group = look_up(table_of(form.codes), group);
   }
 }

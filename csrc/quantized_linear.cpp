@@ -119,6 +119,13 @@ void multiply(const Rounded* x, const uint8_t* panels, int64_t set_bytes, const 
   }
 }
 
+// What codes stand for, but for their scale.
+template <Quant Q>
+vec number_of(ivec codes) {
+  if constexpr (form_of(Q).is_float8()) return float_of_e4m3<vec>((bits_vec)codes);
+  return floats_of(codes);
+}
+
 // Block b of a tile of panels as float32 -> out [kBlock, kWide]
 template <Quant Q>
 void dequantize_tile(Place panels, int64_t b, float* out) {
@@ -135,7 +142,7 @@ void dequantize_tile(Place panels, int64_t b, float* out) {
     for (int i = 0; i < kVecs; ++i) {
       vec scale = scales.scale[i];
       if constexpr (form.has_two_scales()) scale *= floats_of(scales.halves[input / 16][i]);
-      vec value = scale * floats_of(codes[i]);
+      vec value = scale * number_of<Q>(codes[i]);
       if constexpr (form.has_minimum()) value += scales.minimum[i];
       store_vec(out + input * kWide + i * kLanes, value);
     }
@@ -191,7 +198,9 @@ void multiply_rounded(const Rounded* rounded, const uint8_t* panels, int64_t set
                       const Runs& runs, int64_t inputs, int64_t outputs, float* out,
                       int64_t stride) {
   with_quant(quant, [&]<Quant Q>() {
-    multiply<Q>(rounded, panels, set_bytes, runs, inputs, outputs, out, stride);
+    if constexpr (!form_of(Q).is_float8()) {
+      multiply<Q>(rounded, panels, set_bytes, runs, inputs, outputs, out, stride);
+    }
   });
 }
 

@@ -529,7 +529,8 @@ def pack_quantized(stored: Tensor, kind: int) -> QuantizedWeight:
     """Quantised weights as a GGUF file has them, repacked for `quantized_linear`.
 
     stored [M, bytes] uint8: the blocks of each output, one output a row, such as the file mapped
-    into memory; kind: ggml's number of the format, one of `quantized.FORMS`. Rows in another order
+    into memory; kind: ggml's number of the format, one of `quantized.FORMS`, or 256 and 257 for
+    groups of 128 and of 32 float8_e4m3fn behind their float32 scale. Rows in another order
     are `stored[order]`. Done once, at load; no weight is ever a float. The host packs what lies on
     a GPU, and the packed weight lies there too.
     """
@@ -561,6 +562,7 @@ def quantized_linear(
     activations stay as they are, and the result has the bits of `linear` on the dequantised weight.
     Either way a row has the same bits alone and in any batch, with any number of threads, and
     without `exact` on every processor that has fused multiply-adds.
+    Weights of float8 are always multiplied `exact`ly, as their products are no integers.
     32 activations whose largest is below 2^-100 count as 0; where one is not finite its row is NaN.
     On a GPU x is float32, bfloat16 or float16 and is never rounded, nor are weights: the codes of a
     block, which all these types hold, are multiplied with x, and the sums with the block's scales,

@@ -1,7 +1,7 @@
 """Weights that stay as they are quantised: the formats, and a packed weight.
 
-Formats go by ggml's numbers (`gguf.GGMLQuantizationType`), their packed layout is drawn in
-csrc/quant_form.h. Knows nothing of files.
+Formats go by ggml's numbers (`gguf.GGMLQuantizationType`), from 256 on by our own; their packed
+layout is drawn in csrc/quant_form.h. Knows nothing of files.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ class Form:
     """A format: value = scale * (code - offset), or scale * code + minimum.
 
     `group` blocks of 32 weights share `halves` float16 numbers (the scale and perhaps the minimum);
-    each block has `factors` bytes of its own that these are multiplied by.
+    each block has `factors` bytes of its own that these are multiplied by. Of float8 codes (e4m3),
+    which are numbers themselves, a group shares one float32 scale.
     """
 
     name: str
@@ -31,11 +32,17 @@ class Form:
     factors: int
     offset: int = 0
     table: tuple[int, ...] | None = None  # what the codes stand for
+    float8: bool = False
 
     @property
     def inputs(self) -> int:
         """Weights of a group."""
         return BLOCK * self.group
+
+    @property
+    def head_bytes(self) -> int:
+        """Of what the blocks of a group share, of 8 outputs, packed."""
+        return COLUMNS * (4 if self.float8 else 2 * self.halves)
 
     @property
     def block_bytes(self) -> int:
@@ -44,7 +51,7 @@ class Form:
 
     @property
     def group_bytes(self) -> int:
-        return COLUMNS * 2 * self.halves + self.group * self.block_bytes
+        return self.head_bytes + self.group * self.block_bytes
 
     def packed_bytes(self, outputs: int, inputs: int) -> int:
         return -(-outputs // COLUMNS) * (inputs // self.inputs) * self.group_bytes
@@ -65,12 +72,14 @@ FORMS = {
     20: Form("IQ4_NL", 18, 4, 1, 1, 0, table=NONLINEAR),
     23: Form("IQ4_XS", 136, 4, 8, 1, 1, table=NONLINEAR),
     39: Form("MXFP4", 17, 4, 1, 0, 1, table=FP4),
+    256: Form("FP8", 132, 8, 4, 0, 0, float8=True),
+    257: Form("FP8_32", 36, 8, 1, 0, 0, float8=True),
 }
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight [M, K] as a GGUF file has it: rows [M, bytes] uint8, and the format's number.
+    """A weight [M, K] as a file has it: rows [M, bytes] uint8, and the format's number.
 
     Its rows can be looked up; a product needs them packed.
     """

@@ -555,7 +555,14 @@ def weighted_sum(y: Tensor, weights: Tensor) -> Tensor:
 
 
 def dequantize(stored: Tensor, kind: int) -> Tensor:
-    """Rows [N, bytes] u8 of a GGUF file -> [N, K] f32; gguf-py defines the formats."""
+    """Rows [N, bytes] u8 of a file -> [N, K] f32; gguf-py defines ggml's formats."""
+    form = FORMS[kind]
+    if form.float8:
+        groups = stored.unflatten(1, (-1, form.stored_bytes))
+        scales, codes = groups[..., :4], groups[..., 4:]
+        numbers = codes.contiguous().view(torch.float8_e4m3fn).float()
+        weights: Tensor = numbers * scales.contiguous().view(torch.float32)
+        return weights.flatten(1)
     from gguf import GGMLQuantizationType, quants
 
     return torch.from_numpy(quants.dequantize(stored.numpy(), GGMLQuantizationType(kind)))
@@ -564,8 +571,16 @@ def dequantize(stored: Tensor, kind: int) -> Tensor:
 def quantized_linear(
     x: Tensor, weight: QuantizedWeight, *, exact: bool = False, bias: Tensor | None = None
 ) -> Tensor:
-    """x [N, K], rounded to 8 bits or `exact`, times a packed weight, plus bias -> [N, M]."""
-    sums = (x.float() if exact else round_activations(x)) @ unpack_quantized(weight).T
+    """x [N, K] times a packed weight, plus bias -> [N, M].
+
+    x is rounded to 8 bits, but for `exact` and for float8.
+    """
+    parts = zip(weight.kinds, unpack_quantized(weight).split(weight.sizes), strict=True)
+    products = (
+        (x.float() if exact or FORMS[kind].float8 else round_activations(x)) @ values.T
+        for kind, values in parts
+    )
+    sums = torch.cat(list(products), 1)
     return (sums if bias is None else sums + bias.float()).to(x.dtype)
 
 
@@ -602,21 +617,27 @@ def unpack_rows(weight: QuantizedWeight, ids: Tensor) -> Tensor:
 def _unpacked(packed: Tensor, form: Form, inputs: int) -> Tensor:
     """Whole panels of one format -> [8 panels, K] f32. Letters: p panels, n groups, b blocks."""
     groups = packed.view(-1, inputs // form.inputs, form.group_bytes)  # [p, n, bytes]
-    head, blocks = groups.split([16 * form.halves, form.group * form.block_bytes], -1)
+    head, blocks = groups.split([form.head_bytes, form.group * form.block_bytes], -1)
     blocks = blocks.unflatten(-1, (form.group, form.block_bytes))  # [p, n, b, bytes]
     factors, codes = blocks.split([8 * form.factors, 256 * form.bits // 8], -1)
-    halves = head.contiguous().view(torch.float16).float().unflatten(-1, (form.halves, 1, 8))
-    factors = factors.unflatten(-1, (form.factors, 8)).movedim(3, 0)  # [factors, p, n, b, 8]
-    scale, minimum = _scales(form, halves.movedim(2, 0), factors)
-    values = (_codes(form, codes).float() - form.offset) * scale + minimum  # [p, n, b, 32, 8]
+    if form.float8:
+        scale, minimum = head.contiguous().view(torch.float32)[:, :, None, None], torch.zeros(())
+    else:
+        halves = head.contiguous().view(torch.float16).float().unflatten(-1, (form.halves, 1, 8))
+        factors = factors.unflatten(-1, (form.factors, 8)).movedim(3, 0)  # [factors, p, n, b, 8]
+        scale, minimum = _scales(form, halves.movedim(2, 0), factors)
+    values: Tensor = (
+        _codes(form, codes).float() - form.offset
+    ) * scale + minimum  # [p, n, b, 32, 8]
     return values.permute(0, 4, 1, 2, 3).flatten(2).flatten(0, 1)
 
 
 def _codes(form: Form, codes: Tensor) -> Tensor:
-    """The codes [..., bytes] u8 of blocks -> integers [..., 32, 8]."""
+    """The codes [..., bytes] u8 of blocks -> integers, or numbers, [..., 32, 8]."""
     found: Tensor
     if form.bits == 8:
-        found = codes.view(torch.int8).unflatten(-1, (8, 8, 4))
+        dtype = torch.float8_e4m3fn if form.float8 else torch.int8
+        found = codes.contiguous().view(dtype).unflatten(-1, (8, 8, 4))
     else:
         low = codes[..., :128].unflatten(-1, (4, 8, 4))
         found = torch.cat((low & 15, low >> 4), -3)  # [..., 8 groups, 8 outputs, 4 inputs]

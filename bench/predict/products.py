@@ -26,7 +26,7 @@ def works() -> Iterator[Work]:
             if name != "gate_up" and name != "down":
                 yield product(f"{EXPERTS.name} {name}", rows, inputs, outputs, BF16)
         yield product(f"{DENSE.name} gate_up", rows, DENSE.hidden, 2 * DENSE.inner, FP8)
-    for kind, rows in product_of((2, 12, 39), (1, 16, 64)):
+    for kind, rows in product_of((2, 12, 39, 256), (1, 16, 64)):
         yield quantised(f"{DENSE.name} gate_up", kind, rows, DENSE.hidden, 2 * DENSE.inner)
 
 
@@ -54,7 +54,7 @@ def product(name: str, rows: int, inputs: int, outputs: int, stored: torch.dtype
 
 
 def quantised(name: str, kind: int, rows: int, inputs: int, outputs: int) -> Work:
-    """kind: ggml's number of the format."""
+    """kind: the number of the format."""
     form = FORMS[kind]
     x, packed = empty(rows, inputs, dtype=BF16), empty(form.packed_bytes(outputs, inputs), dtype=U8)
     n_bytes = packed.nbytes + x.nbytes + rows * outputs * BF16.itemsize

@@ -103,6 +103,8 @@ def needed(model: Model, weights: str, kv_dtype: str, on_gpu: bool) -> Need:
         total = sum(_packed_bytes(shape, KINDS[weights]) for shape in shapes.values())
     elif weights == STORED and not on_gpu:
         total = sum(map(model.sizes.running_bytes, shapes))
+    elif weights == STORED:
+        total = sum(_gpu_bytes(model, name, dtype) for name in shapes)
     else:
         itemsize = FLOATS.get(weights, dtype).itemsize
         total = itemsize * sum(math.prod(shape) for shape in shapes.values())
@@ -134,6 +136,16 @@ def _computed(model: Model, weights: str) -> torch.dtype:
     n_weights = math.prod(model.shapes[model.embedding])
     is_float32 = model.sizes.n_bytes(model.embedding) == 4 * n_weights
     return FLOATS.get(weights, torch.float32 if is_float32 else torch.bfloat16)
+
+
+def _gpu_bytes(model: Model, name: str, dtype: torch.dtype) -> int:
+    """Of a tensor as it is stored: what is quantised as on a CPU, floats of one type.
+
+    An embedding is floats, but where it is the head too.
+    """
+    n_weights, n_bytes = math.prod(model.shapes[name]), model.sizes.running_bytes(name)
+    is_quantised = n_bytes < 2 * n_weights and name != model.embedding
+    return n_bytes if is_quantised else dtype.itemsize * n_weights
 
 
 def _packed_bytes(shape: tuple[int, ...], kind: int) -> int:

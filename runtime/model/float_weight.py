@@ -7,33 +7,60 @@ import torch
 from torch import Tensor
 
 from specedge_kernels import StoredWeight
+from specedge_kernels.quantized import FORMS
 
 MXFP4 = 39
+FP8 = 256, 257  # with a scale for 128 inputs, for 32
 _FP4 = torch.tensor((0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6))
 _NAN = 0x7F  # of float8_e4m3fn and, as 0xff, of exponents
 _LARGEST, _SMALLEST = 65504 / 448, 2.0**-20  # scales of float8 whose products float16 holds well
 _CHUNK = 1 << 20  # weights at a time
 
 
-def float8_weight(weight: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
+def float8_weight(weight: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor | StoredWeight:
     """weight [M, K] float8_e4m3fn times the scale float32 [m, k] of its block of rows x columns.
 
-    bfloat16 where every product is exact in it, as scales that are powers of two make them; else
-    float16, within its precision, or float32 where that does not reach. Raises ValueError for
-    numbers that are not finite.
+    As it is, where blocks divide into groups of 32 inputs. Else bfloat16 where every product is
+    exact in it, as scales that are powers of two make them, or float16, within its precision, or
+    float32 where that does not reach. Raises ValueError for numbers that are not finite.
     """
     if not scales.isfinite().all():
         raise ValueError("its scales are not all finite")
     if (weight.view(torch.uint8) & _NAN == _NAN).any():
         raise ValueError("it holds numbers that are none")
-    dtype = _type_of_products(scales)
-    out = torch.empty(weight.shape, dtype=dtype)
+    kind = float8_kind(weight.shape[1], columns)
+    if kind is not None:
+        return _grouped(weight, scales, rows, columns, kind)
+    out = torch.empty(weight.shape, dtype=_type_of_products(scales))
     step = max(1, _CHUNK // max(1, weight.shape[1]))
     for first in range(0, len(weight), step):
         part = weight[first : first + step].float()
         of_rows = scales[torch.arange(first, first + len(part)) // rows]
         out[first : first + step] = part * of_rows.repeat_interleave(columns, 1)[:, : part.shape[1]]
     return out
+
+
+def float8_kind(inputs: int, columns: int) -> int | None:
+    """The format for as many inputs, of which `columns` share a scale; None where no groups do."""
+    fits = (
+        kind
+        for kind in FP8
+        if inputs % FORMS[kind].inputs == 0
+        and (columns >= inputs or columns % FORMS[kind].inputs == 0)
+    )
+    return next(fits, None)
+
+
+def _grouped(weight: Tensor, scales: Tensor, rows: int, columns: int, kind: int) -> StoredWeight:
+    """Each group of inputs behind the scale of its block."""
+    length = FORMS[kind].inputs
+    n_groups = weight.shape[1] // length
+    of_groups = scales.repeat_interleave(rows, 0)[: len(weight)]
+    of_groups = of_groups[:, torch.arange(n_groups) * length // max(columns, 1)]
+    groups = torch.empty(len(weight), n_groups, length + 4, dtype=torch.uint8)
+    groups[..., :4] = of_groups[..., None].view(torch.uint8)
+    groups[..., 4:] = weight.view(torch.uint8).unflatten(1, (-1, length))
+    return StoredWeight(groups.flatten(1), kind)
 
 
 def _type_of_products(scales: Tensor) -> torch.dtype:

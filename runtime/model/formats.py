@@ -1,7 +1,8 @@
 """Weights in the form that they run in: floats, or quantised in a format that the kernels know.
 
 Works some rows at a time, so that no matrix is ever whole in float32. Knows numbers and blocks, no
-files. Formats go by ggml's numbers; gguf, which decodes and writes blocks, is imported when needed.
+files. Formats go by the numbers of `quantized.FORMS`, or ggml's; gguf, which decodes and writes
+blocks, is imported when needed.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,8 @@ Weight = Tensor | StoredWeight
 def name_of(weight: Weight) -> str:
     """Of its format or type, as people write it."""
     if isinstance(weight, StoredWeight):
-        return str(_ggml(weight.kind).name)
+        form = FORMS.get(weight.kind)
+        return form.name if form else str(_ggml(weight.kind).name)
     return str(weight.dtype).removeprefix("torch.")
 
 
@@ -111,7 +113,8 @@ def _part(weight: Weight, rows: Tensor) -> Weight:
 def _inputs(weight: Weight) -> int:
     if isinstance(weight, Tensor):
         return weight.shape[1]
-    block, n_bytes = _block(weight.kind)
+    form = FORMS.get(weight.kind)
+    block, n_bytes = (form.inputs, form.stored_bytes) if form else _block(weight.kind)
     return weight.rows.shape[1] // n_bytes * block
 
 

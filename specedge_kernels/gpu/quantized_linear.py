@@ -2,8 +2,8 @@
 
 Reads the panels of csrc/quant_form.h as they are: the four codes of a word are four inputs of one
 output, which is what a lane feeds to a matrix instruction. A block's codes are small integers,
-which every type of activations holds: they are multiplied with activations, and the scales of the
-block multiply the sums, in float32. No weight is ever rounded.
+or numbers of eight bits, which every type of activations holds: they are multiplied with
+activations, and the scales of the block multiply the sums, in float32. No weight is ever rounded.
 
 How sums are cut, and why a row's bits do not depend on its batch: see linear.py. Two warps make the
 compiler take the instructions of 16 x 8 x 16 on every card, and in tiles of 16 rows as in those of
@@ -19,12 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specedge_kernels.gpu.paged import float_of_e4m3
 from specedge_kernels.gpu.sum_chunks import chunk_inputs, n_splits, sum_chunks
 from specedge_kernels.quantized import FORMS, FP4, Form
 
 BLOCK = tl.constexpr(32)  # inputs
 # Of assembly: two words of low codes, two of high ones; codes, bits above, bits above, a shift.
 PLACES = tl.constexpr("=r,=r,=r,=r,r,r,r,r")
+FLOAT8_PLACES = tl.constexpr("=r,=r,r")  # two words of numbers; codes
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def packed_products(
     UPCAST: tl.constexpr,
 ):
     """Rows times a tile of outputs [outputs, rows] f32: chunks one by one, added in order."""
-    CODES: tl.constexpr = 16 * FORM.halves + 8 * FORM.factors  # where the first block has its codes
+    CODES: tl.constexpr = FORM.head_bytes + 8 * FORM.factors  # where the first block has its codes
     OUTPUTS: tl.constexpr = TILE.outputs
     ROWS: tl.constexpr = TILE.rows
     BLOCKS: tl.constexpr = TILE.blocks
@@ -138,14 +140,17 @@ def packed_products(
     first_panel = tile * (OUTPUTS // 8)
     panel = tl.minimum(first_panel + m // 8, last) * panel_bytes
     word = (panel + CODES + column * 4)[:, None]
-    pair = tl.arange(0, OUTPUTS // 2)  # of halves in a word
-    pair_panel = tl.minimum(first_panel + pair // 4, last) * (panel_bytes // 4)
+    if FORM.float8:
+        shared = panel // 4 + column  # a word for each output
+    else:
+        pair = tl.arange(0, OUTPUTS // 2)  # of halves in a word
+        shared = tl.minimum(first_panel + pair // 4, last) * (panel_bytes // 4) + pair % 4
     places = (
         x_row[:, None] + k[None, :],
         packed + word + (k // 4 * 32 + k % 4)[None, :],  # codes
         packed + word + 128 + (k % 4)[None, :],  # bits above the fourth
-        words + (panel + 16 * FORM.halves) // 4 + column // 4,  # factors, of four outputs each
-        words + pair_panel + pair % 4,  # halves
+        words + (panel + FORM.head_bytes) // 4 + column // 4,  # factors, of four outputs each
+        words + shared,  # what the blocks of a group share
     )
     bits_below = column % 4 * 8  # the factor of an output in its word
 
@@ -179,7 +184,7 @@ def add_blocks(
     UPCAST: tl.constexpr,
 ):
     """sums and what some blocks of inputs add to them, one block after the other."""
-    x_at, codes_at, bits_at, factors_at, halves_at = places
+    x_at, codes_at, bits_at, factors_at, shared_at = places
     TYPE: tl.constexpr = x_at.dtype.element_ty
     DOT: tl.constexpr = tl.float32 if UPCAST else TYPE
     WIDTH: tl.constexpr = 32 if FORM.bits == 8 else 16  # inputs of one product
@@ -194,13 +199,19 @@ def add_blocks(
     codes_at += place
     bits_at += place
     factors_at += place // 4
-    halves_at += group // 4
+    shared_at += group // 4
     for i in tl.static_range(BLOCKS):
         at = i * APART
         xs = tl.load(x_at + BLOCK * i, mask=is_row[:, None], other=0)
         xs = tl.trans(xs.to(DOT))
         stored = tl.load(codes_at + at)
-        if FORM.bits == 8:
+        if FORM.float8:
+            low = float8_numbers(stored, DOT, NUMBERS)
+            if i % FORM.group == 0:
+                products = tl.dot(low, xs, input_precision="ieee")
+            else:
+                products = tl.dot(low, xs, products, input_precision="ieee")
+        elif FORM.bits == 8:
             low = stored.to(tl.int8, bitcast=True).to(tl.float32).to(DOT)
             products = tl.dot(low, xs, input_precision="ieee")
         else:
@@ -230,13 +241,16 @@ def add_blocks(
             factors = tl.load(factors_at + at // 4) >> bits_below
         if FORM.factors == 2:
             factors_2 = tl.load(factors_at + at // 4 + 2) >> bits_below
-        if FORM.halves == 0:
+        if FORM.float8:
+            if i % FORM.group == 0:
+                scale = tl.load(shared_at + at // 4).to(tl.float32, bitcast=True)
+        elif FORM.halves == 0:
             scale = half_power_of_two(factors & 255)
         else:
             if FORM.group == 1 or i == 0:
-                own_scale = halves_of(tl.load(halves_at + at // 4))
+                own_scale = halves_of(tl.load(shared_at + at // 4))
                 if FORM.halves == 2:
-                    own_minimum = halves_of(tl.load(halves_at + at // 4 + 4))
+                    own_minimum = halves_of(tl.load(shared_at + at // 4 + 4))
             scale = own_scale
         if FORM.halves == 1 and FORM.factors == 2:
             # Sixteen inputs each have a scale of their own.
@@ -246,7 +260,8 @@ def add_blocks(
             products = tl.dot(high, xs_2, products, input_precision="ieee")
         if FORM.halves > 0 and FORM.factors > 0:
             scale *= signed(factors)
-        sums += products * scale[:, None]
+        if not FORM.float8 or (i + 1) % FORM.group == 0:
+            sums += products * scale[:, None]
         if FORM.halves == 2:
             minimum = own_minimum
             if FORM.factors == 2:
@@ -303,6 +318,21 @@ def numbers(stored, above, above_2, shift, DOT: tl.constexpr, NUMBERS: tl.conste
         LEAST: tl.constexpr = (128.0 if DOT.is_bf16() else 1024.0) + NUMBERS.offset
         low, high = low - LEAST, high - LEAST
     return low, high
+
+
+@triton.jit
+def float8_numbers(stored, DOT: tl.constexpr, NUMBERS: tl.constexpr):
+    """What codes u8 of e4m3 stand for, as DOT, which holds all of them."""
+    if NUMBERS.assembly == "":
+        return float_of_e4m3(stored).to(DOT)
+    elif DOT.is_bf16():
+        return tl.inline_asm_elementwise(
+            NUMBERS.assembly, FLOAT8_PLACES, [stored], tl.bfloat16, is_pure=True, pack=4
+        )
+    else:
+        return tl.inline_asm_elementwise(
+            NUMBERS.assembly, FLOAT8_PLACES, [stored], tl.float16, is_pure=True, pack=4
+        )
 
 
 @triton.jit
@@ -393,12 +423,15 @@ def constants(form: Form, dtype: torch.dtype, inputs: int, tile: PackedTile) -> 
 def assembly(form: Form, dtype: torch.dtype) -> str:
     """PTX that makes the codes of four bytes into four pairs of dtype, of low codes, then of high.
 
-    The compiler would take them singly. Nothing for codes of eight bits, for float32 and under the
-    interpreter, which runs none.
+    Of float8, two pairs. The compiler would take them singly. Nothing for integers of eight bits,
+    for float32 and under the interpreter, which runs none.
     """
-    if form.bits == 8 or dtype == torch.float32 or triton.knobs.runtime.interpret:
+    is_integer = form.bits == 8 and not form.float8
+    if is_integer or dtype == torch.float32 or triton.knobs.runtime.interpret:
         return ""
-    if form.table == FP4:
+    if form.float8:
+        lines = float8_lines(dtype)
+    elif form.table == FP4:
         lines = fp4_lines(dtype)
     else:
         lines = table_lines(form.table, dtype) if form.table else code_lines(form.bits, dtype)
@@ -447,6 +480,24 @@ def fp4_lines(dtype: torch.dtype) -> list[str]:
         for i, chosen in enumerate(("0x5140", "0x7362")):
             lines += [f"prmt.b32 pair, lower, upper, {chosen}"]
             lines += [f"fma.rn.{to} ${first + i}, pair, power, zero"]
+    return lines
+
+
+def float8_lines(dtype: torch.dtype) -> list[str]:
+    """Sign, four bits of exponent and three of mantissa go to their places in dtype.
+
+    As in `fp4_lines` a product with a power of two mends the exponent.
+    """
+    to, power = ("bf16x2", 0x7B80) if dtype == torch.bfloat16 else ("f16x2", 0x5C00)
+    right, mask = (4, "0x07070707") if dtype == torch.bfloat16 else (1, "0x3F3F3F3F")
+    lowest = "0xF0F0F0F0" if dtype == torch.bfloat16 else "0x80808080"
+    lines = [f"mov.u32 power, 0x{power:04X}{power:04X}", "mov.u32 zero, 0x80008000"]
+    lines += ["and.b32 sign, $2, 0x80808080", f"shr.u32 upper, $2, {right}"]
+    lines += [f"lop3.b32 upper, upper, {mask}, sign, 0xEA"]
+    lines += [f"shl.b32 lower, $2, {8 - right}", f"and.b32 lower, lower, {lowest}"]
+    for i, chosen in enumerate(("0x5140", "0x7362")):
+        lines += [f"prmt.b32 pair, lower, upper, {chosen}"]
+        lines += [f"fma.rn.{to} ${i}, pair, power, zero"]
     return lines
 
 

@@ -92,6 +92,18 @@ def test_a_gpu_computes_in_the_type_of_the_embedding(tiny_pair: tuple[Path, Path
     assert as_stored.token_bytes == 4 * quarter.token_bytes
 
 
+def test_what_is_quantised_stays_so_on_a_gpu() -> None:
+    class Sizes:
+        def running_bytes(self, name: str) -> int:
+            return {"norm": 20, "embedding": 2000, "weight": 1100}[name]
+
+        n_bytes = running_bytes
+
+    shapes = {"norm": (10,), "embedding": (100, 10), "weight": (100, 10)}
+    model = fit.Model(shapes, Sizes(), (), 10, "embedding")
+    assert fit.needed(model, "stored", "same", on_gpu=True).weights_bytes == 20 + 2000 + 1100
+
+
 def test_a_model_that_does_not_fit() -> None:
     need = fit.Need(weights_bytes=600, token_bytes=10, tokens=50)
     assert fit.told("model", "m", need, 1100).state is State.OK

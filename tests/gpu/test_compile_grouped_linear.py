@@ -58,15 +58,18 @@ def test_other_shapes_and_types_fit_too(case, monkeypatch, tmp_path):
         assert compiled.metadata.shared <= SHARED_BYTES["sm_90"]
 
 
-# A scale a block, a minimum as well, and floats of four bits.
-@pytest.mark.parametrize(("arch", "kind"), [("sm_90", 12), ("sm_80", 2), ("sm_100", 39)])
+# A scale a block, a minimum as well, floats of four and of eight bits.
+@pytest.mark.parametrize(
+    ("arch", "kind"), [("sm_90", 12), ("sm_80", 2), ("sm_100", 39), ("sm_90", 256)]
+)
 def test_packed_sets_are_multiplied_as_one_packed_weight_is(arch, kind, monkeypatch, tmp_path):
     _, product = quantized_launches(monkeypatch, kind)
     compiled = product.compile(arch)
     loop = main_loop(compiled, tmp_path)
     assert resources(compiled, tmp_path)["STACK"] == 0
     assert not any(re.search(r"\b(LDG|LDL|STL)\b", line) for line in loop)
-    assert max(waits(compiled)) >= 3 * 4 * (product.arguments["TILE"].stages - 2)
+    loads = 2 * 4 + 1 if kind == 256 else 3 * 4
+    assert max(waits(compiled)) >= loads * (product.arguments["TILE"].stages - 2)
     assert set(re.findall(r"\S*mma\S*\.bf16\S*", compiled.asm["ptx"])) == {
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
     }

@@ -88,11 +88,13 @@ def quantized_launches(monkeypatch, rows, kind, outputs=5120, inputs=5120):
     )
 
 
-# A scale a block, with a minimum, with two scales a block.
-FEW = [("sm_90", kind) for kind in (2, 3, 14)]
+# A scale a block, with a minimum, with two scales a block, numbers of eight bits.
+FEW = [("sm_90", kind) for kind in (2, 3, 14, 256)]
 
 
-@pytest.mark.parametrize(("arch", "kind"), [*FEW, ("sm_80", 2), ("sm_100", 2)])
+@pytest.mark.parametrize(
+    ("arch", "kind"), [*FEW, ("sm_80", 2), ("sm_80", 256), ("sm_100", 2), ("sm_100", 256)]
+)
 def test_packed_weights_become_numbers_on_their_way_to_one_instruction(
     arch, kind, monkeypatch, tmp_path
 ):
@@ -102,7 +104,8 @@ def test_packed_weights_become_numbers_on_their_way_to_one_instruction(
     assert resources(compiled, tmp_path)["STACK"] == 0
     # Nothing is waited for that was asked for in the same turn.
     assert not any(re.search(r"\b(LDG|LDL|STL)\b", line) for line in loop)
-    assert max(waits(compiled)) >= 3 * 4 * (launch.arguments["TILE"].stages - 2)
+    loads = 2 * 4 + 1 if kind == 256 else 3 * 4
+    assert max(waits(compiled)) >= loads * (launch.arguments["TILE"].stages - 2)
     ptx = compiled.asm["ptx"]
     assert set(re.findall(r"\S*mma\S*\.bf16\S*", ptx)) == {
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
@@ -119,8 +122,8 @@ def test_two_compiled_kernels_serve_any_number_of_rows_of_packed_weights(monkeyp
         assert all(launch.options == made[0].options for launch in made)
 
 
-# A scale a block, and two.
-@pytest.mark.parametrize("kind", [2, 14])
+# A scale a block, two, and one for four.
+@pytest.mark.parametrize("kind", [2, 14, 256])
 def test_tiles_of_few_and_of_many_rows_compute_a_row_alike(kind, monkeypatch, tmp_path):
     """The same instructions of the matrix and of its sums, twice as many for twice the rows."""
     made = []
@@ -156,6 +159,19 @@ def test_the_assembly_makes_every_code_into_its_number(kind, dtype):
             codes = [code | bits << 4 for code, bits in zip(codes, more, strict=True)]
         want = [form.table[c] for c in codes] if form.table else [least + c for c in codes]
         assert numbers.tolist() == want
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+def test_the_assembly_makes_every_float8_into_its_number(dtype):
+    text = quantized.assembly(FORMS[256], dtype)
+    for byte in range(0x7F):
+        word = [byte, byte | 0x80, 0x7E - byte, byte * 7 % 0x7F]
+        got = run_ptx(text, {"$2": from_bytes(word)})
+        halves = [got[f"${i}"] >> 16 * j & 0xFFFF for i in range(2) for j in (0, 1)]
+        numbers = torch.tensor(halves, dtype=torch.int32).to(torch.int16).view(dtype)
+        want = torch.tensor(word, dtype=torch.uint8).view(E4M3)
+        assert torch.equal(numbers.double(), want.double())
+        assert torch.equal(numbers.signbit(), want.float().signbit())
 
 
 def upper(form, above, shift):
@@ -200,7 +216,7 @@ def run_ptx(text, registers):
     return registers
 
 
-@pytest.mark.parametrize(("kind", "most"), [(2, 5), (39, 6), (14, 9)])
+@pytest.mark.parametrize(("kind", "most"), [(2, 5), (39, 6), (14, 9), (256, 5)])
 def test_unpacking_takes_few_instructions(kind, most, monkeypatch, tmp_path):
     launch = only(quantized_launches(monkeypatch, 16, kind))
     loop = main_loop(launch.compile("sm_90"), tmp_path)

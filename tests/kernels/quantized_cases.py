@@ -1,4 +1,4 @@
-"""Random blocks of every quantised format, as a GGUF file has them."""
+"""Random blocks of every quantised format, as a file has them."""
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from specedge_kernels.quantized import FORMS
 
 KINDS = list(FORMS)
 NAMES = [form.name for form in FORMS.values()]
+GGML = [kind for kind in KINDS if not FORMS[kind].float8]  # whose codes are integers
 
 
 def random_stored(kind, outputs, inputs, seed=0, largest=0.05):
@@ -20,7 +21,11 @@ def random_stored(kind, outputs, inputs, seed=0, largest=0.05):
     for i in range(form.halves):
         numbers = rng.uniform(-largest, largest, groups.shape[:2]).astype(np.float16)
         set_half(groups, kind, i, numbers)
-    if not form.halves:  # a power of two
+    if form.float8:
+        groups[..., 4:][groups[..., 4:] & 0x7F == 0x7F] = 0xFE  # -448 in place of what is no number
+        scales = rng.uniform(-largest, largest, (*groups.shape[:2], 1)).astype(np.float32)
+        groups[..., :4] = scales.view(np.uint8)
+    elif not form.halves:  # a power of two
         groups[..., 0] = rng.integers(110, 125, groups.shape[:2])
     return torch.from_numpy(groups.reshape(outputs, groups.shape[1] * groups.shape[2]))
 
@@ -32,6 +37,12 @@ def set_half(groups, kind, which, numbers):
 
 
 def dequantized(stored, kind):
-    """gguf's own values."""
+    """gguf's own values, or of float8 torch's."""
+    form = FORMS[kind]
+    if form.float8:
+        groups = stored.view(len(stored), -1, form.stored_bytes)
+        scales = torch.from_numpy(groups[..., :4].numpy().copy().view(np.float32))
+        codes = groups[..., 4:].contiguous().view(torch.float8_e4m3fn)
+        return (codes.double() * scales.double()).float().flatten(1)
     with np.errstate(all="ignore"):
         return torch.from_numpy(quants.dequantize(stored.numpy(), GGMLQuantizationType(kind)))

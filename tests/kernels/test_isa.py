@@ -29,12 +29,12 @@ for width in (1, 63, 576, 1001):
     x, weight = torch.randn(4, width, generator=generator), torch.ones(width)
     print(specedge_kernels.rms_norm(x, weight, 1e-5).view(torch.int32).tolist())
 """
-# A product of every format, of rounded activations.
+# A product of every format that activations are rounded for.
 DIGEST = """
 import hashlib, torch, specedge_kernels as kernels
-from tests.kernels.quantized_cases import KINDS, random_stored
+from tests.kernels.quantized_cases import GGML, random_stored
 digest = hashlib.sha256()
-for kind in KINDS:
+for kind in GGML:
     weight = kernels.pack_quantized(random_stored(kind, 300, 512), kind)
     for rows in (1, 5, 40):
         x = torch.randn(rows, 512, generator=torch.Generator().manual_seed(rows))

@@ -5,9 +5,12 @@ import torch
 import specedge_kernels as kernels
 from specedge_kernels import QuantizedWeight, reference
 from specedge_kernels.quantized import FORMS
-from tests.kernels.quantized_cases import KINDS, NAMES, dequantized, random_stored, set_half
+from tests.kernels.quantized_cases import GGML, KINDS, NAMES, dequantized, random_stored, set_half
 
 every_format = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+where_activations_are_rounded = pytest.mark.parametrize(
+    "kind", GGML, ids=lambda kind: FORMS[kind].name
+)
 WIDTHS = (1, 8, 13, 16, 24, 70, 136)
 
 
@@ -31,7 +34,7 @@ def rounded(x):
 
 
 def inputs_of(kind):
-    return [256, 768] if FORMS[kind].inputs == 256 else [32, 96, 576]
+    return [n for n in (32, 96, 256, 576, 768) if n % FORMS[kind].inputs == 0]
 
 
 @every_format
@@ -57,7 +60,7 @@ def test_packing_keeps_every_value(kind):
         assert torch.equal(reference.unpack_quantized(weight), dequantized(stored, kind))
 
 
-@every_format
+@where_activations_are_rounded
 def test_equals_a_float64_product_of_rounded_activations(kind):
     for inputs in inputs_of(kind):
         for outputs in WIDTHS:
@@ -114,7 +117,7 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_with_any_threads(kind, e
     assert torch.equal(kernels.quantized_linear(x[60:], weight, exact=exact), alone[60:])
 
 
-@every_format
+@where_activations_are_rounded
 def test_the_largest_integers_do_not_overflow(kind):
     """Codes and activations at both ends: 16-bit sums of products come closest to their limit."""
     inputs = 512
@@ -164,7 +167,7 @@ def test_tiny_huge_and_zero_activations():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@every_format
+@where_activations_are_rounded
 def test_a_row_that_is_not_finite_is_nan_and_alone(bad, kind):
     weight = kernels.pack_quantized(random_stored(kind, 40, 512), kind)
     x = activations(6, 512)
@@ -224,13 +227,41 @@ def test_every_exponent_of_mxfp4():
     torch.testing.assert_close(kernels.quantized_linear(x, weight)[:, small], exact[:, small])
 
 
+@pytest.mark.parametrize("kind", [256, 257])
+def test_activations_are_never_rounded_for_float8(kind):
+    stored, x = random_stored(kind, 21, 384), activations(5, 384)
+    weight, values = kernels.pack_quantized(stored, kind), dequantized(stored, kind).double()
+    got = kernels.quantized_linear(x, weight)
+    sizes = x.abs().double() @ values.abs().T
+    assert ((got - x.double() @ values.T).abs() <= 1e-6 * sizes).all()
+    assert torch.equal(got, kernels.quantized_linear(x, weight, exact=True))
+    assert (got - reference.quantized_linear(x, weight)).norm() <= 1e-6 * sizes.norm()
+
+
+def test_every_code_of_float8():
+    codes = torch.arange(256, dtype=torch.uint8)
+    stored = torch.zeros(256, 36, dtype=torch.uint8)
+    stored[:, :4] = torch.tensor([0.75]).view(torch.uint8)
+    stored[:, 4:] = torch.stack([codes.roll(i) for i in range(32)], 1)
+    got = reference.unpack_quantized(kernels.pack_quantized(stored, 257))
+    want = 0.75 * codes.view(torch.float8_e4m3fn).float()
+    want = torch.stack([want.roll(i) for i in range(32)], 1)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        kernels.dequantize(stored, 257), want, rtol=0, atol=0, equal_nan=True
+    )
+    row = kernels.quantized_linear(torch.eye(32)[3:4], kernels.pack_quantized(stored[128:], 257))
+    numbers = ~want[128:].isnan().any(1)
+    assert torch.equal(row[0, numbers], want[128:, 3][numbers])
+
+
 @pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
 def test_weights_of_several_formats_stand_side_by_side(exact):
-    sizes = {12: 40, 14: 13, 2: 8, 8: 21, 39: 16}
+    sizes = {12: 40, 14: 13, 2: 8, 256: 11, 8: 21, 39: 16}
     stored = {kind: random_stored(kind, size, 512) for kind, size in sizes.items()}
     weights = [kernels.pack_quantized(rows, kind) for kind, rows in stored.items()]
     both = QuantizedWeight.concatenated(weights)
-    assert both.out_features == 98
+    assert both.out_features == 109
     x = activations(5, 512)
     want = torch.cat([kernels.quantized_linear(x, w, exact=exact) for w in weights], 1)
     assert torch.equal(kernels.quantized_linear(x, both, exact=exact), want)

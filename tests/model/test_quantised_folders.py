@@ -36,15 +36,20 @@ WAYS = {
     "packed-int4": (CT, cases.pack_quantized, "Q4_0"),
     "packed-int8": (CT, lambda w: cases.pack_quantized(w, 8, group=-1), "Q8_0"),
     "int8": (CT, cases.int_quantized, "Q8_0"),
-    "float8": (CT, lambda w: cases.float8(w, shape="row"), "compressed-tensors as float16"),
-    "fp8": ({"quant_method": "fp8"}, cases.float8, "FP8 as float16"),
-    "fp8-powers": (
-        {"quant_method": "fp8"}, lambda w: cases.float8(w, powers=True), "FP8 as bfloat16",
+    "float8": (CT, lambda w: cases.float8(w, shape="row", name=".weight_scale"), "FP8_32"),
+    "fp8": ({"quant_method": "fp8"}, cases.float8, "FP8_32"),
+    "fp8-in-odd-blocks": (
+        {"quant_method": "fp8", "weight_block_size": [48, 48]},
+        lambda w: cases.float8(w, (48, 48)), "FP8 as float16",
+    ),
+    "fp8-powers-in-odd-blocks": (
+        {"quant_method": "fp8", "weight_block_size": [48, 48]},
+        lambda w: cases.float8(w, (48, 48), powers=True), "FP8 as bfloat16",
     ),
     "mxfp4": (CT, lambda w: cases.float4(w, 32), "MXFP4"),
     "nvfp4": (CT, lambda w: cases.float4(w, 16), "compressed-tensors as float16"),
 }  # fmt: skip
-KINDS = {"Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "MXFP4": 39}
+KINDS = {"Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "MXFP4": 39, "FP8_32": 257}
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +130,22 @@ def test_a_model_in_each_layout(way, plain, tmp_path, caplog):
     assert held * 0.98 < running < held * (1.35 if runs_as == "Q4_0" else 1.02)
     stored = sum(tensor.nbytes for tensor in load_file(tmp_path / WEIGHTS).values())
     assert calls[-1] == (stored, stored)
+
+
+@pytest.mark.parametrize("shape", ["block", "row", "tensor"])
+def test_float8_keeps_its_eight_bits_on_a_gpu(shape, plain, tmp_path, caplog):
+    """Loaded for a device without memory: what is sent to it is what a GPU gets."""
+    fields = {"quant_method": "fp8"}
+    theirs = quantised(plain, tmp_path, fields, lambda w: cases.float8(w, shape=shape))
+    ours = weights.load(tmp_path, device="meta")
+    assert not caplog.records
+    for layer in ours.layers:
+        for linear in (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down):
+            weight = linear.weight
+            assert (weight.kinds, weight.packed.device.type) == ((257,), "meta")
+            n_weights = weight.out_features * weight.in_features
+            assert weight.packed.nbytes == n_weights * 9 // 8
+    assert_close(logits(weights.load(tmp_path)), judge(theirs, TOKENS))
 
 
 def test_floats_for_all_of_a_quantised_folder(plain, tmp_path):

@@ -24,7 +24,7 @@ from runtime.model.formats import KINDS as KINDS_AT_LOAD
 from runtime.model.weights import ModelError
 from specedge_kernels import QuantizedWeight, StoredWeight
 from specedge_kernels.quantized import FORMS
-from tests.kernels.quantized_cases import KINDS, NAMES, dequantized, random_stored
+from tests.kernels.quantized_cases import GGML, dequantized, random_stored
 from tests.model import gguf_files, tiny
 from tests.model.gguf_files import VOCAB, Sizes
 from tests.model.tiny import assert_close, chain, judge
@@ -32,7 +32,7 @@ from tests.model.tiny import assert_close, chain, judge
 SIZES = Sizes(n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64, hidden_size=256, mlp=512)
 TOKENS = [3, 47, 0, 11, 11, 30, 5, 22, 8]
 MATRIX = re.compile(r"(token_embd|output|attn_[qkv]|attn_output|ffn_\w+)\.weight")
-every_format = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+every_format = pytest.mark.parametrize("kind", GGML, ids=lambda kind: FORMS[kind].name)
 MIXED = {
     "attn_q": 12, "attn_k": 14, "attn_v": 6, "attn_output": 39, "ffn_gate": 8, "ffn_up": 2,
     "ffn_down": 13, "token_embd": 23,

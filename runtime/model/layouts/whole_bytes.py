@@ -6,10 +6,11 @@ import math
 
 import torch
 
-from runtime.model.float_weight import float8_weight
+from runtime.model.float_weight import float8_kind, float8_weight
 from runtime.model.formats import Weight
 from runtime.model.integer_weight import Integers
 from runtime.model.layouts.layout import FLOAT_BITS, FLOATS, Q8_0_BITS, Parts, expect
+from specedge_kernels.quantized import FORMS
 
 
 class WholeBytes:
@@ -39,7 +40,10 @@ class WholeBytes:
         return parts[".weight"].shape
 
     def bits(self, parts: Parts) -> float:
-        return FLOAT_BITS if parts[".weight"].dtype == "F8_E4M3" else Q8_0_BITS
+        if parts[".weight"].dtype != "F8_E4M3":
+            return Q8_0_BITS
+        kind = float8_kind(parts[".weight"].shape[1], self._block(parts)[1])
+        return FLOAT_BITS if kind is None else 8 * FORMS[kind].stored_bytes / FORMS[kind].inputs
 
     def weight(self, parts: Parts) -> Weight:
         outputs, inputs = self.shape(parts)

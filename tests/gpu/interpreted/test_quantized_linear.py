@@ -11,7 +11,7 @@ import specedge_kernels as kernels
 from specedge_kernels import QuantizedWeight
 from specedge_kernels.gpu import quantized_linear as gpu
 from specedge_kernels.quantized import FORMS
-from tests.kernels.quantized_cases import KINDS, NAMES, dequantized, random_stored, set_half
+from tests.kernels.quantized_cases import GGML, KINDS, NAMES, dequantized, random_stored, set_half
 
 every_format = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 
@@ -45,7 +45,7 @@ def activations(rows, inputs, dtype=torch.float32):
 )
 def test_equals_float64_on_the_weights_as_they_are_stored(device, kind, dtype, rounding):
     # The interpreter cuts bits of bfloat16 off where a card rounds.
-    rows, outputs, inputs = 3, 13, 64 + FORMS[kind].inputs // 256 * 448
+    rows, outputs, inputs = 3, 13, max(64, 2 * FORMS[kind].inputs)
     stored = random_stored(kind, outputs, inputs)
     values = dequantized(stored, kind).double()
     x, bias = activations(rows, inputs, dtype), torch.linspace(-1, 1, outputs).to(dtype)
@@ -65,7 +65,8 @@ def test_any_number_of_outputs_and_blocks(device, outputs, inputs):
 
 
 @pytest.mark.usefixtures("_in_order")
-@pytest.mark.parametrize("kind", [3, 8, 14])  # minima, eight bits, two scales a block
+# Minima, eight bits, two scales a block, a scale for four.
+@pytest.mark.parametrize("kind", [3, 8, 14, 256])
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(device, kind, monkeypatch):
     inputs, outputs = 1024 + 256, 10
     weight = kernels.pack_quantized(random_stored(kind, outputs, inputs), kind)
@@ -88,7 +89,7 @@ def test_weights_of_several_formats_stand_side_by_side(device):
     assert torch.equal(got, torch.cat(want, 1))
 
 
-@every_format
+@pytest.mark.parametrize("kind", GGML, ids=lambda kind: FORMS[kind].name)
 def test_the_largest_codes_and_every_exponent_are_exact(device, kind):
     groups = np.zeros((17, 256 // FORMS[kind].inputs, FORMS[kind].stored_bytes), np.uint8)
     groups[:] = np.array([0x00, 0xFF, 0x80, 0x7F, 0x81, 0x0F, 0xF0, 0x70, 0x07])[
@@ -105,6 +106,19 @@ def test_the_largest_codes_and_every_exponent_are_exact(device, kind):
     got = multiply(device, x.bfloat16(), kernels.pack_quantized(stored, kind)).double()
     assert ((got - want).abs() <= 2**-7 * want.abs()).all()
     assert torch.equal(multiply(device, x, kernels.pack_quantized(stored, kind)).double(), want)
+
+
+@pytest.mark.parametrize("kind", [256, 257])
+def test_every_code_of_float8_is_exact(device, kind):
+    form = FORMS[kind]
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes = codes[codes & 0x7F != 0x7F]
+    stored = torch.empty(len(codes), form.stored_bytes, dtype=torch.uint8)
+    stored[:, :4] = torch.tensor([0.75]).view(torch.uint8)
+    stored[:, 4:] = torch.stack([codes.roll(i) for i in range(form.inputs)], 1)
+    x = torch.eye(form.inputs)[[0, 3, 17, form.inputs - 1]]
+    got = multiply(device, x, kernels.pack_quantized(stored, kind))
+    assert torch.equal(got, dequantized(stored, kind)[:, [0, 3, 17, form.inputs - 1]].T)
 
 
 def test_a_row_and_an_output_that_are_not_finite_are_alone(device):
