@@ -18,6 +18,8 @@ import math
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.load import Load
 
+KNOWN_ROUNDS = 4  # with a draft, before it is judged whether they only lose
+
 
 def nodes_to_grant(edge: EdgeProfile, load: Load) -> int:
     """Nodes of the next draft; 0 is to decode plainly."""
@@ -57,6 +59,23 @@ def worthwhile_nodes(edge: EdgeProfile, load: Load) -> int:
             break
         start, paid = end, paid + price * (end - start)
     return nodes
+
+
+def only_loses(edge: EdgeProfile, load: Load) -> bool:
+    """Whether both lose by the drafts of this edge, it and the server, as far as is known.
+
+    The edge, if its tokens come later than if all decoded plainly. The server, if what is accepted
+    is worth less than the rows of the draft and the plain tokens that the request goes without
+    meanwhile, each of which costs a row. So a request that may be slower than plain decoding, since
+    an objective leaves it that, is so only for others' good.
+    """
+    if edge.round_s.count < KNOWN_ROUNDS or not load.cost.known:
+        return False
+    nodes, round_s = math.ceil(edge.sent_nodes.value), edge.round_s.value
+    accepted = edge.acceptance.accepted(nodes)
+    missed = max(round_s / load.plain_s - 1, 0.0)
+    is_slower = (1 + accepted) * load.all_plain_s < round_s
+    return is_slower and accepted < load.price(nodes) + missed * (1 - load.price(1))
 
 
 def most_draft_s(edge: EdgeProfile, load: Load, nodes: int) -> float:

@@ -50,6 +50,14 @@ class Load:
         """A step in which one of the trees, of average number, has so many drafted nodes."""
         return self.cost.step_s(self._other_rows + 1 + nodes)
 
+    def price(self, rows: int) -> float:
+        """Tokens that everybody goes without for so many rows more in a step."""
+        paid, start = 0.0, 0.0
+        for end, row_price in self.prices:
+            paid += row_price * max(min(end, rows) - start, 0.0)
+            start = end
+        return paid
+
     def _take_stock(self) -> None:
         by_rows = self.max_step_nodes / max(self.tree_rows.value, 1.0)
         self.batch = max(1, min(self._max_batch, int(by_rows)))  # trees that fit in a step

@@ -19,7 +19,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from runtime.server.policy.budget import most_draft_s, nodes_to_grant
+from runtime.server.policy.budget import most_draft_s, nodes_to_grant, only_loses
 from runtime.server.policy.credits import Credits
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.load import Load
@@ -211,6 +211,8 @@ class Pipeline:
             edge.trial.allow(self.objective.slack_tokens(self.load.all_plain_s))
         if not self._pipelined:
             return min(edge.max_nodes, self.load.max_step_nodes - 1)
+        if self.objective.is_promised and only_loses(edge, self.load):
+            return 0
         return nodes_to_grant(edge, self.load)
 
     def _give(self, now_s: float) -> list[Request]:

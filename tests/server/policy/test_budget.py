@@ -1,10 +1,11 @@
 """How many nodes are worth their rows: near the best of all numbers, whatever a step's curve is."""
 
 import random
+from functools import cache
 
 import pytest
 
-from runtime.server.policy.budget import worthwhile_nodes
+from runtime.server.policy.budget import KNOWN_ROUNDS, only_loses, worthwhile_nodes
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Acceptance
 from runtime.server.policy.load import Load
@@ -40,3 +41,56 @@ def test_the_rate_of_tokens_comes_near_the_best(step_s, chance):
         return (1 + edge.acceptance.accepted(n)) / step_s(1 + n)
 
     assert rate(nodes) > 0.97 * max(map(rate, range(MOST_NODES + 1)))
+
+
+@cache
+def among_plain_ones(requests: int, row_s: float) -> Load:
+    """A server of so many requests that all decode plainly; a step takes 40 ms, and its rows."""
+    load = Load(requests, 1 << 16)
+    load.cost.learn((rows, 0.04 + row_s * rows) for rows in (1, 8, 64, 512, 4096) for _ in range(4))
+    for _ in range(requests):
+        load.opened(0.0)
+    step_s = 0.04 + row_s * requests
+    for step in range(1, 80):
+        load.step_ended(requests, requests, 0, requests, step_s, step * step_s)
+    return load
+
+
+def drafting(nodes: int, accepted: list[int], round_s: float, rounds: int = 100) -> EdgeProfile:
+    """An edge whose rounds were all alike."""
+    edge = EdgeProfile(MOST_NODES)
+    for _ in range(rounds):
+        edge.sent_nodes.observe(nodes)
+        edge.round_s.observe(round_s)
+        edge.acceptance.observe(nodes, accepted)
+    return edge
+
+
+def test_drafts_only_lose_where_the_server_and_the_request_have_fewer_tokens_a_second() -> None:
+    """Reckoned with the steps themselves: one drafts among many that decode plainly."""
+    rng, seen = random.Random(2), set()
+    for _ in range(300):
+        requests, row_s = rng.choice((8, 64, 256)), rng.choice((0.0001, 0.0003, 0.001))
+        nodes, steps = rng.choice((1, 2, 4, 8)), rng.randint(1, 4)
+        accepted = rng.randint(0, nodes)
+
+        def step_s(rows: int, row_s: float = row_s) -> float:
+            return 0.04 + row_s * rows
+
+        plain = requests / step_s(requests)
+        round_s = (steps - 1) * step_s(requests - 1) + step_s(requests + nodes)
+        server = ((requests - 1) * steps + 1 + accepted) / round_s / plain
+        own = (1 + accepted) / round_s / (plain / requests)
+        if abs(own - 1) < 0.03 or abs(server - 1) < 0.1 / requests:
+            continue  # too near to tell
+        edge = drafting(nodes, list(range(1, accepted + 1)), round_s)
+        both = own < 1 and server < 1
+        assert only_loses(edge, among_plain_ones(requests, row_s)) is both
+        seen.add((own < 1, server < 1))
+    assert seen == {(True, True), (False, True), (False, False)}
+
+
+def test_nothing_is_said_of_drafts_that_were_hardly_tried() -> None:
+    load = among_plain_ones(256, 0.0003)
+    hopeless = [drafting(8, [], 1.0, rounds) for rounds in (KNOWN_ROUNDS - 1, KNOWN_ROUNDS)]
+    assert [only_loses(edge, load) for edge in hopeless] == [False, True]
