@@ -11,7 +11,9 @@ os.environ.setdefault("SPECEDGE_HTTP", "127.0.0.1:0")  # several servers run bes
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +48,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             unseen -= values.pop(case)
         for item in values:
             item.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(scope="session")
+def of_all_workers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], AbstractContextManager[Path]]:
+    """A function from a name to a folder that all workers of this run share, one at a time."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    @contextmanager
+    def alone_in(name: str) -> Iterator[Path]:
+        folder = base / name
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+
+    return alone_in
 
 
 CHAT_TEMPLATE = (
@@ -116,7 +138,7 @@ def byte_tokenizer(extra: tuple[str, ...] = ("<|start|>", "<|end|>")):
 @pytest.fixture(scope="session")
 def tiny_server(tiny_pair: tuple[Path, Path]) -> Iterator[str]:
     """host:port of a server process with the tiny target, small enough to fill up."""
-    from runtime.demo import running_server
+    from tests.processes import running_server
 
     options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1"]
     limits = ["--kv-tokens", "8192", "--max-step-nodes", "300", "--chunk-tokens", "24"]

@@ -344,7 +344,7 @@ def test_a_coarser_cache_changes_the_text_but_not_the_equality(
     tiny_pair: tuple[Path, Path], tiny: Pair, kv_dtype: str
 ) -> None:
     """Keys and values are rounded when they are stored, whoever computes them and when."""
-    from runtime.demo import running_server
+    from tests.processes import running_server
 
     pair = Pair(str(tiny_pair[0]), str(tiny_pair[1]), kv_dtype=kv_dtype)
     prompt = pair.tokenizer.encode("rounded " * 20)
@@ -372,7 +372,7 @@ def test_quantised_weights_change_the_text_but_not_the_equality(
 
     The pool is too small for all, so some are put back and read anew in other pieces.
     """
-    from runtime.demo import running_server
+    from tests.processes import running_server
 
     pair = Pair(str(tiny_pair[0]), str(tiny_pair[1]), weights=weights)
     jobs, expected = [], []
@@ -401,8 +401,8 @@ def test_quantised_weights_change_the_text_but_not_the_equality(
 @pytest.mark.parametrize("length", [20, pytest.param(60, marks=pytest.mark.long)])
 def test_real_text_of_the_embedded_pair(weights: str, length: int) -> None:
     """SmolLM2 and its draft; in bfloat16 too the equality is exact, by the order of summation."""
-    from runtime.demo import running_server
     from runtime.embedded import target_path
+    from tests.processes import running_server
 
     try:
         target_path()

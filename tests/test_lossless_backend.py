@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from runtime.config import EdgeConfig
-from runtime.demo import running_server
 from runtime.edge.client import Edge
 from runtime.edge.net.link import Sampling
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from tests.conftest import byte_tokenizer
+from tests.processes import running_server
 from tests.test_lossless import plain_decoding
 
 SIZES = {

@@ -14,11 +14,11 @@ import pytest
 
 from runtime.bench.link import Conditions, emulated_link
 from runtime.config import parse_address
-from runtime.demo import running_server
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loop import Drafting, generate
 from runtime.edge.net.link import Link, Sampling
+from tests.processes import running_server
 from tests.test_lossless import Pair
 
 EDGES = 12

@@ -13,7 +13,6 @@ import gguf
 import pytest
 
 from runtime.config import ConfigError, EdgeConfig
-from runtime.demo import running_server
 from runtime.edge.__main__ import main
 from runtime.edge.client import Edge
 from runtime.edge.net.link import Sampling, ServerError
@@ -23,6 +22,7 @@ from runtime.model.tokenizer import Tokenizer
 from runtime.wire import messages as wire
 from tests.conftest import CHAT_TEMPLATE, byte_tokenizer
 from tests.model.test_gguf import write as write_gguf
+from tests.processes import running_server
 from tests.test_lossless import plain_decoding
 
 NARROW, WIDE = 264, 328

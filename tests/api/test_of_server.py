@@ -270,8 +270,7 @@ def test_it_is_encrypted_where_the_server_has_a_certificate(
 
 
 def url_of(process: Process) -> str:
-    line = next(line for line in process.process.stdout if "clients without an edge" in line)
-    return line.split()[0]
+    return process.process.next_line("clients without an edge").split()[0]
 
 
 def test_a_loading_server_says_so(
@@ -320,4 +319,4 @@ def test_a_drain_lets_streams_end(tiny_pair: tuple[Path, Path], tmp_path: Path) 
             assert page["http_requests_total", "/v1/completions", "503"] == 1
             *_, last = lines
         assert last == "data: [DONE]"
-        assert server.process.wait(timeout=60) == 0
+        assert server.process.wait(60) == 0

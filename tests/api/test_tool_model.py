@@ -14,10 +14,10 @@ import pytest
 from runtime.api.of_edge import endpoint
 from runtime.background import Background
 from runtime.config import EdgeConfig
-from runtime.demo import running_server
 from runtime.edge.client import AsyncEdge
 from tests.api.test_tool_chat import SCHEMA, WEATHER, tool
 from tests.chat_templates import QWEN3
+from tests.processes import running_server
 
 QUESTION = [{"role": "user", "content": "What will the weather be in Rome for 3 days?"}]
 TIME = tool("time", parameters={"type": "object", "properties": {}, "additionalProperties": False})

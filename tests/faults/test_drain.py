@@ -16,8 +16,8 @@ from runtime.edge.net.link import Sampling
 from runtime.wire.connection import Connection, Role
 from runtime.wire.messages import Prompt, Welcome
 from tests.certificates import self_signed
-from tests.faults.processes import Child
 from tests.faults.rig import Rig, until
+from tests.processes import Child
 from tests.server.process import server_process
 
 TOKENS = 450

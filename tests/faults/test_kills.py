@@ -16,10 +16,10 @@ from runtime.edge.net.link import Sampling
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Transcript, resuming
 from tests.faults.amounts import amount
-from tests.faults.processes import Child
 from tests.faults.proxy import Fault, Kind, Proxy
 from tests.faults.rig import Rig, until
 from tests.faults.scenarios import DRAFTING, PROMPT
+from tests.processes import Child
 
 SAMPLING = Sampling(60, temperature=1.0, seed=5)
 

@@ -18,8 +18,8 @@ from runtime.server import watch
 from runtime.server.pulse import LOOK_S
 from runtime.wire import messages as wire
 from runtime.wire.tcp import FramedProtocol
-from tests.faults.processes import Child
 from tests.faults.rig import Rig, until
+from tests.processes import Child
 
 SILENCE_S = 30
 LOOKS = int(SILENCE_S / LOOK_S)

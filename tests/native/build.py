@@ -116,10 +116,10 @@ def build_for_arm(folder: Path) -> Path:
     # the address sanitiser's memory is not the emulator's
     toolchain = Toolchain(compiler, (*FLAGS, "-static", "-fopenmp", "-fsanitize=undefined"))
     driver = toolchain.link(folder, [*_checks(), *_ops(list(ARM))])
-    script = folder / "emulated"
-    script.write_text(f'#!/bin/sh\nexec {emulator} {driver} "$@"\n')
-    script.chmod(0o755)
-    return script
+    program = driver.rename(folder / "emulated")
+    driver.write_text(f'#!/bin/sh\nexec {emulator} {program} "$@"\n')
+    driver.chmod(0o755)
+    return driver
 
 
 def run(driver: Path, isa: str, *arguments: object) -> subprocess.CompletedProcess[str]:

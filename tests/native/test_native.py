@@ -12,23 +12,25 @@ KEPT = sorted(CORPUS.iterdir())
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    return built(build, tmp_path_factory)
+def driver(of_all_workers):
+    return built(build, of_all_workers)
 
 
 @pytest.fixture(scope="module")
-def fuzzer(tmp_path_factory):
-    return built(build_fuzzer, tmp_path_factory)
+def fuzzer(of_all_workers):
+    return built(build_fuzzer, of_all_workers)
 
 
 @pytest.fixture(scope="module")
-def arm(tmp_path_factory):
-    return built(build_for_arm, tmp_path_factory)
+def arm(of_all_workers):
+    return built(build_for_arm, of_all_workers)
 
 
-def built(how, tmp_path_factory):
+def built(how, of_all_workers):
     try:
-        return how(tmp_path_factory.mktemp("native"))
+        with of_all_workers(how.__name__) as folder:
+            made = folder / "driver"
+            return made if made.exists() else how(folder)
     except NoSanitizer as reason:
         pytest.skip(str(reason))
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,6 @@ def test_a_reader_sees_steps_and_requests(
         for answer in answers:
             answer.cancel()
         expect(page.locator("#requests tr")).to_have_count(0)
-        server.process.terminate()
+        server.process.send_signal(signal.SIGTERM)
         page.wait_for_selector("#status.bad")
         assert server.process.wait(20) == 0, "a page that watches does not hold up the end"

@@ -1,7 +1,5 @@
 """A server process that a test may ask over HTTP, signal and read the log of."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from urllib.request import urlopen
 from prometheus_client.parser import text_string_to_metric_families
 
 from runtime.config import parse_address
+from tests.processes import Child
 
 Samples = dict[tuple[str, ...], float]
 
@@ -22,13 +21,13 @@ Samples = dict[tuple[str, ...], float]
 class Process:
     """`url` is that of its HTTP side, `address` that for edges: it waits for the model."""
 
-    process: subprocess.Popen[str]
+    process: Child
     url: str
     log: Path
 
     @cached_property
     def address(self) -> tuple[str, int]:
-        return parse_address(_line(self.process, "--server").split("--server ")[1].split()[0])
+        return parse_address(self.process.next_line("--server ").split("--server ")[1].split()[0])
 
     def get(self, path: str) -> tuple[int, str]:
         try:
@@ -60,30 +59,11 @@ def samples(page: str) -> Samples:
 @contextmanager
 def server_process(log: Path, *options: str, descriptors: int = 0) -> Iterator[Process]:
     """With these options; with so many `descriptors`, if a number is given."""
-    limit = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"] if descriptors else []
-    command = [
-        *limit,
-        sys.executable,
-        "-m",
-        "runtime.server",
-        "--port",
-        "0",
-        "--http",
-        "127.0.0.1:0",
-    ]
-    with log.open("w", encoding="utf-8") as errors:
-        process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+    ports = ("--port", "0", "--http", "127.0.0.1:0")
+    process = Child("runtime.server", *ports, *options, errors=log, descriptors=descriptors)
     try:
-        yield Process(process, _line(process, "/health").split("/health")[0], log)
+        yield Process(process, process.next_line("/health").split("/health")[0], log)
     finally:
         process.kill()
-        process.communicate()
-
-
-def _line(process: subprocess.Popen[str], word: str) -> str:
-    assert process.stdout is not None
-    line = next((line for line in process.stdout if word in line), None)
-    assert line is not None, f"the server ended before it said {word}"
-    return line
+        process.wait()
+        process.close()

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from runtime.config import EdgeConfig, ServerConfig, parse_address
-from runtime.demo import running_server
 from runtime.edge.client import Edge
 from runtime.edge.net.link import Credentials, Link, Sampling, ServerError
 from runtime.model.tokenizer import Tokenizer
@@ -22,6 +21,7 @@ from runtime.wire.places import connect
 from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import TLSError, load_certificate, trust
 from tests.certificates import self_signed
+from tests.processes import running_server
 from tests.server.replica_pages import replica_pages
 
 

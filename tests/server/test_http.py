@@ -135,7 +135,7 @@ def test_a_draining_server_says_so_on_every_side(
 
     with server_process(tmp_path / "log", *TINY, "--model", str(tiny_pair[0])) as server:
         asyncio.run(asyncio.wait_for(scenario(server), 120))
-        assert server.process.wait(timeout=60) == 0
+        assert server.process.wait(60) == 0
 
 
 class HeldEngine:

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from runtime.config import parse_address
-from runtime.demo import running_server
 from runtime.edge.net.link import Link, Sampling, ServerError
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
@@ -24,6 +23,7 @@ from runtime.server.schedule.step import Work
 from runtime.server.verify.verifier import Failed, Outcome, Verified, verify_batch
 from runtime.tree import Tree
 from runtime.wire import messages as wire
+from tests.processes import running_server
 
 REQUESTS, TOKENS, PAGES = 8, 20, 6
 POISON = 255  # a token that no text of the target has

@@ -15,7 +15,6 @@ from runtime.conform.__main__ import main, summarise
 from runtime.conform.drafts import NO_WAIT
 from runtime.conform.peer import Peer, Target
 from runtime.conform.run import Outcome, Result, all_cases, junit, line, run, select
-from runtime.demo import running_server
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.policy import edge_profile, pipeline
 from runtime.server.users import add_user
@@ -23,6 +22,7 @@ from runtime.wire import messages as wire
 from runtime.wire.frames import encode_frame
 from runtime.wire.tls import load_certificate, trust
 from tests.faults.rig import Rig
+from tests.processes import running_server
 from tests.server.test_door import self_signed
 from tests.wire.mutants import MUTANTS, Mutant, relay
 from tests.wire.protocol_page import PAGE
