@@ -28,6 +28,8 @@ class Quant:
     IQ4_NL: Quant
     IQ4_XS: Quant
     MXFP4: Quant
+    FP8: Quant
+    FP8_32: Quant
     def __init__(self, value: int, /) -> None: ...
 
 class Cache:

@@ -4,8 +4,10 @@ Runs each model that FOLDER/cases.json lists, and leaves what came of it there, 
 judge. What needs no second opinion (draws, whose oracle is the op of one process) it judges itself.
 """
 
+import ctypes
 import gc
 import json
+import mmap
 import os
 import re
 import sys
@@ -45,10 +47,23 @@ def engine_of(model):
 
 
 def tensor_bytes():
-    """Of all tensors that there are."""
+    """Of the memory behind all tensors that there are, as far as something was written to it."""
     gc.collect()
     storages = [one.untyped_storage() for one in gc.get_objects() if type(one) is torch.Tensor]
-    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+    return sum(map(resident, {one.data_ptr(): one.nbytes() for one in storages}.items()))
+
+
+def resident(place):
+    """Bytes of the pages in memory, of those that begin within so many bytes at an address."""
+    address, n_bytes = place
+    first, size = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE, address + n_bytes
+    pages = -(-max(size - first, 0) // mmap.PAGESIZE)
+    found = (ctypes.c_ubyte * pages)()
+    if pages and ctypes.CDLL(None).mincore(
+        ctypes.c_void_p(first), ctypes.c_size_t(pages * mmap.PAGESIZE), found
+    ):
+        return 0  # not a place of the host's memory
+    return mmap.PAGESIZE * sum(state & 1 for state in found)
 
 
 def counted(field):
@@ -97,7 +112,7 @@ def measure(ranks, folder):
     before, read = tensor_bytes(), counted("rchar")
     engine = engine_of(load(folder / "large", ranks=ranks))
     held, read = tensor_bytes() - before, counted("rchar") - read
-    held -= sum(pool.nbytes for pool in engine.kv.pools)
+    held -= sum(resident((pool.data_ptr(), pool.nbytes)) for pool in engine.kv.pools)
     n_rows = 64
     request = TreeRequest([*range(n_rows)], range(-1, n_rows - 1), 0, [*range(16)], range(n_rows))
     columns = {

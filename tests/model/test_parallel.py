@@ -82,8 +82,8 @@ def test_a_rank_reads_and_holds_its_share(ranks):
     for rank in range(SIZE):
         figures = json.loads((ranks / f"rank{rank}.json").read_text())
         most = file_bytes * (1 / SIZE + 0.1)
-        # beside the weights, the tables of positions
-        assert figures["held"] < most + 2 * 2304 * 32 * 4
+        # beside the weights, the tables of positions, and the rest of a large page
+        assert figures["held"] < most + 2 * 2304 * 32 * 4 + (2 << 20)
         assert figures["read"] < most
 
 
