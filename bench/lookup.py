@@ -4,7 +4,7 @@ A real server and an edge with --draft none, two processes; each prompt is answe
 without, in turns, and the texts are compared. "nothing repeats" are prompts of random words,
 answered at temperature 1.5: whatever is looked up there is wrong. Time behind the first token, and
 the time of both processes' CPUs; ratios are plain decoding's by that with drafts, above 1 where
-drafts pay.
+drafts pay. The round trip of --rtt-ms is emulated.
 """
 
 import os
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.harness import option_parser, report, whole_number
+from runtime.bench.link import Conditions, emulated_link
 from runtime.bench.prompts import SHIPPED, Question, read_questions
 from runtime.config import NO_MODEL, EdgeConfig
 from runtime.demo import server_process
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--per-task", type=whole_number, default=2)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--max-tokens", type=whole_number, default=128)
+    parser.add_argument("--rtt-ms", type=float, default=0.0)
     parser.add_argument("--rounds", type=whole_number, default=2, help="how often each is asked")
     options = parser.parse_args()
     found = read_questions(options.prompts, options.per_task)
@@ -49,7 +51,8 @@ def main() -> int:
     sums: dict[tuple[str, bool], Sums] = {}
     differ: dict[str, int] = {}
     model = ("--model", options.model, "--threads", "1", "--port", "0")
-    with server_process(*model) as (address, process):
+    conditions = Conditions(rtt_s=options.rtt_ms / 1e3)
+    with server_process(*model) as (near, process), emulated_link(near, conditions) as address:
         config = EdgeConfig(
             server=address, draft=NO_MODEL, tokenizer=options.model, max_tokens=options.max_tokens
         )

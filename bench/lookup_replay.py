@@ -5,7 +5,8 @@ through them again, in the simulation of bench/scheduler.py: what the target say
 step takes what its rows take on that accelerator. So the same figures come out on any machine,
 however busy. Speeds are plain decoding's time by that with drafts, behind the first token: above 1
 drafts pay. "fresh" is a new edge for every answer, which the server does not know yet; "one edge"
-answers all questions, one after another.
+answers all questions, one after another. The edge is one that only drafts when it is asked, as
+before a server knew Offers; what offers give, bench.lookup measures.
 """
 
 import sys

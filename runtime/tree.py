@@ -40,6 +40,37 @@ class Tree:
             node = self.parents[node - 1]
         return path[::-1]
 
+    def below(self, path: Sequence[int]) -> "Tree | None":
+        """What stands under the node that these tokens lead to; None where they lead to none."""
+        ways = {
+            way: node for node, way in enumerate(zip(self.parents, self.tokens, strict=True), 1)
+        }
+        root = 0
+        for token in path:
+            node = ways.get((root, token))
+            if node is None:
+                return None
+            root = node
+        return self._with(root, range(root + 1, len(self) + 1))
+
+    def best(self, nodes: int) -> "Tree":
+        """Its best nodes, by their ranks: so many, or all that there are."""
+        if len(self) <= nodes:
+            return self
+        order = self.ranks(range(1, len(self) + 1))
+        best = sorted(range(1, len(self) + 1), key=lambda node: order[node - 1])[:nodes]
+        return self._with(0, sorted(best))
+
+    def _with(self, root: int, nodes: Iterable[int]) -> "Tree":
+        """That of the nodes, parents first, whose parents are in it too."""
+        kept, tokens, parents = {root: 0}, [], []
+        for node in nodes:
+            if (parent := kept.get(self.parents[node - 1])) is not None:
+                kept[node] = len(kept)
+                tokens.append(self.tokens[node - 1])
+                parents.append(parent)
+        return Tree(tuple(tokens), tuple(parents))
+
     def ranks(self, nodes: Sequence[int]) -> list[int]:
         """Places of these nodes, from 1, if all were sorted by how likely their sender found them.
 

@@ -2,22 +2,27 @@
 
 The server has KV for a quarter of what its edges want, batches of four trees, and decides itself
 who drafts; the edges draft ahead, in every mode, over links that delay each message by another
-time; prompts begin alike; some requests are given up midway. Whatever is finished is plain text.
+time; prompts begin alike; some requests are given up midway. Some edges make offers: of what they
+expect, or of nonsense, for a text of some time ago. Whatever is finished is plain text.
 """
 
 import asyncio
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runtime.bench.link import Conditions, emulated_link
 from runtime.config import parse_address
-from runtime.edge.draft.batcher import Batcher
+from runtime.edge.draft.batcher import Batcher, Drafts
+from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loop import Drafting, generate
 from runtime.edge.net.link import Link, Sampling
+from runtime.edge.statistics import Statistics
+from runtime.wire.messages import OFFERS_VERSION, Offer, Turn
 from tests.processes import running_server
 from tests.test_lossless import Pair
 
@@ -51,14 +56,25 @@ async def ask(
     sampling: Sampling,
     how: Drafting,
     rounds: int,
+    drafter: Drafts | None = None,
+    liar: random.Random | None = None,
 ) -> list[int] | None:
-    """The answer of an edge of its own; None if it gives up after so many rounds."""
-    link = await Link.open(*parse_address(address), pair.hello)
-    batcher, tokens = Batcher(pair.drafter()), []
+    """The answer of an edge of its own; None if it gives up after so many rounds.
+
+    With a drafter of its own it makes offers; a liar makes others beside them.
+    """
+    hello = pair.hello if drafter is None else replace(pair.hello, version=OFFERS_VERSION)
+    link = await Link.open(*parse_address(address), hello)
+    batcher, tokens = Batcher(drafter or pair.drafter()), []
     turns = generate(link, batcher, prompt, sampling, how)
     given_up = False
     async for turn in turns:
         tokens += turn.tokens
+        if liar is not None and how.shape.max_budget and not turn.verdict.finish:
+            base = len(prompt) + liar.randint(0, len(tokens))
+            known = [*tokens[base - len(prompt) :], *liar.choices(range(250), k=3)]
+            chain = tuple(known[: how.shape.max_budget])
+            link._send(Offer(turn.verdict.request, base, chain, tuple(range(len(chain)))))
         rounds -= 1
         if rounds == 0:
             given_up = True
@@ -84,7 +100,9 @@ def test_every_finished_text_is_the_plain_text(pair: Pair, server: str, seed: in
         shape = TreeShape(rng.choice((0, 4, 16, 63)), 6, 4, 4)
         how = Drafting(shape, rng.random() < 0.8, rng.choice(list(Proactive)))
         rounds = rng.choice((-1, -1, -1, 2, 5))
-        jobs.append((prompt, sampling, how, rounds))
+        drafter = LookupDrafter() if edge % 2 else None
+        liar = random.Random(edge) if edge % 4 == 3 else None
+        jobs.append((prompt, sampling, how, rounds, drafter, liar))
         expected.append(pair.plain_text(prompt, sampling))
 
     async def everyone() -> list[list[int] | None]:
@@ -94,6 +112,38 @@ def test_every_finished_text_is_the_plain_text(pair: Pair, server: str, seed: in
     finished = [text for text in texts if text is not None]
     assert [text or plain for text, plain in zip(texts, expected, strict=True)] == expected
     assert len(finished) >= EDGES // 3
+
+
+def test_what_was_offered_gives_tokens(pair: Pair, server: str) -> None:
+    """One edge alone, which has read its answer before: some tokens come without a step."""
+    prompt = pair.tokenizer.encode("alone ")
+    sampling = Sampling(max_tokens=40)
+    expected = pair.plain_text(prompt, sampling)
+
+    async def alone() -> tuple[list[int], int]:
+        statistics = Statistics()
+        hello = replace(pair.hello, version=OFFERS_VERSION)
+        link = await Link.open(*parse_address(server), hello)
+        drafter = LookupDrafter()
+        drafter._earlier.extend([*prompt, *expected])
+        batcher, tokens, more = Batcher(drafter), [], 0
+        how = Drafting(TreeShape(16, 6, 4, 4))
+        async for turn in generate(link, batcher, prompt, sampling, how):
+            tokens += turn.tokens
+            more += turn.verdict.turn is Turn.MORE
+            statistics.count(turn)
+        assert more <= statistics.accepted_nodes <= statistics.drafted_nodes
+        assert statistics.verifications + statistics.accepted_nodes == len(tokens)
+        await batcher.close()
+        await link.close()
+        return tokens, more
+
+    for _ in range(3):  # the first finds out what the edge's drafts are worth
+        tokens, more = asyncio.run(asyncio.wait_for(alone(), 240))
+        assert tokens == expected
+        if more:
+            return
+    raise AssertionError("no offer was taken along")
 
 
 def test_afterwards_every_page_is_free(pair: Pair, server: str) -> None:

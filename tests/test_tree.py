@@ -174,3 +174,40 @@ def test_ranks_are_the_places_in_the_order_of_likelihood() -> None:
         for node, rank in zip(path, tree.ranks(path), strict=True):
             assert sorted_s[rank - 1] == pytest.approx(likelihood(node))
     assert Tree().ranks([]) == []
+
+
+def paths_of(tree: Tree) -> set[tuple[int, ...]]:
+    return {tuple(tree.tokens[n - 1] for n in tree.path(node)) for node in range(1, len(tree) + 1)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_below_a_path_is_the_ends_of_the_paths_that_begin_so(seed: int) -> None:
+    rng = random.Random(seed)
+    tree = random_tree(rng, budget=20, passes=3, width=3).ordered()
+    paths = paths_of(tree)
+    for start in [(), *paths]:
+        below = tree.below(start)
+        assert below is not None
+        longer = {path[len(start) :] for path in paths if path[: len(start)] == start}
+        assert paths_of(below) == longer - {()}
+        assert len(below) == len(longer - {()})
+        assert all(parent <= node for node, parent in enumerate(below.parents))
+    assert tree.below((60,)) is None
+    assert tree.below([*max(paths, key=len), 1]) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_nodes_of_a_tree_are_a_tree_of_the_first_ranks(seed: int) -> None:
+    tree = random_tree(random.Random(seed), budget=20, passes=3, width=3).ordered()
+    ranks = tree.ranks(range(1, len(tree) + 1))
+    for most in range(len(tree) + 2):
+        best = tree.best(most)
+        assert len(best) == min(most, len(tree))
+        kept = paths_of(best)
+        assert kept <= paths_of(tree)
+        of_kept = [
+            rank
+            for node, rank in enumerate(ranks, 1)
+            if tuple(tree.tokens[n - 1] for n in tree.path(node)) in kept
+        ]
+        assert sorted(of_kept) == sorted(ranks)[: len(best)]

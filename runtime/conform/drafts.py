@@ -3,9 +3,10 @@
 import asyncio
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from runtime.conform.peer import Failed, Request, Skipped, Visitor
+from runtime.conform.peer import Failed, Peer, Request, Skipped, Visitor, plain_answer
 from runtime.wire import messages as wire
 from runtime.wire.messages import ErrorCode
 from runtime.wire.token_bits import pack_tokens, packed_bytes, token_bits
@@ -223,6 +224,85 @@ async def one_credit_for_each_wait(visitor: Visitor) -> None:
     turns = {verdict.turn for request in requests for verdict in request.verdicts}
     if wire.Turn.WAIT not in turns:
         raise Skipped(NO_WAIT)
+
+
+async def offers_change_nothing(visitor: Visitor) -> None:
+    """§5.8 Offers may come at any time, right and wrong ones, and change no answer."""
+    peer = await _with_offers(visitor)
+    prompt = peer.prompt(5)
+    truth = await plain_answer(visitor, prompt, max_tokens=TOKENS)
+    request = peer.open(prompt=prompt, max_tokens=TOKENS)
+    while not request.finish:
+        known = len(request.answer)
+        ahead = truth[known : known + 8] if known % 3 else [1, 1, 1]
+        if known < TOKENS - 9:
+            request.offer(ahead)
+        if request.granted_nodes is not None:
+            request.draft()
+        await request.advance()
+    request.close()
+    if request.answer != truth:
+        raise Failed("the answer is another one than without Offers")
+
+
+async def an_offer_of_version_1(visitor: Visitor) -> None:
+    """§4.2 An Offer where nobody has said version 2 is a fault."""
+    peer = await visitor.admitted()
+    peer.open(max_tokens=TOKENS).offer([1])
+    await peer.refused(ErrorCode.PROTOCOL)
+
+
+async def an_offer_without_nodes(visitor: Visitor) -> None:
+    """§3.22 An Offer has a node at least."""
+    peer = await _with_offers(visitor)
+    request = peer.open(max_tokens=TOKENS)
+    peer.write(peer.raw(wire.Offer, struct.pack("<IB", 5, 0), request=request.number))
+    await peer.refused(ErrorCode.PROTOCOL)
+
+
+async def an_offer_of_too_many_nodes(visitor: Visitor) -> None:
+    """§5.8 An Offer of more nodes than the Open allows is a fault, LIMIT."""
+    peer = await _with_offers(visitor)
+    peer.open(max_tokens=TOKENS, max_nodes=2).offer([1, 2, 3])
+    await peer.refused(ErrorCode.LIMIT)
+
+
+async def an_offer_beyond_the_text(visitor: Visitor) -> None:
+    """§5.8 An Offer from beyond the text ends the request with PROTOCOL, no more."""
+    peer = await _with_offers(visitor)
+    request = peer.open(max_tokens=TOKENS)
+    await request.verdict()
+    request.offer([1], base=TOKENS + 100)
+    while not isinstance(word := await peer.receive(request.number), wire.Error):
+        if isinstance(word, wire.Verdict) and word.finish:
+            raise Failed("the request ends as if the Offer were right")
+    if word.code is not ErrorCode.PROTOCOL or word.fatal:
+        raise Failed(f"it ends with {word.code.name}")
+    request.close()
+    await peer.is_alive()
+
+
+async def an_offer_after_the_end(visitor: Visitor) -> None:
+    """§5.7 An Offer that was under way to a request that the server has ended is dropped."""
+    peer = await _with_offers(visitor)
+    request = peer.open(max_tokens=1)
+    await request.verdict()
+    request.offer([1])
+    request.close()
+    await peer.is_alive()
+
+
+async def _with_offers(visitor: Visitor) -> Peer:
+    """A connection on which Offers may be sent. Skipped where the server knows none."""
+    peer = await visitor.connect()
+    peer.hello = replace(peer.hello, version=wire.OFFERS_VERSION)
+    try:
+        welcome = await peer.greet()
+    except Failed as failed:
+        raise Skipped(f"version {wire.OFFERS_VERSION} is not spoken: {failed}") from failed
+    if welcome.version < wire.OFFERS_VERSION:
+        raise Skipped("the server knows no Offers")
+    return peer
 
 
 async def _waiting(visitor: Visitor) -> Request | None:

@@ -21,9 +21,9 @@ async def hello_is_answered(visitor: Visitor) -> None:
 
 
 async def the_welcome_says_the_limits(visitor: Visitor) -> None:
-    """§3.2 The Welcome has version 1, and a context longer than a prompt of one token."""
+    """§3.2 The Welcome has the Hello's version, and a context longer than a prompt of one token."""
     welcome = await (await visitor.connect()).greet()
-    if welcome.version != wire.VERSION or welcome.max_context < 2:
+    if welcome.version != visitor.target.hello.version or welcome.max_context < 2:
         raise Failed(f"the Welcome is {welcome}")
 
 
@@ -41,7 +41,7 @@ async def wrong_magic(visitor: Visitor) -> None:
 
 async def wrong_version(visitor: Visitor) -> None:
     """§4.2 Another version of the protocol is refused with VERSION."""
-    for version in (0, 2, 65535):
+    for version in (0, 3, 65535):
         field = version.to_bytes(2, "little")
         await _refused_hello(visitor, ErrorCode.VERSION, VERSION_AT, field)
 
@@ -49,7 +49,7 @@ async def wrong_version(visitor: Visitor) -> None:
 async def a_later_version_with_another_layout(visitor: Visitor) -> None:
     """§4.2 The version is looked at before the rest of the body, which may mean anything."""
     peer = await visitor.connect()
-    peer.write(peer.raw(wire.Hello, wire.MAGIC + b"\x02\x00\xff"))
+    peer.write(peer.raw(wire.Hello, wire.MAGIC + b"\x03\x00\xff"))
     await peer.refused(ErrorCode.VERSION)
 
 

@@ -398,6 +398,11 @@ class Request:
         self._drafted, self.granted_nodes = self.message(tokens, parents), None
         self.peer.send(self._drafted)
 
+    def offer(self, tokens: Sequence[int], base: int = 0) -> None:
+        """Send a chain that nobody asked for, behind the text as far as it has come."""
+        base = base or len(self.prompt) + len(self.answer)
+        self.peer.send(wire.Offer(self.number, base, tuple(tokens), tuple(range(len(tokens)))))
+
     async def verdict(self) -> wire.Verdict:
         """The next Verdict, checked against what it answers and added to the answer.
 

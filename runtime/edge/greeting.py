@@ -19,7 +19,7 @@ def hello(config: EdgeConfig, vocabulary: Vocabulary) -> wire.Hello:
     tokenizer, rows = vocabulary.tokenizer, vocabulary.rows
     try:
         return wire.Hello(
-            wire.VERSION,
+            wire.OFFERS_VERSION if makes_offers(config) else wire.VERSION,
             rows,
             tokenizer.vocabulary_hash(rows),
             _drafts_with(config),
@@ -28,6 +28,11 @@ def hello(config: EdgeConfig, vocabulary: Vocabulary) -> wire.Hello:
         )
     except ValueError as error:
         raise ConfigError(f"the server cannot be greeted so: {error}") from error
+
+
+def makes_offers(config: EdgeConfig) -> bool:
+    """Whether it drafts unasked: for an edge with a model that would be work for nothing."""
+    return config.draft == NO_MODEL and not config.drafter and config.max_budget > 0
 
 
 def _drafts_with(config: EdgeConfig) -> str:

@@ -13,6 +13,7 @@ from functools import partial
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide, Matcher
+from runtime.edge.draft.offering import Offering, ahead
 from runtime.edge.draft.pace import Slot
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, Step, TreeShape
 from runtime.edge.net.link import Link, Request, Sampling, ServerError
@@ -53,6 +54,7 @@ class Round:
     passes_ahead: int  # while it was in flight
     waited_s: float | None = None  # from when the draft was sent; None where none was
     logprobs: wire.Logprobs | None = None  # of its tokens, where they were asked for
+    offered: int = 0  # nodes that were offered unasked since the verdict before
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -117,8 +119,11 @@ async def rounds(
             yield turn
             if request.finished:
                 return
-            if turn.verdict.turn is not wire.Turn.SERVER:
-                await exchange.draft(turn.verdict)
+            match turn.verdict.turn:
+                case wire.Turn.EDGE | wire.Turn.WAIT:
+                    await exchange.draft(turn.verdict)
+                case wire.Turn.SERVER if link.has_offers:
+                    await exchange.offer(link.rtt_s or 0.0)
     finally:
         batcher.finish(speculation)
         request.close()
@@ -151,9 +156,10 @@ class Exchange:
     def __init__(self, request: Request, speculation: Speculation, batcher: Batcher):
         self._request, self._speculation, self._batcher = request, speculation, batcher
         self._pace = batcher.pace
+        self._offering = Offering()
         self._used_s: float | None = None  # since when the server could verify what was sent
         self._sent_s: float | None = None  # since when it is on the way
-        self._passes = self._passes_ahead = 0
+        self._passes = self._passes_ahead = self._offered = 0
 
     async def draft_ahead(self) -> None:
         """Until the verdict is due, foresee it, pass by pass."""
@@ -173,12 +179,13 @@ class Exchange:
         verdict = await self._request.verdict()
         if self._used_s is not None:
             self._pace.saw_wait(max(self._request.arrived_s - self._used_s, 0.0))
-        self._pace.saw_step(verdict.verify_ms * 1e-3)
+        if verdict.turn is not wire.Turn.MORE:
+            self._pace.saw_step(verdict.verify_ms * 1e-3)
         step = self._speculation.commit(verdict.node, verdict.bonus)
         waited_s = None if self._sent_s is None else self._request.arrived_s - self._sent_s
         counts = (self._passes, self._passes_ahead)
-        result = Round(verdict, step, *counts, waited_s, self._request.logprobs)
-        self._used_s, self._sent_s, self._passes = None, None, 0
+        result = Round(verdict, step, *counts, waited_s, self._request.logprobs, self._offered)
+        self._used_s, self._sent_s, self._passes, self._offered = None, None, 0, 0
         return result
 
     async def draft(self, verdict: wire.Verdict) -> None:
@@ -192,6 +199,22 @@ class Exchange:
         self._request.send(len(self._speculation.context), tree)
         self._sent_s = time.monotonic()
         self._used_s = max(self._sent_s, grant.received_s + grant.slot.free_s)
+
+    async def offer(self, rtt_s: float) -> None:
+        """Send unasked what is likely to follow, where there is something, over such a link.
+
+        What has come meanwhile is looked at first.
+        """
+        speculation, before = self._speculation, self._offering.nodes
+        while frontier := speculation.frontier(speculation.shape.max_budget):
+            if self._request.has_mail or not await self._batcher.run(speculation, frontier):
+                return
+        if self._request.has_mail:
+            return
+        tree = self._offering.next(speculation, ahead(rtt_s, self._pace.step_s))
+        if tree is not None:
+            self._request.offer(len(speculation.context), tree)
+            self._offered = self._offering.nodes - before
 
     async def _catch_up(self, max_nodes: int) -> bool:
         """Run accepted text that the cache lacks. False where there is no room for it."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from runtime.edge.loop import Round
+from runtime.wire.messages import Turn
 
 
 @dataclass
@@ -18,7 +19,7 @@ class Statistics:
     read_tokens: int = 0  # of the prompt, that it has there now, as far as it has said
     tokens: int = 0
     verifications: int = 0
-    drafted_nodes: int = 0
+    drafted_nodes: int = 0  # those offered unasked among them, of which the server tries few
     accepted_nodes: int = 0  # of these, in the text
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -56,12 +57,13 @@ class Statistics:
 
     def count(self, turn: Round) -> None:
         """Add one verdict."""
-        self.verifications += 1
         self.tokens += len(turn.tokens)
-        self.drafted_nodes += len(turn.step.sent)
+        self.drafted_nodes += len(turn.step.sent) + turn.offered
+        is_offered = turn.verdict.turn is Turn.MORE  # and the step's own verdict is to come
+        self.verifications += not is_offered
         path = turn.step.sent.path(turn.verdict.node)
         # a stop string may end the text within the path
-        self.accepted_nodes += min(len(path), len(turn.tokens))
+        self.accepted_nodes += min(len(path) + is_offered, len(turn.tokens))
         self.verify_ms += turn.verdict.verify_ms
         self.passes += turn.passes
         self.passes_ahead += turn.passes_ahead

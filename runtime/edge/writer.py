@@ -67,8 +67,9 @@ class Writer:
         counted. A stop token has no text.
         """
         shown = len(turn.tokens) - (turn.verdict.finish is wire.Finish.STOP)
+        own = None if turn.verdict.turn is wire.Turn.MORE else len(turn.tokens) - 1
         for place, token in enumerate(turn.tokens[:shown]):
-            pieces += self._text.push(token, drafted=place < len(turn.tokens) - 1)
+            pieces += self._text.push(token, drafted=place != own)
             if self._text.ended:
                 kept = turn.tokens[: place + 1]
                 return replace(turn, step=replace(turn.step, tokens=kept))

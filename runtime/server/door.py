@@ -8,7 +8,7 @@ of requests; time is an argument.
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from runtime.config import ServerConfig
 from runtime.server.router import Router
@@ -160,7 +160,7 @@ class Door:
         if self.identity is None:
             self._send_on(peer, hello)
             return
-        mine, welcome = self.identity, self.welcome
+        mine, welcome = self.identity, replace(self.welcome, version=hello.version)
         if not same_vocabulary(hello, mine.vocabulary_size, mine.vocabulary_hash):
             peer.refuse(wire.ErrorCode.VOCABULARY, other_vocabulary(hello, welcome))
             return

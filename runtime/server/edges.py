@@ -68,12 +68,15 @@ class Edges:
         match message:
             case wire.Draft():
                 self._draft(peer, message)
+            case wire.Offer():
+                self._offer(peer, message)
             case wire.Hello() | wire.Proof():
                 self.door.answer(peer, message, time.monotonic())
                 if peer in self.door.admitted:
                     log.info("edge admitted", extra=self.who(peer))
                     self.pulses[peer] = Pulse()
-                    self._known[peer] = EdgeProfile()
+                    has_offers = peer.connection.has_offers
+                    self._known[peer] = EdgeProfile.of_offers() if has_offers else EdgeProfile()
             case wire.Pong():
                 self.metrics.pong(self.pulses[peer].answered(time.monotonic()))
             case wire.Open():
@@ -253,6 +256,20 @@ class Edges:
             self.lined_up(request)
             self.pipeline.draft_arrived(request, message.draft_ms * 1e-3, request.ready_s)
         self.work.set()
+
+    def _offer(self, peer: FramedProtocol, message: wire.Offer) -> None:
+        """Keep it for the next step that can take it along; nothing waits for it."""
+        request = self.requests[peer, message.request]
+        try:
+            request.take_offer(message)
+        except RejectedDraft as error:
+            self.refuse(peer, message.request, wire.ErrorCode.PROTOCOL, str(error))
+            return
+        # if it is not worth its rows, it is gone
+        request.take_along(self.pipeline.nodes_to_take(request, time.monotonic()))
+        if request.offer is not None and request.verifying > 1:
+            self.recall()  # it follows its own step there, with nothing but one token
+            self.work.set()
 
     def ask(self, peer: FramedProtocol) -> None:
         """Send a Ping, unless one is under way."""

@@ -25,7 +25,7 @@ from runtime.history import History
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.schedule.prefix_cache import Key
 from runtime.tree import Tree
-from runtime.wire.messages import Constraint, Draft, Finish, Open, Rule, Turn
+from runtime.wire.messages import Constraint, Draft, Finish, Offer, Open, Rule, Turn
 
 NO_NODES = Tree()
 
@@ -110,6 +110,7 @@ class Request:
     round: int = 0  # the verdict that is owed next; 0 follows the prompt
     turn: Turn | None = None  # who moves next, as its edge was told; None before the first verdict
     draft: Tree | None = NO_NODES  # what is ready to be verified; the prompt alone at first
+    offer: Offer | None = None  # the last one that may still be of use
     ready_s: float = 0.0  # when the draft arrived
     verdict_s: float | None = None  # when the last verdict left
     finish: Finish = Finish.NONE
@@ -250,6 +251,36 @@ class Request:
             )
         self.line_up(draft, now_s)
 
+    def take_offer(self, offer: Offer) -> None:
+        """Keep an offer in place of the one before, if it is of use. Raises RejectedDraft."""
+        if offer.base > len(self.context):
+            raise RejectedDraft(
+                f"an offer goes on from {offer.base} tokens, but the accepted text has only "
+                f"{len(self.context)}"
+            )
+        before = self.offer
+        self.offer = offer
+        if not self.is_plain or not len(self.offered):
+            self.offer = before
+
+    @property
+    def offered(self) -> Tree:
+        """What its edge has offered to follow its text; without nodes where that is nothing."""
+        if self.offer is None or len(self.context) - self.offer.base >= len(self.offer.tokens):
+            return NO_NODES  # none, or one of long ago
+        tree = Tree(self.offer.tokens, self.offer.parents)
+        below = tree.below(self.context[self.offer.base :])
+        if below is None or max(below.depths(), default=0) >= self.remaining:
+            return NO_NODES
+        return below
+
+    def take_along(self, most: int) -> Tree:
+        """The best nodes of what is offered; where that is none, the offer is forgotten."""
+        tree = self.offered.best(most)
+        if not len(tree):
+            self.offer = None
+        return tree
+
     def line_up(self, draft: Tree, now_s: float) -> None:
         """A draft, that of no nodes included, is ready to be verified."""
         assert self.draft is None, f"{self.key} has a draft already"
@@ -330,6 +361,10 @@ class Request:
         assert self.verifying, f"{self.key} was owed no verdict"
         self.turn = turn
         self.verifying -= 1
+
+    def tell_apart(self, accepted: int) -> None:
+        """So many tokens are told in verdicts of their own, beside the one that it was owed."""
+        self.round += accepted
 
     def credited(self) -> None:
         """Its edge, which was told to wait, may send a tree."""

@@ -6,7 +6,7 @@ Whoever ends with its verdict ends here; what an edge sends next is applied in e
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from runtime.server.edges import Edges
 from runtime.server.metrics import Metrics, label
@@ -14,6 +14,7 @@ from runtime.server.policy.pipeline import Grant, Pipeline
 from runtime.server.request import NO_NODES, Request
 from runtime.server.schedule.scheduler import Scheduler
 from runtime.server.schedule.step import Step
+from runtime.server.verify.logprobs import TokenLogprobs
 from runtime.server.verify.logprobs import message as logprobs_message
 from runtime.server.verify.verifier import Failed, Outcome, Verified
 from runtime.wire import messages as wire
@@ -96,10 +97,15 @@ class Verdicts:
         if isinstance(outcome, Failed):
             self.edges.refuse(peer, number, wire.ErrorCode.INTERNAL, outcome.sentence)
             return
-        verdict = self._verdict(request, outcome, step)
-        if outcome.logprobs:
-            tokens = 1 + outcome.path.index(verdict.node)
-            peer.send(logprobs_message(number, outcome.logprobs[:tokens]))
+        was_plain = request.is_plain
+        verdict, accepted = self._verdict(request, outcome, step)
+        logprobs = outcome.logprobs[: accepted + 1]
+        if was_plain and accepted:
+            self._tell_apart(request, verdict.round, accepted, logprobs)
+            verdict = replace(verdict, round=verdict.round + accepted, node=0)
+            logprobs = logprobs[accepted:]
+        if logprobs:
+            peer.send(logprobs_message(number, logprobs))
         peer.send(verdict)
         if verdict.finish:
             tokens = len(request.context) - request.params.prompt_tokens
@@ -107,12 +113,35 @@ class Verdicts:
             log.info("request ended", extra=about)
             self.edges.end(request)
         elif verdict.turn is wire.Turn.SERVER:
-            request.line_up(NO_NODES, time.monotonic())
-            if not request.verifying:  # else it is in the next step already
-                self.edges.lined_up(request)
+            now_s = time.monotonic()
+            if request.verifying:  # it is in the next step already
+                request.line_up(NO_NODES, now_s)
+                return
+            offered = request.take_along(self.pipeline.nodes_to_take(request, now_s))
+            if not self.scheduler.has_room(request, len(offered)):
+                offered = NO_NODES
+            request.edge.nodes = len(offered)
+            request.line_up(offered, now_s)
+            self.edges.lined_up(request)
 
-    def _verdict(self, request: Request, outcome: Verified, step: Step) -> wire.Verdict:
-        """Commit the walk to the request and say what follows."""
+    def _tell_apart(
+        self, request: Request, first: int, accepted: int, logprobs: Sequence[TokenLogprobs]
+    ) -> None:
+        """Tell the tokens that an offer gave, from round `first` on: each in a verdict of its own.
+
+        The edge that made it may have made others since; so it need not know which one was taken.
+        """
+        peer, number = request.key
+        tokens = request.context[-1 - accepted : -1]
+        for place, token in enumerate(tokens):
+            if logprobs:
+                peer.send(logprobs_message(number, logprobs[place : place + 1]))
+            none = wire.Finish.NONE
+            peer.send(wire.Verdict(number, first + place, 0, token, none, 0, 0, wire.Turn.MORE))
+        request.tell_apart(accepted)
+
+    def _verdict(self, request: Request, outcome: Verified, step: Step) -> tuple[wire.Verdict, int]:
+        """Commit the walk to the request and say what follows; how many nodes it accepted."""
         assert request.draft is not None, "a verdict without a draft"
         round_number, ready_s = request.round, request.ready_s
         draft, now_s = request.draft, time.monotonic()
@@ -126,7 +155,7 @@ class Verdicts:
         self.totals.verdicts += 1
         self.totals.tokens += accepted + 1
         grant = NO_GRANT if finish else self.pipeline.after_verdict(request, ranks, now_s)
-        return wire.Verdict(
+        verdict = wire.Verdict(
             request=request.params.request,
             round=round_number,
             node=outcome.path[accepted],
@@ -139,6 +168,7 @@ class Verdicts:
             free_ms=wire.clamp_ms(grant.free_s * 1e3),
             late_ms=wire.clamp_ms(grant.late_s * 1e3),
         )
+        return verdict, accepted
 
     def give_credits(self) -> None:
         """Tell edges that wait for a credit that they may send."""

@@ -21,6 +21,7 @@ from runtime.wire.frames import (
 )
 from runtime.wire.messages import (
     MESSAGE_TYPES,
+    OFFERS_VERSION,
     Adapter,
     Adapters,
     Answering,
@@ -35,6 +36,7 @@ from runtime.wire.messages import (
     Hello,
     Logprobs,
     Message,
+    Offer,
     Open,
     Ping,
     Pong,
@@ -57,10 +59,12 @@ __all__ = ["Connection", "Phase", "Role", "State"]
 
 MAX_HANDSHAKE_FRAME_BYTES = 512
 
+OFFERS_A_VERDICT = 2  # and before the first: whoever looks at them is not to be flooded
 PHASE_OF_TURN = {
     Turn.SERVER: Phase.VERIFYING,
     Turn.EDGE: Phase.DRAFTING,
     Turn.WAIT: Phase.WAITING,
+    Turn.MORE: Phase.VERIFYING,
 }
 
 _Place = TypeVar("_Place", State, Phase)
@@ -76,6 +80,7 @@ class _Request:
     most_nodes: int  # that a draft of this request may ever have
     told: tuple[type[Message], ...] = ()  # of those that precede a Verdict, what has come
     round: int = 0  # of the next draft, or of the verdict on it
+    offers: int = 0
     granted_nodes: int = 0  # of the next draft
     parents: tuple[int, ...] = ()  # of the draft that waits for its verdict
     logprobs: Logprobs | None = None  # of the next verdict, if it has some
@@ -233,7 +238,7 @@ class Connection:
     def _is_overtaken(self, message: Message) -> bool:
         if isinstance(message, Close) and self.phase(message.request) is Phase.CLOSING:
             return True
-        late = isinstance(message, Rule | Constraint | Adapter | Prompt | Draft | Close)
+        late = isinstance(message, Rule | Constraint | Adapter | Prompt | Draft | Offer | Close)
         return late and message.request in self._ended_by_server
 
     def _step(self, sender: Role, message: Message) -> None:
@@ -276,6 +281,9 @@ class Connection:
 
     def _welcomed(self, welcome: Welcome) -> None:
         assert self.hello is not None, "a Welcome before the Hello"
+        if welcome.version > self.hello.version:
+            sentence = f"the Welcome says version {welcome.version}, the Hello {self.hello.version}"
+            raise ProtocolError(ErrorCode.VERSION, sentence)
         self.welcome = welcome
         follows = template_follows(self.hello, welcome)
         self._enter(State.TEMPLATE_DUE if follows else State.OPEN)
@@ -320,7 +328,7 @@ class Connection:
     def _advance(
         self,
         sender: Role,
-        message: Rule | Constraint | Adapter | Prompt | Draft | Answering | Close | Error,
+        message: Rule | Constraint | Adapter | Prompt | Draft | Offer | Answering | Close | Error,
     ) -> None:
         followers = _allowed(REQUEST_TABLE, self.phase(message.request), sender, type(message))
         request = self._requests[message.request]
@@ -336,7 +344,7 @@ class Connection:
     def _follow(
         self,
         request: _Request,
-        message: Rule | Constraint | Adapter | Prompt | Draft | Answering | Close | Error,
+        message: Rule | Constraint | Adapter | Prompt | Draft | Offer | Answering | Close | Error,
         followers: tuple[Phase, ...],
     ) -> Phase:
         """Check a message of a live request against what came before it, and count it."""
@@ -346,12 +354,18 @@ class Connection:
                 request.parents = message.parents
             case Verdict():
                 _check_verdict(request, message)
+                if message.turn is Turn.MORE and not self.has_offers:
+                    raise _violation("a Verdict says MORE to an edge that makes no Offers")
                 request.round, request.parents, request.logprobs = request.round + 1, (), None
                 request.granted_nodes = message.max_nodes
                 return Phase.FINISHED if message.finish else PHASE_OF_TURN[message.turn]
             case Credit():
                 _check_grant(request, message)
                 request.granted_nodes = message.max_nodes
+            case Offer():
+                self._check_offer(request, message)
+                request.offers += 1
+                return request.phase
             case Rule() | Constraint() | Adapter():
                 _check_first(request, message)
                 request.told += (type(message),)
@@ -366,6 +380,23 @@ class Connection:
                 _check_logprobs(request, message, self._vocabulary_size)
                 request.logprobs = message
         return followers[0]
+
+    @property
+    def has_offers(self) -> bool:
+        """Whether the edge may send Offers: both ends say a version that knows them."""
+        return self.welcome is not None and self.welcome.version >= OFFERS_VERSION
+
+    def _check_offer(self, request: _Request, offer: Offer) -> None:
+        if not self.has_offers:
+            raise _violation(f"Offers are of version {OFFERS_VERSION}, which nobody said")
+        if len(offer.tokens) > request.most_nodes:
+            nodes, most = len(offer.tokens), request.most_nodes
+            sentence = f"request {offer.request}: {nodes} nodes, at most {most} are allowed"
+            raise ProtocolError(ErrorCode.LIMIT, sentence)
+        # of verdicts the server has sent at least those that the edge has received
+        if request.offers >= OFFERS_A_VERDICT * (1 + request.round):
+            sentence = f"request {offer.request}: too many Offers for {request.round} Verdicts"
+            raise ProtocolError(ErrorCode.LIMIT, sentence)
 
 
 def _violation(sentence: str) -> ProtocolError:
@@ -442,7 +473,7 @@ def _check_verdict(request: _Request, verdict: Verdict) -> None:
         if told != tokens:
             sentence = f"{tokens} tokens come with {told} logprobs"
             raise _violation(f"request {verdict.request}: {sentence}")
-    if verdict.turn is not Turn.SERVER:
+    if verdict.turn in (Turn.EDGE, Turn.WAIT):
         _check_grant(request, verdict)
 
 

@@ -29,6 +29,7 @@ from runtime.wire.fields import (
 from runtime.wire.token_bits import check_tokens, pack_tokens, packed_bytes, unpack_tokens
 
 VERSION = 1
+OFFERS_VERSION = 2  # the same, and Offers: said by edges that make them
 MAGIC = b"STF1"
 VERSION_LAYOUT = struct.Struct("<H")
 
@@ -90,6 +91,7 @@ class Turn(IntEnum):
     SERVER = 0  # the server decodes by itself: another Verdict follows without a Draft
     EDGE = 1  # the edge drafts and sends
     WAIT = 2  # the edge drafts, and sends once a Credit has come
+    MORE = 3  # nobody: another Verdict of the same step follows at once
 
 
 class ConstraintKind(IntEnum):
@@ -577,12 +579,7 @@ class Draft:
         check("base", self.base, 1, U32_MAX)
         check("draft_ms", self.draft_ms, 0, U16_MAX)
         check("number of nodes", nodes, 0, MAX_NODES)
-        if len(self.parents) != nodes:
-            raise ValueError(f"{nodes} nodes have {len(self.parents)} parents: expected one each")
-        if any(map(gt, self.parents, range(nodes))) or min(self.parents, default=0) < 0:
-            raise ValueError("a node's parent must be a node before it")
-        if len(set(zip(self.parents, self.tokens, strict=True))) != nodes:
-            raise ValueError("two children of one node have the same token")
+        _check_tree(self.tokens, self.parents)
 
     def encode(self, vocabulary_size: int) -> bytes:
         head = self.LAYOUT.pack(self.round, self.base, self.draft_ms, len(self.tokens))
@@ -595,6 +592,51 @@ class Draft:
         check_length(body, parents_at + nodes)
         tokens = unpack_tokens(body[cls.LAYOUT.size : parents_at], nodes, vocabulary_size)
         return cls(request, round, base, tokens, tuple(body[parents_at:]), draft_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Edge to server, unasked: a tree that a later step may verify, or nobody ever looks at.
+
+    As in a Draft, but its root is the last token that the edge knew when it made it, the base-th:
+    the text may be longer by the time that it comes. It has one node at least.
+    """
+
+    TYPE: ClassVar[int] = 22
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IB")
+
+    request: int
+    base: int
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check("request", self.request, 1, U16_MAX)
+        check("base", self.base, 1, U32_MAX)
+        check("number of nodes", len(self.tokens), 1, MAX_NODES)
+        _check_tree(self.tokens, self.parents)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        head = self.LAYOUT.pack(self.base, len(self.tokens))
+        return head + pack_tokens(self.tokens, vocabulary_size) + bytes(self.parents)
+
+    @classmethod
+    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Offer:
+        base, nodes = unpack_head(cls.LAYOUT, body)
+        parents_at = cls.LAYOUT.size + packed_bytes(nodes, vocabulary_size)
+        check_length(body, parents_at + nodes)
+        tokens = unpack_tokens(body[cls.LAYOUT.size : parents_at], nodes, vocabulary_size)
+        return cls(request, base, tokens, tuple(body[parents_at:]))
+
+
+def _check_tree(tokens: tuple[int, ...], parents: tuple[int, ...]) -> None:
+    nodes = len(tokens)
+    if len(parents) != nodes:
+        raise ValueError(f"{nodes} nodes have {len(parents)} parents: expected one each")
+    if any(map(gt, parents, range(nodes))) or min(parents, default=0) < 0:
+        raise ValueError("a node's parent must be a node before it")
+    if len(set(zip(parents, tokens, strict=True))) != nodes:
+        raise ValueError("two children of one node have the same token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -705,7 +747,7 @@ class Verdict:
         # Who does not draft is told nothing about drafting: equal meanings have equal bytes.
         if self.finish is not Finish.NONE:
             check("turn of a last Verdict", self.turn, Turn.SERVER, Turn.SERVER)
-        drafts = self.turn is not Turn.SERVER
+        drafts = self.turn in (Turn.EDGE, Turn.WAIT)
         check("max_nodes", self.max_nodes, 0, MAX_NODES if drafts else 0)
         check("free_ms", self.free_ms, 0, U16_MAX if drafts else 0)
         check("late_ms", self.late_ms, 0, U16_MAX if drafts else 0)
@@ -852,7 +894,7 @@ class Pong:
 Greeting = Hello | Challenge | Proof | Redirect | Welcome | Template | Adapters
 Asking = Open | Rule | Constraint | Adapter | Prompt
 Answering = Reading | Logprobs | Verdict | Credit
-Message = Greeting | Asking | Draft | Answering | Close | Error | Ping | Pong
+Message = Greeting | Asking | Draft | Offer | Answering | Close | Error | Ping | Pong
 
 MESSAGE_TYPES: Mapping[int, type[Message]] = {kind.TYPE: kind for kind in get_args(Message)}
 
@@ -860,6 +902,7 @@ MESSAGE_TYPES: Mapping[int, type[Message]] = {kind.TYPE: kind for kind in get_ar
 def _check_version(field: bytes) -> None:
     # Before anything else: the rest of another version's body may have another layout.
     (version,) = unpack_head(VERSION_LAYOUT, field)
-    if version != VERSION:
-        sentence = f"the peer speaks STF version {version}, this side version {VERSION}"
+    if version not in (VERSION, OFFERS_VERSION):
+        known = f"versions {VERSION} and {OFFERS_VERSION}"
+        sentence = f"the peer speaks STF version {version}, this side {known}"
         raise ProtocolError(ErrorCode.VERSION, sentence)

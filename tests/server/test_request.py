@@ -7,7 +7,7 @@ import pytest
 from runtime.history import History
 from runtime.server.request import RejectedDraft, Request
 from runtime.tree import Tree
-from runtime.wire.messages import Draft, Finish, Open, Rule
+from runtime.wire.messages import Draft, Finish, Offer, Open, Rule, Turn
 
 
 def request(context: int, limit: int, stop_ids: tuple[int, ...] = ()) -> Request:
@@ -112,3 +112,45 @@ def test_who_looks_at_no_text_keeps_no_history() -> None:
         assert state.read((1, 2))
         assert state.history is None
         assert not state.needs_text
+
+
+def offered(base: int, tokens: tuple[int, ...], state: Request) -> tuple[int, ...]:
+    """What is left of a chain that is offered from there, behind the text."""
+    state.take_offer(Offer(1, base, tokens, tuple(range(len(tokens)))))
+    return state.offered.tokens
+
+
+def test_an_offer_is_cut_at_the_end_of_the_text() -> None:
+    state = request(5, 20)  # its text is 100 to 104
+    state.turn = Turn.SERVER
+    assert offered(5, (1, 2), state) == (1, 2)
+    assert offered(3, (103, 104, 7, 8), state) == (7, 8)
+    assert offered(3, (103, 104), state) == (7, 8), "nothing new: the one before stays"
+    assert offered(3, (103, 9, 7), state) == (7, 8), "of another text"
+    state.context += [7]
+    assert state.offered.tokens == (8,)
+    state.context += [9]
+    assert len(state.offered) == 0
+
+
+def test_an_offer_leaves_a_place_for_the_token_behind_it() -> None:
+    state = request(5, 8)
+    state.turn = Turn.SERVER
+    assert offered(5, (1, 2, 3), state) == ()
+    assert offered(5, (1, 2), state) == (1, 2)
+
+
+def test_an_offer_from_beyond_the_text_is_no_offer() -> None:
+    state = request(5, 20)
+    state.turn = Turn.SERVER
+    with pytest.raises(
+        RejectedDraft, match="goes on from 6 tokens, but the accepted text has only"
+    ):
+        offered(6, (1,), state)
+
+
+@pytest.mark.parametrize("turn", [None, Turn.EDGE, Turn.WAIT])
+def test_an_offer_counts_while_the_server_decodes_plainly_alone(turn: Turn | None) -> None:
+    state = request(5, 20)
+    state.turn = turn
+    assert offered(5, (1, 2), state) == ()

@@ -22,6 +22,7 @@ from runtime.wire.messages import (
     Hello,
     Logprobs,
     Message,
+    Offer,
     Open,
     Ping,
     Pong,
@@ -42,11 +43,13 @@ MEANING, NONCE = bytes(range(16)), bytes(range(32))
 TEMPLATE = Template("{% for m in messages %}[{{ m.role }}]\n\t{{ m.content }}§{% endfor %}")
 TEMPLATE_HASH = template_hash(TEMPLATE.source)
 HELLO = Hello(1, VOCABULARY, MEANING, "draft-135m", "alice", NONCE, TEMPLATE_HASH)
-BARE_HELLO = replace(HELLO, template_hash=NO_TEMPLATE)
+BARE_HELLO = replace(HELLO, template_hash=NO_TEMPLATE, version=2)
 CHALLENGE = Challenge(bytes(range(32, 64)), bytes(range(64, 96)))
 PROOF = Proof(bytes(range(96, 128)))
 REDIRECT = Redirect(8400, "replica-2.example")
 WELCOME = Welcome(1, VOCABULARY, MEANING, 64, 8192, 4, "target-8b", TEMPLATE_HASH)
+OFFERS_WELCOME = replace(WELCOME, version=2)
+OFFER = Offer(2, 5, (7, 8, 7, 49_151), (0, 1, 1, 2))
 
 
 RULE = Rule(1, -0.5, 2.0, 1.25, (7, 49_151), (-100.0, 2.5))
@@ -69,8 +72,8 @@ def verdict(
 ) -> Verdict:
     """A Verdict whose bonus is token 11; unless it is the last, it asks for a draft."""
     place, times = (request, round, node, 11, finish), (3, 40)
-    if finish or turn is Turn.SERVER:
-        return Verdict(*place, *times)
+    if finish or turn in (Turn.SERVER, Turn.MORE):
+        return Verdict(*place, *times, turn if not finish else Turn.SERVER)
     return Verdict(*place, *times, turn, max_nodes, free_ms=12, late_ms=3)
 
 
@@ -88,17 +91,17 @@ def draft(request: int, round: int, nodes: int = 4) -> Draft:
 def connected(welcome: Welcome = WELCOME) -> tuple[Connection, Connection]:
     """An edge and a server that have shaken hands."""
     edge, server = Connection(Role.EDGE), Connection(Role.SERVER)
-    server.receive(edge.send(HELLO))
+    server.receive(edge.send(replace(HELLO, version=welcome.version)))
     edge.receive(server.send(welcome))
     return edge, server
 
 
 # An edge without a template. Two requests one after another, two side by side, a cancel, an error,
-# a notice and pings; the server goes on by itself, and gives credit later. The second request has
-# all that one may have: a rule, a constraint, an adapter, log-probabilities.
+# a notice and pings; the server goes on by itself, is made an offer, and gives credit later. The
+# second request has all that one may have: a rule, a constraint, an adapter, log-probabilities.
 CONVERSATION: list[tuple[Role, Message]] = [
     (Role.EDGE, BARE_HELLO),
-    (Role.SERVER, WELCOME),
+    (Role.SERVER, OFFERS_WELCOME),
     (Role.SERVER, TEMPLATE),
     (Role.SERVER, ADAPTERS),
     (Role.EDGE, opening(1, prompt_tokens=900)),
@@ -123,8 +126,9 @@ CONVERSATION: list[tuple[Role, Message]] = [
     (Role.EDGE, opening(1)),
     (Role.SERVER, logprobs(2)),
     (Role.SERVER, verdict(2, 1, turn=Turn.SERVER)),
+    (Role.EDGE, OFFER),
     (Role.SERVER, logprobs(2)),
-    (Role.SERVER, verdict(2, 2, turn=Turn.SERVER)),
+    (Role.SERVER, verdict(2, 2, turn=Turn.MORE)),
     (Role.SERVER, logprobs(2)),
     (Role.SERVER, verdict(2, 3, turn=Turn.WAIT)),
     (Role.SERVER, Credit(2, max_nodes=2, free_ms=0, late_ms=0)),
@@ -171,6 +175,12 @@ def drafts(draw: st.DrawFn, vocabulary: int) -> Draft:
     return Draft(draw(requests), round, base, tokens, parents, draw(u16))
 
 
+def offers(vocabulary: int) -> st.SearchStrategy[Offer]:
+    """Any Offer."""
+    some = drafts(vocabulary).filter(lambda draft: len(draft.tokens) > 0)
+    return some.map(lambda made: Offer(made.request, made.base, made.tokens, made.parents))
+
+
 def verdicts(vocabulary: int) -> st.SearchStrategy[Verdict]:
     """Any Verdict; that of round 0 names node 0."""
 
@@ -179,6 +189,8 @@ def verdicts(vocabulary: int) -> st.SearchStrategy[Verdict]:
         place = (request, round, node if round else 0, bonus, Finish(finish))
         if finish or turn is Turn.SERVER:
             return Verdict(*place, queue_ms, verify_ms)
+        if turn is Turn.MORE:
+            return Verdict(*place, queue_ms, verify_ms, Turn.MORE)
         return Verdict(*place, queue_ms, verify_ms, Turn(turn), *grant)
 
     outcome = (requests, st.integers(0, vocabulary - 1), st.sampled_from(Finish), u16, u16)
@@ -237,7 +249,7 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
     return st.one_of(
         st.builds(
             Hello,
-            st.just(1),
+            st.sampled_from((1, 2)),
             sizes,
             exactly(16),
             names,
@@ -250,7 +262,7 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
         st.builds(Redirect, requests, short_names.filter(bool)),
         st.builds(
             Welcome,
-            st.just(1),
+            st.sampled_from((1, 2)),
             sizes,
             exactly(16),
             st.integers(0, 255),
@@ -272,6 +284,7 @@ def messages(vocabulary: int) -> st.SearchStrategy[Message]:
         st.builds(Adapters, names.filter(bool)),
         st.builds(Prompt, requests, token_ids(vocabulary, min_size=1, max_size=200)),
         drafts(vocabulary),
+        offers(vocabulary),
         st.builds(lambda request, *read: Reading(request, *sorted(read)), requests, u32, u32),
         any_logprobs(vocabulary),
         verdicts(vocabulary),

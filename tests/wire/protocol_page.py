@@ -23,6 +23,7 @@ from runtime.wire.messages import (
     Finish,
     Logprobs,
     Message,
+    Offer,
     Open,
     Ping,
     Pong,
@@ -70,6 +71,7 @@ EXAMPLES: tuple[Message, ...] = (
     ADAPTER,
     ADAPTERS,
     Logprobs(1, (-0.5, -2.0), (5, 9, 7, 11), (-0.5, -1.5, -1.0, -2.0)),
+    Offer(1, 4, (5, 6, 5, 49_151), (0, 0, 1, 3)),
 )
 EXAMPLE_TOKEN, EXAMPLE_CERTIFICATE = b"0123456789abcdef" * 4, b"a certificate"
 

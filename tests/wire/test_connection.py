@@ -20,6 +20,7 @@ from runtime.wire.messages import (
     Finish,
     Hello,
     Logprobs,
+    Offer,
     Open,
     Ping,
     Pong,
@@ -44,6 +45,8 @@ from tests.wire.cases import (
     CONSTRAINT,
     CONVERSATION,
     HELLO,
+    OFFER,
+    OFFERS_WELCOME,
     PROOF,
     REDIRECT,
     RULE,
@@ -143,7 +146,7 @@ def replay(role, cut):
         else:
             end.send(event)
     assert end.state is State.CLOSED
-    assert (end.hello, end.welcome) == (BARE_HELLO, WELCOME)
+    assert (end.hello, end.welcome) == (BARE_HELLO, OFFERS_WELCOME)
     return heard
 
 
@@ -195,7 +198,9 @@ CONNECTION_RULES = {
     (State.PROOF_DUE, SERVER): {Error},
     (State.ADMISSION_DUE, EDGE): {Error},
     (State.ADMISSION_DUE, SERVER): {Welcome, Redirect, Error},
-    (State.OPEN, EDGE): {Open, Rule, Constraint, Adapter, Prompt, Draft, Close, Error, Ping, Pong},
+    (State.OPEN, EDGE): {
+        *(Open, Rule, Constraint, Adapter, Prompt, Draft, Offer, Close, Error, Ping, Pong)
+    },
     (State.OPEN, SERVER): {Adapters, Reading, Logprobs, Verdict, Credit, Close, Error, Ping, Pong},
     (State.CLOSED, EDGE): set(),
     (State.CLOSED, SERVER): set(),
@@ -204,19 +209,19 @@ REQUEST_RULES = {
     (Phase.UNUSED, EDGE): {Open},
     (Phase.PROMPTING, EDGE): {Rule, Constraint, Adapter, Prompt, Close},
     (Phase.PROMPTING, SERVER): {Error},
-    (Phase.VERIFYING, EDGE): {Close},
+    (Phase.VERIFYING, EDGE): {Offer, Close},
     (Phase.VERIFYING, SERVER): {Reading, Logprobs, Verdict, Error},
-    (Phase.DRAFTING, EDGE): {Draft, Close},
+    (Phase.DRAFTING, EDGE): {Draft, Offer, Close},
     (Phase.DRAFTING, SERVER): {Error},
-    (Phase.WAITING, EDGE): {Close},
+    (Phase.WAITING, EDGE): {Offer, Close},
     (Phase.WAITING, SERVER): {Credit, Error},
-    (Phase.FINISHED, EDGE): {Rule, Constraint, Adapter, Prompt, Draft, Close},
+    (Phase.FINISHED, EDGE): {Rule, Constraint, Adapter, Prompt, Draft, Offer, Close},
     (Phase.CLOSING, SERVER): {Reading, Logprobs, Verdict, Credit, Error, Close},
 }
 SAMPLES = [
     HELLO, CHALLENGE, PROOF, REDIRECT, WELCOME, TEMPLATE, opening(1), Prompt(1, (1,)),
     draft(1, 1), verdict(1, 0), CREDIT, Close(1), FATAL, Ping(5), Pong(6), RULE, CONSTRAINT,
-    ADAPTER, ADAPTERS, Reading(1, 0, 2), logprobs(1),
+    ADAPTER, ADAPTERS, Reading(1, 0, 2), logprobs(1), OFFER,
 ]  # fmt: skip
 REQUEST_SAMPLES = [
     opening(1), RULE, CONSTRAINT, ADAPTER, Prompt(1, (1,)), draft(1, 1), Reading(1, 0, 2),
@@ -259,7 +264,7 @@ def ends_in_state(state):
 @pytest.mark.parametrize("state", [state for state in State if state is not State.CLOSED])
 def test_every_state_and_message(state, sender, message):
     receiver = ends_in_state(state)[sender.peer]
-    in_request = type(message) in {*map(type, REQUEST_SAMPLES)} - {Error}
+    in_request = type(message) in {*map(type, REQUEST_SAMPLES), Offer} - {Error}
     if type(message) not in CONNECTION_RULES[state, sender]:
         with pytest.raises(
             ProtocolError, match=rf"{sender.value} may not send {type(message).__name__}"
@@ -816,10 +821,11 @@ class Storm:
 
     def __init__(self, seed):
         self.rng = random.Random(seed)
-        self.ends = dict(zip(Role, connected(replace(WELCOME, max_requests=2)), strict=True))
+        self.ends = dict(zip(Role, connected(replace(OFFERS_WELCOME, max_requests=2)), strict=True))
         self.links = {EDGE: b"", SERVER: b""}
         self.generations = {EDGE: {}, SERVER: {}}
         self.rounds = {EDGE: {}, SERVER: {}}
+        self.offers = {}  # that may still be made
         self.opened = self.delivered = 0
 
     def run(self, steps):
@@ -837,7 +843,7 @@ class Storm:
         if phase is Phase.UNUSED and edge.live_requests < 2:
             self.opened += 1
             self.generations[EDGE][request] = self.opened
-            self.rounds[EDGE][request] = 0
+            self.rounds[EDGE][request], self.offers[request] = 0, 2
             self.say(EDGE, opening(request, prompt_tokens=2, seed=self.opened))
         elif phase in (Phase.UNUSED, Phase.CLOSING):
             return
@@ -845,6 +851,9 @@ class Storm:
             self.say(EDGE, Close(request))
         elif phase is Phase.PROMPTING:
             self.say(EDGE, Prompt(request, (generation,)))
+        elif self.offers[request] and self.rng.random() < 0.3:
+            self.offers[request] -= 1
+            self.say(EDGE, Offer(request, generation, (generation,), (0,)))
         elif phase is Phase.DRAFTING:
             round = self.rounds[EDGE][request]
             self.say(EDGE, Draft(request, round, generation, (generation,), (0,)))
@@ -859,7 +868,7 @@ class Storm:
         elif phase is Phase.VERIFYING:
             finish = self.rng.choice((Finish.NONE, Finish.NONE, Finish.STOP))
             turn = Turn.SERVER if finish else self.rng.choice(list(Turn))
-            grant = (turn, 64, 0) if turn else (turn,)
+            grant = (turn, 64, 0) if turn in (Turn.EDGE, Turn.WAIT) else (turn,)
             round = self.rounds[SERVER][request]
             self.rounds[SERVER][request] += 1
             self.say(SERVER, Verdict(request, round, 0, generation, finish, 0, 0, *grant))
@@ -888,12 +897,15 @@ class Storm:
                 self.rounds[SERVER][request] = 0
             case Prompt(request, (generation,)):
                 assert generations[request] == generation
+            case Offer(request, generation):
+                assert generations[request] == generation
             case Draft(request, round, generation):
                 assert generations[request] == generation
                 assert self.rounds[SERVER][request] == round
             case Verdict(request, round=round, bonus=generation):
                 assert generations[request] == generation
                 self.rounds[EDGE][request] = round + 1
+                self.offers[request] += 2
             case Credit(request, free_ms=generation):
                 assert generations[request] == generation
             case Error(request, sentence=generation):
@@ -926,3 +938,65 @@ def test_no_frame_is_misread_however_they_cross():
         opened, delivered = opened + storm.opened, delivered + storm.delivered
     assert opened > 1000
     assert delivered > 6000
+
+
+def offering(most_nodes=64):
+    """Ends that both say version 2, with a request whose Verdict is due."""
+    edge, server = Connection(EDGE), Connection(SERVER)
+    server.receive(edge.send(replace(HELLO, version=2)))
+    edge.receive(server.send(OFFERS_WELCOME))
+    server.receive(edge.send(replace(opening(2), max_nodes=most_nodes)))
+    server.receive(edge.send(Prompt(2, (1, 2, 3))))
+    return edge, server
+
+
+def test_offers_come_in_any_phase_behind_the_prompt_and_move_nothing():
+    edge, server = offering()
+    due = [verdict(2, 0, turn=Turn.SERVER), verdict(2, 1, turn=Turn.MORE), verdict(2, 2)]
+    for said in [*due, verdict(2, 3, turn=Turn.WAIT)]:
+        phase = server.phase(2)
+        assert server.receive(edge.send(OFFER)) == [OFFER]
+        assert server.phase(2) is edge.phase(2) is phase
+        if phase is Phase.DRAFTING:
+            server.receive(edge.send(draft(2, 3)))
+        edge.receive(server.send(said))
+    assert server.phase(2) is Phase.WAITING
+    assert server.receive(edge.send(OFFER)) == [OFFER]
+    edge.receive(server.send(replace(REQUEST_ERROR, request=2)))
+    assert server.receive(edge.send(OFFER)) == [], "the edge has not read that it is over"
+
+
+def test_offers_have_no_more_nodes_than_a_draft_ever_may():
+    edge, _ = offering(most_nodes=3)
+    with pytest.raises(ValueError, match="4 nodes, at most 3"):
+        edge.send(OFFER)
+
+
+def test_two_offers_may_be_made_for_each_verdict():
+    edge, server = offering()
+    for round in range(5):
+        for _ in range(2):
+            server.receive(edge.send(OFFER))
+        with pytest.raises(ValueError, match=f"too many Offers for {round} Verdicts"):
+            edge.send(OFFER)
+        edge.receive(server.send(verdict(2, round, turn=Turn.SERVER)))
+
+
+def test_without_version_2_there_are_no_offers_and_no_verdicts_of_the_same_step():
+    for versions in ((1, 1), (2, 1)):
+        edge, server = Connection(EDGE), Connection(SERVER)
+        server.receive(edge.send(replace(HELLO, version=versions[0])))
+        edge.receive(server.send(replace(WELCOME, version=versions[1])))
+        server.receive(edge.send(opening(2)))
+        server.receive(edge.send(Prompt(2, (1, 2, 3))))
+        with pytest.raises(ValueError, match="Offers are of version 2"):
+            edge.send(OFFER)
+        with pytest.raises(ValueError, match="says MORE to an edge that makes no Offers"):
+            server.send(verdict(2, 0, turn=Turn.MORE))
+
+
+def test_a_welcome_says_no_later_version_than_the_hello():
+    edge, server = Connection(EDGE), Connection(SERVER)
+    server.receive(edge.send(HELLO))
+    with pytest.raises(ValueError, match="the Welcome says version 2, the Hello 1"):
+        server.send(OFFERS_WELCOME)

@@ -7,6 +7,7 @@ import random
 import struct
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,7 @@ from runtime.wire.messages import (
     MESSAGE_TYPES,
     Draft,
     Error,
+    Offer,
     Open,
     Pong,
     Prompt,
@@ -40,7 +42,7 @@ from tests.wire.cases import (
 
 BODIES = 15_000
 CONVERSATIONS = 4_000
-ASKING = [(Role.EDGE, HELLO), (Role.SERVER, CHALLENGE), (Role.EDGE, PROOF)]
+ASKING = [(Role.EDGE, replace(HELLO, version=2)), (Role.SERVER, CHALLENGE), (Role.EDGE, PROOF)]
 SPOKEN = (CONVERSATION, ASKING + CONVERSATION[1:], [*ASKING, (Role.SERVER, REDIRECT)])
 
 
@@ -199,6 +201,7 @@ def refuse(end, data):
     [
         (Prompt, "<H", (65_535,)),
         (Draft, "<IIB", (1, 1, 255)),
+        (Offer, "<IB", (1, 255)),
         (Open, "<QdddIIIB", (0, 1, 1, 1, 0, 1, 2**32 - 1, 255)),
     ],
 )

@@ -24,6 +24,7 @@ from runtime.wire.messages import (
     Finish,
     Hello,
     Logprobs,
+    Offer,
     Open,
     Ping,
     Pong,
@@ -45,6 +46,7 @@ from tests.wire.cases import (
     CHALLENGE,
     CONSTRAINT,
     HELLO,
+    OFFER,
     PROOF,
     REDIRECT,
     RULE,
@@ -114,6 +116,10 @@ GOLDEN = [
     (Prompt(3, (1, 2, 258)), "10 00 04 00 03 00 09 00 0300 0100 0200 0201"),
     (Draft(3, 1, 1001, (5, 6, 5), (0, 0, 2), 258),
      "1c 00 05 00 03 00 09 00 01000000 e9030000 0201 03 0500 0600 0500 00 00 02"),
+    (Offer(3, 1001, (5, 6, 5), (0, 0, 2)),
+     "16 00 16 00 03 00 09 00 e9030000 03 0500 0600 0500 00 00 02"),
+    (Verdict(3, 1, 0, 77, Finish.NONE, 3, 4, Turn.MORE),
+     "1c 00 06 00 03 00 09 00 01000000 00 4d000000 00 0300 0400 03 00 0000 0000"),
     (Verdict(3, 1, 2, 77, Finish.LENGTH, 3, 65_535),
      "1c 00 06 00 03 00 09 00 01000000 02 4d000000 02 0300 ffff 00 00 0000 0000"),
     (Verdict(3, 1, 2, 77, Finish.NONE, 3, 4, Turn.WAIT, 32, 258, 7),
@@ -247,6 +253,10 @@ def test_a_round_is_small():
         (Prompt(1, (1,)), {"tokens": ()}),
         (draft(1, 1), {"request": 0}),
         (draft(1, 1), {"round": 0}),
+        (OFFER, {"tokens": (), "parents": ()}),
+        (OFFER, {"base": 0}),
+        (OFFER, {"parents": (0, 1, 2)}),
+        (OFFER, {"tokens": (7, 8, 7, 7), "parents": (0, 1, 0, 2)}),
         (draft(1, 1), {"base": 0}),
         (draft(1, 1), {"base": 2**32}),
         (draft(1, 1), {"parents": (0, 1, 2)}),
@@ -284,7 +294,7 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
         (spoil(HELLO, "B", 74, 16), "bytes of user is 16"),
         (spoil(REDIRECT, "H", 0, 0), "port is 0"),
         (spoil(HELLO, "B", 0, 0x73), "wrong magic"),
-        (spoil(WELCOME, "H", 0, 2), "speaks STF version 2"),
+        (spoil(WELCOME, "H", 0, 3), "speaks STF version 3"),
         (spoil(WELCOME, "I", 39, 0), "max_context is 0"),
         (spoil(WELCOME, "H", 43, 0), "max_requests is 0"),
         (spoil(TEMPLATE, "B", 0, 0xFF), "not UTF-8"),
@@ -332,7 +342,7 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
         (spoil(verdict(1, 1), "I", 5, 49_152), "outside the vocabulary"),
         (spoil(verdict(1, 1), "B", 9, 3), "not a valid Finish"),
         (spoil(verdict(1, 1), "B", 9, 1), "turn of a last Verdict is 1"),
-        (spoil(verdict(1, 1), "B", 14, 3), "not a valid Turn"),
+        (spoil(verdict(1, 1), "B", 14, 4), "not a valid Turn"),
         (spoil(verdict(1, 1), "B", 14, 0), "max_nodes is 64"),
         (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 0, 99), "not a valid ErrorCode"),
         (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 1, 2), "fatal is 2"),
@@ -399,7 +409,7 @@ def test_messages_of_a_request_have_one(message):
     ("header", "sentence"),
     [
         (Header(8, 0, 0, 0, 0), "type 0 is not known"),
-        (Header(8, 22, 0, 0, 0), "type 22 is not known"),
+        (Header(8, 23, 0, 0, 0), "type 23 is not known"),
         (Header(8, 255, 0, 0, 0), "type 255 is not known"),
         (Header(8, 7, 1, 1, 0), "flags are 1"),
         (Header(8, 7, 128, 1, 0), "flags are 128"),
@@ -414,8 +424,8 @@ def test_headers_that_are_refused(header, sentence):
 
 def test_another_version_is_refused_before_its_body_is_read():
     frame = encode_frame(HELLO, 0, VOCABULARY)
-    future = resize(frame, b"STF1\x02\x00 anything at all \xff\xff")
-    with pytest.raises(ProtocolError, match="version 2, this side version 1") as caught:
+    future = resize(frame, b"STF1\x03\x00 anything at all \xff\xff")
+    with pytest.raises(ProtocolError, match="version 3, this side versions 1 and 2") as caught:
         decode(future)
     assert caught.value.code is ErrorCode.VERSION
 

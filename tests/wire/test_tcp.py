@@ -189,7 +189,7 @@ def test_who_closes_is_told_nothing_and_the_other_is_told():
     ("data", "code", "reason"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", ErrorCode.PROTOCOL, "frame type 84"),
-        (b"\x10\x00\x01\x00\x00\x00\x00\x00STF1\x02\x00zz", ErrorCode.VERSION, "STF version 2"),
+        (b"\x10\x00\x01\x00\x00\x00\x00\x00STF1\x03\x00zz", ErrorCode.VERSION, "STF version 3"),
         (b"\xff\xff\x01\x00\x00\x00\x00\x00", ErrorCode.LIMIT, "65535 bytes"),
         (b"\x08\x00\x07\x00\x01\x00\x00\x00", ErrorCode.PROTOCOL, "may not send Close"),
     ],

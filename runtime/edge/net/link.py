@@ -161,7 +161,9 @@ class Link:
         self.welcome: wire.Welcome  # there once `open` has returned, and the peer once it connected
         self.template: wire.Template | None = None
         self.adapters: tuple[str, ...] = ()
+        self.rtt_s: float | None = None  # of the Hello and the first word after it
         self._hello, self._credentials = hello, credentials
+        self._said_s = 0.0  # when the Hello was sent
         self._peer: FramedProtocol
         self._greeted: asyncio.Future[wire.Welcome | wire.Redirect] = (
             asyncio.get_running_loop().create_future()
@@ -190,7 +192,13 @@ class Link:
         """
         for _ in range(1 + MAX_REDIRECTS):
             link = cls(replace(hello, nonce=new_nonce()), credentials)
-            answer = await link._greet(host, port, stack)
+            try:
+                answer = await link._greet(host, port, stack)
+            except ServerError as error:
+                if error.code is not wire.ErrorCode.VERSION or hello.version != wire.OFFERS_VERSION:
+                    raise
+                hello = replace(hello, version=wire.VERSION)  # it may be older than Offers
+                continue
             if isinstance(answer, wire.Welcome):
                 log.info("welcomed", extra=fields(server=f"{host}:{port}", model=answer.model))
                 link.welcome = answer
@@ -226,6 +234,11 @@ class Link:
     def bytes_received(self) -> int:
         """Bytes of all frames received, headers included."""
         return self._peer.bytes_received
+
+    @property
+    def has_offers(self) -> bool:
+        """Whether Offers may be sent: this edge wants to, and the server knows them."""
+        return self._peer.connection.has_offers
 
     @property
     def alive(self) -> bool:
@@ -298,6 +311,7 @@ class Link:
         return await self._say_hello()
 
     async def _say_hello(self) -> wire.Welcome | wire.Redirect:
+        self._said_s = time.monotonic()
         self._peer.send(self._hello)
         try:
             return await self._greeted
@@ -403,6 +417,8 @@ class Link:
         self._timer = loop.call_later(self._watchdog.patience_s, self._watch)
 
     def _on_message(self, peer: FramedProtocol, message: wire.Message) -> None:
+        if self.rtt_s is None:
+            self.rtt_s = time.monotonic() - self._said_s
         match message:
             case wire.Challenge():
                 self._prove(message)
@@ -465,6 +481,10 @@ class Request:
         )
         self.sent_bytes = self.link.bytes_sent
 
+    def offer(self, base: int, tree: Tree) -> None:
+        """Send a tree unasked, made after `base` tokens: no verdict says that it has arrived."""
+        self.link._send(wire.Offer(self.number, base, tree.tokens, tree.parents))
+
     @property
     def has_mail(self) -> bool:
         """Whether a verdict, a credit or an error has come and was not asked for yet."""
@@ -475,8 +495,11 @@ class Request:
         if self.wants_logprobs:
             self.logprobs = await self._receive(wire.Logprobs)
         verdict = await self._receive(wire.Verdict)
+        self.round = verdict.round
+        if verdict.turn is wire.Turn.MORE:  # the last one of its step has the times
+            return verdict
         self.link._saw_round(self.arrived_s - self.asked_s, verdict, self.sent_bytes)
-        self.round, self.asked_s = verdict.round, self.arrived_s
+        self.asked_s = self.arrived_s
         self.finished = verdict.finish is not wire.Finish.NONE
         return verdict
 

@@ -19,6 +19,7 @@ from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.load import Load
 
 KNOWN_ROUNDS = 4  # with a draft, before it is judged whether they only lose
+MISSED_STEPS = 2  # by a request that does not follow its own
 
 
 def nodes_to_grant(edge: EdgeProfile, load: Load) -> int:
@@ -32,6 +33,20 @@ def nodes_to_grant(edge: EdgeProfile, load: Load) -> int:
     edge.trial.expect((1 + expected) * plain_s / drafted_s)
     most_s, most_nodes = edge.trial.most_tokens * plain_s, nodes
     while nodes and round_s(edge, load, nodes, nodes / most_nodes) > most_s:
+        nodes //= 2
+    return nodes
+
+
+def nodes_to_take(edge: EdgeProfile, load: Load) -> int:
+    """Nodes of an offer that a step takes along. Nobody waits for them: they cost their rows.
+
+    Where others keep the model busy, a request that does not follow its own steps misses one before
+    and one after it.
+    """
+    nodes = worthwhile_nodes(edge, load)
+    if load.requests > 1 and edge.acceptance.accepted(nodes) < MISSED_STEPS:
+        return 0
+    while nodes and load.step_with_s(nodes) > edge.trial.most_risked_tokens * load.plain_s:
         nodes //= 2
     return nodes
 

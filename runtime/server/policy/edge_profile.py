@@ -12,6 +12,7 @@ from runtime.server.policy.objective import Stretch
 from runtime.server.policy.trial import Trial
 
 RTT_S, DRAFT_S = 0.02, 0.05  # of an edge of which nothing is known yet
+FIRST_HITS, NEXT_HITS = 0.1, 0.5  # of an edge that makes offers, likewise
 AT_ONCE_S = 0.002  # takes an edge that has its tree and gets the credit for it
 
 
@@ -21,6 +22,10 @@ class EdgeProfile:
 
     max_nodes: int = 0  # the most it ever drafts; 0 is plain decoding for ever
     rtt_s: Mean = field(default_factory=lambda: Mean(RTT_S))
+    makes_offers: bool = False  # without being asked, while the server decodes plainly
+    was_right: bool = False  # whether the last verdict accepted a node
+    # of verdicts after one that did not, and after one that did: how many do
+    hits: tuple[Mean, Mean] = field(default_factory=lambda: (Mean(FIRST_HITS), Mean(NEXT_HITS)))
     tells_rtt: bool = False  # whether the last round had a tree
     verdict_s: float = 0.0  # when its last verdict left
     grant_s: float = 0.0  # when its last verdict or credit left
@@ -33,6 +38,11 @@ class EdgeProfile:
     acceptance: Acceptance = field(default_factory=Acceptance)
     trial: Trial = field(default_factory=Trial)
     stretch: Stretch = field(default_factory=Stretch)  # of the answer, for the server's objective
+
+    @classmethod
+    def of_offers(cls) -> "EdgeProfile":
+        """That of an edge that makes offers: what it has to send it has at once."""
+        return cls(makes_offers=True, draft_s=Mean(AT_ONCE_S, gain=0.25))
 
     def at_next_request(self, max_nodes: int) -> "EdgeProfile":
         """What is known of the same edge when it begins another request: all but the moments.
@@ -48,6 +58,7 @@ class EdgeProfile:
             due_s=0.0,
             nodes=0,
             worth_nodes=0,
+            was_right=False,
             stretch=Stretch(),
         )
 
@@ -59,6 +70,21 @@ class EdgeProfile:
         if not self.tells_rtt:
             self.rtt_s = Mean(rtt_s)
         self.tells_rtt = False
+
+    def is_worth_asking(self, plain_s: float) -> bool:
+        """Whether to wait for its draft now, where one token of plain decoding takes `plain_s`.
+
+        One that makes offers has had its say without that, but a step later: to ask it gains a
+        token as often as it is right, and costs the way there and back.
+        """
+        if not self.makes_offers:
+            return True
+        return self.rtt_s.value + self.draft_s.value <= self.hits[self.was_right].value * plain_s
+
+    def judged(self, accepted: bool) -> None:
+        """A verdict accepted a node, or none."""
+        self.hits[self.was_right].observe(accepted)
+        self.was_right = accepted
 
     def forget(self) -> None:
         """It is tried anew: a machine that was busy, a tree that came late and a text whose drafts

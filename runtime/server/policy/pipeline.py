@@ -19,7 +19,12 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from runtime.server.policy.budget import most_draft_s, nodes_to_grant, only_loses
+from runtime.server.policy.budget import (
+    most_draft_s,
+    nodes_to_grant,
+    nodes_to_take,
+    only_loses,
+)
 from runtime.server.policy.credits import Credits
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.load import Load
@@ -139,9 +144,10 @@ class Pipeline:
         self._plain -= request.is_plain
         edge = request.edge
         edge.verdict_s, edge.nodes = now_s, 0
-        is_in_next_step = request.verifying > 1
+        # what it has offered is verified first
+        goes_on = request.verifying > 1 or len(request.offered) > 0
         self.objective.verdict(edge.stretch, len(ranks) + 1, self.load.all_plain_s, now_s)
-        edge.worth_nodes = 0 if is_in_next_step else self._nodes(edge, now_s)
+        edge.worth_nodes = 0 if goes_on else self._nodes(edge, now_s)
         if edge.worth_nodes == 0:
             request.told(Turn.SERVER)
             self._plain += 1
@@ -149,6 +155,7 @@ class Pipeline:
         # Where there is a line, all requests of this step shall stand in it before anyone is next.
         others_wait = self.credits.wanted
         request.told(Turn.WAIT)
+        request.offer = None
         self.credits.want(request)
         if others_wait or not self._give(now_s):
             return Grant(Turn.WAIT)
@@ -156,7 +163,13 @@ class Pipeline:
 
     def stays_plain(self, request: Request) -> bool:
         """Whether one that decodes plainly will go on to, as far as is known now."""
-        return self._nodes(request.edge, self.free_at_s) == 0
+        return request.offer is None and self._nodes(request.edge, self.free_at_s) == 0
+
+    def nodes_to_take(self, request: Request, now_s: float) -> int:
+        """Of what the request's edge has offered, the most nodes that its next step takes along."""
+        if request.offer is None or self.objective.is_plain(now_s):
+            return 0
+        return nodes_to_take(request.edge, self.load)
 
     def credits_due(self, now_s: float) -> list[tuple[Request, Grant]]:
         """Requests that were told to wait and may send now."""
@@ -189,12 +202,16 @@ class Pipeline:
 
     def _learn(self, request: Request, ranks: Sequence[int], now_s: float) -> None:
         edge = request.edge
-        if request.turn is not Turn.EDGE:
+        if request.turn is not None:
+            edge.judged(len(ranks) > 0)
+        was_asked = request.turn is Turn.EDGE
+        if not was_asked and not edge.nodes:
             if edge.trial.plain():
                 edge.forget()
             return
         round_s = now_s - edge.verdict_s
-        edge.round_s.observe(round_s)
+        if was_asked:
+            edge.round_s.observe(round_s)
         edge.acceptance.observe(edge.nodes, ranks)
         if not self.load.cost.known:
             return
@@ -211,6 +228,8 @@ class Pipeline:
             edge.trial.allow(self.objective.slack_tokens(self.load.all_plain_s))
         if not self._pipelined:
             return min(edge.max_nodes, self.load.max_step_nodes - 1)
+        if not edge.is_worth_asking(self.load.plain_s):
+            return 0
         if self.objective.is_promised and only_loses(edge, self.load):
             return 0
         return nodes_to_grant(edge, self.load)

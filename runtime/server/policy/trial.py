@@ -97,6 +97,9 @@ class Trial:
     @property
     def most_tokens(self) -> float:
         """What a round may take; it gives one token at least. 0 where none is to be made."""
-        if self._pause_tokens:
-            return 0.0
+        return 0.0 if self._pause_tokens else self.most_risked_tokens
+
+    @property
+    def most_risked_tokens(self) -> float:
+        """The same for a round that asks the edge for nothing, with what it has sent by itself."""
         return math.inf if self._sure else 1 + max(self.slack_tokens, FREE_TOKENS)

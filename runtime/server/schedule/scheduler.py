@@ -83,6 +83,11 @@ class Scheduler:
         """Pages that hold the longest text of the request and one tree of the largest size."""
         return self.limits.pages_for(request.limit + self.limits.max_nodes)
 
+    def has_room(self, request: Request, nodes: int) -> bool:
+        """Whether a tree of so many nodes would find its pages without taking them from others."""
+        needed = self.limits.pages_for(len(request.context) + nodes)
+        return needed - len(request.pages) <= self.cache.room()
+
     def reading(self, request: Request) -> None:
         """More of its prompt has come: hashed at once, so that a long one is not all at its end."""
         extend_keys(request.page_keys, request.sharers, request.context, self.limits.page_size)
@@ -150,7 +155,9 @@ class Scheduler:
         (running,) = self._steps
         unready = self._unready()
         short = [r for r in unready if self._pages_missing(r) > 0]
-        following = [w.request for w in running if w.verify and self._goes_on(w.request)]
+        # where a tree is verified it is not known where the text goes on
+        single = [work.request for work in running if work.verify and not work.nodes]
+        following = [request for request in single if self._goes_on(request)]
         following = [request for request in following if stays_plain(request)]
         wanted = [(request, self._pages_missing(request)) for request in short]
         wanted += [(request, self._pages_to_follow(request)) for request in following]

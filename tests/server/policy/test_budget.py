@@ -5,9 +5,14 @@ from functools import cache
 
 import pytest
 
-from runtime.server.policy.budget import KNOWN_ROUNDS, only_loses, worthwhile_nodes
+from runtime.server.policy.budget import (
+    KNOWN_ROUNDS,
+    nodes_to_take,
+    only_loses,
+    worthwhile_nodes,
+)
 from runtime.server.policy.edge_profile import EdgeProfile
-from runtime.server.policy.estimators import Acceptance
+from runtime.server.policy.estimators import Acceptance, Mean
 from runtime.server.policy.load import Load
 
 MOST_NODES = 63
@@ -94,3 +99,46 @@ def test_nothing_is_said_of_drafts_that_were_hardly_tried() -> None:
     load = among_plain_ones(256, 0.0003)
     hopeless = [drafting(8, [], 1.0, rounds) for rounds in (KNOWN_ROUNDS - 1, KNOWN_ROUNDS)]
     assert [only_loses(edge, load) for edge in hopeless] == [False, True]
+
+
+def plain(requests: int = 1) -> Load:
+    """A machine on which rows up to 8 cost nothing and plain decoding takes 30 ms."""
+    load = Load(16, 256)
+    for _ in range(requests):
+        load.opened(0.0)
+    load.cost.learn((rows, of_memory(rows)) for rows in (1, 4, 8, 16, 64))
+    for step in range(8):
+        load.step_ended(1, 1, 0, 1, 0.03, 0.03 * (step + 1))
+    return load
+
+
+def test_an_edge_that_makes_offers_is_asked_where_the_way_is_short_beside_its_luck():
+    assert EdgeProfile(32).is_worth_asking(0.03), "it has no other way to be heard"
+    edge = EdgeProfile.of_offers()
+    edge.rtt_s, edge.draft_s = Mean(0.006), Mean(0.0)  # a fifth of a token
+    edge.was_right = True
+    assert edge.is_worth_asking(0.03)
+    for _ in range(40):
+        edge.judged(accepted=False)
+    assert not edge.is_worth_asking(0.03), "it is never right"
+    for _ in range(40):
+        edge.judged(accepted=edge.was_right is False)  # every second time, after being wrong
+    edge.was_right = False
+    assert edge.is_worth_asking(0.03)
+    edge.was_right = True
+    assert not edge.is_worth_asking(0.03), "and never twice"
+
+
+def test_an_offer_may_cost_what_is_left_to_lose_and_must_pay_for_steps_that_are_missed():
+    edge, load = EdgeProfile(MOST_NODES), plain()
+    edge.acceptance = Acceptance(0.3)
+    assert nodes_to_take(edge, load) >= 7, "rows that cost nothing"
+    while edge.trial.most_tokens:
+        edge.trial.nothing_drafted(1.5)
+    assert nodes_to_take(edge, load) >= 7, "whom it is no use to ask may offer"
+    while edge.trial.slack_tokens:
+        edge.trial.drafted(1, 1.9)
+    assert load.step_with_s(nodes_to_take(edge, load)) <= 0.03 * 1.005 + 1e-9
+    assert nodes_to_take(edge, plain(requests=2)) == 0, "less than two tokens for two steps"
+    edge.acceptance = Acceptance(0.9)
+    assert nodes_to_take(edge, plain(requests=2)) > 0

@@ -136,6 +136,19 @@ def decode(scheduler: Scheduler, model: FakeModel, state: Request) -> None:
     scheduler.next_batch()
 
 
+def test_there_is_room_for_a_tree_where_it_takes_no_pages_from_others(model):
+    scheduler = make(replace(LIMITS, n_pages=10))
+    states = [request(key, prompt=3, output=5) for key in (1, 2)]
+    for state in states:
+        first_verdict(scheduler, model, state)
+    free = scheduler.cache.room()
+    own = len(states[0].pages) * LIMITS.page_size
+    fitting = own + free * LIMITS.page_size - len(states[0].context)
+    assert [scheduler.has_room(states[0], nodes) for nodes in (0, fitting, fitting + 1)] == [
+        *(True, True, False)
+    ]
+
+
 # --- admission ---
 
 
