@@ -73,19 +73,19 @@ class Stream:
         """Done when there are more than `seen` pieces, or when no more will come."""
         future: Future[None] = Future()
         with self._lock:
-            if self._done(seen):
+            if self._is_due(seen):
                 future.set_result(None)
             else:
                 self._waiting.append((seen, future))
         return future
 
-    def _done(self, seen: int) -> bool:
+    def _is_due(self, seen: int) -> bool:
         return self.ended or len(self.pieces) > seen
 
     def _wake(self) -> None:
         with self._lock:
-            woken = [future for seen, future in self._waiting if self._done(seen)]
-            self._waiting = [waiting for waiting in self._waiting if not self._done(waiting[0])]
+            woken = [future for seen, future in self._waiting if self._is_due(seen)]
+            self._waiting = [waiting for waiting in self._waiting if not self._is_due(waiting[0])]
         for future in woken:
             if future.set_running_or_notify_cancel():
                 future.set_result(None)
