@@ -10,13 +10,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.bench.device import PacedDrafts, PacedEngine
+from runtime.bench.device import PacedDrafts
 from runtime.bench.records import Answer, Span
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge
 from runtime.edge.draft.batcher import Drafts
-from runtime.edge.draft.drafter import Drafter
-from runtime.edge.loading import make_drafter, open_draft
+from runtime.edge.loading import make_drafter
 
 
 def main() -> None:
@@ -25,9 +24,7 @@ def main() -> None:
     passes: list[Span] = []
 
     def paced(config: EdgeConfig) -> Drafts:
-        if config.drafter:
-            return PacedDrafts(make_drafter(config), setup["draft_pass_s"], passes)
-        return Drafter(PacedEngine(open_draft(config), setup["draft_pass_s"], passes))
+        return PacedDrafts(make_drafter(config), setup["draft_pass_s"], passes)
 
     with Edge(EdgeConfig(**setup["config"]), make_drafter=paced) as edge:
         print(json.dumps({"ready": True}), flush=True)

@@ -6,7 +6,7 @@ step of the target takes at least STEP_S seconds.
 
 import sys
 
-from runtime.bench.device import PacedEngine
+from runtime.bench.device import PacedTarget
 from runtime.config import ServerConfig
 from runtime.console import Terminal
 from runtime.server import __main__ as server
@@ -17,8 +17,8 @@ def main() -> int:
     """The server's own exit status."""
     step_s = float(sys.argv.pop(1))
 
-    def open_paced(config: ServerConfig, console: Terminal) -> PacedEngine:
-        return PacedEngine(open_target(config, console), step_s, [])
+    def open_paced(config: ServerConfig, console: Terminal) -> PacedTarget:
+        return PacedTarget(open_target(config, console), step_s)
 
     return server.main(open_paced)
 

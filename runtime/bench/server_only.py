@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from runtime.bench.device import PacedEngine
+from runtime.bench.device import PacedDrafts, PacedTarget
 from runtime.bench.records import Answer, Span
 from runtime.edge.draft.batcher import Drafts
 from runtime.edge.draft.drafter import Drafter
@@ -201,11 +201,10 @@ def main() -> None:
         for name in ("model", "draft")
     )
     passes: list[Span] = []
-    target, draft = PacedEngine(target, 0.0, []), PacedEngine(draft, 0.0, passes)
+    target, drafter = PacedTarget(target, 0.0), PacedDrafts(Drafter(draft), 0.0, passes)
     tokenizer = Tokenizer.load(setup["model"])
     stop_ids = tokenizer.stop_ids | Tokenizer.load(setup["draft"]).stop_ids
     sampling = setup["sampling"] | {"stop_ids": sorted(stop_ids)}
-    drafter = Drafter(draft)
     both = min(drafter.vocabulary_size, target.model.vocab_size)
     baseline = Baseline(target, drafter, both, sampling, setup["clients"])
     print(json.dumps({"ready": True}), flush=True)
@@ -216,7 +215,7 @@ def main() -> None:
             for question in job["questions"]
         ]
         passes.clear()
-        target.pass_s, draft.pass_s = job["verify_step_s"], job["draft_pass_s"]
+        target.step_s, drafter.pass_s = job["verify_step_s"], job["draft_pass_s"]
         done = baseline.serve(prompts, TreeShape(**job["shape"]), job["clients"])
         print(json.dumps(done | {"drafting": passes}), flush=True)
 

@@ -1,25 +1,82 @@
-"""A device of a stated speed: the product's own passes, no faster than was said."""
+"""Devices of a stated speed: the product's own passes and steps, no faster than was said."""
 
+import time
 from pathlib import Path
 
-import torch
+import pytest
+from torch import Tensor
 
-from runtime.bench.device import PacedEngine
+from runtime.bench.device import PacedDrafts, PacedTarget
 from runtime.bench.records import Span
-from runtime.model.engine import TreeRequest
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
+from runtime.model.engine import Engine
 from runtime.model.open import open_engine
+from runtime.server.request import Request
+from runtime.server.schedule.step import Work
+from runtime.server.verify import verifier
+from runtime.server.verify.verifier import Verified, verify_batch
+from runtime.tree import Tree
+from runtime.wire.messages import Open
 
-PASS_S = 0.02
+PASS_S, STEP_S, DRAWING_S = 0.05, 0.6, 0.5
+PROMPT = [3, 5, 7, 11]
+DRAFT = Tree((13, 17, 13, 19), (0, 0, 1, 2))
 
 
-def test_a_paced_pass_has_the_same_logits_and_is_never_faster(tiny_pair: tuple[Path, Path]) -> None:
-    engine = open_engine(str(tiny_pair[0]), "float32", "cpu", lambda _: 256, 16)
+@pytest.fixture
+def engine(tiny_pair: tuple[Path, Path]) -> Engine:
+    return open_engine(str(tiny_pair[0]), "float32", "cpu", lambda _: 256, 16)
+
+
+def walk(engine: Engine, verify: bool = True) -> tuple[list[tuple[list[int], int]], float]:
+    """What a step of the prompt, and of its draft if told so, brings; and its seconds."""
+    params = Open(1, 0, 0.0, 1.0, 0.0, 0, 8, len(PROMPT), ())
+    request = Request(1, params, 32, list(PROMPT), pages=engine.kv.allocate(1), draft=DRAFT)
+    start_s = time.monotonic()
+    outcomes = verify_batch(engine, [Work(request, request.uncached, verify)])
+    seconds = time.monotonic() - start_s
+    walks = [(one.path, one.bonus) for one in outcomes if isinstance(one, Verified)]
+    assert len(walks) == verify
+    return walks, seconds
+
+
+def test_a_step_brings_the_same_and_is_never_faster(engine: Engine) -> None:
+    paced = PacedTarget(engine, STEP_S)
+    plain, _ = walk(engine)
+    walks, seconds = walk(paced)
+    assert walks == plain
+    assert seconds >= STEP_S
+    assert walk(paced, verify=False)[1] >= STEP_S, "a step that only reads a prompt is one too"
+
+
+def test_what_drawing_takes_is_part_of_the_step(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = verifier.target_tokens
+
+    def slow(*args: Tensor, **more: Tensor) -> Tensor:
+        time.sleep(DRAWING_S)
+        return draw(*args, **more)
+
+    monkeypatch.setattr(verifier, "target_tokens", slow)
+    _, seconds = walk(PacedTarget(engine, STEP_S))
+    assert STEP_S <= seconds < STEP_S + DRAWING_S
+
+
+def test_a_run_of_the_draft_brings_the_same_tree_and_is_never_faster(engine: Engine) -> None:
     spans: list[Span] = []
-    paced = PacedEngine(engine, PASS_S, spans)
-    request = TreeRequest([3, 5, 7, 11], [-1, 0, 0, 1], 0, engine.kv.allocate(1), range(4))
-    plain = engine.forward([request])
-    assert torch.equal(paced.forward([request]), plain)
-    assert torch.equal(paced.forward([request]), plain)
-    assert len(spans) == 2, "one span for each pass, and none for those of the engine itself"
+    alone, paced = Drafter(engine), PacedDrafts(Drafter(engine), PASS_S, spans)
+    shape = TreeShape(max_budget=6, max_n_beams=3, max_beam_len=3, max_branch_width=3)
+    trees = []
+    for drafts in (alone, paced):
+        about = Noise(0, 0.0), drafts.vocabulary_size
+        speculation = Speculation(list(PROMPT), 32, shape, Proactive.OFF, *about)
+        runs = 0
+        while frontier := speculation.frontier(6):
+            assert drafts.run([Pass(speculation, frontier)]) == [True]
+            runs += 1
+        trees.append(speculation.send(6))
+    assert trees[0] == trees[1]
+    assert len(spans) == runs, "one span for each run, and none for those that are not paced"
     assert all(end_s - start_s >= PASS_S for start_s, end_s in spans)
-    assert spans[1][0] >= spans[0][1]
