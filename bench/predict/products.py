@@ -87,10 +87,7 @@ def stream(
     n_bytes: float, rows: int, inputs: int, outputs: int, weight_bytes: int, launch: Launch
 ) -> Stream:
     """Every tile of rows reads all weights, every tile of outputs all rows."""
-    if launch.kernel.__name__ == "sum_chunks_kernel":
-        parts = launch.constant("n_chunks") * rows * outputs * F32.itemsize
-        return Stream(0, parts, launch.programs)
-    row_tiles, tiles, splits = launch.grid
+    row_tiles, tiles = launch.grid
     through = row_tiles * inputs * outputs * weight_bytes + tiles * rows * inputs * BF16.itemsize
-    turns = -(-inputs // (splits * launch.constant("BLOCK_K")))
+    turns = -(-inputs // launch.constant("BLOCK_K"))
     return Stream(n_bytes, through, launch.programs, turns)

@@ -5,9 +5,12 @@ output, which is what a lane feeds to a matrix instruction. A block's codes are 
 or numbers of eight bits, which every type of activations holds: they are multiplied with
 activations, and the scales of the block multiply the sums, in float32. No weight is ever rounded.
 
-How sums are cut, and why a row's bits do not depend on its batch: see linear.py. Two warps make the
-compiler take the instructions of 16 x 8 x 16 on every card, and in tiles of 16 rows as in those of
-32 the same ones make the number of a row. Knows no files.
+The inputs are cut into chunks at fixed places: a chunk's blocks are added from zero on, in
+increasing k, and the chunks' sums in increasing order, in float32. Where tiles alone would leave
+multiprocessors idle, each chunk is a work item of its own and a second kernel adds them: the same
+sums in the same order. Two warps make the compiler take the instructions of 16 x 8 x 16 on every
+card, and in tiles of 16 rows as in those of 32 the same ones make the number of a row: its bits
+depend on no batch. Knows no files.
 """
 
 import struct

@@ -17,35 +17,62 @@ ARCHS = ("sm_80", "sm_90", "sm_100")
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 
 
-def dense_launches(monkeypatch, rows, arch="sm_90", outputs=5120, inputs=5120, stored=BF16):
+def dense_launch(
+    monkeypatch, rows, arch="sm_90", outputs=5120, inputs=5120, stored=BF16, tile=None
+):
+    """With the tile that is chosen, or a given one."""
     monkeypatch.setattr(gpu, "architecture", lambda device: arch)
     monkeypatch.setattr(gpu, "converts_e4m3", lambda device: arch != "sm_80")
-    monkeypatch.setattr(sum_chunks, "n_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(gpu, "n_multiprocessors", lambda device: 132)
     x, weight = (torch.empty(n, inputs, dtype=BF16) for n in (rows, outputs))
     bias = torch.empty(outputs, dtype=BF16)
     scales = torch.empty(-(-outputs // 128), -(-inputs // 128)) if stored == E4M3 else None
-    call = (x, weight.to(stored), outputs, bias, scales)
-    return launches_of(gpu, lambda: gpu.linear(*call), monkeypatch, sum_chunks)
+    weight = weight.to(stored)
+    tile = tile or gpu.choose_tile(x, weight)
+    (launch,) = launches_of(gpu, lambda: gpu.launch(x, weight, bias, scales, tile), monkeypatch)
+    return launch
 
 
 def only(launches: list[Launch]) -> Launch:
     return next(launch for launch in launches if launch.kernel.__name__ != "sum_chunks_kernel")
 
 
-@pytest.mark.every_value
+STORED = {1: E4M3, 2: BF16}
+PRODUCTS = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
+
+
+@pytest.mark.parametrize("size", STORED, ids=lambda size: f"{8 * size}bit")
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("stored", [BF16, E4M3], ids=str)
-def test_every_tile_fits_and_keeps_loads_in_flight(arch, stored, monkeypatch, tmp_path):
-    launch = only(dense_launches(monkeypatch, 16, arch, stored=stored))
-    compiled = launch.compile(arch)
-    assert resources(compiled, tmp_path)["STACK"] == 0
-    assert compiled.metadata.shared <= SHARED_BYTES[arch]
-    # Weights and activations of the next steps are on their way while one is multiplied.
-    assert max(waits(compiled)) >= 2 * (launch.arguments["STAGES"] - 2) > 0
-    ptx = compiled.asm["ptx"]
-    mma = {"sm_80": r"mma\.sync", "sm_90": r"wgmma\.mma_async", "sm_100": r"tcgen05\.mma"}[arch]
-    assert re.search(mma + r"\S*(bf16|kind::f16)", ptx)
-    assert not any("LDL" in line for line in main_loop(compiled, tmp_path))
+def test_every_tile_fits_and_computes_a_row_with_the_same_instructions(
+    arch, size, monkeypatch, tmp_path
+):
+    names = set()
+    for tile in gpu.TILES[arch][size]:
+        compiled = dense_launch(monkeypatch, 16, arch, stored=STORED[size], tile=tile).compile(arch)
+        assert resources(compiled, tmp_path)["STACK"] == 0
+        assert compiled.metadata.shared <= SHARED_BYTES[arch]
+        # Weights and activations of the next steps are on their way while one is multiplied.
+        assert max(waits(compiled)) >= 2 * (tile.stages - 2) > 0
+        assert not any("LDL" in line for line in main_loop(compiled, tmp_path))
+        names.add(tuple(sorted(set(products_of(compiled, arch)))))
+        if arch == "sm_90":
+            # Each has 64 outputs and 16 inputs, all rows of the tile, and four warps.
+            blocks = tile.outputs // 64 * (tile.inputs // 16) // (tile.warps // 4)
+            assert len(products_of(compiled, arch)) == blocks
+    assert len(names) == 1
+    assert re.search("bf16|kind::f16", " ".join(*names))
+
+
+def products_of(compiled, arch):
+    """The instructions that multiply, those of sm_90 with their size; in order."""
+    return re.findall(re.escape(PRODUCTS[arch]) + r"\.\S*(?:bf16|f16)\S*", compiled.asm["ptx"])
+
+
+def test_tiles_of_an_entry_have_the_same_rows_and_inputs():
+    for entries in gpu.TILES.values():
+        for tiles in entries.values():
+            assert len({(tile.rows, tile.inputs) for tile in tiles}) == 1
+            assert len({tile.outputs for tile in tiles}) == len(tiles)
 
 
 def test_float32_fits_too(monkeypatch, tmp_path):
@@ -55,27 +82,39 @@ def test_float32_fits_too(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("stored", [BF16, E4M3], ids=str)
-def test_one_compiled_kernel_serves_any_number_of_rows(stored, monkeypatch):
-    made = [dense_launches(monkeypatch, n, stored=stored) for n in (1, 2, 16, 17, 64, 129, 512)]
-    kernels = [[(la.kernel, la.specialisation(), la.options) for la in each] for each in made]
-    assert all(each[0] == kernels[0][0] for each in kernels)
-    # What adds up chunks is launched as long as tiles are few.
-    assert [len(each) for each in kernels] == [2] * 6 + [1]
-    assert all(each[1] == kernels[0][1] for each in kernels if len(each) == 2)
+def test_one_compiled_kernel_of_a_tile_serves_any_number_of_rows(stored, monkeypatch):
+    tile = gpu.TILES["sm_90"][stored.itemsize][0]
+    made = [
+        dense_launch(monkeypatch, n, stored=stored, tile=tile) for n in (1, 2, 16, 17, 129, 512)
+    ]
+    assert all(la.specialisation() == made[0].specialisation() for la in made)
+    assert all(la.options == made[0].options for la in made)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_sum_of_chunks_moves_sixteen_bytes_at_a_time(arch, monkeypatch, tmp_path):
-    _, chunks = dense_launches(monkeypatch, 16, arch)
+    _, chunks = quantized_launches(monkeypatch, 16, 2, outputs=2048)
     compiled = chunks.compile(arch)
     assert resources(compiled, tmp_path)["STACK"] == 0
     assert "ld.global.v4.b32" in compiled.asm["ptx"]
 
 
-def test_tiles_follow_types_and_card_alone():
-    weight = torch.empty(9, 64, dtype=BF16)
-    tiles = {gpu.choose_tile(torch.empty(n, 64, dtype=BF16), weight) for n in (1, 16, 17, 512)}
-    assert len(tiles) == 1
+@pytest.mark.parametrize(
+    ("rows", "outputs", "chosen"),
+    [
+        (1, 5120, 64),
+        (16, 34816, 64),
+        (64, 34816, 128),  # else the rows would be read as often as the weights
+        (512, 34816, 256),
+        (512, 5120, 256),
+        (512, 2048, 128),  # 32 tiles of 256 would leave 100 multiprocessors idle
+    ],
+)
+def test_the_tile_is_wide_where_rows_are_many_and_multiprocessors_are_busy(
+    rows, outputs, chosen, monkeypatch
+):
+    launch = dense_launch(monkeypatch, rows, outputs=outputs)
+    assert launch.constant("BLOCK_M") == chosen
 
 
 def quantized_launches(monkeypatch, rows, kind, outputs=5120, inputs=5120):

@@ -9,7 +9,6 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from specedge_kernels import reference
 from specedge_kernels.gpu import linear as gpu
-from specedge_kernels.gpu.sum_chunks import chunk_inputs, n_splits
 
 TILE = gpu.ProductTile(rows=16, outputs=32, inputs=128, warps=4, stages=2)
 TALL = gpu.ProductTile(rows=16, outputs=128, inputs=128, warps=4, stages=2)
@@ -79,19 +78,17 @@ def test_float8_has_a_scale_of_each_block(device):
 
 @pytest.mark.usefixtures("_in_order")
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_row_has_the_same_bits_alone_and_in_any_batch(device, scaled):
-    inputs = 2200  # chunks of 1024, 1024 and 152
-    x, weight = case(40, 30, inputs)
-    scales = torch.rand(1, 18) if scaled else None
+def test_a_row_has_the_same_bits_alone_and_in_any_batch_and_tile(device, scaled):
+    inputs = 2200
+    x, weight = case(40, 130, inputs)
+    scales = torch.rand(2, 18) if scaled else None
     weight = weight.to(E4M3) if scaled else weight
-    bias = torch.randn(30)
-    # A row alone is split into its chunks, many rows are not.
-    if device == "cpu":
-        assert [n_splits(inputs, tiles, x.device) for tiles in (1, 3)] == [3, 1]
+    bias = torch.randn(130)
     whole = multiply(device, x, weight, bias, scales)
     for first, end in ((0, 1), (7, 8), (39, 40), (0, 8), (5, 40)):
-        part = multiply(device, x[first:end], weight, bias, scales)
-        assert torch.equal(part, whole[first:end])
+        for tile in (TILE, TALL):
+            part = multiply(device, x[first:end], weight, bias, scales, tile)
+            assert torch.equal(part, whole[first:end])
 
 
 def test_what_lies_around_the_operands_is_not_seen(device):
@@ -120,10 +117,3 @@ def test_nothing_times_nothing_is_the_bias(device, rows, outputs, inputs):
     x, weight = case(rows, outputs, inputs)
     bias = torch.arange(outputs).float()
     assert torch.equal(multiply(device, x, weight, bias), bias.expand(rows, outputs))
-
-
-def test_chunks_follow_the_inputs_alone():
-    for inputs in (1, 1024, 5120, 17408, 100_000):
-        chunk = chunk_inputs(inputs)
-        assert chunk % 256 == 0
-        assert -(-inputs // chunk) <= 8

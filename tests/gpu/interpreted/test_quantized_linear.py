@@ -10,6 +10,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 import specedge_kernels as kernels
 from specedge_kernels import QuantizedWeight
 from specedge_kernels.gpu import quantized_linear as gpu
+from specedge_kernels.gpu.sum_chunks import chunk_inputs
 from specedge_kernels.quantized import FORMS
 from tests.kernels.quantized_cases import GGML, KINDS, NAMES, dequantized, random_stored, set_half
 
@@ -139,3 +140,10 @@ def test_nothing_times_nothing_is_the_bias(device, rows, outputs, inputs):
     bias = torch.arange(outputs).float()
     got = multiply(device, activations(rows, inputs), weight, bias)
     assert torch.equal(got, bias.expand(rows, outputs))
+
+
+def test_chunks_follow_the_inputs_alone():
+    for inputs in (1, 1024, 5120, 17408, 100_000):
+        chunk = chunk_inputs(inputs)
+        assert chunk % 256 == 0
+        assert -(-inputs // chunk) <= 8
