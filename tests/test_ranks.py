@@ -8,16 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from transformers import LlamaForCausalLM
 
 from runtime import Edge, EdgeConfig, TokenLogprob
 from runtime.config import ConfigError, ServerConfig
 from runtime.demo import running_server, server_process
+from runtime.edge.net.link import Sampling
 from runtime.model.config import ModelError
+from runtime.model.open import open_engine
 from runtime.model.parallel import LeaderTells, RankLost
 from runtime.server.together import join, speaks
+from tests.model.adapters import EVERYTHING, by_alpha, merged, random_pairs, save_folder
+from tests.test_lossless import plain_decoding
 
 LIMITS = ("--kv-tokens", "8192", "--max-step-nodes", "300", "--chunk-tokens", "24")
 # as many prompts as are wanted of a longer run; a few show it
+STOPS = (257,)  # of the tiny pair
 PROMPTS = int(os.environ.get("SPECEDGE_TEST_PROMPTS", "4"))
 HOW = (
     {"temperature": 0.0},
@@ -72,6 +78,27 @@ def test_text_of_four_ranks_is_that_of_one_process(
     assert got == expected
     assert texts(got)[::2] == texts(got)[1::2]
     assert sum(len(told) == 24 for _, told in got) == len(got) // len(HOW)
+
+
+def test_an_adapter_that_ranks_share_gives_the_text_of_the_merged_weights(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """And beside it a request without one has the base model's."""
+    target, draft = tiny_pair
+    base = LlamaForCausalLM.from_pretrained(target)
+    pairs = random_pairs(base, EVERYTHING, 4, seed=1, size=0.15)
+    option = f"one={save_folder(tmp_path / 'one', pairs)}"
+    merged(base, pairs, by_alpha(pairs, 8)).save_pretrained(tmp_path / "whole")
+    prompt, greedy = [3, 1, 4, 1, 5, 9, 2, 6], Sampling(24, stop_ids=STOPS)
+    with ranks(2, target, "--adapter", option) as (address, _):
+        config = EdgeConfig(server=address, draft=str(draft), raw=True, threads=1, max_tokens=24)
+        with Edge(config) as edge:
+            answers = [edge.generate(prompt, adapter=adapter) for adapter in ("one", None)]
+            texts = [answer.text is not None and answer.tokens for answer in answers]
+    for folder, tokens in zip((tmp_path / "whole", target), texts, strict=True):
+        engine = open_engine(str(folder), "stored", "cpu", lambda _: 512, 16)
+        assert tokens == plain_decoding(engine, prompt, greedy)
+    assert texts[0] != texts[1]
 
 
 def test_edges_go_on_where_a_rank_has_died(

@@ -16,8 +16,9 @@ from torch import Tensor
 from runtime.model.adapter import Adapter, LowRank
 from runtime.model.batch import AdaptedRows
 from runtime.model.config import ModelError
+from runtime.model.engine import Model
 from runtime.model.experts import GroupedLinear
-from runtime.model.transformer import GatedMlp, Linear, Transformer
+from runtime.model.transformer import Product
 
 
 class AddedProducts:
@@ -44,36 +45,22 @@ class JoinedPair(NamedTuple):
     scale: Tensor  # [R] float32
 
 
-def adapt(model: Transformer, adapters: Sequence[Adapter]) -> None:
+def adapt(model: Model, adapters: Sequence[Adapter]) -> None:
     """Let rows of the model ask for these adapters, by their place.
 
     Raises ModelError where there is no memory for them.
     """
     try:
-        for index, layer in enumerate(model.layers):
-            attention, mlp = (f"model.layers.{index}.{part}" for part in ("self_attn", "mlp"))
-            config = model.config
-            heads = [config.n_heads, config.n_kv_heads, config.n_kv_heads]
-            sizes = [count * config.head_dim for count in heads]
-            qkv = dict(zip((f"{attention}.{part}_proj" for part in "qkv"), sizes, strict=True))
-            _add(layer.qkv, qkv, adapters, model)
-            _add(layer.output, {f"{attention}.o_proj": config.hidden_size}, adapters, model)
-            if isinstance(layer.mlp, GatedMlp):
-                inner = config.intermediate_size
-                gate_up = {f"{mlp}.gate_proj": inner, f"{mlp}.up_proj": inner}
-                _add(layer.mlp.gate_up, gate_up, adapters, model)
-                down = {f"{mlp}.down_proj": config.hidden_size}
-                _add(layer.mlp.down, down, adapters, model)
+        for product in model.products:
+            _add(product, adapters, model)
     except (RuntimeError, MemoryError) as error:
         raise ModelError(f"no memory for {len(adapters)} adapters; give fewer") from error
     model.adapters = tuple(adapter.name for adapter in adapters)
 
 
-def _add(
-    linear: Linear, modules: dict[str, int], adapters: Sequence[Adapter], model: Transformer
-) -> None:
-    """Put what the adapters add beside a product of some modules, whose outputs are given."""
-    pairs = [[adapter.added.get(module) for module in modules] for adapter in adapters]
+def _add(product: Product, adapters: Sequence[Adapter], model: Model) -> None:
+    """Put beside a product what the adapters add to its modules."""
+    pairs = [[adapter.added.get(module) for module in product.outputs] for adapter in adapters]
     known = [pair for of_one in pairs for pair in of_one if pair is not None]
     if not known:
         return
@@ -81,8 +68,9 @@ def _add(
     on_cpu, inputs = model.device.type == "cpu", known[0].a.shape[1]
     dtype = functools.reduce(torch.promote_types, dtypes) if on_cpu else model.dtype
     ranks = [sum(len(pair.a) for pair in of_one if pair is not None) for of_one in pairs]
-    joined = [_joined(of_one, [*modules.values()], inputs, max(ranks), dtype) for of_one in pairs]
-    linear.added = AddedProducts(joined, model.device)
+    outputs = [*product.outputs.values()]
+    joined = [_joined(of_one, outputs, inputs, max(ranks), dtype) for of_one in pairs]
+    product.linear.added = AddedProducts(joined, model.device)
 
 
 def _joined(

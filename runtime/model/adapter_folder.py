@@ -17,6 +17,7 @@ from runtime.model.config import ModelError
 from runtime.model.json_file import read_json
 from runtime.model.regular_file import check_regular
 from runtime.model.safetensors_file import FileTensor, tensors_of
+from runtime.model.text_part import TEXT_PREFIXES
 
 CONFIG, WEIGHTS, PICKLED = (
     "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -195,14 +196,21 @@ def _pairs(tensors: Mapping[str, FileTensor]) -> dict[str, tuple[str, FileTensor
         if halves[0] is None or halves[1] is None:
             raise ModelError(f"tensor {name} has no counterpart; expected A and B of each module")
         theirs = stem.removeprefix(_PREFIX)
-        # of a model that was trained without its head
-        whole = f"model.{theirs}" if theirs.startswith("layers.") else theirs
+        whole = _in_text_model(theirs)
         if pairs.get(whole, (theirs,))[0] != theirs:
             raise ModelError(f"{whole} is adapted twice, with and without model. before its name")
         pairs[whole] = theirs, halves[0], halves[1]
     if not pairs:
         raise ModelError("it has no tensors")
     return pairs
+
+
+def _in_text_model(name: str) -> str:
+    """The module of one that was trained without its head, or that sees as well."""
+    for prefix, ours in TEXT_PREFIXES.items():
+        if name.startswith(prefix):
+            return ours + name.removeprefix(prefix)
+    return f"model.{name}" if name.startswith("layers.") else name
 
 
 def _repeats(pattern: str) -> int:

@@ -16,6 +16,7 @@ from runtime.model.config import KVShape
 from runtime.model.graphs import PaddedSteps, sizes_to_record
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV
 from runtime.model.parallel import Ranks
+from runtime.model.transformer import Product
 
 __all__ = ["Drawn", "Engine", "KeptPath", "Model", "OutOfPages", "PagedKV", "TreeRequest"]
 
@@ -34,6 +35,7 @@ class Model(Protocol):
     head_ids: Tensor | None  # [head_size] i64, the token of each logit; None: column t is token t
     max_context: int  # tokens of the longest text
     n_positions: int  # that a node can have: those of the text, and a tree's beyond its end
+    products: Sequence[Product]  # that adapters can be beside
     adapters: tuple[str, ...]  # names; a request has one by its place among these
 
     def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:

@@ -123,14 +123,14 @@ class SharedExpert:
     mlp: GatedMlp
     gate: Linear
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
         _, weight = route(self.gate(x).float(), 1, scoring="sigmoid")
-        return weighted_sum(self.mlp(x), weight)
+        return weighted_sum(self.mlp(x, adapted), weight)
 
 
 @dataclass(frozen=True)
 class MixtureOfExperts:
-    """The MLP of a layer with experts: x [N, H] -> [N, H]. No adapter adds anything to it."""
+    """The MLP of a layer with experts: x [N, H] -> [N, H]. Adapters add to the shared one."""
 
     router: Router
     experts: Experts
@@ -138,4 +138,4 @@ class MixtureOfExperts:
 
     def __call__(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
         out = self.experts(x, *self.router(x))
-        return out if self.shared is None else out.add_(self.shared(x))
+        return out if self.shared is None else out.add_(self.shared(x, adapted))

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 
 from runtime.model.adapted import adapt
-from runtime.model.adapter import load_adapter
+from runtime.model.adapter import base_of, load_adapter
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.config import ModelError, Unsupported
 from runtime.model.engine import Engine, Model
@@ -16,6 +16,7 @@ from runtime.model.formats import FLOATS
 from runtime.model.kv_cache import PagedKV, bytes_per_token
 from runtime.model.locate import locate
 from runtime.model.parallel import Ranks
+from runtime.model.parallel_weights import CheckpointPart
 from runtime.model.transformer import Transformer
 from runtime.model.weights import Progress
 from runtime.model.weights import load as load_own
@@ -55,7 +56,7 @@ def open_engine(
         options = weights, _device(device, ranks), progress, activations, batch_invariant
         model = _load(name, options, backend, max_context, ranks)
         if adapters:
-            _adapt(model, adapters)
+            _adapt(model, name, adapters)
     stored = model.dtype if kv_dtype == "same" else KV_DTYPES[kv_dtype]
     n_tokens = kv_tokens(model) or _tokens_that_fit(model, stored)
     n_pages = -(-(n_tokens if ranks is None else ranks.least(n_tokens)) // page_size)
@@ -68,18 +69,22 @@ def open_engine(
     return Engine(model, kv, ranks)
 
 
-def _adapt(model: Model, adapters: Mapping[str, Path]) -> None:
+def _adapt(model: Model, name: str, adapters: Mapping[str, Path]) -> None:
     if not isinstance(model, Transformer):
-        raise ModelError(
-            "adapters need a model of a family that runs by our own code; this one is run by "
-            "transformers' modules: merge the adapter into its base model"
-        )
+        from runtime.model.backend.model import TransformersModel
+        from runtime.model.backend.probe import probe_adapted
+
+        assert isinstance(model, TransformersModel), "there is no third kind"
+        adapt(model, [load_adapter(each, path, model.base) for each, path in adapters.items()])
+        probe_adapted(model)
+        return
+    whole = open_checkpoint(name)
+    base = base_of(whole.config)
+    read = [load_adapter(each, path, base) for each, path in adapters.items()]
     if model.ranks is not None:
-        raise ModelError(
-            "adapters are for a model that runs in one process; under torchrun, merge the adapter "
-            "into its base model"
-        )
-    adapt(model, [load_adapter(name, path, model.config) for name, path in adapters.items()])
+        part = CheckpointPart(whole, model.ranks.rank, model.ranks.size)
+        read = [adapter.part(part.rows) for adapter in read]
+    adapt(model, read)
 
 
 def vocabulary_size(name: str) -> int:

@@ -43,15 +43,15 @@ class CheckpointPart:
         return self._whole.method(name)
 
     def stored(self, name: str) -> Weight:
-        rows = self._rows(name)
+        rows = self.rows(name)
         return self._whole.stored(name) if rows is None else self._whole.stored_rows(name, *rows)
 
     def stored_rows(self, name: str, first: int, last: int) -> Weight:
-        begin, _ = self._rows(name) or (0, 0)
+        begin, _ = self.rows(name) or (0, 0)
         return self._whole.stored_rows(name, begin + first, begin + last)
 
-    def _rows(self, name: str) -> tuple[int, int] | None:
-        """Which rows this rank has; None for all."""
+    def rows(self, name: str) -> tuple[int, int] | None:
+        """Which rows of a tensor this rank has, first and last + 1; None for all."""
         rank, size, config = self._rank, self._size, self._config
         kind = name.split(".")[-2]
         if kind in _QUERIES:
@@ -66,7 +66,7 @@ class CheckpointPart:
         return None
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        shape, rows = self._whole.shapes[name], self._rows(name)
+        shape, rows = self._whole.shapes[name], self.rows(name)
         return shape if rows is None else (rows[1] - rows[0], *shape[1:])
 
     def _share(self, name: str, n_bytes: int) -> int:

@@ -18,7 +18,7 @@ _INHERITED = (
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 )
 # As transformers 4 saved them, and as it saves them now.
-_PREFIXES = {
+TEXT_PREFIXES = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
@@ -41,6 +41,6 @@ def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         text + name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
-        for prefix, text in _PREFIXES.items()
+        for prefix, text in TEXT_PREFIXES.items()
         if name.startswith(prefix)
     }

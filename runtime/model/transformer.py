@@ -9,8 +9,9 @@ there, with the bits of the ops one by one, if none has experts and no row of th
 On a CUDA device activations have the model's dtype, and the same holds with batch_invariant.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,6 +92,13 @@ class Linear:
         return self.weight[ids // width, :, ids % width]
 
 
+class Product(NamedTuple):
+    """A product of a layer, by the modules of the checkpoint that it computes."""
+
+    linear: Linear
+    outputs: Mapping[str, int]  # of each module in turn, as many as are computed here
+
+
 def as_it_is(x: Tensor) -> Tensor:
     """What is whole already, as nobody shares the model."""
     return x
@@ -130,7 +138,8 @@ class Transformer:
     On a CPU it may be quantised; rows are decoded as they are looked up.
 
     head_ids [head_size] i64 names the token of each logit, None where column t is token t.
-    adapters: the names of those that rows may ask for, put beside the products by `adapted.adapt`.
+    products: those that adapters can be beside; adapters: the names of those that rows may ask for,
+    put there by `adapted.adapt`.
     ranks: those that share the model; `config` then has this one's heads, and logits are of its
     part of the vocabulary.
     """
@@ -145,7 +154,9 @@ class Transformer:
         head_ids: Tensor | None = None,
         batch_invariant: bool = True,
         ranks: Ranks | None = None,
+        products: Sequence[Product] = (),
     ):
+        self.products = products
         self.config, self.layers = config, layers
         self.ranks, self.whole = ranks, as_it_is if ranks is None else ranks.whole
         self.embedding, self.norm, self.head, self.head_ids = embedding, norm, head, head_ids

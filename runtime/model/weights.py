@@ -7,7 +7,7 @@ one product's tensors at a time, so that at most these exist twice. Knows nothin
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from runtime.model.formats import (
 )
 from runtime.model.parallel import Ranks
 from runtime.model.parallel_weights import CheckpointPart
-from runtime.model.transformer import GatedMlp, Layer, Linear, Transformer, as_it_is
+from runtime.model.transformer import GatedMlp, Layer, Linear, Product, Transformer, as_it_is
 from runtime.model.weight_memory import WeightMemory
 from runtime.system import freed_memory_given_back
 from specedge_kernels import QuantizedWeight, StoredWeight, pack_quantized
@@ -161,6 +161,9 @@ def _is_redundant(name: str, checkpoint: Checkpoint) -> bool:
 class Stored(Protocol):
     """Tensors on disk, by name."""
 
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
     def n_bytes(self, name: str) -> int: ...
 
     def method(self, name: str) -> str | None: ...
@@ -190,6 +193,7 @@ class Reader:
         self.exact, self.batch_invariant = exact, batch_invariant
         self.on_cpu = device.type == "cpu"
         self.memory = WeightMemory()
+        self.products: list[Product] = []  # of layers, that have been read
         # what the model computes in: see transformer.py
         self.dtype = torch.float32 if self.on_cpu else self._gpu_dtype(embedding)
         self.converted: dict[str, Counter[tuple[str, str]]] = {}  # by the reason
@@ -201,7 +205,10 @@ class Reader:
         bias = None
         if f"{names[0]}.bias" in self.names:
             bias = torch.cat([self.vector(f"{name}.bias") for name in names])
-        return self.product(self.matrix(*(f"{name}.weight" for name in names)), bias)
+        linear = self.product(self.matrix(*(f"{name}.weight" for name in names)), bias)
+        outputs = {name: self.checkpoint.shapes[f"{name}.weight"][0] for name in names}
+        self.products.append(Product(linear, outputs))
+        return linear
 
     def product(self, weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> Linear:
         linear = Linear(weight, bias, self.exact, self.batch_invariant)
@@ -244,13 +251,17 @@ class Reader:
         return linear
 
     def matrices(self, name: str, transposed: bool) -> Iterator[Tensor | QuantizedWeight]:
-        """Each matrix of a tensor [E, M, K]; [E, K, M] where it is transposed."""
+        """Each matrix of a tensor [E, M, K], or the one of [M, K].
+
+        transposed: it is [E, K, M], or [K, M].
+        """
         whole = self._read(name)
         stored: list[Weight]
         if isinstance(whole, StoredWeight):
             stored = [StoredWeight(rows, whole.kind) for rows in whole.rows]
         else:
-            stored = [*(whole.mT if transposed else whole)]
+            each = whole if whole.dim() == 3 else whole[None]
+            stored = [*(each.mT if transposed else each)]
         for matrix in stored:
             weight = self._weight(matrix)
             self._note([name], [matrix], [weight])
@@ -349,6 +360,7 @@ class _Loader(Reader):
             head_ids=head_ids,
             batch_invariant=self.batch_invariant,
             ranks=self.ranks,
+            products=self.products,
         )
         self.tell()
         return model

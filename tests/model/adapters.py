@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from runtime.model.gguf import _LAYER_NAMES
 
@@ -33,7 +34,8 @@ def random_pairs(
         if not name.endswith(tuple(parts)) or "experts" in name:
             continue
         r = rank if isinstance(rank, int) else rank[name.split(".")[-1]]
-        outputs, inputs = module.weight.shape
+        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+        outputs, inputs = weight.shape
         a = torch.randn(r, inputs, generator=generator) * size
         pairs[name] = a, torch.randn(outputs, r, generator=generator) * size
     return pairs
@@ -60,7 +62,8 @@ def merged(model: torch.nn.Module, pairs: Pairs, scale: Mapping[str, float] | fl
     whole = deepcopy(model)
     for name, (a, b) in pairs.items():
         s = scale if isinstance(scale, float | int) else scale[name]
-        whole.get_submodule(name).weight += s * (b.double() @ a.double()).float()
+        module, added = whole.get_submodule(name), s * (b.double() @ a.double()).float()
+        module.weight += added.T if isinstance(module, Conv1D) else added
     return whole
 
 

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.model.batch import NO_ADAPTER
 from runtime.model.config import ModelError
 from runtime.model.engine import Engine, PagedKV, TreeRequest
+from runtime.model.open import open_engine
 from runtime.model.parallel import LeaderTells, Ranks, part
 from runtime.model.weights import load
 from runtime.server.verify.ranks import draw
@@ -28,8 +30,11 @@ PAGE, PAGES = 4, 64
 SHARED = range(3)  # pages of the first request
 
 
-def passes(engine):
-    """Logits of a prompt, then of its tree beside another prompt, then of a part of the tree."""
+def passes(engine, adapter=NO_ADAPTER):
+    """Logits of a prompt, then of its tree beside another prompt, then of a part of the tree.
+
+    adapter: of the tree alone.
+    """
     prompt, other = [3, 47, 0, 11, 11, 30, 5, 22, 8], [1, 2, 3, 4, 5, 6, 7]
     parents = [-1, 0, 0, 1, 2, 2]
     pages, strangers = [*SHARED, 9, 5], [20, 21]
@@ -37,13 +42,20 @@ def passes(engine):
         tokens, range(-1, len(tokens) - 1), 0, own, range(len(tokens))
     )
     yield engine.forward([chain(prompt, pages)])
-    tree = TreeRequest([8, 1, 2, 3, 4, 5], parents, len(prompt), pages, range(6))
+    tree = TreeRequest([8, 1, 2, 3, 4, 5], parents, len(prompt), pages, range(6), adapter=adapter)
     yield engine.forward([tree, chain(other, strangers)])
     yield engine.forward([TreeRequest([8, 40], parents[:2], len(prompt), pages, [1])])
 
 
 def engine_of(model):
     return Engine(model, PagedKV(model.kv_shapes, PAGES, PAGE, torch.float32), model.ranks)
+
+
+def opened(path, weights, adapter, ranks=None):
+    """adapter: a folder, or None."""
+    adapters = {"one": Path(adapter)} if adapter else {}
+    tokens = lambda _: PAGES * PAGE  # noqa: E731
+    return open_engine(path, weights, "cpu", tokens, PAGE, adapters=adapters, ranks=ranks)
 
 
 def tensor_bytes():
@@ -72,10 +84,13 @@ def counted(field):
 
 
 def run_cases(ranks, folder):
-    for number, (path, weights) in enumerate(json.loads((folder / "cases.json").read_text())):
+    for number, (path, weights, adapter) in enumerate(
+        json.loads((folder / "cases.json").read_text())
+    ):
         with torch.inference_mode():
-            engine = engine_of(load(path, weights, ranks=ranks))
-            rows = [ranks.columns(one, engine.model.vocab_size) for one in passes(engine)]
+            engine = opened(path, weights, adapter, ranks)
+            own = passes(engine, len(engine.model.adapters) - 1)
+            rows = [ranks.columns(one, engine.model.vocab_size) for one in own]
         if ranks.rank == 0:
             np.save(folder / f"{number}.npy", torch.cat(rows).numpy())
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from runtime.model import weights
 from runtime.model.adapted import adapt
-from runtime.model.adapter import load_adapter
+from runtime.model.adapter import base_of, load_adapter
 from runtime.model.config import ModelError
 from runtime.model.weights import expected_shapes
 from tests.model import gguf_files, tiny
@@ -27,9 +27,9 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 @pytest.fixture
 def llama(pairs):
-    """Our configuration of a small llama, and pairs for all of its products, of rank 4."""
+    """A small llama, and pairs for all of its products, of rank 4."""
     pair = pairs("llama")
-    return pair.ours.config, random_pairs(pair.theirs, EVERYTHING, 4, seed=3)
+    return base_of(pair.ours.config), random_pairs(pair.theirs, EVERYTHING, 4, seed=3)
 
 
 def assert_added(adapter, pairs, scale) -> None:
@@ -40,7 +40,7 @@ def assert_added(adapter, pairs, scale) -> None:
 
 
 def test_factors_are_those_of_the_first_pattern_that_ends_the_name(llama, tmp_path):
-    config, pairs = llama
+    base, pairs = llama
     for layer in (0, 1):
         a, b = pairs[name := f"model.layers.{layer}.mlp.up_proj"]
         pairs[name] = torch.cat((a, -a / 2)), torch.cat((b, b / 3), 1)
@@ -63,7 +63,7 @@ def test_factors_are_those_of_the_first_pattern_that_ends_the_name(llama, tmp_pa
     for part in ("gate", "up", "down"):
         scale[f"model.layers.1.mlp.{part}_proj"] = 1 / (8 if part == "up" else 4)
     folder = save_folder(tmp_path, pairs, **fields)
-    assert_added(load_adapter("a", folder, config), pairs, scale)
+    assert_added(load_adapter("a", folder, base), pairs, scale)
 
 
 WHOLE = [f"model.layers.{n}.{part}" for n in (0, 1) for part in ("mlp.up_proj", "self_attn.v_proj")]
@@ -73,10 +73,10 @@ WHOLE = [f"model.layers.{n}.{part}" for n in (0, 1) for part in ("mlp.up_proj", 
     "targets", [r".*layers\.\d+\.(mlp|self_attn)\..*", ["mlp.up_proj", "v_proj"], WHOLE]
 )
 def test_target_modules_are_a_pattern_or_names_or_their_ends(llama, tmp_path, targets):
-    config, pairs = llama
+    base, pairs = llama
     some = {name: pair for name, pair in pairs.items() if name.endswith(("up_proj", "v_proj"))}
     folder = save_folder(tmp_path, some, target_modules=targets, fan_in_fan_out=True)
-    assert_added(load_adapter("a", folder, config), some, by_alpha(some, 8))
+    assert_added(load_adapter("a", folder, base), some, by_alpha(some, 8))
 
 
 LAYERED = {"target_modules": ["q_proj", "up_proj"]}
@@ -99,7 +99,7 @@ LAYERED = {"target_modules": ["q_proj", "up_proj"]}
 )
 def test_only_the_layers_that_are_named_are_adapted(llama, tmp_path, fields, layers):
     """As peft counts them: a file that has others is not what its configuration says."""
-    config, pairs = llama
+    base, pairs = llama
     for layer in (0, 1):
         some = {
             name: pair
@@ -108,25 +108,25 @@ def test_only_the_layers_that_are_named_are_adapted(llama, tmp_path, fields, lay
         }
         folder = save_folder(tmp_path / str(layer), some, **{**LAYERED, **fields})
         if layer in layers:
-            assert_added(load_adapter("a", folder, config), some, by_alpha(some, 8))
+            assert_added(load_adapter("a", folder, base), some, by_alpha(some, 8))
         else:
             with pytest.raises(ModelError, match=rf"does not name model\.layers\.{layer}\."):
-                load_adapter("a", folder, config)
+                load_adapter("a", folder, base)
 
 
 def test_patterns_that_are_slow_together_are_refused(llama, tmp_path):
     """Each is quick enough; hundreds of them for each module are not."""
-    config, pairs = llama
+    base, pairs = llama
     slow = {rf"(.|.){{16}}[{chr(place)}!]+": 1 for place in range(0x4E00, 0x4F00)}
     folder = save_folder(tmp_path, pairs, alpha_pattern=slow)
     with pytest.raises(ModelError, match=r"takes? too long"):
-        load_adapter("a", folder, config)
+        load_adapter("a", folder, base)
 
 
 def test_an_adapter_of_a_model_without_its_head(llama, tmp_path):
-    config, pairs = llama
+    base, pairs = llama
     bare = {name.removeprefix("model."): pair for name, pair in pairs.items()}
-    assert_added(load_adapter("a", save_folder(tmp_path, bare), config), pairs, by_alpha(pairs, 8))
+    assert_added(load_adapter("a", save_folder(tmp_path, bare), base), pairs, by_alpha(pairs, 8))
 
 
 @pytest.mark.parametrize(("alpha", "factor"), [(16.0, 4.0), (0.0, 1.0), (None, 1.0)])
@@ -134,10 +134,10 @@ def test_an_adapter_of_a_model_without_its_head(llama, tmp_path):
 def test_gguf_adapters_mean_what_llama_cpp_makes_of_them(
     llama, tmp_path, alpha, factor, architecture
 ):
-    config, pairs = llama
+    base, pairs = llama
     metadata = {"adapter.lora.alpha": alpha}
-    path = save_gguf(tmp_path / "a.gguf", pairs, config.head_dim, architecture, **metadata)
-    assert_added(load_adapter("a", path, config), pairs, dict.fromkeys(pairs, factor))
+    path = save_gguf(tmp_path / "a.gguf", pairs, base.head_dim, architecture, **metadata)
+    assert_added(load_adapter("a", path, base), pairs, dict.fromkeys(pairs, factor))
 
 
 @pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
@@ -157,7 +157,7 @@ def test_llama_cpp_answers_the_same_with_a_gguf_adapter(tmp_path, architecture):
         metadata = {"adapter.lora.alpha": alpha}
         file = tmp_path / f"{name}.gguf"
         files[name] = save_gguf(file, pairs, model.config.head_dim, architecture, **metadata)
-    adapt(model, [load_adapter(name, file, model.config) for name, file in files.items()])
+    adapt(model, [load_adapter(name, file, base_of(model.config)) for name, file in files.items()])
     engine, tokens, theirs = tiny.engine_of(model), [(7 * i) % 48 for i in range(20)], LlamaCpp()
     for index, file in enumerate([None, *files.values()], -1):
         prompt = tiny.chain(tokens, 0, engine.kv.allocate(5))
@@ -193,10 +193,10 @@ def test_llama_cpp_answers_the_same_with_a_gguf_adapter(tmp_path, architecture):
     ],
 )
 def test_configurations_that_are_refused(llama, tmp_path, fields, sentence):
-    config, pairs = llama
+    base, pairs = llama
     folder = save_folder(tmp_path, pairs, **fields)
     with pytest.raises(ModelError) as refused:
-        load_adapter("mine", folder, config)
+        load_adapter("mine", folder, base)
     assert str(refused.value).startswith("adapter mine: ")
     assert sentence in str(refused.value)
 
@@ -204,28 +204,28 @@ def test_configurations_that_are_refused(llama, tmp_path, fields, sentence):
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "a.gguf"])
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
 def test_a_pipe_is_refused_rather_than_waited_for(llama, tmp_path, name):
-    config, pairs = llama
+    base, pairs = llama
     folder = save_folder(tmp_path, pairs)
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     with pytest.raises(ModelError, match="it is no file"):
-        load_adapter("a", folder / name if name == "a.gguf" else folder, config)
+        load_adapter("a", folder / name if name == "a.gguf" else folder, base)
 
 
 def test_a_sentence_is_no_longer_than_a_person_reads(llama, tmp_path):
-    config, pairs = llama
+    base, pairs = llama
     folder = save_folder(tmp_path, pairs, peft_type="X" * 100_000)
     with pytest.raises(ModelError) as refused:
-        load_adapter("a", folder, config)
+        load_adapter("a", folder, base)
     assert len(str(refused.value)) < 1100
 
 
 def test_one_module_under_two_names_is_refused(llama, tmp_path):
-    config, pairs = llama
+    base, pairs = llama
     module, pair = next(iter(pairs.items()))
     both = {module: pair, module.removeprefix("model."): (pair[0] + 1, pair[1] + 1)}
     with pytest.raises(ModelError, match=r"is adapted twice"):
-        load_adapter("a", save_folder(tmp_path, both), config)
+        load_adapter("a", save_folder(tmp_path, both), base)
 
 
 def renamed(old: str, new: str):
@@ -266,18 +266,18 @@ def renamed(old: str, new: str):
     ],
 )
 def test_tensors_that_are_refused(llama, tmp_path, spoil, sentence):
-    config, pairs = llama
+    base, pairs = llama
     folder = save_folder(tmp_path, pairs, target_modules=".*", lora_alpha=1e3)
     tensors = load_file(folder / WEIGHTS)
     spoil(tensors)
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(ModelError) as refused:
-        load_adapter("mine", folder, config)
+        load_adapter("mine", folder, base)
     assert any(part in str(refused.value) for part in sentence.split("|"))
 
 
 def test_places_that_are_no_adapters(llama, tmp_path):
-    config, pairs = llama
+    base, pairs = llama
     folder = save_folder(tmp_path / "a", pairs)
     pickled = Path(shutil.copytree(folder, tmp_path / "pickled"))
     (pickled / WEIGHTS).rename(pickled / "adapter_model.bin")
@@ -303,5 +303,5 @@ def test_places_that_are_no_adapters(llama, tmp_path):
     }
     for path, sentence in sentences.items():
         with pytest.raises(ModelError) as refused:
-            load_adapter("mine", path, config)
+            load_adapter("mine", path, base)
         assert sentence in str(refused.value)

@@ -5,13 +5,17 @@ import torch
 
 from runtime.model import weights
 from runtime.model.adapted import adapt
-from runtime.model.adapter import load_adapter
+from runtime.model.adapter import base_of, load_adapter
 from runtime.model.engine import TreeRequest
 from tests.model import tiny
 from tests.model.adapters import EVERYTHING, by_alpha, merged, random_pairs, save_folder
 from tests.model.tiny import assert_close, judge, path_to, random_tokens, random_tree
 
-ATTENTION = EVERYTHING[:4]
+SHARED = tuple(f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down"))
+PARTS = {
+    **dict.fromkeys(("qwen3-moe", "mixtral"), EVERYTHING[:4]),
+    "qwen2-moe": (*EVERYTHING[:4], *SHARED),
+}
 
 
 @pytest.fixture
@@ -20,7 +24,7 @@ def adapted(pairs, tmp_path):
 
     def of(name: str, weights_as: str = "stored"):
         pair = pairs(name)
-        parts = ATTENTION if "mo" in name or "mixtral" in name else EVERYTHING
+        parts = PARTS.get(name, EVERYTHING)
         some = random_pairs(pair.theirs, ("q_proj", "v_proj", "down_proj")[: len(parts) - 2], 3, 1)
         every = random_pairs(pair.theirs, parts, 5, 2)
         some = {module: (a.bfloat16(), b.bfloat16()) for module, (a, b) in some.items()}
@@ -31,7 +35,8 @@ def adapted(pairs, tmp_path):
             save_folder(tmp_path / "b", every, use_rslora=True),
         )
         ours = weights.load(pair.folder, weights_as)
-        adapt(ours, [load_adapter(path.name, path, ours.config) for path in paths])
+        base = base_of(ours.config)
+        adapt(ours, [load_adapter(path.name, path, base) for path in paths])
         theirs = [pair.theirs, merged(pair.theirs, some, by_alpha(some, 8))]
         return ours, [*theirs, merged(pair.theirs, every, by_alpha(every, 8, root=True))]
 
@@ -50,7 +55,9 @@ def requests_of(generator, kv, adapters):
     return requests, texts
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-biases", "qwen3", "qwen2-window", "qwen3-moe"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-biases", "qwen3", "qwen2-window", "qwen2-moe", "qwen3-moe"]
+)
 def test_trees_of_a_batch_are_those_of_the_merged_models(adapted, generator, name):
     ours, theirs = adapted(name)
     engine = tiny.engine_of(ours, n_pages=128)

@@ -15,11 +15,16 @@ from runtime.model.config import ModelError
 from runtime.model.parallel_weights import CheckpointPart
 from runtime.model.weights import load
 from tests.model import gguf_files, tiny
+from tests.model.adapters import EVERYTHING, random_pairs, save_folder
 from tests.model.gguf_files import Sizes
-from tests.model.rank import engine_of, passes
+from tests.model.rank import opened, passes
 from tests.model.test_quantised_models import MIXED, blocks
 
 SIZE = 2
+ADAPTED = {
+    "llama-biases": EVERYTHING,
+    "qwen2-moe": ("q_proj", "v_proj", "o_proj", "shared_expert.down_proj"),
+}
 LARGE = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 2001, "num_hidden_layers": 3}
 
 
@@ -36,9 +41,9 @@ def mixed_file(folder):
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    """(model, how its weights run) of every kind of layer and of weights."""
+    """(model, how its weights run, an adapter) of every kind of layer and of weights."""
     folder = tmp_path_factory.mktemp("ranks")
-    found = [(str(mixed_file(folder)), "stored")]
+    found = [(str(mixed_file(folder)), "stored", None)]
     for name, weights in {
         "llama-biases": "stored",
         "llama-tied": "bfloat16",
@@ -48,8 +53,13 @@ def cases(tmp_path_factory):
         "qwen2-moe": "stored",
         "mixtral": "q8_0",
     }.items():
-        path = tiny.save(tiny.huggingface_model(name), folder / name)
-        found.append((str(path), weights))
+        theirs = tiny.huggingface_model(name)
+        path = tiny.save(theirs, folder / name)
+        found.append((str(path), weights, None))
+        if name in ADAPTED:
+            pairs = random_pairs(theirs, ADAPTED[name], 5, seed=1)
+            adapter = save_folder(folder / f"{name}-adapter", pairs)
+            found.append((str(path), weights, str(adapter)))
     large = LlamaConfig(
         **LARGE, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=False
     )
@@ -70,11 +80,11 @@ def ranks(cases):
 
 
 def test_two_ranks_give_the_bits_of_one_process(cases, ranks):
-    for number, (path, weights) in enumerate(cases[1]):
-        with torch.inference_mode():
-            expected = torch.cat([*passes(engine_of(load(path, weights)))])
+    for number, (path, weights, adapter) in enumerate(cases[1]):
+        engine = opened(path, weights, adapter)
+        expected = torch.cat([*passes(engine, len(engine.model.adapters) - 1)])
         got = torch.from_numpy(np.load(ranks / f"{number}.npy"))
-        assert torch.equal(got, expected), (path, weights)
+        assert torch.equal(got, expected), (path, weights, adapter)
 
 
 def test_a_rank_reads_and_holds_its_share(ranks):

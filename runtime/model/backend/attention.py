@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.model.batch import TreeBatch
+from runtime.model.batch import AdaptedRows, TreeBatch
 from runtime.model.config import KVShape, ModelError
 from runtime.model.kv_cache import PagedKV
 from specedge_kernels import append_kv, tree_attention
@@ -23,12 +23,13 @@ class Pass:
 
     batch: TreeBatch
     kv: PagedKV
+    adapted: AdaptedRows | None = None  # its rows that have an adapter
 
     def __init__(self) -> None:
         self._turns: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def begin(self, batch: TreeBatch, kv: PagedKV) -> None:
-        self.batch, self.kv = batch, kv
+        self.batch, self.kv, self.adapted = batch, kv, batch.adapted
         self._turns.clear()
 
     def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

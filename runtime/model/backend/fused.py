@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.model.backend.attention import PLACE, AttentionCall, PagedAttention
+from runtime.model.backend.attention import PLACE, AttentionCall, PagedAttention, Pass
 from runtime.model.backend.norms import Norm, as_norm
 from runtime.model.backend.skeleton import Skeleton
 from runtime.model.transformer import Linear
@@ -25,14 +25,14 @@ _QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
 class GatedMLP:
-    """x [..., H] -> [..., H]: down(silu(gate(x)) * up(x))."""
+    """x [..., H] -> [..., H]: down(silu(gate(x)) * up(x)), in a pass that is running."""
 
-    def __init__(self, gate_up: Linear, down: Linear):
-        self.gate_up, self.down = gate_up, down
+    def __init__(self, gate_up: Linear, down: Linear, running: Pass):
+        self.gate_up, self.down, self.running = gate_up, down, running
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        return self.down(silu_mul(self.gate_up(rows))).view(x.shape)
+        rows, adapted = x.reshape(-1, x.shape[-1]), self.running.adapted
+        return self.down(silu_mul(self.gate_up(rows, adapted)), adapted).view(x.shape)
 
 
 class RotaryAttention:
@@ -56,7 +56,9 @@ class RotaryAttention:
         running = paged.running
         cos, sin, places = running.turns(*position_embeddings)
         q = rope_append_kv(
-            self.qkv(hidden_states[0]).view(-1, self._heads, paged.call.shape.key_width),
+            self.qkv(hidden_states[0], running.adapted).view(
+                -1, self._heads, paged.call.shape.key_width
+            ),
             self.qk_norm,
             cos,
             sin,
@@ -65,10 +67,11 @@ class RotaryAttention:
             running.batch.slots,
             eps=self.eps,
         )
-        return self.output(paged.attended(q, None).flatten(1))[None], None
+        mixed = paged.attended(q, None).flatten(1)
+        return self.output(mixed, running.adapted)[None], None
 
 
-def fuse(built: Skeleton, names: Collection[str], reader: Reader) -> None:
+def fuse(built: Skeleton, names: Collection[str], reader: Reader, running: Pass) -> None:
     """Read the blocks that our kernels compute as they are, and put them in place.
 
     names: of the tensors that are one module's alone.
@@ -79,7 +82,7 @@ def fuse(built: Skeleton, names: Collection[str], reader: Reader) -> None:
         call = built.attention.get(module)
         block: GatedMLP | RotaryAttention | None
         if call is None and _has(module, prefix, (*_GATE_UP, "down_proj"), names):
-            block = _gated_mlp(prefix, module, reader)
+            block = _gated_mlp(prefix, module, reader, running)
         elif is_whole and call is not None and _has(module, prefix, (*_QKV, "o_proj"), names):
             block = _attention(prefix, module, call, reader)
         else:
@@ -91,11 +94,11 @@ def fuse(built: Skeleton, names: Collection[str], reader: Reader) -> None:
             module._modules.clear()
 
 
-def _gated_mlp(prefix: str, module: Any, reader: Reader) -> GatedMLP | None:
+def _gated_mlp(prefix: str, module: Any, reader: Reader, running: Pass) -> GatedMLP | None:
     if not _is_gated_mlp(module):
         return None
     gate_up = reader.linear(*(f"{prefix}.{part}" for part in _GATE_UP))
-    return GatedMLP(gate_up, reader.linear(f"{prefix}.down_proj"))
+    return GatedMLP(gate_up, reader.linear(f"{prefix}.down_proj"), running)
 
 
 def _attention(

@@ -1,12 +1,14 @@
 """From a model's folder to a TransformersModel: modules, their weights, ours in their places."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from runtime.model.adapter import Base
 from runtime.model.backend.attention import PLACE, PagedAttention, Pass
 from runtime.model.backend.experts import gate_of, is_experts
 from runtime.model.backend.fused import fuse
@@ -14,7 +16,7 @@ from runtime.model.backend.matrix import Matrix
 from runtime.model.backend.model import Given, TransformersModel
 from runtime.model.backend.norms import as_norm
 from runtime.model.backend.parameters import Parameters
-from runtime.model.backend.probe import TOLERANCE, difference, path_alone, probe
+from runtime.model.backend.probe import path_alone, probe
 from runtime.model.backend.rotary import Rotary, choose_frequencies, is_rotary
 from runtime.model.backend.skeleton import Skeleton, Uses, explained, skeleton
 from runtime.model.backend.steady import is_activation, steady
@@ -24,6 +26,7 @@ from runtime.model.experts import Experts, GroupedLinear
 from runtime.model.folder import quantisation_of, read_fields
 from runtime.model.folder_weights import FolderWeights
 from runtime.model.rope import scaling_from, stretched_context
+from runtime.model.transformer import Product, as_it_is
 from runtime.model.weights import Progress, Reader
 from runtime.system import freed_memory_given_back
 
@@ -93,10 +96,12 @@ def load(
     with explained(folder, f"{type(causal).__name__} of transformers"):
         running = Pass()
         _place_attention(built, running, reader.batch_invariant)
-        _fill(built, places, reader)
+        _fill(built, places, reader, running)
         context = _context(causal.config.get_text_config(), built.longest, max_context)
         head = causal.get_output_embeddings()
         model = _assembled(built, context, running)
+        head_name = next((name for name, where in places.items() if (head, "weight") in where), "")
+        model.products, model.base = _adaptable(reader, parameters.shapes, head_name)
         reader.tell()
         probe(model)
         _try_in_one_call(model, getattr(*embedding), head)
@@ -104,7 +109,7 @@ def load(
 
 
 def _try_in_one_call(model: TransformersModel, embedding: Tensor, head: Any) -> None:
-    """Run the layers in one call from now on, if that gives what the modules give."""
+    """Run the layers in one call from now on, if that gives the bits that the modules give."""
     model.settle()
     if model.device.type != "cpu" or head is None or getattr(head, "bias", None) is not None:
         return
@@ -112,10 +117,32 @@ def _try_in_one_call(model: TransformersModel, embedding: Tensor, head: Any) -> 
     model.decoder = as_decoder(model.body, embedding, head.weight)
     if model.decoder is None:
         return
-    if difference(path_alone(model), by_modules) > TOLERANCE[model.dtype]:
+    if not torch.equal(path_alone(model), by_modules):
         model.decoder = None
-    else:
-        probe(model)
+        return
+    # where rows have adapters the modules run, and leave the last norm to the decoder as well
+    model.body.norm.forward = as_it_is
+    probe(model)
+
+
+def _adaptable(
+    reader: Reader, shapes: Mapping[str, tuple[int, ...]], head: str
+) -> tuple[list[Product], Base]:
+    """What adapters can be beside: products of layers that every row goes through once."""
+    out = head.removesuffix(".weight")
+    products = [
+        product
+        for product in reader.products
+        if not any(module == out or ".experts." in module for module in product.outputs)
+    ]
+    outputs = {module: n for product in products for module, n in product.outputs.items()}
+    matrices = {}
+    for name, shape in shapes.items():
+        module = name.removesuffix(".weight")
+        if len(shape) == 2:  # some have the inputs first
+            is_turned = outputs.get(module, shape[0]) != shape[0]
+            matrices[module] = shape[::-1] if is_turned else shape
+    return products, Base(matrices, outputs.keys())
 
 
 def _places(causal: Any, parameters: Parameters) -> dict[str, list[Place]]:
@@ -146,10 +173,10 @@ def _place_attention(built: Skeleton, running: Pass, batch_invariant: bool) -> N
         module.__dict__[PLACE] = PagedAttention(place, appends, call, running, batch_invariant)
 
 
-def _fill(built: Skeleton, places: dict[str, list[Place]], reader: Reader) -> None:
+def _fill(built: Skeleton, places: dict[str, list[Place]], reader: Reader, running: Pass) -> None:
     """Read every tensor into its modules; what is no weight is computed as transformers does."""
     causal = built.causal
-    fuse(built, {name for name, where in places.items() if len(where) == 1}, reader)
+    fuse(built, {name for name, where in places.items() if len(where) == 1}, reader, running)
     _compute_buffers(causal, reader.device)
     for name, (module, attribute) in _persistent_buffers(causal).items():
         buffer = module._buffers[attribute]
@@ -163,6 +190,8 @@ def _fill(built: Skeleton, places: dict[str, list[Place]], reader: Reader) -> No
             experts[module][attribute] = name
             continue
         value = _value(getattr(module, attribute), name, reader, built.uses)
+        if isinstance(value, Matrix):
+            value.running = running
         for module, attribute in where:
             del module._parameters[attribute]
             module.__dict__[attribute] = value
@@ -178,10 +207,17 @@ def _value(parameter: Tensor, name: str, reader: Reader, uses: Uses) -> Tensor:
         return Matrix.of(shape, reader.dtype, reader.device, stack=stack)
     if parameter.dim() != 2 or key in uses.others:
         return reader.vector(name)
-    if key in uses.products:
-        product = reader.product(reader.matrix(name))
-        return Matrix.of(shape, reader.dtype, reader.device, product)
-    return Matrix.of(shape, reader.dtype, reader.device, None, reader.embedding(name))
+    if key in uses.turned:
+        (matrix,) = reader.matrices(name, transposed=True)
+    elif key in uses.products:
+        matrix = reader.matrix(name)
+    else:
+        return Matrix.of(shape, reader.dtype, reader.device, None, reader.embedding(name))
+    product = reader.product(matrix)
+    if key not in uses.rows | uses.elsewhere:
+        outputs = {name.removesuffix(".weight"): product.out_features}
+        reader.products.append(Product(product, outputs))
+    return Matrix.of(shape, reader.dtype, reader.device, product)
 
 
 def _experts(module: Any, named: dict[str, str], reader: Reader) -> Experts:

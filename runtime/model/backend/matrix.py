@@ -7,23 +7,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime.model.backend.attention import Pass
 from runtime.model.config import ModelError
 from runtime.model.transformer import Linear
 from specedge_kernels import StoredWeight, dequantize
 
 
 class Matrix(Tensor):
-    """What `torch.nn.functional.linear` and `embedding` take for a weight [M, K].
+    """What `torch.nn.functional.linear` and `embedding` take for a weight [M, K], and
+    `torch.addmm` for one [K, M].
 
     Has the shape and the type of the activations, but no numbers as a tensor: whatever else is
     done with it is a ModelError, for it would be done with wrong ones. `product` is None for a
     matrix whose rows alone are read; `embedding` is None where the product has them. `torch.bmm`
-    takes a `stack` of them [E, K, M].
+    takes a `stack` of them [E, K, M]. `running` is the pass whose rows may have adapters.
     """
 
     product: Linear | None
     embedding: Tensor | StoredWeight | None
     stack: Sequence[Linear]
+    running: Pass | None
 
     @staticmethod
     def of(
@@ -36,16 +39,17 @@ class Matrix(Tensor):
     ) -> "Matrix":
         made: Matrix = Tensor._make_wrapper_subclass(Matrix, shape, dtype=dtype, device=device)
         made.product, made.embedding, made.stack = product, embedding, stack
+        made.running = None
         return made
 
     def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., K] -> [..., M]."""
         assert self.product is not None, "a matrix for look-ups is multiplied"
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        out = self.product(rows.contiguous())
+        out = self.product(rows.contiguous(), self.running.adapted if self.running else None)
         if bias is not None:
             out = out.add_(bias)
-        return out if x.dim() == 2 else out.view(*x.shape[:-1], -1)
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[-1])
 
     def each(self, x: Tensor) -> Tensor:
         """x [E, N, K] by one matrix of the stack each -> [E, N, M].
@@ -90,6 +94,9 @@ class Matrix(Tensor):
             return _linear(*args, **kwargs)
         if func is F.embedding:
             return _embedding(*args, **kwargs)
+        if func is torch.addmm:
+            bias, x, weight = args
+            return Matrix.times(weight, x, bias)
         if func is torch.bmm:
             return args[1].each(args[0])
         if func in (Tensor.to, Tensor.type, Tensor.float):

@@ -1,15 +1,18 @@
 """A model of transformers as the engine runs it. Knows rows of tokens and a cache, no files."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
+from runtime.model.adapter import Base
 from runtime.model.backend.attention import Pass
 from runtime.model.backend.steady import Steady
 from runtime.model.batch import MAX_TREE_NODES, TreeBatch
 from runtime.model.config import KVShape
 from runtime.model.kv_cache import PagedKV
+from runtime.model.transformer import Product
 from specedge_kernels import Decoder
 
 
@@ -37,11 +40,15 @@ class TransformersModel:
              does to logits
     body     the body: embedding, layers and last norm
     running  what the attention of the layers reads
-    decoder  all of it in one call, in place of the modules, for models that are plain enough
+    decoder  all of it in one call, in place of the modules, for models that are plain enough; rows
+             with adapters run through the modules still
+    products those that adapters can be beside; base is what such adapters are checked against
     """
 
     head_ids: Tensor | None = None
+    products: Sequence[Product] = ()
     adapters: tuple[str, ...] = ()
+    base: Base
 
     def __init__(
         self,
@@ -69,7 +76,7 @@ class TransformersModel:
         Nodes beyond the context, which are never accepted, are placed at its end.
         """
         positions = batch.positions.clamp(max=self.max_context - 1)
-        if self.decoder is not None:
+        if self.decoder is not None and batch.adapted is None:
             return self._decoded(batch, positions, kv)
         self._running.begin(batch, kv)
         with self._steady_body:

@@ -25,6 +25,7 @@ class Parameters:
     def __init__(self, causal: Any, folder: FolderWeights):
         self._causal, self._folder = causal, folder
         self._expected: Mapping[str, Tensor] = causal.state_dict()
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._expected.items()}
         self._plain: dict[str, str] = {}  # by the module's name
         self._joined: dict[str, Any] = {}  # the rule by which it is made of several, or in part
         self._sources: dict[str, list[str]] = {}

@@ -24,6 +24,7 @@ from runtime.model.backend.rotary import forward_of, is_rotary
 from runtime.model.config import MAX_LAYERS, ModelError, check_count
 from runtime.model.folder import read_fields
 
+_TOKENS = 3  # that are run: no other number of rows is likely to be as many
 _REASON_CHARACTERS = 300  # torch's go on with addresses of its own code
 _SIZES = {
     **{"vocab_size": 2**24, "num_hidden_layers": MAX_LAYERS},
@@ -39,7 +40,9 @@ class Uses(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.products: set[int] = set()
+        self.turned: set[int] = set()  # multiplied with as [inputs, outputs], as in GPT-2
         self.rows: set[int] = set()
+        self.elsewhere: set[int] = set()  # products of other rows than the tokens'
         self.stacks: set[int] = set()
         self.others: set[int] = set()
 
@@ -50,7 +53,12 @@ class Uses(TorchFunctionMode):
         given = [*args, *kwargs.values()]
         if func in (F.linear, F.embedding):
             noted = self.products if func is F.linear else self.rows
-            noted.add(id(kwargs["weight"] if "weight" in kwargs else given.pop(1)))
+            weight = id(kwargs["weight"] if "weight" in kwargs else given.pop(1))
+            noted.add(weight)
+            if func is F.linear and given[0].shape[:-1].numel() != _TOKENS:
+                self.elsewhere.add(weight)
+        if func is torch.addmm and isinstance(given[2], torch.nn.Parameter):
+            self.turned.add(id(given.pop(2)))
         if func is torch.bmm and isinstance(given[1], torch.nn.Parameter):
             self.stacks.add(id(given.pop(1)))
         if func is Tensor.__bool__:  # of a number that is not there: checks of numbers are passed
@@ -133,12 +141,8 @@ def _modules(config: Any) -> Any:
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
     causal_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    if getattr(causal_class, "_is_stateful", False):
-        raise ModelError(
-            "it keeps a running state of the text, which cannot be taken back to the last "
-            "accepted token"
-        )
-    if not getattr(causal_class, "_supports_attention_backend", False):
+    _check_kinds(causal_class, set(getattr(config.get_text_config(), "layer_types", None) or ()))
+    if not causal_class._can_set_attn_implementation():
         raise ModelError("its attention cannot be given from outside, which a tree of tokens needs")
     with torch.device("meta"):
         return causal_class._from_config(
@@ -146,8 +150,23 @@ def _modules(config: Any) -> Any:
         ).eval()
 
 
+def _check_kinds(causal_class: Any, kinds: set[str]) -> None:
+    """Of a class whose layers may keep a running state, a model may have others alone."""
+    other = sorted(kinds - _LAYER_TYPES)
+    if getattr(causal_class, "_is_stateful", False) and (other or not kinds):
+        raise ModelError(
+            "it keeps a running state of the text, which cannot be taken back to the last "
+            "accepted token"
+        )
+    if other:
+        raise ModelError(
+            f"it has layers of {' and '.join(other)}, which keep more of a text than keys and "
+            "values by token, or see it otherwise"
+        )
+
+
 def _look_at(built: Skeleton) -> None:
-    """Run two tokens, and note what is called with what."""
+    """Run some tokens, and note what is called with what."""
     calls: list[tuple[torch.nn.Module, AttentionCall]] = []
     recorder = Recorder(calls)
     for module in built.causal.modules():
@@ -157,7 +176,7 @@ def _look_at(built: Skeleton) -> None:
             module.forward = lambda x, chosen, weights: torch.empty_like(x)
         if is_rotary(module):
             module.forward = partial(_noted_turns, built.turned, forward_of(module), module)
-    numbers = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    numbers = torch.zeros(1, _TOKENS, dtype=torch.int64, device="meta")
     with torch.inference_mode(), torch.device("meta"), built.uses:
         built.causal(input_ids=numbers, position_ids=numbers, use_cache=False)
     built.attention = dict(calls)
@@ -173,18 +192,12 @@ def _noted_turns(turned: set[int], forward: Any, *args: Any, **kwargs: Any) -> A
 
 def _check_layers(built: Skeleton) -> None:
     config, calls = built.causal.config, list(built.attention.values())
-    kinds = getattr(config, "layer_types", None) or ()
-    if other := sorted(set(kinds) - _LAYER_TYPES):
-        raise ModelError(
-            f"it has layers of {' and '.join(other)}, which keep more of a text than keys and "
-            "values by token, or see it otherwise"
-        )
     if len(calls) != config.num_hidden_layers:
         raise ModelError(
             f"{len(calls)} of its {config.num_hidden_layers} layers have attention; what the "
             "others keep of a text could not be taken back to the last accepted token"
         )
-    for call, kind in zip(calls, kinds, strict=False):
+    for call, kind in zip(calls, getattr(config, "layer_types", None) or (), strict=False):
         if (kind == "sliding_attention") != (call.window >= 0):
             raise ModelError(
                 f"layer {call.layer} is of {kind}, and its attention is told of "

@@ -22,7 +22,7 @@ from runtime.server.verify.columns import Columns, columns_of, walk
 from specedge_kernels import draft_topk
 from specedge_kernels.reference import FLOAT_MAX, gumbel
 
-_SIZES = 5  # numbers that a row's lists are told with
+_SIZES = 6  # numbers that a row's lists are told with, and its adapter
 _SAMPLING = {
     "temperature": np.float32,
     "top_k": np.int32,
@@ -47,7 +47,14 @@ class Told(NamedTuple):
     def packed(self) -> Tensor:
         """All of it in one tensor [bytes] u8."""
         sizes = [
-            (len(r.tokens), len(r.parents), r.prefix_len, len(r.pages), len(r.logit_rows))
+            (
+                len(r.tokens),
+                len(r.parents),
+                len(r.pages),
+                len(r.logit_rows),
+                r.prefix_len,
+                r.adapter,
+            )
             for r in self.rows
         ]
         lists = chain.from_iterable((r.tokens, r.parents, r.pages, r.logit_rows) for r in self.rows)
@@ -67,12 +74,14 @@ class Told(NamedTuple):
         n_rows, n_trees, whole = numbers[:3].tolist()
         end = 3 + n_rows * _SIZES
         rows: list[TreeRequest] = []
-        for new, nodes, prefix_len, pages, logits in numbers[3:end].reshape(-1, _SIZES).tolist():
-            ends = np.cumsum([end, new, nodes, pages, logits]).tolist()
+        for *sizes, prefix_len, adapter in numbers[3:end].reshape(-1, _SIZES).tolist():
+            ends = np.cumsum([end, *sizes]).tolist()
             tokens, parents, own_pages, logit_rows = (
                 numbers[first:last].tolist() for first, last in pairwise(ends)
             )
-            rows.append(TreeRequest(tokens, parents, prefix_len, own_pages, logit_rows))
+            rows.append(
+                TreeRequest(tokens, parents, prefix_len, own_pages, logit_rows, adapter=adapter)
+            )
             end = ends[-1]
         return cls(rows, _sampling(numbers[end:], n_trees) if n_trees else {}, bool(whole))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from runtime.model.backend.fused import GatedMLP, RotaryAttention
@@ -20,7 +21,8 @@ from runtime.model.transformer import Linear
 from tests.model.tiny import SIZES, VOCAB, assert_close, chain, judge, random_tokens, random_tree
 
 CPU = torch.device("cpu")
-PHI3 = {"model_type": "phi3", "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+ENDS = {"eos_token_id": 1, "bos_token_id": 2}
+PHI3 = {"model_type": "phi3", "pad_token_id": 0, **ENDS}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -54,6 +56,7 @@ def test_own_families_have_the_same_bits_by_both(pairs, generator, name):
         for backend in ("own", "transformers")
     ]
     assert type(engines[0].model) is not type(engines[1].model)
+    assert engines[1].model.decoder is not None
     tokens, parents = random_tokens(20, generator), random_tree(12, generator)
     prompt = chain(tokens[:8], 0, range(8))
     tree = TreeRequest(tokens[8:], parents, 8, range(8), range(12))
@@ -76,17 +79,46 @@ def test_auto_takes_what_runs_the_model(tmp_path):
 
 
 @torch.no_grad()
-def test_weights_are_quantised_row_by_row_experts_too(tmp_path, generator):
-    """As whoever gives transformers the quantised values has it; its experts lie by inputs."""
-    moe = {"num_local_experts": 4, "head_dim": 32, "rope_parameters": {"rope_theta": 1e4}}
-    theirs = saved(tmp_path, model_type="gpt_oss", **{**moe, "intermediate_size": 96})
+@pytest.mark.parametrize(
+    ("fields", "turned"),
+    [
+        (
+            {
+                **{"model_type": "gpt_oss", "num_local_experts": 4, "head_dim": 32},
+                **{"rope_parameters": {"rope_theta": 1e4}, "intermediate_size": 96},
+            },
+            ("gate_up_proj", "down_proj"),
+        ),
+        ({"model_type": "gpt2", **ENDS}, ("attn.weight", "fc.weight", "proj.weight")),
+    ],
+)
+def test_weights_are_quantised_row_by_row(tmp_path, generator, fields, turned):
+    """As whoever gives transformers the quantised values has it, where weights lie by inputs too:
+    the experts of gpt-oss, and all of GPT-2."""
+    theirs = saved(tmp_path, **fields)
     for name, parameter in theirs.named_parameters():
-        rows = parameter.mT if name.endswith(("gate_up_proj", "down_proj")) else parameter
+        rows = parameter.mT if name.endswith(turned) else parameter
         if name.endswith(("weight", "_proj")) and parameter.dim() > 1:
             flat = rows.reshape(-1, rows.shape[-1]).contiguous()
             rows.copy_(floats(quantised(flat, KINDS["q8_0"]), torch.float32).view(rows.shape))
     engine = open_engine(str(tmp_path), "q8_0", "cpu", lambda _: 64, 4, activations="exact")
     tokens = random_tokens(12, generator)
+    assert_close(engine.forward([chain(tokens, 0, range(4))]), judge(theirs, tokens))
+
+
+def test_gpt2_as_it_lies_on_the_hub(tmp_path, generator):
+    """Its files have tensors of the body alone, and the masks of the code that wrote them."""
+    theirs = saved(tmp_path, model_type="gpt2", tie_word_embeddings=True, **ENDS)
+    tensors = {
+        name.removeprefix("transformer."): tensor.clone()
+        for name, tensor in theirs.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    for layer in range(SIZES["num_hidden_layers"]):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(64, 64).tril()[None, None]
+    save_file(tensors, tmp_path / "model.safetensors")
+    tokens = random_tokens(12, generator)
+    engine = open_engine(str(tmp_path), "stored", "cpu", lambda _: 64, 4)
     assert_close(engine.forward([chain(tokens, 0, range(4))]), judge(theirs, tokens))
 
 

@@ -29,6 +29,7 @@ SIZES = {
     **{"v_head_dim": 16, "hidden_size_per_layer_input": 8, "laurel_rank": 8, "rotary_dim": 8},
     **{"n_group": 4, "topk_group": 2, "attention_head_dim": 16},
     **{"moe_topk": 3, "first_k_dense_replace": 1, "num_dense_layers": 1},
+    **{"shared_intermediate_size": 96, "mamba_n_heads": 8, "mamba_d_head": 16},
     **{"num_kv_shared_layers": 5, "num_global_key_value_heads": 1, "global_head_dim": 32},
 }
 # sizes that a text_config may leave to transformers
