@@ -35,6 +35,9 @@ LOOK_GRACE_S = 2.0
 KEEP_ALIVE_S = 1.0
 COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+# Ends of a line to Python's str.splitlines, and so to httpx's iter_lines, though not to JSON nor to
+# server-sent events: written as they are, they would cut an event in two for such clients.
+LINE_ENDS = {"\x85": rb"\u0085", "\u2028": rb"\u2028", "\u2029": rb"\u2029"}
 SEEDS = 2**63
 # for what is no conversation: not written into a template, whatever the edge has been told of one
 AS_IT_IS: RequestOptions = {
@@ -324,7 +327,10 @@ async def _disconnected(receive: Receive) -> None:
 def _event(data: dict[str, Any]) -> bytes:
     """One of server-sent events, which has a name where its data say so."""
     name = f"event: {data['type']}\n".encode() if "type" in data else b""
-    return name + b"data: " + msgspec.json.encode(data) + b"\n\n"
+    text = msgspec.json.encode(data)
+    for character, escaped in LINE_ENDS.items():
+        text = text.replace(character.encode(), escaped)
+    return name + b"data: " + text + b"\n\n"
 
 
 def _part(body: bytes) -> dict[str, Any]:

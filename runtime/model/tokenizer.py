@@ -123,7 +123,8 @@ class Tokenizer:
         switches = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         if switches and not re.search(r"\benable_thinking\b", source):
             raise ModelError(
-                "the chat template has no switch for thinking; leave enable_thinking out"
+                f"enable_thinking= is {enable_thinking}, and the chat template has no switch for "
+                "thinking; leave it out"
             )
         plain = [_plain(message) for message in messages]
         try:

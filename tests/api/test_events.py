@@ -1,14 +1,18 @@
 """The bytes of a stream, over a plain socket: what every client has to make sense of."""
 
+import asyncio
 import json
 import socket
 import sys
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from runtime.api.of_edge import EdgeBackend
+from tests.api.scripted import Scripted, served
+from tests.chat_templates import CHATML
 
 LONG = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 800, "temperature": 0}
 
@@ -37,6 +41,31 @@ class Raw:
     def close(self) -> None:
         self.file.close()
         self.socket.close()
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_an_event_is_one_line_to_whoever_splits_as_python_does(path: str) -> None:
+    """httpx's iter_lines also ends a line at three characters that JSON may write as they are."""
+    text = "one\x85two\u2028three\u2029four"
+    body = {"messages": [{"role": "user", "content": "Hi"}], "input": "Hi", "stream": True}
+
+    async def ask() -> list[str]:
+        async with (
+            served(Scripted(CHATML, text)) as url,
+            httpx.AsyncClient() as client,
+            client.stream("POST", f"{url}/{path}", json=body) as answer,
+        ):
+            return [line async for line in answer.aiter_lines() if line]
+
+    lines = [line for line in asyncio.run(ask()) if not line.startswith((":", "event: "))]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if "[DONE]" not in line]
+    pieces = [
+        event.get("delta", "")
+        if path == "responses"
+        else event["choices"][0]["delta"].get("content")
+        for event in events
+    ]
+    assert "".join(piece or "" for piece in pieces) == text
 
 
 @pytest.mark.parametrize("include_usage", [False, True])

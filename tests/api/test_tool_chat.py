@@ -268,8 +268,8 @@ def test_none_means_that_nothing_is_called():
         (
             CHATML,
             {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}},
-            None,
-            "no switch for thinking",
+            "enable_thinking",
+            "enable_thinking is True, and the chat template has no switch for thinking",
         ),
         (
             CHATML,
