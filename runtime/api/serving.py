@@ -34,8 +34,7 @@ async def serving(
     try:
         reserved = await listen(*parse_address(address, option, 0), asyncio.Protocol, start=False)
     except ConnectionError as error:
-        sentence = f'{error}; give {option} another address, or "" for none'
-        raise type(error)(sentence) from error
+        raise type(error)(f"{error}; give {option} another address") from error
     sockets = [socket.dup() for socket in reserved.sockets]
     for socket in sockets:
         socket.listen()  # whoever reads the URL may connect, even before the first turn below

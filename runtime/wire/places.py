@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 from runtime.wire.connection import Role
@@ -72,13 +73,21 @@ async def listen(
             return await loop.create_server(make_protocol, **options)
         return await loop.create_server(make_protocol, host, port, **options)
     except (OSError, UnicodeError) as error:
-        is_away = isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
-        # as Python 3.13 says it, which passes over the addresses that are not there
-        is_away = is_away or "could not bind on any address" in str(error)
-        kind = AddressAway if is_away else ConnectionError
-        # asyncio writes the address into its own error once more
-        reason = "this machine does not have this address" if is_away else reason_of(error)
-        raise kind(f"cannot listen on {address((host, port))}: {reason}") from error
+        raise not_listening(host, port, error) from error
+
+
+def not_listening(host: str, port: int, error: OSError | UnicodeError) -> ConnectionError:
+    """What is raised where the address cannot be had: AddressAway if it may be later."""
+    number = getattr(error, "errno", None)
+    # the second as Python 3.13 says it, which passes over the addresses that are not there
+    if number == errno.EADDRNOTAVAIL or "could not bind on any address" in str(error):
+        reason = "this machine does not have this address"
+        return AddressAway(f"cannot listen on {address((host, port))}: {reason}")
+    # asyncio writes the address in front of the reason once more
+    reason = reason_of(error).rpartition("): ")[2]
+    if number == errno.EADDRINUSE:
+        reason = "another program has this port"
+    return ConnectionError(f"cannot listen on {address((host, port))}: {reason}")
 
 
 def _both_families(port: int) -> socket.socket:
@@ -141,10 +150,20 @@ async def _reach(
     except asyncio.TimeoutError:
         pass
     try:
-        await asyncio.wait_for(loop.getaddrinfo(host, port), NAME_LOOK_S)
+        if not _is_number(host):
+            await asyncio.wait_for(loop.getaddrinfo(host, port), NAME_LOOK_S)
     except asyncio.TimeoutError:
         raise ConnectionError(f"no name server knew the host within {timeout_s:g} s") from None
     raise ConnectionError(f"no answer within {timeout_s:g} s")
+
+
+def _is_number(host: str) -> bool:
+    """Whether a host is an address itself, which no name server has to know."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _encrypt(

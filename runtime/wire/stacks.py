@@ -6,14 +6,13 @@ The same as places.py for whoever has no sockets: the daemon has them, and ends 
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable
 
 from runtime.stack import ports
 from runtime.stack.attachment import StackAway
 from runtime.wire.connection import Role
 from runtime.wire.messages import Message
-from runtime.wire.places import AddressAway
+from runtime.wire.places import AddressAway, not_listening
 from runtime.wire.tcp import HANDSHAKE_TIMEOUT_S, FramedProtocol, address
 from runtime.wire.tls import Certificate, Trust
 
@@ -33,12 +32,10 @@ async def listen(
     terms = certificate.terms if certificate else ""
     try:
         return await ports.listen(stack, host, port, make_protocol, terms)
+    except StackAway as error:
+        raise AddressAway(f"cannot listen on {address((host, port))}: {error}") from error
     except (OSError, UnicodeError) as error:
-        has_no_address = isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
-        is_away = has_no_address or isinstance(error, StackAway)
-        kind = AddressAway if is_away else ConnectionError
-        reason = "this machine does not have this address" if has_no_address else _sentence(error)
-        raise kind(f"cannot listen on {address((host, port))}: {reason}") from error
+        raise not_listening(host, port, error) from error
 
 
 async def connect(

@@ -47,9 +47,9 @@ class Certificate:
     def terms(self) -> str:
         """The same for a network stack that ends TLS itself. Raises TLSError."""
         try:
-            pem = [path.read_text(encoding="ascii") for path in (self.file, self.key)]
-        except (OSError, ValueError) as error:
-            raise TLSError(f"cannot read {self.file} and {self.key}: {error}") from error
+            pem = [_pem(path) for path in (self.file, self.key)]
+        except OSError as error:
+            raise TLSError(f"cannot read {error.filename}: {error.strerror}") from error
         return "\n".join(["server", *pem])
 
     def on_file(self) -> Certificate:
@@ -94,13 +94,38 @@ def load_certificate(
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         context.load_cert_chain(certificate, key, NO_PASSPHRASE)
-        text = certificate.read_text(encoding="ascii")
+        text = _pem(certificate)
         first = text[text.index(BEGIN) : text.index(END) + len(END)]
     except (OSError, ValueError) as error:
-        sentence = f"cannot use the certificate {certificate} with the key {key}: {error}"
+        reason = _why_unusable(certificate, key, error)
+        sentence = f"cannot use the certificate {certificate} with the key {key}: {reason}"
         raise TLSError(sentence) from error
     known = certificate_hash(ssl.PEM_cert_to_DER_cert(first))
     return Certificate(context, known, certificate, key)
+
+
+def _pem(path: Path) -> str:
+    """The text of a file, which may have remarks in any encoding around what matters."""
+    return path.read_text(encoding="ascii", errors="replace")
+
+
+def _why_unusable(certificate: Path, key: Path, error: Exception) -> str:
+    """What is wrong with the files; OpenSSL names neither which one nor what."""
+    texts = {}
+    for path in (certificate, key):
+        try:
+            texts[path] = _pem(path)
+        except OSError as unread:
+            return f"cannot read {path}: {unread.strerror}"
+    if BEGIN not in texts[certificate]:
+        return f"the certificate's file has no {BEGIN}"
+    if "PRIVATE KEY-----" not in texts[key]:
+        return "the key's file has no -----BEGIN PRIVATE KEY-----"
+    if "ENCRYPTED" in texts[key]:
+        return "the key has a passphrase, for which a server cannot ask; take it off"
+    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+        return "the key is not this certificate's"
+    return str(error)
 
 
 def _telling(on_failure: Callable[[str], None]) -> type[ssl.SSLObject]:
@@ -155,7 +180,7 @@ def trust(option: str) -> Trust | None:
     except (OSError, ValueError) as error:
         raise TLSError(
             f"--tls is {option!r}; expected system, sha256:<64 hexadecimal digits>, or the file "
-            f"of a certificate authority ({error})"
+            f"of a certificate authority ({getattr(error, 'strerror', None) or error})"
         ) from error
     return Trust(context, authorities=authorities)
 

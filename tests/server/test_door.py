@@ -303,8 +303,32 @@ def test_a_wrong_tls_option_says_what_is_expected(option: str) -> None:
 
 
 def test_a_certificate_needs_its_own_key(folder: Path) -> None:
-    with pytest.raises(TLSError, match="cannot use the certificate"):
+    with pytest.raises(TLSError, match="the key is not this certificate's"):
         load_certificate(folder / "server.pem", folder / "other.key")
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "sentence"),
+    [
+        ("nowhere.pem", "server.key", "cannot read .*nowhere.pem: No such file"),
+        ("server.pem", "nowhere.key", "cannot read .*nowhere.key: No such file"),
+        ("server.key", "server.pem", "the certificate's file has no -----BEGIN CERTIFICATE-----"),
+        ("server.pem", "server.pem", "the key's file has no -----BEGIN PRIVATE KEY-----"),
+    ],
+)
+def test_files_that_are_no_pair_are_named(
+    folder: Path, certificate: str, key: str, sentence: str
+) -> None:
+    with pytest.raises(TLSError, match=f"cannot use the certificate .*: {sentence}"):
+        load_certificate(folder / certificate, folder / key)
+
+
+def test_remarks_around_a_certificate_may_be_in_any_encoding(folder: Path, tmp_path: Path) -> None:
+    """As openssl x509 -text writes them for names that are not English."""
+    plain, remarked = folder / "server.pem", tmp_path / "remarked.pem"
+    remarked.write_bytes("Subject: CN = Zürich\n".encode() + plain.read_bytes())
+    key = folder / "server.key"
+    assert load_certificate(remarked, key).hash == load_certificate(plain, key).hash
 
 
 def test_plain_and_encrypted_ends_tell_each_other_apart(

@@ -360,7 +360,7 @@ def test_what_keeps_a_connection_from_coming_about_is_a_sentence(module: str) ->
             sentence = await told(stacks.connect(path, HOST, port, nobody, nobody))
             assert sentence == f"cannot connect to {HOST}:{port}: nothing listens there"
             sentence = await told(stacks.listen(path, HOST, port, Echo))
-            assert sentence == f"cannot listen on {HOST}:{port}: Address already in use"
+            assert sentence == f"cannot listen on {HOST}:{port}: another program has this port"
         reserved = await stacks.listen(path, HOST, 0, Echo)  # and not open
         port = reserved.sockets[0].getsockname()[1]
         assert "nothing listens" in await told(stacks.connect(path, HOST, port, nobody, nobody))

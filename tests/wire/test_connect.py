@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -81,6 +82,25 @@ def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> 
     release.start()
     assert failure("a.example", 9, timeout_s=0.1) == "no name server knew the host within 0.1 s"
     release.cancel()
+
+
+def test_no_name_server_is_blamed_for_an_address(black_hole: tuple[str, int]) -> None:
+    """However busy the threads are in which names are looked up."""
+
+    async def scenario() -> str:
+        over = threading.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, over.wait)
+        try:
+            with pytest.raises(ConnectionError) as told:
+                await connect(*black_hole, nobody, nobody, timeout_s=0.1)
+        finally:
+            over.set()
+            await busy
+        return str(told.value)
+
+    assert asyncio.run(scenario()).endswith(": no answer within 0.1 s")
 
 
 def test_tls_that_is_not_answered() -> None:
