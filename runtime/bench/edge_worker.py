@@ -12,6 +12,7 @@ from typing import Any
 
 from runtime.bench.device import PacedDrafts
 from runtime.bench.records import Answer, Span
+from runtime.bench.workers import work
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge
 from runtime.edge.draft.batcher import Drafts
@@ -62,4 +63,4 @@ def note_arrival(arrivals: list[tuple[float, int]], tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(work("runtime.bench.edge_worker", main))

@@ -16,6 +16,7 @@ from typing import Any
 
 from runtime.bench.records import Answer
 from runtime.bench.server_only import grow
+from runtime.bench.workers import work
 from runtime.config import parse_address
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
@@ -146,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(work("runtime.bench.replay_worker", main))

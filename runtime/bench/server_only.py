@@ -14,6 +14,7 @@ from typing import Any
 
 from runtime.bench.device import PacedDrafts, PacedTarget
 from runtime.bench.records import Answer, Span
+from runtime.bench.workers import work
 from runtime.edge.draft.batcher import Drafts
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
@@ -221,4 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(work("runtime.bench.server_only", main))

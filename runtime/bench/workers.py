@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from runtime.config import ConfigError
+from runtime.terminal import fail
+
 Result = TypeVar("Result")
 
 
@@ -100,6 +103,17 @@ class Worker:
 
     def _ended(self) -> ChildProcessError:
         return ChildProcessError(f"{self.module} ended early; its message is above")
+
+
+def work(program: str, main: Callable[[], None]) -> int:
+    """A worker's exit status; what has to be mended is a line on standard error."""
+    from runtime.model.config import ModelError  # it brings torch, which the bench itself need not
+
+    try:
+        main()
+    except (ConfigError, ModelError, ConnectionError) as error:
+        return fail(program, error)
+    return 0
 
 
 def ask_all(

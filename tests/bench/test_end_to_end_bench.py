@@ -402,11 +402,24 @@ def test_clients_share_the_questions_and_the_clock_stops_when_one_is_idle() -> N
     assert start_s < end_s
 
 
-def test_a_worker_that_dies_says_so(capfd: pytest.CaptureFixture[str]) -> None:
-    setup = {"config": {"no_such_option": 1}, "draft_pass_s": 0.0}
-    early = pytest.raises(ChildProcessError, match="edge_worker ended early")
-    with Worker("runtime.bench.edge_worker", frozenset({0}), setup) as worker, early:
+@pytest.mark.parametrize(
+    ("name", "setup"),
+    [
+        ("edge_worker", {"config": {"server": "127.0.0.1"}, "draft_pass_s": 0.0}),
+        (
+            "server_only",
+            {"clients": 1, "weights": "stored", "model": "/nothing", "draft": "/nothing"},
+        ),
+    ],
+)
+def test_a_worker_that_dies_says_so_in_a_line(
+    name: str, setup: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    early = pytest.raises(ChildProcessError, match=f"{name} ended early; its message is above")
+    with Worker(f"runtime.bench.{name}", frozenset({0}), setup) as worker, early:
         worker.wait_ready()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.match(rf"runtime.bench.{name}: (--server is '127.0.0.1'|/nothing does not)", line)
 
 
 def test_the_baseline_writes_the_text_of_transformers(tiny_pair: tuple[Path, Path]) -> None:
