@@ -69,7 +69,7 @@ def test_eight_edges_at_once_write_the_plain_text(
 
 def test_chat_remembers_forgets_and_ends(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
     options = ["--server", tiny_server, "--draft", str(tiny_pair[1]), "--max-tokens", "16"]
-    typed = "hello\nhello\n/reset\nhello\n/stats\n/nonsense\n\n/quit\n"
+    typed = "/stats\nhello\nhello\n/reset\nhello\n/stats\n/nonsense\n\n/quit\n"
     done = edge(*options, "--chat", stdin=typed)
     assert done.returncode == 0, done.stderr
     answers = [part for part in done.stdout.split("> ") if "tokens/s" in part]
@@ -77,6 +77,7 @@ def test_chat_remembers_forgets_and_ends(tiny_pair: tuple[Path, Path], tiny_serv
     texts = [re.split(r"\n\d+ tokens, ", answer)[0] for answer in answers]
     assert texts[0] != texts[1]
     assert texts[0] == texts[2]
+    assert done.stdout.count("nothing has been answered yet") == 1
     assert done.stdout.count("/quit leaves") == 2, "at the start and after an unknown command"
 
 

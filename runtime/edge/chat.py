@@ -48,7 +48,7 @@ def chat(edge: Edge, console: Terminal, read_line: Callable[[str], str] = input)
     # a template that refuses whatever is said is told before anything is typed
     edge.encode("Hello")
     messages: list[dict[str, str]] = []
-    last = Statistics()
+    last: Statistics | None = None
     console.print(HELP, style="dim", soft_wrap=True)
     while True:
         try:
@@ -64,7 +64,10 @@ def chat(edge: Edge, console: Terminal, read_line: Callable[[str], str] = input)
             case "/reset":
                 messages = []
             case "/stats":
-                print_statistics(last, console)
+                if last is None:
+                    console.print("nothing has been answered yet", style="dim")
+                else:
+                    print_statistics(last, console)
             case _ if line.startswith("/"):
                 console.print(HELP, style="dim", soft_wrap=True)
             case _:
