@@ -419,6 +419,7 @@ class EdgeConfig(Options):
         "drafting while a tree is in flight: below its best leaf, or below all likely outcomes",
         choices=("off", "single", "multi"),
     )
+    offers: bool = option(True, "send drafts unasked while the server decodes plainly, if it likes")
     coupling: bool = option(True, "draft with the server's noise: more is accepted above T = 0")
     reconnect_s: float = option(60.0, "seconds to find a lost server again; 0: none", minimum=0)
     resume_file: str = option("", "keep the answer here till its end; without --prompt: go on")

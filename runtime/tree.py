@@ -42,16 +42,24 @@ class Tree:
 
     def below(self, path: Sequence[int]) -> "Tree | None":
         """What stands under the node that these tokens lead to; None where they lead to none."""
+        nodes = self.along(path)
+        if len(nodes) < len(path):
+            return None
+        root = nodes[-1] if nodes else 0
+        return self._with(root, range(root + 1, len(self) + 1))
+
+    def along(self, path: Sequence[int]) -> list[int]:
+        """The nodes that these tokens lead through, as far as they lead through nodes."""
         ways = {
             way: node for node, way in enumerate(zip(self.parents, self.tokens, strict=True), 1)
         }
-        root = 0
+        nodes: list[int] = []
         for token in path:
-            node = ways.get((root, token))
+            node = ways.get((nodes[-1] if nodes else 0, token))
             if node is None:
-                return None
-            root = node
-        return self._with(root, range(root + 1, len(self) + 1))
+                break
+            nodes.append(node)
+        return nodes
 
     def best(self, nodes: int) -> "Tree":
         """Its best nodes, by their ranks: so many, or all that there are."""

@@ -28,6 +28,11 @@ MODES = {
     "no-pipeline": Mode(server=("--no-pipeline",)),
     "no-proactive": Mode(edge={"proactive": "off"}),
     "single-proactive": Mode(edge={"proactive": "single"}),
+    # as many rows in a step as one tree of 32 nodes has, for the trees of two requests
+    "shared-steps": Mode(
+        server=("--max-batch", "2", "--max-nodes", "32", "--max-step-nodes", "33")
+    ),
+    "no-offers": Mode(edge={"offers": False}),
     "no-coupling": Mode(edge={"coupling": False}),
     "credits-open": Mode(server=("--credits", "open")),
     "credits-drr": Mode(server=("--credits", "drr")),

@@ -25,7 +25,7 @@ from runtime.server.policy.pipeline import Grant, Pipeline
 from runtime.server.request import NO_NODES, Request
 from runtime.server.verify.warm_up import ROWS as WARM_UP_ROWS
 from runtime.tree import Tree
-from runtime.wire.messages import Open, Turn
+from runtime.wire.messages import Offer, Open, Turn
 
 NODES_PER_PASS = 8
 # What a lost message waits besides a round trip until TCP sends it again: Linux' least, RFC 6298.
@@ -71,7 +71,7 @@ class Accelerator:
 class Trip:
     """The state of one edge, and what is recorded of it; bench/credits.py lets it draft for real.
 
-    A draft is a number of nodes and of the passes they took.
+    A draft is a number of nodes and of the passes they took. One that `makes_offers` has a text.
     """
 
     device: Device
@@ -82,6 +82,7 @@ class Trip:
     used_s: float = 0.0  # when the server could use the last draft
     queued_s: float = 0.0
     plain: bool = True
+    makes_offers: bool = False
     pace: Pace = field(default_factory=Pace)
     verdicts: list[tuple[float, int]] = field(default_factory=list)  # seconds, tokens
 
@@ -97,6 +98,18 @@ class Trip:
         """
         self.verdicts.append((now_s, accepted + 1))
         self.pace.saw_step(step_s)
+
+    def text(self, last: int, tokens: int) -> list[int]:
+        """So many tokens of the text behind the token `last`."""
+        return [last] * tokens
+
+    def offer(self) -> Offer | None:
+        """What it offers after a verdict that left it the choice, sent at `sent_s`."""
+        raise NotImplementedError("this edge makes no offers")
+
+    def take(self, tree: Tree) -> None:
+        """So much of an offer is in the next step."""
+        self.nodes = len(tree)
 
     def draft(self, grant: Grant, granted_s: float) -> None:
         """Draft from the verdict on; after `granted_s` while the edge's own rule says so."""
@@ -195,11 +208,13 @@ def chain(nodes: int) -> Tree:
     return Tree((0,) * nodes, tuple(range(nodes)))
 
 
-def _request(number: int, device: Device) -> Request:
-    """An endless one of an empty prompt, as the server knows it."""
-    params = Open(1, 0, 0.0, 1.0, 0.0, 0, 1, 1, ())
-    edge = EdgeProfile(device.max_nodes, Mean(device.rtt_s))
-    return Request(number, params, 1 << 62, [0], user=device.user, admitted=True, edge=edge)
+def _request(number: int, trip: Trip) -> Request:
+    """An endless one of a prompt of one token, as the server knows it."""
+    params, device = Open(1, 0, 0.0, 1.0, 0.0, 0, 1, 1, ()), trip.device
+    edge = EdgeProfile.of_offers() if trip.makes_offers else EdgeProfile()
+    edge.max_nodes, edge.rtt_s = device.max_nodes, Mean(device.rtt_s)
+    prompt = trip.text(-1, 1)
+    return Request(number, params, 1 << 62, prompt, user=device.user, admitted=True, edge=edge)
 
 
 class Simulation:
@@ -230,7 +245,7 @@ class Simulation:
         self._quality_at = quality_at
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._order = itertools.count()
-        self.requests = [_request(number, device) for number, device in enumerate(devices)]
+        self.requests = [_request(number, trip) for number, trip in enumerate(self.trips)]
         self._queue: list[tuple[float, int]] = []  # arrival and number of the request
         self._trees_queued = 0
         self._busy = False
@@ -322,25 +337,38 @@ class Simulation:
         trip = self.trips[number]
         trip.received_s = self._now_s + self._one_way_s(trip.device)
         trip.answered(len(ranks), step_s, self._now_s)
-        if not trip.plain and self._now_s > self._warm_up_s:
-            self.record.ages_s.append(self._now_s - trip.sent_s)
+        if trip.nodes and self._now_s > self._warm_up_s:
+            if not trip.plain:
+                self.record.ages_s.append(self._now_s - trip.sent_s)
             self.record.trees_by_user.setdefault(trip.device.user, []).append(self._now_s)
         request = self.requests[number]
         request.leave_step()
-        request.advance([0] * len(ranks), 0)
+        *accepted, bonus = trip.text(request.context[-1], len(ranks) + 1)
+        request.advance(accepted, bonus)
         grant = self.pipeline.after_verdict(request, ranks, self._now_s)
         trip.plain = grant.turn is Turn.SERVER
         trip.nodes = trip.passes = 0
         if trip.plain:
-            request.line_up(NO_NODES, self._now_s)
-            self._enqueue_plain(number)
+            self._go_on(number, grant)
         elif grant.turn is Turn.EDGE:
             self._edge_drafts(number, grant, trip.received_s)
 
-    def _enqueue_plain(self, number: int) -> None:
+    def _go_on(self, number: int, grant: Grant) -> None:
         """It can be in the next step, which begins when all verdicts are out."""
-        self.trips[number].queued_s = self._now_s
+        trip, request = self.trips[number], self.requests[number]
+        if grant.max_nodes and (offer := trip.offer()) is not None:
+            self._at(trip.sent_s + self._one_way_s(trip.device), self._offered, number, offer)
+        tree = NO_NODES
+        if request.offer is not None:
+            tree = request.take_along(self.pipeline.nodes_to_take(request, self._now_s))
+        trip.take(tree)
+        request.edge.nodes = len(tree)
+        request.line_up(tree, self._now_s)
+        trip.queued_s = self._now_s
         heapq.heappush(self._queue, (self._now_s, number))
+
+    def _offered(self, number: int, offer: Offer) -> None:
+        self.requests[number].take_offer(offer)
 
     # --- the edges ---
 

@@ -31,8 +31,8 @@ def hello(config: EdgeConfig, vocabulary: Vocabulary) -> wire.Hello:
 
 
 def makes_offers(config: EdgeConfig) -> bool:
-    """Whether it drafts unasked: for an edge with a model that would be work for nothing."""
-    return config.draft == NO_MODEL and not config.drafter and config.max_budget > 0
+    """Whether it drafts unasked too, where the server says that this is of use."""
+    return config.offers and config.max_budget > 0
 
 
 def _drafts_with(config: EdgeConfig) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide, Matcher
-from runtime.edge.draft.offering import Offering, ahead
+from runtime.edge.draft.offering import Offering, ahead, due_s
 from runtime.edge.draft.pace import Slot
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, Step, TreeShape
 from runtime.edge.net.link import Link, Request, Sampling, ServerError
@@ -50,7 +50,7 @@ class Round:
 
     verdict: wire.Verdict
     step: Step
-    passes: int  # of the draft model, for the draft of this round
+    passes: int  # of the draft model, for the draft of this round, or for what was offered
     passes_ahead: int  # while it was in flight
     waited_s: float | None = None  # from when the draft was sent; None where none was
     logprobs: wire.Logprobs | None = None  # of its tokens, where they were asked for
@@ -122,7 +122,7 @@ async def rounds(
             match turn.verdict.turn:
                 case wire.Turn.EDGE | wire.Turn.WAIT:
                     await exchange.draft(turn.verdict)
-                case wire.Turn.SERVER if link.has_offers:
+                case wire.Turn.SERVER if turn.verdict.max_nodes:
                     await exchange.offer(link.rtt_s or 0.0)
     finally:
         batcher.finish(speculation)
@@ -157,6 +157,7 @@ class Exchange:
         self._request, self._speculation, self._batcher = request, speculation, batcher
         self._pace = batcher.pace
         self._offering = Offering()
+        self._told_s: float | None = None  # when a verdict came after which the server decodes on
         self._used_s: float | None = None  # since when the server could verify what was sent
         self._sent_s: float | None = None  # since when it is on the way
         self._passes = self._passes_ahead = self._offered = 0
@@ -181,6 +182,10 @@ class Exchange:
             self._pace.saw_wait(max(self._request.arrived_s - self._used_s, 0.0))
         if verdict.turn is not wire.Turn.MORE:
             self._pace.saw_step(verdict.verify_ms * 1e-3)
+            if self._told_s is not None:
+                self._pace.saw_turn(self._request.arrived_s - self._told_s)
+            goes_on = verdict.turn is wire.Turn.SERVER
+            self._told_s = self._request.arrived_s if goes_on else None
         step = self._speculation.commit(verdict.node, verdict.bonus)
         waited_s = None if self._sent_s is None else self._request.arrived_s - self._sent_s
         counts = (self._passes, self._passes_ahead)
@@ -203,18 +208,34 @@ class Exchange:
     async def offer(self, rtt_s: float) -> None:
         """Send unasked what is likely to follow, where there is something, over such a link.
 
-        What has come meanwhile is looked at first.
+        It is sent in time for a step, and the tree goes on growing until the next verdict, which it
+        outlives if that is foreseen in it. What has come meanwhile is looked at first.
         """
-        speculation, before = self._speculation, self._offering.nodes
-        while frontier := speculation.frontier(speculation.shape.max_budget):
-            if self._request.has_mail or not await self._batcher.run(speculation, frontier):
-                return
+        speculation, turn_s = self._speculation, self._pace.turn_s
+        if not await self._catch_up(speculation.shape.max_budget):
+            return
+        steps = ahead(self._since_told_s() + rtt_s, turn_s)
+        await self._deepen(due_s(steps, rtt_s, turn_s))
         if self._request.has_mail:
             return
-        tree = self._offering.next(speculation, ahead(rtt_s, self._pace.step_s))
+        before = self._offering.nodes
+        tree = self._offering.next(speculation, steps)
         if tree is not None:
             self._request.offer(len(speculation.context), tree)
             self._offered = self._offering.nodes - before
+        await self._deepen(steps * turn_s)
+
+    async def _deepen(self, until_s: float) -> None:
+        """Grow the tree, by passes that end so long after the last verdict came."""
+        speculation = self._speculation
+        while frontier := speculation.frontier(speculation.shape.max_budget):
+            if self._request.has_mail or self._since_told_s() + self._pace.pass_s > until_s:
+                return
+            if not await self._pass(frontier):
+                return
+
+    def _since_told_s(self) -> float:
+        return time.monotonic() - self._request.arrived_s
 
     async def _catch_up(self, max_nodes: int) -> bool:
         """Run accepted text that the cache lacks. False where there is no room for it."""

@@ -111,6 +111,7 @@ class Request:
     turn: Turn | None = None  # who moves next, as its edge was told; None before the first verdict
     draft: Tree | None = NO_NODES  # what is ready to be verified; the prompt alone at first
     offer: Offer | None = None  # the last one that may still be of use
+    decoded: int = 0  # tokens from where the offer began to where the draft taken from it does
     ready_s: float = 0.0  # when the draft arrived
     verdict_s: float | None = None  # when the last verdict left
     finish: Finish = Finish.NONE
@@ -277,9 +278,18 @@ class Request:
     def take_along(self, most: int) -> Tree:
         """The best nodes of what is offered; where that is none, the offer is forgotten."""
         tree = self.offered.best(most)
+        if self.offer is not None:
+            self.decoded = len(self.context) - self.offer.base
         if not len(tree):
             self.offer = None
         return tree
+
+    @property
+    def foreseen(self) -> int:
+        """Tokens of the text behind it that the offer had, in their order."""
+        assert self.offer is not None, f"{self.key} has no offer"
+        tree = Tree(self.offer.tokens, self.offer.parents)
+        return len(tree.along(self.context[self.offer.base :]))
 
     def line_up(self, draft: Tree, now_s: float) -> None:
         """A draft, that of no nodes included, is ready to be verified."""

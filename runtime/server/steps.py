@@ -115,7 +115,14 @@ class Steps:
             self._pipeline.stalled(self._scheduler)
 
     def _look_ahead(self) -> None:
-        """Offer the step after the running one, anew if something has come since."""
+        """Offer the step after the running one, anew if something has come since.
+
+        Not where plain decoding is about to be met by what edges have offered: it would go on
+        without that.
+        """
+        assert self._running is not None, "there is no step to follow"
+        if self._pipeline.awaits_offers and any(r.is_plain for r in self._running.step.drafted):
+            return
         if self._ahead is not None:
             is_full = len(self._ahead.step.drafted) == self._scheduler.limits.max_batch
             if is_full or not self._scheduler.has_news or not self.recall():

@@ -356,6 +356,8 @@ class Connection:
                 _check_verdict(request, message)
                 if message.turn is Turn.MORE and not self.has_offers:
                     raise _violation("a Verdict says MORE to an edge that makes no Offers")
+                if message.turn is Turn.SERVER and message.max_nodes and not self.has_offers:
+                    raise _violation("a Verdict would like Offers of an edge that makes none")
                 request.round, request.parents, request.logprobs = request.round + 1, (), None
                 request.granted_nodes = message.max_nodes
                 return Phase.FINISHED if message.finish else PHASE_OF_TURN[message.turn]
@@ -473,7 +475,7 @@ def _check_verdict(request: _Request, verdict: Verdict) -> None:
         if told != tokens:
             sentence = f"{tokens} tokens come with {told} logprobs"
             raise _violation(f"request {verdict.request}: {sentence}")
-    if verdict.turn in (Turn.EDGE, Turn.WAIT):
+    if verdict.turn in (Turn.EDGE, Turn.WAIT) or verdict.max_nodes:
         _check_grant(request, verdict)
 
 
@@ -486,7 +488,7 @@ def _depth(parents: tuple[int, ...], node: int) -> int:
 
 def _check_grant(request: _Request, grant: Verdict | Credit) -> None:
     if request.most_nodes == 0:
-        raise _violation(f"request {grant.request} has the turn, but its edge never drafts")
+        raise _violation(f"request {grant.request} is to draft, but its edge never drafts")
     if grant.max_nodes > request.most_nodes:
         most, got = request.most_nodes, grant.max_nodes
         raise _violation(f"request {grant.request} may draft {most} nodes at most, not {got}")

@@ -720,6 +720,7 @@ class Verdict:
     took: see clamp_ms. turn says who moves next; max_nodes bounds the next draft, and before
     free_ms, counted from the receipt, the server has no use for it. The step that it is for waits
     late_ms longer at most, which only costs time; NO_LIMIT_MS if it has nothing else to begin with.
+    With turn SERVER max_nodes says how much of an Offer a step would take along; 0: none is of use.
     """
 
     TYPE: ClassVar[int] = 6
@@ -748,7 +749,8 @@ class Verdict:
         if self.finish is not Finish.NONE:
             check("turn of a last Verdict", self.turn, Turn.SERVER, Turn.SERVER)
         drafts = self.turn in (Turn.EDGE, Turn.WAIT)
-        check("max_nodes", self.max_nodes, 0, MAX_NODES if drafts else 0)
+        goes_on = self.turn is not Turn.MORE and self.finish is Finish.NONE
+        check("max_nodes", self.max_nodes, 0, MAX_NODES if goes_on else 0)
         check("free_ms", self.free_ms, 0, U16_MAX if drafts else 0)
         check("late_ms", self.late_ms, 0, U16_MAX if drafts else 0)
 

@@ -31,7 +31,7 @@ def cell(**differs: object) -> Cell:
 def test_the_other_method_has_the_papers_throughput() -> None:
     """A row at a time within what the mean of the cycles allows, and on the mean."""
     pairs = [
-        (server_only_tokens_per_s(row, accelerator(row, 1), 1), row.server_only_tokens_s)
+        (server_only_tokens_per_s(row, accelerator(row, BASE), 1), row.server_only_tokens_s)
         for row in paper.TABLE_1
     ]
     assert all(ours == pytest.approx(theirs, rel=0.05) for ours, theirs in pairs)
@@ -62,11 +62,11 @@ def test_what_is_lost_comes_after_tcp_has_noticed() -> None:
     """The mean of many ways; without loss nothing else is drawn."""
     device, loss = Device(0.02, jitter=0.5), 0.25
     credits = POLICIES["drr"]()
-    simulation = Simulation(accelerator(ROW, 1), [], credits, seed=4)
+    simulation = Simulation(accelerator(ROW, BASE), [], credits, seed=4)
     lost = dataclasses.replace(device, loss=loss)
     mean_s = fmean(simulation._one_way_s(lost) for _ in range(20000))
     assert mean_s == pytest.approx(0.01 * 1.25 + loss * (RESENT_S + 0.02), rel=0.05)
-    simulation = Simulation(accelerator(ROW, 1), [], credits, seed=4)
+    simulation = Simulation(accelerator(ROW, BASE), [], credits, seed=4)
     dice = random.Random(4)
     assert [simulation._one_way_s(device) for _ in range(9)] == pytest.approx(
         [0.01 * (1 + 0.5 * dice.random()) for _ in range(9)]

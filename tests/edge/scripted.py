@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from runtime.edge.net.link import NO_CREDENTIALS, Link
 from runtime.tree import Tree
@@ -22,7 +23,8 @@ class ScriptedServer:
     connection = Connection(Role.EDGE)  # nor counts its requests
 
     def __init__(self, truth: Sequence[int], rng: random.Random, later: LATER | None = None):
-        self.truth, self.drafts = list(truth), list[wire.Draft]()
+        self.truth, self.drafts, self.offers = list(truth), list[wire.Draft](), list[wire.Offer]()
+        self.likes_offers, self.rounds = False, 0
         self.turns = [wire.Turn.SERVER, wire.Turn.EDGE, wire.Turn.EDGE, wire.Turn.WAIT]
         self._rng, self._later = rng, later or self._after_a_while
         self._open: dict[int, wire.Open] = {}
@@ -52,6 +54,12 @@ class ScriptedServer:
                 self._check(message)
                 self.drafts.append(message)
                 self._answer(message.request, Tree(message.tokens, message.parents))
+            case wire.Offer():
+                params, produced = self._open[message.request], self._produced[message.request]
+                assert self.likes_offers, "nobody has asked for an offer"
+                assert params.prompt_tokens <= message.base <= params.prompt_tokens + produced
+                assert len(message.tokens) <= params.max_nodes
+                self.offers.append(message)
             case wire.Close():
                 self._open.pop(message.request)
 
@@ -84,10 +92,13 @@ class ScriptedServer:
         grant = (max(self._rng.randint(0, params.max_nodes), 1), *times_ms)
         verdict = wire.Verdict(request, self._round[request], node, bonus, finish, 0, 0, turn)
         self._round[request] += 1
+        self.rounds += 1
         if turn is not wire.Turn.SERVER:
             # as our server does: who waits is not told yet what the credit will say
             told = grant if turn is wire.Turn.EDGE else (0, 0, 0)
             verdict = wire.Verdict(request, verdict.round, node, bonus, finish, 0, 0, turn, *told)
+        elif self.likes_offers and not finish:
+            verdict = replace(verdict, max_nodes=params.max_nodes)
         self._link._on_message(self, verdict)
         if finish:
             return

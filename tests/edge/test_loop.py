@@ -10,11 +10,12 @@ import pytest
 
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
-from runtime.edge.draft.speculation import Pass, Proactive, TreeShape
+from runtime.edge.draft.speculation import Pass, Proactive, Speculation, TreeShape
 from runtime.edge.loop import Drafting, Round, generate
 from runtime.edge.net.link import Sampling, ServerError
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
+from runtime.tree import ROOT
 from runtime.wire import messages as wire
 from tests.edge.drafting import PROMPT
 from tests.edge.scripted import ScriptedServer
@@ -219,6 +220,74 @@ def test_a_lost_connection_ends_the_text(tiny_pair: tuple[Path, Path], truth: li
                     pass
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+class Knowing:
+    """A drafter that knows the text, and is rather sure of it."""
+
+    vocabulary_size = 260
+
+    def __init__(self, text: Sequence[int]):
+        self.text, self.passes = text, 0
+
+    def run(self, passes: Sequence[Pass]) -> list[bool]:
+        for one in passes:
+            self.passes += 1
+            speculation, tree = one.speculation, one.speculation.tree
+            speculation.places = []
+            speculation.cached = len(speculation.context)
+            tree.expanded += [node for node in one.frontier if node != ROOT]
+            for node in one.frontier:
+                at = len(speculation.context) + len(tree.path(node))
+                tree.add_children(node, [(token, -0.1) for token in self.text[at : at + 1]])
+        return [True] * len(passes)
+
+    def finish(self, speculation: Speculation) -> None:
+        speculation.forget_cache()
+
+
+@pytest.mark.parametrize("likes_offers", [True, False])
+def test_what_is_likely_to_follow_is_offered_where_the_server_likes_it(
+    truth: list[int], likes_offers: bool
+) -> None:
+    """The server decodes plainly, and tells the next token when it has an offer."""
+    drafter = Knowing([*PROMPT, *truth])
+    offered = 12  # verdicts; near its end a text leaves nothing to offer
+
+    async def scenario() -> tuple[list[Round], list[wire.Offer]]:
+        held: list[Callable[[], None]] = []
+
+        def hold(answer: Callable[[], None]) -> None:
+            if likes_offers and server.rounds and len(server.offers) < offered:
+                held.append(answer)
+            else:
+                answer()
+
+        async with batching(drafter) as batcher:
+            batcher.pace.turn_s = 1e6  # time for all passes
+            server = ScriptedServer(truth, random.Random(5), hold)
+            server.turns, server.likes_offers = [wire.Turn.SERVER], likes_offers
+            link, send = server.link(), server.send
+
+            def offer(message: wire.Message) -> None:
+                send(message)
+                if isinstance(message, wire.Offer) and held:
+                    held.pop()()
+
+            server.send = offer  # type: ignore[method-assign]
+            turns = generate(link, batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
+            return [turn async for turn in turns], server.offers
+
+    rounds, offers = asyncio.run(asyncio.wait_for(scenario(), 120))
+    assert tokens_of(rounds) == truth
+    if not likes_offers:
+        assert (offers, drafter.passes) == ([], 0), "work for nothing"
+        return
+    assert len(offers) >= offered
+    for offer in offers:
+        at = offer.base - len(PROMPT)
+        assert list(offer.tokens) == truth[at : at + len(offer.tokens)]
+        assert len(offer.tokens) > 1, "the next token alone comes too late"
 
 
 def test_plain_decoding_asks_for_no_draft(tiny_pair: tuple[Path, Path], truth: list[int]) -> None:

@@ -187,8 +187,10 @@ def verdicts(vocabulary: int) -> st.SearchStrategy[Verdict]:
     def build(round: int, node: int, *rest: int) -> Verdict:
         request, bonus, finish, queue_ms, verify_ms, turn, *grant = rest
         place = (request, round, node if round else 0, bonus, Finish(finish))
-        if finish or turn is Turn.SERVER:
+        if finish:
             return Verdict(*place, queue_ms, verify_ms)
+        if turn is Turn.SERVER:
+            return Verdict(*place, queue_ms, verify_ms, turn, grant[0])
         if turn is Turn.MORE:
             return Verdict(*place, queue_ms, verify_ms, Turn.MORE)
         return Verdict(*place, queue_ms, verify_ms, Turn(turn), *grant)

@@ -993,6 +993,22 @@ def test_without_version_2_there_are_no_offers_and_no_verdicts_of_the_same_step(
             edge.send(OFFER)
         with pytest.raises(ValueError, match="says MORE to an edge that makes no Offers"):
             server.send(verdict(2, 0, turn=Turn.MORE))
+        with pytest.raises(ValueError, match="would like Offers of an edge that makes none"):
+            server.send(liking(1))
+
+
+def liking(nodes):
+    """The first Verdict of `offering`, which leaves the turn with the server."""
+    return replace(verdict(2, 0, turn=Turn.SERVER), max_nodes=nodes)
+
+
+def test_a_verdict_likes_offers_of_no_more_nodes_than_the_edge_ever_drafts():
+    for most in (0, 1, 8):
+        edge, server = offering(most_nodes=most)
+        with pytest.raises(ValueError, match=r"may draft|never drafts"):
+            server.send(liking(most + 1))
+        edge.receive(server.send(liking(most)))
+        assert server.phase(2) is edge.phase(2) is Phase.VERIFYING
 
 
 def test_a_welcome_says_no_later_version_than_the_hello():

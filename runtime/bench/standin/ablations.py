@@ -99,11 +99,11 @@ def simulated(cell: Cell, rows: Sequence[Row], seed: int) -> Iterator[Simulated]
 
 def simulate(cell: Cell, row: Row, seed: int, start: int, seconds: float) -> Simulated:
     """A row in a cell, whose texts begin at `start`; with the same arguments it is the same."""
-    step, clients = accelerator(row, cell.batch), cell.edges * cell.batch
+    step, clients = accelerator(row, cell), cell.edges * cell.batch
     devices = [device(cell, row, number) for number in range(clients)]
     simulation = Simulation(
         *(step, devices, POLICIES[cell.credits](), cell.pipelined, seed),
-        trip=trips([name(row)], Proactive(cell.proactive), start),
+        trip=trips([name(row)], Proactive(cell.proactive), start, cell.offers),
     )
     record = simulation.run(SETTLE_S + seconds, SETTLE_S)
     verdicts = sum(time_s > SETTLE_S for trip in record.trips for time_s, _ in trip.verdicts)
@@ -121,10 +121,11 @@ def simulate(cell: Cell, row: Row, seed: int, start: int, seconds: float) -> Sim
     )
 
 
-def accelerator(row: Row, batch: int) -> Accelerator:
+def accelerator(row: Row, cell: Cell) -> Accelerator:
     """A step takes as long as the verification of its trees; that of one tree at least."""
     _, *trees = step_points(row.pair.partition("/")[0])
-    return Accelerator(((1, trees[0][1]), *trees), batch)
+    most_rows = cell.batch * (1 + NODES)
+    return Accelerator(((1, trees[0][1]), *trees), cell.shared or cell.batch, most_rows)
 
 
 def device(cell: Cell, row: Row, number: int) -> Device:

@@ -24,7 +24,7 @@ from runtime.edge.loop import Drafting, generate
 from runtime.edge.net.link import Link, Sampling
 from runtime.wire import messages as wire
 
-HELLO = wire.Hello(wire.VERSION, TOKENS, IDENTITY.vocabulary_hash(TOKENS), "stand-in")
+HASH = IDENTITY.vocabulary_hash(TOKENS)
 
 
 class StandInEdge:
@@ -48,6 +48,8 @@ class StandInEdge:
             link, self._batcher, texts.prompt(first), sampling, self._drafting
         ):
             ids += turn.tokens
+            if turn.verdict.turn is wire.Turn.MORE:
+                continue  # the rest of its step comes with it
             arrivals.append((time.monotonic(), len(ids)))
             rounds, hits = rounds + 1, hits + turn.step.hit
             ahead += turn.step.n_ahead > 0
@@ -68,7 +70,9 @@ async def answer_all(setup: Mapping[str, Any]) -> None:
     """Answer what stdin asks, line by line."""
     loop = asyncio.get_running_loop()
     shape, proactive = TreeShape(**setup["shape"]), Proactive(setup["proactive"])
-    link = await Link.open(*parse_address(setup["server"]), HELLO)
+    version = wire.OFFERS_VERSION if setup["offers"] else wire.VERSION
+    hello = wire.Hello(version, TOKENS, HASH, "stand-in")
+    link = await Link.open(*parse_address(setup["server"]), hello)
     drafting = Drafting(shape, proactive=proactive)
     edge = StandInEdge(link, setup["row"], setup["pass_s"], drafting)
     print(json.dumps({"ready": True}), flush=True)

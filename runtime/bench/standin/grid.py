@@ -57,6 +57,10 @@ class Cell:
     jitter: float = 0.0  # each way takes up to this share longer
     loss: float = 0.0  # share of the messages that are lost and sent again
     devices: tuple[Edge, ...] = (RTX_4090,)  # of the edges, in turn
+    offers: bool = True  # as the edge's option
+    shared: int = (
+        0  # requests whose trees share a step, with no more rows than `batch` of them have
+    )
     mode: str = ""  # of the bench, which is the same; given where --check compares both
 
 
@@ -64,6 +68,8 @@ def _cells() -> Iterator[Cell]:
     for name, proactive in (("single path, the paper's", "single"), ("off", "off")):
         mode = "no-proactive" if proactive == "off" else ""
         yield Cell("drafting ahead", name, proactive=proactive, mode=mode)
+    for offers, name in ((True, "shared by two requests"), (False, "without offers")):
+        yield Cell("steps", name, shared=2, offers=offers, mode="shared-steps" if offers else "")
     yield Cell("turns", "off", pipelined=False, mode="no-pipeline")
     yield Cell("turns", "off, nor ahead", "off", pipelined=False)
     for credits in ("drr", "open"):

@@ -16,11 +16,12 @@ from runtime.bench.standin.agreement import TOKENS
 from runtime.bench.standin.calibration import BEAMS, WIDTH, agreement
 from runtime.bench.standin.drafter import StandInDrafter
 from runtime.bench.standin.gain import walk
+from runtime.edge.draft.offering import Offering, ahead, due_s
 from runtime.edge.draft.pace import Slot
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.server.policy.pipeline import Grant
-from runtime.tree import ROOT
-from runtime.wire.messages import MAX_NODES
+from runtime.tree import ROOT, Tree
+from runtime.wire.messages import MAX_NODES, Offer
 
 ENDLESS = 1 << 40  # tokens of a text that does not end within a simulation
 AHEAD = MAX_NODES + 1  # tokens of the text that a walk may need
@@ -47,24 +48,65 @@ class StandInTrip(Trip):
         self._drafter = drafter(self.row)
         self.speculation = Speculation(prompt, ENDLESS, shape, self.proactive, noise, TOKENS)
         self.pace.pass_s = device.pass_s
+        self._offering, self._taken = Offering(), Tree()
+        self._told_s: float | None = None  # when a verdict came after which the server decodes on
         self._free_s = 0.0  # when the device is done with its last pass
         self._node = ROOT  # where the last walk ended
 
     def luck(self, quality: float, rng: Random) -> list[int]:
         """Of what was sent, what follows the text, which leaves no choice."""
-        last = self.speculation.context[-1]
-        text = [(last + 1 + i) % TOKENS for i in range(AHEAD)]
-        sent = self.speculation.sent
-        self._node, _ = walk(sent, text)
+        sent = self._taken if self.plain else self.speculation.sent
+        self._node, _ = walk(sent, self.text(self.speculation.context[-1], AHEAD))
         return sent.ranks(sent.path(self._node))
+
+    def text(self, last: int, tokens: int) -> list[int]:
+        """The text is one circle through all tokens, which leaves no choice."""
+        if last < 0:
+            return self.speculation.context[-1:]
+        return [(last + 1 + i) % TOKENS for i in range(tokens)]
 
     def answered(self, accepted: int, step_s: float, now_s: float) -> None:
         super().answered(accepted, step_s, now_s)
+        *path, bonus = self.text(self.speculation.context[-1], accepted + 1)
+        if self.plain:
+            self._deepen(self.received_s)
+            self._free_s = max(self._free_s, self.received_s)
+            if self._told_s is not None:
+                self.pace.saw_turn(self.received_s - self._told_s)
+            self._told_s = self.received_s
+            for token in (*path, bonus):
+                self.speculation.commit(0, token)
+            return
+        self._told_s = None
         self._draft_ahead()
         if self.nodes:
             self.pace.saw_wait(max(self.received_s - self.used_s, 0.0))
-        bonus = (self.speculation.context[-1] + accepted + 1) % TOKENS
         self.speculation.commit(self._node, bonus)
+
+    def take(self, tree: Tree) -> None:
+        super().take(tree)
+        self._taken = tree
+
+    def offer(self) -> Offer | None:
+        """As `Exchange.offer`."""
+        speculation, told_s, turn_s = self.speculation, self.received_s, self.pace.turn_s
+        while speculation.frontier(speculation.shape.max_budget) == [ROOT]:
+            self._pass([ROOT])
+        steps = ahead(self._free_s - told_s + self.device.rtt_s, turn_s)
+        self._deepen(told_s + due_s(steps, self.device.rtt_s, turn_s))
+        self.sent_s = self._free_s
+        tree = self._offering.next(speculation, steps)
+        if tree is None:
+            return None
+        return Offer(1, len(speculation.context), tree.tokens, tree.parents)
+
+    def _deepen(self, until_s: float) -> None:
+        """Passes that end by then."""
+        while self._free_s + self.device.pass_s <= until_s:
+            frontier = self.speculation.frontier(self.speculation.shape.max_budget)
+            if not frontier:
+                return
+            self._pass(frontier)
 
     def draft(self, grant: Grant, granted_s: float) -> None:
         """As `Exchange.draft`: catch up with the text, grow while it pays, send."""
@@ -107,11 +149,14 @@ class StandInTrip(Trip):
 
 
 def trips(
-    rows: list[str], proactive: Proactive = Proactive.MULTI, start: int = 0
+    rows: list[str],
+    proactive: Proactive = Proactive.MULTI,
+    start: int = 0,
+    offers: bool = True,
 ) -> Callable[[Device], Trip]:
     """Makes edges: their rows in turn, their texts from places that are spread over the circle.
 
-    `start` moves all of these.
+    `start` moves all of these; with `offers` they make them where the server likes it.
     """
     made = 0
 
@@ -119,6 +164,9 @@ def trips(
         nonlocal made
         made += 1
         row, first = rows[made % len(rows)], (start + made * 787) % TOKENS
-        return StandInTrip(device, row=row, first=first, proactive=proactive)
+        makes_offers = offers and device.max_nodes > 0
+        return StandInTrip(
+            device, row=row, first=first, proactive=proactive, makes_offers=makes_offers
+        )
 
     return trip

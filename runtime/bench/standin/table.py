@@ -195,6 +195,7 @@ def edges(row: Row, pair: Times, mode: str, address: str, cores: Cores) -> Itera
         "pass_s": pair.edge_pass_ms * 1e-3,
         "shape": shape | {"max_beam_len": BEAM_LEN},
         "proactive": MODES[mode].edge.get("proactive", "multi"),
+        "offers": MODES[mode].edge.get("offers", True),
     }
     with ExitStack() as stack:
         workers = [

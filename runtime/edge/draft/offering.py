@@ -6,6 +6,9 @@ have. An example: two tokens are decoded on the way, and "the cat sat on the mat
 again. Behind "the", "cat" and "sat" count for nothing, and the rest is worth an offer. When "cat"
 has come, all of it has been offered, and only what may follow "mat" is new.
 
+An edge with a draft model takes its time: of the step that runs when a verdict leaves, what is left
+after the ways there and back. What it drafts then is of use when that step ends.
+
 Knows no connection and no clock.
 """
 
@@ -17,6 +20,7 @@ from runtime.tree import OrderedTree
 # Tokens that an offer is expected to give beyond the earlier one. It costs the server nothing but
 # its rows, of which the server takes as many as are worth it, and here a hundred bytes.
 LEAST_TOKENS = 0.05
+RESERVE = 0.1  # of a step: what comes too late for one is for the next
 
 
 class Offering:
@@ -46,9 +50,14 @@ class Offering:
         return tree.ordered()
 
 
-def ahead(rtt_s: float, step_s: float) -> int:
-    """Tokens that the server decodes from one that it tells until the answer to it is of use.
+def ahead(answer_s: float, step_s: float) -> int:
+    """Steps of the server from one that it tells of until an answer `answer_s` later is of use.
 
     One at least: the next step has begun when a token is told.
     """
-    return max(math.ceil(rtt_s / step_s), 1) if step_s > 0 else 1
+    return max(math.ceil(answer_s / step_s), 1) if step_s > 0 else 1
+
+
+def due_s(steps: int, rtt_s: float, step_s: float) -> float:
+    """How long after a verdict has come what is for the end of so many steps has to be sent."""
+    return (steps - RESERVE) * step_s - rtt_s

@@ -15,7 +15,8 @@ Pure functions over what is known of the load and of one edge.
 
 import math
 
-from runtime.server.policy.edge_profile import EdgeProfile
+from runtime.server.policy.edge_profile import KNOWN, EdgeProfile
+from runtime.server.policy.estimators import Acceptance
 from runtime.server.policy.load import Load
 
 KNOWN_ROUNDS = 4  # with a draft, before it is judged whether they only lose
@@ -24,7 +25,7 @@ MISSED_STEPS = 2  # by a request that does not follow its own
 
 def nodes_to_grant(edge: EdgeProfile, load: Load) -> int:
     """Nodes of the next draft; 0 is to decode plainly."""
-    nodes = worthwhile_nodes(edge, load)
+    nodes = worthwhile_nodes(edge.acceptance, edge.max_nodes, load)
     if nodes == 0 or not load.cost.known:
         return 0
     sent, plain_s = edge.sent_nodes, load.plain_s
@@ -37,37 +38,61 @@ def nodes_to_grant(edge: EdgeProfile, load: Load) -> int:
     return nodes
 
 
-def nodes_to_take(edge: EdgeProfile, load: Load) -> int:
+def does_better_unasked(edge: EdgeProfile, load: Load) -> bool:
+    """Whether an edge's tokens come sooner by its offers than by drafts that it is asked for.
+
+    An offer was made a step earlier, so it is shorter by what has been decoded since; but with it
+    the request is in every step, and waits for no edge. Where several requests run, steps follow
+    each other anyway, and a tree that is asked for waits until one is over: then offers win, unless
+    requests have to take turns. One that is alone goes by what both have given; where it has not
+    been asked of late, its offers tell what it would have sent.
+    """
+    if not edge.makes_offers or not load.cost.known or load.takes_turns:
+        return False
+    if load.requests > 1 or edge.gained.count < KNOWN:
+        return True
+    step_s = load.turns * load.step_with_s(round(edge.taken.value))
+    if edge.round_s.count >= KNOWN_ROUNDS:
+        asked = edge.acceptance.accepted(math.ceil(edge.sent_nodes.value))
+        asked_s = edge.round_s.value
+    elif edge.asked:
+        return False
+    else:
+        asked, asked_s = edge.foreseen.value, round_s(edge, load, edge.max_nodes)
+    return (1 + edge.gained.value) * asked_s >= (1 + asked) * step_s
+
+
+def nodes_to_take(edge: EdgeProfile, load: Load, misses_steps: bool) -> int:
     """Nodes of an offer that a step takes along. Nobody waits for them: they cost their rows.
 
-    Where others keep the model busy, a request that does not follow its own steps misses one before
-    and one after it.
+    Where others keep the model busy, and steps are chosen ahead, a request that does not follow its
+    own steps `misses_steps`, one before this and one after it.
     """
-    nodes = worthwhile_nodes(edge, load)
-    if load.requests > 1 and edge.acceptance.accepted(nodes) < MISSED_STEPS:
+    nodes = worthwhile_nodes(edge.offers, edge.max_nodes, load)
+    if misses_steps and edge.offers.accepted(nodes) < MISSED_STEPS:
         return 0
     while nodes and load.step_with_s(nodes) > edge.trial.most_risked_tokens * load.plain_s:
         nodes //= 2
     return nodes
 
 
-def worthwhile_nodes(edge: EdgeProfile, load: Load) -> int:
+def worthwhile_nodes(acceptance: Acceptance, max_nodes: int, load: Load) -> int:
     """Nodes whose expected tokens are worth the time that their rows take from everybody.
 
-    The first rows may cost more than those after them: in a mixture of experts they wake most of
-    the experts, which the others then find awake. So what is not worth it by itself may be the way
-    to what is.
+    At most `max_nodes` of them. The first rows may cost more than those after them: in a mixture of
+    experts they wake most of the experts, which the others then find awake. So what is not worth it
+    by itself may be the way to what is.
     """
     trees = max(load.step_trees.value, 1.0)
-    most = min(edge.max_nodes, int(load.max_step_nodes / trees) - 1)
+    most = min(max_nodes, int(load.max_step_nodes / trees) - 1)
     nodes, gain = 0, 0.0  # tokens beyond the price of the rows
     start, paid = 0.0, 0.0
     for rows, price in load.prices:
         end = min(most, rows)
-        worth = edge.acceptance.best_below(price) if price > 0 else math.inf
+        worth = acceptance.best_below(price) if price > 0 else math.inf
         here = int(min(end, worth))
         if here > start:
-            here_gain = edge.acceptance.accepted(here) - paid - price * (here - start)
+            here_gain = acceptance.accepted(here) - paid - price * (here - start)
             if here_gain > gain:
                 nodes, gain = here, here_gain
         if end == most:

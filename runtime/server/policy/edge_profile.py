@@ -4,6 +4,7 @@ Running estimates and the moments they are measured from. Knows no socket and no
 arguments, in seconds.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,9 @@ from runtime.server.policy.trial import Trial
 
 RTT_S, DRAFT_S = 0.02, 0.05  # of an edge of which nothing is known yet
 FIRST_HITS, NEXT_HITS = 0.1, 0.5  # of an edge that makes offers, likewise
+# Verdicts until an edge's offers flow, until it is known what they bring, and after which it is not
+# known any more what the other way would.
+BEGINS, KNOWN, STALE = 2, 8, 512
 AT_ONCE_S = 0.002  # takes an edge that has its tree and gets the credit for it
 
 
@@ -26,6 +30,16 @@ class EdgeProfile:
     was_right: bool = False  # whether the last verdict accepted a node
     # of verdicts after one that did not, and after one that did: how many do
     hits: tuple[Mean, Mean] = field(default_factory=lambda: (Mean(FIRST_HITS), Mean(NEXT_HITS)))
+    # of verdicts that it was not asked for: what its offers are worth below the text that came
+    # meanwhile, the nodes that they brought to the step, and how many of these were accepted
+    offers: Acceptance = field(default_factory=Acceptance)
+    taken: Mean = field(default_factory=lambda: Mean(gain=1 / 16))
+    gained: Mean = field(default_factory=lambda: Mean(gain=1 / 16))
+    # of an offer, the tokens that it had right from where it began: what its edge would have sent
+    # if it had been asked there
+    foreseen: Mean = field(default_factory=lambda: Mean(gain=1 / 16))
+    asked: bool = False  # for its next draft
+    in_a_row: int = 0  # verdicts in which that has not changed
     tells_rtt: bool = False  # whether the last round had a tree
     verdict_s: float = 0.0  # when its last verdict left
     grant_s: float = 0.0  # when its last verdict or credit left
@@ -41,7 +55,7 @@ class EdgeProfile:
 
     @classmethod
     def of_offers(cls) -> "EdgeProfile":
-        """That of an edge that makes offers: what it has to send it has at once."""
+        """That of an edge that makes offers: it is taken to have at once what it has to send."""
         return cls(makes_offers=True, draft_s=Mean(AT_ONCE_S, gain=0.25))
 
     def at_next_request(self, max_nodes: int) -> "EdgeProfile":
@@ -74,10 +88,11 @@ class EdgeProfile:
     def is_worth_asking(self, plain_s: float) -> bool:
         """Whether to wait for its draft now, where one token of plain decoding takes `plain_s`.
 
-        One that makes offers has had its say without that, but a step later: to ask it gains a
-        token as often as it is right, and costs the way there and back.
+        One that makes offers at once, from what it looks up, has had its say without that, but a
+        step later: to ask it gains a token as often as it is right, and costs the way there and
+        back.
         """
-        if not self.makes_offers:
+        if not self.makes_offers or self.draft_s.value > AT_ONCE_S:
             return True
         return self.rtt_s.value + self.draft_s.value <= self.hits[self.was_right].value * plain_s
 
@@ -86,12 +101,30 @@ class EdgeProfile:
         self.hits[self.was_right].observe(accepted)
         self.was_right = accepted
 
+    def offered(self, ranks: Sequence[int]) -> None:
+        """A verdict that it was not asked for accepted these of the `nodes` it had offered."""
+        self.offers.observe(self.nodes, ranks)
+        if self.in_a_row >= BEGINS:
+            self.taken.observe(self.nodes)
+            self.gained.observe(len(ranks))
+
+    def decided(self, asked: bool) -> None:
+        """It is asked for the next draft, or not."""
+        self.in_a_row = self.in_a_row + 1 if asked is self.asked else 0
+        self.asked = asked
+        if self.in_a_row == STALE:
+            self.in_a_row = BEGINS
+            if asked:
+                self.taken, self.gained = Mean(gain=1 / 16), Mean(gain=1 / 16)
+            else:
+                self.round_s = Mean(gain=0.25)
+
     def forget(self) -> None:
         """It is tried anew: a machine that was busy, a tree that came late and a text whose drafts
         were not worth their rows are of the past."""
         self.draft_s = Mean(min(self.draft_s.value, DRAFT_S), gain=0.25)
         self.round_s = Mean(gain=0.25)
-        self.acceptance = Acceptance()
+        self.acceptance, self.offers = Acceptance(), Acceptance()
 
     def arrived(self, nodes: int, draft_s: float, now_s: float) -> None:
         """A tree of `nodes` drafted nodes has come, after `draft_s` at the edge."""

@@ -16,6 +16,7 @@ class Load:
         self.requests = 0  # that are open
         self.steps = 0  # that have begun
         self.step_trees, self.tree_rows, self.step_s = Mean(), Mean(), Mean()
+        self.offers = Mean(gain=1 / 64)  # share of plain tokens behind which an offer holds
         self._max_batch = max_batch
         self._tokens = Rate()
         self._ended_s = 0.0
@@ -45,6 +46,11 @@ class Load:
             self.tree_rows.observe(rows / trees)
             self.step_s.observe(step_s)
         self._take_stock()
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether a step has no place for all requests, however small their trees."""
+        return self.requests > self._max_batch
 
     def step_with_s(self, nodes: int) -> float:
         """A step in which one of the trees, of average number, has so many drafted nodes."""

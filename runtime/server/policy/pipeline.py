@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from runtime.server.policy.budget import (
+    does_better_unasked,
     most_draft_s,
     nodes_to_grant,
     nodes_to_take,
@@ -37,14 +38,18 @@ from runtime.wire.messages import MAX_NODES, Turn
 # A credit is for the step that a tree can be in if its edge hurries: if it drafts half as long as
 # it usually would from now on. With 1 for "as long as usual" places near at hand would stay empty.
 HURRY = 0.5
+# Share of plain tokens that are followed by an offer, from which on no step is chosen before the
+# one before it has its verdicts: choosing takes a millisecond, and missed steps cost offers more.
+OFFERS = 1 / 8
 
 
 class Grant(NamedTuple):
     """The next move. With Turn.WAIT it says nothing yet but that; the credit's grant does.
 
-    A tree of at most `max_nodes` drafted nodes may be sent. Drafted for `free_s` seconds it comes
-    just before its step: sooner is of no use. For `late_s` longer the server would be idle without
-    it, and later the step starts without it.
+    With Turn.EDGE a tree of at most `max_nodes` drafted nodes may be sent. Drafted for `free_s`
+    seconds it comes just before its step: sooner is of no use. For `late_s` longer the server would
+    be idle without it, and later the step starts without it.
+    With Turn.SERVER the edge may offer; a step would take along `max_nodes` of what fits; 0: none.
     """
 
     turn: Turn
@@ -144,14 +149,18 @@ class Pipeline:
         self._plain -= request.is_plain
         edge = request.edge
         edge.verdict_s, edge.nodes = now_s, 0
-        # what it has offered is verified first
-        goes_on = request.verifying > 1 or len(request.offered) > 0
+        holds = len(request.offered) > 0
+        if request.is_plain:
+            self.load.offers.observe(holds and self._useful_nodes(edge, now_s) > 0)
+        # what it has offered is verified first, unless it is better asked
+        goes_on = request.verifying > 1 or (holds and does_better_unasked(edge, self.load))
         self.objective.verdict(edge.stretch, len(ranks) + 1, self.load.all_plain_s, now_s)
         edge.worth_nodes = 0 if goes_on else self._nodes(edge, now_s)
+        edge.decided(asked=edge.worth_nodes > 0)
         if edge.worth_nodes == 0:
             request.told(Turn.SERVER)
             self._plain += 1
-            return Grant(Turn.SERVER)
+            return Grant(Turn.SERVER, self._useful_nodes(edge, now_s))
         # Where there is a line, all requests of this step shall stand in it before anyone is next.
         others_wait = self.credits.wanted
         request.told(Turn.WAIT)
@@ -165,11 +174,17 @@ class Pipeline:
         """Whether one that decodes plainly will go on to, as far as is known now."""
         return request.offer is None and self._nodes(request.edge, self.free_at_s) == 0
 
+    @property
+    def awaits_offers(self) -> bool:
+        """Whether so many offers hold that a step is chosen when all verdicts are out."""
+        return self.load.offers.value >= OFFERS
+
     def nodes_to_take(self, request: Request, now_s: float) -> int:
         """Of what the request's edge has offered, the most nodes that its next step takes along."""
         if request.offer is None or self.objective.is_plain(now_s):
             return 0
-        return nodes_to_take(request.edge, self.load)
+        misses_steps = self.load.requests > 1 and not self.awaits_offers
+        return nodes_to_take(request.edge, self.load, misses_steps)
 
     def credits_due(self, now_s: float) -> list[tuple[Request, Grant]]:
         """Requests that were told to wait and may send now."""
@@ -200,10 +215,22 @@ class Pipeline:
         holders = sum(request.has_credit for request in requests)
         assert len(self.credits.window) == holders, f"{len(self.credits.window)} of {holders} hold"
 
+    def _useful_nodes(self, edge: EdgeProfile, now_s: float) -> int:
+        """How much a step would take along of an offer, if no steps were missed for it."""
+        if not (edge.makes_offers and self._pipelined) or self.objective.is_plain(now_s):
+            return 0
+        return nodes_to_take(edge, self.load, misses_steps=False)
+
     def _learn(self, request: Request, ranks: Sequence[int], now_s: float) -> None:
         edge = request.edge
         if request.turn is not None:
             edge.judged(len(ranks) > 0)
+        if request.is_plain:
+            edge.offered(ranks)
+            if edge.nodes:
+                edge.foreseen.observe(request.decoded + len(ranks))
+            elif request.offer is not None and not len(request.offered):
+                edge.foreseen.observe(request.foreseen)
         was_asked = request.turn is Turn.EDGE
         if not was_asked and not edge.nodes:
             if edge.trial.plain():
@@ -212,7 +239,8 @@ class Pipeline:
         round_s = now_s - edge.verdict_s
         if was_asked:
             edge.round_s.observe(round_s)
-        edge.acceptance.observe(edge.nodes, ranks)
+        if was_asked:
+            edge.acceptance.observe(edge.nodes, ranks)
         if not self.load.cost.known:
             return
         if edge.nodes:
@@ -228,7 +256,7 @@ class Pipeline:
             edge.trial.allow(self.objective.slack_tokens(self.load.all_plain_s))
         if not self._pipelined:
             return min(edge.max_nodes, self.load.max_step_nodes - 1)
-        if not edge.is_worth_asking(self.load.plain_s):
+        if not edge.is_worth_asking(self.load.plain_s) or does_better_unasked(edge, self.load):
             return 0
         if self.objective.is_promised and only_loses(edge, self.load):
             return 0

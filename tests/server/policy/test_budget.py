@@ -7,11 +7,12 @@ import pytest
 
 from runtime.server.policy.budget import (
     KNOWN_ROUNDS,
+    does_better_unasked,
     nodes_to_take,
     only_loses,
     worthwhile_nodes,
 )
-from runtime.server.policy.edge_profile import EdgeProfile
+from runtime.server.policy.edge_profile import KNOWN, EdgeProfile
 from runtime.server.policy.estimators import Acceptance, Mean
 from runtime.server.policy.load import Load
 
@@ -40,7 +41,7 @@ def test_the_rate_of_tokens_comes_near_the_best(step_s, chance):
         tokens, took_s = 1 + edge.acceptance.accepted(nodes), step_s(1 + nodes)
         now_s += took_s
         load.step_ended(1, 1 + nodes, 0, tokens, took_s, now_s)
-        nodes = worthwhile_nodes(edge, load)
+        nodes = worthwhile_nodes(edge.acceptance, MOST_NODES, load)
 
     def rate(n: int) -> float:
         return (1 + edge.acceptance.accepted(n)) / step_s(1 + n)
@@ -131,14 +132,50 @@ def test_an_edge_that_makes_offers_is_asked_where_the_way_is_short_beside_its_lu
 
 def test_an_offer_may_cost_what_is_left_to_lose_and_must_pay_for_steps_that_are_missed():
     edge, load = EdgeProfile(MOST_NODES), plain()
-    edge.acceptance = Acceptance(0.3)
-    assert nodes_to_take(edge, load) >= 7, "rows that cost nothing"
+    edge.offers = Acceptance(0.3)
+    assert nodes_to_take(edge, load, misses_steps=False) >= 7, "rows that cost nothing"
     while edge.trial.most_tokens:
         edge.trial.nothing_drafted(1.5)
-    assert nodes_to_take(edge, load) >= 7, "whom it is no use to ask may offer"
+    assert nodes_to_take(edge, load, misses_steps=False) >= 7, "whom it is no use to ask may offer"
     while edge.trial.slack_tokens:
         edge.trial.drafted(1, 1.9)
-    assert load.step_with_s(nodes_to_take(edge, load)) <= 0.03 * 1.005 + 1e-9
-    assert nodes_to_take(edge, plain(requests=2)) == 0, "less than two tokens for two steps"
-    edge.acceptance = Acceptance(0.9)
-    assert nodes_to_take(edge, plain(requests=2)) > 0
+    assert load.step_with_s(nodes_to_take(edge, load, misses_steps=False)) <= 0.03 * 1.005 + 1e-9
+    assert nodes_to_take(edge, load, misses_steps=True) == 0, "less than two tokens for two steps"
+    edge.offers = Acceptance(0.9)
+    assert nodes_to_take(edge, load, misses_steps=True) > 0
+
+
+def knowing(gained: float, round_s: float, asked: float, load: Load) -> EdgeProfile:
+    """An edge whose offers brought so many tokens a step, and its drafts `asked` in `round_s`."""
+    edge = EdgeProfile.of_offers()
+    edge.max_nodes = MOST_NODES
+    for _ in range(KNOWN):
+        edge.gained.observe(gained)
+        edge.taken.observe(4)
+        edge.round_s.observe(round_s)
+        edge.sent_nodes.observe(MOST_NODES)
+        edge.acceptance.observe(MOST_NODES, range(1, 1 + round(asked)))
+    return edge
+
+
+def test_one_that_is_alone_goes_by_what_offers_and_drafts_have_given() -> None:
+    load = plain()
+    for gained in (0.5, 1.0, 2.0):
+        for round_s in (0.03, 0.06, 0.12):
+            edge = knowing(gained, round_s, 4, load)
+            asked = (1 + edge.acceptance.accepted(MOST_NODES)) / round_s
+            unasked = (1 + gained) / load.step_with_s(4)
+            assert does_better_unasked(edge, load) == (unasked >= asked)
+    edge.round_s, edge.draft_s = Mean(), Mean(0.01)
+    edge.foreseen.observe(2 * gained)
+    assert does_better_unasked(edge, load), "for a longer round"
+    edge.foreseen = Mean(12.0)
+    assert not does_better_unasked(edge, load), "its offers tell what it would send"
+    assert not does_better_unasked(EdgeProfile(MOST_NODES), load), "it makes none"
+
+
+def test_offers_are_the_way_where_steps_follow_each_other_and_have_room_for_all() -> None:
+    worse = knowing(0.0, 0.03, 4, plain())
+    assert not does_better_unasked(worse, plain())
+    assert does_better_unasked(worse, plain(requests=16)), "a tree would miss a step"
+    assert not does_better_unasked(worse, plain(requests=17)), "who waits for a turn can draft"
