@@ -11,8 +11,9 @@
 // A guest attaches over a Unix socket and is passed one sealed memfd and two eventfds, the bells.
 // Two guests of one host may be given a memory of their own instead of a link (module shm): a send
 // and a receive ring that cross over, with no daemon in between. Every ring has one producer and
-// one consumer. Each side keeps its own position to itself, reads the other's once, and believes
-// neither it nor an element before it was checked: who writes nonsense is put out alone.
+// one consumer. Each side keeps its own position to itself, reads what the other writes once, and
+// believes neither a position nor an element before it was checked: who writes nonsense is put out
+// alone.
 // A slot is the guest's number for a connection; the guest chooses it, for those that it accepts
 // too, and may use it again once `closed` has come.
 #pragma once
@@ -22,7 +23,7 @@
 
 namespace specedge::stack {
 
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 constexpr uint32_t kFrameBytes = 64 << 10;    // the longest payload of an element
 constexpr uint32_t kWindowBytes = 256 << 10;  // that the daemon holds of what one slot sends
 constexpr uint32_t kMaxSlots = 1 << 14;       // of a guest
@@ -50,6 +51,7 @@ enum class Op : uint8_t {
 };
 
 constexpr uint8_t kTls = 1, kDirect = 2;  // flags
+constexpr uint8_t kPhaseFlag = 0x80;      // whose meaning turns with every lap, see ring.h
 
 // Why a slot was closed: an errno below 200, or one of these.
 enum Status : uint8_t {

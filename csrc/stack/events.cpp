@@ -33,10 +33,11 @@ void Guest::poll(const Visitor& visit) {
   const bool has_looked = std::exchange(has_looked_, false) && ++polls_ % kLooks;
   if (!is_lost_ && !has_looked) collect(0);
   if (is_lost_) return lose(visit);
-  // What is received up to here, the completions before it explain: the daemon shows them first.
-  const uint32_t received = receives_.look();
   completions(visit);
-  for (uint32_t n = 0; n < received; ++n) {
+  for (uint32_t n = receives_.capacity(); n && receives_.has_next(); --n) {
+    // The daemon shows them first: they explain what is received, or are of the slot's last
+    // connection.
+    completions(visit);
     const Element element = receives_.peek();
     receives_.take();
     receive(element, visit);
@@ -46,8 +47,7 @@ void Guest::poll(const Visitor& visit) {
   stirred_.clear();
   flush();
   unblock(visit);
-  if (receives_.look() || completions_.look()) ring(own_bell_.get());
-  is_lost_ |= !receives_.is_sound() || !completions_.is_sound();
+  if (receives_.has_next() || completions_.has_next()) ring(own_bell_.get());
   is_lost_ |= !jobs_.is_sound() || !sends_.is_sound();
   if (is_lost_) lose(visit);
 }
@@ -104,7 +104,7 @@ void Guest::add_direct(Message& message) {
 }
 
 void Guest::completions(const Visitor& visit) {
-  for (uint32_t n = completions_.look(); n; --n) {
+  for (uint32_t n = completions_.capacity(); n && completions_.has_next(); --n) {
     const Element element = completions_.peek();
     completions_.take();
     if (element.slot < slots_.size()) complete(element, visit);
@@ -164,8 +164,6 @@ void Guest::receive(const Element& element, const Visitor& visit) {
     case Op::closed: {
       if (of.state == Slot::State::free) return;
       const bool is_told = of.state != Slot::State::offered;
-      // What told of it is older than this, and would be taken for the slot's next connection's.
-      completions(visit);
       free_slot(element.slot);
       if (is_told)
         visit(
@@ -191,10 +189,14 @@ void Guest::read_direct(uint32_t slot, const Visitor& visit) {
     return of.direct && is_known && !of.is_paused;
   };
   if (!is_there()) return;
-  for (uint32_t n = of.direct->in.available(); n && is_there(); --n) {
+  // No more than a memory holds: others are to be served, too.
+  constexpr int64_t kOne = kDirectSizes.arena_bytes / kDirectSizes.data;
+  int64_t left = kDirectSizes.arena_bytes;
+  while (left > 0 && is_there() && of.direct->in.has_next()) {
     Direct& from = *of.direct;
     if (from.in.taken() == kReleased && from.in.release()) ring(from.peer_bell.get());
     const Element element = from.in.peek();
+    left -= kOne + element.length;
     if (element.op == Op::data && from.region.holds(element)) {
       if (of.state == Slot::State::open && !of.has_ended)
         visit({.kind = Event::Kind::data,
@@ -210,9 +212,9 @@ void Guest::read_direct(uint32_t slot, const Visitor& visit) {
   if (!of.direct) return;
   Direct& from = *of.direct;
   if (from.in.release()) ring(from.peer_bell.get());
-  if (!from.in.is_sound() || !from.out.is_sound()) return abort(slot);
+  if (!from.out.is_sound()) return abort(slot);
   if (!is_there()) return;
-  if (from.in.look()) return ring(from.bell.get());
+  if (from.in.has_next()) return ring(from.bell.get());
   if (from.is_peer_gone) end_of(slot, visit);
 }
 
@@ -243,12 +245,19 @@ void Guest::lose(const Visitor& visit) {
   is_told_ = true;
 }
 
+// Begin to fetch the bytes that its next element brings, while others are looked at.
+void Guest::fetch(const Direct& from) {
+  const Element element = from.in.peek();
+  if (from.region.holds(element)) __builtin_prefetch(from.arena + element.value);
+}
+
 bool Guest::has_news() {
-  bool has_some = receives_.look() || completions_.look();
+  bool has_some = receives_.has_next() || completions_.has_next();
   for (const uint32_t slot : directs_) {
-    if (slots_[slot].is_paused || !slots_[slot].direct->in.look()) continue;
+    if (slots_[slot].is_paused || !slots_[slot].direct->in.has_next()) continue;
     stirred_.push_back(slot);
     has_some = true;
+    fetch(*slots_[slot].direct);
   }
   for (const uint32_t slot : blocked_)
     has_some |= (slots_[slot].direct ? slots_[slot].direct->out : sends_).room(1) != 0;

@@ -65,6 +65,7 @@ Guest::Guest(const std::string& path, Sizes sizes)
   completions_ = region_.consumer(Region::Ring::completion);
   sends_ = region_.data_producer(Region::Ring::send);
   receives_ = region_.consumer(Region::Ring::receive);
+  slots_.reserve(kMaxSlots);
   watch(epoll_.get(), own_bell_.get(), kMaxSlots, EPOLLET);
   watch(epoll_.get(), socket_.get(), kMaxSlots + 1, 0);
 }

@@ -112,6 +112,7 @@ class Guest {
   void end_of(uint32_t slot, const Visitor& visit);
   void unblock(const Visitor& visit);
   void lose(const Visitor& visit);
+  static void fetch(const Direct& from);
   bool has_news();
   void give_room();
   bool spin(int64_t most_ns);
@@ -123,7 +124,7 @@ class Guest {
   DataProducer sends_;
   Consumer completions_, receives_;
   std::deque<Element> jobs_waiting_, controls_waiting_;
-  std::deque<Slot> slots_;
+  std::vector<Slot> slots_;  // with room for all: none is ever moved
   std::vector<uint32_t> free_, directs_, stirred_, blocked_;
   std::vector<uint32_t> unshown_;  // to whose peers something was put since the last flush
   bool is_lost_ = false, is_told_ = false;

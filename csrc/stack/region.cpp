@@ -15,7 +15,7 @@ constexpr size_t kPage = 4096;
 
 size_t whole_pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 size_t ring_bytes(uint32_t capacity) {
-  return whole_pages(sizeof(RingHeader) + capacity * sizeof(Element));
+  return whole_pages(sizeof(RingHeader) + capacity * sizeof(Cell));
 }
 [[noreturn]] void fail(const char* what) {
   throw std::system_error(errno, std::generic_category(), what);
@@ -74,12 +74,12 @@ char* Region::arena(Ring ring) const {
 
 Producer Region::producer(Ring ring) const {
   RingHeader* found = header(ring);
-  return {found, reinterpret_cast<Element*>(found + 1), capacity(ring)};
+  return {found, reinterpret_cast<Cell*>(found + 1), capacity(ring)};
 }
 
 Consumer Region::consumer(Ring ring) const {
   RingHeader* found = header(ring);
-  return {found, reinterpret_cast<Element*>(found + 1), capacity(ring)};
+  return {found, reinterpret_cast<Cell*>(found + 1), capacity(ring)};
 }
 
 DataProducer Region::data_producer(Ring ring) const {

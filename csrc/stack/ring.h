@@ -1,30 +1,45 @@
 // A ring of elements in shared memory: one producer, one consumer, neither trusts the other.
-// The positions are counts that wrap; head - tail elements are in the ring.
+// The positions are counts that wrap, and each side keeps its own. An element says itself that it
+// is there, by a bit that turns with every lap (as the completion queues of NVMe have it): whoever
+// waits for the next one looks at its cache line and at no other.
 #pragma once
 #include <linux/membarrier.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <bit>
+#include <utility>
 #include <vector>
 
 #include "element.h"
 
 namespace specedge::stack {
 
-// What both sides see. Fresh memory, all zero, is an empty ring.
+// What both sides see, and the elements behind it. Fresh memory, all zero, is an empty ring.
 struct RingHeader {
-  alignas(64) uint32_t head;     // the producer's line
-  alignas(64) uint32_t tail;     // the consumer's line
+  alignas(64) uint32_t tail;     // the consumer's line: elements whose room it has given back
   alignas(64) uint32_t is_full;  // read often, written seldom: the producer waits for room
   uint32_t is_awake;             // the consumer polls, and needs no bell
 };
 
-inline uint32_t load(const uint32_t& word) {
-  return std::atomic_ref(const_cast<uint32_t&>(word)).load(std::memory_order_acquire);
+// An element as it is in a ring: each word is written and read once.
+using Cell = std::array<uint64_t, sizeof(Element) / sizeof(uint64_t)>;
+constexpr uint64_t kPhase = std::bit_cast<Cell>(Element{.flags = kPhaseFlag})[0];
+
+// The phase of an element that is there; in the first lap over fresh memory it is set.
+inline uint64_t phase(uint32_t position, uint32_t capacity) {
+  return position & capacity ? 0 : kPhase;
 }
-inline void store(uint32_t& word, uint32_t value) {
+
+template <typename Word>
+Word load(const Word& word) {
+  return std::atomic_ref(const_cast<Word&>(word)).load(std::memory_order_acquire);
+}
+template <typename Word>
+void store(Word& word, Word value) {
   std::atomic_ref(word).store(value, std::memory_order_release);
 }
 // Between what is written and what is looked at next, by each side of a ring: so at least one of
@@ -45,8 +60,8 @@ inline void barrier_for_all() {
 class Producer {
  public:
   Producer() = default;
-  Producer(RingHeader* header, Element* elements, uint32_t capacity)
-      : header_(header), elements_(elements), capacity_(capacity) {}
+  Producer(RingHeader* header, Cell* cells, uint32_t capacity)
+      : header_(header), cells_(cells), capacity_(capacity) {}
 
   // Whether one more element fits. Also false for ever once the consumer has written nonsense.
   bool has_room() {
@@ -55,16 +70,26 @@ class Producer {
     return is_sound_ && head_ - tail_ < capacity_;
   }
 
-  // There must be room.
-  void put(const Element& element) { elements_[head_++ & (capacity_ - 1)] = element; }
+  // There must be room. The last one is held back, as it may still grow, and the first one since
+  // what was shown last: the consumer reads in order, and so sees none of them.
+  void put(const Element& element) {
+    if (head_ - published_ == 1)
+      first_ = last_;
+    else if (has_unshown())
+      write(head_ - 1, last_);
+    last_ = element;
+    ++head_;
+  }
   // Of the element put last, which must not have been shown yet.
-  void set_length(uint32_t length) { elements_[(head_ - 1) & (capacity_ - 1)].length = length; }
+  const Element& last() const { return last_; }
+  void set_length(uint32_t length) { last_.length = length; }
 
   // Show what was put. True: the consumer may sleep, its bell must be rung.
   bool publish() {
-    if (head_ == published_) return false;
-    const uint32_t before = published_;
-    store(header_->head, published_ = head_);
+    if (!has_unshown()) return false;
+    const uint32_t before = std::exchange(published_, head_);
+    if (head_ - before > 1) write(head_ - 1, std::exchange(last_, first_));
+    write(before, last_);
     if (is_passive_) {
       std::atomic_signal_fence(std::memory_order_seq_cst);
       if (load(header_->is_awake)) return false;  // before it sleeps, it looks behind a barrier
@@ -75,7 +100,7 @@ class Producer {
 
   // Ask for a bell when the consumer makes room. Look once more before waiting for it.
   void want_room() {
-    store(header_->is_full, 1);
+    store(header_->is_full, 1u);
     barrier();
   }
 
@@ -92,35 +117,38 @@ class Producer {
   uint32_t capacity() const { return capacity_; }
 
  private:
+  // The phase comes last, and with it all that was written before.
+  void write(uint32_t position, const Element& element) {
+    Cell& cell = cells_[position & (capacity_ - 1)];
+    const Cell words = std::bit_cast<Cell>(element);
+    for (size_t i = 1; i < words.size(); ++i)
+      std::atomic_ref(cell[i]).store(words[i], std::memory_order_relaxed);
+    store(cell[0], words[0] | phase(position, capacity_));
+  }
+
   RingHeader* header_ = nullptr;
-  Element* elements_ = nullptr;
+  Cell* cells_ = nullptr;
   uint32_t capacity_ = 0, head_ = 0, published_ = 0, tail_ = 0;
+  Element first_, last_;  // of those that are not shown
   bool is_sound_ = true, is_passive_ = passes_others_barriers();
 };
 
 class Consumer {
  public:
   Consumer() = default;
-  Consumer(RingHeader* header, const Element* elements, uint32_t capacity)
-      : header_(header), elements_(elements), capacity_(capacity) {}
+  Consumer(RingHeader* header, const Cell* cells, uint32_t capacity)
+      : header_(header), cells_(cells), capacity_(capacity) {}
 
-  // Elements that can be taken; none once the producer has written nonsense.
-  uint32_t available() {
-    if (head_ == tail_) look();
-    return head_ - tail_;
-  }
-  uint32_t look() {
-    const uint32_t head = load(header_->head);
-    if (head - tail_ > capacity_) is_sound_ = false;
-    if (is_sound_) head_ = head;
-    return head_ - tail_;
-  }
+  // Whether there is one to take. A producer that is not honest can say so without end.
+  bool has_next() const { return (load(next()[0]) & kPhase) == phase(tail_, capacity_); }
 
   // A copy of the next element, which the producer cannot change any more.
   Element peek() const {
-    Element element;
-    __builtin_memcpy(&element, &elements_[tail_ & (capacity_ - 1)], sizeof element);
-    return element;
+    Cell words;
+    for (size_t i = 0; i < words.size(); ++i)
+      words[i] = std::atomic_ref(const_cast<uint64_t&>(next()[i])).load(std::memory_order_relaxed);
+    words[0] &= ~kPhase;
+    return std::bit_cast<Element>(words);
   }
   void take() { ++tail_; }
 
@@ -136,19 +164,21 @@ class Consumer {
   }
   bool is_waited_for() {
     if (!load(header_->is_full)) return false;
-    store(header_->is_full, 0);
+    store(header_->is_full, 0u);
     return true;
   }
 
   // Say whether a bell is wanted; before waiting for one, look once more behind barrier_for_all.
-  void set_awake(bool awake) { store(header_->is_awake, is_awake_ = awake); }
-  bool is_sound() const { return is_sound_; }
+  void set_awake(bool awake) { store<uint32_t>(header_->is_awake, is_awake_ = awake); }
+  uint32_t capacity() const { return capacity_; }
 
  private:
+  const Cell& next() const { return cells_[tail_ & (capacity_ - 1)]; }
+
   RingHeader* header_ = nullptr;
-  const Element* elements_ = nullptr;
-  uint32_t capacity_ = 0, head_ = 0, tail_ = 0, released_ = 0;
-  bool is_sound_ = true, is_awake_ = false;
+  const Cell* cells_ = nullptr;
+  uint32_t capacity_ = 0, tail_ = 0, released_ = 0;
+  bool is_awake_ = false;
 };
 
 // A producer whose elements bring bytes: the arena is filled round and round, and what an element
@@ -157,14 +187,12 @@ class DataProducer : public Producer {
  public:
   DataProducer() = default;
   DataProducer(Producer ring, char* arena, uint32_t arena_bytes)
-      : Producer(ring), arena_(arena), arena_bytes_(arena_bytes), ends_(ring.capacity()) {}
+      : Producer(ring), arena_(arena), arena_bytes_(arena_bytes), starts_(ring.capacity()) {}
 
   // Room for up to `wanted` bytes in one piece, as many as there are; 0: none, or no element.
   uint32_t room(uint32_t wanted) {
+    if (filled_ + wanted <= surely_ && has_room()) return wanted;
     // The other side's position costs a line of its cache: seldom, but in time to begin anew.
-    if (filled_ - stocked_ >= kStock) take_stock();
-    uint32_t found = has_room() ? contiguous(wanted) : 0;
-    if (found == wanted) return found;
     take_stock();
     return has_room() ? contiguous(wanted) : 0;
   }
@@ -176,19 +204,20 @@ class DataProducer : public Producer {
   void put_data(uint32_t slot, uint32_t length, uint16_t generation = 0) {
     const uint32_t offset = at(filled_);
     filled_ += length;
-    const bool follows = has_unshown() && last_.op == Op::data && last_.slot == slot &&
-                         last_.port == generation && last_.value + last_.length == offset &&
-                         last_.length + length <= kFrameBytes;
+    const Element& before = last();
+    const bool follows = has_unshown() && before.op == Op::data && before.slot == slot &&
+                         before.port == generation && before.value + before.length == offset &&
+                         before.length + length <= kFrameBytes;
     if (follows) {
-      ends_[(head() - 1) & (capacity() - 1)] = filled_;
-      return set_length(last_.length += length);
+      ended_ = filled_;
+      return set_length(before.length + length);
     }
     put_control(
         {.op = Op::data, .port = generation, .slot = slot, .value = offset, .length = length});
   }
   void put_control(const Element& element) {
-    ends_[head() & (capacity() - 1)] = filled_;
-    put(last_ = element);
+    starts_[head() & (capacity() - 1)] = std::exchange(ended_, filled_);
+    put(element);
   }
 
  private:
@@ -197,27 +226,26 @@ class DataProducer : public Producer {
   uint32_t at(uint64_t count) const { return uint32_t(count) & (arena_bytes_ - 1); }
   void take_stock() {
     const uint32_t tail = look();
-    if (tail == head()) {  // begin anew: the same few pages, as long as they do
-      first_ = tail;
-      filled_ = 0;
-    }
-    freed_ = tail == first_ ? 0 : ends_[(tail - 1) & (capacity() - 1)];
-    stocked_ = filled_;
+    const bool is_empty = tail == head();
+    if (is_empty) filled_ = ended_ = 0;  // begin anew: the same few pages, as long as they do
+    freed_ = is_empty ? 0 : starts_[tail & (capacity() - 1)];
   }
   uint32_t contiguous(uint32_t wanted) {
-    const uint64_t free = arena_bytes_ - (filled_ - freed_);
-    const uint64_t to_edge = arena_bytes_ - at(filled_);
-    if (to_edge >= wanted || free <= to_edge || to_edge >= kFrameBytes / 4)
-      return uint32_t(std::min<uint64_t>({wanted, free, to_edge}));
-    filled_ += to_edge;  // left out; it comes free with the element that follows
-    return uint32_t(std::min<uint64_t>(wanted, free - to_edge));
+    uint64_t free = arena_bytes_ - (filled_ - freed_);
+    uint64_t to_edge = arena_bytes_ - at(filled_);
+    if (to_edge < wanted && free > to_edge && to_edge < kFrameBytes / 4) {
+      filled_ += to_edge;  // left out; it comes free with the element that follows
+      free -= to_edge;
+      to_edge = arena_bytes_;
+    }
+    surely_ = filled_ + std::min({free, to_edge, kStock});
+    return uint32_t(std::min<uint64_t>({wanted, free, to_edge}));
   }
   char* arena_ = nullptr;
   uint64_t arena_bytes_ = 0, filled_ = 0, freed_ = 0;
-  uint64_t stocked_ = 0;  // filled_, when the other side's position was last looked at
-  uint32_t first_ = 0;    // where filled_ was zero
-  std::vector<uint64_t> ends_;
-  Element last_;
+  uint64_t surely_ = 0;           // up to where it can be filled without another look
+  uint64_t ended_ = 0;            // of what is filled, what the elements take
+  std::vector<uint64_t> starts_;  // of an element, what those before it take
 };
 
 }  // namespace specedge::stack

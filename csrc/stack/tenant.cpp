@@ -74,7 +74,7 @@ Connection* Tenant::fresh(const Element& job) {
 }
 
 bool Tenant::work() {
-  for (int n = 0; n < kJobs && fault_.empty() && jobs_.available(); ++n) {
+  for (int n = 0; n < kJobs && fault_.empty() && jobs_.has_next(); ++n) {
     const Element job = jobs_.peek();
     jobs_.take();
     ++elements_;
@@ -89,9 +89,9 @@ bool Tenant::work() {
     connections_[slot].is_queued = false;
     turn(slot);
   }
-  if (!jobs_.is_sound() || !sends_.is_sound() || !completions_.is_sound() || !receives_.is_sound())
-    put_out("it wrote nonsense into the positions of a ring");
-  return fault_.empty() && (jobs_.available() || !ready_.empty());
+  if (!completions_.is_sound() || !receives_.is_sound())
+    put_out("it wrote nonsense into the position of a ring");
+  return fault_.empty() && (jobs_.has_next() || !ready_.empty());
 }
 
 void Tenant::do_job(const Element& job) {
@@ -120,7 +120,7 @@ bool Tenant::wants_to_send() { return fault_.empty() && next_bytes(); }
 
 uint32_t Tenant::next_bytes() {
   if (!is_attached() || !fault_.empty() || held_bytes_ > kHeldBytes) return 0;
-  if (!sends_.available()) return 0;
+  if (!sends_.has_next()) return 0;
   const Element element = sends_.peek();
   return kElementCost + std::min(element.length, kFrameBytes);
 }
@@ -315,7 +315,7 @@ bool Tenant::tell_of(uint32_t slot) {
 }
 
 void Tenant::last_words() {
-  const uint32_t most = is_attached() ? sends_.look() : 0;
+  const uint32_t most = is_attached() ? sends_.capacity() : 0;
   for (uint32_t n = 0; n < most && fault_.empty() && next_bytes(); ++n) send_next();
 }
 

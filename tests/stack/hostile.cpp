@@ -146,12 +146,18 @@ class Hostile {
         say();
         break;
       case 1:
-        overwrite(*region_, Region::Ring(random_.below(4)));
+        if (random_.below(2))
+          overwrite(*region_, Region::Ring(random_.below(4)));
+        else
+          turn_phases(memory_of(*region_, kSizes), bytes_before_arenas(kSizes), bell_.get());
         break;
       case 2:
       case 3:
         hear();
         if (direct_) spoil_direct();
+        break;
+      case 4:
+        run_ahead(random_.below(2) ? jobs_ : sends_);
         break;
       default:
         ask();
@@ -166,7 +172,7 @@ class Hostile {
     hear();
     for (const auto which : {Region::Ring::completion, Region::Ring::receive}) {
       Consumer& ring = which == Region::Ring::completion ? completions_ : receives_;
-      for (uint32_t n = ring.look(); n; --n) ring.take();
+      while (ring.has_next()) ring.take();
       ring.release();
     }
   }
@@ -241,27 +247,67 @@ class Hostile {
     sends_.publish();
   }
 
+  // Where a memory begins, and how much of it is rings.
+  static size_t bytes_before_arenas(Sizes sizes) {
+    return Region::bytes(sizes) - 2 * size_t(sizes.arena_bytes);
+  }
+  static char* memory_of(const Region& region, Sizes sizes) {
+    return region.arena(Region::Ring::send) - bytes_before_arenas(sizes);
+  }
+
   // Any bytes over a ring's positions and elements.
   void overwrite(Region& region, Region::Ring which) {
-    char* arena = region.arena(Region::Ring::send);
-    const size_t before = Region::bytes(kSizes) - 2 * size_t(kSizes.arena_bytes);
-    char* memory = arena - before;
+    char* memory = memory_of(region, kSizes);
     const size_t at[] = {0, 4096, 8192, 12288};
     for (uint32_t n = random_.below(20); n; --n) {
       const uint32_t word = random_.number();
       const size_t offset = at[int(which)] + 4 * random_.below(random_.below(2) ? 36 : 700);
-      std::memcpy(memory + std::min(offset, before - 4), &word, 4);
+      std::memcpy(memory + std::min(offset, bytes_before_arenas(kSizes) - 4), &word, 4);
     }
   }
 
+  // What says that elements are there: taken back, put on, or changed for ever while others look.
+  void turn_phases(char* memory, size_t bytes, int bell) {
+    const auto turn = [&](size_t cell) { memory[cell * sizeof(Cell) + 1] ^= char(kPhaseFlag); };
+    const uint32_t cells = uint32_t(bytes / sizeof(Cell));
+    for (uint32_t n = 1 + random_.below(100); n; --n) {
+      const uint32_t first = random_.below(cells), count = 1 + random_.below(cells - first);
+      for (uint32_t i = 0; i < (random_.below(2) ? count : 1); ++i) turn(first + i);
+      if (n % 8 == 0) ring(bell);
+      if (random_.below(2)) turn(first);  // back at once
+    }
+  }
+
+  // Elements over those that nobody has taken yet, laps ahead.
+  void run_ahead(Producer& producer) {
+    for (uint32_t n = random_.below(4 * producer.capacity()); n; --n) {
+      producer.put({.op = Op(random_.below(14)),
+                    .port = uint16_t(random_.below(2)),
+                    .slot = known_slot(),
+                    .value = random_.number(),
+                    .length = random_.number()});
+      if (random_.below(16) == 0) producer.publish();
+    }
+    producer.publish();
+  }
+
   void spoil_direct() {
-    Region& region = *direct_;
-    char* first = region.arena(Region::Ring::send) -
-                  (Region::bytes(kDirectSizes) - 2 * size_t(kDirectSizes.arena_bytes));
-    const size_t before = Region::bytes(kDirectSizes) - 2 * size_t(kDirectSizes.arena_bytes);
-    for (uint32_t n = 1 + random_.below(40); n; --n) {
-      const uint32_t word = random_.number();
-      std::memcpy(first + 4 * random_.below(uint32_t(before / 4)), &word, 4);
+    char* memory = memory_of(*direct_, kDirectSizes);
+    const size_t bytes = bytes_before_arenas(kDirectSizes);
+    switch (random_.below(3)) {
+      case 0:
+        turn_phases(memory, bytes, peer_bell_.get());
+        break;
+      case 1: {
+        Producer ahead = direct_->producer(Region::Ring(2 + random_.below(2)));
+        run_ahead(ahead);
+        break;
+      }
+      default:
+        for (uint32_t n = 1 + random_.below(40); n; --n) {
+          const uint32_t word = random_.number();
+          std::memcpy(memory + 4 * random_.below(uint32_t(bytes / 4)), &word, 4);
+        }
     }
     ring(peer_bell_.get());
   }

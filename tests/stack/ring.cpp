@@ -1,0 +1,132 @@
+// Two threads and a ring of bytes between them: `ring SEED BURSTS`. What is put comes out once, in
+// order and whole, however it is shown together, over many laps of the ring and of its arena, while
+// both look or sleep at random; of no bell that one waits for may one be lost.
+#include "ring.h"
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+
+#include "messages.h"
+
+using namespace specedge::stack;
+
+namespace {
+
+constexpr uint32_t kCapacity = 16, kArenaBytes = 2 * kFrameBytes;
+
+struct Random {
+  uint64_t state;
+  uint32_t below(uint32_t most) {
+    uint64_t z = state += 0x9E3779B97F4A7C15;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+    return uint32_t((z ^ (z >> 31)) % most);
+  }
+};
+
+struct Memory {
+  RingHeader header;
+  Cell cells[kCapacity];
+  char arena[kArenaBytes];
+};
+
+void expect(bool is_so, const char* what) {
+  if (is_so) return;
+  std::fprintf(stderr, "%s\n", what);
+  std::_Exit(1);
+}
+
+// A bell of its own for each side; it sleeps until the other has rung.
+struct Bells {
+  int producer = make_bell(), consumer = make_bell();
+};
+void sleep_until_rung(int bell) {
+  pollfd rung{bell, POLLIN, 0};
+  uint64_t count;
+  while (read(bell, &count, sizeof count) != sizeof count) poll(&rung, 1, -1);
+}
+
+char byte_at(uint64_t at) { return char(at % 251); }
+
+void produce(Memory& memory, Bells bells, Random random, uint32_t bursts) {
+  DataProducer ring({&memory.header, memory.cells, kCapacity}, memory.arena, kArenaBytes);
+  uint64_t said = 0;
+  uint32_t controls = 0;
+  const auto show = [&] {
+    if (ring.publish()) ::ring(bells.consumer);
+  };
+  // At least one byte, or room for an element.
+  const auto room = [&](uint32_t wanted) {
+    uint32_t found;
+    while (!(found = ring.room(wanted))) {
+      show();
+      ring.want_room();
+      if (!ring.room(wanted)) sleep_until_rung(bells.producer);
+    }
+    return found;
+  };
+  while (bursts--) {
+    for (uint32_t n = random.below(2 * kCapacity); n; --n) {
+      const uint32_t length = room(1 + random.below(random.below(8) ? 100 : kFrameBytes));
+      if (random.below(4) == 0) {
+        ring.put_control({.op = Op::sent, .slot = controls++, .address = {uint8_t(controls)}});
+        continue;
+      }
+      for (uint32_t i = 0; i < length; ++i) ring.place()[i] = byte_at(said++);
+      ring.put_data(random.below(2), length);
+    }
+    show();
+  }
+  room(1);
+  ring.put_control({.op = Op::end, .slot = controls, .value = uint32_t(said)});
+  show();
+}
+
+void consume(Memory& memory, Bells bells, Random random) {
+  Consumer ring(&memory.header, memory.cells, kCapacity);
+  uint64_t heard = 0;
+  uint32_t controls = 0;
+  for (bool is_over = false; !is_over;) {
+    for (uint32_t n = 1 + random.below(kCapacity); n && ring.has_next(); --n) {
+      const Element element = ring.peek();
+      if (element.op == Op::data) {
+        for (uint32_t i = 0; i < element.length; ++i)
+          expect(memory.arena[element.value + i] == byte_at(heard++), "a byte is not what was put");
+      } else {
+        is_over = element.op == Op::end;
+        expect(element.slot == controls, "an element is not the next that was put");
+        expect(is_over || element.address == Address{uint8_t(++controls)}, "it is not whole");
+        expect(!is_over || element.value == uint32_t(heard), "bytes were lost");
+      }
+      ring.take();
+    }
+    if (ring.release()) ::ring(bells.producer);
+    if (is_over || ring.has_next()) continue;
+    ring.set_awake(random.below(2) && passes_others_barriers());
+    for (uint32_t looks = random.below(1000); looks && !ring.has_next(); --looks) continue;
+    barrier();
+    if (ring.is_waited_for()) ::ring(bells.producer);
+    ring.set_awake(false);
+    barrier_for_all();
+    if (!ring.has_next()) sleep_until_rung(bells.consumer);
+  }
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+  alarm(120);
+  const Random random{std::strtoull(argv[1], nullptr, 10)};
+  const auto memory = std::make_unique<Memory>();
+  const Bells bells;
+  std::thread consumer([&] { consume(*memory, bells, {~random.state}); });
+  produce(*memory, bells, random, uint32_t(std::atoi(argv[2])));
+  consumer.join();
+  std::printf("%s bursts\n", argv[2]);
+}
