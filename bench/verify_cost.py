@@ -65,7 +65,7 @@ def main() -> None:
                 name = f"context_{context}_requests_{n_requests}_nodes_{nodes}"
                 numbers[f"{name}_ms"] = round(took_s * 1e3, 3)
                 numbers[f"{name}_share_of_floor"] = round(floor_s / took_s, 3)
-                if engine.model.decoder is not None:
+                if can_split(engine.model):
                     products, rest = split(engine, context, n_requests, nodes)
                     products_ms, rest_ms = products.median_s * 1e3, rest.median_s * 1e3
                     share = products_ms / (products_ms + rest_ms)
@@ -78,7 +78,7 @@ def main() -> None:
         f"{torch.get_num_threads()} threads; copy {bandwidth / 1e9:.1f} GB/s, "
         f"products {rate / 1e9:.0f} GFLOP/s"
     )
-    columns = COLUMNS if engine.model.decoder is None else COLUMNS + SPLIT_COLUMNS
+    columns = COLUMNS + SPLIT_COLUMNS if can_split(engine.model) else COLUMNS
     report(title, columns, rows, numbers, options.json)
 
 
@@ -168,6 +168,11 @@ def n_bytes_of(part: Linear) -> int:
     return (part.weight.packed if isinstance(part.weight, QuantizedWeight) else part.weight).nbytes
 
 
+def can_split(model: Transformer) -> bool:
+    """Whether it runs in one call whose products can be left out."""
+    return model.decoder is not None and not mixtures_of(model)
+
+
 def without_products(engine: Engine) -> Engine:
     """The same engine with products of no inputs, which give zeros at once."""
     model = copy.copy(engine.model)
@@ -178,8 +183,7 @@ def without_products(engine: Engine) -> Engine:
         return _cpu.Linear(0, _cpu.Dtype.float32, 0, part.out_features, 0)
 
     hollow = _cpu.Decoder(
-        *(config.hidden_size, config.intermediate_size),
-        *(config.n_heads, config.n_kv_heads, config.head_dim),
+        *(config.hidden_size, config.n_heads, config.n_kv_heads, config.head_dim),
         *(config.rms_norm_eps, config.head_dim**-0.5),
         *(model.cos.data_ptr(), model.sin.data_ptr(), len(model.cos)),
         *(embedding.data_ptr(), _cpu.Dtype.float32, config.vocab_size),
@@ -194,7 +198,9 @@ def without_products(engine: Engine) -> Engine:
             layer.mlp_norm.data_ptr(),
             empty(layer.mlp.gate_up),
             empty(layer.mlp.down),
+            config.intermediate_size,
             config.window(index),
+            None,
         )
     decoder._decoder, decoder._tensors = hollow, (embedding, decoder._tensors)
     model.decoder = decoder

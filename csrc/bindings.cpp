@@ -69,35 +69,28 @@ PYBIND11_MODULE(_cpu, m) {
         return LayeredCache{first_keys, layer_stride, half_stride};
       }));
 
+  py::class_<Router>(m, "Router")
+      .def(py::init([](const Linear& linear, int64_t n_experts, int64_t k, bool normalise) {
+        return Router{linear, n_experts, {k, false, normalise, 1, nullptr, 1, 1, 1}};
+      }));
+
   py::class_<Decoder>(m, "Decoder")
-      .def(py::init([](int64_t hidden, int64_t inner, int64_t query_heads, int64_t heads,
-                       int64_t head_dim, float eps, float scale, Address cos, Address sin,
-                       int64_t n_positions, Address embedding,
-                       std::variant<Dtype, Quant> embedding_type, int64_t vocabulary, Address norm,
-                       const Linear& head) {
-        return Decoder{hidden,
-                       inner,
-                       query_heads,
-                       heads,
-                       head_dim,
-                       eps,
-                       scale,
-                       at<float>(cos),
-                       at<float>(sin),
-                       n_positions,
-                       at<void>(embedding),
-                       embedding_type,
-                       vocabulary,
-                       at<float>(norm),
-                       head,
-                       {}};
+      .def(py::init([](int64_t hidden, int64_t query_heads, int64_t heads, int64_t head_dim,
+                       float eps, float scale, Address cos, Address sin, int64_t n_positions,
+                       Address embedding, std::variant<Dtype, Quant> embedding_type,
+                       int64_t vocabulary, Address norm, const Linear& head) {
+        return Decoder{
+            hidden,         query_heads,    heads,           head_dim,    eps,
+            scale,          at<float>(cos), at<float>(sin),  n_positions, at<void>(embedding),
+            embedding_type, vocabulary,     at<float>(norm), head,        {}};
       }))
-      .def("add_layer", [](Decoder& decoder, Address attention_norm, const Linear& qkv,
-                           Address qk_norm, const Linear& output, Address mlp_norm,
-                           const Linear& gate_up, const Linear& down, int64_t window) {
-        decoder.layers.push_back({at<float>(attention_norm), qkv, at<float>(qk_norm), output,
-                                  at<float>(mlp_norm), gate_up, down, window});
-      });
+      .def("add_layer",
+           [](Decoder& decoder, Address attention_norm, const Linear& qkv, Address qk_norm,
+              const Linear& output, Address mlp_norm, const Linear& gate_up, const Linear& down,
+              int64_t inner, int64_t window, const std::optional<Router>& router) {
+             decoder.layers.push_back({at<float>(attention_norm), qkv, at<float>(qk_norm), output,
+                                       at<float>(mlp_norm), gate_up, down, inner, window, router});
+           });
 
   py::class_<Planes>(m, "Planes")
       .def(py::init([](Address data, int64_t n_layers, int64_t n_parts, int64_t n_pages,

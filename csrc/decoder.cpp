@@ -61,8 +61,7 @@ class Step {
     qkv_ = floats(n_ * qkv_width_);
     q_ = floats(most * mixed_width_);
     mixed_ = floats(n_ * mixed_width_);
-    gate_up_ = floats(most * 2 * decoder.inner);
-    inner_ = floats(most * decoder.inner);
+    size_feeding(most);
   }
 
   void run(float* out) {
@@ -82,6 +81,23 @@ class Step {
   }
 
  private:
+  // Room for what the MLPs and the experts of so many rows make.
+  void size_feeding(int64_t most) {
+    int64_t inner = 0, experts = 0, chosen = 0;
+    for (const DecoderLayer& layer : decoder_.layers) {
+      const int64_t k = layer.router ? layer.router->rule.k : 0;
+      inner = std::max(inner, std::max<int64_t>(k, 1) * layer.inner);
+      experts = std::max(experts, layer.router ? layer.router->n_experts : 0);
+      chosen = std::max(chosen, k);
+    }
+    gate_up_ = floats(most * 2 * inner);
+    inner_ = floats(most * inner);
+    scores_ = floats(most * experts);
+    shares_ = floats(most * chosen);
+    parts_ = floats(most * chosen * decoder_.hidden);
+    chosen_ = std::make_unique_for_overwrite<int32_t[]>(most * chosen);
+  }
+
   void check() const {
     for (int64_t i = 0; pass_.wanted && i < pass_.n_wanted; ++i) {
       require(pass_.wanted[i] >= 0 && pass_.wanted[i] < n_, "expected wanted rows in 0 .. ", n_ - 1,
@@ -145,14 +161,30 @@ class Step {
     x_ = out;
   }
 
-  // What attention gave, and the MLP.
+  // What attention gave, and the MLP or the experts.
   void feed(const DecoderLayer& layer) {
     multiply(layer.output, mixed_.get(), n_, delta_.get());
     rms_norm(x_, delta_.get(), layer.mlp_norm, Dtype::f32, n_, decoder_.hidden, decoder_.eps,
              normed_.get());
+    if (layer.router) {
+      mix(layer, *layer.router);
+      return;
+    }
     multiply(layer.gate_up, normed_.get(), n_, gate_up_.get());
-    silu_mul(gate_up_.get(), Dtype::f32, n_, decoder_.inner, inner_.get());
+    silu_mul(gate_up_.get(), Dtype::f32, n_, layer.inner, inner_.get());
     multiply(layer.down, inner_.get(), n_, delta_.get());
+  }
+
+  void mix(const DecoderLayer& layer, const Router& router) {
+    const int64_t k = router.rule.k;
+    multiply(router.linear, normed_.get(), n_, scores_.get());
+    route(scores_.get(), n_, router.n_experts, router.rule, chosen_.get(), shares_.get());
+    grouped_multiply(layer.gate_up, {chosen_.get(), router.n_experts, k, nullptr}, normed_.get(),
+                     n_, gate_up_.get());
+    silu_mul(gate_up_.get(), Dtype::f32, n_ * k, layer.inner, inner_.get());
+    grouped_multiply(layer.down, {chosen_.get(), router.n_experts, 1, nullptr}, inner_.get(),
+                     n_ * k, parts_.get());
+    weighted_sum(parts_.get(), Dtype::f32, shares_.get(), n_, k, decoder_.hidden, delta_.get());
   }
 
   const Decoder& decoder_;
@@ -163,6 +195,8 @@ class Step {
   int64_t n_;           // rows of x
   float* x_ = nullptr;  // [n, H]; delta is still to be added to it
   Floats embedded_, normed_, delta_, qkv_, q_, mixed_, gate_up_, inner_;
+  Floats scores_, shares_, parts_;     // of experts: [n, E], [n, k], [n k, H]
+  std::unique_ptr<int32_t[]> chosen_;  // [n, k]
 };
 
 }  // namespace

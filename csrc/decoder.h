@@ -2,25 +2,35 @@
 // Made of the ops of ops.h: the bits are those of calling them one after another.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "ops.h"
 
 namespace specedge {
 
+// What chooses k of E experts for a row.
+struct Router {
+  Linear linear;  // H -> E
+  int64_t n_experts;
+  Routing rule;
+};
+
 struct DecoderLayer {
-  const float* attention_norm;  // [H]
-  Linear qkv;                   // H -> (Hq + 2 Hk) D
-  const float* qk_norm;         // [Hq + Hk, D] or null
-  Linear output;                // Hq D -> H
-  const float* mlp_norm;        // [H]
-  Linear gate_up;               // H -> 2 I
-  Linear down;                  // I -> H
-  int64_t window;               // as in Scoring
+  const float* attention_norm;   // [H]
+  Linear qkv;                    // H -> (Hq + 2 Hk) D
+  const float* qk_norm;          // [Hq + Hk, D] or null
+  Linear output;                 // Hq D -> H
+  const float* mlp_norm;         // [H]
+  Linear gate_up;                // H -> 2 I
+  Linear down;                   // I -> H
+  int64_t inner;                 // I
+  int64_t window;                // as in Scoring
+  std::optional<Router> router;  // of experts: gate_up and down are then E sets of weights
 };
 
 struct Decoder {
-  int64_t hidden, inner, query_heads, heads, head_dim;  // H, I, Hq, Hk, D
+  int64_t hidden, query_heads, heads, head_dim;  // H, Hq, Hk, D
   float eps, scale;
   const float *cos, *sin;  // [C, D]
   int64_t n_positions;     // C

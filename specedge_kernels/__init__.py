@@ -23,7 +23,7 @@ tree are numbered from 0 inside their own request, parents before children. The 
 request lies at logical position prefix_len + j; its rotary position is prefix_len + depth(j).
 """
 
-from specedge_kernels.decoder import Decoder, DecoderLayer, PackedLinear
+from specedge_kernels.decoder import Decoder, DecoderLayer, PackedLinear, PackedRouter
 from specedge_kernels.installed import devices, instruction_set, version
 from specedge_kernels.ops import (
     append_kv,
@@ -57,6 +57,7 @@ __all__ = [
     "Decoder",
     "DecoderLayer",
     "PackedLinear",
+    "PackedRouter",
     "QuantizedWeight",
     "StoredWeight",
     "append_kv",

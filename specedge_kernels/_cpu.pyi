@@ -68,11 +68,13 @@ class Linear:
 class LayeredCache:
     def __init__(self, first_keys: Cache, layer_stride: int, half_stride: int, /) -> None: ...
 
+class Router:
+    def __init__(self, linear: Linear, n_experts: int, k: int, normalise: bool, /) -> None: ...
+
 class Decoder:
     def __init__(
         self,
         hidden: int,
-        inner: int,
         query_heads: int,
         heads: int,
         head_dim: int,
@@ -97,7 +99,9 @@ class Decoder:
         mlp_norm: int,
         gate_up: Linear,
         down: Linear,
+        inner: int,
         window: int,
+        router: Router | None,
         /,
     ) -> None: ...
 

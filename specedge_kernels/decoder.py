@@ -44,12 +44,25 @@ class PackedLinear:
     def in_features(self) -> int:
         if isinstance(self.weight, QuantizedWeight):
             return self.weight.in_features
-        return self.weight.shape[1]
+        return self.weight.shape[-2]
+
+
+@dataclass(frozen=True)
+class PackedRouter:
+    """What chooses k experts for a row: `route` of what the linear H -> E gives, by softmax."""
+
+    linear: PackedLinear
+    k: int
+    normalise: bool
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """The weights of one layer; vectors are float32. window as for `tree_attention`."""
+    """The weights of one layer; vectors are float32. window as for `tree_attention`.
+
+    With a router, gate_up and down have E sets of weights and no bias, as `grouped_linear` and
+    `grouped_quantized_linear` take them.
+    """
 
     attention_norm: Tensor  # [H]
     qkv: PackedLinear  # H -> (Hq + 2 Hk) D
@@ -59,6 +72,7 @@ class DecoderLayer:
     gate_up: PackedLinear  # H -> 2 I
     down: PackedLinear  # I -> H
     window: int
+    router: PackedRouter | None = None
 
 
 class Decoder:
@@ -92,25 +106,24 @@ class Decoder:
         _expect(n_heads % n_kv_heads == 0, "n_heads", f"a multiple of {n_kv_heads}", n_heads)
         _expect(cos.shape[1] % 2 == 0, "cos", "an even D", cos.shape[1])
         _check("norm", norm, torch.float32, (None,))
-        hidden, inner, dim = norm.shape[0], layers[0].down.in_features, cos.shape[1]
+        hidden, dim = norm.shape[0], cos.shape[1]
         # C++ holds their addresses.
         self._tensors = embedding, layers, norm, head, cos, sin
         self._shape = len(layers), n_kv_heads, dim  # L, Hk, D
         self._hidden, self._head_size = hidden, head.out_features
         self._decoder = _cpu.Decoder(
-            *(hidden, inner, n_heads, n_kv_heads, dim, eps, dim**-0.5),
+            *(hidden, n_heads, n_kv_heads, dim, eps, dim**-0.5),
             *(cos.data_ptr(), sin.data_ptr(), len(cos)),
             *_table(embedding, hidden, head.out_features),
             norm.data_ptr(),
             _linear("head", head, hidden, head.out_features),
         )
         for layer in layers:
-            self._add(layer, n_heads, n_kv_heads, dim, inner)
+            self._add(layer, n_heads, n_kv_heads, dim)
 
-    def _add(
-        self, layer: DecoderLayer, n_heads: int, n_kv_heads: int, dim: int, inner: int
-    ) -> None:
-        hidden = self._hidden
+    def _add(self, layer: DecoderLayer, n_heads: int, n_kv_heads: int, dim: int) -> None:
+        hidden, inner, router = self._hidden, layer.down.in_features, layer.router
+        n_sets = None if router is None else router.linear.out_features
         _check_count("window", layer.window, -1)
         norms = () if layer.qk_norm is None else (layer.qk_norm,)
         _expect_cpu(layer.attention_norm, layer.mlp_norm, *norms)
@@ -124,9 +137,11 @@ class Decoder:
             0 if layer.qk_norm is None else layer.qk_norm.data_ptr(),
             _linear("output", layer.output, n_heads * dim, hidden),
             layer.mlp_norm.data_ptr(),
-            _linear("gate_up", layer.gate_up, hidden, 2 * inner),
-            _linear("down", layer.down, inner, hidden),
+            _linear("gate_up", layer.gate_up, hidden, 2 * inner, n_sets),
+            _linear("down", layer.down, inner, hidden, n_sets),
+            inner,
             layer.window,
+            None if router is None else _router(router, hidden),
         )
 
     def __call__(
@@ -235,18 +250,30 @@ def _table(
     return embedding.data_ptr(), DTYPES[embedding.dtype], len(embedding)
 
 
-def _linear(name: str, linear: PackedLinear, inputs: int, outputs: int) -> _cpu.Linear:
+def _router(router: PackedRouter, hidden: int) -> _cpu.Router:
+    n_experts = router.linear.out_features
+    _expect(1 <= router.k <= n_experts, "k", f"1 .. {n_experts}", router.k)
+    linear = _linear("router", router.linear, hidden, n_experts)
+    return _cpu.Router(linear, n_experts, router.k, router.normalise)
+
+
+def _linear(
+    name: str, linear: PackedLinear, inputs: int, outputs: int, n_sets: int | None = None
+) -> _cpu.Linear:
+    """n_sets: how many sets of weights it has, one behind the other; None for one by itself."""
+    sets = () if n_sets is None else (n_sets,)
     _expect(linear.out_features == outputs, name, f"{outputs} outputs", linear.out_features)
+    _expect(linear.bias is None or not sets, f"bias of {name}", "none for sets", "one")
     if linear.bias is not None:
         _expect_cpu(linear.bias)
         _check(f"bias of {name}", linear.bias, torch.float32, (outputs,))
     weight = linear.weight
     if isinstance(weight, QuantizedWeight):
         _expect_cpu(weight.packed)
-        _check_quantized(weight)
+        _check_quantized(weight, sets)
         got = weight.in_features, weight.out_features
         _expect(got == (inputs, outputs), name, f"{inputs} inputs, {outputs} outputs", got)
         return quantized_of(weight, linear.exact, linear.bias)
     _expect_cpu(weight)
-    _check(name, weight, FLOATS, (-(-outputs // PANEL), inputs, PANEL))
+    _check(name, weight, FLOATS, (*sets, -(-outputs // PANEL), inputs, PANEL))
     return linear_of(weight, outputs, linear.bias)

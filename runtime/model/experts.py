@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from runtime.model.batch import AdaptedRows
-from runtime.model.transformer import GatedMlp, Linear, as_it_is
+from runtime.model.transformer import GatedMlp, Linear, PackedMlp, as_it_is
 from specedge_kernels import (
+    PackedLinear,
+    PackedRouter,
     QuantizedWeight,
     grouped_linear,
     grouped_quantized_linear,
@@ -50,6 +52,10 @@ class GroupedLinear:
         if floats and quantized:
             raise ValueError("expected sets that are all floats or all quantised, got both")
         self.weight = QuantizedWeight.stacked(quantized) if quantized else torch.stack(floats)
+
+    def as_packed(self) -> PackedLinear:
+        """The same on a CPU, as `Decoder` takes it."""
+        return PackedLinear(self.weight, self.out_features, None, self.exact)
 
     @property
     def bytes_of_one(self) -> int:
@@ -139,3 +145,11 @@ class MixtureOfExperts:
     def __call__(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor:
         out = self.experts(x, *self.router(x))
         return out if self.shared is None else out.add_(self.shared(x, adapted))
+
+    def as_packed(self) -> PackedMlp | None:
+        """None beside a shared expert."""
+        if self.shared is not None:
+            return None
+        router = PackedRouter(self.router.linear.as_packed(), self.router.k, self.router.normalise)
+        gate_up, down = self.experts.gate_up, self.experts.down
+        return PackedMlp(gate_up.as_packed(), down.as_packed(), router)

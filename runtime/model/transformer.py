@@ -5,13 +5,14 @@ Runs rows of tokens against a paged KV cache. Knows nothing of requests, pages o
 On the CPU every row's result is the same to the last bit however many rows share the pass, and
 that is what makes speculation lossless there: all ops come from specedge_kernels, which sum in a
 fixed order, and activations are float32 whatever the type of the weights. Layers run as one call
-there, with the bits of the ops one by one, if none has experts and no row of the pass an adapter.
+there, with the bits of the ops one by one, if none has a shared expert and no row of the pass an
+adapter.
 On a CUDA device activations have the model's dtype, and the same holds with batch_invariant.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +26,7 @@ from specedge_kernels import (
     Decoder,
     DecoderLayer,
     PackedLinear,
+    PackedRouter,
     QuantizedWeight,
     StoredWeight,
     dequantize,
@@ -104,6 +106,24 @@ def as_it_is(x: Tensor) -> Tensor:
     return x
 
 
+class PackedMlp(NamedTuple):
+    """The MLP of a layer on a CPU, as `Decoder` takes it; with a router, the experts."""
+
+    gate_up: PackedLinear
+    down: PackedLinear
+    router: PackedRouter | None = None
+
+
+class Mlp(Protocol):
+    """x [N, H] -> [N, H]: a GatedMlp, or a mixture of experts."""
+
+    def __call__(self, x: Tensor, adapted: AdaptedRows | None = None) -> Tensor: ...
+
+    def as_packed(self) -> PackedMlp | None:
+        """None where one call does not do all that it does."""
+        ...
+
+
 @dataclass(frozen=True)
 class GatedMlp:
     """x [N, H] -> [N, H].
@@ -119,6 +139,9 @@ class GatedMlp:
         inner = self.whole(silu_mul(self.gate_up(x, adapted)))
         return self.whole(self.down(inner, adapted))
 
+    def as_packed(self) -> PackedMlp:
+        return PackedMlp(self.gate_up.as_packed(), self.down.as_packed())
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -129,7 +152,7 @@ class Layer:
     qk_norm: Tensor | None  # [Hq + Hk, D]
     output: Linear
     mlp_norm: Tensor  # [H]
-    mlp: Callable[[Tensor, AdaptedRows | None], Tensor]  # a GatedMlp, or a mixture of experts
+    mlp: Mlp
 
 
 class Transformer:
@@ -176,10 +199,7 @@ class Transformer:
         self.n_positions = len(cos)
         self.cos, self.sin = cos.to(self.device), sin.to(self.device)
         self.batch_invariant = batch_invariant
-        # experts run op by op, at some tenths of a millisecond a layer
-        mlps = [layer.mlp for layer in layers if isinstance(layer.mlp, GatedMlp)]
-        fused = self.device.type == "cpu" and len(mlps) == len(layers) and ranks is None
-        self.decoder = self._decoder(mlps) if fused else None
+        self.decoder = self._decoder() if self.device.type == "cpu" and ranks is None else None
 
     def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
         """Hidden states [R, H] before the last norm of the wanted rows; writes all rows' KV.
@@ -285,8 +305,11 @@ class Transformer:
             batch.wanted,
         )
 
-    def _decoder(self, mlps: Sequence[GatedMlp]) -> Decoder:
+    def _decoder(self) -> Decoder | None:
         config = self.config
+        mlps = [mlp for layer in self.layers if (mlp := layer.mlp.as_packed()) is not None]
+        if len(mlps) < len(self.layers):
+            return None
         layers = [
             DecoderLayer(
                 attention_norm=layer.attention_norm,
@@ -294,9 +317,10 @@ class Transformer:
                 qk_norm=layer.qk_norm,
                 output=layer.output.as_packed(),
                 mlp_norm=layer.mlp_norm,
-                gate_up=mlp.gate_up.as_packed(),
-                down=mlp.down.as_packed(),
+                gate_up=mlp.gate_up,
+                down=mlp.down,
                 window=config.window(index),
+                router=mlp.router,
             )
             for index, (layer, mlp) in enumerate(zip(self.layers, mlps, strict=True))
         ]

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 import specedge_kernels as kernels
-from specedge_kernels import Decoder, DecoderLayer, PackedLinear, QuantizedWeight, StoredWeight
+from specedge_kernels import (
+    Decoder,
+    DecoderLayer,
+    PackedLinear,
+    PackedRouter,
+    QuantizedWeight,
+    StoredWeight,
+)
 from tests.kernels.cases import int32
 from tests.kernels.quantized_cases import random_stored
 
@@ -170,6 +177,40 @@ def test_impossible_models_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             Decoder(**good | change)
+
+
+def mixed(**change):
+    """A layer of three experts, of which two are asked."""
+    sets = [packed(H, 2 * INNER).weight] * 3, [packed(INNER, H).weight] * 3
+    gate_up, down = (
+        PackedLinear(torch.stack(weights), outputs)
+        for weights, outputs in zip(sets, (2 * INNER, H), strict=True)
+    )
+    router = PackedRouter(packed(H, 3), 2, normalise=True)
+    experts = {"gate_up": gate_up, "down": down, "router": router}
+    return dataclasses.replace(layer(), **{**experts, **change})
+
+
+def test_misshaped_experts_are_named():
+    good, arguments = mixed(), step()
+    arguments["kv"].fill_(0.5)
+    assert decoder(good, layer())(**arguments).isfinite().all()
+    for change, message in (
+        ({"router": None}, r"gate_up: expected .* shape \[1, 12, 64\]"),
+        ({"gate_up": packed(H, 2 * INNER)}, r"gate_up: expected .* shape \[3, 1, 12, 64\]"),
+        ({"down": packed(INNER, H)}, r"down: expected .* shape \[3, 1, 20, 64\]"),
+        (
+            {"down": dataclasses.replace(good.down, bias=torch.ones(H))},
+            "bias of down: expected none for sets",
+        ),
+        ({"router": PackedRouter(packed(H, 3), 4, normalise=True)}, r"k: expected 1 \.\. 3, got 4"),
+        (
+            {"router": PackedRouter(packed(H + 1, 3), 2, normalise=True)},
+            r"router: expected .* shape \[1, 12, 64\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decoder(layer(), mixed(**change))
 
 
 @pytest.mark.parametrize("name", step())

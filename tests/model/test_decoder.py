@@ -11,7 +11,10 @@ from runtime.model.engine import Engine, PagedKV
 from tests.model import tiny
 from tests.model.tiny import chain, random_tokens
 
-FAMILIES = ["llama-tied", "mistral-window", "qwen2", "qwen2-window", "qwen3-yarn"]
+FAMILIES = [
+    *("llama-tied", "mistral-window", "qwen2", "qwen2-window", "qwen3-yarn"),
+    *("qwen3-moe", "mixtral-window"),
+]
 E4M3 = torch.float8_e4m3fn
 DTYPES = [
     ("float32", torch.float32),
@@ -55,6 +58,14 @@ def test_bits_are_those_of_the_ops_one_by_one(pairs, family, dtype, kv_dtype, ge
         fused, apart = (engine.forward(batch) for engine in engines)
         assert torch.equal(fused, apart)
         assert_same_kv(engines)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_quantised_experts_too(pairs, kind, generator):
+    engines = both(weights.load(pairs("qwen3-moe").folder, kind), torch.float32)
+    prompt = random_tokens(13, generator)
+    for batch in ([chain(prompt, 0, range(4))], requests(prompt, generator)):
+        assert torch.equal(*(engine.forward(batch) for engine in engines))
 
 
 def test_a_batch_of_which_nothing_is_wanted_still_fills_the_cache(pairs, generator):

@@ -39,6 +39,13 @@ struct Model {
     return {Panels{panels, type}, inputs, outputs, bias};
   }
 
+  // Several of one type, one behind the other.
+  Linear sets(int64_t n, int64_t inputs, int64_t outputs, Random& random) {
+    const Dtype type = random.pick({Dtype::f32, Dtype::bf16, Dtype::f16});
+    const void* panels = tensor(type, n * ((outputs + 63) / 64) * inputs * 64, random);
+    return {Panels{panels, type}, inputs, outputs, nullptr};
+  }
+
   QuantizedParts parts(int64_t inputs, int64_t outputs, Random& random) {
     std::vector<uint8_t>& packed = bytes.emplace_back();
     QuantizedParts parts{nullptr, {}, {}, random.chance(50)};
@@ -61,7 +68,6 @@ Model make_model(Random& random) {
   Model model;
   Decoder& d = model.decoder;
   d.hidden = random.pick({1, 6, 20, 32, 64});
-  d.inner = random.pick({1, 7, 33, 32});
   d.heads = random.between(1, 2);
   d.query_heads = d.heads * random.between(1, 3);
   d.head_dim = random.pick({2, 6, 16});
@@ -86,13 +92,24 @@ Model make_model(Random& random) {
   }
   const int64_t turning = d.query_heads + d.heads, layers = random.between(1, 3);
   for (int64_t i = 0; i < layers; ++i) {
+    const int64_t inner = random.pick({1, 7, 33, 32});
+    const bool is_mixed = random.chance(40);
+    const int64_t n_experts = random.between(1, 4), k = random.between(1, n_experts);
     d.layers.push_back({model.vector(d.hidden, random),
                         model.linear(d.hidden, (turning + d.heads) * d.head_dim, random),
                         random.chance(50) ? model.vector(turning * d.head_dim, random) : nullptr,
                         model.linear(d.query_heads * d.head_dim, d.hidden, random),
-                        model.vector(d.hidden, random), model.linear(d.hidden, 2 * d.inner, random),
-                        model.linear(d.inner, d.hidden, random),
-                        random.pick<int64_t>({-1, -1, 3})});
+                        model.vector(d.hidden, random),
+                        is_mixed ? model.sets(n_experts, d.hidden, 2 * inner, random)
+                                 : model.linear(d.hidden, 2 * inner, random),
+                        is_mixed ? model.sets(n_experts, inner, d.hidden, random)
+                                 : model.linear(inner, d.hidden, random),
+                        inner, random.pick<int64_t>({-1, -1, 3}), std::nullopt});
+    if (is_mixed) {
+      d.layers.back().router = Router{model.linear(d.hidden, n_experts, random),
+                                      n_experts,
+                                      {k, false, random.chance(50), 1, nullptr, 1, 1, 1}};
+    }
   }
   return model;
 }
@@ -186,6 +203,30 @@ void look_up(const Decoder& d, int64_t token, float* out) {
   });
 }
 
+// What the MLP or the experts of a layer make of normed rows.
+void feed(const Decoder& d, const DecoderLayer& layer, const std::vector<float>& normed,
+          int64_t rows, std::vector<float>& delta) {
+  const int64_t k = layer.router ? layer.router->rule.k : 1;
+  std::vector<float> gate_up(rows * k * 2 * layer.inner), inner(rows * k * layer.inner);
+  if (!layer.router) {
+    multiply(layer.gate_up, normed.data(), rows, gate_up.data());
+    silu_mul(gate_up.data(), Dtype::f32, rows, layer.inner, inner.data());
+    multiply(layer.down, inner.data(), rows, delta.data());
+    return;
+  }
+  const int64_t n_experts = layer.router->n_experts;
+  std::vector<float> scores(rows * n_experts), shares(rows * k), parts(rows * k * d.hidden);
+  std::vector<int32_t> chosen(rows * k);
+  multiply(layer.router->linear, normed.data(), rows, scores.data());
+  route(scores.data(), rows, n_experts, layer.router->rule, chosen.data(), shares.data());
+  grouped_multiply(layer.gate_up, {chosen.data(), n_experts, k, nullptr}, normed.data(), rows,
+                   gate_up.data());
+  silu_mul(gate_up.data(), Dtype::f32, rows * k, layer.inner, inner.data());
+  grouped_multiply(layer.down, {chosen.data(), n_experts, 1, nullptr}, inner.data(), rows * k,
+                   parts.data());
+  weighted_sum(parts.data(), Dtype::f32, shares.data(), rows, k, d.hidden, delta.data());
+}
+
 // The same by the public ops, one after another; all rows to the end.
 std::vector<float> one_by_one(const Decoder& d, const LayeredCache& kv, Numbers& numbers,
                               const Pass& pass) {
@@ -193,7 +234,6 @@ std::vector<float> one_by_one(const Decoder& d, const LayeredCache& kv, Numbers&
   const int64_t stride = (turning + d.heads) * dim;
   std::vector<float> x(rows * d.hidden), delta(rows * d.hidden), normed(rows * d.hidden);
   std::vector<float> qkv(rows * stride + 1), q(rows * d.query_heads * dim), mixed(q.size());
-  std::vector<float> gate_up(rows * 2 * d.inner), inner(rows * d.inner);
   for (int64_t row = 0; row < rows; ++row) {
     look_up(d, pass.tokens[row], x.data() + row * d.hidden);
   }
@@ -212,9 +252,7 @@ std::vector<float> one_by_one(const Decoder& d, const LayeredCache& kv, Numbers&
     multiply(layer.output, mixed.data(), rows, delta.data());
     rms_norm(x.data(), delta.data(), layer.mlp_norm, Dtype::f32, rows, d.hidden, d.eps,
              normed.data());
-    multiply(layer.gate_up, normed.data(), rows, gate_up.data());
-    silu_mul(gate_up.data(), Dtype::f32, rows, d.inner, inner.data());
-    multiply(layer.down, inner.data(), rows, delta.data());
+    feed(d, layer, normed, rows, delta);
   }
   for (size_t i = 0; i < x.size(); ++i) x[i] += delta[i];
   return x;
