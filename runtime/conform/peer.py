@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE, certificate_hash, is_proven, new_nonce, prove
-from runtime.wire.frames import HEADER, decode_body, decode_header, encode_frame, max_frame_bytes
+from runtime.wire.frames import HEADER, MOST_BYTES, decode_body, decode_header, encode_frame
 from runtime.wire.states import Role
 from runtime.wire.tls import Trust
 
@@ -280,7 +280,7 @@ class Peer:
         try:
             data = await self._reader.readexactly(HEADER.size)
             header = decode_header(data)
-            if header.length > max_frame_bytes(wire.MESSAGE_TYPES[header.type]):
+            if header.length > MOST_BYTES[wire.MESSAGE_TYPES[header.type]]:
                 raise Failed(f"the server sends a frame of {header.length} bytes")
             body = await self._reader.readexactly(header.length - HEADER.size)
             message = decode_body(header, body, self.vocabulary_size)

@@ -38,7 +38,8 @@ REVOKED = "the token that this edge came with holds no more"
 class Edges:
     """Edges and their open requests.
 
-    work    is set when a step may be chosen that could not be before
+    work    is set when somebody may be admitted, or get a credit, who could not before
+    news    is told of what a step may take along that could not be in one before
     recall  takes back the step that is ahead of the running one, if one is
     """
 
@@ -50,6 +51,7 @@ class Edges:
     guides: Guides | None  # None enforces no constraints
     spilling: Spilling | None  # None keeps no pages that the KV pool gives up
     work: asyncio.Event
+    news: Callable[[], object]
     recall: Callable[[], object]
     unready: str = "the port is not open yet"  # why no requests are taken; empty if they are
     requests: dict[tuple[FramedProtocol, int], Request] = field(default_factory=dict)
@@ -231,7 +233,7 @@ class Edges:
         request.masks_came()
         if not request.ended:
             self.scheduler.drafted(request)
-            self.work.set()
+            self.news()
 
     def _submit(self, request: Request) -> None:
         """Let a request that has been read in line."""
@@ -243,7 +245,7 @@ class Edges:
             self.refuse(peer, number, code, str(error))
         else:
             self.metrics.prompted(len(request.context))
-            self.work.set()
+            self.news()
 
     def _draft(self, peer: FramedProtocol, message: wire.Draft) -> None:
         request = self.requests[peer, message.request]
@@ -255,7 +257,7 @@ class Edges:
             self.pulses[peer].drafted()
             self.lined_up(request)
             self.pipeline.draft_arrived(request, message.draft_ms * 1e-3, request.ready_s)
-        self.work.set()
+            self.news()
 
     def _offer(self, peer: FramedProtocol, message: wire.Offer) -> None:
         """Keep it for the next step that can take it along; nothing waits for it."""
@@ -269,7 +271,7 @@ class Edges:
         request.take_along(self.pipeline.nodes_to_take(request, time.monotonic()))
         if request.offer is not None and request.verifying > 1:
             self.recall()  # it follows its own step there, with nothing but one token
-            self.work.set()
+            self.news()
 
     def ask(self, peer: FramedProtocol) -> None:
         """Send a Ping, unless one is under way."""

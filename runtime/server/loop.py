@@ -89,6 +89,7 @@ class Server:
         self.edges = Edges(
             *(config, self.door, self.metrics, self.scheduler, self.pipeline),
             *(self.guides, self.spilling, self._work),
+            news=lambda: self.steps.news(),
             recall=lambda: self.steps.recall(),
         )
         self.verdicts = Verdicts(
@@ -173,7 +174,6 @@ class Server:
             await self._work.wait()
             timer.cancel()
             self._work.clear()
-            self.verdicts.give_credits()
             self.steps.turn()
             self.verdicts.give_credits()
 

@@ -311,10 +311,11 @@ class Request:
 
     def enter_step(self, chunk: int, verify: bool) -> None:
         """A step prefills so many of its tokens, and verifies its draft if it says."""
+        uncached = self.uncached
         assert self.admitted, f"{self.key} has no pages for a step"
         assert not self.ended, f"{self.key} has ended"
-        assert chunk <= self.uncached, f"{chunk} tokens of {self.uncached}"
-        assert not verify or chunk == self.uncached, f"{self.key} is verified before its prompt"
+        assert chunk <= uncached, f"{chunk} tokens of {uncached}"
+        assert not verify or chunk == uncached, f"{self.key} is verified before its prompt"
         assert not verify or self.is_verifiable, f"{self.key} has no draft, or no masks for it"
         self.cached += chunk
         self.in_steps += 1

@@ -74,6 +74,12 @@ class Steps:
         """When `turn` has something to do next, although nothing has come; infinite if never."""
         return self._look_s if self._look_s > time.monotonic() else math.inf
 
+    def news(self) -> None:
+        """Something has come that a step may take along. If none is being chosen, it will be seen
+        when one is."""
+        if self._running is None or time.monotonic() >= self._look_s:
+            self._over.set()
+
     def recall(self) -> bool:
         """Take back the step that is ahead, if one is; False if the model has begun it."""
         if self._ahead is not None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 from runtime.wire.frames import (
     HEADER,
+    MOST_BYTES,
     Header,
     decode_body,
     decode_header,
     encode_frame,
-    max_frame_bytes,
 )
 from runtime.wire.messages import (
     MESSAGE_TYPES,
@@ -53,7 +53,7 @@ from runtime.wire.messages import (
     template_follows,
     template_hash,
 )
-from runtime.wire.states import CONNECTION_TABLE, REQUEST_TABLE, Move, Phase, Role, State
+from runtime.wire.states import CONNECTION_TABLE, REQUEST_TABLE, Phase, Role, State
 
 __all__ = ["Connection", "Phase", "Role", "State"]
 
@@ -96,7 +96,7 @@ class Connection:
     """
 
     def __init__(self, role: Role) -> None:
-        self.role = role
+        self.role, self._peer = role, role.peer
         self.state = State.HELLO_DUE
         self.hello: Hello | None = None
         self.challenge: Challenge | None = None
@@ -107,6 +107,7 @@ class Connection:
         self._requests: dict[int, _Request] = {}
         self._ended_by_server: set[int] = set()
         self._unanswered_pings: dict[Role, int] = {}
+        self._vocabulary_size = 0  # no message before the Welcome carries token ids
         self._received = bytearray()
         self._outgoing = bytearray()
 
@@ -179,11 +180,6 @@ class Connection:
         self._outgoing.clear()
         return data
 
-    @property
-    def _vocabulary_size(self) -> int:
-        # No message before the Welcome carries token ids.
-        return self.welcome.vocabulary_size if self.welcome else 0
-
     def _decode_next(self) -> Message | None:
         if len(self._received) < HEADER.size:
             return None
@@ -199,9 +195,9 @@ class Connection:
 
     def _check_header(self, header: Header) -> None:
         kind = MESSAGE_TYPES[header.type]
-        _allowed(CONNECTION_TABLE, self.state, self.role.peer, kind)
+        _allowed(CONNECTION_TABLE, self.state, self._peer, kind)
         is_welcome = self.state in (State.OPEN, State.TEMPLATE_DUE)
-        limit = max_frame_bytes(kind) if is_welcome else MAX_HANDSHAKE_FRAME_BYTES
+        limit = MOST_BYTES[kind] if is_welcome else MAX_HANDSHAKE_FRAME_BYTES
         if header.length > limit:
             sentence = f"the frame has {header.length} bytes: at most {limit} are allowed"
             raise ProtocolError(ErrorCode.LIMIT, sentence)
@@ -212,7 +208,7 @@ class Connection:
     def _take(self, message: Message) -> bool:
         """Apply a received message and answer it; whether it is to be delivered."""
         before = self.phase(message.request)
-        self._step(self.role.peer, message)
+        self._step(self._peer, message)
         if isinstance(message, Ping):
             self._queue(Pong(message.nonce))
             return False
@@ -284,7 +280,7 @@ class Connection:
         if welcome.version > self.hello.version:
             sentence = f"the Welcome says version {welcome.version}, the Hello {self.hello.version}"
             raise ProtocolError(ErrorCode.VERSION, sentence)
-        self.welcome = welcome
+        self.welcome, self._vocabulary_size = welcome, welcome.vocabulary_size
         follows = template_follows(self.hello, welcome)
         self._enter(State.TEMPLATE_DUE if follows else State.OPEN)
 
@@ -330,9 +326,11 @@ class Connection:
         sender: Role,
         message: Rule | Constraint | Adapter | Prompt | Draft | Offer | Answering | Close | Error,
     ) -> None:
-        followers = _allowed(REQUEST_TABLE, self.phase(message.request), sender, type(message))
-        request = self._requests[message.request]
-        if request.phase in (Phase.FINISHED, Phase.CLOSING):
+        request = self._requests.get(message.request)
+        place = Phase.UNUSED if request is None else request.phase
+        followers = _allowed(REQUEST_TABLE, place, sender, type(message))
+        assert request is not None, "what begins a request is none of these"
+        if place in (Phase.FINISHED, Phase.CLOSING):
             phase = followers[-1 if _is_last_verdict(message) else 0]
         else:
             phase = self._follow(request, message, followers)
@@ -406,13 +404,13 @@ def _violation(sentence: str) -> ProtocolError:
 
 
 def _allowed(
-    table: Mapping[Move, tuple[_Place, ...]],
+    table: Mapping[Any, tuple[_Place, ...]],
     place: State | Phase,
     sender: Role,
     kind: type[Message],
 ) -> tuple[_Place, ...]:
     # a Move equals a tuple of the same, which takes less time to make
-    followers = table.get(cast("Move", (place, sender, kind)))
+    followers = table.get((place, sender, kind))
     if followers is None:
         raise _violation(f"the {sender.value} may not send {kind.__name__} while {place.value}")
     return followers

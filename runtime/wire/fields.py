@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from typing import Any
+
+Limits = Mapping[str, tuple[float, float]]  # least and most, by the names of fields
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -17,6 +20,14 @@ def check(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         expected = f"{low}" if low == high else f"{low} to {high}"
         raise ValueError(f"{name} is {value}: expected {expected}")
+
+
+def check_fields(message: object, limits: Limits) -> None:
+    """All fields that have limits lie within them."""
+    for name, (low, high) in limits.items():
+        value = getattr(message, name)
+        if not low <= value <= high:
+            check(name, value, low, high)
 
 
 def check_length(body: bytes, expected_bytes: int) -> None:

@@ -8,6 +8,7 @@ Knows which types there are and how long each may be, not which may come when.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from runtime.wire.fields import check
@@ -27,6 +28,11 @@ HEADER = struct.Struct("<HBBHH")
 MAX_FRAME_BYTES = 16 * 1024
 MAX_LONG_FRAME_BYTES = 60 * 1024
 LONG = (Prompt, Template, Constraint, Logprobs)
+# The longest frame of each kind of message.
+MOST_BYTES: Mapping[type[Message], int] = {
+    kind: MAX_LONG_FRAME_BYTES if kind in LONG else MAX_FRAME_BYTES
+    for kind in MESSAGE_TYPES.values()
+}
 
 
 class Header(NamedTuple):
@@ -39,18 +45,13 @@ class Header(NamedTuple):
     seq: int
 
 
-def max_frame_bytes(kind: type[Message]) -> int:
-    """The longest frame of a kind of message."""
-    return MAX_LONG_FRAME_BYTES if kind in LONG else MAX_FRAME_BYTES
-
-
 def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:
     """The frame of a message; ValueError for a token id outside the vocabulary, or too many."""
     try:
         body = message.encode(vocabulary_size)
     except struct.error as fault:
         raise ValueError(f"{type(message).__name__} has a field of a wrong type: {fault}") from None
-    length, most_bytes = HEADER.size + len(body), max_frame_bytes(type(message))
+    length, most_bytes = HEADER.size + len(body), MOST_BYTES[type(message)]
     if length > most_bytes:
         check(f"bytes of {type(message).__name__}", length, HEADER.size, most_bytes)
     return HEADER.pack(length, message.TYPE, 0, message.request, seq) + body

@@ -19,7 +19,9 @@ from typing import ClassVar, get_args
 
 from runtime.wire.fields import (
     CONTROL_CHARACTERS,
+    Limits,
     check,
+    check_fields,
     check_length,
     check_name,
     decode_text,
@@ -134,6 +136,10 @@ class Hello:
     TYPE: ClassVar[int] = 1
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<4sHI16s16s32sB")
     request: ClassVar[int] = 0
+    LIMITS: ClassVar[Limits] = {
+        "version": (0, U16_MAX),
+        "vocabulary_size": (2, MAX_VOCABULARY),
+    }
 
     version: int
     vocabulary_size: int
@@ -144,8 +150,7 @@ class Hello:
     template_hash: bytes = NO_TEMPLATE
 
     def __post_init__(self) -> None:
-        check("version", self.version, 0, U16_MAX)
-        check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
+        check_fields(self, self.LIMITS)
         check("bytes of vocabulary_hash", len(self.vocabulary_hash), HASH_BYTES, HASH_BYTES)
         check("bytes of template_hash", len(self.template_hash), HASH_BYTES, HASH_BYTES)
         check("bytes of nonce", len(self.nonce), NONCE_BYTES, NONCE_BYTES)
@@ -253,6 +258,13 @@ class Welcome:
     TYPE: ClassVar[int] = 2
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<HI16s16sBIH")
     request: ClassVar[int] = 0
+    LIMITS: ClassVar[Limits] = {
+        "version": (0, U16_MAX),
+        "vocabulary_size": (2, MAX_VOCABULARY),
+        "max_nodes": (0, MAX_NODES),
+        "max_context": (1, U32_MAX),
+        "max_requests": (1, U16_MAX),
+    }
 
     version: int
     vocabulary_size: int
@@ -264,13 +276,9 @@ class Welcome:
     template_hash: bytes = NO_TEMPLATE
 
     def __post_init__(self) -> None:
-        check("version", self.version, 0, U16_MAX)
-        check("vocabulary_size", self.vocabulary_size, 2, MAX_VOCABULARY)
+        check_fields(self, self.LIMITS)
         check("bytes of vocabulary_hash", len(self.vocabulary_hash), HASH_BYTES, HASH_BYTES)
         check("bytes of template_hash", len(self.template_hash), HASH_BYTES, HASH_BYTES)
-        check("max_nodes", self.max_nodes, 0, MAX_NODES)
-        check("max_context", self.max_context, 1, U32_MAX)
-        check("max_requests", self.max_requests, 1, U16_MAX)
         check_name("model", self.model, MAX_MODEL_BYTES)
 
     def encode(self, vocabulary_size: int) -> bytes:
@@ -370,6 +378,18 @@ class Open:
 
     TYPE: ClassVar[int] = 3
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QdddIIIIBBB")
+    LIMITS: ClassVar[Limits] = {
+        "request": (1, U16_MAX),
+        "seed": (0, U64_MAX),
+        "temperature": (0, 100),
+        "top_p": (0, 1),
+        "min_p": (0, 1),
+        "top_k": (0, U32_MAX),
+        "max_tokens": (1, U32_MAX),
+        "prompt_tokens": (1, U32_MAX),
+        "max_nodes": (0, MAX_NODES),
+        "logprobs": (0, 1 + MAX_TOP_LOGPROBS),
+    }
 
     request: int
     seed: int
@@ -385,20 +405,11 @@ class Open:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
-        check("request", self.request, 1, U16_MAX)
-        check("seed", self.seed, 0, U64_MAX)
-        check("temperature", self.temperature, 0, 100)
-        check("top_p", self.top_p, 0, 1)
+        check_fields(self, self.LIMITS)
         if self.top_p == 0:
             raise ValueError("top_p is 0: expected more than 0, up to 1")
-        check("min_p", self.min_p, 0, 1)
-        check("top_k", self.top_k, 0, U32_MAX)
-        check("max_tokens", self.max_tokens, 1, U32_MAX)
-        check("prompt_tokens", self.prompt_tokens, 1, U32_MAX)
         check("number of stop_ids", len(self.stop_ids), 0, MAX_STOP_IDS)
-        check("max_nodes", self.max_nodes, 0, MAX_NODES)
         check("output_tokens", self.output_tokens, 0, self.prompt_tokens - 1)
-        check("logprobs", self.logprobs, 0, 1 + MAX_TOP_LOGPROBS)
 
     def encode(self, vocabulary_size: int) -> bytes:
         sampling = (self.seed, self.temperature, self.top_p, self.min_p, self.top_k)
@@ -431,6 +442,12 @@ class Rule:
 
     TYPE: ClassVar[int] = 16
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<dddH")
+    LIMITS: ClassVar[Limits] = {
+        "request": (1, U16_MAX),
+        "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY),
+        "presence_penalty": (-MAX_PENALTY, MAX_PENALTY),
+        "repetition_penalty": (LEAST_REPETITION, MOST_REPETITION),
+    }
 
     request: int
     frequency_penalty: float = 0.0
@@ -440,10 +457,7 @@ class Rule:
     bias_values: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        check("request", self.request, 1, U16_MAX)
-        check("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
-        check("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
-        check("repetition_penalty", self.repetition_penalty, LEAST_REPETITION, MOST_REPETITION)
+        check_fields(self, self.LIMITS)
         check("number of bias_ids", len(self.bias_ids), 0, MAX_BIASES)
         check("number of bias_values", len(self.bias_values), *[len(self.bias_ids)] * 2)
         if any(map(ge, self.bias_ids, self.bias_ids[1:])):
@@ -564,6 +578,12 @@ class Draft:
 
     TYPE: ClassVar[int] = 5
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIHB")
+    LIMITS: ClassVar[Limits] = {
+        "request": (1, U16_MAX),
+        "round": (1, U32_MAX),
+        "base": (1, U32_MAX),
+        "draft_ms": (0, U16_MAX),
+    }
 
     request: int
     round: int
@@ -574,10 +594,7 @@ class Draft:
 
     def __post_init__(self) -> None:
         nodes = len(self.tokens)
-        check("request", self.request, 1, U16_MAX)
-        check("round", self.round, 1, U32_MAX)
-        check("base", self.base, 1, U32_MAX)
-        check("draft_ms", self.draft_ms, 0, U16_MAX)
+        check_fields(self, self.LIMITS)
         check("number of nodes", nodes, 0, MAX_NODES)
         _check_tree(self.tokens, self.parents)
 
@@ -604,6 +621,10 @@ class Offer:
 
     TYPE: ClassVar[int] = 22
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IB")
+    LIMITS: ClassVar[Limits] = {
+        "request": (1, U16_MAX),
+        "base": (1, U32_MAX),
+    }
 
     request: int
     base: int
@@ -611,8 +632,7 @@ class Offer:
     parents: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        check("request", self.request, 1, U16_MAX)
-        check("base", self.base, 1, U32_MAX)
+        check_fields(self, self.LIMITS)
         check("number of nodes", len(self.tokens), 1, MAX_NODES)
         _check_tree(self.tokens, self.parents)
 
@@ -648,14 +668,17 @@ class Reading:
 
     TYPE: ClassVar[int] = 18
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<II")
+    LIMITS: ClassVar[Limits] = {
+        "request": (1, U16_MAX),
+        "read_tokens": (0, U32_MAX),
+    }
 
     request: int
     cached_tokens: int
     read_tokens: int
 
     def __post_init__(self) -> None:
-        check("request", self.request, 1, U16_MAX)
-        check("read_tokens", self.read_tokens, 0, U32_MAX)
+        check_fields(self, self.LIMITS)
         check("cached_tokens", self.cached_tokens, 0, self.read_tokens)
 
     def encode(self, vocabulary_size: int) -> bytes:
@@ -725,6 +748,21 @@ class Verdict:
 
     TYPE: ClassVar[int] = 6
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBIBHHBBHH")
+    LIMITS: ClassVar[Limits] = {
+        "request": (1, U16_MAX),
+        "round": (0, U32_MAX),
+        "node": (0, MAX_NODES),
+        "bonus": (0, MAX_VOCABULARY - 1),
+        "queue_ms": (0, U16_MAX),
+        "verify_ms": (0, U16_MAX),
+        "max_nodes": (0, MAX_NODES),
+        "free_ms": (0, U16_MAX),
+        "late_ms": (0, U16_MAX),
+    }
+    LIMITS_OF_NO_DRAFT: ClassVar[Limits] = {
+        "free_ms": (0, 0),
+        "late_ms": (0, 0),
+    }
 
     request: int
     round: int
@@ -739,20 +777,16 @@ class Verdict:
     late_ms: int = 0
 
     def __post_init__(self) -> None:
-        check("request", self.request, 1, U16_MAX)
-        check("round", self.round, 0, U32_MAX)
-        check("node", self.node, 0, MAX_NODES if self.round else 0)
-        check("bonus", self.bonus, 0, MAX_VOCABULARY - 1)
-        check("queue_ms", self.queue_ms, 0, U16_MAX)
-        check("verify_ms", self.verify_ms, 0, U16_MAX)
+        check_fields(self, self.LIMITS)
+        if not self.round:
+            check("node", self.node, 0, 0)
         # Who does not draft is told nothing about drafting: equal meanings have equal bytes.
         if self.finish is not Finish.NONE:
             check("turn of a last Verdict", self.turn, Turn.SERVER, Turn.SERVER)
-        drafts = self.turn in (Turn.EDGE, Turn.WAIT)
-        goes_on = self.turn is not Turn.MORE and self.finish is Finish.NONE
-        check("max_nodes", self.max_nodes, 0, MAX_NODES if goes_on else 0)
-        check("free_ms", self.free_ms, 0, U16_MAX if drafts else 0)
-        check("late_ms", self.late_ms, 0, U16_MAX if drafts else 0)
+        if self.turn not in (Turn.EDGE, Turn.WAIT):
+            check_fields(self, self.LIMITS_OF_NO_DRAFT)
+            if self.max_nodes and (self.turn is Turn.MORE or self.finish is not Finish.NONE):
+                check("max_nodes", self.max_nodes, 0, 0)
 
     def encode(self, vocabulary_size: int) -> bytes:
         check_tokens((self.bonus,), vocabulary_size)
@@ -775,6 +809,12 @@ class Credit:
 
     TYPE: ClassVar[int] = 11
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BHH")
+    LIMITS: ClassVar[Limits] = {
+        "request": (1, U16_MAX),
+        "max_nodes": (0, MAX_NODES),
+        "free_ms": (0, U16_MAX),
+        "late_ms": (0, U16_MAX),
+    }
 
     request: int
     max_nodes: int
@@ -782,10 +822,7 @@ class Credit:
     late_ms: int
 
     def __post_init__(self) -> None:
-        check("request", self.request, 1, U16_MAX)
-        check("max_nodes", self.max_nodes, 0, MAX_NODES)
-        check("free_ms", self.free_ms, 0, U16_MAX)
-        check("late_ms", self.late_ms, 0, U16_MAX)
+        check_fields(self, self.LIMITS)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return self.LAYOUT.pack(self.max_nodes, self.free_ms, self.late_ms)

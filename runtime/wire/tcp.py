@@ -189,7 +189,9 @@ class FramedProtocol(asyncio.Protocol):
             # a template is long: as long as some of it comes, the server is there
             self._start_timer(self._handshake_timeout_s, self._give_up_handshake)
         # One by one, so that each is handled in the very state that it brought about.
-        while not self.is_closing and (message := self._next_message()) is not None:
+        while self.connection.buffered_bytes and not self.is_closing:
+            if (message := self._next_message()) is None:
+                return
             match message:
                 case Error(fatal=True):
                     self.ended_with = message.code

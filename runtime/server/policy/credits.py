@@ -87,8 +87,9 @@ class Credits:
 
     @property
     def wake_s(self) -> float:
-        """When `give` may have more to give although no tree was taken; infinite if never."""
-        return self.window.expires_s if self.wanted else math.inf
+        """When `give` may have more to give although no tree was taken, at the soonest; infinite if
+        never."""
+        return self.window.none_before_s if self.wanted else math.inf
 
     def _next(self, now_s: float) -> Hashable | None:
         """The user whose turn it is, None when nobody wants a credit."""

@@ -17,7 +17,7 @@ Knows no clock and no request: times are arguments, in seconds.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 STRETCH_TOKENS, LEAST_PATIENCE_TOKENS, MOST_PATIENCE_TOKENS = 64, 1024, 8192
 RESERVE = 0.8  # of the slack, since what is foreseen of a round may be wrong
@@ -38,16 +38,15 @@ class Objective:
     """The promise of `token_s` seconds a token, infinite for none, and how it is kept."""
 
     token_s: float = math.inf
+    is_promised: bool = field(init=False)  # whether there is one
     plain_until_s: float = -math.inf
     _drafting_since_s: float = 0.0
     _patience_tokens: int = LEAST_PATIENCE_TOKENS
     _stretches: float = 0.0
     _late: float = 0.0
 
-    @property
-    def is_promised(self) -> bool:
-        """Whether there is one."""
-        return not math.isinf(self.token_s)
+    def __post_init__(self) -> None:
+        self.is_promised = not math.isinf(self.token_s)
 
     def verdict(self, stretch: Stretch, tokens: int, plain_s: float, now_s: float) -> None:
         """A verdict gave a request `tokens`; if all were plain, each would take `plain_s`."""

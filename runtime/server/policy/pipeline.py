@@ -149,7 +149,7 @@ class Pipeline:
         self._plain -= request.is_plain
         edge = request.edge
         edge.verdict_s, edge.nodes = now_s, 0
-        holds = len(request.offered) > 0
+        holds = request.offer is not None and len(request.offered) > 0
         if request.is_plain:
             self.load.offers.observe(holds and self._useful_nodes(edge, now_s) > 0)
         # what it has offered is verified first, unless it is better asked

@@ -50,7 +50,7 @@ class Window:
     expired: int = 0  # of these, taken back because the tree did not come
     _out: set[Credit] = field(default_factory=set)
     _of_step: Counter[int] = field(default_factory=Counter)  # credits out for each step
-    _none_before_s: float = math.inf  # until then no credit is overdue
+    none_before_s: float = math.inf  # until then no credit is overdue
 
     def __len__(self) -> int:
         return len(self._out)
@@ -82,7 +82,7 @@ class Window:
             request.credit.until_s = until_s
         else:
             self._give(request, Credit(None, until_s))
-        self._none_before_s = min(self._none_before_s, until_s)
+        self.none_before_s = min(self.none_before_s, until_s)
 
     def release(self, request: Request) -> None:
         """The tree was taken into a batch, or the request has ended; it may have no credit."""
@@ -96,13 +96,13 @@ class Window:
 
     def expire(self, now_s: float) -> None:
         """Take back credits that are overdue."""
-        if now_s <= self._none_before_s:
+        if now_s < self.none_before_s:
             return
         overdue = [credit for credit in self._out if credit.until_s < now_s]
         for credit in overdue:
             self._take_back(credit)
         self.expired += len(overdue)
-        self._none_before_s = self.expires_s
+        self.none_before_s = self.expires_s
 
     def check(self) -> None:
         """Recount the credits by step."""

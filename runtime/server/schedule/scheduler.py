@@ -15,6 +15,7 @@ Source: continuous batching after Orca (OSDI 2022); preemption by recomputation 
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 from runtime.server.request import Phase, Request
@@ -191,8 +192,10 @@ class Scheduler:
         request, which ends it, cannot spread to others through the cache.
         """
         size = self.limits.page_size
-        extend_keys(request.page_keys, request.sharers, request.context, size)
         full = request.cached // size
+        if full == request.published:
+            return
+        extend_keys(request.page_keys, request.sharers, request.context, size)
         for index in range(request.published, full):
             self.cache.publish(request.page_keys[index], request.pages[index])
         request.published = full
@@ -253,12 +256,12 @@ class Scheduler:
     def _ready(self) -> list[Request]:
         """Whose tree can be verified, oldest draft first, then oldest admission."""
         ready = [request for request in self._due if request.ready]
-        return sorted(ready, key=lambda request: (request.ready_s, request.admission))
+        return sorted(ready, key=attrgetter("ready_s", "admission"))
 
     def _unready(self) -> list[Request]:
         """Who has to be prefilled, or to find pages for a draft, oldest admission first."""
         unready = [request for request in self._due if not request.ready]
-        return sorted(unready, key=lambda request: request.admission)
+        return sorted(unready, key=attrgetter("admission"))
 
     def _admit(self) -> None:
         """Start waiting requests, in order, while slots and pages last."""
@@ -315,8 +318,9 @@ class Scheduler:
 
     def _line_up(self, request: Request) -> None:
         """Let a running request that has the pages for its draft wait for a step, if it has to."""
-        request.ready = request.is_verifiable and not request.uncached
-        if request.uncached or request.ready:
+        uncached = request.uncached
+        request.ready = request.is_verifiable and not uncached
+        if uncached or request.ready:
             self._due[request] = None
         else:
             self._due.pop(request, None)

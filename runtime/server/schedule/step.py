@@ -24,14 +24,11 @@ class Work:
     verify: bool
     follows: bool = False
     start: int = field(init=False)  # the first token that it prefills
+    nodes: int = field(init=False)  # drafted ones that it verifies
 
     def __post_init__(self) -> None:
         self.start = self.request.cached
-
-    @property
-    def nodes(self) -> int:
-        """Drafted nodes that it verifies."""
-        return 0 if self.follows or not self.verify else self.request.nodes
+        self.nodes = 0 if self.follows or not self.verify else self.request.nodes
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Step:
 
     def __post_init__(self) -> None:
         self.drafted = {work.request: work.nodes for work in self.work if work.verify}
-        self.chunk_rows = sum(work.chunk for work in self.work)
+        self.chunk_rows = sum([work.chunk for work in self.work])
 
     @property
     def rows(self) -> int:

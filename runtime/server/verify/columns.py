@@ -31,11 +31,11 @@ def columns_of(
     layout = _layout(int(sizes.sum()), words, *table.shape)
     buffer, arrays = layout.host_buffer(device)
     arrays["offsets"][:] = [*accumulate(sizes, initial=0)]
-    arrays["tokens"][:] = _column(tree.tokens for tree in trees)
+    arrays["tokens"][:] = _column([tree.tokens for tree in trees])
     for name, column in sampling.items():
         arrays[name][:] = np.repeat(column, sizes)
     # on the host: it is done while the model still runs the step before
-    parents = torch.from_numpy(_column(tree.parents for tree in trees).astype(np.int32))
+    parents = torch.from_numpy(_column([tree.parents for tree in trees]).astype(np.int32))
     ancestors, depth = build_tree(parents, torch.from_numpy(arrays["offsets"]), words)
     arrays["ancestors"][:] = ancestors.numpy()
     prefix_lens = np.array([tree.prefix_len for tree in trees], np.int64)

@@ -155,8 +155,9 @@ class Batch:
         self.trees = [part.tree for part in parts if part.tree is not None]
         # A tree may attend to a chunk of its own prompt in the same pass: every layer writes the
         # KV of all rows before it attends.
-        self.rows = [*(part.chunk for part in parts if part.chunk is not None), *self.trees]
-        self.most_nodes = max((len(tree.tokens) for tree in self.trees), default=0)
+        self.rows = [*[part.chunk for part in parts if part.chunk is not None], *self.trees]
+        rows = [len(tree.tokens) for tree in self.trees]
+        self.most_nodes = max(rows, default=0)
         self.sampling = _sampling([part.request.params for part in self.verified])
         self.columns = columns_of(self.trees, self.sampling, device)
         # what the model's thread would else look through between two passes
@@ -164,7 +165,6 @@ class Batch:
         self.is_masked = any(part.masks is not None for part in parts)
         edits = [part.edits for part in self.verified]
         wanted = [part.request.params.logprobs for part in self.verified]
-        rows = [len(tree.tokens) for tree in self.trees]
         self.edits = grouped(edits, device) if any(edits) else None
         self.logprobs = Wanted.of(wanted, rows, device) if any(wanted) else None
 
