@@ -346,7 +346,7 @@ def test_no_message_can_be_built_that_breaks_a_rule(message, change):
         (spoil(verdict(1, 1), "B", 9, 1), "turn of a last Verdict is 1"),
         (spoil(verdict(1, 1), "B", 14, 4), "not a valid Turn"),
         (spoil(verdict(1, 1), "B", 14, 0), "free_ms is 12"),
-        (spoil(verdict(1, 1), "B", 14, 3), "max_nodes is 64"),
+        (spoil(verdict(1, 1), "B", 14, 3), "free_ms is 12"),
         (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 0, 99), "not a valid ErrorCode"),
         (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 1, 2), "fatal is 2"),
         (spoil(Error(0, ErrorCode.BUSY, False, "x"), "B", 2, 0xC3), "not UTF-8"),
@@ -504,3 +504,9 @@ def test_a_template_of_any_characters_is_sent_and_one_too_long_is_empty():
 )
 def test_times_are_clamped(time_ms, sent):
     assert clamp_ms(time_ms) == sent
+
+
+def test_only_a_verdict_that_leaves_the_turn_with_the_server_likes_offers():
+    for finish, turn in ((Finish.STOP, Turn.SERVER), (Finish.NONE, Turn.MORE)):
+        with pytest.raises(ValueError, match="max_nodes is 5"):
+            Verdict(3, 1, 2, 77, finish, 3, 4, turn, 5)
