@@ -194,8 +194,12 @@ def capacity_options(argv: list[str]) -> argparse.Namespace:
     add("--objective-ms", type=float, nargs="+", default=[50.0, 100.0, 200.0], metavar="MS")
     add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the links")
     add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
+    counts = {"type": int, "nargs": "+", "metavar": "N"}
+    add("--clients", **counts, help="tokens a second with so many clients, and no objective")
     add("--json", **JSON_FILE)
     options = parser.parse_args(argv)
+    if min(options.clients or [1]) < 1:
+        parser.error("a server has one client at least")
     if min(options.objective_ms) <= 0 or options.rtt_ms < 0:
         parser.error("an objective is more than 0 ms, and a round trip not less")
     return options

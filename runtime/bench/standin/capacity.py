@@ -7,7 +7,8 @@ Three methods over the same steps, whose cost by rows is the paper's (`paper.ste
                  a few sizes and depths of trees the best for each number of clients. A pass of the
                  draft takes the same time for any batch, which is in this method's favour
     specedge     the server's policies, which know the objective, and the edges' rules, drafting
-                 ahead included
+                 ahead included; `specedge without offers` is the same with edges that only draft
+                 when they are asked
 
 The latency of a token is the mean over 64 tokens in a row, since drafts bring tokens in handfuls,
 and of all such stretches of all clients the 99th percentile is taken. `gap_p99_ms` is the stricter
@@ -38,6 +39,7 @@ from runtime.edge.draft.speculation import TreeShape
 from runtime.server.policy.credits import POLICIES
 
 METHODS = ("plain", "server-only", "specedge")
+NO_OFFERS = "specedge without offers"
 STRETCH_TOKENS = 64
 NOISE, JITTER = 0.02, 0.1  # of a step and of each way, as shares
 PASSES = 7  # the most of an edge's draft, section 5.2
@@ -89,6 +91,9 @@ def main(options: argparse.Namespace) -> None:
     """Raises OSError if the file of --json cannot be written."""
     rows = [row for row in TABLE_1 if row.pair in options.pairs and row.task in options.tasks]
     setting, found = Setting(options.rtt_ms * 1e-3, options.seed), []
+    if options.clients:
+        print(rates(setting, rows, options.clients))
+        return
     for row in rows:
         for objective_ms in options.objective_ms:
             for one in setting.row(row, objective_ms):
@@ -99,6 +104,25 @@ def main(options: argparse.Namespace) -> None:
                     with options.json.open("a", encoding="utf-8") as file:
                         print(json.dumps({"capacity": "simulated", **asdict(one)}), file=file)
     print(report(found, options))
+
+
+def rates(setting: "Setting", rows: Sequence[Row], counts: Sequence[int]) -> str:
+    """A line for each row and number of clients: tokens a second, and the p99 of a token."""
+    lines: list[Sequence[object]] = []
+    for row in rows:
+        for clients in counts:
+            points = [
+                setting.point(row, method, clients, math.inf) for method in (*METHODS, NO_OFFERS)
+            ]
+            figures = (f"{point.tokens_per_s:.0f}, {point.p99_ms:.0f} ms" for point in points)
+            lines.append((row.pair, row.task, clients, *figures))
+    heading = (
+        "simulated tokens a second of all clients, and p99 over 64 tokens in a row of the time per "
+        f"token;\nstand-in models, the paper's cost of a step by rows, {setting.rtt_s * 1e3:g} ms "
+        "round trip"
+    )
+    columns = ("pair", "task", "clients", *METHODS, NO_OFFERS)
+    return f"{heading}\n{laid_out(columns, lines)}"
 
 
 def report(found: Sequence[Carried], options: argparse.Namespace) -> str:
@@ -158,12 +182,12 @@ class Setting:
         """Through the server's policies; edges that never draft are decoded plainly."""
         accelerator = Accelerator(step_points(target(row)), 1 << 15, MOST_ROWS, NOISE)
         device = partial(Device, self.rtt_s, times()[row.pair].edge_pass_ms * 1e-3)
-        most = {"plain": 0, "specedge": NODES}[method]
+        most = 0 if method == "plain" else NODES
         devices = [
             device(jitter=JITTER, max_nodes=most, max_passes=PASSES, user=str(number))
             for number in range(clients)
         ]
-        trip = trips([name(row)])
+        trip = trips([name(row)], offers=method != NO_OFFERS)
         credits = POLICIES["drr"]()
         simulation = Simulation(
             *(accelerator, devices, credits),

@@ -92,7 +92,8 @@ class EdgeProfile:
         step later: to ask it gains a token as often as it is right, and costs the way there and
         back.
         """
-        if not self.makes_offers or self.draft_s.value > AT_ONCE_S:
+        is_known = self.draft_s.count > 1  # the first is what it was taken for
+        if not (self.makes_offers and is_known and self.draft_s.value <= AT_ONCE_S):
             return True
         return self.rtt_s.value + self.draft_s.value <= self.hits[self.was_right].value * plain_s
 
