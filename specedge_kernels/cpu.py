@@ -425,11 +425,11 @@ def linear(
 
 
 def linear_of(panels: Tensor, out_features: int, bias: Tensor | None = None) -> _cpu.Linear:
-    """Packed weights [ceil(M / 64), K, 64] and a bias [M] f32 as C++ sees them."""
+    """Packed weights [ceil(M / 64), K, 64], or sets of such, and a bias [M] f32, for C++."""
     return _cpu.Linear(
         panels.data_ptr(),
         DTYPES[panels.dtype],
-        panels.shape[1],
+        panels.shape[-2],
         out_features,
         address_of(bias),
     )

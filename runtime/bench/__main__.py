@@ -194,8 +194,8 @@ def capacity_options(argv: list[str]) -> argparse.Namespace:
     add("--objective-ms", type=float, nargs="+", default=[50.0, 100.0, 200.0], metavar="MS")
     add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the links")
     add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
-    counts = {"type": int, "nargs": "+", "metavar": "N"}
-    add("--clients", **counts, help="tokens a second with so many clients, and no objective")
+    rates = "tokens a second with so many clients, and no objective"
+    add("--clients", type=int, nargs="+", metavar="N", help=rates)
     add("--json", **JSON_FILE)
     options = parser.parse_args(argv)
     if min(options.clients or [1]) < 1:
