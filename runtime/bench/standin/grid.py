@@ -68,8 +68,10 @@ def _cells() -> Iterator[Cell]:
     for name, proactive in (("single path, the paper's", "single"), ("off", "off")):
         mode = "no-proactive" if proactive == "off" else ""
         yield Cell("drafting ahead", name, proactive=proactive, mode=mode)
-    for offers, name in ((True, "shared by two requests"), (False, "without offers")):
-        yield Cell("steps", name, shared=2, offers=offers, mode="shared-steps" if offers else "")
+    yield Cell("steps", "shared by two requests", shared=2, mode="shared-steps")
+    for rtt_ms in (1.0, 25.0, 40.0, 65.0, 100.0):
+        yield Cell("steps", f"shared by two requests, {rtt_ms:g} ms", shared=2, rtt_ms=rtt_ms)
+    yield Cell("steps", "shared, without offers", shared=2, offers=False)
     yield Cell("turns", "off", pipelined=False, mode="no-pipeline")
     yield Cell("turns", "off, nor ahead", "off", pipelined=False)
     for credits in ("drr", "open"):
