@@ -17,6 +17,7 @@ FIRST_HITS, NEXT_HITS = 0.1, 0.5  # of an edge that makes offers, likewise
 # Verdicts until an edge's offers flow, until it is known what they bring, and after which it is not
 # known any more what the other way would.
 BEGINS, KNOWN, STALE = 2, 8, 512
+LEAST_GAIN = 0.1  # tokens of a step, for which an edge is to be at work
 AT_ONCE_S = 0.002  # takes an edge that has its tree and gets the credit for it
 
 
@@ -120,12 +121,18 @@ class EdgeProfile:
             else:
                 self.round_s = Mean(gain=0.25)
 
+    @property
+    def rests(self) -> bool:
+        """Whether it has offered for a while, and nearly nothing of it was of use."""
+        return self.gained.count >= KNOWN and self.gained.value < LEAST_GAIN
+
     def forget(self) -> None:
         """It is tried anew: a machine that was busy, a tree that came late and a text whose drafts
         were not worth their rows are of the past."""
         self.draft_s = Mean(min(self.draft_s.value, DRAFT_S), gain=0.25)
         self.round_s = Mean(gain=0.25)
         self.acceptance, self.offers = Acceptance(), Acceptance()
+        self.taken, self.gained = Mean(gain=1 / 16), Mean(gain=1 / 16)
 
     def arrived(self, nodes: int, draft_s: float, now_s: float) -> None:
         """A tree of `nodes` drafted nodes has come, after `draft_s` at the edge."""

@@ -217,7 +217,9 @@ class Pipeline:
 
     def _useful_nodes(self, edge: EdgeProfile, now_s: float) -> int:
         """How much a step would take along of an offer, if no steps were missed for it."""
-        if not (edge.makes_offers and self._pipelined) or self.objective.is_plain(now_s):
+        if not (edge.makes_offers and self._pipelined) or edge.rests:
+            return 0
+        if self.objective.is_plain(now_s):
             return 0
         return nodes_to_take(edge, self.load, misses_steps=False)
 

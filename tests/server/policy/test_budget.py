@@ -176,6 +176,21 @@ def test_one_that_is_alone_goes_by_what_offers_and_drafts_have_given() -> None:
     assert not does_better_unasked(EdgeProfile(MOST_NODES), load), "it makes none"
 
 
+def test_an_edge_whose_offers_bring_nothing_rests_until_it_is_tried_anew() -> None:
+    edge = EdgeProfile.of_offers()
+    for verdict in range(KNOWN + 1):
+        assert not edge.rests, f"nothing is known after {verdict} verdicts"
+        edge.decided(asked=False)
+        edge.nodes = 4
+        edge.offered(())
+    assert edge.rests
+    edge.forget()
+    assert not edge.rests
+    for verdict in range(200):
+        edge.offered((1,) if verdict % 6 == 0 else ())
+        assert not edge.rests, "a token in six steps"
+
+
 def test_offers_are_the_way_where_steps_follow_each_other_and_have_room_for_all() -> None:
     worse = knowing(0.0, 0.03, 4, plain())
     assert not does_better_unasked(worse, plain())
