@@ -49,8 +49,10 @@ def does_better_unasked(edge: EdgeProfile, load: Load) -> bool:
     """
     if not edge.makes_offers or not load.cost.known or load.takes_turns:
         return False
-    if load.requests > 1 or edge.gained.count < KNOWN:
+    if edge.gained.count < KNOWN:
         return True
+    if load.requests > 1:
+        return not edge.rests
     step_s = load.turns * load.step_with_s(round(edge.taken.value))
     if edge.round_s.count >= KNOWN_ROUNDS:
         asked = edge.acceptance.accepted(math.ceil(edge.sent_nodes.value))

@@ -67,6 +67,7 @@ class EdgeProfile:
         return replace(
             deepcopy(self),
             max_nodes=max_nodes,
+            in_a_row=0,
             tells_rtt=False,
             verdict_s=0.0,
             grant_s=0.0,

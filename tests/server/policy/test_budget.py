@@ -192,7 +192,9 @@ def test_an_edge_whose_offers_bring_nothing_rests_until_it_is_tried_anew() -> No
 
 
 def test_offers_are_the_way_where_steps_follow_each_other_and_have_room_for_all() -> None:
-    worse = knowing(0.0, 0.03, 4, plain())
+    worse = knowing(0.2, 0.03, 4, plain())
     assert not does_better_unasked(worse, plain())
     assert does_better_unasked(worse, plain(requests=16)), "a tree would miss a step"
     assert not does_better_unasked(worse, plain(requests=17)), "who waits for a turn can draft"
+    resting = knowing(0.0, 0.03, 4, plain())
+    assert not does_better_unasked(resting, plain(requests=16)), "its offers are of no use"
