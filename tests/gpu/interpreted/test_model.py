@@ -51,7 +51,7 @@ def test_a_tree_among_strangers_equals_plain_decoding(tmp_path, monkeypatch, ada
     adapt(theirs, adapters)
     for module in (transformer, experts):
         monkeypatch.setattr(module, "pack_linear", lambda weight: weight)
-    monkeypatch.setattr(transformer.Transformer, "_decoder", lambda self, mlps: None)
+    monkeypatch.setattr(transformer.Transformer, "_decoder", lambda self: None)
     ours = weights.load(folder)
     adapt(ours, adapters)
 
