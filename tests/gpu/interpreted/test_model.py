@@ -11,7 +11,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from runtime.model import experts, transformer, weights
 from runtime.model.adapted import adapt
-from runtime.model.adapter import load_adapter
+from runtime.model.adapter import base_of, load_adapter
 from runtime.model.batch import NO_ADAPTER
 from runtime.model.engine import TreeRequest
 from specedge_kernels import ops
@@ -47,7 +47,7 @@ def test_a_tree_among_strangers_equals_plain_decoding(tmp_path, monkeypatch, ada
         save_folder(tmp_path / str(seed), random_pairs(model, EVERYTHING, 4, seed))
         for seed in range(2)
     ]
-    adapters = [load_adapter(path.name, path, theirs.config) for path in paths]
+    adapters = [load_adapter(path.name, path, base_of(theirs.config)) for path in paths]
     adapt(theirs, adapters)
     for module in (transformer, experts):
         monkeypatch.setattr(module, "pack_linear", lambda weight: weight)
