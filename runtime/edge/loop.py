@@ -122,7 +122,7 @@ async def rounds(
             match turn.verdict.turn:
                 case wire.Turn.EDGE | wire.Turn.WAIT:
                     await exchange.draft(turn.verdict)
-                case wire.Turn.SERVER if turn.verdict.max_nodes:
+                case wire.Turn.SERVER if exchange.may_offer(turn.verdict, link.has_offers):
                     await exchange.offer(link.rtt_s or 0.0)
     finally:
         batcher.finish(speculation)
@@ -204,6 +204,10 @@ class Exchange:
         self._request.send(len(self._speculation.context), tree)
         self._sent_s = time.monotonic()
         self._used_s = max(self._sent_s, grant.received_s + grant.slot.free_s)
+
+    def may_offer(self, verdict: wire.Verdict, has_offers: bool) -> bool:
+        """Whether the server would like an offer, or what it most likely drops costs nothing."""
+        return verdict.max_nodes > 0 or (has_offers and self._batcher.at_once)
 
     async def offer(self, rtt_s: float) -> None:
         """Send unasked what is likely to follow, where there is something, over such a link.

@@ -38,6 +38,7 @@ class Batcher:
 
     def __init__(self, drafter: Drafts):
         self.pace = Pace()
+        self.at_once: bool = getattr(drafter, "at_once", False)  # its passes cost next to nothing
         self._drafter = drafter
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
         self._waiting: list[tuple[Pass, asyncio.Future[bool]]] = []

@@ -41,6 +41,7 @@ class LookupDrafter:
     """One for all requests of an edge; its texts are those of one user."""
 
     vocabulary_size = sys.maxsize  # it can draft whatever it has read
+    at_once = True
 
     def __init__(self, most_tokens: int = MOST_TOKENS) -> None:
         self._most_tokens = most_tokens

@@ -94,8 +94,7 @@ class EdgeProfile:
         step later: to ask it gains a token as often as it is right, and costs the way there and
         back.
         """
-        is_known = self.draft_s.count > 1  # the first is what it was taken for
-        if not (self.makes_offers and is_known and self.draft_s.value <= AT_ONCE_S):
+        if not self.makes_offers or self.takes_time:
             return True
         return self.rtt_s.value + self.draft_s.value <= self.hits[self.was_right].value * plain_s
 
@@ -121,6 +120,11 @@ class EdgeProfile:
                 self.taken, self.gained = Mean(gain=1 / 16), Mean(gain=1 / 16)
             else:
                 self.round_s = Mean(gain=0.25)
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether it is known to draft by passes of a model, and not at once."""
+        return self.draft_s.count > 1 and self.draft_s.value > AT_ONCE_S
 
     @property
     def rests(self) -> bool:

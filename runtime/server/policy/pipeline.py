@@ -153,7 +153,7 @@ class Pipeline:
         if request.is_plain:
             self.load.offers.observe(holds and self._useful_nodes(edge, now_s) > 0)
         # what it has offered is verified first, unless it is better asked
-        goes_on = request.verifying > 1 or (holds and does_better_unasked(edge, self.load))
+        goes_on = request.verifying > 1 or (holds and self._does_better_unasked(edge))
         self.objective.verdict(edge.stretch, len(ranks) + 1, self.load.all_plain_s, now_s)
         edge.worth_nodes = 0 if goes_on else self._nodes(edge, now_s)
         edge.decided(asked=edge.worth_nodes > 0)
@@ -215,6 +215,10 @@ class Pipeline:
         holders = sum(request.has_credit for request in requests)
         assert len(self.credits.window) == holders, f"{len(self.credits.window)} of {holders} hold"
 
+    def _does_better_unasked(self, edge: EdgeProfile) -> bool:
+        """One that drafts at once goes on with what it has offered."""
+        return not edge.takes_time or does_better_unasked(edge, self.load)
+
     def _useful_nodes(self, edge: EdgeProfile, now_s: float) -> int:
         """How much a step would take along of an offer, if no steps were missed for it."""
         if not (edge.makes_offers and self._pipelined) or edge.rests:
@@ -258,7 +262,9 @@ class Pipeline:
             edge.trial.allow(self.objective.slack_tokens(self.load.all_plain_s))
         if not self._pipelined:
             return min(edge.max_nodes, self.load.max_step_nodes - 1)
-        if not edge.is_worth_asking(self.load.plain_s) or does_better_unasked(edge, self.load):
+        if not (self.load.takes_turns or edge.is_worth_asking(self.load.plain_s)):
+            return 0
+        if edge.takes_time and does_better_unasked(edge, self.load):
             return 0
         if self.objective.is_promised and only_loses(edge, self.load):
             return 0

@@ -117,7 +117,6 @@ def test_an_edge_that_makes_offers_is_asked_where_the_way_is_short_beside_its_lu
     assert EdgeProfile(32).is_worth_asking(0.03), "it has no other way to be heard"
     edge = EdgeProfile.of_offers()
     edge.rtt_s = Mean(0.006)  # a fifth of a token
-    assert edge.is_worth_asking(0.003), "it may be quick or slow"
     edge.draft_s.observe(0.0)
     edge.was_right = True
     assert edge.is_worth_asking(0.03)
