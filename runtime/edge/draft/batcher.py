@@ -14,7 +14,10 @@ from runtime.edge.draft.speculation import Pass, Speculation
 
 
 class Drafts(Protocol):
-    """What drafts for all requests of an edge; one thread calls it, a pass at a time."""
+    """What drafts for all requests of an edge; one thread calls it, a pass at a time.
+
+    One with an attribute `at_once` that is true offers what it has whether or not it is welcome.
+    """
 
     @property
     def vocabulary_size(self) -> int:
