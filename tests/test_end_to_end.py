@@ -29,7 +29,8 @@ def edge(*options: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def server(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runtime.server", *options]
+    # a server that somebody runs has the usual port
+    command = [sys.executable, "-m", "runtime.server", "--port", "0", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 

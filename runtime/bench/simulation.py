@@ -23,6 +23,7 @@ from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Mean
 from runtime.server.policy.pipeline import Grant, Pipeline
 from runtime.server.request import NO_NODES, Request
+from runtime.server.schedule.choose import cuts
 from runtime.server.verify.warm_up import ROWS as WARM_UP_ROWS
 from runtime.tree import Tree
 from runtime.wire.messages import Offer, Open, Turn
@@ -295,7 +296,12 @@ class Simulation:
         if self._busy or not self._queue:
             return
         batch: list[int] = []
-        rows = 0
+        rows, limits = 0, (self.accelerator.max_batch, self.accelerator.max_step_nodes)
+        waiting = [self.requests[number] for _, number in sorted(self._queue)]
+        for request, nodes in cuts(waiting, *limits):
+            request.cut(nodes)
+            assert request.draft is not None, "it has a draft"
+            self.trips[request.key].take(request.draft)
         while self._queue and len(batch) < self.accelerator.max_batch:
             needed = 1 + self.trips[self._queue[0][1]].nodes
             if rows + needed > self.accelerator.max_step_nodes:

@@ -297,6 +297,21 @@ class Request:
         self.draft, self.ready_s = draft, now_s
         self.owed_s = 0.0
 
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether its draft was offered: it may be verified in part, as nobody waits for the rest.
+
+        What a constraint allows has been found for the draft as it is.
+        """
+        return self.is_plain and self.nodes > 0 and self.guide is None
+
+    def cut(self, nodes: int) -> None:
+        """Of its draft only the best nodes are verified, so many."""
+        assert self.may_be_cut, f"{self.key} has offered nothing"
+        assert self.draft is not None, f"{self.key} has no draft"
+        self.draft = self.draft.best(nodes)
+        self.edge.nodes = len(self.draft)
+
     def await_masks(self) -> Future[Any]:
         """It is in no step with its draft until what its constraint allows there is known."""
         assert self.guide is not None, f"{self.key} has no constraint"

@@ -3,6 +3,7 @@
 Whoever ends with its verdict ends here; what an edge sends next is applied in edges.py.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -52,14 +53,8 @@ class Verdicts:
     _device_failures: int = 0  # since the last verdict
 
     def answer(self, step: Step, outcomes: Sequence[Outcome]) -> None:
-        """Count a step that is over, and give its verdicts."""
-        self.metrics.step_ended(len(step.drafted), step.seconds)
-        for request in [work.request for work in step.work if not work.request.stepped]:
-            request.stepped = True
-            self.metrics.first_step(request, step.start_s)
-        self.totals.steps += 1
-        self.totals.busy_s += step.seconds
-        self.on_step(step)
+        """Give the verdicts of a step that is over. It is counted when the next one has begun."""
+        asyncio.get_running_loop().call_soon(self._count, step)
         self._tell_reading(step)
         for outcome in outcomes:
             was_there = not outcome.request.ended  # else its step before has failed, and counted
@@ -67,6 +62,15 @@ class Verdicts:
             if was_there:
                 self._judge_device(outcome)
         self.give_credits()
+
+    def _count(self, step: Step) -> None:
+        self.metrics.step_ended(len(step.drafted), step.seconds)
+        for request in [work.request for work in step.work if not work.request.stepped]:
+            request.stepped = True
+            self.metrics.first_step(request, step.start_s)
+        self.totals.steps += 1
+        self.totals.busy_s += step.seconds
+        self.on_step(step)
 
     def _tell_reading(self, step: Step) -> None:
         """Tell edges how much of their prompts the step leaves in the cache."""

@@ -26,6 +26,7 @@ CLOSE_TIMEOUT_S = 1.0
 FLUSH_LOOK_S = 0.01
 # A server hoards nothing for a slow edge; what an edge queues are its own prompts.
 MAX_WRITE_BUFFER_BYTES = {Role.SERVER: 64 * 1024, Role.EDGE: 4 * 1024 * 1024}
+MOST_UNWRITTEN_BYTES = 16 * 1024  # that wait for the end of a turn of the event loop
 # A dead link is noticed after about 20 s, for on a slow one a segment may be under way for long; an
 # edge that waits looks sooner. Not every system has every option.
 SOCKET_OPTIONS = (
@@ -75,6 +76,7 @@ class FramedProtocol(asyncio.Protocol):
         self._on_closed = on_closed
         self._handshake_timeout_s = handshake_timeout_s
         self._transport: asyncio.Transport | None = None
+        self._unwritten = bytearray()  # said in this turn of the event loop
         self._timer: asyncio.TimerHandle | None = None
         self._reason: str | None = None
         self._on_connected = on_connected
@@ -143,6 +145,7 @@ class FramedProtocol(asyncio.Protocol):
     def _say_end(self, transport: asyncio.Transport) -> None:
         """Send nothing more, and let the peer hang up: closed before, what it sends now would be
         answered by a reset, at which it might drop what it has not read yet."""
+        self._write_out()
         if transport.can_write_eof():
             transport.write_eof()
             self._is_silent = True
@@ -162,7 +165,7 @@ class FramedProtocol(asyncio.Protocol):
             return 0
         link: socket.socket | None = self._transport.get_extra_info("socket")
         under_way = unacknowledged_bytes(link.fileno()) if link else 0  # none in memory
-        return _buffered_bytes(self._transport) + under_way
+        return len(self._unwritten) + _buffered_bytes(self._transport) + under_way
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport), "only stream transports carry frames"
@@ -240,9 +243,24 @@ class FramedProtocol(asyncio.Protocol):
         if not data or self._transport is None:
             return
         self.bytes_sent += len(data)
-        self._transport.write(data)
+        if not self._unwritten:
+            asyncio.get_running_loop().call_soon(self._write_out)
+        self._unwritten += data
+        if len(self._unwritten) >= MOST_UNWRITTEN_BYTES:
+            self._write_out()
         if self._timer is not None:
             self._end_handshake()
+
+    def _write_out(self) -> None:
+        """Let what was said in one turn of the event loop leave in one piece, after that turn.
+
+        To write costs more than anything else that is done for a message, and wakes the reader: a
+        server lets the model begin its next step first. Much does not wait for the rest.
+        """
+        if not self._unwritten or self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(bytes(self._unwritten))
+        self._unwritten.clear()
         waiting_bytes = _buffered_bytes(self._transport)
         if waiting_bytes > self._most_waiting_bytes:
             sentence = f"the peer reads too slowly: {waiting_bytes} bytes wait for it"
@@ -264,6 +282,7 @@ class FramedProtocol(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         self._reason = reason
+        self._write_out()
         self._transport.close()
         self._start_timer(CLOSE_TIMEOUT_S, self._transport.abort)
 

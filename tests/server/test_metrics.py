@@ -182,7 +182,9 @@ def test_requests_and_pages_at_a_moment(
         first = link.request([1] * 250, Sampling(20), max_nodes=4)
         await first.verdict()
         second = link.request([2] * 250, Sampling(20), max_nodes=4)
-        full = server.samples_once(lambda now: now["num_requests_waiting",] == 1)
+        full = await asyncio.to_thread(
+            server.samples_once, lambda now: now["num_requests_waiting",] == 1
+        )
         first.close()
         await second.verdict()
         other = server.samples()

@@ -25,7 +25,7 @@ from runtime.wire.messages import (
     Welcome,
 )
 from runtime.wire.places import connect, listen
-from runtime.wire.tcp import MAX_WRITE_BUFFER_BYTES, FramedProtocol
+from runtime.wire.tcp import MAX_WRITE_BUFFER_BYTES, MOST_UNWRITTEN_BYTES, FramedProtocol
 from tests.ports import reserved_port
 from tests.wire.cases import HELLO, REDIRECT, VOCABULARY, WELCOME, draft, opening
 
@@ -342,7 +342,7 @@ def test_a_slow_reader_is_closed_and_others_go_on():
                 sent += 1
                 assert (
                     peer._transport.get_write_buffer_size()
-                    <= MAX_WRITE_BUFFER_BYTES[Role.SERVER] + 410
+                    <= MAX_WRITE_BUFFER_BYTES[Role.SERVER] + MOST_UNWRITTEN_BYTES + 410
                 )
                 assert sent < 100_000
             await wait(server.someone_left.wait())
@@ -362,6 +362,60 @@ def test_a_peer_that_leaves_within_a_frame():
             writer.close()
             await wait(server.someone_left.wait())
             assert server.reasons == ["the peer closed the connection in the middle of a frame"]
+
+    run(scenario)
+
+
+class Recorded(asyncio.Transport):
+    """Keeps what is written to it, write by write."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes, self.is_shut = [], False
+
+    def write(self, data):
+        self.writes.append(bytes(data))
+
+    def get_write_buffer_size(self):
+        return 0
+
+    def is_closing(self):
+        return self.is_shut
+
+    def close(self):
+        self.is_shut = True
+
+
+def test_what_is_said_in_one_turn_leaves_in_one_piece_and_in_order():
+    """Before it the loop does what else was to be done in that turn; a close loses nothing."""
+
+    async def scenario():
+        transport = Recorded()
+        peer = FramedProtocol(Role.EDGE, lambda *_: None, lambda *_: None)
+        peer.connection_made(transport)
+        same, server = Connection(Role.EDGE), Connection(Role.SERVER)
+        peer.send(HELLO)
+        assert transport.writes == []
+        await asyncio.sleep(0)
+        server.feed(same.send(HELLO))
+        server.next_message()
+        welcome = server.send(WELCOME)
+        peer.data_received(welcome)
+        same.feed(welcome)
+        same.next_message()
+        transport.writes.clear()
+        peer.send(Ping(1))
+        peer.send(opening(3))
+        await asyncio.sleep(0)
+        assert transport.writes == [same.send(Ping(1)) + same.send(opening(3))]
+        long = bytes(MOST_UNWRITTEN_BYTES)
+        peer._write(long)
+        assert transport.writes[1:] == [long], "much does not wait"
+        peer.send(Close(3))
+        peer.close()
+        await asyncio.sleep(0)
+        assert transport.writes[2:] == [same.send(Close(3))]
+        peer.connection_lost(None)
 
     run(scenario)
 

@@ -25,7 +25,9 @@ MISSED_STEPS = 2  # by a request that does not follow its own
 
 def nodes_to_grant(edge: EdgeProfile, load: Load) -> int:
     """Nodes of the next draft; 0 is to decode plainly."""
-    nodes = worthwhile_nodes(edge.acceptance, edge.max_nodes, load)
+    trees = max(load.step_trees.value, 1.0)
+    most = min(edge.max_nodes, int(load.max_step_nodes / trees) - 1)
+    nodes = worthwhile_nodes(edge.acceptance, most, load)
     if nodes == 0 or not load.cost.known:
         return 0
     sent, plain_s = edge.sent_nodes, load.plain_s
@@ -70,7 +72,8 @@ def nodes_to_take(edge: EdgeProfile, load: Load, misses_steps: bool) -> int:
     Where others keep the model busy, and steps are chosen ahead, a request that does not follow its
     own steps `misses_steps`, one before this and one after it.
     """
-    nodes = worthwhile_nodes(edge.offers, edge.max_nodes, load)
+    most = min(edge.max_nodes, load.max_step_nodes - 1)  # a step divides its rows among all
+    nodes = worthwhile_nodes(edge.offers, most, load)
     if misses_steps and edge.offers.accepted(nodes) < MISSED_STEPS:
         return 0
     while nodes and load.step_with_s(nodes) > edge.trial.most_risked_tokens * load.plain_s:
@@ -85,19 +88,17 @@ def worthwhile_nodes(acceptance: Acceptance, max_nodes: int, load: Load) -> int:
     experts they wake most of the experts, which the others then find awake. So what is not worth it
     by itself may be the way to what is.
     """
-    trees = max(load.step_trees.value, 1.0)
-    most = min(max_nodes, int(load.max_step_nodes / trees) - 1)
     nodes, gain = 0, 0.0  # tokens beyond the price of the rows
     start, paid = 0.0, 0.0
     for rows, price in load.prices:
-        end = min(most, rows)
+        end = min(max_nodes, rows)
         worth = acceptance.best_below(price) if price > 0 else math.inf
         here = int(min(end, worth))
         if here > start:
             here_gain = acceptance.accepted(here) - paid - price * (here - start)
             if here_gain > gain:
                 nodes, gain = here, here_gain
-        if end == most:
+        if end == max_nodes:
             break
         start, paid = end, paid + price * (end - start)
     return nodes

@@ -8,6 +8,7 @@ Source: chunked prefill after Sarathi (2308.16369).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
@@ -65,6 +66,33 @@ def choose(
         if chunk or verify:
             batch.append(Work(request, chunk, verify))
     return batch
+
+
+def cuts(ready: Iterable[Request], max_batch: int, max_rows: int) -> list[tuple[Request, int]]:
+    """Offers of which the next step takes fewer nodes, and how many, so that all have a place.
+
+    Trees that were asked for come whole, or later: their edges wait for them. Who decodes plainly
+    loses more by a missed step than by the least likely nodes of an offer. `ready` comes oldest
+    first.
+    """
+    offers, rows = [], max_rows
+    for request in islice(ready, max_batch):
+        if request.may_be_cut:
+            offers.append(request)
+        elif 1 + request.nodes <= rows:
+            rows -= 1 + request.nodes
+    most = _most([1 + request.nodes for request in offers], rows)
+    return [(request, most - 1) for request in offers if 0 < most <= request.nodes]
+
+
+def _most(wanted: Sequence[int], rows: int) -> int:
+    """What each may have at most of so many rows: who wants less leaves the others more."""
+    for place, count in enumerate(sorted(wanted)):
+        most = rows // (len(wanted) - place)
+        if count > most:
+            return most
+        rows -= count
+    return max(wanted, default=0)
 
 
 def _chunks(prompts: Sequence[Request], rows: int) -> list[tuple[Request, int]]:

@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 from runtime.server.request import Phase, Request
-from runtime.server.schedule.choose import Limits, choose
+from runtime.server.schedule.choose import Limits, choose, cuts
 from runtime.server.schedule.prefix_cache import PrefixCache, extend_keys
 from runtime.server.schedule.spill import Spill
 from runtime.server.schedule.step import Work
@@ -229,7 +229,10 @@ class Scheduler:
         """Put a step together and let its requests enter it."""
         self._admit()
         prompts = [r for r in self._unready() if r.uncached and self._pages_missing(r) <= 0]
-        step = choose(self._ready(), prompts, self.limits, following)
+        ready, limits = self._ready(), self.limits
+        for request, nodes in cuts(ready, limits.max_batch, limits.max_step_nodes):
+            request.cut(nodes)
+        step = choose(ready, prompts, limits, following)
         for work in step:
             request = work.request
             if work.follows:

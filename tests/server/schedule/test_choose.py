@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from runtime.server.request import Request
-from runtime.server.schedule.choose import Limits
+from runtime.server.schedule.choose import Limits, cuts
 from runtime.server.schedule.choose import choose as choose_in_order
 from runtime.server.schedule.step import Work
 from runtime.tree import Tree
-from runtime.wire.messages import Open
+from runtime.wire.messages import Open, Turn
 
 LIMITS = Limits(
     max_requests=64,
@@ -117,3 +117,41 @@ def test_limits_and_ages_of_random_steps(seed: int) -> None:
         older = [s for s in trees if s.ready_s < left_out.ready_s]
         room = LIMITS.max_step_nodes - sum(1 + len(s.draft or ()) for s in older)
         assert len(older) == LIMITS.max_batch or 1 + len(left_out.draft or ()) > room
+
+
+def offering(key: int, nodes: int) -> Request:
+    """One that decodes plainly and has offered so many nodes."""
+    state = request(key, 0, nodes)
+    state.turn = Turn.SERVER
+    return state
+
+
+def test_offers_share_the_rows_of_a_step() -> None:
+    """Who wants less leaves more to the others; a tree that was asked for comes whole."""
+    trees = [offering(1, 12), offering(2, 1), offering(3, 12)]
+    for one, nodes in cuts(trees, 3, 20):
+        one.cut(nodes)
+    assert [one.nodes for one in trees] == [8, 1, 8], "2 rows of 20 for the second, 9 for each"
+    assert [one.edge.nodes for one in trees] == [8, 0, 8], "what was cut is told to who learns"
+    assert len(choose(trees, LIMITS)) == 3
+    trees = [offering(1, 12), request(2, 0, 12), offering(3, 12)]
+    assert [(one.key, nodes) for one, nodes in cuts(trees, 3, 20)] == [(1, 2), (3, 2)]
+    assert cuts(trees, 1, 20) == [], "the others are in a later step"
+    assert cuts([request(1, 0, 12), request(2, 0, 12)], 2, 20) == []
+
+
+def test_cuts_against_one_row_after_another() -> None:
+    """Rows are dealt out one by one to whoever still wants one: never more than one row apart."""
+    rng = random.Random(5)
+    for _ in range(300):
+        trees = [offering(key, rng.randrange(13)) for key in range(rng.randint(1, 6))]
+        rows, wanted = rng.randint(len(trees), 60), [1 + one.nodes for one in trees]
+        for one, nodes in cuts(trees, len(trees), rows):
+            assert nodes < one.nodes
+            one.cut(nodes)
+        got = [1 + one.nodes for one in trees]
+        assert sum(got) <= rows
+        most = max(got)
+        assert all(g in (w, most) for g, w in zip(got, wanted, strict=True))
+        spare = rows - sum(got)
+        assert got == wanted or spare < sum(g < w for g, w in zip(got, wanted, strict=True))
