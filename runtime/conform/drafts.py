@@ -260,11 +260,27 @@ async def an_offer_without_nodes(visitor: Visitor) -> None:
     await peer.refused(ErrorCode.PROTOCOL)
 
 
-async def an_offer_of_too_many_nodes(visitor: Visitor) -> None:
-    """§5.8 An Offer of more nodes than the Open allows is a fault, LIMIT."""
+async def an_offer_where_no_nodes_are_allowed(visitor: Visitor) -> None:
+    """§5.8 An Offer for a request whose Open says that nothing is drafted is a fault, LIMIT."""
     peer = await _with_offers(visitor)
-    peer.open(max_tokens=TOKENS, max_nodes=2).offer([1, 2, 3])
+    peer.open(max_tokens=TOKENS, max_nodes=0).offer([1])
     await peer.refused(ErrorCode.LIMIT)
+
+
+async def an_offer_of_many_nodes(visitor: Visitor) -> None:
+    """§5.8 An Offer may have more nodes than a draft: the text is as if it had none."""
+    peer = await _with_offers(visitor)
+    prompt = peer.prompt(5)
+    truth = await plain_answer(visitor, prompt, max_tokens=TOKENS)
+    request = peer.open(prompt=prompt, max_tokens=TOKENS, max_nodes=1)
+    request.offer(truth[: TOKENS - 1])
+    while not request.finish:
+        if request.granted_nodes is not None:
+            request.draft()
+        await request.advance()
+    request.close()
+    if request.answer != truth:
+        raise Failed("the answer is another one than without Offers")
 
 
 async def an_offer_beyond_the_text(visitor: Visitor) -> None:

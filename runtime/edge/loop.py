@@ -232,7 +232,7 @@ class Exchange:
     async def _deepen(self, until_s: float) -> None:
         """Grow the tree, by passes that end so long after the last verdict came."""
         speculation = self._speculation
-        while frontier := speculation.frontier(speculation.shape.max_budget):
+        while frontier := speculation.frontier_to_offer():
             if self._request.has_mail or self._since_told_s() + self._pace.pass_s > until_s:
                 return
             if not await self._pass(frontier):

@@ -389,9 +389,8 @@ class Connection:
     def _check_offer(self, request: _Request, offer: Offer) -> None:
         if not self.has_offers:
             raise _violation(f"Offers are of version {OFFERS_VERSION}, which nobody said")
-        if len(offer.tokens) > request.most_nodes:
-            nodes, most = len(offer.tokens), request.most_nodes
-            sentence = f"request {offer.request}: {nodes} nodes, at most {most} are allowed"
+        if not request.most_nodes:
+            sentence = f"request {offer.request}: an Offer, but no nodes are allowed"
             raise ProtocolError(ErrorCode.LIMIT, sentence)
         # of verdicts the server has sent at least those that the edge has received
         if request.offers >= OFFERS_A_VERDICT * (1 + request.round):

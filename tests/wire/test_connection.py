@@ -966,9 +966,12 @@ def test_offers_come_in_any_phase_behind_the_prompt_and_move_nothing():
     assert server.receive(edge.send(OFFER)) == [], "the edge has not read that it is over"
 
 
-def test_offers_have_no_more_nodes_than_a_draft_ever_may():
-    edge, _ = offering(most_nodes=3)
-    with pytest.raises(ValueError, match="4 nodes, at most 3"):
+def test_offers_may_have_more_nodes_than_a_draft_but_only_where_there_are_drafts():
+    edge, server = offering(most_nodes=3)
+    assert len(OFFER.tokens) > 3
+    server.receive(edge.send(OFFER))
+    edge, _ = offering(most_nodes=0)
+    with pytest.raises(ValueError, match="no nodes are allowed"):
         edge.send(OFFER)
 
 

@@ -103,7 +103,7 @@ class StandInTrip(Trip):
     def _deepen(self, until_s: float) -> None:
         """Passes that end by then."""
         while self._free_s + self.device.pass_s <= until_s:
-            frontier = self.speculation.frontier(self.speculation.shape.max_budget)
+            frontier = self.speculation.frontier_to_offer()
             if not frontier:
                 return
             self._pass(frontier)

@@ -26,6 +26,9 @@ from runtime.edge.draft.suffixes import Suffixes
 from runtime.history import History
 from runtime.tree import ROOT, DraftTree, OrderedTree
 
+# What an offer may have of what is verified at once. The text goes on by a token or more before it
+# is looked at, and all that stands beside its way is lost.
+OFFERED_SHARES, MAX_OFFERED = 2, 255  # more nodes a message cannot hold
 MAX_EXPANDED = 256  # what the four mask words of tree attention can tell apart
 
 
@@ -116,6 +119,11 @@ class Speculation:
         `ROOT` alone means the text that the cache does not have yet.
         """
         self.tree.budget = min(self.shape.max_budget, max_nodes)
+        return self._expandable(self.tree.kept()) if self.tree.budget else []
+
+    def frontier_to_offer(self) -> list[int]:
+        """The same on the way to an offer, which may have more: what fits of it is verified."""
+        self.tree.budget = min(OFFERED_SHARES * self.shape.max_budget, MAX_OFFERED)
         return self._expandable(self.tree.kept()) if self.tree.budget else []
 
     def frontier_ahead(self) -> list[int]:
