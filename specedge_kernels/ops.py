@@ -228,10 +228,11 @@ def compact_kv(
     prefix's end on are the request's own.
     """
     _check_device("compact_kv", kv, page_table, prefix_lens, path, accepted_lens)
-    _expect(kv.dim() == 6, "kv", "shape [L, X, P, S, Hk, D]", _shape(kv))
-    _expect(kv.shape[5] <= 1 or kv.stride(5) == 1, "kv", "D contiguous", f"strides {kv.stride()}")
+    _expect(kv.dim() == 6, "kv", "shape [L, X, P, S, Hk, D]", kv.shape)
+    if kv.shape[5] > 1 and kv.stride(5) != 1:
+        raise ValueError(f"kv: expected D contiguous, got strides {kv.stride()}")
     _check_distinct("kv", kv)
-    _expect(kv.shape[3] >= 1, "kv", "pages of at least one token", _shape(kv))
+    _expect(kv.shape[3] >= 1, "kv", "pages of at least one token", kv.shape)
     _check("prefix_lens", prefix_lens, torch.int32, (None,))
     batch = prefix_lens.shape[0]
     _check("page_table", page_table, torch.int32, (batch, None))
@@ -297,7 +298,7 @@ def target_tokens(
     masks = _check_masks(mask, mask_row)
     _check_device("target_tokens", logits, *rows, *masks)
     _check("logits", logits, torch.float32, (None, None))
-    _expect(logits.shape[1] >= 1, "logits", "at least one token", _shape(logits))
+    _expect(logits.shape[1] >= 1, "logits", "at least one token", logits.shape)
     n = logits.shape[0]
     _check("temperature", temperature, torch.float32, (n,))
     _check("top_k", top_k, torch.int32, (n,))
@@ -379,7 +380,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, n: int) -> tuple[Tensor, Tens
     _check_device("token_logprobs", logits, tokens)
     _check("logits", logits, torch.float32, (None, None))
     rows, vocabulary = logits.shape
-    _expect(vocabulary >= 1, "logits", "at least one token", _shape(logits))
+    _expect(vocabulary >= 1, "logits", "at least one token", logits.shape)
     _check("tokens", tokens, torch.int64, (rows,))
     _expect(
         isinstance(n, int | torch.SymInt) and 0 <= n <= vocabulary, "n", f"0 .. {vocabulary}", n
@@ -681,7 +682,7 @@ def grouped_quantized_linear(
     _check_device("grouped_quantized_linear", x, weight.packed, groups, *biases)
     types = FLOATS if x.device.type == "cuda" else torch.float32
     _check("x", x, types, (None, weight.in_features))
-    _expect(weight.packed.dim() == 2, "packed", "[E, bytes]", _shape(weight.packed))
+    _expect(weight.packed.dim() == 2, "packed", "[E, bytes]", weight.packed.shape)
     _check_quantized(weight, weight.packed.shape[:1])
     _check_groups(x, groups, bias, weight.packed.shape[0], weight.out_features)
     _check_flags(exact=exact)
@@ -745,12 +746,15 @@ def _check_device(op: str, first: Tensor, *others: Tensor) -> None:
 
 
 def _check_tensors(op: str, *given: Tensor) -> None:
+    may_negate = not torch.compiler.is_compiling()
     for tensor in given:
-        _expect(isinstance(tensor, Tensor), op, "a tensor", type(tensor).__name__)
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{op}: expected a tensor, got {type(tensor).__name__}")
         # Numbers that lie in memory as they are: no sparse or nested tensor, no view that negates.
         plain = tensor.layout == torch.strided and not tensor.is_nested
-        plain = plain and (torch.compiler.is_compiling() or not tensor.is_neg())
-        _expect(plain, op, "a plain dense tensor", f"one that is {_peculiarity(tensor)}")
+        if not plain or (may_negate and tensor.is_neg()):
+            peculiarity = _peculiarity(tensor)
+            raise ValueError(f"{op}: expected a plain dense tensor, got one that is {peculiarity}")
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"{op} has no gradient, and one is wanted for a tensor of shape {_shape(tensor)}: "
@@ -798,7 +802,8 @@ def _check_cache(name: str, cache: Tensor, shape: tuple[int | None, ...]) -> Non
 def _check_distinct(name: str, written: Tensor) -> None:
     """No two elements of what is written to are one in memory, as after Tensor.expand."""
     for size, stride in zip(written.shape, written.stride(), strict=True):
-        _expect(size <= 1 or stride > 0, name, "no stride of 0", f"strides {written.stride()}")
+        if size > 1 and stride <= 0:
+            raise ValueError(f"{name}: expected no stride of 0, got strides {written.stride()}")
 
 
 def _check_stored(stored: Tensor, kind: int) -> int:
@@ -901,15 +906,21 @@ def _is_finite(value: float) -> bool:
 
 
 def _expect(holds: bool, name: str, expected: object, got: object) -> None:
+    """What was got is spelled out where it is wrong, and nowhere else: a step makes many calls."""
     if not holds:
+        got = list(got) if isinstance(got, torch.Size) else got
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
 def _fits(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
-    # A plain loop: every op checks several tensors in every call, and all() takes twice as long.
-    if tensor.dim() != len(shape):
+    # Every op checks several tensors in every call. Most have a shape that is known as a whole; for
+    # the others all() would take twice as long as the loop.
+    sizes = tensor.shape
+    if sizes == shape:
+        return True
+    if len(sizes) != len(shape):
         return False
-    for got, want in zip(tensor.shape, shape, strict=True):
+    for got, want in zip(sizes, shape, strict=True):
         if want is not None and got != want:
             return False
     return True
