@@ -67,6 +67,8 @@ PHASE_OF_TURN = {
     Turn.MORE: Phase.VERIFYING,
 }
 
+ENDING = (Phase.FINISHED, Phase.CLOSING)
+
 _Place = TypeVar("_Place", State, Phase)
 
 
@@ -166,11 +168,11 @@ class Connection:
         if self.role is Role.EDGE and self._is_overtaken(message):
             return self.data_to_send()
         try:
-            self._queue(message)
+            frame = self._framed(message)
         except ProtocolError as fault:
             name = type(message).__name__
             raise ValueError(f"the {self.role.value} cannot send {name}: {fault}") from None
-        return self.data_to_send()
+        return self.data_to_send() + frame
 
     def data_to_send(self) -> bytes:
         """Bytes of answers that receive has left to be written; each is given once."""
@@ -207,25 +209,29 @@ class Connection:
 
     def _take(self, message: Message) -> bool:
         """Apply a received message and answer it; whether it is to be delivered."""
-        before = self.phase(message.request)
+        request = self._requests.get(message.request)
+        was_ending = request is not None and request.phase in ENDING
         self._step(self._peer, message)
         if isinstance(message, Ping):
             self._queue(Pong(message.nonce))
             return False
-        if before in (Phase.FINISHED, Phase.CLOSING):
+        if was_ending:
             return False
-        if self.phase(message.request) in (Phase.FINISHED, Phase.CLOSING):
+        if request is not None and request.phase in ENDING:
             self._queue(Close(message.request))
             if self.role is Role.EDGE:
                 self._ended_by_server.add(message.request)
         return True
 
     def _queue(self, message: Message) -> None:
+        self._outgoing += self._framed(message)
+
+    def _framed(self, message: Message) -> bytes:
         # Encoded first: a message that has no bytes must not move the state.
         frame = encode_frame(message, self.frames_sent & 0xFFFF, self._vocabulary_size)
         self._step(self.role, message)
         self.frames_sent += 1
-        self._outgoing += frame
+        return frame
 
     def _fail(self, fault: ProtocolError) -> None:
         self._queue(Error(request=0, code=fault.code, fatal=True, sentence=fault.sentence))
@@ -330,7 +336,7 @@ class Connection:
         place = Phase.UNUSED if request is None else request.phase
         followers = _allowed(REQUEST_TABLE, place, sender, type(message))
         assert request is not None, "what begins a request is none of these"
-        if place in (Phase.FINISHED, Phase.CLOSING):
+        if place in ENDING:
             phase = followers[-1 if _is_last_verdict(message) else 0]
         else:
             phase = self._follow(request, message, followers)

@@ -2,8 +2,9 @@
 
 Request 0 is the connection itself. A message can only be built with fields that keep its rules
 (ValueError otherwise), so what is encoded is always valid, and what is decoded has been checked;
-equal messages have equal bytes. Which message may come when is `connection`'s business: this
-module knows no order, no role and no socket.
+equal messages have equal bytes. Nobody changes one; but those of which a server makes thousands a
+second are not frozen, as that would treble what one costs. Which message may come when is
+`connection`'s business: this module knows no order, no role and no socket.
 """
 
 from __future__ import annotations
@@ -566,7 +567,7 @@ class Prompt:
         return cls(request, unpack_tokens(body[cls.LAYOUT.size :], count, vocabulary_size))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draft:
     """Edge to server: a tree of drafted tokens to verify.
 
@@ -611,7 +612,7 @@ class Draft:
         return cls(request, round, base, tokens, tuple(body[parents_at:]), draft_ms)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Offer:
     """Edge to server, unasked: a tree that a later step may verify, or nobody ever looks at.
 
@@ -734,7 +735,7 @@ class Logprobs:
         return cls(request, values[:tokens], ids, values[tokens:])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """Server to edge: the path to `node` is accepted, and token `bonus` follows it.
 
@@ -803,7 +804,7 @@ class Verdict:
         return cls(*place, Turn(turn), *grant)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Credit:
     """Server to edge, after a Verdict that said WAIT: now a draft may come, as in that Verdict."""
 

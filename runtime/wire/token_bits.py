@@ -88,12 +88,12 @@ def unpack_tokens(packed: bytes, count: int, vocabulary_size: int) -> tuple[int,
         return ()
     width = token_bits(vocabulary_size)
     block_bytes = BLOCK_TOKENS * width // 8
-    tokens: list[int] = []
+    tokens: tuple[int, ...] = ()
     for start in range(0, len(packed), block_bytes):
         block = int.from_bytes(packed[start : start + block_bytes], "little")
         tokens += _unpack_block(block, min(BLOCK_TOKENS, count - len(tokens)), width)
     check_tokens(tokens, vocabulary_size)
-    return tuple(tokens)
+    return tokens
 
 
 def _unpack_block(block: int, count: int, width: int) -> tuple[int, ...]:

@@ -69,14 +69,12 @@ class Credits:
         while (name := self._next(now_s)) is not None:
             wanting = self._wanting[name].wanting
             request = next(iter(wanting))
-            place = place_of(request)
-            if not self.window.has(place):
+            if not self.window.take(request, place_of(request)):
                 break
             self._serve(name, now_s)
             del wanting[request]
             if not wanting:
                 del self._wanting[name]
-            self.window.take(request, place)
             given.append(request)
         return given
 

@@ -6,7 +6,8 @@ They forget, so they follow a machine or a text that changes. Know nothing of re
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from operator import neg
+from itertools import accumulate
+from operator import mul, neg
 
 GAIN = 1 / 8  # weight of one new sample once there are enough
 KEEP = 0.95  # weight that one step leaves to what came before, for rates
@@ -26,12 +27,12 @@ class Mean:
 
     def observe(self, sample: float) -> None:
         """Take one more sample into account."""
-        self.count += 1
+        self.count = count = self.count + 1
         gain, error = self._gain, sample - self.value
-        if self.count * gain < 1:
-            gain = 1 / self.count
+        if count * gain < 1:
+            gain = 1 / count
         self.value += gain * error
-        if self.count > 1:
+        if count > 1:
             self.deviation += gain * (abs(error) - self.deviation)
 
     def at_least(self) -> float:
@@ -72,8 +73,9 @@ class Acceptance:
 
     def __init__(self, prior: float = PRIOR) -> None:
         self._prior = prior
-        self._means = [0.0] * len(OCTAVES)
-        self._counts = [0] * len(OCTAVES)
+        # of the octaves that were sent, which are the first ones
+        self._means: list[float] = []
+        self._counts: list[int] = []
         self._settle()
 
     def node(self, rank: int) -> float:
@@ -96,33 +98,35 @@ class Acceptance:
         if nodes == 0:
             return
         means, counts, chances = self._means, self._counts, self._chances
-        hits = [0] * len(OCTAVES)
+        sent = (nodes - 1).bit_length() + 1
+        means += chances[len(means) : sent]
+        counts += [0] * (sent - len(counts))
+        hits = [0] * sent
         for rank in ranks:
             hits[(rank - 1).bit_length()] += 1
-        sent = (nodes - 1).bit_length() + 1
-        for octave, (first, last) in enumerate(OCTAVES[:sent]):
-            share = hits[octave] / (min(last, nodes) - first + 1)
+        sizes = (*SIZES[: sent - 1], nodes + 1 - OCTAVES[sent - 1][0])
+        for octave, size in enumerate(sizes):
             counts[octave] += 1
-            if counts[octave] == 1:
-                means[octave] = chances[octave]
-            gain = max(self.OCTAVE_GAIN, 1 / (self.PRIOR_ROUNDS + counts[octave]))
-            means[octave] += gain * (share - means[octave])
-        for octave in range(sent, len(OCTAVES)):
+            gain = 1 / (self.PRIOR_ROUNDS + counts[octave])
+            gain = gain if gain > self.OCTAVE_GAIN else self.OCTAVE_GAIN
+            means[octave] += gain * (hits[octave] / size - means[octave])
+        for octave in range(sent, len(means)):
             guess = self._prior * chances[octave - 1]
             means[octave] += self.FORGET * (guess - means[octave])
         self._settle()
 
     def _settle(self) -> None:
         """Make the chances of the means, falling from octave to octave, and their sums."""
-        self._chances: list[float] = []
-        self._sums = [0.0]  # over all octaves before each
-        above, total = 1.0, 0.0
-        for size, mean, count in zip(SIZES, self._means, self._counts, strict=True):
-            chance = (mean if mean < above else above) if count else above * self._prior
-            self._chances.append(chance)
-            total += chance * size
-            self._sums.append(total)
-            above = chance if chance > LEAST else LEAST
+        chances: list[float] = []
+        above = 1.0
+        for mean in self._means:
+            chances.append(mean if mean < above else above)
+            above = chances[-1] if chances[-1] > LEAST else LEAST
+        for _ in range(len(chances), len(SIZES)):
+            chances.append(above * self._prior)
+            above = chances[-1] if chances[-1] > LEAST else LEAST
+        self._chances = chances
+        self._sums = [0.0, *accumulate(map(mul, chances, SIZES))]  # over all octaves before each
 
 
 LEAST = 1e-3  # chance of a node, to guess those after it from

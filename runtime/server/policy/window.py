@@ -59,22 +59,22 @@ class Window:
         """Whether one more credit may go out for this place."""
         if math.isinf(self.size):
             return True
-        out, places = len(self._out), place.places
-        later = sum([count for step, count in self._of_step.items() if step > place.step])
-        return (
-            self._of_step[place.step] < place.batch
-            and out - later < places
-            and out < max(self.size, places)
-        )
+        step, steps, batch = place
+        out, of_step, places = len(self._out), self._of_step, steps * batch
+        if of_step[step] >= batch or out >= max(self.size, places):
+            return False
+        return out - sum([of_step[later] for later in of_step if later > step]) < places
 
-    def take(self, request: Request, place: Place) -> None:
-        """Give a credit, for as long as `hold` then says."""
-        assert self.has(place), f"step {place.step} has no place: {len(self)} credits are out"
+    def take(self, request: Request, place: Place) -> bool:
+        """Give a credit, for as long as `hold` then says; False where there is no place for it."""
+        if not self.has(place):
+            return False
         assert not request.has_credit, f"{request.key} has a credit already"
         self._give(request, Credit(place.step, math.inf))
         self._of_step[place.step] += 1
         self.size = max(self.size, place.places)
         self.given += 1
+        return True
 
     def hold(self, request: Request, until_s: float) -> None:
         """A credit that is out lasts until then; one that is not out comes back."""

@@ -79,7 +79,7 @@ class Failed:
 Outcome = Verified | Failed
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Part:
     """The rows of one request in a step, as they were when the step was put together."""
 
