@@ -112,11 +112,6 @@ def compared(
         chosen = len(mixture.router(x)[0].unique())
         woken += chosen
         n_bytes += chosen * mixture.experts.bytes_of_one
-
-    def run(blocks: list[Any], rows: torch.Tensor) -> None:
-        for block in blocks:
-            block(rows)
-
     as_many = torch.as_tensor(WeightMemory().moved(torch.ones(n_bytes // 4)))
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     calls: list[Callable[[], object]] = [
@@ -135,6 +130,11 @@ def compared(
         *(woken // len(ours), *shown, f"{mine_s / other_s:.2f}", f"{floor_s * 1e3:.1f} ms"),
         *(f"{floor_s / mine_s:.0%}", f"{other_floor_s / other_s:.0%}"),
     ), figures
+
+
+def run(blocks: list[Any], rows: torch.Tensor) -> None:
+    for block in blocks:
+        block(rows)
 
 
 def parse_options() -> argparse.Namespace:

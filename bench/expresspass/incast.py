@@ -26,9 +26,8 @@ def incast() -> Table:
         for count in SENDERS:
             network = Network(transport)
             paths = star(network, count, GBIT_S, DELAY_PS)
-            result = simulate(
-                Run(network, [Flow(0, ANSWER_BYTES, p) for p in paths], start_rate=START)
-            )
+            flows = [Flow(0, ANSWER_BYTES, path) for path in paths]
+            result = simulate(Run(network, flows, start_rate=START))
             took_ps = max(flow.finished_ps for flow in result.flows)
             times = took_ps / least_ps(count)
             resent = sum(flow.resent for flow in result.flows)

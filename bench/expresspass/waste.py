@@ -22,11 +22,9 @@ def waste() -> Table:
             run = Run(tree.network, flows, start_rate=start, start_weight=start)
             result = simulate(run)
             wasted = sum(flow.wasted_credits for flow in result.flows)
-            used = (
-                sum(flow.credits for flow in result.flows) - wasted - result.counts.dropped_credits
-            )
+            reached = sum(flow.credits for flow in result.flows) - result.counts.dropped_credits
             times = by_size(flows, result)
-            share = wasted / (wasted + used)
+            share = wasted / reached
             rows.append(
                 (
                     *(workload.name, f"1/{round(1 / start)}", f"{wasted / FLOWS:.1f}"),

@@ -30,21 +30,7 @@ def drawn(
 
     schema: of a response_format. Raises APIError.
     """
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    if "" in stop:
-        raise APIError(400, "stop has an empty text; leave it out", param="stop")
-    options: RequestOptions = {
-        **(AS_IT_IS if raw else {"raw": False}),
-        "stop": stop,
-        "temperature": 1.0 if body.temperature is None else body.temperature,
-        "top_p": 1.0 if body.top_p is None else body.top_p,
-        "min_p": body.min_p or 0.0,
-        "top_k": max(body.top_k or 0, 0),  # -1 is all as well, as in vLLM
-        "frequency_penalty": body.frequency_penalty or 0.0,
-        "presence_penalty": body.presence_penalty or 0.0,
-        "repetition_penalty": body.repetition_penalty or body.repeat_penalty or 1.0,
-        "logit_bias": body.logit_bias or {},
-    }
+    options = _options(body, raw)
     if (constraint := constraint_of(body.structured_outputs, schema)) is not None:
         options["constraint"] = constraint
     seed = None if body.seed in (None, RANDOM_SEED) else body.seed
@@ -59,3 +45,21 @@ def drawn(
         param=param,
         constrained_by=PLACE if body.structured_outputs else "response_format",
     )
+
+
+def _options(body: Body, raw: bool) -> RequestOptions:
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if "" in stop:
+        raise APIError(400, "stop has an empty text; leave it out", param="stop")
+    return {
+        **(AS_IT_IS if raw else {"raw": False}),
+        "stop": stop,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "min_p": body.min_p or 0.0,
+        "top_k": max(body.top_k or 0, 0),  # -1 is all as well, as in vLLM
+        "frequency_penalty": body.frequency_penalty or 0.0,
+        "presence_penalty": body.presence_penalty or 0.0,
+        "repetition_penalty": body.repetition_penalty or body.repeat_penalty or 1.0,
+        "logit_bias": body.logit_bias or {},
+    }

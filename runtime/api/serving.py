@@ -40,6 +40,17 @@ async def serving(
         socket.listen()  # whoever reads the URL may connect, even before the first turn below
     host, port = sockets[0].getsockname()[:2]
     reserved.close()
+    server = _Quiet(_config(app, most, tls))
+    running = asyncio.ensure_future(server.serve(sockets))
+    try:
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        yield f"{'https' if tls else 'http'}://{place}"
+    finally:
+        server.should_exit = True
+        await running
+
+
+def _config(app: ASGIApp, most: int | None, tls: ssl.SSLContext | None) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -54,14 +65,7 @@ async def serving(
     )
     config.load()
     config.ssl = tls
-    server = _Quiet(config)
-    running = asyncio.ensure_future(server.serve(sockets))
-    try:
-        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        yield f"{'https' if tls else 'http'}://{place}"
-    finally:
-        server.should_exit = True
-        await running
+    return config
 
 
 class _Punctual(H11Protocol):

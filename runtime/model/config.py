@@ -149,12 +149,7 @@ def from_huggingface(config: Any) -> ModelConfig:
     Raises ValueError for a family or a feature that the transformer does not implement, rather
     than computing something else.
     """
-    if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"model type {config.model_type!r} is not supported; expected {', '.join(FAMILIES)}"
-        )
-    if config.hidden_act not in ("silu", "swish"):  # two names of one function
-        raise ValueError(f"activation {config.hidden_act!r} is not supported; expected 'silu'")
+    _refuse_unknown(config)
     family, n_heads = config.model_type, config.num_attention_heads
     rope = _rope_parameters(config)
     check_count("max_context", config.max_position_embeddings, MAX_CONTEXT_TOKENS)
@@ -186,6 +181,15 @@ def from_huggingface(config: Any) -> ModelConfig:
         n_full_layers=n_full_layers,
         experts=_experts(config),
     )
+
+
+def _refuse_unknown(config: Any) -> None:
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"model type {config.model_type!r} is not supported; expected {', '.join(FAMILIES)}"
+        )
+    if config.hidden_act not in ("silu", "swish"):  # two names of one function
+        raise ValueError(f"activation {config.hidden_act!r} is not supported; expected 'silu'")
 
 
 def _experts(config: Any) -> ExpertsConfig | None:

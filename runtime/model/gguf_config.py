@@ -107,11 +107,7 @@ def config_from(
         raise ValueError("tensor token_embd.weight is missing")
     vocab_size = shapes["model.embed_tokens.weight"][0]
     scaling = _rope_scaling(metadata, divisors, head_dim)
-
-    def has_bias(part: str) -> bool:
-        return f"model.layers.0.{part}.bias" in shapes
-
-    is_llama = metadata.architecture == "llama"
+    first, is_llama = "model.layers.0", metadata.architecture == "llama"
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -125,10 +121,10 @@ def config_from(
         max_context=stretched_context(scaling, count("context_length")),
         head_size=vocab_size,
         rope_scaling=scaling,
-        qkv_bias=has_bias("self_attn.q_proj"),
+        qkv_bias=f"{first}.self_attn.q_proj.bias" in shapes,
         # llama.cpp knows these two in files of llama only
-        output_bias=is_llama and has_bias("self_attn.o_proj"),
-        mlp_bias=is_llama and has_bias("mlp.down_proj"),
+        output_bias=is_llama and f"{first}.self_attn.o_proj.bias" in shapes,
+        mlp_bias=is_llama and f"{first}.mlp.down_proj.bias" in shapes,
         qk_norm=metadata.architecture in ("qwen3", "qwen3moe"),
         tied_embedding="lm_head.weight" not in shapes,
         # Files of mistral and qwen2 may name attention.sliding_window. llama.cpp lets their tokens

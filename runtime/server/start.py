@@ -132,40 +132,47 @@ async def redirect(
     Those that it has now are looked at meanwhile; `opened` is told the address. Raises ConfigError,
     TLSError or ConnectionError.
     """
-    tell_accept_failures(asyncio.get_running_loop())
     renewal, certificate = Renewal(config), _certificate(config)
-    users = users_of(config)
-    door = _door(config, users, certificate, identity=None, router=router)
-    metrics = Metrics()
-    metrics.watch(door)
-
-    def on_message(peer: FramedProtocol, message: wire.Message) -> None:
-        if isinstance(message, wire.Hello | wire.Proof):
-            door.answer(peer, message, time.monotonic())
-
-    def on_closed(peer: FramedProtocol, reason: str | None) -> None:
-        log.info("edge left", extra=fields(peer=peer.peer_name, reason=reason))
-        metrics.edge_left(peer)
-        door.left(peer)
-
-    listener = await _listen(config, lambda: door.new_peer(on_message, on_closed), certificate)
+    door = _door(config, users_of(config), certificate, identity=None, router=router)
+    front = _Front(door, Metrics())
+    front.metrics.watch(door)
+    listener = await _listen(config, front.new_peer, certificate)
     stop = asyncio.Event()
     on_stop(asyncio.get_running_loop(), stop.set)
-
-    def renewed(users: Mapping[str, bytes] | None, known: bytes) -> None:
-        door.renew(users, known)
-
     with closing(listener):
         async with (
-            _pages(config, console, lambda: router.unready, metrics),
+            _pages(config, console, lambda: router.unready, front.metrics),
             watching(router),
-            renewing(renewal, (certificate,), renewed),
+            renewing(renewal, (certificate,), front.renewed),
         ):
             await listener.start_serving()
             host, port = listener.sockets[0].getsockname()[:2]
-            _announce(config, console, certificate, host, port)
-            opened(host, port)
+            _announce(config, console, certificate, host, port, opened)
             await stop.wait()
+
+
+@dataclass
+class _Front:
+    """A door that all are sent on from."""
+
+    door: Door
+    metrics: Metrics
+
+    def new_peer(self) -> FramedProtocol:
+        return self.door.new_peer(self._on_message, self._on_closed)
+
+    def renewed(self, users: Mapping[str, bytes] | None, certificate: bytes) -> None:
+        """Users and the certificate are new."""
+        self.door.renew(users, certificate)
+
+    def _on_message(self, peer: FramedProtocol, message: wire.Message) -> None:
+        if isinstance(message, wire.Hello | wire.Proof):
+            self.door.answer(peer, message, time.monotonic())
+
+    def _on_closed(self, peer: FramedProtocol, reason: str | None) -> None:
+        log.info("edge left", extra=fields(peer=peer.peer_name, reason=reason))
+        self.metrics.edge_left(peer)
+        self.door.left(peer)
 
 
 async def serve(
@@ -185,17 +192,11 @@ async def serve(
     """
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
     # opened last, so that nobody reaches a server that cannot answer.
-    tell_accept_failures(asyncio.get_running_loop())
     renewal, there, folder = Renewal(config), _There(config), folder_of(config)
     certificate, api_certificate = _certificate(config), _api_certificate(config)
-
-    def announce(host: str, port: int) -> None:
-        _announce(config, console, certificate, host, port)
-        opened(host, port)
-
     listener = await _listen(config, there.new_peer, certificate)
-    users = users_of(config)
-    metrics = Metrics()
+    users, metrics = users_of(config), Metrics()
+    announce = partial(_announce, config, console, certificate, opened=opened)
     async with (
         _pages(config, console, there.unready, metrics, there.requests, on_step) as step_ended,
         _clients(
@@ -222,6 +223,7 @@ async def _listen(
     certificate: Certificate | None,
 ) -> Listener:
     """The port for edges, here or of the host's network stack; reserved and not open yet."""
+    tell_accept_failures(asyncio.get_running_loop())
     if config.stack:
         return await stacks.listen(config.stack, config.host, config.port, new_peer, certificate)
     tls = certificate.context if certificate else None
@@ -380,9 +382,14 @@ async def _clients(
 
 
 def _announce(
-    config: ServerConfig, console: Terminal, certificate: Certificate | None, host: str, port: int
+    config: ServerConfig,
+    console: Terminal,
+    certificate: Certificate | None,
+    host: str,
+    port: int,
+    opened: Callable[[str, int], None] = lambda host, port: None,
 ) -> None:
-    """The last line of the start: the command that an edge needs."""
+    """The last line of the start, the command that an edge needs; then `opened` is told."""
     if certificate is None and not is_loopback(host):
         console.print(
             f"WARNING: {host} is not this machine alone, and without --tls-certificate others on "
@@ -390,18 +397,18 @@ def _announce(
             style="bold yellow",
             soft_wrap=True,
         )
-    if ip_address(host).is_unspecified:
-        host = platform.node()
+    name = platform.node() if ip_address(host).is_unspecified else host
     if not config.replicas and config.model != ServerConfig.model:
         sentence = f"DRAFT below: a small model with the vocabulary of {config.model}"
         console.print(sentence, soft_wrap=True)
     command = [called("runtime.edge"), "--server"]
-    command += [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    command += [f"[{name}]:{port}" if ":" in name else f"{name}:{port}"]
     command += [f"--tls {certificate.pin}"] if certificate else []
     command += ["--user NAME --token-file FILE"] if config.users else []
     if not config.replicas and config.model != ServerConfig.model:
         command.append("--draft DRAFT")
     console.print(" ".join([*command, "--chat"]), soft_wrap=True)
+    opened(host, port)
 
 
 @contextmanager

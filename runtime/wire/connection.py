@@ -358,10 +358,7 @@ class Connection:
                 request.parents = message.parents
             case Verdict():
                 _check_verdict(request, message)
-                if message.turn is Turn.MORE and not self.has_offers:
-                    raise _violation("a Verdict says MORE to an edge that makes no Offers")
-                if message.turn is Turn.SERVER and message.max_nodes and not self.has_offers:
-                    raise _violation("a Verdict would like Offers of an edge that makes none")
+                self._check_turn(message)
                 request.round, request.parents, request.logprobs = request.round + 1, (), None
                 request.granted_nodes = message.max_nodes
                 return Phase.FINISHED if message.finish else PHASE_OF_TURN[message.turn]
@@ -391,6 +388,12 @@ class Connection:
     def has_offers(self) -> bool:
         """Whether the edge may send Offers: both ends say a version that knows them."""
         return self.welcome is not None and self.welcome.version >= OFFERS_VERSION
+
+    def _check_turn(self, verdict: Verdict) -> None:
+        if verdict.turn is Turn.MORE and not self.has_offers:
+            raise _violation("a Verdict says MORE to an edge that makes no Offers")
+        if verdict.turn is Turn.SERVER and verdict.max_nodes and not self.has_offers:
+            raise _violation("a Verdict would like Offers of an edge that makes none")
 
     def _check_offer(self, request: _Request, offer: Offer) -> None:
         if not self.has_offers:

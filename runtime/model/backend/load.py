@@ -45,14 +45,17 @@ class Described(NamedTuple):
 def describe(folder: Path) -> Described:
     """A model that is not loaded. Raises ModelError with a sentence that says what is missing."""
     built = skeleton(folder)
-    path = folder / "config.json"
-    weights = FolderWeights(folder, quantisation_of(path, read_fields(path)))
-    parameters = Parameters(built.causal, weights)
-    parameters.check()
-    context = _context(built.causal.config.get_text_config(), built.longest, 0)
+    weights = _weights(folder)
+    Parameters(built.causal, weights).check()
+    context = _context(built, 0)
     vocabulary = built.causal.get_input_embeddings().weight.shape[0]
     embedding = next(n for n, shape in weights.shapes.items() if shape[0] == vocabulary)
     return Described(weights, _kv_shapes(built), context, embedding)
+
+
+def _weights(folder: Path) -> FolderWeights:
+    path = folder / "config.json"
+    return FolderWeights(folder, quantisation_of(path, read_fields(path)))
 
 
 def _kv_shapes(built: Skeleton) -> tuple[KVShape, ...]:
@@ -77,12 +80,10 @@ def load(
     """
     built = skeleton(folder)
     causal = built.causal
-    path = folder / "config.json"
-    quantisation = quantisation_of(path, read_fields(path))
-    parameters = Parameters(causal, FolderWeights(folder, quantisation))
+    parameters = Parameters(causal, _weights(folder))
     parameters.check()
     places = _places(causal, parameters)
-    embedding = causal.get_input_embeddings(), "weight"
+    embedding = causal.get_input_embeddings()
     reader = Reader(
         parameters,
         [*places, *_persistent_buffers(causal)],
@@ -91,21 +92,23 @@ def load(
         progress,
         activations == "exact",
         batch_invariant,
-        next(name for name, where in places.items() if embedding in where),
+        _name_of(embedding, places),
     )
     with explained(folder, f"{type(causal).__name__} of transformers"):
-        running = Pass()
-        _place_attention(built, running, reader.batch_invariant)
+        running = _place_attention(built, reader.batch_invariant)
         _fill(built, places, reader, running)
-        context = _context(causal.config.get_text_config(), built.longest, max_context)
         head = causal.get_output_embeddings()
-        model = _assembled(built, context, running)
-        head_name = next((name for name, where in places.items() if (head, "weight") in where), "")
-        model.products, model.base = _adaptable(reader, parameters.shapes, head_name)
+        model = _assembled(built, _context(built, max_context), running)
+        model.products, model.base = _adaptable(reader, parameters.shapes, _name_of(head, places))
         reader.tell()
         probe(model)
-        _try_in_one_call(model, getattr(*embedding), head)
+        _try_in_one_call(model, embedding.weight, head)
     return model
+
+
+def _name_of(module: Any, places: Mapping[str, list[Place]]) -> str:
+    """The tensor that is a module's weight; empty if none is."""
+    return next((name for name, where in places.items() if (module, "weight") in where), "")
 
 
 def _try_in_one_call(model: TransformersModel, embedding: Tensor, head: Any) -> None:
@@ -166,11 +169,14 @@ def _places(causal: Any, parameters: Parameters) -> dict[str, list[Place]]:
     return places
 
 
-def _place_attention(built: Skeleton, running: Pass, batch_invariant: bool) -> None:
+def _place_attention(built: Skeleton, batch_invariant: bool) -> Pass:
+    """Ours in the place of theirs; the pass that all of it looks at."""
+    running = Pass()
     kept = sorted({call.keeper for call in built.attention.values()})
     for index, (module, call) in enumerate(built.attention.items()):
         place, appends = kept.index(call.keeper), call.keeper == index
         module.__dict__[PLACE] = PagedAttention(place, appends, call, running, batch_invariant)
+    return running
 
 
 def _fill(built: Skeleton, places: dict[str, list[Place]], reader: Reader, running: Pass) -> None:
@@ -259,8 +265,9 @@ def _persistent_buffers(causal: Any) -> dict[str, Place]:
     }
 
 
-def _context(config: Any, longest: int | None, asked: int) -> int:
+def _context(built: Skeleton, asked: int) -> int:
     """Tokens of the longest text, as asked for if that is fewer than the model's."""
+    config, longest = built.causal.config.get_text_config(), built.longest
     stated: Any = getattr(config, "max_position_embeddings", None)
     if longest is not None and isinstance(stated, int):
         stated = min(stated, longest)
