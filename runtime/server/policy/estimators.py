@@ -99,17 +99,19 @@ class Acceptance:
             return
         means, counts, chances = self._means, self._counts, self._chances
         sent = (nodes - 1).bit_length() + 1
-        means += chances[len(means) : sent]
-        counts += [0] * (sent - len(counts))
+        if sent > len(means):
+            counts += [0] * (sent - len(means))
+            means += chances[len(means) : sent]
         hits = [0] * sent
         for rank in ranks:
             hits[(rank - 1).bit_length()] += 1
-        sizes = (*SIZES[: sent - 1], nodes + 1 - OCTAVES[sent - 1][0])
-        for octave, size in enumerate(sizes):
+        left = nodes
+        for octave, hit in enumerate(hits):
             counts[octave] += 1
-            gain = 1 / (self.PRIOR_ROUNDS + counts[octave])
+            gain, size = 1 / (self.PRIOR_ROUNDS + counts[octave]), SIZES[octave]
             gain = gain if gain > self.OCTAVE_GAIN else self.OCTAVE_GAIN
-            means[octave] += gain * (hits[octave] / size - means[octave])
+            means[octave] += gain * (hit / (size if size < left else left) - means[octave])
+            left -= size
         for octave in range(sent, len(means)):
             guess = self._prior * chances[octave - 1]
             means[octave] += self.FORGET * (guess - means[octave])
@@ -118,13 +120,15 @@ class Acceptance:
     def _settle(self) -> None:
         """Make the chances of the means, falling from octave to octave, and their sums."""
         chances: list[float] = []
-        above = 1.0
+        chance = 1.0
         for mean in self._means:
-            chances.append(mean if mean < above else above)
-            above = chances[-1] if chances[-1] > LEAST else LEAST
+            chance = mean if mean < chance else chance
+            chances.append(chance)
+            chance = chance if chance > LEAST else LEAST
         for _ in range(len(chances), len(SIZES)):
-            chances.append(above * self._prior)
-            above = chances[-1] if chances[-1] > LEAST else LEAST
+            chance *= self._prior
+            chances.append(chance)
+            chance = chance if chance > LEAST else LEAST
         self._chances = chances
         self._sums = [0.0, *accumulate(map(mul, chances, SIZES))]  # over all octaves before each
 
