@@ -16,7 +16,7 @@ LOOK_S = 2.0
 TRIPS = 4  # so many are remembered
 
 
-@dataclass
+@dataclass(slots=True)
 class Pulse:
     """Of one edge."""
 

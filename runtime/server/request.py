@@ -62,7 +62,7 @@ class RejectedDraft(ValueError):
     """A draft that does not fit the request; the message is sent to the edge."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Credit:
     """Permission to send a tree: for a tree in this step, until a time at which it is taken back.
 
@@ -74,7 +74,7 @@ class Credit:
     is_out: bool = True  # until a step takes its tree, or it is taken back
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """State of one request. `key` names it among all; only those of equal `sharers` share pages.
 

@@ -97,6 +97,13 @@ class Connection:
     welcome   the server's Welcome, likewise: the limits that hold from then on
     """
 
+    # without a dict: a server has thousands, and comes to each after all the others
+    __slots__ = (
+        *("role", "state", "hello", "challenge", "welcome", "frames_sent", "frames_received"),
+        *("_peer", "_fault", "_requests", "_ended_by_server", "_unanswered_pings"),
+        *("_vocabulary_size", "_received", "_outgoing"),
+    )
+
     def __init__(self, role: Role) -> None:
         self.role, self._peer = role, role.peer
         self.state = State.HELLO_DUE

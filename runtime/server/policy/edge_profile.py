@@ -21,7 +21,7 @@ LEAST_GAIN = 0.1  # tokens of a step, for which an edge is to be at work
 AT_ONCE_S = 0.002  # takes an edge that has its tree and gets the credit for it
 
 
-@dataclass
+@dataclass(slots=True)
 class EdgeProfile:
     """Of the edge behind one request."""
 

@@ -19,6 +19,8 @@ class Mean:
     `prior` counts as one sample. Source: round-trip estimation after Jacobson (SIGCOMM 1988).
     """
 
+    __slots__ = ("_gain", "count", "deviation", "value")  # an edge has ten of them
+
     def __init__(self, prior: float | None = None, gain: float = GAIN):
         self.value = prior if prior is not None else 0.0
         self.deviation = 0.0
@@ -70,6 +72,7 @@ class Acceptance:
 
     PRIOR, PRIOR_ROUNDS = 0.5, 2  # and the observed rounds that it weighs as much as
     OCTAVE_GAIN, FORGET = 1 / 24, 1 / 64  # FORGET: of what was not sent
+    __slots__ = ("_chances", "_counts", "_means", "_prior", "_sums")
 
     def __init__(self, prior: float = PRIOR) -> None:
         self._prior = prior

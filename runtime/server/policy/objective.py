@@ -25,7 +25,7 @@ LATE_SHARE = 0.01  # of the stretches
 KEEP = 0.995  # of what was counted, at each stretch: the last few hundred matter
 
 
-@dataclass
+@dataclass(slots=True)
 class Stretch:
     """Tokens of one request that are being counted, since a time."""
 

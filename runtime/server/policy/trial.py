@@ -43,6 +43,11 @@ SURE_ROUNDS = 8  # texts repeat themselves in runs: of fewer rounds the deviatio
 class Trial:
     """Times are in tokens: that of one round divided by that of one token of plain decoding."""
 
+    __slots__ = (
+        *("slack_tokens", "_full_tokens", "_sure", "_speedup"),
+        *("_plain_tokens", "_patience_tokens", "_pause_tokens"),
+    )
+
     def __init__(self) -> None:
         self.slack_tokens = self._full_tokens = SLACK_TOKENS
         self._sure = False
