@@ -67,7 +67,7 @@ def merge_splits_kernel(
         top = tl.full([BLOCK_HEADS], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_HEADS], tl.float32)
         sums = tl.zeros([BLOCK_HEADS, BLOCK_DV], tl.float32)
-        for split in tl.range(0, splits):
+        for split in tl.range(0, splits, num_stages=4):
             vector = (partial_row + split * rows).to(tl.int64) * HQ + head
             part = tl.load(partial_lse + vector, mask=head < HQ, other=float("-inf"))
             pointers = partial_out + vector[:, None] * DV + d[None, :]
