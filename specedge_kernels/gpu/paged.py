@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+MOST_INT32 = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Width:
@@ -35,10 +37,19 @@ def are_parts(v_cache: Tensor, k_cache: Tensor) -> bool:
     return start and alike and same and values in (width_of(keys).block, keys)
 
 
+def offset_type(*caches: Tensor) -> tl.dtype:
+    """Of the distance between any two numbers of a head."""
+    farthest = max(
+        sum((cache.shape[i] - 1) * cache.stride(i) for i in (0, 1, 3)) for cache in caches
+    )
+    return tl.int64 if farthest > MOST_INT32 else tl.int32
+
+
 @triton.jit
 def load_pages(table, slots, used, S: tl.constexpr):
     """Page ids of slots [X] of the request whose row of the page table this is; 0 if not used."""
-    return tl.load(table + slots // S, mask=used, other=0)
+    # Unsigned, a division by a power of two is a shift.
+    return tl.load(table + slots.to(tl.uint32) // S, mask=used, other=0)
 
 
 @triton.jit
@@ -57,11 +68,12 @@ def load_tokens(
     """One tile of the vectors of `slots` [X], which lie in `pages`.
 
     If MASKED, zero for those not used. cache: a head's first vector, and the strides of pages and
-    tokens.
+    tokens, in the type of `offset_type`.
     """
     base, page_stride, token_stride = cache
-    token = pages.to(tl.int64) * page_stride + (slots % S).to(tl.int64) * token_stride
-    stored = load_vectors(base + token[:, None], used, WIDTH, REST, MASKED)
+    place = (slots.to(tl.uint32) % S).to(tl.int32)
+    token = pages * page_stride + place * token_stride
+    stored = load_vectors(base, token[:, None], used, WIDTH, REST, MASKED)
     if stored.dtype != tl.uint8:
         return stored.to(DOT)
     elif NATIVE_E4M3:
@@ -80,18 +92,20 @@ def float_of_e4m3(byte):
 
 
 @triton.jit
-def load_vectors(starts, used, WIDTH: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr):
-    """The first tile, or the REST, of the vectors that begin at `starts` [X, 1].
+def load_vectors(base, starts, used, WIDTH: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr):
+    """The first tile, or the REST, of the vectors that begin at `starts` [X, 1] behind `base`.
 
     Zero beyond the width; if MASKED only those in use, the others zero.
     """
     d = numbers_of(WIDTH, REST)
+    # Offsets first, which take half the registers of pointers.
+    pointers = base + (starts + d)
     if MASKED:
-        return tl.load(starts + d, mask=used[:, None] & (d < WIDTH.numbers), other=0)
+        return tl.load(pointers, mask=used[:, None] & (d < WIDTH.numbers), other=0)
     elif WIDTH.block + WIDTH.rest > WIDTH.numbers:
-        return tl.load(starts + d, mask=d < WIDTH.numbers, other=0)
+        return tl.load(pointers, mask=d < WIDTH.numbers, other=0)
     else:
-        return tl.load(starts + d)
+        return tl.load(pointers)
 
 
 @triton.jit

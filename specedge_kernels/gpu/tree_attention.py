@@ -28,13 +28,14 @@ from specedge_kernels.gpu.online_softmax import (
     absorb,
     add_values,
     beside_sink,
-    scaled,
+    capped,
 )
 from specedge_kernels.gpu.paged import (
     are_parts,
     load_pages,
     load_tokens,
     load_vectors,
+    offset_type,
     store_vectors,
     width_of,
 )
@@ -46,7 +47,7 @@ from specedge_kernels.gpu.plan import (
     sum_before,
 )
 from specedge_kernels.gpu.stored import as_stored
-from specedge_kernels.gpu.tiles import Tile, choose_tile, converts_e4m3, n_programs
+from specedge_kernels.gpu.tiles import Tile, choose_tile, converts_e4m3, n_programs, n_totals
 from specedge_kernels.gpu.visible import (
     has_bit,
     ones_below,
@@ -54,6 +55,8 @@ from specedge_kernels.gpu.visible import (
     visible_word,
     window_start,
 )
+
+LEAST_SCALE = 1e-30  # in place of 0, of which -inf is no multiple
 
 
 @triton.jit(do_not_specialize=["batch", "pages_per_request", "window"])
@@ -91,8 +94,10 @@ def tree_attention_kernel(
     KEY: tl.constexpr,  # Width of D
     VALUE: tl.constexpr,  # Width of DV
     SHARED: tl.constexpr,  # the values are a part of the keys
+    ALIKE: tl.constexpr,  # the values have the strides of the keys
     S: tl.constexpr,
     W: tl.constexpr,
+    OFFSET: tl.constexpr,  # the type of offsets within a cache
     BATCH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
@@ -101,10 +106,12 @@ def tree_attention_kernel(
     INVARIANT: tl.constexpr,
     LSE: tl.constexpr,
     NATIVE_E4M3: tl.constexpr,
+    TOTALS: tl.constexpr,  # parts of the total weight of a row
     UPCAST: tl.constexpr,
 ):
     DTYPE: tl.constexpr = q.dtype.element_ty
     DOT: tl.constexpr = tl.float32 if UPCAST else DTYPE
+    EXACT: tl.constexpr = tl.float32 == DTYPE
     items, partial_rows = plan_batch(
         prefix_lens,
         n_nodes,
@@ -164,22 +171,27 @@ def tree_attention_kernel(
             full_begin = tl.maximum(begin, tl.cdiv(tl.max(start, 0), BLOCK_KEYS) * BLOCK_KEYS)
         full_end = tl.maximum(full_begin, tl.minimum(straight, end) // BLOCK_KEYS * BLOCK_KEYS)
 
-        query = q + (row * (HK * GROUP) + head * GROUP + m % GROUP).to(tl.int64) * KEY.numbers
-        queries = load_vectors(query[:, None], row, KEY, False, False).to(DOT)
+        query = (row * (HK * GROUP) + head * GROUP + m % GROUP).to(tl.int64) * KEY.numbers
+        queries = load_vectors(q, query[:, None], row, KEY, False, False).to(DOT)
         query_rests = queries
         if KEY.rest:
-            query_rests = load_vectors(query[:, None], row, KEY, True, False).to(DOT)
+            query_rests = load_vectors(q, query[:, None], row, KEY, True, False).to(DOT)
         own_scale, own_v_scale = scale, v_scale
         if k_scales is not None:
             own_scale = scale * tl.load(k_scales + head)
         if v_scales is not None:
             own_v_scale = v_scale * tl.load(v_scales + head)
-        keys_at = (k_cache + head.to(tl.int64) * k_head, k_page, k_token)
-        values_at = (v_cache + head.to(tl.int64) * v_head, v_page, v_token)
+        page, token = tl.cast(k_page, OFFSET), tl.cast(k_token, OFFSET)
+        keys_at = (k_cache + head.to(tl.int64) * k_head, page, token)
+        # Where they are the same the compiler computes places once.
+        if not ALIKE:
+            page, token = tl.cast(v_page, OFFSET), tl.cast(v_token, OFFSET)
+        values_at = (v_cache + head.to(tl.int64) * v_head, page, token)
         table = page_table + b * pages_per_request
-        work = (queries, query_rests, keys_at, values_at, own_scale, softcap)
+        unit = LOG2_E if SOFTCAP else own_scale * LOG2_E
+        work = (queries, query_rests, keys_at, values_at, own_scale, softcap, unit)
         top = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_ROWS], tl.float32)
+        total = tl.zeros([BLOCK_ROWS, TOTALS], tl.float32)
         sums = tl.zeros([BLOCK_ROWS, SUMS], tl.float32)
         rests = tl.zeros([BLOCK_ROWS, RESTS], tl.float32)
         state = (top, total, sums, rests)
@@ -207,17 +219,17 @@ def tree_attention_kernel(
                     DOT,
                     NATIVE_E4M3,
                     SOFTCAP,
+                    EXACT,
                     True,
                 )
 
         # The ids of the next tile travel in `pages`: looked up inside a turn, they would keep the
         # compiler from starting the next loads early.
-        slots = full_begin + columns
-        pages = load_pages(table, slots, slots < full_end, S)
+        pages = load_pages(table, full_begin + columns, columns < full_end - full_begin, S)
         for tile_begin in tl.range(full_begin, full_end, BLOCK_KEYS):
             slots = tile_begin + columns
-            ahead = slots + BLOCK_KEYS
-            next_pages = load_pages(table, ahead, ahead < full_end, S)
+            ahead = tile_begin + BLOCK_KEYS
+            next_pages = load_pages(table, ahead + columns, columns < full_end - ahead, S)
             state = attend_tile(
                 work,
                 pages,
@@ -232,6 +244,7 @@ def tree_attention_kernel(
                 DOT,
                 NATIVE_E4M3,
                 SOFTCAP,
+                EXACT,
                 False,
             )
             pages = next_pages
@@ -255,6 +268,7 @@ def tree_attention_kernel(
                 DOT,
                 NATIVE_E4M3,
                 SOFTCAP,
+                EXACT,
                 True,
             )
 
@@ -291,14 +305,16 @@ def tree_attention_kernel(
                         DOT,
                         NATIVE_E4M3,
                         SOFTCAP,
+                        EXACT,
                         True,
                     )
 
         top, total, sums, rests = state
+        total = tl.sum(total, 1)
         total = tl.where(total == 0, 1.0, total)
         sums = sums / total[:, None] * own_v_scale
         rests = rests / total[:, None] * own_v_scale
-        row_lse = top + tl.log2(total)
+        row_lse = top * unit + tl.log2(total)
         m = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         stored = m < rows * GROUP
         query_head = head * GROUP + m % GROUP
@@ -339,6 +355,7 @@ def attend_tile(
     DOT: tl.constexpr,
     NATIVE_E4M3: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    EXACT: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """One tile of keys; if MASKED each row sees the bits of its word, and what is not used is not
@@ -346,7 +363,7 @@ def attend_tile(
 
     work: what all tiles of an item share; state: of the running softmax, returned renewed.
     """
-    queries, query_rests, keys_at, values_at, scale, softcap = work
+    queries, query_rests, keys_at, values_at, scale, softcap, unit = work
     top, total, sums, rests = state
     keys = load_tokens(keys_at, pages, slots, used, KEY, False, S, DOT, NATIVE_E4M3, MASKED)
     key_rests = keys
@@ -354,10 +371,10 @@ def attend_tile(
     if KEY.rest:
         key_rests = load_tokens(keys_at, pages, slots, used, KEY, True, S, DOT, NATIVE_E4M3, MASKED)
         products = tl.dot(query_rests, tl.trans(key_rests), products, input_precision="tf32x3")
-    scores = scaled(products, scale, softcap, SOFTCAP)
+    scores = capped(products * scale, softcap) if SOFTCAP else products
     if MASKED:
         scores = tl.where(has_bit(word, tl.arange(0, slots.shape[0])), scores, float("-inf"))
-    weights, shrink, top, total = absorb(scores, top, total, MASKED)
+    weights, shrink, top, total = absorb(scores, unit, top, total, MASKED, EXACT)
     values = keys
     if not SHARED:
         values = load_tokens(
@@ -445,6 +462,8 @@ def launch(
     page_size, heads = k_cache.shape[1:3]
     if out.numel() == 0:
         return out, lse
+    # The largest product has the largest score.
+    q, scale = -q if scoring.scale < 0 else q, max(abs(scoring.scale), LEAST_SCALE)
     group, context_tokens = query_heads // heads, table_width * page_size
     partial_rows = max_partial_rows(rows, batch, group, context_tokens, batch_invariant)
     partial_out = q.new_empty(partial_rows, query_heads, value.numbers, dtype=torch.float32)
@@ -482,7 +501,7 @@ def launch(
         table_width,
         *k_cache.stride()[:3],
         *v_cache.stride()[:3],
-        scoring.scale,
+        scale,
         scoring.softcap,
         scoring.window,
         scoring.v_scale,
@@ -490,10 +509,13 @@ def launch(
         KEY=key,
         VALUE=value,
         SHARED=are_parts(v_cache, k_cache),
+        ALIKE=v_cache.stride() == k_cache.stride(),
         S=page_size,
         W=ancestors.shape[1],
+        OFFSET=offset_type(k_cache, v_cache),
         SOFTCAP=scoring.softcap > 0,
         NATIVE_E4M3=converts_e4m3(q.device),
+        TOTALS=n_totals(q.device),
         UPCAST=triton.knobs.runtime.interpret,
         **common,
         num_warps=tile.warps,

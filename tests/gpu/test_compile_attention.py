@@ -2,10 +2,11 @@ import re
 
 import pytest
 import torch
+import triton.language as tl
 
 from specedge_kernels.gpu import tree_attention as gpu
 from specedge_kernels.gpu.merge_splits import MERGED_HEADS, merge_splits_kernel
-from specedge_kernels.gpu.paged import width_of
+from specedge_kernels.gpu.paged import offset_type, width_of
 from specedge_kernels.gpu.tiles import LATENT_TILES, TILES, Tile, choose_tile, tiles_for
 from tests.gpu.compiled import SHARED_BYTES, cross_compile, main_loop, stack_bytes, waits
 from tests.gpu.launches import launches_of
@@ -56,11 +57,13 @@ def compile_attention(
         "KEY": width_of(widths[0]),
         "VALUE": width_of(widths[1]),
         "SHARED": False,
+        "ALIKE": True,
         "k_scales": None,
         "v_scales": None,
         "sinks": None,
         "S": 16,
         "W": 1,
+        "OFFSET": tl.int32,
         "BATCH": 16,
         "BLOCK_ROWS": tile.rows,
         "BLOCK_KEYS": tile.keys,
@@ -69,6 +72,7 @@ def compile_attention(
         "INVARIANT": False,
         "LSE": False,
         "NATIVE_E4M3": arch != "sm_80",
+        "TOTALS": 8 if arch == "sm_90" else 1,
         "UPCAST": False,
     }
     shape |= constants
@@ -166,6 +170,23 @@ def test_a_head_dimension_beyond_the_table_is_named():
             tiles_for("sm_90", size, keys, values)
 
 
+@pytest.mark.parametrize(
+    ("pages", "strides", "wanted"),
+    [
+        (2, (2**31 - 1 - 15 * 128 - 127, 128), tl.int32),
+        (2, (2**31 - 15 * 128 - 127, 128), tl.int64),
+        (1, (2**40, 128), tl.int32),
+        (1, (16, 2**28), tl.int64),
+    ],
+)
+def test_offsets_have_the_bits_that_a_cache_needs(pages, strides, wanted):
+    def cache(pages, strides):
+        return torch.empty_strided((pages, 16, 8, 128), (*strides, 2**40, 1), device="meta")
+
+    assert offset_type(cache(pages, strides), cache(1, (16, 128))) == wanted
+    assert offset_type(cache(1, (16, 128)), cache(pages, strides)) == wanted
+
+
 @pytest.mark.every_value
 @pytest.mark.parametrize(("arch", "size", "widths", "tile", "latent"), ENTRIES)
 def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, widths, tile, latent, tmp_path):
@@ -194,6 +215,7 @@ def test_every_tile_fits_and_keeps_loads_in_flight(arch, size, widths, tile, lat
     [
         {"S": 1, "widths": (80, 80), "LSE": True},
         {"S": 64, "GROUP": 8, "WINDOW": True},
+        {"OFFSET": tl.int64, "ALIKE": False},
         dict.fromkeys(("k_scales", "v_scales", "sinks"), "*fp32"),
         {"W": 4, "BATCH": 256, "WINDOW": True, "SOFTCAP": True},
     ],
@@ -225,13 +247,18 @@ def test_every_loop_of_the_invariant_kernel_computes_alike(arch, tmp_path):
     compiled = compile_attention(arch, tile, "bf16", (128, 128), INVARIANT=True, WINDOW=True)
     assert not spills(main_loop(compiled, tmp_path))
     assert max(waits(compiled)) == 2 * (tile.stages - 2)
-    # Four loops: cut by the window, whole, around the tree, along a path. Their sums over keys
-    # have the layout that all share, and nothing of them is contracted (log2 writes out its own).
-    scores = rf"tensor<{tile.rows}x{tile.keys}xf32, (#\w+)>\) -> tensor<{tile.rows}xf32"
-    layouts = re.findall(scores, compiled.asm["ttgir"])
-    assert len(layouts) >= 2 * 4
-    assert len(set(layouts)) == 1
-    assert "fma.rn.f32" not in compiled.asm["ptx"]
+    # Four loops: cut by the window, whole, around the tree, along a path. Their largest scores and
+    # their sums over keys have layouts that all share, and nothing of them is contracted but the
+    # products that are written so (log2 writes out its own).
+    rows, keys, parts = tile.rows, tile.keys, 8 if arch == "sm_90" else 1
+    whole, in_parts = f"{rows}x{keys}", f"{rows}x{keys // parts}x{parts}"
+    for given, left in ((whole, f"{rows}"), (in_parts, f"{rows}x{parts}")):
+        reduced = rf"tensor<{given}xf32, (#\w+)>\) -> tensor<{left}xf32"
+        layouts = re.findall(reduced, compiled.asm["ttgir"])
+        assert len(layouts) >= 4
+        assert len(set(layouts)) == 1
+    written = compiled.asm["ttgir"].count("math.fma") * rows * keys // (32 * tile.warps)
+    assert compiled.asm["ptx"].count("fma.rn.f32") == written > 0
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+import triton.language as tl
 
 from specedge_kernels import reference
 from specedge_kernels.gpu import tree_attention as gpu
@@ -301,6 +302,51 @@ def test_no_requests_no_rows_no_prefix(device):
     caches = make_caches(one, 1, 16, torch.float32, generator)
     value = caches[1][one.page_table[0, 0], 0, 0]
     assert torch.equal(attend(device, torch.randn(1, 1, 16), caches, one)[0, 0], value)
+
+
+@pytest.mark.every_value
+# The interpreter cuts off what bfloat16 has no bits for.
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 1e6), (torch.float16, 30)])
+@pytest.mark.parametrize("options", [{}, {"window": 1}], ids=str)
+def test_a_row_that_sees_one_token_gets_its_value(device, dtype, largest, options):
+    generator = torch.Generator().manual_seed(2)
+    batch = make_batch([parents_of("star", 70, generator)], [0], 16, generator, words=2)
+    caches = make_caches(batch, 1, 64, dtype, generator)
+    # A product of a score and its unit is rounded, by the more the larger it is.
+    q = queries(batch, 2, 64, generator, dtype) * largest
+    got = attend(device, q, caches, batch, **options)
+    first = caches[1][batch.page_table[0].long()].flatten(0, 1)[: int(batch.n_nodes[0])]
+    alone = slice(None) if "window" in options else slice(1)
+    assert torch.equal(got[alone], first[alone].expand(-1, 2, -1))
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-12])
+def test_any_scale(device, scale, softcap):
+    generator = torch.Generator().manual_seed(3)
+    batch = make_batch([parents_of("random", 20, generator)], [2 * SPLIT + 5], 16, generator)
+    caches = make_caches(batch, 2, 32, torch.float8_e4m3fn, generator)
+    q, scales = queries(batch, 4, 32, generator), torch.tensor([0.3, 1.7])
+    tensors = [tensor.to(device) for tensor in (q, *caches, *batch.tables)]
+    scoring = gpu.Scoring(scale, softcap, k_scales=scales.to(device))
+    out, lse = gpu.launch(*tensors, scoring, TILE, with_lse=True)
+    given = {"scale": scale, "softcap": softcap, "k_scale": scales, "return_lse": True}
+    want = reference.tree_attention(q.double(), *caches, *batch.tables, **given)
+    assert_close(out.cpu(), want[0])
+    torch.testing.assert_close(lse.cpu(), want[1], rtol=2e-6, atol=2e-6)
+
+
+def test_offsets_of_either_type_and_totals_in_any_parts(device, monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    batch = make_batch([parents_of("random", 20, generator)], [2 * SPLIT + 5], 16, generator)
+    caches = make_caches(batch, 2, 64, torch.float32, generator)
+    q = queries(batch, 4, 64, generator)
+    want = attend(device, q, caches, batch)
+    monkeypatch.setattr(gpu, "offset_type", lambda *_: tl.int64)
+    assert torch.equal(attend(device, q, caches, batch), want)
+    for parts in (1, 8, TILE.keys):
+        monkeypatch.setattr(gpu, "n_totals", lambda _, parts=parts: parts)
+        assert_close(attend(device, q, caches, batch), want)
 
 
 def test_large_scores_do_not_overflow(device):
