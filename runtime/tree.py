@@ -122,12 +122,20 @@ class DraftTree:
     expanded: list[int] = field(default_factory=list)  # nodes run by the model, in cache order
 
     def add_children(self, parent: int, candidates: Iterable[tuple[int, float]]) -> None:
-        """Offer (token, log-probability) children of a node, or of `ROOT`. Tokens are distinct."""
+        """Offer (token, log-probability) children of a node, or of `ROOT`. Tokens are distinct.
+
+        One that was offered before is as likely as it is now, and what is below it as well.
+        """
         base, depth = (0.0, 0) if parent == ROOT else (self.scores[parent], self.depths[parent] + 1)
+        known = {self.tokens[node]: node for node in self.children(parent)}
         for token, log_probability in candidates:
+            score = base + min(log_probability, 0.0)
+            if token in known:
+                self._move(known[token], score)
+                continue
             self.tokens.append(token)
             self.parents.append(parent)
-            self.scores.append(base + min(log_probability, 0.0))
+            self.scores.append(score)
             self.depths.append(depth)
 
     def __len__(self) -> int:
@@ -148,12 +156,14 @@ class DraftTree:
         candidates = self.kept() if nodes is None else self.best_first(nodes)
         return [node for node in candidates if node not in done][:width]
 
+    def children(self, parent: int) -> list[int]:
+        """Those of a node, or of `ROOT`, in order of discovery."""
+        return [node for node, above in enumerate(self.parents) if above == parent]
+
     def child(self, parent: int, token: int) -> int | None:
         """The child of a node, or of `ROOT`, with this token, if it has been found."""
-        for node, above in enumerate(self.parents):
-            if above == parent and self.tokens[node] == token:
-                return node
-        return None
+        children = self.children(parent)
+        return next((node for node in children if self.tokens[node] == token), None)
 
     def below(self, node: int) -> list[int]:
         """All descendants of a node, or of `ROOT`, in order of discovery."""
@@ -186,6 +196,12 @@ class DraftTree:
             tokens.append(self.tokens[node])
             node = self.parents[node]
         return tokens[::-1]
+
+    def _move(self, node: int, score: float) -> None:
+        """Give a node another score; how likely what is below it follows it stays."""
+        change = score - self.scores[node]
+        for moved in (node, *self.below(node)):
+            self.scores[moved] += change
 
     def ordered(self) -> OrderedTree:
         """The kept nodes in sending order."""

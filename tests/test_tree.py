@@ -147,6 +147,28 @@ def test_a_frontier_of_chosen_nodes(seed: int) -> None:
     assert tree.frontier(99) == [node for node in tree.kept() if node not in tree.expanded]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_child_offered_again_is_no_other_node(seed: int) -> None:
+    """As if it had been offered with its last score before anything was found below it."""
+    rng = random.Random(seed)
+    again, once = DraftTree(8), DraftTree(8)
+    offers: dict[int, dict[int, float]] = {}
+    nodes = [ROOT]
+    for _ in range(12):
+        parent, before = rng.choice(nodes), len(again)
+        children = [(token, -rng.random()) for token in rng.sample(range(5), 3)]
+        offers.setdefault(parent, {}).update(children)
+        again.add_children(parent, children)
+        nodes += range(before, len(again))
+    way = {ROOT: ROOT}
+    for node, (parent, token) in enumerate(zip(again.parents, again.tokens, strict=True)):
+        once.add_children(way[parent], [(token, offers[parent][token])])
+        way[node] = len(once) - 1
+    assert (again.tokens, again.parents, again.depths) == (once.tokens, once.parents, once.depths)
+    assert again.scores == pytest.approx(once.scores)
+    assert len({*zip(again.parents, again.tokens, strict=True)}) == len(again)
+
+
 def test_children_are_found_by_their_token() -> None:
     tree = random_tree(random.Random(2), budget=9, passes=2, width=4)
     for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.edge.draft.mixture import LONGEST, mix, shares
+from runtime.edge.draft.mixture import mix
+from runtime.edge.draft.shares import LONGEST, shares
 from runtime.edge.draft.shift import shift
 from runtime.edge.draft.speculation import Pass, Speculation
 from runtime.model.engine import Engine, KeptPath, TreeRequest

@@ -6,7 +6,7 @@ Knows no grammar: a matcher is made when the first draft wants it, and by the th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -48,3 +48,12 @@ class Guide:
             return None
         self._done = len(context)
         return self._matcher.after(paths)
+
+    def allowed(
+        self, context: Sequence[int], path: Sequence[int], tokens: Iterable[int]
+    ) -> list[int]:
+        """Those of some tokens that may follow one way; all where nothing is known."""
+        masks = self.after(context, [path])
+        if masks is None:
+            return [*tokens]
+        return [token for token in tokens if masks[0, token // 32] >> token % 32 & 1]

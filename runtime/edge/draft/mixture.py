@@ -1,35 +1,10 @@
-"""What the draft model says and what was looked up, as one distribution.
-
-Answers often repeat names, numbers and phrases of the prompt, which a small draft model cannot
-know.
-"""
+"""What the draft model says and what was looked up, as one distribution."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from runtime.edge.draft.suffixes import Suffixes
-
-# How far a match of this length, or of the longest or more, is trusted against the draft model:
-# fitted on text that the embedded target wrote, see runtime/embedded/README.md.
-WEIGHTS = {1: 0.1, 2: 0.3, 3: 0.5, 4: 0.6, 5: 0.65, 6: 0.7, 7: 0.75, 8: 0.85}
-LONGEST = max(WEIGHTS)
-
-
-def shares(text: Suffixes, tail: Sequence[int]) -> dict[int, float]:
-    """Token -> share of the mixture, behind the last tokens of a text; empty if nothing fits.
-
-    The longest match decides, up to `LONGEST` tokens; its shares add up to its weight.
-    """
-    found = [(min(length, LONGEST), token) for length, token in text.followers(tail[-LONGEST:])]
-    longest = max((length for length, _ in found), default=0)
-    followers = Counter(token for length, token in found if length == longest)
-    return {
-        token: WEIGHTS[longest] * count / followers.total() for token, count in followers.items()
-    }
 
 
 def mix(

@@ -36,6 +36,7 @@ class Offering:
 
         ahead: tokens that will have been decoded behind the text when it arrives.
         """
+        speculation.look_up()
         tree, text = speculation.tree, speculation.context
         head = tuple(text[self._base :]) if self._paths else ()
         if head and head not in self._paths:

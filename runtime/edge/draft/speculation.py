@@ -15,6 +15,7 @@ Source: SpecEdge (arXiv:2505.17052, sections 4.1 and 4.2) for growth and `Proact
 many outcomes at once as in Saguaro (arXiv:2603.03251), here over trees.
 """
 
+import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from enum import Enum
 
 from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide
+from runtime.edge.draft.shares import LONGEST, shares
 from runtime.edge.draft.suffixes import Suffixes
 from runtime.history import History
 from runtime.tree import ROOT, DraftTree, OrderedTree
@@ -145,9 +147,40 @@ class Speculation:
     def send(self, max_nodes: int) -> OrderedTree:
         """The best nodes, in sending order; the tree goes on growing around them."""
         self.tree.budget = min(self.shape.max_budget, max_nodes)
+        self.look_up()
         self.sent, self.in_flight = self.tree.ordered(), True
         self._expanded_before = len(self.tree.expanded)
         return self.sent
+
+    def look_up(self) -> None:
+        """Go on below the leaves of the kept tree with what stood behind the same words before.
+
+        That takes no pass of the draft model. So nodes may stand below others that have not been
+        run; a pass can run them together.
+        """
+        tree, run, kept = self.tree, {ROOT, *self.tree.expanded}, self.tree.kept()
+        is_full = 0 < tree.budget == len(kept)
+        least = tree.scores[kept[-1]] if is_full else -math.inf  # of those that may be kept
+        leaves = [node for node in kept if node not in run and tree.parents[node] in run]
+        best = [(-tree.scores[leaf], leaf) for leaf in leaves]  # a heap: it is sorted
+        for _ in range(tree.budget):
+            if not best or -best[0][0] <= least:
+                return
+            _, node = heapq.heappop(best)
+            if tree.depths[node] < self._deepest:
+                self._look_up_below(node)
+                for child in tree.children(node):
+                    heapq.heappush(best, (-tree.scores[child], child))
+
+    def _look_up_below(self, node: int) -> None:
+        path = self.tree.path(node)
+        likely = shares(self.suffixes, [*self.context[-LONGEST:], *path])
+        if likely and self.guide is not None:
+            fit = self.guide.allowed(self.context, path, likely)
+            likely = {token: likely[token] for token in fit}
+        likeliest = sorted(likely, key=lambda token: (-likely[token], token))
+        children = [(token, math.log(likely[token])) for token in likeliest]
+        self.tree.add_children(node, children[: self.shape.max_branch_width])
 
     def commit(self, node: int, bonus: int) -> Step:
         """Apply a verdict: keep the path to `node`, then `bonus` and, if foreseen, what is below.
@@ -205,20 +238,33 @@ class Speculation:
 
     def _expandable(self, nodes: Iterable[int]) -> list[int]:
         """The best of some nodes whose children could still be accepted."""
-        deepest = self.limit - len(self.context) - 2  # of children; the bonus comes below them
-        if deepest < 0 or not self._is_readable:
+        if self._deepest < 0 or not self._is_readable:
             return []
         if self.cached < len(self.context):
             return [ROOT]
-        allowed = [node for node in nodes if self.tree.depths[node] < deepest]
-        frontier = self.tree.frontier(self.shape.max_n_beams, allowed)
+        frontier = self.tree.frontier(self.shape.max_n_beams, self._in_reach(nodes))
         return frontier[: MAX_EXPANDED - len(self.tree.expanded)]
+
+    @property
+    def _deepest(self) -> int:
+        """Depth of nodes that can be accepted; the bonus comes below them."""
+        return self.limit - len(self.context) - 2
+
+    def _in_reach(self, nodes: Iterable[int]) -> list[int]:
+        """Those of some nodes whose children could still be accepted."""
+        return [node for node in nodes if self.tree.depths[node] < self._deepest]
 
     def _single(self) -> list[int]:
         """The best leaf in flight until its children are known, then its best child's subtree."""
         leaf, bonus = self._likeliest_end()
-        if bonus is None:  # below the root nothing was found: it has been run with the text
-            return [] if leaf == ROOT else [leaf]
+        run = {ROOT, *self.tree.expanded}
+        way: list[int] = []  # to the leaf, as far as it has not been run
+        while leaf not in run:
+            way, leaf = [leaf, *way], self.tree.parents[leaf]
+        if way:
+            return way
+        if bonus is None:
+            return []
         below = self.tree.best_first(self.tree.below(bonus))
         return [bonus, *below[: self.tree.budget]]
 

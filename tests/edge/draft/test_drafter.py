@@ -1,13 +1,14 @@
 """The drafter: best-first growth with true probabilities, and a cache that never drifts."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from runtime.edge.draft.drafter import Drafter
-from runtime.edge.draft.mixture import WEIGHTS
+from runtime.edge.draft.shares import WEIGHTS
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.edge.draft.suffixes import Suffixes
 from runtime.model.engine import Engine, TreeRequest
@@ -111,6 +112,39 @@ def test_adopted_trees_are_those_grown_from_scratch(
             grow_ahead(drafter, speculation, passes=rng.randint(0, 6))
             assert_equal(speculation.tree, from_scratch(oracle, speculation))
     assert hits == 0 if proactive is Proactive.OFF else hits >= 2
+
+
+def test_a_pass_runs_what_was_looked_up_below_what_it_runs(
+    engine: Engine, oracle: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Children of every node that was run are those that a fresh pass over its text gives."""
+
+    def read(s: Speculation, path: Sequence[int]) -> dict[int, float]:
+        s.suffixes.extend(s.context[len(s.suffixes) :])
+        return {}
+
+    monkeypatch.setattr("runtime.edge.draft.drafter._looked_up", read)
+    shape = TreeShape(16, 6, 1, 3)
+    drafter, speculation = Drafter(engine), speculate(shape, Proactive.MULTI)
+    rng, together = random.Random(2), 0
+    grow_ahead(drafter, speculation, passes=1)
+    for _ in range(12):
+        speculation.commit(*random_verdict(rng, speculation))
+        grow(drafter, speculation)
+        for _ in range(3):
+            frontier = speculation.frontier_ahead()
+            together += sum(speculation.tree.parents[node] in frontier for node in frontier)
+            grow_ahead(drafter, speculation, passes=1)
+        tree, nodes = speculation.tree, [ROOT, *speculation.tree.expanded]
+        texts = [[*speculation.context, *tree.path(node)] for node in nodes]
+        log_p = fresh_logits(oracle, texts).log_softmax(-1)
+        for node, row in zip(nodes, log_p, strict=True):
+            base = 0.0 if node == ROOT else tree.scores[node]
+            for score, token in zip(*row.topk(shape.max_branch_width), strict=True):
+                child = tree.child(node, int(token))
+                assert child is not None
+                assert tree.scores[child] - base == pytest.approx(float(score), abs=1e-4)
+    assert together
 
 
 def coupled_log_probabilities(

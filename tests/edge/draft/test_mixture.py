@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from runtime.edge.draft.mixture import WEIGHTS, mix, shares
+from runtime.edge.draft.mixture import mix
+from runtime.edge.draft.shares import WEIGHTS, shares
 from runtime.edge.draft.suffixes import MOST_PLACES, Suffixes
 
 
