@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.edge.draft.mixture import mix
+from runtime.edge.draft.mixture import changed, mix
 from runtime.edge.draft.shares import LONGEST, shares
 from runtime.edge.draft.shift import shift
 from runtime.edge.draft.speculation import Pass, Speculation
@@ -175,27 +175,27 @@ class Drafter:
     def _add_children(self, expanded: list[tuple[Speculation, int]], logits: Tensor) -> None:
         """Offer each node's likeliest children to its tree; logits [len(expanded), V]."""
         paths = [s.tree.path(node) for s, node in expanded]
-        looked_up = [_looked_up(s, path) for (s, _), path in zip(expanded, paths, strict=True)]
         known = self._known_columns(min(s.vocabulary_size for s, _ in expanded))
         logits, token_ids = logits[:, :known].contiguous(), self._token_ids[:known]
-        shifts = [
-            shift(s.edits, s.history, path, row, token_ids) if s.edits else None
-            for (s, _), path, row in zip(expanded, paths, logits, strict=True)
-        ]
-        mixed, token_ids = mix(logits, token_ids, looked_up)
-        for row, change in enumerate(shifts):
-            if change is not None:
-                mixed[row, :known] += change
-        if (allowed := self._allowed(expanded, paths, token_ids)) is not None:
-            mixed = mixed.masked_fill(~allowed, -math.inf)
+        looked_up = [_looked_up(s, path) for (s, _), path in zip(expanded, paths, strict=True)]
+        for row, ((s, _), path) in enumerate(zip(expanded, paths, strict=True)):
+            if s.edits:
+                change = shift(s.edits, s.history, path, logits[row], token_ids)
+                logits[row] += change
+                looked_up[row] = changed(looked_up[row], change, token_ids)
+        for row, mask in self._masks(expanded, paths).items():
+            bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+            is_allowed = torch.from_numpy(bits).bool().to(token_ids.device)[token_ids]
+            logits[row].masked_fill_(~is_allowed, -math.inf)
+            looked_up[row] = {t: share for t, share in looked_up[row].items() if bits[t]}
         widths = [s.shape.max_branch_width for s, _ in expanded]
 
         def column(values: list[float], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=mixed.device)
+            return torch.tensor(values, dtype=dtype, device=logits.device)
 
         ids, log_probabilities = draft_topk(
-            mixed,
-            min(max(widths), mixed.shape[1]),
+            logits,
+            min(max(widths), known),
             column([s.noise.temperature for s, _ in expanded], torch.float32),
             column([s.noise.seed for s, _ in expanded], torch.int64),
             column(
@@ -205,36 +205,29 @@ class Drafter:
             token_ids,
         )
         rows = zip(expanded, widths, ids.tolist(), log_probabilities.tolist(), strict=True)
-        for (speculation, node), width, tokens, scores in rows:
-            children = zip(tokens[:width], scores[:width], strict=True)
+        for ((speculation, node), width, tokens, scores), row_shares in zip(
+            rows, looked_up, strict=True
+        ):
             # a row of which nothing is allowed has no numbers for scores
-            found = [(token, score) for token, score in children if score > -math.inf]
-            speculation.tree.add_children(node, found)
+            own = {t: score for t, score in zip(tokens, scores, strict=True) if score > -math.inf}
+            speculation.tree.add_children(node, mix(own, row_shares)[:width])
 
-    def _allowed(
-        self,
-        expanded: Sequence[tuple[Speculation, int]],
-        paths: Sequence[Sequence[int]],
-        token_ids: Tensor,
-    ) -> Tensor | None:
-        """Which columns may follow each node, [len(expanded), len(token_ids)]; None if all may."""
+    def _masks(
+        self, expanded: Sequence[tuple[Speculation, int]], paths: Sequence[Sequence[int]]
+    ) -> dict[int, np.ndarray]:
+        """By the rows of nodes that not everything may follow: what may, int32 words of bits."""
         guided: dict[int, list[int]] = {}
         for row, (speculation, _) in enumerate(expanded):
             if speculation.guide is not None:
                 guided.setdefault(id(speculation), []).append(row)
-        allowed: Tensor | None = None
+        found: dict[int, np.ndarray] = {}
         for rows in guided.values():
             speculation, _ = expanded[rows[0]]
             assert speculation.guide is not None, "a row without a guide"
             masks = speculation.guide.after(speculation.context, [paths[row] for row in rows])
-            if masks is None:
-                continue
-            bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
-            columns = torch.from_numpy(bits).bool().to(token_ids.device)[:, token_ids]
-            if allowed is None:
-                allowed = columns.new_ones(len(expanded), len(token_ids))
-            allowed[rows] = columns
-        return allowed
+            if masks is not None:
+                found |= zip(rows, masks, strict=True)
+        return found
 
     def _known_columns(self, vocabulary_size: int) -> int:
         """How many columns of the logits are tokens that the target has as well."""

@@ -1,32 +1,41 @@
-"""What the draft model says and what was looked up, as one distribution."""
+"""What the draft model says and what was looked up, as one distribution.
+
+The noise that target and draft share is in the model's part alone: where the target repeats the
+words of its prompt it is so sure of them that hardly any noise draws another.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 
 def mix(
-    logits: Tensor, token_ids: Tensor, shares: Sequence[dict[int, float]]
-) -> tuple[Tensor, Tensor]:
-    """Mix shares of tokens into each row's distribution.
+    log_probabilities: Mapping[int, float], shares: Mapping[int, float]
+) -> list[tuple[int, float]]:
+    """Mix shares of tokens into the draft's likeliest ones: (token, log-probability), best first.
 
-    logits [N, V] f32 and token_ids [V] i64, sorted, as the draft gives them; shares: one dict for
-    each row. Returns log-probabilities [N, V + X] and ids [V + X]: X tokens outside the draft's
-    head are appended.
+    A token that is looked up and not among these is as likely as its share says.
     """
-    found = sorted({token for row in shares for token in row})
-    if not found:
-        return logits, token_ids
-    wanted = torch.tensor(found, device=logits.device)
-    column = torch.searchsorted(token_ids, wanted).clamp(max=len(token_ids) - 1)
-    missing = token_ids[column] != wanted
-    n_extra = int(missing.sum())
-    column[missing] = len(token_ids) + torch.arange(n_extra, device=logits.device)
-    extra = logits.new_full((len(shares), n_extra), -math.inf)
-    mixed = torch.cat((logits.log_softmax(-1), extra), dim=1)
-    share = logits.new_tensor([[row.get(token, 0.0) for token in found] for row in shares])
-    mixed += torch.log1p(-share.sum(1, keepdim=True))
-    mixed[:, column] = torch.logaddexp(mixed[:, column], share.log())
-    return mixed, torch.cat((token_ids, wanted[missing]))
+    rest = 1 - sum(shares.values())
+    mixed = {token: rest * math.exp(score) for token, score in log_probabilities.items()}
+    for token, share in shares.items():
+        mixed[token] = mixed.get(token, 0.0) + share
+    likely = sorted(mixed.items(), key=lambda item: (-item[1], item[0]))
+    return [(token, math.log(probability)) for token, probability in likely if probability > 0]
+
+
+def changed(shares: Mapping[int, float], change: Tensor, token_ids: Tensor) -> dict[int, float]:
+    """Shares of tokens whose logits are changed as in `change` [V] f32, of token_ids [V], rising.
+
+    Of a token outside the draft's head no change is known.
+    """
+    if not shares:
+        return {}
+    tokens = torch.tensor([*shares], device=token_ids.device)
+    columns = torch.searchsorted(token_ids, tokens).clamp(max=len(token_ids) - 1)
+    factors = torch.where(token_ids[columns] == tokens, change[columns].exp(), 1.0).tolist()
+    scaled = [share * factor for share, factor in zip(shares.values(), factors, strict=True)]
+    total = 1 - sum(shares.values()) + sum(scaled)
+    return {token: share / total for token, share in zip(shares, scaled, strict=True)}

@@ -150,11 +150,10 @@ def test_a_pass_runs_what_was_looked_up_below_what_it_runs(
 def coupled_log_probabilities(
     engine: Engine, context: list[int], temperature: float
 ) -> torch.Tensor:
-    """log_softmax(log p + T * noise) after a context, from one fresh pass and brute force."""
-    p = fresh_logits(engine, [context])[0].double().softmax(-1)
-    p = mixed_with_lookup(p, context)
-    noise = reference.gumbel(3, len(context), torch.arange(p.shape[0]))
-    return (p.log() + temperature * noise).log_softmax(-1)
+    """softmax(logits + T * noise) after a context, and what is looked up, by brute force."""
+    logits = fresh_logits(engine, [context])[0].double()
+    noise = reference.gumbel(3, len(context), torch.arange(logits.shape[0]))
+    return mixed_with_lookup((logits + temperature * noise).softmax(-1), context).log()
 
 
 def mixed_with_lookup(p: torch.Tensor, context: list[int], own_text: int = 9) -> torch.Tensor:

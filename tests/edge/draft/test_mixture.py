@@ -1,11 +1,12 @@
 """Prompt lookup against a search through the whole text, and mixtures that stay distributions."""
 
+import math
 import random
 
 import pytest
 import torch
 
-from runtime.edge.draft.mixture import mix
+from runtime.edge.draft.mixture import changed, mix
 from runtime.edge.draft.shares import WEIGHTS, shares
 from runtime.edge.draft.suffixes import MOST_PLACES, Suffixes
 
@@ -57,25 +58,37 @@ def test_a_text_that_is_cut_is_as_if_its_end_had_never_been(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_a_mixture_is_a_distribution_over_more_tokens(seed: int) -> None:
     rng = random.Random(seed)
-    generator = torch.Generator().manual_seed(seed)
-    head = torch.tensor(sorted(rng.sample(range(100), 30)))
-    logits = 3 * torch.randn(4, 30, generator=generator)
-    shares = [
-        dict.fromkeys(rng.sample(range(100), 5), 0.9 / 5) if row != 2 else {} for row in range(4)
-    ]
-    log_p, ids = mix(logits, head, shares)
-    assert len(set(ids.tolist())) == len(ids)
-    assert torch.allclose(log_p.exp().sum(1), torch.ones(4))
-    for row, row_shares in enumerate(shares):
-        own = dict(zip(head.tolist(), logits[row].softmax(-1).tolist(), strict=True))
-        rest = 1 - sum(row_shares.values())
-        for column, token in enumerate(ids.tolist()):
-            expected = rest * own.get(token, 0.0) + row_shares.get(token, 0.0)
-            assert float(log_p[row, column].exp()) == pytest.approx(expected, rel=1e-4)
+    head = rng.sample(range(100), 30)
+    weights = [rng.random() for _ in head]
+    own = {token: w / sum(weights) for token, w in zip(head, weights, strict=True)}
+    found = {token: 0.9 * rng.random() / 5 for token in rng.sample(range(100), 5)}
+    mixed = mix({token: math.log(p) for token, p in own.items()}, found)
+    rest = 1 - sum(found.values())
+    expected = {t: rest * own.get(t, 0.0) + found.get(t, 0.0) for t in {*own, *found}}
+    assert {token: math.exp(score) for token, score in mixed} == pytest.approx(expected)
+    assert sum(expected.values()) == pytest.approx(1)
+    assert len(mixed) == len(expected)
+    scores = [score for _, score in mixed]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_nothing_found_changes_nothing() -> None:
-    logits, ids = torch.randn(2, 5), torch.arange(5)
-    mixed, same = mix(logits, ids, [{}, {}])
-    assert mixed is logits
-    assert same is ids
+    own = {7: math.log(0.6), 3: math.log(0.3)}
+    assert dict(mix(own, {})) == pytest.approx(own)
+    assert mix({}, {}) == []
+    assert [token for token, _ in mix({}, {5: 0.1, 6: 0.2})] == [6, 5]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_changed_shares_are_those_of_the_changed_distribution(seed: int) -> None:
+    """Of one that has the shares and leaves the rest to tokens that are not changed."""
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    head = torch.tensor(sorted(rng.sample(range(100), 30)))
+    found = dict.fromkeys(rng.sample(range(100), 5), 0.17)
+    change = 3 * torch.randn(30, generator=generator)
+    by_token = dict(zip(head.tolist(), change.tolist(), strict=True))
+    logits = [math.log(p) + by_token.get(t, 0.0) for t, p in found.items()]
+    expected = torch.tensor([*logits, math.log(1 - sum(found.values()))]).softmax(0)[:-1]
+    assert [*changed(found, change, head).values()] == pytest.approx(expected.tolist(), rel=1e-4)
+    assert changed({}, change, head) == {}
