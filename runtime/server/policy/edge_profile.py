@@ -62,10 +62,17 @@ class EdgeProfile:
     def at_next_request(self, max_nodes: int) -> "EdgeProfile":
         """What is known of the same edge when it begins another request: all but the moments.
 
-        So what its drafts are worth here is found out once, and not in every answer.
+        So what its drafts are worth here is found out once, and not in every answer. But where it
+        has them at once, since it looks them up, each text has its own worth: what was a summary's
+        would be lost by an answer that repeats nothing.
         """
+        known = deepcopy(self)
+        if self.makes_offers and not self.takes_time:
+            known.forget()
+            fresh = EdgeProfile()
+            known.hits, known.foreseen, known.trial = fresh.hits, fresh.foreseen, fresh.trial
         return replace(
-            deepcopy(self),
+            known,
             max_nodes=max_nodes,
             in_a_row=0,
             tells_rtt=False,

@@ -1,0 +1,91 @@
+"""What an edge that looks up its drafts costs a text where whatever it finds is wrong."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from random import Random
+
+import pytest
+
+from runtime.bench.simulation import Accelerator, Device, Simulation, Trip
+from runtime.server.policy.credits import RoundRobin
+from runtime.server.policy.edge_profile import EdgeProfile
+from runtime.server.policy.estimators import Mean
+from runtime.server.policy.pipeline import Grant
+from runtime.server.request import NO_NODES
+from runtime.tree import Tree
+from runtime.wire.messages import Offer
+
+CPUS = {
+    "dear rows": Accelerator(((1, 0.0095), (2, 0.0125), (3, 0.014), (5, 0.017), (9, 0.022)), 32),
+    "cheap rows": Accelerator(((1, 0.031), (4, 0.0312), (8, 0.0414), (16, 0.0536)), 32),
+}
+WRONG, NODES, LOOKING_UP_S = 1 << 30, 5, 0.0004
+
+
+@dataclass
+class Copying(Trip):
+    """The text counts up. An offer has the next token right, and those after it or none of them."""
+
+    makes_offers: bool = True
+    is_right: bool = True
+    last: int = 0  # token
+    taken: Tree = NO_NODES
+
+    def text(self, last: int, tokens: int) -> list[int]:
+        self.last = last + tokens
+        return [last + 1 + place for place in range(tokens)]
+
+    def _following(self) -> Tree:
+        first = self.last + 1
+        tokens = [first + place for place in range(NODES)]
+        if not self.is_right:
+            tokens[1:] = [WRONG] * (NODES - 1)
+        return Tree(tuple(tokens), tuple(range(NODES)))
+
+    def offer(self) -> Offer | None:
+        self.sent_s = self.received_s + LOOKING_UP_S
+        tree = self._following()
+        return Offer(1, 1 + self.tokens, tree.tokens, tree.parents)
+
+    def take(self, tree: Tree) -> None:
+        super().take(tree)
+        self.taken = tree
+
+    def draft(self, grant: Grant, granted_s: float) -> None:
+        self.taken = self._following().best(grant.max_nodes)
+        if not self.is_right:  # asked, it knows as little
+            self.taken = Tree((WRONG,) * len(self.taken), self.taken.parents)
+        self.nodes, self.sent_s = len(self.taken), granted_s + LOOKING_UP_S
+
+    def luck(self, quality: float, rng: Random) -> list[int]:
+        path = self.taken.along(range(self.last + 1, self.last + 1 + NODES))
+        return self.taken.ranks(path)
+
+
+def written(cpu: Accelerator, rtt_s: float, is_right: bool, edge: EdgeProfile) -> Copying:
+    """A few seconds of a text, of which the server knows the edge."""
+    trip = Copying(Device(rtt_s), is_right=is_right)
+    simulation = Simulation(cpu, [trip.device], RoundRobin(), trip=lambda _: trip)
+    simulation.requests[0].edge = edge
+    simulation.run(5.0)
+    return trip
+
+
+def speed(cpu: Accelerator, trip: Copying, tokens: int) -> float:
+    """Of so many tokens, by that of plain decoding."""
+    start_s, _ = trip.verdicts[0]
+    done = [*accumulate(count for _, count in trip.verdicts[1:])]
+    last = next(place for place, count in enumerate(done) if count >= tokens)
+    return done[last] * cpu.step_s(1) / (trip.verdicts[last + 1][0] - start_s)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("rtt_s", [0.0006, 0.002, 0.02])
+def test_what_one_text_repeats_is_not_expected_of_the_next(cpu: str, rtt_s: float) -> None:
+    """Of 48 tokens of which all that is looked up is wrong; the edge has just copied a text."""
+    stranger = EdgeProfile.of_offers()
+    stranger.max_nodes, stranger.rtt_s = 32, Mean(rtt_s)
+    copied = written(CPUS[cpu], rtt_s, True, stranger)
+    assert speed(CPUS[cpu], copied, 200) > 1.2
+    other = written(CPUS[cpu], rtt_s, False, stranger.at_next_request(32))
+    assert speed(CPUS[cpu], other, 48) > 0.97
