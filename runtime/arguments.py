@@ -38,6 +38,10 @@ def parse(cls: type[Config], argv: Sequence[str], env: Mapping[str, str], progra
     if unknown:
         raise ConfigError(_unknown(unknown[0], cls, flag))
     given = {name: value for name, value in vars(known).items() if value is not None}
+    for name in ("config", *(item.name for item in flags_of(cls) if item.default == "")):
+        # of a script's variable that was never set: --tls "$PIN" must not mean no TLS
+        if given.get(name) == "":
+            raise ConfigError(f"{flag(name)} is empty; say what it is, or leave it out")
     path = given.pop("config", None) or env.get("SPECEDGE_CONFIG")
     # What is overridden is not read: it may be somebody else's.
     given = _from_environment(cls, env, without=given) | given

@@ -9,7 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from errno import ENOSPC
+from errno import EDQUOT, EFBIG, EIO, ENOSPC
 from pathlib import PurePath
 from signal import SIGINT, SIGTERM, signal
 from typing import NoReturn, TextIO
@@ -18,6 +18,8 @@ from runtime.system import BROKEN_PIPE_STATUS
 
 # As in sysexits.h: nothing is to be mended, but not now.
 TRY_AGAIN_STATUS = 75
+# A disk or a quota that is full, a file that may grow no more, a terminal that is gone.
+_UNWRITABLE = (ENOSPC, EDQUOT, EFBIG, EIO)
 # C0 and DEL have pictures in Unicode, C1 has none.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
 _VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -78,8 +80,10 @@ def run(program: str, main: Callable[[], int]) -> int:
     """Exit status of a program in a terminal, whoever interrupts it or stops reading from it.
 
     What an output's encoding cannot say becomes "?"; input that is no text becomes surrogates,
-    which nobody takes for text.
+    which nobody takes for text. An input that was closed has come to its end.
     """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115 - until the process ends
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -97,7 +101,7 @@ def run(program: str, main: Callable[[], int]) -> int:
         _drop(sys.stdout, sys.stderr)
         return BROKEN_PIPE_STATUS
     except OSError as error:
-        if error.errno != ENOSPC:
+        if error.errno not in _UNWRITABLE:
             raise
         _drop(sys.stdout)
         return fail(program, f"the output cannot be written: {error.strerror}")

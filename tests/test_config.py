@@ -56,6 +56,12 @@ def test_an_option_that_has_another_name_now(old: str, new: str, tmp_path: Path)
     assert str(getattr(config, new)) == value
 
 
+def test_empty_is_off_where_that_is_not_the_default_and_in_the_environment() -> None:
+    assert edge("--chat", "--http", "").http == ""
+    assert edge("--system", "").system == ""
+    assert edge(env={"SPECEDGE_TLS": "", "SPECEDGE_CONFIG": ""}) == edge()
+
+
 def test_an_old_name_of_the_other_process_is_none_of_ours() -> None:
     assert edge(env={"SPECEDGE_MAX_SESSIONS": "3"}) == edge()
 
@@ -81,6 +87,8 @@ def test_switches() -> None:
         ([], {"SPECEDGE_TOP_K": "x"}, "SPECEDGE_TOP_K is 'x'; expected int"),
         ([], {"SPECEDGE_CHAT": "maybe"}, "SPECEDGE_CHAT is 'maybe'; expected true or false"),
         ([], {"SPECEDGE_WEIGHTS": "int4"}, "--weights is 'int4'; it takes one of stored, float32"),
+        (["--tls", ""], {}, "--tls is empty; say what it is, or leave it out"),
+        (["--config="], {}, "--config is empty"),
         (["--config", "nowhere.toml"], {}, "cannot read --config nowhere.toml: No such file"),
     ],
 )

@@ -3,10 +3,12 @@
 import io
 import logging
 import re
+import shlex
 import subprocess
 import sys
 import unicodedata
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -112,6 +114,24 @@ def test_a_full_disk_is_a_sentence() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("write", ["print('x')", "Terminal().stream('x')"])
+def test_a_file_that_may_grow_no_more_is_a_sentence(tmp_path: Path, write: str) -> None:
+    """A limit of a file's size, which stands for a quota as well."""
+    command = program(f"def main():\n  {write}\n  return 0")
+    line = f"ulimit -f 0; exec {shlex.join(command)}"
+    with (tmp_path / "output").open("w") as output:
+        done = subprocess.run(["sh", "-c", line], stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.endswith("the output cannot be written: File too large\n")
+
+
+def test_an_input_that_was_closed_is_at_its_end() -> None:
+    body = "def main():\n  try:\n    input()\n  except EOFError:\n    return 7"
+    line = f"exec {shlex.join(program(body))} <&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")
 
 
 def test_what_an_encoding_cannot_say_is_replaced() -> None:
