@@ -133,6 +133,21 @@ def test_longrope_has_one_set_of_frequencies_for_all_texts(tmp_path, generator, 
     assert_close(got, judge(theirs, tokens))
 
 
+@pytest.mark.parametrize("factor", [2.0, 8.0])
+def test_dynamic_positions_end_with_the_first_context(tmp_path, generator, factor):
+    """Up to it nothing is scaled, and it does not matter what else was read before, or is beside
+    it; longer texts, whose positions would turn with their length, are not taken."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": factor}
+    theirs = saved(tmp_path, model_type="llama", rope_parameters=rope, max_position_embeddings=24)
+    engine = open_engine(str(tmp_path), "stored", "cpu", lambda _: 64, 4, max_context=96)
+    assert engine.model.max_context == 24
+    longest, short = random_tokens(24, generator), random_tokens(9, generator)
+    judged = [judge(theirs, tokens) for tokens in (longest, short)]
+    beside = [chain(longest, 0, range(6)), chain(short, 0, range(6, 9))]
+    for _ in range(2):
+        assert_close(engine.forward(beside), torch.cat(judged))
+
+
 @pytest.mark.parametrize(
     ("model_type", "attention", "mlp"),
     [
