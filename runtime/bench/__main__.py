@@ -14,6 +14,7 @@ worth, simulated. `plot ROWS FOLDER` draws what --json of any of them has writte
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
 from runtime.bench.prompts import FORM, SHIPPED, described
 from runtime.bench.standin import grid, paper
-from runtime.config import WEIGHTS, version
+from runtime.config import U32_MAX, WEIGHTS, version
 from runtime.terminal import called, run
 
 NAMES = (SERVER_ONLY, *MODES)
@@ -52,6 +53,23 @@ def main() -> int:
     return evaluate(parse_options(sys.argv[1:]))
 
 
+def _number(kind: type, least: float, most: float = U32_MAX) -> Callable[[str], Any]:
+    """Reads a number of an option: what cannot be is told before minutes are spent on it."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:  # written so that NaN is told, too
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+        return value
+
+    read.__name__ = kind.__name__  # what argparse calls it where the text is no number
+    return read
+
+
+COUNT, TIME_MS = _number(int, 1), _number(float, 0)
+SEED, NODES = _number(int, 0, 2**63 - 1), _number(int, 1, 255)
+
+
 def evaluate(options: argparse.Namespace) -> int:
     """The exit status as of `main`; what keeps it from running is said in a sentence."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -69,30 +87,30 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--version", action="version", version=f"specedge {version()}", help="print it, and end")
     add("--prompts", type=Path, metavar="FILE", default=SHIPPED, help="see prompts --help")
-    add("--per-task", type=int, default=2, help="prompts of each task of the file")
+    add("--per-task", type=COUNT, default=2, help="prompts of each task of the file")
     add("--tasks", nargs="+", default=[], metavar="TASK", help="of the file; all if not given")
     add("--modes", nargs="+", choices=NAMES, default=HEADLINE, metavar="MODE", help=" ".join(NAMES))
-    add("--repeats", type=int, help="how often all modes take their turns; 3, or 2 with --quick")
+    add("--repeats", type=COUNT, help="how often all modes take their turns; 3, or 2 with --quick")
     add("--quick", action="store_true", help="less of all that is not given; a smaller search")
     add("--model", default="smollm2", help="target")
     add("--draft", default="smollm2-draft", help="draft")
     add("--drafter", default="", metavar="MODULE:NAME", help="what makes the edges' drafters")
     add("--credits", default="drr", metavar="POLICY", help="open, drr, or MODULE:NAME")
     add("--weights", default="stored", choices=WEIGHTS)
-    add("--max-tokens", type=int, help="longest answer; 64, or 32 with --quick")
-    add("--temperature", type=float, default=0.0)
-    add("--seed", type=int, default=1)
-    add("--batch", type=int, default=1, help="trees in one verification step")
-    add("--edges", type=int, help="edges; two for each tree of a step if not given")
-    add("--max-budget", type=int, help="nodes of a tree; what is best for server-only if not given")
-    add("--max-beam-len", type=int, default=6, help="passes of an edge's draft, at most")
+    add("--max-tokens", type=COUNT, help="longest answer; 64, or 32 with --quick")
+    add("--temperature", type=_number(float, 0, 100), default=0.0)
+    add("--seed", type=SEED, default=1)
+    add("--batch", type=COUNT, default=1, help="trees in one verification step")
+    add("--edges", type=COUNT, help="edges; two for each tree of a step if not given")
+    add("--max-budget", type=NODES, help="of a tree; what is best for server-only if not given")
+    add("--max-beam-len", type=NODES, default=6, help="passes of an edge's draft, at most")
     _add_devices(parser)
-    add("--depths", type=int, nargs="+", default=[], help="sweep of passes at each round trip")
-    add("--replayed", type=int, nargs="+", default=[], help="numbers of edges with recorded drafts")
+    add("--depths", type=NODES, nargs="+", default=[], help="sweep of passes at each round trip")
+    add("--replayed", type=COUNT, nargs="+", default=[], help="numbers of edges, drafts recorded")
     add("--objective-ms", type=float, metavar="MS", help="tell who stays within so long a token")
     add("--server-price", default="a100-40gb", help="name in runtime/bench/prices.json")
     add("--edge-price", default="rtx-4090", help="name in runtime/bench/prices.json")
-    add("--json", type=Path, metavar="FILE", help="write each run there, then all figures")
+    add("--json", type=_appendable, metavar="FILE", help="write each run there, then all figures")
     add("--plots", type=Path, metavar="DIR", help="write PNG plots there (needs matplotlib)")
     options = parser.parse_args(argv)
     if options.max_tokens is None:
@@ -123,12 +141,12 @@ JSON_FILE: dict[str, Any] = {
 def _add_devices(parser: argparse.ArgumentParser) -> None:
     """Options that state how fast devices and link are."""
     add = parser.add_argument
-    add("--draft-pass-ms", type=float, default=0.0, help="a draft pass takes at least so long")
-    add("--verify-ms", type=float, default=0.0, help="a step of the target takes at least so long")
+    add("--draft-pass-ms", type=TIME_MS, default=0.0, help="a draft pass takes at least so long")
+    add("--verify-ms", type=TIME_MS, default=0.0, help="a step takes at least so long")
     add("--stretch", action="store_true", help="lengthen stated times that this machine can't hold")
-    add("--rtt-ms", type=float, nargs="+", default=[0.0], help="round trips; several: a sweep")
+    add("--rtt-ms", type=TIME_MS, nargs="+", default=[0.0], help="round trips; several: a sweep")
     add("--mbps", type=float, default=float("inf"), help="rate of the link in each direction")
-    add("--jitter-ms", type=float, default=0.0, help="most by which the link is late at random")
+    add("--jitter-ms", type=TIME_MS, default=0.0, help="most by which the link is late at random")
 
 
 TABLE = """
@@ -154,9 +172,9 @@ def table_options(argv: list[str]) -> argparse.Namespace:
         metavar="MODE",
         help=" ".join(modes),
     )
-    add("--answers", type=int, default=8, help="of each row; 8 are the whole text")
-    add("--max-tokens", type=int, default=paper.ANSWER_TOKENS, help="of an answer")
-    add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the link")
+    add("--answers", type=COUNT, default=8, help="of each row; 8 are the whole text")
+    add("--max-tokens", type=COUNT, default=paper.ANSWER_TOKENS, help="of an answer")
+    add("--rtt-ms", type=TIME_MS, default=paper.RTT_MS, help="round trip of the link")
     add("--json", **JSON_FILE)
     options = parser.parse_args(argv)
     if options.answers < paper.EDGES or options.max_tokens < 2:
@@ -191,11 +209,13 @@ def capacity_options(argv: list[str]) -> argparse.Namespace:
     add, pairs, tasks = parser.add_argument, tuple(paper.times()), paper.TASKS
     add("--pairs", nargs="+", choices=pairs, default=pairs, metavar="PAIR", help=" ".join(pairs))
     add("--tasks", nargs="+", choices=tasks, default=["qa"], metavar="TASK", help=" ".join(tasks))
-    add("--objective-ms", type=float, nargs="+", default=[50.0, 100.0, 200.0], metavar="MS")
-    add("--rtt-ms", type=float, default=paper.RTT_MS, help="round trip of the links")
-    add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
+    add("--objective-ms", type=TIME_MS, nargs="+", default=[50.0, 100.0, 200.0], metavar="MS")
+    add("--rtt-ms", type=TIME_MS, default=paper.RTT_MS, help="round trip of the links")
+    add(
+        "--seed", type=SEED, default=1, help="of all that is drawn; the same seed, the same figures"
+    )
     rates = "tokens a second with so many clients, and no objective"
-    add("--clients", type=int, nargs="+", metavar="N", help=rates)
+    add("--clients", type=COUNT, nargs="+", metavar="N", help=rates)
     add("--json", **JSON_FILE)
     options = parser.parse_args(argv)
     if min(options.clients or [1]) < 1:
@@ -221,7 +241,9 @@ def ablations_options(argv: list[str]) -> argparse.Namespace:
     add("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK", help=" ".join(tasks))
     groups = ", ".join(grid.GROUPS)
     add("--groups", nargs="+", choices=grid.GROUPS, default=grid.GROUPS, metavar="G", help=groups)
-    add("--seed", type=int, default=1, help="of all that is drawn; the same seed, the same figures")
+    add(
+        "--seed", type=SEED, default=1, help="of all that is drawn; the same seed, the same figures"
+    )
     add("--json", **JSON_FILE)
     checked = f"then run {grid.CHECKED_TASK} in some cells through a real server and edges"
     add("--check", action="store_true", help=checked)

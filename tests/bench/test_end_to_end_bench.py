@@ -291,6 +291,27 @@ def test_a_file_of_prompts_is_counted(
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("--repeats 0", "--per-task 0", "--max-tokens 0", "--batch -1", "--edges 0", "--seed -1"),
+        *("--rtt-ms 1 nan", "--verify-ms nan", "--draft-pass-ms -1", "--jitter-ms inf"),
+        *("--depths 3 0", "--replayed 0", "--temperature -1", "--max-budget 256", "--json /x/y"),
+        *("table --rtt-ms nan", "table --answers 0", "capacity --clients 2 0"),
+        *("capacity --objective-ms nan", "ablations --seed -1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_told_before_anything_runs(
+    wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["runtime.bench", *wrong.split()])
+    with pytest.raises(SystemExit) as told:
+        main()
+    assert told.value.code == 2
+    name = next(word for word in wrong.split() if word.startswith("--"))
+    assert f"argument {name}: " in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_quick_changes_nothing_that_is_given() -> None:
     def given(*argv: str) -> tuple[int, int]:
         options = parse_options(list(argv))
