@@ -248,9 +248,12 @@ def test_ids_that_an_edge_sends_all_the_same_are_refused(
             1, WIDE, welcome.vocabulary_hash, 8, 1000, 4, "it says it has more"
         )
         link._peer.connection._vocabulary_size = WIDE
-        request = link.request((1, PAD), Sampling(3))
+
+        async def ask() -> None:
+            await link.request((1, PAD), Sampling(3)).verdict()
+
         with pytest.raises(ServerError, match="269 is outside the vocabulary") as caught:
-            edge._background.run(request.verdict()).result()
+            edge._background.run(ask()).result()
         assert caught.value.code is wire.ErrorCode.LIMIT
         assert list(edge.generate("again"))
 

@@ -239,7 +239,7 @@ class Knowing:
             tree.expanded += [node for node in one.frontier if node != ROOT]
             for node in one.frontier:
                 at = len(speculation.context) + len(tree.path(node))
-                tree.add_children(node, [(token, -0.1) for token in self.text[at : at + 1]])
+                tree.add_children(node, [(token, -0.05) for token in self.text[at : at + 1]])
         return [True] * len(passes)
 
     def finish(self, speculation: Speculation) -> None:
