@@ -58,7 +58,8 @@ class ScriptedServer:
                 params, produced = self._open[message.request], self._produced[message.request]
                 assert self.likes_offers, "nobody has asked for an offer"
                 assert params.prompt_tokens <= message.base <= params.prompt_tokens + produced
-                assert 0 < params.max_nodes and len(message.tokens) <= wire.MAX_NODES
+                assert params.max_nodes > 0
+                assert len(message.tokens) <= wire.MAX_NODES
                 self.offers.append(message)
             case wire.Close():
                 self._open.pop(message.request)
