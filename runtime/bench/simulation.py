@@ -375,6 +375,7 @@ class Simulation:
 
     def _offered(self, number: int, offer: Offer) -> None:
         self.requests[number].take_offer(offer)
+        self.pipeline.offer_came(self.requests[number], offer.base, self._now_s)
 
     # --- the edges ---
 

@@ -267,8 +267,10 @@ class Edges:
         except RejectedDraft as error:
             self.refuse(peer, message.request, wire.ErrorCode.PROTOCOL, str(error))
             return
+        now_s = time.monotonic()
+        self.pipeline.offer_came(request, message.base, now_s)
         # if it is not worth its rows, it is gone
-        request.take_along(self.pipeline.nodes_to_take(request, time.monotonic()))
+        request.take_along(self.pipeline.nodes_to_take(request, now_s))
         if request.offer is not None and request.verifying > 1:
             self.recall()  # it follows its own step there, with nothing but one token
             self.news()

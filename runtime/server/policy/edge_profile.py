@@ -41,6 +41,7 @@ class EdgeProfile:
     foreseen: Mean = field(default_factory=lambda: Mean(gain=1 / 16))
     asked: bool = False  # for its next draft
     in_a_row: int = 0  # verdicts in which that has not changed
+    is_at_once: bool = False  # an offer came as soon as it could after a verdict
     tells_rtt: bool = False  # whether the last round had a tree
     verdict_s: float = 0.0  # when its last verdict left
     grant_s: float = 0.0  # when its last verdict or credit left
@@ -69,7 +70,7 @@ class EdgeProfile:
         known = deepcopy(self)
         if self.makes_offers and not self.takes_time:
             known.forget()
-            fresh = EdgeProfile()
+            known.draft_s, fresh = deepcopy(self.draft_s), EdgeProfile()
             known.hits, known.foreseen, known.trial = fresh.hits, fresh.foreseen, fresh.trial
         return replace(
             known,
@@ -103,6 +104,8 @@ class EdgeProfile:
         """
         if not self.makes_offers or self.takes_time:
             return True
+        if self.rests and not self.is_at_once and self.draft_s.count <= 1:
+            return True  # it may be one that takes time, and too much for offers
         return self.rtt_s.value + self.draft_s.value <= self.hits[self.was_right].value * plain_s
 
     def judged(self, accepted: bool) -> None:
@@ -116,6 +119,11 @@ class EdgeProfile:
         if self.in_a_row >= BEGINS:
             self.taken.observe(self.nodes)
             self.gained.observe(len(ranks))
+
+    def offer_came(self, age_s: float) -> None:
+        """One came so long after the verdict that it goes on from."""
+        if age_s <= self.rtt_s.value + AT_ONCE_S:
+            self.is_at_once = True
 
     def decided(self, asked: bool) -> None:
         """It is asked for the next draft, or not."""

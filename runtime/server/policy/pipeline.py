@@ -111,6 +111,11 @@ class Pipeline:
         self._queued += 1
         self.credits.window.hold(request, math.inf)
 
+    def offer_came(self, request: Request, base: int, now_s: float) -> None:
+        """An offer has come that goes on from the first `base` tokens of the text."""
+        decoded_s = (len(request.context) - base) * self.load.plain_s
+        request.edge.offer_came(now_s - request.edge.verdict_s + decoded_s)
+
     def stalled(self, requests: Iterable[Request]) -> None:
         """What has come of these waits for what others hold: those must not wait for its credits.
 

@@ -89,3 +89,22 @@ def test_what_one_text_repeats_is_not_expected_of_the_next(cpu: str, rtt_s: floa
     assert speed(CPUS[cpu], copied, 200) > 1.2
     other = written(CPUS[cpu], rtt_s, False, stranger.at_next_request(32))
     assert speed(CPUS[cpu], other, 48) > 0.97
+
+
+def test_an_edge_whose_offers_bring_nothing_is_asked_until_it_is_known_to_draft_at_once() -> None:
+    """One that takes time may have too little of it for an offer, and enough where it is asked."""
+    slow, at_once = EdgeProfile.of_offers(), EdgeProfile.of_offers()
+    slow.offer_came(slow.rtt_s.value + 0.05)
+    at_once.offer_came(at_once.rtt_s.value + LOOKING_UP_S)
+    for edge in (slow, at_once):
+        edge.verdict_s = 0.0
+        assert not edge.is_worth_asking(0.03)
+        for verdict in range(20):
+            edge.decided(asked=False)
+            edge.judged(accepted=False)
+            edge.offered(())
+            assert edge.is_worth_asking(0.03) is (edge is slow and edge.rests), verdict
+        assert edge.rests
+    for _ in range(2):
+        slow.arrived(4, 0.0005, now_s=1.0)
+    assert not slow.is_worth_asking(0.03), "it is quick after all"
