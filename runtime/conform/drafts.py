@@ -234,15 +234,10 @@ async def offers_change_nothing(visitor: Visitor) -> None:
     request = peer.open(prompt=prompt, max_tokens=TOKENS)
     while not request.finish:
         known = len(request.answer)
-        ahead = truth[known : known + 8] if known % 3 else [1, 1, 1]
         if known < TOKENS - 9:
-            request.offer(ahead)
-        if request.granted_nodes is not None:
-            request.draft()
-        await request.advance()
-    request.close()
-    if request.answer != truth:
-        raise Failed("the answer is another one than without Offers")
+            request.offer(truth[known : known + 8] if known % 3 else [1, 1, 1])
+        await _go_on(request)
+    _check_answer(request, truth)
 
 
 async def an_offer_of_version_1(visitor: Visitor) -> None:
@@ -275,12 +270,8 @@ async def an_offer_of_many_nodes(visitor: Visitor) -> None:
     request = peer.open(prompt=prompt, max_tokens=TOKENS, max_nodes=1)
     request.offer(truth[: TOKENS - 1])
     while not request.finish:
-        if request.granted_nodes is not None:
-            request.draft()
-        await request.advance()
-    request.close()
-    if request.answer != truth:
-        raise Failed("the answer is another one than without Offers")
+        await _go_on(request)
+    _check_answer(request, truth)
 
 
 async def an_offer_beyond_the_text(visitor: Visitor) -> None:
@@ -306,6 +297,19 @@ async def an_offer_after_the_end(visitor: Visitor) -> None:
     request.offer([1])
     request.close()
     await peer.is_alive()
+
+
+async def _go_on(request: Request) -> None:
+    """Send an empty Draft where one is due, and take the next Verdict."""
+    if request.granted_nodes is not None:
+        request.draft()
+    await request.advance()
+
+
+def _check_answer(request: Request, truth: list[int]) -> None:
+    request.close()
+    if request.answer != truth:
+        raise Failed("the answer is another one than without Offers")
 
 
 async def _with_offers(visitor: Visitor) -> Peer:

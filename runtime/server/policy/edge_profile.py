@@ -41,7 +41,7 @@ class EdgeProfile:
     foreseen: Mean = field(default_factory=lambda: Mean(gain=1 / 16))
     asked: bool = False  # for its next draft
     in_a_row: int = 0  # verdicts in which that has not changed
-    is_at_once: bool = False  # an offer came as soon as it could after a verdict
+    is_at_once: bool = False  # its last offer came as soon as it could after a verdict
     tells_rtt: bool = False  # whether the last round had a tree
     verdict_s: float = 0.0  # when its last verdict left
     grant_s: float = 0.0  # when its last verdict or credit left
@@ -122,8 +122,7 @@ class EdgeProfile:
 
     def offer_came(self, age_s: float) -> None:
         """One came so long after the verdict that it goes on from."""
-        if age_s <= self.rtt_s.value + AT_ONCE_S:
-            self.is_at_once = True
+        self.is_at_once = age_s <= self.rtt_s.value + AT_ONCE_S
 
     def decided(self, asked: bool) -> None:
         """It is asked for the next draft, or not."""

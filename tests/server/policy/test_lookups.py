@@ -94,7 +94,10 @@ def test_what_one_text_repeats_is_not_expected_of_the_next(cpu: str, rtt_s: floa
 def test_an_edge_whose_offers_bring_nothing_is_asked_until_it_is_known_to_draft_at_once() -> None:
     """One that takes time may have too little of it for an offer, and enough where it is asked."""
     slow, at_once = EdgeProfile.of_offers(), EdgeProfile.of_offers()
-    slow.offer_came(slow.rtt_s.value + 0.05)
+    slow.offer_came(0.015)
+    assert slow.is_at_once, "its round trip is not known yet"
+    slow.pinged(0.005)
+    slow.offer_came(0.015)
     at_once.offer_came(at_once.rtt_s.value + LOOKING_UP_S)
     for edge in (slow, at_once):
         edge.verdict_s = 0.0
