@@ -5,8 +5,8 @@ through them again, in the simulation of bench/scheduler.py: what the target say
 step takes what its rows take on that accelerator. So the same figures come out on any machine,
 however busy. Speeds are plain decoding's time by that with drafts, behind the first token: above 1
 drafts pay. "fresh" is a new edge for every answer, which the server does not know yet; "one edge"
-answers all questions, one after another. The edge is one that only drafts when it is asked, as
-before a server knew Offers; what offers give, bench.lookup measures.
+answers all questions, one after another. Edges send Offers; "asked" is one that only drafts when
+the server asks it for that, as before a server knew Offers.
 """
 
 import sys
@@ -25,22 +25,26 @@ from runtime.config import NO_MODEL, EdgeConfig
 from runtime.demo import server_process
 from runtime.edge.client import Edge
 from runtime.edge.draft.lookup_drafter import LookupDrafter
+from runtime.edge.draft.offering import Offering, ahead
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.server.policy.credits import RoundRobin
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Mean
 from runtime.server.policy.pipeline import Grant
+from runtime.tree import Tree
+from runtime.wire.messages import Offer
 
 ACCELERATORS = {  # rows and seconds of a step
     "SmolLM2, one core, float32": Accelerator(CPU_POINTS, 32),
     "SmolLM2, one core, Q5_1": Accelerator(((1, 0.0095), (2, 0.0112), (5, 0.013), (9, 0.017)), 32),
     "rows cost nothing": Accelerator(((1, 0.03),), 32),
 }
-RTTS_S = (0.0006, 0.02)
+RTTS_S = (0.0006, 0.015)
 LOOKING_UP_S = 0.0004
 SHAPE = TreeShape(max_budget=32, max_n_beams=6, max_beam_len=6, max_branch_width=6)
 FOREVER_S = 1e9
 COLUMNS = ("step", "round trip", "edges", "asked", "nothing", "nodes", "accepted")
+WAYS = (("asked", True, False), ("fresh", True, True), ("one edge", False, True))
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,22 @@ class Reader(Trip):
     """An edge that drafts by lookup for a text that is known."""
 
     drafter: LookupDrafter = field(default_factory=LookupDrafter)
-    text: Text = Text("", (), ())
+    known: Text = Text("", (), ())
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        context, limit = list(self.text.prompt), len(self.text.prompt) + len(self.text.answer)
+        context, limit = list(self.known.prompt), len(self.known.prompt) + len(self.known.answer)
+        self.at_once, self.pace.pass_s = True, 0.0
         self.speculation = Speculation(context, limit, SHAPE, Proactive.MULTI, Noise(), sys.maxsize)
         self.path: list[int] = []
+        self._offering, self._taken = Offering(at_once=True), Tree()
+        self._told_s: float | None = None  # when a verdict came after which the server decodes on
+
+    def text(self, last: int, tokens: int) -> Sequence[int]:
+        """Of the prompt its last token, and then what the target has said."""
+        if last < 0:
+            return self.known.prompt[-1:]
+        return self.known.answer[self.tokens - tokens : self.tokens]
 
     def draft(self, grant: Grant, granted_s: float) -> None:
         self._grow(grant.max_nodes)
@@ -91,16 +104,36 @@ class Reader(Trip):
         self.sent_s = self.used_s = granted_s + LOOKING_UP_S
         self.counts.add(Counts(asked=1, nothing=not self.nodes, nodes=self.nodes))
 
+    def offer(self) -> Offer | None:
+        """As `Exchange.offer`."""
+        self._grow(SHAPE.max_budget)
+        while frontier := self.speculation.frontier_to_offer():
+            self.drafter.run([Pass(self.speculation, frontier)])
+        self.sent_s = self.received_s + LOOKING_UP_S
+        steps = ahead(LOOKING_UP_S + self.device.rtt_s, self.pace.turn_s)
+        tree = self._offering.next(self.speculation, steps)
+        if tree is None:
+            return None
+        base = len(self.speculation.context) - len(self.known.prompt) + 1
+        return Offer(1, base, tree.tokens, tree.parents)
+
+    def take(self, tree: Tree) -> None:
+        super().take(tree)
+        self._taken = tree
+        if self.plain:
+            self.counts.add(Counts(nodes=len(tree)))
+
     def _grow(self, max_nodes: int) -> None:
         while frontier := self.speculation.frontier(max_nodes):
             self.drafter.run([Pass(self.speculation, frontier)])
 
     def luck(self, quality: float, rng: Random) -> list[int]:
-        """Ranks of the nodes of its draft that the text goes through."""
-        tree, self.path = self.speculation.sent, []
+        """Ranks of the nodes of its draft, or offer, that the text goes through."""
+        tree = self._taken if self.plain else self.speculation.sent
+        self.path = []
         edges = zip(tree.parents, tree.tokens, strict=True)
         ways = {edge: node for node, edge in enumerate(edges, 1)}
-        for token in self.text.answer[self.tokens : -1]:
+        for token in self.known.answer[self.tokens : -1]:
             node = ways.get((self.path[-1] if self.path else 0, token))
             if node is None:
                 break
@@ -110,9 +143,17 @@ class Reader(Trip):
 
     def answered(self, accepted: int, step_s: float, now_s: float) -> None:
         super().answered(accepted, step_s, now_s)
+        if self.plain:
+            if self._told_s is not None:
+                self.pace.saw_turn(self.received_s - self._told_s)
+            self._told_s = self.received_s
+            for token in self.text(0, accepted + 1):
+                self.speculation.commit(0, token)
+            return
+        self._told_s = None
         while frontier := self.speculation.frontier_ahead():
             self.drafter.run([Pass(self.speculation, frontier)])
-        bonus = self.text.answer[self.tokens - 1]
+        bonus = self.known.answer[self.tokens - 1]
         self.speculation.commit(self.path[-1] if self.path else 0, bonus)
 
 
@@ -122,7 +163,7 @@ class OneText(Simulation):
     def _verdict(self, number: int, ranks: Sequence[int], step_s: float) -> None:
         trip = self.trips[number]
         assert isinstance(trip, Reader)
-        if trip.tokens + len(ranks) + 1 < len(trip.text.answer):
+        if trip.tokens + len(ranks) + 1 < len(trip.known.answer):
             super()._verdict(number, ranks, step_s)
         else:
             trip.answered(len(ranks), step_s, self._now_s)
@@ -141,8 +182,8 @@ def main() -> int:
     rows, numbers = [], {}
     for name, accelerator in ACCELERATORS.items():
         for rtt_s in RTTS_S:
-            for edges in ("fresh", "one edge"):
-                counts = replay(texts, accelerator, rtt_s, fresh=edges == "fresh")
+            for edges, fresh, offers in WAYS:
+                counts = replay(texts, accelerator, rtt_s, fresh, offers)
                 total = Counts()
                 for count in counts.values():
                     total.add(count)
@@ -173,15 +214,16 @@ def read_texts(model: str, prompts: Path, per_task: int, max_tokens: int) -> lis
 
 
 def replay(
-    texts: Sequence[Text], accelerator: Accelerator, rtt_s: float, fresh: bool
+    texts: Sequence[Text], accelerator: Accelerator, rtt_s: float, fresh: bool, offers: bool
 ) -> dict[str, Counts]:
     """What drafting for the texts was worth, by task."""
     counts: dict[str, Counts] = {}
-    drafter, edge = LookupDrafter(), _stranger(rtt_s)
+    drafter, edge = LookupDrafter(), _stranger(rtt_s, offers)
     for text in texts:
         if fresh:
-            drafter, edge = LookupDrafter(), _stranger(rtt_s)
-        trip = Reader(Device(rtt_s, LOOKING_UP_S), drafter=drafter, text=text)
+            drafter, edge = LookupDrafter(), _stranger(rtt_s, offers)
+        device = Device(rtt_s, LOOKING_UP_S)
+        trip = Reader(device, makes_offers=offers, drafter=drafter, known=text)
         edge = written(trip, accelerator, edge.at_next_request(SHAPE.max_budget))
         drafter.finish(trip.speculation)
         first_s, last_s = trip.verdicts[0][0], trip.verdicts[-1][0]
@@ -199,9 +241,11 @@ def written(trip: Reader, accelerator: Accelerator, edge: EdgeProfile) -> EdgePr
     return edge
 
 
-def _stranger(rtt_s: float) -> EdgeProfile:
+def _stranger(rtt_s: float, offers: bool) -> EdgeProfile:
     """An edge of which a Ping has told how far away it is, and nothing else is known."""
-    return EdgeProfile(SHAPE.max_budget, Mean(rtt_s))
+    edge = EdgeProfile.of_offers() if offers else EdgeProfile()
+    edge.max_nodes, edge.rtt_s = SHAPE.max_budget, Mean(rtt_s)
+    return edge
 
 
 if __name__ == "__main__":

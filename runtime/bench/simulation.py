@@ -84,6 +84,7 @@ class Trip:
     queued_s: float = 0.0
     plain: bool = True
     makes_offers: bool = False
+    at_once: bool = False  # it has its offers without passes, and sends what nobody asked for
     pace: Pace = field(default_factory=Pace)
     verdicts: list[tuple[float, int]] = field(default_factory=list)  # seconds, tokens
 
@@ -362,7 +363,8 @@ class Simulation:
     def _go_on(self, number: int, grant: Grant) -> None:
         """It can be in the next step, which begins when all verdicts are out."""
         trip, request = self.trips[number], self.requests[number]
-        if grant.max_nodes and (offer := trip.offer()) is not None:
+        is_liked = grant.max_nodes > 0 or (trip.makes_offers and trip.at_once)
+        if is_liked and (offer := trip.offer()) is not None:
             self._at(trip.sent_s + self._one_way_s(trip.device), self._offered, number, offer)
         tree = NO_NODES
         if request.offer is not None:

@@ -156,7 +156,7 @@ class Exchange:
     def __init__(self, request: Request, speculation: Speculation, batcher: Batcher):
         self._request, self._speculation, self._batcher = request, speculation, batcher
         self._pace = batcher.pace
-        self._offering = Offering()
+        self._offering = Offering(batcher.at_once)
         self._told_s: float | None = None  # when a verdict came after which the server decodes on
         self._used_s: float | None = None  # since when the server could verify what was sent
         self._sent_s: float | None = None  # since when it is on the way

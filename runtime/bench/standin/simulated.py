@@ -48,7 +48,7 @@ class StandInTrip(Trip):
         self._drafter = drafter(self.row)
         self.speculation = Speculation(prompt, ENDLESS, shape, self.proactive, noise, TOKENS)
         self.pace.pass_s = device.pass_s
-        self._offering, self._taken = Offering(), Tree()
+        self._offering, self._taken = Offering(at_once=False), Tree()
         self._told_s: float | None = None  # when a verdict came after which the server decodes on
         self._free_s = 0.0  # when the device is done with its last pass
         self._node = ROOT  # where the last walk ended

@@ -7,7 +7,9 @@ again. Behind "the", "cat" and "sat" count for nothing, and the rest is worth an
 has come, all of it has been offered, and only what may follow "mat" is new.
 
 An edge with a draft model takes its time: of the step that runs when a verdict leaves, what is left
-after the ways there and back. What it drafts then is of use when that step ends.
+after the ways there and back. What it drafts then is of use when that step ends. Its first offer is
+sent whatever it is worth: by when it comes the server knows that this edge takes time, and may ask
+it for drafts where its offers bring nothing.
 
 Knows no connection and no clock.
 """
@@ -24,9 +26,10 @@ RESERVE = 0.1  # of a step: what comes too late for one is for the next
 
 
 class Offering:
-    """What has been offered for one request."""
+    """What has been offered for one request, by an edge that has its drafts at once, or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool) -> None:
+        self._at_once = at_once
         self.nodes = 0  # offered so far; one that an offer has in common with the last counts once
         self._base = 0
         self._paths: set[tuple[int, ...]] = set()  # of the last offer's nodes, from its base on
@@ -44,7 +47,8 @@ class Offering:
         kept = {node: tuple(tree.path(node)) for node in tree.kept()}
         new = [node for node, path in kept.items() if (*head, *path) not in self._paths]
         tokens = speculation.probability(node for node in new if tree.depths[node] >= ahead)
-        if tokens < LEAST_TOKENS:
+        is_heard = self._at_once or self.nodes > 0
+        if not kept or (is_heard and tokens < LEAST_TOKENS):
             return None
         self._base, self._paths = len(text), set(kept.values())
         self.nodes += len(new)

@@ -19,6 +19,7 @@ FIRST_HITS, NEXT_HITS = 0.1, 0.5  # of an edge that makes offers, likewise
 BEGINS, KNOWN, STALE = 2, 8, 512
 LEAST_GAIN = 0.1  # tokens of a step, for which an edge is to be at work
 AT_ONCE_S = 0.002  # takes an edge that has its tree and gets the credit for it
+ASKED_SHARE = 0.02  # of a text's time, to ask an edge of which no offer has come what it drafts
 
 
 @dataclass(slots=True)
@@ -41,7 +42,8 @@ class EdgeProfile:
     foreseen: Mean = field(default_factory=lambda: Mean(gain=1 / 16))
     asked: bool = False  # for its next draft
     in_a_row: int = 0  # verdicts in which that has not changed
-    is_at_once: bool = False  # its last offer came as soon as it could after a verdict
+    # whether its last offer came as soon as it could after a verdict; None until one has come
+    is_at_once: bool | None = None
     tells_rtt: bool = False  # whether the last round had a tree
     verdict_s: float = 0.0  # when its last verdict left
     grant_s: float = 0.0  # when its last verdict or credit left
@@ -100,13 +102,19 @@ class EdgeProfile:
 
         One that makes offers at once, from what it looks up, has had its say without that, but a
         step later: to ask it gains a token as often as it is right, and costs the way there and
-        back.
+        back. What comes later is from a model, which may take too long for offers and be worth its
+        time all the same. One that has sent nothing may be either: to find out which is it takes as
+        long as a round, which is to be little beside the text that has been written meanwhile.
         """
         if not self.makes_offers or self.takes_time:
             return True
-        if self.rests and not self.is_at_once and self.draft_s.count <= 1:
-            return True  # it may be one that takes time, and too much for offers
-        return self.rtt_s.value + self.draft_s.value <= self.hits[self.was_right].value * plain_s
+        round_s = self.rtt_s.value + self.draft_s.value
+        if self.rests and self.draft_s.count <= 1:
+            if self.is_at_once is None:
+                return round_s <= ASKED_SHARE * self.in_a_row * plain_s
+            if not self.is_at_once:
+                return True
+        return round_s <= self.hits[self.was_right].value * plain_s
 
     def judged(self, accepted: bool) -> None:
         """A verdict accepted a node, or none."""

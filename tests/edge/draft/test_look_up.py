@@ -58,7 +58,7 @@ def expecting(prompt: list[int], next_tokens: list[tuple[int, float]]) -> Specul
 def test_a_leaf_goes_on_as_the_prompt_does(offers: bool) -> None:
     prompt = [*range(100, 112), 7, *range(100, 105)]
     own = expecting(prompt, [(105, 0.8), (3, 0.1)])
-    tree = Offering().next(own, 1) if offers else own.send(24)
+    tree = Offering(at_once=True).next(own, 1) if offers else own.send(24)
     assert tree is not None
     assert list(tree.tokens[:5]) == [105, 106, 107, 108, 109], (
         "before what the model finds unlikely"

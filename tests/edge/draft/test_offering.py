@@ -22,7 +22,7 @@ def chain(text: list[int], tokens: list[int], probability: float = 0.9) -> Specu
 
 def test_what_is_decoded_by_then_counts_for_nothing() -> None:
     for on_the_way in range(1, 5):
-        tree = Offering().next(chain([1, 2], [5, 6, 7]), on_the_way)
+        tree = Offering(at_once=True).next(chain([1, 2], [5, 6, 7]), on_the_way)
         assert (tree is not None) == (on_the_way < 3)
         if tree is not None:
             assert (tree.tokens, tree.parents) == ((5, 6, 7), (0, 1, 2))
@@ -30,12 +30,19 @@ def test_what_is_decoded_by_then_counts_for_nothing() -> None:
 
 def test_what_is_unlikely_is_not_offered() -> None:
     deep = math.sqrt(LEAST_TOKENS)
-    assert Offering().next(chain([1], [5, 6], deep * 1.01), 1) is not None
-    assert Offering().next(chain([1], [5, 6], deep * 0.99), 1) is None
+    assert Offering(at_once=True).next(chain([1], [5, 6], deep * 1.01), 1) is not None
+    assert Offering(at_once=True).next(chain([1], [5, 6], deep * 0.99), 1) is None
+
+
+def test_the_first_offer_of_one_that_takes_time_is_sent_whatever_it_is_worth() -> None:
+    offering = Offering(at_once=False)
+    assert offering.next(chain([1], []), 1) is None, "a message has one node at least"
+    assert offering.next(chain([1], [5]), 1) is not None
+    assert offering.next(chain([1], [6]), 1) is None
 
 
 def test_what_was_offered_is_offered_again_only_with_something_new() -> None:
-    offering = Offering()
+    offering = Offering(at_once=True)
     assert offering.next(chain([1], [5, 6, 7]), 1) is not None
     assert offering.next(chain([1], [5, 6, 7]), 1) is None
     assert offering.next(chain([1, 5], [6, 7]), 1) is None

@@ -62,9 +62,25 @@ class Copying(Trip):
         return self.taken.ranks(path)
 
 
+@dataclass
+class Silent(Copying):
+    """It finds nothing, and says nothing unless it is asked."""
+
+    def offer(self) -> Offer | None:
+        return None
+
+    def draft(self, grant: Grant, granted_s: float) -> None:
+        self.taken, self.nodes, self.sent_s = NO_NODES, 0, granted_s + LOOKING_UP_S
+
+
 def written(cpu: Accelerator, rtt_s: float, is_right: bool, edge: EdgeProfile) -> Copying:
     """A few seconds of a text, of which the server knows the edge."""
     trip = Copying(Device(rtt_s), is_right=is_right)
+    return let_write(cpu, trip, edge)
+
+
+def let_write(cpu: Accelerator, trip: Copying, edge: EdgeProfile) -> Copying:
+    """The same of this trip."""
     simulation = Simulation(cpu, [trip.device], RoundRobin(), trip=lambda _: trip)
     simulation.requests[0].edge = edge
     simulation.run(5.0)
@@ -91,9 +107,23 @@ def test_what_one_text_repeats_is_not_expected_of_the_next(cpu: str, rtt_s: floa
     assert speed(CPUS[cpu], other, 48) > 0.97
 
 
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("rtt_s", [0.0006, 0.005, 0.015, 0.04])
+def test_a_stranger_that_finds_nothing_costs_nothing_until_that_is_little(
+    cpu: str, rtt_s: float
+) -> None:
+    """No offer has ever come from it: it may have no draft, or one that takes too long."""
+    stranger = EdgeProfile.of_offers()
+    stranger.max_nodes, stranger.rtt_s = 32, Mean(rtt_s)
+    trip = let_write(CPUS[cpu], Silent(Device(rtt_s)), stranger)
+    assert speed(CPUS[cpu], trip, 16) > 0.98
+    assert min(speed(CPUS[cpu], trip, tokens) for tokens in range(17, 140)) > 0.97
+
+
 def test_an_edge_whose_offers_bring_nothing_is_asked_until_it_is_known_to_draft_at_once() -> None:
     """One that takes time may have too little of it for an offer, and enough where it is asked."""
     slow, at_once = EdgeProfile.of_offers(), EdgeProfile.of_offers()
+    assert slow.is_at_once is None
     slow.offer_came(0.015)
     assert slow.is_at_once, "its round trip is not known yet"
     slow.pinged(0.005)
