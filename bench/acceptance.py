@@ -188,12 +188,20 @@ def measure(options: argparse.Namespace, ahead: Ahead) -> dict[str, Count]:
     """Of each task, and of "all" prompts that fit the context."""
     engine = open_model(options.model, options.weights, options.adapter)
     drafter = make_drafter(
-        EdgeConfig(draft=options.draft, tokenizer=options.model, weights=options.weights)
+        EdgeConfig(
+            draft=options.draft,
+            tokenizer=options.model,
+            weights=options.weights,
+            earlier_tokens=options.earlier_tokens,
+        )
     )
     tokenizer = Tokenizer.load(options.model)
     shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)
+    questions = read_questions(options.prompts, options.per_task)
     counts: dict[str, Count] = {}
-    for question in read_questions(options.prompts, options.per_task):
+    for number, question in enumerate(questions * options.rounds):
+        if number % len(questions) == 0:
+            counts = {}  # the last round counts
         prompt = tokenizer.chat_prompt([{"role": "user", "content": question.text}])
         if len(prompt) + options.max_tokens + 256 > CONTEXT_TOKENS:
             continue
@@ -218,6 +226,9 @@ def parse_options() -> argparse.Namespace:
     parser = option_parser("bench.acceptance", __doc__)
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE")
     parser.add_argument("--per-task", type=whole_number, default=8, help="prompts of each task")
+    parser.add_argument(
+        "--rounds", type=whole_number, default=1, help="ask all so often; the last time counts"
+    )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--draft", default="smollm2-draft")
     parser.add_argument("--weights", default="stored", choices=WEIGHTS)
@@ -227,6 +238,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--max-n-beams", type=int, default=6)
     parser.add_argument("--max-beam-len", type=int, default=6)
     parser.add_argument("--width", type=int, default=6, help="children considered per node")
+    parser.add_argument(
+        "--earlier-tokens",
+        type=int,
+        default=0,
+        help="of the answers before, kept to look words up in",
+    )
     parser.add_argument("--adapter", type=Path, help="with which the target answers")
     parser.add_argument("--coupling", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--proactive", default="off", choices=[mode.value for mode in Proactive])

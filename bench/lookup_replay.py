@@ -24,6 +24,7 @@ from runtime.bench.simulation import Accelerator, Device, Simulation, Trip
 from runtime.config import NO_MODEL, EdgeConfig
 from runtime.demo import server_process
 from runtime.edge.client import Edge
+from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.offering import Offering, ahead
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
@@ -41,6 +42,7 @@ ACCELERATORS = {  # rows and seconds of a step
 }
 RTTS_S = (0.0006, 0.015)
 LOOKING_UP_S = 0.0004
+MOST_TOKENS = EdgeConfig().earlier_tokens
 SHAPE = TreeShape(max_budget=32, max_n_beams=6, max_beam_len=6, max_branch_width=6)
 FOREVER_S = 1e9
 COLUMNS = ("step", "round trip", "edges", "asked", "nothing", "nodes", "accepted")
@@ -80,7 +82,7 @@ class Counts:
 class Reader(Trip):
     """An edge that drafts by lookup for a text that is known."""
 
-    drafter: LookupDrafter = field(default_factory=LookupDrafter)
+    drafter: LookupDrafter = field(default_factory=lambda: LookupDrafter(Earlier(MOST_TOKENS)))
     known: Text = Text("", (), ())
     counts: Counts = field(default_factory=Counts)
 
@@ -218,10 +220,10 @@ def replay(
 ) -> dict[str, Counts]:
     """What drafting for the texts was worth, by task."""
     counts: dict[str, Counts] = {}
-    drafter, edge = LookupDrafter(), _stranger(rtt_s, offers)
+    drafter, edge = LookupDrafter(Earlier(MOST_TOKENS)), _stranger(rtt_s, offers)
     for text in texts:
         if fresh:
-            drafter, edge = LookupDrafter(), _stranger(rtt_s, offers)
+            drafter, edge = LookupDrafter(Earlier(MOST_TOKENS)), _stranger(rtt_s, offers)
         device = Device(rtt_s, LOOKING_UP_S)
         trip = Reader(device, makes_offers=offers, drafter=drafter, known=text)
         edge = written(trip, accelerator, edge.at_next_request(SHAPE.max_budget))

@@ -80,7 +80,9 @@ def measure(server: str, answers: int, max_tokens: int) -> dict[str, list[Speed]
     """Of answers with drafts and without, in turns."""
     speeds: dict[str, list[Speed]] = {"drafted": [], "plain": []}
     first, *others = read_questions(SHIPPED, 2)
-    with Edge(EdgeConfig(server=server, threads=1, max_tokens=max_tokens)) as edge:
+    with Edge(
+        EdgeConfig(server=server, threads=1, max_tokens=max_tokens, earlier_tokens=0)
+    ) as edge:
         "".join(edge.generate(first.text, max_tokens=8))  # what is slow the first time
         for question in others[:answers]:
             for name, most_nodes in (("drafted", edge.config.max_budget), ("plain", 0)):

@@ -421,6 +421,9 @@ class EdgeConfig(Options):
     )
     offers: bool = option(True, "send drafts unasked while the server decodes plainly, if it likes")
     coupling: bool = option(True, "draft with the server's noise: more is accepted above T = 0")
+    earlier_tokens: int = option(
+        2**18, "tokens of earlier texts kept in memory, to look words up in; 0: none", minimum=0
+    )
     reconnect_s: float = option(60.0, "seconds to find a lost server again; 0: none", minimum=0)
     resume_file: str = option("", "keep the answer here till its end; without --prompt: go on")
     stats: bool = option(True, "statistics at the end")

@@ -104,6 +104,7 @@ def _show(address: str, arguments: argparse.Namespace, proactive: str) -> bool:
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         proactive=proactive,
+        earlier_tokens=0,  # the same question is asked again, and its answer is not to be copied
     )
     with Edge(config) as edge:
         asked = (inert(arguments.prompt), "bold")

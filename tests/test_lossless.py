@@ -17,6 +17,7 @@ import torch
 from runtime.config import parse_address
 from runtime.edge.draft.batcher import Batcher, Drafts
 from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
 from runtime.edge.loop import Drafting, Round, generate, rounds
@@ -245,7 +246,7 @@ def test_a_draft_without_a_model_gives_the_plain_text(
     """Asked twice, so that the second time everything has been read before."""
     prompt = tiny.tokenizer.encode("over and over and over and over again and over and")
     expected = tiny.plain_text(prompt, SAMPLINGS[name])
-    drafter = LookupDrafter()
+    drafter = LookupDrafter(Earlier(1 << 18))
     for budget in (32, 4):
         job = (drafter, prompt, SAMPLINGS[name], drafting(budget))
         assert answers(tiny_server, tiny.hello, [job]) == [expected]

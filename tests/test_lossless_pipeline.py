@@ -17,6 +17,7 @@ import pytest
 from runtime.bench.link import Conditions, emulated_link
 from runtime.config import parse_address
 from runtime.edge.draft.batcher import Batcher, Drafts
+from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loop import Drafting, generate
@@ -103,7 +104,7 @@ def test_every_finished_text_is_the_plain_text(pair: Pair, server: str, seed: in
         shape = TreeShape(rng.choice((0, 4, 16, 63)), 6, 4, 4)
         how = Drafting(shape, rng.random() < 0.8, rng.choice(list(Proactive)))
         rounds = rng.choice((-1, -1, -1, 2, 5))
-        drafter = LookupDrafter() if edge % 2 else None
+        drafter = LookupDrafter(Earlier(1 << 18)) if edge % 2 else None
         liar = random.Random(edge) if edge % 4 == 3 else None
         jobs.append((prompt, sampling, how, rounds, drafter, liar, rng.random() < 0.7))
         expected.append(pair.plain_text(prompt, sampling))
@@ -127,9 +128,9 @@ def test_what_was_read_before_gives_tokens(pair: Pair, server: str) -> None:
         statistics = Statistics()
         hello = replace(pair.hello, version=OFFERS_VERSION)
         link = await Link.open(*parse_address(server), hello)
-        drafter = LookupDrafter()
-        drafter._earlier.extend([*prompt, *expected])
-        batcher, tokens, more = Batcher(drafter), [], 0
+        earlier = Earlier(1 << 18)
+        earlier.add([*prompt, *expected])
+        batcher, tokens, more = Batcher(LookupDrafter(earlier)), [], 0
         how = Drafting(TreeShape(16, 6, 4, 4))
         async for turn in generate(link, batcher, prompt, sampling, how):
             tokens += turn.tokens

@@ -48,7 +48,7 @@ def measure(
         options = ("--model", str(path), "--port", "0", "--threads", str(threads))
         address, server = stack.enter_context(server_process(*options))
         served = {SPECEDGE: Served(time.monotonic() - start_s)}
-        config = EdgeConfig(server=address, max_tokens=count)
+        config = EdgeConfig(server=address, max_tokens=count, earlier_tokens=0)
         edge = stack.enter_context(Edge(config))
         workers = {}
         for name, file in ((LLAMA_CPP, None), (f"{LLAMA_CPP}, draft", draft)):

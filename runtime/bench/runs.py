@@ -116,7 +116,8 @@ def serving(setup: Setup, *options: str) -> Iterator[tuple[str, Path]]:
 def edge_workers(address: str, mode: Mode, setup: Setup) -> Iterator[list[Worker]]:
     """Edges that have loaded their models and answered one question."""
     shape = asdict(setup.shape) | {"draft": setup.draft, "drafter": setup.drafter}
-    shape |= {"weights": setup.weights}
+    # the same questions are asked again and again: their answers must not be known
+    shape |= {"weights": setup.weights, "earlier_tokens": 0}
     config = {"server": address, **setup.sampling, **shape, **mode.edge}
     job = {"config": config, "draft_pass_s": setup.draft_pass_s}
     with ExitStack() as stack:

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from runtime.config import NO_MODEL, EdgeConfig, ServerConfig
+from runtime.edge.draft.earlier import Earlier
 from runtime.logs import fields
 from runtime.named import named
 from runtime.wire.messages import MAX_VOCABULARY
@@ -121,16 +122,18 @@ def make_drafter(
     if config.draft == NO_MODEL:
         from runtime.edge.draft.lookup_drafter import LookupDrafter
 
-        return LookupDrafter()
+        return LookupDrafter(Earlier(config.earlier_tokens))
     from runtime.edge.draft.drafter import Drafter
+
+    earlier = Earlier(config.earlier_tokens) if config.earlier_tokens else None
 
     translation = translation_for(config)
     engine = open_draft(config, progress)
     if translation is None:
-        return Drafter(engine)
+        return Drafter(engine, earlier=earlier)
     from runtime.edge.draft.foreign_drafter import ForeignDrafter
 
-    return ForeignDrafter(Drafter(engine, translation.names), translation)
+    return ForeignDrafter(Drafter(engine, translation.names, earlier), translation)
 
 
 def translation_for(config: EdgeConfig) -> Translation | None:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.mixture import changed, mix
-from runtime.edge.draft.shares import LONGEST, shares
+from runtime.edge.draft.shares import LONGEST, Recalled, shares
 from runtime.edge.draft.shift import shift
 from runtime.edge.draft.speculation import Pass, Speculation
 from runtime.model.engine import Engine, KeptPath, TreeRequest
@@ -61,8 +62,9 @@ class Names:
 class Drafter:
     """One draft model for any number of requests."""
 
-    def __init__(self, engine: Engine, names: Names | None = None):
+    def __init__(self, engine: Engine, names: Names | None = None, earlier: Earlier | None = None):
         self.engine, self._names = engine, names
+        self._recalled = None if earlier is None else Recalled(earlier)
         if engine.model.device.type == "cuda":
             engine.record(RECORDED_ROWS, RECORDED_REQUESTS, RECORDED_NODES)
         pool_tokens = engine.kv.n_free * engine.kv.page_size
@@ -99,7 +101,12 @@ class Drafter:
         return has_room
 
     def finish(self, speculation: Speculation) -> None:
-        """End a request; the KV of its text stays until the pages are needed."""
+        """End a request; the KV of its text stays until the pages are needed.
+
+        The text is looked up for those that come, if the drafter was given a place for it.
+        """
+        if self._recalled is not None and speculation.is_readable:
+            self._recalled.texts.add(speculation.context)
         if not speculation.pages:
             return
         self._move([speculation])
@@ -177,7 +184,7 @@ class Drafter:
         paths = [s.tree.path(node) for s, node in expanded]
         known = self._known_columns(min(s.vocabulary_size for s, _ in expanded))
         logits, token_ids = logits[:, :known].contiguous(), self._token_ids[:known]
-        looked_up = [_looked_up(s, path) for (s, _), path in zip(expanded, paths, strict=True)]
+        looked_up = [self._looked_up(s, path) for (s, _), path in zip(expanded, paths, strict=True)]
         for row, ((s, _), path) in enumerate(zip(expanded, paths, strict=True)):
             if s.edits:
                 change = shift(s.edits, s.history, path, logits[row], token_ids)
@@ -212,6 +219,18 @@ class Drafter:
             own = {t: score for t, score in zip(tokens, scores, strict=True) if score > -math.inf}
             speculation.tree.add_children(node, mix(own, row_shares)[:width])
 
+    def _looked_up(self, s: Speculation, path: Sequence[int]) -> dict[int, float]:
+        """What stood behind the same words before, in the text of this request or earlier ones."""
+        s.recalled = self._recalled
+        if not len(s.suffixes):
+            s.suffixes.extend(s.context)  # of a prompt there is nothing to be learned
+        for place in range(len(s.suffixes), len(s.context)):
+            if s.recalled is not None:
+                tail = s.context[max(place - LONGEST, 0) : place]
+                s.recalled.learn(s.suffixes, tail, s.context[place])
+            s.suffixes.extend(s.context[place : place + 1])
+        return shares(s.suffixes, [*s.context[-LONGEST:], *path], s.recalled)
+
     def _masks(
         self, expanded: Sequence[tuple[Speculation, int]], paths: Sequence[Sequence[int]]
     ) -> dict[int, np.ndarray]:
@@ -241,12 +260,6 @@ def _columns(names: Names, head_ids: Tensor) -> Tensor:
     of, drafted = names.of, names.drafted
     known = [(of[index], c) for c, index in enumerate(head_ids.tolist()) if index in drafted]
     return head_ids.new_tensor([column for _, column in sorted(known)])
-
-
-def _looked_up(s: Speculation, path: Sequence[int]) -> dict[int, float]:
-    """What stood behind the same words before, in the text of this request."""
-    s.suffixes.extend(s.context[len(s.suffixes) :])
-    return shares(s.suffixes, [*s.context[-LONGEST:], *path])
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -9,32 +9,13 @@ import math
 import sys
 from collections.abc import Sequence
 
+from runtime.edge.draft.earlier import Earlier, Trust
 from runtime.edge.draft.speculation import Pass, Speculation
 from runtime.edge.draft.suffixes import LONGEST, Suffixes
 from runtime.tree import ROOT
 
-MOST_TOKENS = 2**18  # of earlier texts; beyond, those of the older half are forgotten
-# How often what followed is right after a match of each length, before anything is known here, and
-# how many tokens that opinion counts for.
+# How often what followed is right after a match of each length, before anything is known here.
 EXPECTED = {length: 0.1 + 0.05 * length for length in range(1, LONGEST + 1)}
-EXPECTED_TOKENS = 8.0
-
-
-class Trust:
-    """How likely what followed a match follows again, by the length of the match."""
-
-    def __init__(self) -> None:
-        self._right = {length: EXPECTED_TOKENS * share for length, share in EXPECTED.items()}
-        self._seen = dict.fromkeys(EXPECTED, EXPECTED_TOKENS)
-
-    def of(self, length: int) -> float:
-        """A probability, never 1."""
-        return self._right[length] / (self._seen[length] + 1)
-
-    def saw(self, length: int, right: bool) -> None:
-        """Whether the target's token is one of those that followed."""
-        self._right[length] += right
-        self._seen[length] += 1
 
 
 class LookupDrafter:
@@ -43,10 +24,8 @@ class LookupDrafter:
     vocabulary_size = sys.maxsize  # it can draft whatever it has read
     at_once = True
 
-    def __init__(self, most_tokens: int = MOST_TOKENS) -> None:
-        self._most_tokens = most_tokens
-        self._trust = Trust()
-        self._earlier, self._oldest = Suffixes(), Suffixes()
+    def __init__(self, earlier: Earlier) -> None:
+        self._earlier, self._trust = earlier, Trust(EXPECTED)
 
     def run(self, passes: Sequence[Pass]) -> list[bool]:
         """Grow the tree of each as far as it goes; there is always room."""
@@ -65,11 +44,7 @@ class LookupDrafter:
 
     def finish(self, speculation: Speculation) -> None:
         """End a request; its text is looked up for those that come."""
-        most = self._most_tokens // 2  # in each of the two
-        text = speculation.context[-most:]
-        if len(self._earlier) + len(text) > most:
-            self._oldest, self._earlier = self._earlier, Suffixes()
-        self._earlier.extend(text)
+        self._earlier.add(speculation.context)
         speculation.forget_cache()
 
     def _text_of(self, speculation: Speculation) -> Suffixes:
@@ -92,7 +67,7 @@ class LookupDrafter:
     def _found(self, tail: Sequence[int], own: Suffixes) -> list[tuple[int, dict[int, int]]]:
         """Length of a match, and how often each token followed, in all texts; the longest first."""
         found: dict[int, dict[int, int]] = {}
-        for text in (own, self._earlier, self._oldest):
+        for text in (own, self._earlier):
             for length, token in text.followers(tail):
                 counts = found.setdefault(length, {})
                 counts[token] = counts.get(token, 0) + 1

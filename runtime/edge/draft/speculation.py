@@ -23,7 +23,7 @@ from enum import Enum
 
 from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide
-from runtime.edge.draft.shares import LONGEST, shares
+from runtime.edge.draft.shares import LONGEST, Recalled, shares
 from runtime.edge.draft.suffixes import Suffixes
 from runtime.history import History
 from runtime.tree import ROOT, DraftTree, OrderedTree
@@ -104,7 +104,8 @@ class Speculation:
         self.in_flight = True  # the prompt is a draft without nodes
         self._expanded_before = 0  # of the tree's expanded nodes, when it was sent
         self.suffixes = Suffixes()  # of the context, as far as a drafter has looked at it
-        self._is_readable = max(self.context) < self.vocabulary_size
+        self.recalled: Recalled | None = None  # of earlier texts, likewise
+        self.is_readable = max(self.context) < self.vocabulary_size
 
     @property
     def expected_tokens(self) -> float:
@@ -174,7 +175,7 @@ class Speculation:
 
     def _look_up_below(self, node: int) -> None:
         path = self.tree.path(node)
-        likely = shares(self.suffixes, [*self.context[-LONGEST:], *path])
+        likely = shares(self.suffixes, [*self.context[-LONGEST:], *path], self.recalled)
         if likely and self.guide is not None:
             fit = self.guide.allowed(self.context, path, likely)
             likely = {token: likely[token] for token in fit}
@@ -205,7 +206,7 @@ class Speculation:
         )
         if self.history is not None:
             self.history.extend(tokens)
-        self._is_readable = self._is_readable and max(tokens) < self.vocabulary_size
+        self.is_readable = self.is_readable and max(tokens) < self.vocabulary_size
         self.sent, self.in_flight = OrderedTree(), False
         self._expanded_before = len(self.tree.expanded)
         return step
@@ -238,7 +239,7 @@ class Speculation:
 
     def _expandable(self, nodes: Iterable[int]) -> list[int]:
         """The best of some nodes whose children could still be accepted."""
-        if self._deepest < 0 or not self._is_readable:
+        if self._deepest < 0 or not self.is_readable:
             return []
         if self.cached < len(self.context):
             return [ROOT]

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.shares import WEIGHTS
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.edge.draft.suffixes import Suffixes
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
-from runtime.tree import ROOT, DraftTree, OrderedTree
+from runtime.tree import ROOT, DraftTree, OrderedTree, Tree
 from specedge_kernels import draft_topk, reference
 from tests.edge.drafting import PROMPT, grow, grow_ahead, random_verdict, speculate
 
@@ -118,12 +119,7 @@ def test_a_pass_runs_what_was_looked_up_below_what_it_runs(
     engine: Engine, oracle: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Children of every node that was run are those that a fresh pass over its text gives."""
-
-    def read(s: Speculation, path: Sequence[int]) -> dict[int, float]:
-        s.suffixes.extend(s.context[len(s.suffixes) :])
-        return {}
-
-    monkeypatch.setattr("runtime.edge.draft.drafter._looked_up", read)
+    monkeypatch.setattr("runtime.edge.draft.drafter.shares", lambda *looked_at: {})
     shape = TreeShape(16, 6, 1, 3)
     drafter, speculation = Drafter(engine), speculate(shape, Proactive.MULTI)
     rng, together = random.Random(2), 0
@@ -145,6 +141,47 @@ def test_a_pass_runs_what_was_looked_up_below_what_it_runs(
                 assert child is not None
                 assert tree.scores[child] - base == pytest.approx(float(score), abs=1e-4)
     assert together
+
+
+def accepted_of(drafter: Drafter, answer: Sequence[int]) -> int:
+    """Nodes that a target accepts which says this, whatever is drafted."""
+    speculation, accepted = speculate(TreeShape(24, 4, 3, 4), Proactive.OFF), 0
+    said = len(speculation.context)
+    speculation.commit(0, answer[0])
+    while (place := len(speculation.context) - said) < len(answer):
+        tree = grow(drafter, speculation, max_nodes=24)
+        path = Tree(tree.tokens, tree.parents).along(answer[place:-1])
+        speculation.commit(path[-1] if path else 0, answer[place + len(path)])
+        accepted += len(path)
+    drafter.finish(speculation)
+    return accepted
+
+
+@pytest.mark.parametrize("earlier_tokens", [0, 1000])
+def test_an_answer_that_comes_again_is_known(engine: Engine, earlier_tokens: int) -> None:
+    """A model that has read nothing cannot know these tokens, so only lookups can."""
+    rng = random.Random(4)
+    answer = [rng.randrange(60) for _ in range(100)]
+    drafter = Drafter(engine, earlier=Earlier(earlier_tokens) if earlier_tokens else None)
+    first, second, third = (accepted_of(drafter, answer) for _ in range(3))
+    if earlier_tokens:
+        assert second > 75
+        assert third >= second
+    else:
+        assert first == second == third < 50
+
+
+def test_a_text_with_a_token_that_the_draft_lacks_is_not_looked_up(engine: Engine) -> None:
+    earlier = Earlier(1000)
+    drafter = Drafter(engine, earlier=earlier)
+    for token in (5, engine.model.vocab_size):
+        speculation = speculate(TreeShape(24, 4, 3, 4), Proactive.OFF)
+        speculation.commit(0, 7)
+        grow(drafter, speculation)
+        speculation.commit(0, token)
+        drafter.finish(speculation)
+    assert {token for _, token in earlier.followers([7])} == {5}
+    assert not earlier.followers([engine.model.vocab_size])
 
 
 def coupled_log_probabilities(

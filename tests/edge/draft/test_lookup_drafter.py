@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.lookup_drafter import EXPECTED, LookupDrafter
 from runtime.edge.draft.speculation import (
     MAX_EXPANDED,
@@ -65,14 +66,14 @@ def drafted(drafter: LookupDrafter, own: Speculation, max_nodes: int = 24) -> li
 
 
 def test_what_followed_before_is_drafted_as_far_as_the_tree_goes() -> None:
-    own, drafter = speculation([*range(40), 99, 5, 6]), LookupDrafter()
+    own, drafter = speculation([*range(40), 99, 5, 6]), LookupDrafter(Earlier(1 << 18))
     own.commit(0, 7)
     paths = drafted(drafter, own)
     assert [*range(8, 32)] in paths, "one line of all the nodes there are"
 
 
 def test_an_answer_is_looked_up_in_the_next_one() -> None:
-    drafter = LookupDrafter()
+    drafter = LookupDrafter(Earlier(1 << 18))
     first = speculation([1, 2, 3])
     first.commit(0, 50)
     drafted(drafter, first)
@@ -82,14 +83,16 @@ def test_an_answer_is_looked_up_in_the_next_one() -> None:
     second = speculation([9, 8])
     second.commit(0, 51)
     assert [52, 53, 54] in drafted(drafter, second)
-    assert drafted(LookupDrafter(), speculation([9, 51])) == [], "of another edge there is nothing"
+    assert drafted(LookupDrafter(Earlier(1 << 18)), speculation([9, 51])) == [], (
+        "of another edge there is nothing"
+    )
 
 
 def test_two_continuations_share_by_how_often_they_came() -> None:
     own = speculation([4, 5, 6, 4, 5, 7, 4, 5, 6, 3])
     own.commit(0, 4)
     own.commit(0, 5)
-    drafter = LookupDrafter()
+    drafter = LookupDrafter(Earlier(1 << 18))
     drafted(drafter, own)
     scores = {own.tree.tokens[n]: own.tree.scores[n] for n in own.tree.below(ROOT)[:2]}
     trust, rest = EXPECTED[2] * 8 / 9, 0.0
@@ -101,7 +104,7 @@ def test_two_continuations_share_by_how_often_they_came() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_trees_are_distributions_within_all_limits(seed: int, proactive: Proactive) -> None:
     rng = random.Random(seed)
-    drafter = LookupDrafter(most_tokens=200)
+    drafter = LookupDrafter(Earlier(200))
     for _ in range(6):
         prompt = [rng.randrange(6) for _ in range(rng.randint(1, 60))]
         own = speculation(prompt, proactive, limit=len(prompt) + 40)
@@ -122,12 +125,12 @@ def test_trees_are_distributions_within_all_limits(seed: int, proactive: Proacti
                 share = sum(math.exp(own.tree.scores[n] - base) for n in below)
                 assert share <= 1 + 1e-9
         drafter.finish(own)
-        assert len(drafter._earlier) + len(drafter._oldest) <= 200
+        assert len(drafter._earlier) <= 200
 
 
 def test_a_text_that_misleads_is_trusted_less() -> None:
     """Every token repeats, and what follows it never does."""
-    drafter, rng = LookupDrafter(), random.Random(3)
+    drafter, rng = LookupDrafter(Earlier(1 << 18)), random.Random(3)
     own = speculation([1, 2, 3])
     first = drafter._trust.of(1)
     for token in (rng.randrange(100) for _ in range(400)):
