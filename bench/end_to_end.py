@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from runtime.arguments import Parser
 from runtime.bench.__main__ import evaluate, parse_options
 from runtime.bench.prompts import SHIPPED, TASKS
 
@@ -34,7 +35,7 @@ FIGURES = {
 
 def main() -> int:
     """Exit status 1 if any text differed from plain decoding, 2 if a figure could not be made."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bench.end_to_end",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,7 +8,6 @@ pieces, and gives all tokens other ids, by a fixed shuffle. Nothing is trained: 
 left are as they were. All merges leave the same pieces under other ids.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from runtime import embedded
+from runtime.arguments import Parser
 from runtime.embedded.training.export import EMBEDDING
 from runtime.model.checkpoint import open_checkpoint
 from runtime.model.gguf_config import Metadata
@@ -31,7 +31,7 @@ HEAD = "lm_head.weight"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.foreign_draft", description=__doc__)
+    parser = Parser(prog="python -m bench.foreign_draft", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--merges", type=int, default=16000, help="byte pairs that are merged")
     options = parser.parse_args()

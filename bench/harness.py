@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from runtime.arguments import Parser
 from runtime.bench.machine import machine
 from runtime.bench.table import laid_out
 
@@ -90,9 +91,9 @@ def _time(
     return clock() - start_s
 
 
-def option_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+def option_parser(module: str, description: str | None) -> Parser:
     """Options of `python -m module`, of which all benchmarks have --json."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m {module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,12 +7,22 @@ once. This module imports nothing heavy: --help must answer at once.
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from runtime.config import Checked, ConfigError, flag, flags_of, read_toml, types_of, version
+from runtime.config import (
+    Checked,
+    ConfigError,
+    empty,
+    flag,
+    flags_of,
+    read_toml,
+    types_of,
+    version,
+)
 
 Config = TypeVar("Config", bound=Checked)
 # What options were called, and how they are called now: a setting must not be lost in silence.
@@ -38,10 +48,6 @@ def parse(cls: type[Config], argv: Sequence[str], env: Mapping[str, str], progra
     if unknown:
         raise ConfigError(_unknown(unknown[0], cls, flag))
     given = {name: value for name, value in vars(known).items() if value is not None}
-    for name in ("config", *(item.name for item in flags_of(cls) if item.default == "")):
-        # of a script's variable that was never set: --tls "$PIN" must not mean no TLS
-        if given.get(name) == "":
-            raise ConfigError(f"{flag(name)} is empty; say what it is, or leave it out")
     path = given.pop("config", None) or env.get("SPECEDGE_CONFIG")
     # What is overridden is not read: it may be somebody else's.
     given = _from_environment(cls, env, without=given) | given
@@ -59,7 +65,33 @@ def _renamed(cls: "type[Checked]", spelled: Callable[[str], str]) -> dict[str, s
     return {spelled(old): spelled(new) for old, new in RENAMED.items() if new in names}
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Takes nothing that is given empty, as by a script's variable that was never set: --tls "$PIN"
+    must not mean no TLS. `may_be_empty` has the options of which it means something."""
+
+    may_be_empty: Collection[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, which calls it for every way to parse."""
+        given = sys.argv[1:] if args is None else args
+        for option in _given_empty(given):
+            if option not in self.may_be_empty:
+                self.error(empty(option))
+        return super().parse_known_args(given, namespace)
+
+
+def _given_empty(arguments: Iterable[str]) -> Iterator[str]:
+    """Of the options, those with an empty text."""
+    option = "an argument"
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        is_option = name.startswith("--")
+        option = name if is_option else option
+        if not argument or (is_option and equals and not value):
+            yield option
+
+
+class _Parser(Parser):
     """Says what is wrong in one sentence instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -73,6 +105,7 @@ def _parser(cls: type[Config], program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         epilog="Every option may also be set as SPECEDGE_<OPTION> or in a TOML file (--config).",
     )
+    parser.may_be_empty = [flag(item.name) for item in flags_of(cls) if item.metadata["empty"]]
     kinds = _readers(cls)
     parser.add_argument("--version", action="store_true", default=None, help="print it, and end")
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")

@@ -47,14 +47,16 @@ def option(
     maximum: float | None = None,
     also: Sequence[str] = (),
     auto: bool = False,
+    empty: bool = False,
 ) -> Any:
     """A dataclass field with what its command-line flag needs to know; `also`: other spellings.
 
     A number without a maximum is below 2^32, as in the protocol. With `auto`, that word may be
-    given in place of 0.
+    given in place of 0; with `empty`, a text may be empty and mean something.
     """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
-    return field(default=default, metadata={**metadata, "also": also, "auto": auto})
+    metadata |= {"also": also, "auto": auto, "empty": empty}
+    return field(default=default, metadata=metadata)
 
 
 def flags_of(cls: "type[Checked]") -> "list[Field[Any]]":
@@ -70,6 +72,10 @@ class Checked:
         kinds = types_of(type(self))
         for item in flags_of(type(self)):
             value = getattr(self, item.name)
+            if isinstance(item.default, tuple) and isinstance(value, str):
+                # one text is a list of one, as from the environment, which has no lists
+                value = (value,) if value else ()
+                object.__setattr__(self, item.name, value)
             if value is not None or kinds[item.name] in (int, float):
                 _check(item, kinds[item.name], value)
 
@@ -154,7 +160,9 @@ class ServerConfig(Options):
     tls_certificate: str = option("", "PEM file; with --tls-key, connections are encrypted")
     tls_key: str = option("", "PEM file of the certificate's private key")
     http: str = option(
-        "127.0.0.1:8402", 'address of its page, /health, /ready and /metrics; "" for none'
+        "127.0.0.1:8402",
+        'address of its page, /health, /ready and /metrics; "" for none',
+        empty=True,
     )
     openai: str = option(
         "", "address of the OpenAI API for clients without an edge, such as 127.0.0.1:8403"
@@ -365,18 +373,22 @@ class EdgeConfig(Options):
         "where the target's tokenizer is, if the draft's is another one; with --draft none and "
         "without this the embedded target's",
     )
-    prompt: str | None = option(None, "one question; the answer is streamed, then the edge ends")
+    prompt: str | None = option(
+        None, "one question; the answer is streamed, then the edge ends", empty=True
+    )
     chat: bool = option(False, "talk in the terminal, and answer at --http; /quit leaves")
     serve: bool = option(False, "answer OpenAI's HTTP API at --http until Ctrl-C")
     http: str = option(
-        "127.0.0.1:8401", 'address of the HTTP API of --serve and --chat; "" for none'
+        "127.0.0.1:8401",
+        'address of the HTTP API of --serve and --chat; "" for none',
+        empty=True,
     )
     http_key_file: str = option("", "file with the API key of the HTTP API, chmod 600")
     origins: tuple[str, ...] = option(
         (), "web pages that may ask it, beside this machine's own, or *; may be repeated"
     )
     adapter: str | None = option(None, "the server's adapter that answers; without it the model's")
-    system: str | None = option(None, "system message in front of the conversation")
+    system: str | None = option(None, "system message in front of the conversation", empty=True)
     raw: bool = option(False, "send the prompt as it is, without the chat template")
     chat_template: str = option(
         "", "chat template: draft for the draft's own, or a file; without it the target's"
@@ -614,6 +626,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def empty(name: str) -> str:
+    """What is wrong where `name` was given as an empty text, and what to do."""
+    return f"{name} is empty; say what it is, or leave it out"
+
+
 def types_of(cls: "type[Checked]") -> dict[str, type]:
     """Each field's type, with `| None` taken off; of a list, that of what is in it."""
     return _types_of(cast(Hashable, cls))
@@ -641,6 +658,8 @@ def _check(item: "Field[Any]", kind: type, value: Any) -> None:
     is_one_text = kind is str and not isinstance(item.default, tuple)
     if is_one_text and not isinstance(value, str | Path):
         raise ConfigError(f"{name} is {value!r}; expected a text")
+    if is_one_text and not str(value) and item.default and not item.metadata["empty"]:
+        raise ConfigError(empty(name))
     if choices and value not in choices:
         allowed = ", ".join(choices)
         raise ConfigError(f"{name} is {value!r}; it takes one of {allowed}")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runtime.arguments import Parser
 from runtime.config import SPINS
 from runtime.system import whole_cores
 from runtime.terminal import fail, inert, run
@@ -30,7 +31,7 @@ LEVEL = 0.03  # a difference that is none
 
 def main() -> int:
     """Exit status: 0 when all texts are equal, 1 when one differs, 2 when it could not run."""
-    parser = argparse.ArgumentParser(prog="python -m runtime.demo", description=__doc__)
+    parser = Parser(prog="python -m runtime.demo", description=__doc__)
     parser.add_argument("--prompt", default=DEFAULT_PROMPT)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--temperature", type=float, default=0.0)

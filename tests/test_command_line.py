@@ -13,6 +13,23 @@ def edge(*options: str) -> list[str]:
     return [sys.executable, "-m", "runtime.edge", "--threads", "1", *options]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("conform 127.0.0.1:1 --tls", "conform 127.0.0.1:1 --user", "conform --draft"),
+        *("doctor --server", "doctor --tls", "stack --socket", "stack --socket x --move"),
+        *("edge --prompt x --draft", "server --host", "server --model", "demo --prompt"),
+    ],
+)
+def test_an_option_that_is_given_empty_is_a_sentence(command: str) -> None:
+    module, *options = command.split()
+    program = [sys.executable, "-m", f"runtime.{module}", *options, ""]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    told = f"{options[-1]} is empty; say what it is, or leave it out\n"
+    assert done.stderr.splitlines(keepends=True)[-1].endswith(told)
+
+
 def test_a_pipe_that_closes_ends_it_quietly(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
     """As in `| head`, in a terminal that knows ASCII alone."""
     command = edge("--server", tiny_server, "--draft", str(tiny_pair[1]), "--chat")

@@ -77,7 +77,7 @@ KNOWN = {
         "runtime.wire",
     },
     "runtime/embedded/__init__.py": set(),
-    "runtime/embedded/training": {"runtime.embedded", "runtime.model"},
+    "runtime/embedded/training": {"runtime.arguments", "runtime.embedded", "runtime.model"},
 }
 # these may be imported, but only inside functions, when they are needed
 LAZY = {

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from runtime.arguments import Parser
 from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
 from runtime.bench.prompts import FORM, SHIPPED, described
@@ -79,7 +80,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def parse_options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=called("runtime.bench"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -159,7 +160,7 @@ status 1 where steps took longer than stated: this machine is too slow, or too b
 
 def table_options(argv: list[str]) -> argparse.Namespace:
     """Of `table`."""
-    parser = argparse.ArgumentParser(prog=f"{called('runtime.bench')} table", description=TABLE)
+    parser = Parser(prog=f"{called('runtime.bench')} table", description=TABLE)
     add, pairs = parser.add_argument, tuple(paper.times())
     add("--pairs", nargs="+", choices=pairs, default=pairs, metavar="PAIR", help=" ".join(pairs))
     tasks, modes = paper.TASKS, tuple(MODES)
@@ -184,7 +185,7 @@ def table_options(argv: list[str]) -> argparse.Namespace:
 
 def prompts_options(argv: list[str]) -> argparse.Namespace:
     """Of `prompts`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{called('runtime.bench')} prompts",
         description="Check each line of a file of prompts, and count them.",
         epilog=FORM,
@@ -203,9 +204,7 @@ edges. Stand-in models as of `table`; a step costs by its rows what the paper's 
 
 def capacity_options(argv: list[str]) -> argparse.Namespace:
     """Of `capacity`."""
-    parser = argparse.ArgumentParser(
-        prog=f"{called('runtime.bench')} capacity", description=CAPACITY
-    )
+    parser = Parser(prog=f"{called('runtime.bench')} capacity", description=CAPACITY)
     add, pairs, tasks = parser.add_argument, tuple(paper.times()), paper.TASKS
     add("--pairs", nargs="+", choices=pairs, default=pairs, metavar="PAIR", help=" ".join(pairs))
     add("--tasks", nargs="+", choices=tasks, default=["qa"], metavar="TASK", help=" ".join(tasks))
@@ -233,9 +232,7 @@ Table 1's rows, with the server's own policies and edges, and stand-in models as
 
 def ablations_options(argv: list[str]) -> argparse.Namespace:
     """Of `ablations`."""
-    parser = argparse.ArgumentParser(
-        prog=f"{called('runtime.bench')} ablations", description=ABLATIONS
-    )
+    parser = Parser(prog=f"{called('runtime.bench')} ablations", description=ABLATIONS)
     add, pairs, tasks = parser.add_argument, tuple(paper.times()), paper.TASKS
     add("--pairs", nargs="+", choices=pairs, default=pairs, metavar="PAIR", help=" ".join(pairs))
     add("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK", help=" ".join(tasks))
@@ -255,7 +252,7 @@ def ablations_options(argv: list[str]) -> argparse.Namespace:
 
 def plot_options(argv: list[str]) -> argparse.Namespace:
     """Of `plot`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{called('runtime.bench')} plot",
         description="Draw what --json of the bench, of table, capacity or ablations writes.",
     )

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from runtime import terminal
+from runtime.arguments import Parser
 from runtime.config import ConfigError, parse_address, read_secret
 from runtime.conform.peer import Failed, Target, Visitor
 from runtime.conform.run import Case, Outcome, Result, line, run, select, write_junit
@@ -69,7 +70,7 @@ def _target(arguments: argparse.Namespace) -> Target:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m runtime.conform", description=__doc__)
+    parser = Parser(prog="python -m runtime.conform", description=__doc__)
     parser.add_argument("server", nargs="?", metavar="HOST:PORT")
     parser.add_argument("cases", nargs="*", metavar="CASE", help="numbers or names; all if none")
     parser.add_argument("--list", action="store_true", help="show the cases and what they demand")

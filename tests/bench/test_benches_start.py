@@ -25,7 +25,7 @@ OPTIONAL = {"triton", "flashinfer", "matplotlib", "xllamacpp", "pytest_benchmark
 COMMANDS = [
     name.removesuffix(".__main__")
     for name, path in MODULES.items()
-    if re.search(r"option_parser\(\"|argparse\.ArgumentParser\(", path.read_text(encoding="utf-8"))
+    if re.search(r"option_parser\(\"|\bParser\(", path.read_text(encoding="utf-8"))
     and name != "bench.harness"
 ]
 PAGES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,6 +79,19 @@ def commands_on(page: Path) -> set[tuple[str, str]]:
     text = page.read_text(encoding="utf-8")
     spans = [span.replace("\n", " ") for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     return {found for piece in [*text.splitlines(), *spans] for found in COMMAND.findall(piece)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_bench_takes_nothing_that_is_empty(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a script's variable that was never set."""
+    for given, told in ((["--json="], "--json is empty"), ([""], "an argument is empty")):
+        monkeypatch.setattr(sys, "argv", [command, *given])
+        with skipped_without_optional(), pytest.raises(SystemExit) as ended:
+            runpy.run_module(command, run_name="__main__")
+        assert ended.value.code == 2
+        assert f"{told}; say what it is, or leave it out" in capsys.readouterr().err
 
 
 def test_the_pages_name_benches_and_options_that_there_are() -> None:

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.arguments import Parser
 from runtime.embedded import target_path
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ HEAD_TOKENS = 8192  # of a draft that starts anew
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--text", type=Path, required=True, help="gzipped JSON lines: prompt, answer, temperature")
     add("--out", type=Path, required=True, help="folder for draft.safetensors, draft_config.json")

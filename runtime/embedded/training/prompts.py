@@ -9,7 +9,6 @@ found; word problems and more German are put together here. The kinds take turns
 part of the result is a fair sample. Knows no model.
 """
 
-import argparse
 import gzip
 import json
 import random
@@ -19,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 
+from runtime.arguments import Parser
 from runtime.embedded.training.composed import german, word_problem
 
 MOST_CHARACTERS = 1700
@@ -126,7 +126,7 @@ def read_avoided(path: Path) -> set[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--prompts", type=Path, nargs="+", required=True, help="files of prompts, see above")
     add("--avoid", type=Path, help="questions kept for evaluation: leave out what shares words")
