@@ -17,6 +17,7 @@ from runtime.model.adapter_folder import FolderAdapter
 from runtime.model.adapter_gguf import GgufAdapter
 from runtime.model.config import ModelConfig, ModelError
 from runtime.model.formats import FLOATS
+from runtime.model.locate import here
 from runtime.model.weights import expected_shapes
 
 MAX_RANK = 256
@@ -117,10 +118,11 @@ def load_adapter(name: str, path: Path, base: Base) -> Adapter:
 
 
 def _open(path: Path, head_dim: int | None) -> AdapterFile:
+    expected = "expected a folder of peft's or a .gguf file"
+    if here(path, expected) is None:
+        raise ModelError(f"{path} does not exist; {expected}")
     if path.is_dir():
         return FolderAdapter(path)
-    if not path.exists():
-        raise ModelError(f"{path} does not exist; expected a folder of peft's or a .gguf file")
     if path.suffix != ".gguf":
         raise ModelError(f"{path} is no .gguf file; of an adapter of peft's, give the folder")
     if head_dim is None:

@@ -5,6 +5,7 @@ is needed.
 """
 
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,13 @@ TARGET, DRAFT = "smollm2", "smollm2-draft"  # the embedded pair
 # no *.py: code that comes with a model is not even fetched
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _HUB_WEIGHTS = ("model*.safetensors",)
+_KINDS = {
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe, which cannot be read twice",
+    stat.S_IFSOCK: "a socket",
+}
+MOST_SHOWN = 80  # of a name that may be a whole text
 _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
@@ -34,14 +42,34 @@ def locate(name: str | Path, weights: bool = True) -> Path:
             return embedded.target_path()
         except FileNotFoundError as error:
             raise ModelError(str(error)) from None
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _in_folder(path)
-    if path.is_file():
-        return _checked_file(path)
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return _download(str(name), weights)
-    raise ModelError(f"{path} does not exist; expected a model's folder, a .gguf file or a hub id")
+    expected = "expected a model's folder, a .gguf file or a hub id"
+    if (path := here(name, expected)) is None:
+        if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+            return _download(str(name), weights)
+        raise ModelError(f"{name} does not exist; {expected}")
+    return _in_folder(path) if path.is_dir() else _checked_file(path)
+
+
+def here(name: str | Path, expected: str) -> Path | None:
+    """The file or folder of this name on this machine; None where there is nothing.
+
+    Raises ModelError, with what is `expected`, for anything else that is there.
+    """
+    try:
+        path = Path(name).expanduser()
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise ModelError(
+                f"{path} is a link to {path.readlink()}, which does not exist"
+            ) from None
+        return None
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of a user that is none
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{str(name)[:MOST_SHOWN]} cannot be looked at: {reason}") from None
+    if stat.S_ISDIR(kind) or stat.S_ISREG(kind):
+        return path
+    raise ModelError(f"{path} is {_KINDS.get(stat.S_IFMT(kind), 'no file')}; {expected}")
 
 
 def _checked_file(path: Path) -> Path:

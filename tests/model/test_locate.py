@@ -1,7 +1,9 @@
 """Names of models: folders that hold GGUF files, and hub ids, with a hub of our own."""
 
 import json
+import os
 import shutil
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -51,6 +53,25 @@ def test_safetensors_beside_gguf_files_are_the_model(pairs, tmp_path):
     folder = shutil.copytree(pairs("llama").folder, tmp_path / "model")
     put(folder, "a.gguf", "b.gguf")
     assert locate(folder) == folder
+
+
+def test_what_is_neither_file_nor_folder_is_called_by_its_kind(tmp_path, monkeypatch):
+    expected = "; expected a model's folder, a .gguf file or a hub id"
+    assert refusal("/dev/null") == f"/dev/null is a device{expected}"
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path / "pipe").startswith(f"{tmp_path / 'pipe'} is a pipe")
+    monkeypatch.chdir(tmp_path)  # a socket's path has 107 bytes at most
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("bound")
+        assert refusal("./bound") == f"bound is a socket{expected}"
+    (tmp_path / "link").symlink_to("nowhere")
+    assert refusal(tmp_path / "link").endswith("link is a link to nowhere, which does not exist")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in (tmp_path / "loop", "a" * 5000, "~no such user/model", "a\0b"):
+        assert "cannot be looked at: " in refusal(name)
+        assert len(refusal(name)) < 300
+    assert refusal(tmp_path / "no") == f"{tmp_path / 'no'} does not exist{expected}"
+    assert "does not exist" in refusal(str(GGUF / "below a file"))
 
 
 def test_gguf_files_under_any_name(tmp_path):
