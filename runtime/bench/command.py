@@ -17,7 +17,9 @@ from runtime.bench.records import Run
 from runtime.bench.report import LIBRARIES, described, print_report, to_json
 from runtime.bench.results import Evaluation, add, begin, line_of, read
 from runtime.bench.runs import Setup, Shape
+from runtime.config import CREDITS, EdgeConfig, ServerConfig
 from runtime.console import Terminal, saying
+from runtime.edge.loading import make_drafter
 
 PRICES = Path(__file__).with_name("prices.json")
 # What the search for the baseline's tree tries.
@@ -101,6 +103,7 @@ def make_setup(options: argparse.Namespace) -> Setup:
         shape=Shape(max_beam_len=options.max_beam_len),
         conditions=Conditions(0.0, rate, rate, options.jitter_ms / 1e3),
     )
+    check_named(setup)
     if options.stretch and not (setup.draft_pass_s or setup.verify_step_s):
         raise ValueError("--stretch lengthens what --verify-ms and --draft-pass-ms state: give one")
     if options.objective_ms is not None and not options.objective_ms > 0:
@@ -112,6 +115,17 @@ def make_setup(options: argparse.Namespace) -> Setup:
             "give --prompts or more --per-task"
         )
     return setup
+
+
+def check_named(setup: Setup) -> None:
+    """Raises ConfigError where --drafter or --credits names what makes none: told at the start,
+    not by a worker once the baseline's tree was found."""
+    if setup.drafter:
+        make_drafter(EdgeConfig(draft=setup.draft, drafter=setup.drafter))
+    if setup.credits not in CREDITS:
+        from runtime.server.loop import credits_of  # it brings torch
+
+        credits_of(ServerConfig(credits=setup.credits))
 
 
 def search_shapes(options: argparse.Namespace) -> list[Shape]:

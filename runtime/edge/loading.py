@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from runtime.config import NO_MODEL, EdgeConfig, ServerConfig
 from runtime.edge.draft.earlier import Earlier
 from runtime.logs import fields
-from runtime.named import named
+from runtime.named import made, unlike
 from runtime.wire.messages import MAX_VOCABULARY
 
 if TYPE_CHECKING:
@@ -114,11 +114,10 @@ def make_drafter(
 ) -> Drafts:
     """What drafts, with a model or without; `progress` hears of bytes.
 
-    Raises ModelError, and ConfigError where `--drafter` names what there is not.
+    Raises ModelError, and ConfigError where `--drafter` names what makes none.
     """
     if config.drafter:
-        drafter: Drafts = named(config.drafter, "--drafter")(config)
-        return drafter
+        return _named_drafter(config)
     if config.draft == NO_MODEL:
         from runtime.edge.draft.lookup_drafter import LookupDrafter
 
@@ -134,6 +133,18 @@ def make_drafter(
     from runtime.edge.draft.foreign_drafter import ForeignDrafter
 
     return ForeignDrafter(Drafter(engine, translation.names, earlier), translation)
+
+
+def _named_drafter(config: EdgeConfig) -> Drafts:
+    """That of `--drafter`. Raises ConfigError."""
+    name, option = config.drafter, "--drafter"
+    drafter: Drafts = made(name, option, "what makes a drafter of the edge's config", config)
+    size = getattr(drafter, "vocabulary_size", None)
+    methods = [getattr(drafter, method, None) for method in ("run", "finish")]
+    is_whole = isinstance(size, int) and all(map(callable, methods))
+    if isinstance(drafter, type) or not is_whole:
+        raise unlike(name, option, drafter, "a drafter, which has vocabulary_size, run and finish")
+    return drafter
 
 
 def translation_for(config: EdgeConfig) -> Translation | None:

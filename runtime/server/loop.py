@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from runtime.config import ConfigError, ServerConfig
+from runtime.config import ServerConfig
 from runtime.logs import fields
 from runtime.model.engine import Engine
-from runtime.named import named
+from runtime.named import made, unlike
 from runtime.server.door import Door
 from runtime.server.edges import Edges
 from runtime.server.guide import Guides
@@ -44,11 +44,13 @@ SWITCH_S = 0.0005
 
 
 def credits_of(config: ServerConfig) -> Credits:
-    """The policy of --credits. Raises ConfigError where a class is named that there is not."""
-    policy = POLICIES.get(config.credits) or named(config.credits, "--credits")
-    credits = policy()
+    """The policy of --credits. Raises ConfigError where what is named makes none."""
+    if (policy := POLICIES.get(config.credits)) is not None:
+        return policy()
+    name, option = config.credits, "--credits"
+    credits = made(name, option, "what makes a policy without being told anything")
     if not isinstance(credits, Credits):
-        raise ConfigError(f"--credits {config.credits}: expected a subclass of Credits")
+        raise unlike(name, option, credits, "a policy, of a subclass of Credits")
     return credits
 
 
@@ -64,6 +66,7 @@ class Server:
     guides: Guides | None = None  # None enforces no constraints
     spilling: Spilling | None = None  # None keeps no pages that the KV pool gives up
     totals: Totals = field(default_factory=Totals)
+    credits: Credits | None = None  # None is the policy of the config
 
     def __post_init__(self) -> None:
         config, kv = self.config, self.engine.kv
@@ -80,7 +83,8 @@ class Server:
         )
         spill = self.spilling.spill if self.spilling is not None else None
         self.scheduler = Scheduler(limits, kv.allocate, kv.free, spill)
-        credits, objective_s = credits_of(config), config.objective_ms * 1e-3 or math.inf
+        credits = self.credits if self.credits is not None else credits_of(config)
+        objective_s = config.objective_ms * 1e-3 or math.inf
         limits_of_steps = (config.max_batch, config.max_step_nodes)
         self.pipeline = Pipeline(*limits_of_steps, credits, config.pipeline, objective_s)
         self.metrics.watch(self.door, self.scheduler, self.pipeline)

@@ -27,8 +27,9 @@ from runtime.server.descriptors import check_descriptors, edges_that_fit, tell_a
 from runtime.server.door import Door, Identity
 from runtime.server.guide import Guides
 from runtime.server.looks import watching
-from runtime.server.loop import Server
+from runtime.server.loop import Server, credits_of
 from runtime.server.metrics import Metrics
+from runtime.server.policy.credits import Credits
 from runtime.server.renewal import Renewal, Renewed, RenewKeys, renewing
 from runtime.server.request import Request
 from runtime.server.router import Router
@@ -190,6 +191,7 @@ async def serve(
     `made` the server, which may be told to stop.
     Raises ConfigError, ModelError, TLSError or ConnectionError.
     """
+    credits = credits_of(config)  # first: it needs nothing else
     # The port is reserved at once, so that a busy one is reported before the model is loaded, and
     # opened last, so that nobody reaches a server that cannot answer.
     renewal, there, folder = Renewal(config), _There(config), folder_of(config)
@@ -207,7 +209,9 @@ async def serve(
         loaded = await asyncio.to_thread(_load, config, console, open_engine)
         async with together.watching(loaded.engine.ranks):
             door = _door(config, users, certificate, loaded.identity)
-            server = there.server = _server(config, loaded, door, step_ended, metrics, folder)
+            server = there.server = _server(
+                config, loaded, door, step_ended, metrics, folder, credits
+            )
             made(server)
             renewed = _renewed(server, join(server, loaded.tokenizer))
             _tell_ready(config, console, loaded.engine)
@@ -282,9 +286,12 @@ def _server(
     on_step: Callable[[Step], None],
     metrics: Metrics,
     folder: PageFolder | None,
+    credits: Credits,
 ) -> Server:
     guides, spilling = _guides(config, loaded), spilling_of(config, loaded.engine.kv, folder)
-    server = Server(config, loaded.engine, door, on_step, metrics, guides, spilling)
+    server = Server(
+        *(config, loaded.engine, door, on_step, metrics, guides, spilling), credits=credits
+    )
     server.pipeline.load.cost.learn(loaded.costs)
     return server
 
