@@ -10,15 +10,17 @@ them.
 
 import json
 import logging
+import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from runtime.terminal import inert
 
 SILENCE_S = 60.0  # between two lines about the same trouble
+FLOOD_S = 1.0  # between two warnings of the same event
 PLAIN = re.compile(r"[\w.:@/+-]+")
 
 
@@ -33,6 +35,7 @@ def configure(level: str, form: str) -> None:
     Libraries that write their records themselves get them without control characters, too.
     """
     handler = logging.StreamHandler()
+    handler.addFilter(Bounded())
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.setLogRecordFactory(InertRecord)
     logging.captureWarnings(True)
@@ -57,6 +60,37 @@ class Seldom:
         if now_s - self._told_s >= SILENCE_S:
             self._log.warning(self._event, extra=fields(reason=reason, failures=self._failures))
             self._failures, self._told_s = 0, now_s
+
+
+class Bounded(logging.Filter):
+    """Of the warnings of one event, with the same `code`, one a second; `others` counts those
+    before it.
+
+    Whoever may connect may cause warnings, as many as they like: the disk is not theirs.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        # by event: when it was told, and how often it came since
+        self._told: dict[tuple[str, str, object], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is told."""
+        if record.levelno != logging.WARNING:
+            return True
+        about, now_s = _fields(record), self._clock()
+        event = record.name, record.getMessage(), about.get("code")
+        told_s, others = self._told.get(event, (-math.inf, 0))
+        if now_s - told_s < FLOOD_S:
+            self._told[event] = told_s, others + 1
+            return False
+        # what has no others is as good as never told
+        self._told = {e: t for e, t in self._told.items() if t[1] or now_s - t[0] < FLOOD_S}
+        self._told[event] = now_s, 0
+        if others:
+            record.__dict__.update(fields(**about, others=others))
+        return True
 
 
 class InertRecord(logging.LogRecord):

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import random
 import subprocess
 import sys
+from collections import Counter
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from runtime.logs import JsonFormatter, TextFormatter, fields
+from runtime.logs import Bounded, JsonFormatter, TextFormatter, fields
 from runtime.server.users import add_user
 
 HOSTILE = 'a\nWARNING forged line\r\x1b[31m "quoted" \u2028 user=root'
@@ -65,6 +68,45 @@ def test_logs_of_libraries_and_their_exceptions_fit_in(formatter: logging.Format
     assert "KeyError: 'missing'" in line
     if isinstance(formatter, JsonFormatter):
         assert "Traceback" in json.loads(line)["exception"]
+
+
+def test_warnings_of_one_event_are_told_once_a_second_with_a_count() -> None:
+    """Whatever comes when: each is told, or counted with the next one that is."""
+    drawn, now_s = random.Random(1), 0.0
+    bounded = Bounded(lambda: now_s)
+    told: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    came: Counter[tuple[str, str]] = Counter()
+    for _ in range(5000):
+        now_s += drawn.choice((0.0, 0.001, 0.1, 0.999, 1.0, 7.0))
+        event = drawn.choice(("edge left", "request refused")), drawn.choice(("busy", "protocol"))
+        one = record(event[0], code=event[1], peer=f"10.0.0.7:{drawn.randrange(65536)}")
+        came[event] += 1
+        if bounded.filter(one):
+            about = one.__dict__["fields"]
+            told.setdefault(event, []).append((now_s, about.get("others", 0)))
+            assert about.get("others") != 0, "nothing is said of none"
+    for lines in told.values():
+        assert all(b - a >= 1 for (a, _), (b, _) in pairwise(lines))
+    now_s += 1
+    for event in came:
+        one = record(event[0], code=event[1])
+        assert bounded.filter(one)
+        told[event].append((now_s, one.__dict__["fields"].get("others", 0)))
+        assert sum(others + 1 for _, others in told[event]) == came[event] + 1
+
+
+def test_what_is_no_warning_is_always_told_and_events_of_once_are_forgotten() -> None:
+    now_s = 0.0
+    bounded = Bounded(lambda: now_s)
+    for _ in range(3):
+        for level in (logging.INFO, logging.ERROR):
+            one = record("a step failed")
+            one.levelno = level
+            assert bounded.filter(one)
+    for number in range(1000):
+        now_s += 0.1
+        assert bounded.filter(record(f"a library's warning {number}"))
+        assert len(bounded._told) <= 11
 
 
 def test_a_whole_run_logs_no_token_and_no_text(

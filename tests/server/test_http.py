@@ -1,6 +1,8 @@
 """The pages of a server process: while it loads, serves, drains, and where it may not listen."""
 
 import asyncio
+import contextlib
+import json
 import os
 import shutil
 import signal
@@ -8,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import HTTPError
@@ -18,7 +21,7 @@ import pytest
 import torch
 
 from runtime.api.serving import serving
-from runtime.config import ConfigError, ServerConfig
+from runtime.config import ConfigError, ServerConfig, parse_address
 from runtime.edge.net.link import Link, Sampling, ServerError
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.door import Door, Identity
@@ -40,6 +43,29 @@ TINY = ("--threads", "1", "--no-pipeline", "--credits", "open")
 def hello(tiny_pair: tuple[Path, Path]) -> wire.Hello:
     tokenizer = Tokenizer.load(str(tiny_pair[0]))
     return wire.Hello(1, tokenizer.vocabulary_size, tokenizer.vocabulary_hash(), "tiny")
+
+
+def test_garbage_fills_no_log(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """At the port of edges and at that of the pages: a line a second, with a count."""
+    options = ("--model", str(tiny_pair[0]), "--log-format", "json")
+    with server_process(tmp_path / "log", *TINY, *options) as server:
+        pages = parse_address(server.url.removeprefix("http://"))
+        ports, begun_s = (server.address, pages), time.monotonic()
+        for number in range(300):
+            with socket.create_connection(ports[number % 2]) as peer:
+                peer.sendall(b"\0garbage\r\n\r\n" + bytes(64))
+                with contextlib.suppress(ConnectionResetError):
+                    while peer.recv(1024):
+                        pass
+        most = time.monotonic() - begun_s + 2
+        count = ("connection_errors_total", "protocol")
+        assert server.samples_once(lambda found: found[count] == 150)[count] == 150
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    for event in ("edge left", "Invalid HTTP request received."):
+        told = [line for line in lines if line["event"] == event]
+        assert 1 <= len(told) <= most
+        assert sum(line.get("others", 0) + 1 for line in told) <= 150
+        assert len(told) == 1 or told[1]["others"] > 1
 
 
 def test_a_loading_server_lives_but_is_not_ready(
