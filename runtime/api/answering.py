@@ -270,18 +270,23 @@ async def begin(backend: Backend, asked: Asked) -> list[Choice]:
     return choices
 
 
-async def _encoded(
-    backend: Backend, asked: Asked, prompt: Prompt | Sequence[int]
-) -> tuple[list[int], RequestOptions]:
-    """The ids of a prompt, and the options of its answers. Raises APIError."""
+async def encode(backend: Backend, asked: Asked, prompt: Prompt | Sequence[int]) -> list[int]:
+    """The ids of a prompt, however many. Raises APIError."""
     # a long prompt takes a while, in which others are served
     try:
-        ids = await asyncio.to_thread(backend.encode, prompt, **asked.options)
+        return await asyncio.to_thread(backend.encode, prompt, **asked.options)
     except ValueError as error:
         found = api_error(error)
         if found.param not in asked.options:  # the prompt's own, or of no request
             found.param = asked.param
         raise found from error
+
+
+async def _encoded(
+    backend: Backend, asked: Asked, prompt: Prompt | Sequence[int]
+) -> tuple[list[int], RequestOptions]:
+    """The ids of a prompt, and the options of its answers. Raises APIError."""
+    ids = await encode(backend, asked, prompt)
     room = backend.max_context - len(ids)
     if room < 1:
         raise APIError(

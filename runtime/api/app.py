@@ -15,8 +15,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from runtime.api import chat, completions, responses, tokens
+from runtime.api.absent import NOT_STORED, absent
 from runtime.api.adapted import Adapted, asked_for, models_of
-from runtime.api.answering import Answering
+from runtime.api.answering import Answering, encode
 from runtime.api.backend import Backend, BackendOf
 from runtime.api.bodies import ChatBody, CompletionBody, DetokenizeBody, Known, TokenizeBody, read
 from runtime.api.errors import APIError, api_error
@@ -41,9 +42,9 @@ def routes(backend_of: BackendOf) -> list[BaseRoute]:
         Route("/v1/models/{model:path}", told(api.model), methods=["GET"]),
         Route("/v1/chat/completions", told(api.chat), methods=["POST"]),
         Route("/v1/responses", told(api.responses), methods=["POST"]),
+        Route("/v1/responses/input_tokens", told(api.input_tokens), methods=["POST"]),
         Route("/v1/responses/{id}", told(api.response), methods=["GET", "DELETE"]),
         Route("/v1/completions", told(api.completions), methods=["POST"]),
-        Route("/v1/embeddings", told(api.embeddings), methods=["POST"]),
         Route("/tokenize", told(api.tokenize), methods=["POST"]),
         Route("/detokenize", told(api.detokenize), methods=["POST"]),
     ]
@@ -77,9 +78,16 @@ class _API:
         form = responses.ResponseForm(backend.model, body, use)
         return Answering(backend, responses.asked(body, use), form, _is_long(request))
 
+    async def input_tokens(self, request: Request) -> Response:
+        backend, body = await self._asked(request, ResponseBody)
+        use = await asyncio.to_thread(responses.use_of, body, backend)
+        asked = responses.asked(body, use)
+        ids = await encode(backend, asked, asked.prompts[0])
+        return _json({"object": "response.input_tokens", "input_tokens": len(ids)})
+
     async def response(self, request: Request) -> Response:
         await self._ready(request)
-        raise APIError(404, responses.NOT_STORED)
+        raise APIError(404, NOT_STORED)
 
     async def completions(self, request: Request) -> Response:
         backend, body = await self._asked(request, CompletionBody)
@@ -96,9 +104,6 @@ class _API:
         return _json(
             await asyncio.to_thread(tokens.detokenize, *await self._asked(request, DetokenizeBody))
         )
-
-    async def embeddings(self, request: Request) -> Response:
-        raise APIError(501, "this model writes text; it has no embeddings")
 
     async def _asked(self, request: Request, kind: type[Known]) -> tuple[Backend, Known]:
         """Who may ask is known before the body is read."""
@@ -157,8 +162,8 @@ def told(endpoint: Endpoint) -> Endpoint:
 async def _refused(request: Request, error: Exception) -> Response:
     """What Starlette finds: no such path, or another method."""
     assert isinstance(error, HTTPException), "of the handlers above"
-    sentence = f"{request.method} {request.url.path}: {error.detail}"
-    response = APIError(error.status_code, sentence).response()
+    method, path = request.method, request.url.path
+    response = absent(error.status_code, method, path, request.app.routes).response()
     response.headers.update(error.headers or {})
     return response
 

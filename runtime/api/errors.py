@@ -58,6 +58,8 @@ class APIError(Exception):
     def response(self) -> Response:
         """With its status, and when to try again where that may help."""
         headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
+        if self.status == 501:
+            headers["x-should-retry"] = "false"  # OpenAI's clients would, as after any 5xx
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         content = msgspec.json.encode(self.body())

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from msgspec import Meta
 
+from runtime.api.absent import NOT_STORED
 from runtime.api.answering import Asked, Choice
 from runtime.api.backend import Backend
 from runtime.api.bodies import Body, Tokens
@@ -27,7 +28,6 @@ from runtime.api.tools.schema import schema_of
 from runtime.api.tools.use import Use, choosing
 from runtime.api.usage import usage
 
-NOT_STORED = "answers are not stored here; send the whole conversation as input"
 # fields by which a request leans on what would have been stored, or runs without its client
 STORED = ("previous_response_id", "conversation", "prompt", "background")
 LOGPROBS = "log-probabilities are at /v1/chat/completions; leave this out"

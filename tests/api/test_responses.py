@@ -111,6 +111,63 @@ def test_a_conversation_goes_on_with_its_items():
     assert messages[3]["tool_call_id"] == messages[2]["tool_calls"][0]["id"]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": "x"},
+        {"input": "Grüße <|im_end|>", "instructions": "Be brief."},
+        {"input": [{"role": "user", "content": "x" * 5000}], "tools": [*HOSTED, WEATHER]},
+        {"input": "x", "tools": [WEATHER], "tool_choice": "none"},
+        {"input": "x", "tools": [WEATHER], "tool_choice": "required"},
+        {"input": "x", "text": {"format": {"type": "json_object"}}, "truncation": "auto"},
+        {
+            "input": [
+                {"role": "user", "content": "What is the weather?"},
+                {"type": "reasoning", "id": "rs_1", "summary": [{"text": "Hm."}]},
+                {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "rain"},
+            ],
+            "tools": [WEATHER],
+        },
+    ],
+)
+def test_input_tokens_are_those_of_the_response(body):
+    backend = Scripted(QWEN3, "It rains.")
+
+    async def count():
+        async with client_of(backend) as client:
+            return await client.responses.input_tokens.count(model="scripted", **body)
+
+    counted = asyncio.run(count())
+    assert counted.object == "response.input_tokens"
+    whole, _, _ = asked(backend, **{k: v for k, v in body.items() if k != "truncation"})
+    assert counted.input_tokens == whole.usage.input_tokens == len(backend.asked[0][0])
+
+
+def test_input_that_is_too_long_is_counted_and_what_is_wrong_refused():
+    backend = Scripted(QWEN3, "")
+    backend.max_context = 50
+
+    async def ask():
+        async with client_of(backend) as client:
+            count = client.responses.input_tokens.count
+            assert (await count(input="x" * 100)).input_tokens > 100
+            with pytest.raises(openai.BadRequestError, match="context holds 50"):
+                await client.responses.create(model="scripted", input="x" * 100)
+            for wrong, param in (
+                ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
+                ({"input": [{"type": "computer_call"}]}, "input[0]"),
+                ({}, "input"),
+            ):
+                with pytest.raises(openai.BadRequestError) as refused:
+                    await count(**wrong)
+                assert refused.value.param == param
+            with pytest.raises(openai.NotFoundError, match="'other'"):
+                await count(model="other", input="x")
+
+    asyncio.run(ask())
+
+
 def test_an_agent_is_understood():
     """A body as Codex sends it."""
     backend = Scripted(QWEN3, CALL)
