@@ -50,6 +50,20 @@ def routes(backend_of: BackendOf) -> list[BaseRoute]:
     ]
 
 
+def to_look_after(unready: Callable[[], str]) -> list[BaseRoute]:
+    """/health and /ready, which need no key; `unready` says why no requests are taken, if none."""
+
+    async def health(request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        if reason := unready():
+            return APIError(503, reason).response()
+        return _json({"status": "ok"})
+
+    return [Route("/health", health), Route("/ready", ready)]
+
+
 class _API:
     """The endpoints."""
 

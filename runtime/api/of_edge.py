@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from runtime.api.app import application, key_of, told
+from runtime.api.app import application, key_of, to_look_after, told
 from runtime.api.backend import Backend, BackendOf
-from runtime.api.errors import APIError
 from runtime.api.guard import Guard
 from runtime.api.keys import Keys
 from runtime.api.serving import serving
@@ -133,24 +132,12 @@ async def endpoint(edge: AsyncEdge) -> AsyncIterator[tuple[str, EdgeBackend]]:
             keys.name_of(key)
         return backend
 
-    app = application(backend_of, [*_pages(backend), *_to_watch(backend, backend_of)])
+    app = application(
+        backend_of, [*to_look_after(backend.unready), *_to_watch(backend, backend_of)]
+    )
     guarded = Guard(app, config.origins, has_keys=keys is not None)
     async with serving(config.http, guarded) as url:
         yield url, backend
-
-
-def _pages(backend: EdgeBackend) -> list[BaseRoute]:
-    """For those who look after programs; they need no key."""
-
-    async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def ready(request: Request) -> Response:
-        if reason := backend.unready():
-            return APIError(503, reason).response()
-        return JSONResponse({"status": "ok"})
-
-    return [Route("/health", health), Route("/ready", ready)]
 
 
 def _to_watch(backend: EdgeBackend, backend_of: BackendOf) -> list[BaseRoute]:

@@ -66,7 +66,8 @@ async def look(config: EdgeConfig) -> AsyncIterator[Finding]:
             rtts_s = [await link.ping() for _ in range(PINGS)]
             yield round_trip(rtts_s)
             yield upload(*await _upload(link, min(rtts_s)))
-            with _stage("draft", lambda error: "name another model with --draft"):
+            other = "--drafter" if config.drafter else "model with --draft"
+            with _stage("draft", lambda error: f"name another {other}"):
                 batcher = Batcher(make_drafter(config))
             try:
                 prediction = await _predict(link, batcher, vocabulary, config, median(rtts_s))

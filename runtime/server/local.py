@@ -6,7 +6,7 @@ It opens before the model is loaded, and says so until it is.
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from runtime.api.app import application
+from runtime.api.app import application, to_look_after
 from runtime.api.counting import Counting
 from runtime.api.guard import Guard
 from runtime.api.of_server import LocalEdges, LocalServer
@@ -53,7 +53,7 @@ async def serving_clients(
         )
         return edges.renew
 
-    app = application(edges.backend_of)
+    app = application(edges.backend_of, to_look_after(unready))
     guarded = Guard(app, config.origins, has_keys=users is not None, most=most)
     counted = Counting(guarded, app.routes, metrics.http_answered, metrics.http_streams)
     tls = certificate.context if certificate else None

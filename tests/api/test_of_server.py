@@ -291,12 +291,17 @@ def test_a_loading_server_says_so(
         assert answer.status_code == 503
         assert answer.json()["error"]["message"] == "slow-model is being loaded"
         assert int(answer.headers["retry-after"]) >= 1
+        pages = url.removesuffix("/v1")  # for those who look after it, and have no key
+        assert httpx.get(f"{pages}/health").json() == {"status": "ok"}
+        told = httpx.get(f"{pages}/ready")
+        assert (told.status_code, told.json()) == (503, answer.json())
         with config.open("wb") as pipe:  # opens when the server reads it
             (tmp_path / "config.json").write_bytes(content)
             (tmp_path / "config.json").replace(config)
             pipe.write(content)
         assert server.address
         assert httpx.get(f"{url}/models", headers=key).json()["data"][0]["id"] == "slow-model"
+        assert httpx.get(f"{pages}/ready").json() == {"status": "ok"}
 
 
 def test_a_drain_lets_streams_end(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def commands_on(page: Path) -> set[tuple[str, str]]:
     return {found for piece in [*text.splitlines(), *spans] for found in COMMAND.findall(piece)}
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # that it is imported already
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_bench_takes_nothing_that_is_empty(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

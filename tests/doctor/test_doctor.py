@@ -219,3 +219,10 @@ def test_a_wrong_option_is_a_sentence(options: tuple[str, ...], sentence: str) -
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_what_makes_no_drafter_is_a_fault(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
+    told = only_fault(look(tiny_server, tiny_pair[1], drafter="os:system"))
+    assert told.topic == "draft"
+    assert told.sentence.startswith("--drafter os:system: to call it raises TypeError")
+    assert told.mend == "name another --drafter"
