@@ -7,6 +7,7 @@ once.
 import math
 import os
 import re
+import stat
 import sys
 from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -587,15 +588,17 @@ def read_toml(text: str, name: str) -> dict[str, Any]:
 
 
 def read_secret(path: Path) -> str:
-    """The text of a file that nobody else may read. Raises ConfigError."""
+    """The text of a file, or a pipe, that nobody else may read. Raises ConfigError."""
     try:
         status = path.stat()
-        text = path.read_text(encoding="utf-8")
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
+            # a device would be read for ever, and nobody should change who may use it
+            raise ConfigError(f"{path} is a folder or a device; expected a file")
+        if others_may_read(status):
+            raise ConfigError(f"others may read {path}; run: chmod 600 {path}")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
-    if others_may_read(status):
-        raise ConfigError(f"others may read {path}; run: chmod 600 {path}")
-    return text
 
 
 def read_token(path: Path) -> str:

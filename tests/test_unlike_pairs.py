@@ -314,6 +314,10 @@ def test_a_template_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> No
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="cannot read --chat-template"):
         joined("127.0.0.1:1", tmp_path, chat_template=str(tmp_path / "bytes"))
+    (tmp_path / "blank").write_text(" \n")
+    for nothing in (str(tmp_path / "blank"), "/dev/null"):
+        with pytest.raises(ConfigError, match=f"^--chat-template {nothing} is empty; expected"):
+            joined("127.0.0.1:1", tmp_path, chat_template=nothing)
     (tmp_path / "long").write_text("x" * (2**20 + 1))
     with pytest.raises(ConfigError, match="longer than any template"):
         joined("127.0.0.1:1", tmp_path, chat_template=str(tmp_path / "long"))

@@ -124,9 +124,10 @@ class _Front:
         config = of_request(self.config, options)
         transcript = self._prompts.transcript(prompt, config)
         self._check_unkept()
-        if self._resume_path and self._resume_path.is_dir():
-            raise ConfigError(f"--resume-file {self._resume_path} is a folder; name a file")
         if self._resume_path and self._resume_path.exists():
+            if not self._resume_path.is_file():
+                sentence = "is a folder or a device; expected a file"
+                raise ConfigError(f"--resume-file {self._resume_path} {sentence}")
             raise ConfigError(
                 f"{self._resume_path} holds an answer that has not ended; give --resume-file "
                 "without --prompt to go on with it, or remove the file"

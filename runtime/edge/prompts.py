@@ -193,4 +193,6 @@ def read_template(option: str) -> str | None:
         raise ConfigError(f"cannot read --chat-template {option}: {reason}") from error
     if len(template) > MAX_TEMPLATE_FILE_BYTES:
         raise ConfigError(f"--chat-template {option} is longer than any template: it is not one")
+    if not template.strip():
+        raise ConfigError(f"--chat-template {option} is empty; expected a template in Jinja")
     return template

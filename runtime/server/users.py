@@ -58,7 +58,7 @@ def add_user(path: Path, name: str) -> str:
     Raises ConfigError.
     """
     _check_name(name)
-    if path.exists() and path.stat().st_size and name in load_users(path):
+    if path.exists() and read_secret(path) and name in load_users(path):
         raise ConfigError(f"{path} has a user {name} already; for a new token remove that line")
     token = secrets.token_hex(32)
     try:

@@ -143,9 +143,9 @@ def test_a_folder_is_no_answer_that_has_not_ended(
 ) -> None:
     config = EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), resume_file=str(tmp_path))
     with Edge(config) as edge:
-        with pytest.raises(ConfigError, match="is a folder; name a file"):
+        with pytest.raises(ConfigError, match="is a folder or a device; expected a file"):
             edge.generate("x")
-        with pytest.raises(ConfigError, match="Is a directory"):
+        with pytest.raises(ConfigError, match="is a folder or a device; expected a file"):
             edge.resume()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import ConfigError, ServerConfig
+from runtime.config import ConfigError, ServerConfig, read_token
 from runtime.server.users import MAX_ADDRESSES, Patience, add_user, load_users, users_of
 
 
@@ -56,6 +56,14 @@ def test_files_that_cannot_be_used(tmp_path: Path, text: str, sentence: str) -> 
         load_users(secret_file(tmp_path, text))
 
 
+def test_what_is_no_file_is_neither_read_nor_written_nor_to_be_made_private() -> None:
+    """Who was told to run chmod 600 /dev/null, and is root, would have a broken machine."""
+    for path in (Path("/dev/null"), Path("/dev/zero"), Path("/")):
+        for use in (load_users, read_token, lambda path: add_user(path, "alice")):
+            with pytest.raises(ConfigError, match=f"^{path} is a folder or a device; expected a"):
+                use(path)
+
+
 @pytest.mark.parametrize("mode", [0o604, 0o640, 0o660, 0o602, 0o601])
 def test_a_file_that_others_can_touch_is_refused(tmp_path: Path, mode: int) -> None:
     path = secret_file(tmp_path, 'alice = "' + "x" * 40 + '"', mode)
@@ -63,6 +71,13 @@ def test_a_file_that_others_can_touch_is_refused(tmp_path: Path, mode: int) -> N
         load_users(path)
     path.chmod(0o400)
     assert load_users(path) == {"alice": b"x" * 40}
+
+
+def test_a_token_is_not_written_where_others_may_read_it(tmp_path: Path) -> None:
+    path = secret_file(tmp_path, "", 0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        add_user(path, "alice")
+    assert path.read_bytes() == b""
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
