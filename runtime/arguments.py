@@ -6,19 +6,23 @@ once. This module imports nothing heavy: --help must answer at once.
 
 import argparse
 import difflib
+import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from runtime.config import (
+    NO_TEXT,
+    U32_MAX,
     Checked,
     ConfigError,
     empty,
     flag,
     flags_of,
+    is_unicode,
     read_toml,
     types_of,
     version,
@@ -67,28 +71,48 @@ def _renamed(cls: "type[Checked]", spelled: Callable[[str], str]) -> dict[str, s
 
 class Parser(argparse.ArgumentParser):
     """Takes nothing that is given empty, as by a script's variable that was never set: --tls "$PIN"
-    must not mean no TLS. `may_be_empty` has the options of which it means something."""
+    must not mean no TLS. Nor what is no text. `may_be_empty` has the options of which it means
+    something."""
 
     may_be_empty: Collection[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, which calls it for every way to parse."""
-        given = sys.argv[1:] if args is None else args
-        for option in _given_empty(given):
-            if option not in self.may_be_empty:
+        given, option = sys.argv[1:] if args is None else args, "an argument"
+        for argument in given:
+            name, equals, value = argument.partition("=")
+            is_option = name.startswith("--")
+            option = name if is_option else option
+            is_empty = not argument or (is_option and equals and not value)
+            if is_empty and option not in self.may_be_empty:
                 self.error(empty(option))
+            if not is_unicode(argument):
+                self.error(f"{option} {NO_TEXT}")
         return super().parse_known_args(given, namespace)
 
 
-def _given_empty(arguments: Iterable[str]) -> Iterator[str]:
-    """Of the options, those with an empty text."""
-    option = "an argument"
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        is_option = name.startswith("--")
-        option = name if is_option else option
-        if not argument or (is_option and equals and not value):
-            yield option
+def number(kind: type, least: float, most: float = U32_MAX) -> Callable[[str], Any]:
+    """Reads a number of an option: what cannot be is told before minutes are spent on it."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:  # written so that NaN is told, too
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+        return value
+
+    read.__name__ = kind.__name__  # what argparse calls it where the text is no number
+    return read
+
+
+def appendable(name: str) -> Path:
+    """A file that can be added to: told at the start, not once everything was measured."""
+    path = Path(name)
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+        raise argparse.ArgumentTypeError(
+            f"cannot write {name}; name a file in a folder that is there"
+        )
+    return path
 
 
 class _Parser(Parser):

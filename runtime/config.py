@@ -33,6 +33,7 @@ WEIGHTS = (
     "stored", *FLOATS, "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"
 )  # fmt: skip
 SPINS = "2000"  # about a tenth of a millisecond: the gaps within a step are shorter
+NO_TEXT = "is not valid UTF-8; check its special characters"
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 MIN_TOKEN_CHARACTERS = 32  # of a user's secret
 ADAPTER_NAME, MOST_ADAPTERS = re.compile(r"[A-Za-z0-9._@-]{1,64}"), 128  # told in one message
@@ -674,11 +675,11 @@ def _check(item: "Field[Any]", kind: type, value: Any) -> None:
     if kind in (int, float) and value > (maximum or U32_MAX):
         raise ConfigError(f"{name} is {value}; the most it takes is {maximum or U32_MAX}")
     for text in value if isinstance(value, tuple) else (value,):
-        if kind is str and not _is_unicode(str(text)):
-            raise ConfigError(f"{name} is not valid UTF-8; check its special characters")
+        if kind is str and not is_unicode(str(text)):
+            raise ConfigError(f"{name} {NO_TEXT}")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether there is no lone surrogate in it, by which Python spells bytes that are no text."""
     try:
         text.encode()

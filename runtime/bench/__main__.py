@@ -14,17 +14,16 @@ worth, simulated. `plot ROWS FOLDER` draws what --json of any of them has writte
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from runtime.arguments import Parser
+from runtime.arguments import Parser, appendable, number
 from runtime.bench.attempt import attempt
 from runtime.bench.modes import MODES, SERVER_ONLY
 from runtime.bench.prompts import FORM, SHIPPED, described
 from runtime.bench.standin import grid, paper
-from runtime.config import U32_MAX, WEIGHTS, version
+from runtime.config import WEIGHTS, version
 from runtime.terminal import called, run
 
 NAMES = (SERVER_ONLY, *MODES)
@@ -54,21 +53,9 @@ def main() -> int:
     return evaluate(parse_options(sys.argv[1:]))
 
 
-def _number(kind: type, least: float, most: float = U32_MAX) -> Callable[[str], Any]:
-    """Reads a number of an option: what cannot be is told before minutes are spent on it."""
-
-    def read(text: str) -> Any:
-        value = kind(text)
-        if not least <= value <= most:  # written so that NaN is told, too
-            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
-        return value
-
-    read.__name__ = kind.__name__  # what argparse calls it where the text is no number
-    return read
-
-
-COUNT, TIME_MS = _number(int, 1), _number(float, 0)
-SEED, NODES = _number(int, 0, 2**63 - 1), _number(int, 1, 255)
+COUNT, TIME_MS = number(int, 1), number(float, 0)
+MBPS = number(float, 1e-6, float("inf"))
+SEED, NODES = number(int, 0, 2**63 - 1), number(int, 1, 255)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -99,7 +86,7 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--credits", default="drr", metavar="POLICY", help="open, drr, or MODULE:NAME")
     add("--weights", default="stored", choices=WEIGHTS)
     add("--max-tokens", type=COUNT, help="longest answer; 64, or 32 with --quick")
-    add("--temperature", type=_number(float, 0, 100), default=0.0)
+    add("--temperature", type=number(float, 0, 100), default=0.0)
     add("--seed", type=SEED, default=1)
     add("--batch", type=COUNT, default=1, help="trees in one verification step")
     add("--edges", type=COUNT, help="edges; two for each tree of a step if not given")
@@ -111,7 +98,7 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     add("--objective-ms", type=float, metavar="MS", help="tell who stays within so long a token")
     add("--server-price", default="a100-40gb", help="name in runtime/bench/prices.json")
     add("--edge-price", default="rtx-4090", help="name in runtime/bench/prices.json")
-    add("--json", type=_appendable, metavar="FILE", help="write each run there, then all figures")
+    add("--json", type=appendable, metavar="FILE", help="write each run there, then all figures")
     add("--plots", type=Path, metavar="DIR", help="write PNG plots there (needs matplotlib)")
     options = parser.parse_args(argv)
     if options.max_tokens is None:
@@ -121,19 +108,8 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _appendable(name: str) -> Path:
-    """A file that can be added to: told at the start, not once the first row was measured."""
-    path = Path(name)
-    place = path if path.exists() else path.parent
-    if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
-        raise argparse.ArgumentTypeError(
-            f"cannot write {name}; name a file in a folder that is there"
-        )
-    return path
-
-
 JSON_FILE: dict[str, Any] = {
-    "type": _appendable,
+    "type": appendable,
     "metavar": "FILE",
     "help": "add each figure to this file, a line of JSON",
 }
@@ -146,7 +122,7 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
     add("--verify-ms", type=TIME_MS, default=0.0, help="a step takes at least so long")
     add("--stretch", action="store_true", help="lengthen stated times that this machine can't hold")
     add("--rtt-ms", type=TIME_MS, nargs="+", default=[0.0], help="round trips; several: a sweep")
-    add("--mbps", type=float, default=float("inf"), help="rate of the link in each direction")
+    add("--mbps", type=MBPS, default=float("inf"), help="rate of the link in each direction")
     add("--jitter-ms", type=TIME_MS, default=0.0, help="most by which the link is late at random")
 
 

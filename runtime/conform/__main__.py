@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from runtime import terminal
-from runtime.arguments import Parser
+from runtime.arguments import Parser, appendable, number
 from runtime.config import ConfigError, parse_address, read_secret
 from runtime.conform.peer import Failed, Target, Visitor
 from runtime.conform.run import Case, Outcome, Result, line, run, select, write_junit
@@ -74,12 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("server", nargs="?", metavar="HOST:PORT")
     parser.add_argument("cases", nargs="*", metavar="CASE", help="numbers or names; all if none")
     parser.add_argument("--list", action="store_true", help="show the cases and what they demand")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the results as JUnit XML")
+    parser.add_argument(
+        "--junit", type=appendable, metavar="FILE", help="write the results as JUnit XML"
+    )
     parser.add_argument("--draft", default="smollm2-draft", help="model with the vocabulary")
     parser.add_argument("--user", default="", help="name that the server knows")
     parser.add_argument("--token-file", type=Path, help="file with the user's token, chmod 600")
     parser.add_argument("--tls", default="", help="system, sha256:<hash>, or an authority's file")
-    parser.add_argument("--wait-s", type=float, default=10.0, help="longest wait for an answer")
+    parser.add_argument(
+        "--wait-s", type=number(float, 0.001), default=10.0, help="longest wait for an answer"
+    )
     return parser
 
 

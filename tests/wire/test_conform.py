@@ -34,6 +34,36 @@ POLICY = ["--chunk-tokens", "24", "--no-pipeline", "--credits", "open"]
 CREDIT_CASES = ("a_draft_without_its_credit", "one_credit_for_each_wait")
 
 
+def test_the_pages_say_how_many_cases_there_are() -> None:
+    root = Path(__file__).parent.parent.parent
+    for page in ("README.md", "CHANGELOG.md"):
+        told = re.search(r"(\d+) numbered cases", (root / page).read_text(encoding="utf-8"))
+        assert told is not None
+        assert int(told[1]) == len(all_cases()), page
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--wait-s", "nan"], "nan is not between 0.001 and"),
+        (["--wait-s", "-1"], "-1 is not between 0.001 and"),
+        (["--junit", "/no/such/folder/x"], "cannot write /no/such/folder/x; name a file in"),
+        (["--user", "caf\udce9"], "--user is not valid UTF-8; check its special characters"),
+    ],
+)
+def test_options_that_cannot_be_are_told_before_a_case_is_run(
+    options: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["runtime.conform", "127.0.0.1:1", *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of users with one user, and her token's file."""
