@@ -212,11 +212,13 @@ def _values(
 
 
 def _from_toml(item: "Field[Any]", kind: Any, value: Any, name: str) -> Any:
-    if isinstance(value, list) and isinstance(item.default, tuple):
-        return tuple(_convert(kind, str(part), name) for part in value)
-    if isinstance(value, list | dict):
-        raise ConfigError(f"{name} is {value!r}; expected {kind.__name__}")
-    return _convert(kind, str(value), name)
+    several = isinstance(value, list) and isinstance(item.default, tuple)
+    parts = value if several else [value]
+    for part in parts:
+        if isinstance(part, list | dict):
+            raise ConfigError(f"{name} is {value!r}; expected {kind.__name__}")
+    read = tuple(_convert(kind, str(part), name) for part in parts)
+    return read if several else read[0]
 
 
 def _convert(kind: Any, text: str, name: str) -> Any:

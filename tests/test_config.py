@@ -206,6 +206,10 @@ def test_stop_strings_may_be_several(tmp_path: Path) -> None:
     file.write_text('prompt = ["a"]\n')
     with pytest.raises(ConfigError, match=r"prompt in .* is \['a'\]; expected str"):
         edge("--config", str(file))
+    for wrong in ('[["a"]]', '["a", {b = 1}]', '{b = "a"}'):
+        file.write_text(f"stop = {wrong}\n")
+        with pytest.raises(ConfigError, match=r"stop in .* is [\[{].*[\]}]; expected str"):
+            edge("--config", str(file))
 
 
 @pytest.mark.parametrize(
