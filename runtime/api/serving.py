@@ -89,6 +89,10 @@ class _Punctual(H11Protocol):
         if self._due is not None:
             self._due.cancel()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Who asks for a WebSocket is answered as if for none: that is no trouble of ours, and no
+        library is missing for it."""
+
     def _look(self) -> None:
         is_due = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
         if self._due is not None and not is_due:

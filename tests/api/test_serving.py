@@ -54,3 +54,22 @@ def test_half_a_request_ends_and_an_answer_goes_on(
                 one.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_who_asks_for_a_websocket_is_answered_and_no_library_is_said_to_be_missing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def page(request: Request) -> Response:
+        return PlainTextResponse("a page")
+
+    async def scenario() -> bytes:
+        async with serving("127.0.0.1:0", Starlette(routes=[Route("/", page)])) as url:
+            port = int(url.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HALF_HEAD + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n")
+            told = await reader.read()
+            writer.close()
+            return told
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)).endswith(b"a page")
+    assert not caplog.records
