@@ -107,8 +107,12 @@ def number(kind: type, least: float, most: float = U32_MAX) -> Callable[[str], A
 def appendable(name: str) -> Path:
     """A file that can be added to: told at the start, not once everything was measured."""
     path = Path(name)
-    place = path if path.exists() else path.parent
-    if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+    try:
+        place = path if path.exists() else path.parent
+        may_write = not path.is_dir() and place.exists() and os.access(place, os.W_OK)
+    except OSError:
+        may_write = False
+    if not may_write:
         raise argparse.ArgumentTypeError(
             f"cannot write {name}; name a file in a folder that is there"
         )

@@ -33,6 +33,7 @@ WEIGHTS = (
     "stored", *FLOATS, "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"
 )  # fmt: skip
 SPINS = "2000"  # about a tenth of a millisecond: the gaps within a step are shorter
+MOST_SHOWN = 80  # of a name that may be a whole text
 NO_TEXT = "is not valid UTF-8; check its special characters"
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 MIN_TOKEN_CHARACTERS = 32  # of a user's secret
@@ -586,6 +587,15 @@ def read_toml(text: str, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
     return table
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything has this name. Raises ConfigError where nobody tells."""
+    try:
+        return path.exists()
+    except OSError as error:  # of a folder that is not ours, or a name that is too long
+        sentence = f"{str(path)[:MOST_SHOWN]} cannot be looked at: {error.strerror}"
+        raise ConfigError(sentence) from error
 
 
 def read_secret(path: Path) -> str:

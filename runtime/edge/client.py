@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runtime.background import Background
-from runtime.config import ConfigError, EdgeConfig
+from runtime.config import ConfigError, EdgeConfig, is_there
 from runtime.edge.answer import Answer, AsyncAnswer, Stream
 from runtime.edge.loading import MakeDrafter, make_drafter
 from runtime.edge.loop import Round
@@ -124,7 +124,7 @@ class _Front:
         config = of_request(self.config, options)
         transcript = self._prompts.transcript(prompt, config)
         self._check_unkept()
-        if self._resume_path and self._resume_path.exists():
+        if self._resume_path and is_there(self._resume_path):
             if not self._resume_path.is_file():
                 sentence = "is a folder or a device; expected a file"
                 raise ConfigError(f"--resume-file {self._resume_path} {sentence}")

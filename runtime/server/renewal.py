@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from runtime.config import ConfigError, ServerConfig
+from runtime.config import ConfigError, ServerConfig, is_there
 from runtime.logs import fields
 from runtime.server.users import load_users
 from runtime.system import on_hangup
@@ -89,7 +89,7 @@ class Renewal:
     def _read(self, certificates: Sequence[Certificate], renewed: Renewed) -> int | None:
         """Put all files in force, if all of them can be used; how many users there are."""
         for file in self._files:
-            if file.exists() and not file.is_file():
+            if is_there(file) and not file.is_file():
                 raise ConfigError(f"{file} is no regular file, which could be read again")
         users = None if self._users is None else load_users(self._users)
         fresh = [certificate.on_file() for certificate in certificates]

@@ -11,7 +11,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.config import MIN_TOKEN_CHARACTERS, ConfigError, ServerConfig, read_secret, read_toml
+from runtime.config import (
+    MIN_TOKEN_CHARACTERS,
+    ConfigError,
+    ServerConfig,
+    is_there,
+    read_secret,
+    read_toml,
+)
 
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 # After the first wrong tokens an address waits 1, 2, 4, ... seconds, at most this long.
@@ -58,7 +65,7 @@ def add_user(path: Path, name: str) -> str:
     Raises ConfigError.
     """
     _check_name(name)
-    if path.exists() and read_secret(path) and name in load_users(path):
+    if is_there(path) and read_secret(path) and name in load_users(path):
         raise ConfigError(f"{path} has a user {name} already; for a new token remove that line")
     token = secrets.token_hex(32)
     try:

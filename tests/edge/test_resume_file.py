@@ -149,6 +149,14 @@ def test_a_folder_is_no_answer_that_has_not_ended(
             edge.resume()
 
 
+def test_a_name_that_cannot_be_looked_at_is_a_sentence(
+    tiny_pair: tuple[Path, Path], tiny_server: str
+) -> None:
+    config = EdgeConfig(server=tiny_server, draft=str(tiny_pair[1]), resume_file="a" * 300)
+    with Edge(config) as edge, pytest.raises(ConfigError, match="cannot be looked at: File name"):
+        edge.generate("x")
+
+
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "precious"
     victim.write_text("mine")

@@ -80,6 +80,13 @@ def test_a_token_is_not_written_where_others_may_read_it(tmp_path: Path) -> None
     assert path.read_bytes() == b""
 
 
+def test_a_name_that_cannot_be_looked_at_is_a_sentence() -> None:
+    """As below a folder of somebody else."""
+    for use in (load_users, read_token, lambda path: add_user(path, "alice")):
+        with pytest.raises(ConfigError, match=r"cannot .*: File name too long"):
+            use(Path("a" * 300))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere: No such file"):
         load_users(tmp_path / "nowhere")

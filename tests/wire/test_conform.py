@@ -48,6 +48,7 @@ def test_the_pages_say_how_many_cases_there_are() -> None:
         (["--wait-s", "nan"], "nan is not between 0.001 and"),
         (["--wait-s", "-1"], "-1 is not between 0.001 and"),
         (["--junit", "/no/such/folder/x"], "cannot write /no/such/folder/x; name a file in"),
+        (["--junit", "x" * 300], "; name a file in a folder that is there"),
         (["--user", "caf\udce9"], "--user is not valid UTF-8; check its special characters"),
     ],
 )
