@@ -8,8 +8,12 @@ from runtime.model.config import ModelError
 
 
 def read_json(path: Path) -> Any:
-    """Raises ModelError for a file that is not JSON, OSError where there is none."""
+    """Raises FileNotFoundError where there is none, ModelError where it is no JSON or not read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # another account's, a folder
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {error}") from None

@@ -243,6 +243,14 @@ def test_spoilt_folders(folder, sentence):
         weights.load(folder)
 
 
+def test_a_configuration_that_cannot_be_read_is_a_sentence(folder):
+    """A folder in its place, as a stand-in for another account's file, which root can read."""
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(ModelError, match=r"config\.json cannot be read: Is a directory"):
+        weights.load(folder)
+
+
 def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
