@@ -1,6 +1,7 @@
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <limits>
+#include <numeric>
 #include <vector>
 
 #include "checks.h"
@@ -10,16 +11,23 @@
 namespace specedge {
 namespace {
 
+// Logits of a text lie anywhere in a row: they are asked for so many ahead, and each takes as long
+// as so many numbers that lie in a row.
+constexpr int64_t kTokensAhead = 32, kNumbersOfALogit = 8;
+
 // Offsets [B+1] must cut B consecutive lists of rising tokens from the first of `size` entries.
 void check_lists(const char* name, const int32_t* offsets, const int64_t* tokens, int64_t size,
                  int64_t batch, int64_t vocabulary) {
   require(offsets[batch] <= size, "expected at most ", size, " ", name, ", got ", offsets[batch]);
   check_offsets(offsets, batch, offsets[batch]);
   for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t i = offsets[b], least = 0; i < offsets[b + 1]; least = tokens[i++] + 1) {
-      require(tokens[i] >= least && tokens[i] < vocabulary, "request ", b, ": expected ", name,
-              " in rising order in 0 .. ", vocabulary - 1, ", got ", tokens[i], " at index ", i);
+    int64_t i = offsets[b], least = 0;
+    while (i < offsets[b + 1] && tokens[i] >= least && tokens[i] < vocabulary) {
+      least = tokens[i++] + 1;
     }
+    if (i == offsets[b + 1]) continue;
+    require(false, "request ", b, ": expected ", name, " in rising order in 0 .. ", vocabulary - 1,
+            ", got ", tokens[i], " at index ", i);
   }
 }
 
@@ -43,14 +51,15 @@ void check_values(const Edits& edits, int64_t batch) {
             ": expected penalties that are finite, got ", edits.frequency[b], " and ",
             edits.presence[b]);
   }
-  for (int64_t i = 0; i < edits.text_offsets[batch]; ++i) {
-    require(edits.text_counts[i] >= 0, "expected counts of 0 or more, got ", edits.text_counts[i],
-            " at index ", i);
-  }
-  for (int64_t i = 0; i < edits.bias_offsets[batch]; ++i) {
-    require(!std::isnan(edits.bias_values[i]), "expected biases that are numbers, got ",
-            edits.bias_values[i], " at index ", i);
-  }
+  const int64_t n_text = edits.text_offsets[batch], n_bias = edits.bias_offsets[batch];
+  int64_t i = 0;
+  while (i < n_text && edits.text_counts[i] >= 0) ++i;
+  if (i < n_text)
+    require(false, "expected counts of 0 or more, got ", edits.text_counts[i], " at index ", i);
+  i = 0;
+  while (i < n_bias && !std::isnan(edits.bias_values[i])) ++i;
+  if (i < n_bias)
+    require(false, "expected biases that are numbers, got ", edits.bias_values[i], " at index ", i);
 }
 
 void check(const Edits& edits, const Drafts& drafts, int64_t rows, int64_t vocabulary) {
@@ -64,43 +73,76 @@ void check(const Edits& edits, const Drafts& drafts, int64_t rows, int64_t vocab
   check_values(edits, batch);
 }
 
-// The tokens of a node and its ancestors in rising order, without node 0.
-std::vector<int64_t> drafted_tokens(const Drafts& drafts, int64_t b, int64_t row) {
-  const int64_t first = drafts.offsets[b], node = row - first;
-  std::vector<int64_t> drafted;
-  for (int64_t word = 0; word <= node / 64; ++word) {
-    uint64_t bits = uint64_t(drafts.ancestors[row * drafts.words + word]);
-    if (word == node / 64) bits &= ~uint64_t(0) >> (63 - node % 64);
-    if (word == 0) bits &= ~uint64_t(1);
-    for (; bits; bits &= bits - 1) {
-      drafted.push_back(drafts.tokens[first + word * 64 + std::countr_zero(bits)]);
-    }
+// Each request's nodes [N] by rising token, so that no row sorts those above it.
+std::vector<int64_t> nodes_by_token(const Drafts& drafts, int64_t rows) {
+  std::vector<int64_t> nodes(rows);
+  for (int64_t b = 0; b < drafts.batch; ++b) {
+    const int64_t* tokens = drafts.tokens + drafts.offsets[b];
+    const auto begin = nodes.begin() + drafts.offsets[b],
+               end = nodes.begin() + drafts.offsets[b + 1];
+    std::iota(begin, end, 0);
+    std::sort(begin, end, [&](int64_t i, int64_t j) { return tokens[i] < tokens[j]; });
   }
-  std::sort(drafted.begin(), drafted.end());
-  return drafted;
+  return nodes;
 }
 
+// The tokens of a node and its ancestors but node 0, one after the other as they rise.
+class Drafted {
+ public:
+  Drafted(const Drafts& drafts, const std::vector<int64_t>& by_token, int64_t b, int64_t row)
+      : tokens_(drafts.tokens + drafts.offsets[b]),
+        mask_(drafts.ancestors + row * drafts.words),
+        node_(row - drafts.offsets[b]),
+        next_(by_token.data() + drafts.offsets[b]),
+        end_(by_token.data() + drafts.offsets[b + 1]) {
+    advance();
+  }
+
+  // More than any token where none is left.
+  int64_t token() const { return token_; }
+
+  void advance() {
+    while (next_ != end_) {
+      const int64_t node = *next_++;
+      if (node == 0 || node > node_ || !(mask_[node / 64] >> (node % 64) & 1)) continue;
+      token_ = tokens_[node];
+      return;
+    }
+    token_ = kNone;
+  }
+
+  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+
+ private:
+  const int64_t *tokens_, *mask_;
+  int64_t node_;
+  const int64_t *next_, *end_;
+  int64_t token_;
+};
+
 // logits [V] of a row of request b
-void edit_row(float* logits, const Edits& edits, int64_t b, const std::vector<int64_t>& drafted) {
+void edit_row(float* logits, const Edits& edits, int64_t b, Drafted drafted) {
   for (int64_t i = edits.bias_offsets[b]; i < edits.bias_offsets[b + 1]; ++i) {
     logits[edits.bias_tokens[i]] += edits.bias_values[i];
   }
-  const float repetition = edits.repetition[b], frequency = edits.frequency[b],
-              presence = edits.presence[b];
-  auto next = drafted.begin();
-  // A token that is `count` times in the output, and as often again as it was drafted.
+  const float repetition = edits.repetition[b], frequency = edits.frequency[b];
+  const float presence[] = {0, edits.presence[b]};
+  // A token that is `count` times in the output, and as often again as it was drafted. Without a
+  // branch on what lies far away: one that is foreseen wrongly would wait for it.
   const auto penalise = [&](int64_t token, int64_t count) {
-    for (; next != drafted.end() && *next == token; ++next) ++count;
-    const float x = logits[token];
-    const float penalised = (x > 0 ? x / repetition : x * repetition) - frequency * float(count);
-    logits[token] = count > 0 ? penalised - presence : penalised;
+    for (; drafted.token() == token; drafted.advance()) ++count;
+    const float x = logits[token], scaled[] = {x * repetition, x / repetition};
+    logits[token] = scaled[x > 0] - frequency * float(count) - presence[count > 0];
   };
   // Both lists rise: one walk over the two.
-  for (int64_t i = edits.text_offsets[b]; i < edits.text_offsets[b + 1]; ++i) {
-    while (next != drafted.end() && *next < edits.text_tokens[i]) penalise(*next, 0);
-    penalise(edits.text_tokens[i], edits.text_counts[i]);
+  const int64_t end = edits.text_offsets[b + 1];
+  for (int64_t i = edits.text_offsets[b]; i < end; ++i) {
+    const int64_t token = edits.text_tokens[i];
+    if (i + kTokensAhead < end) __builtin_prefetch(logits + edits.text_tokens[i + kTokensAhead], 1);
+    while (drafted.token() < token) penalise(drafted.token(), 0);
+    penalise(token, edits.text_counts[i]);
   }
-  while (next != drafted.end()) penalise(*next, 0);
+  while (drafted.token() != Drafted::kNone) penalise(drafted.token(), 0);
 }
 
 }  // namespace
@@ -110,9 +152,11 @@ void edit_logits(float* logits, int64_t rows, int64_t vocabulary, const Drafts& 
                  const Edits& edits) {
   check(edits, drafts, rows, vocabulary);
   const int32_t* end = drafts.offsets + drafts.batch + 1;
-  for_rows(rows, edits.n_text + edits.n_bias, [&](int64_t row) {
+  const std::vector<int64_t> by_token = nodes_by_token(drafts, rows);
+  const int64_t width = (edits.n_text + edits.n_bias) / std::max<int64_t>(drafts.batch, 1);
+  for_rows(rows, width * kNumbersOfALogit, [&](int64_t row) {
     const int64_t b = std::upper_bound(drafts.offsets, end, int32_t(row)) - drafts.offsets - 1;
-    edit_row(logits + row * vocabulary, edits, b, drafted_tokens(drafts, b, row));
+    edit_row(logits + row * vocabulary, edits, b, Drafted(drafts, by_token, b, row));
   });
 }
 

@@ -73,9 +73,10 @@ constexpr int64_t kFloatRows = 96, kQuantizedRows = 64;
   /* x + factor * noise of tokens ids [n], by default 0 .. n-1 -> out [n] */                       \
   void add_noise(const float* x, const int64_t* ids, int64_t n, uint64_t key, float factor,        \
                  float* out);                                                                      \
-  /* The first index of the maximum of x - top + noise. Fast where `start` is likely. */           \
-  int64_t noisy_argmax(const float* x, const int64_t* ids, int64_t n, float top, uint64_t key,     \
-                       int64_t start);
+  /* The first index of the maximum of x / divisor - top + noise of what is allowed. Fast where    \
+     `start`, which is allowed, is likely. */                                                      \
+  int64_t noisy_argmax(const float* x, const uint32_t* allowed, const int64_t* ids, int64_t n,     \
+                       float divisor, float top, uint64_t key, int64_t start);
 
 namespace generic {
 SPECEDGE_PER_ISA

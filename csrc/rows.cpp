@@ -23,55 +23,111 @@ void store_some(float* x, int64_t i, int64_t n, vec value) {
   for (int64_t j = 0; i + j < n; ++j) x[i + j] = lanes[j];
 }
 
-// A row of logits, and as load_some kLanes of them from i on.
+// A row of logits. Positions are i + j with i a multiple of 32, so that j alone says which bits of
+// a word of a mask are meant.
 struct Logits {
   const float* x;  // [n]
   int64_t n;
 
-  vec at(int64_t i) const { return load_some(x, i, n); }
+  vec all(int64_t i, int j) const { return load_some(x, i + j, n); }
+  vec at(int64_t i, int j) const { return all(i, j); }
+  // Whether any of the 32 from i on are allowed; lanes of forbidden ones of i + j on become -inf.
+  bool allows(int64_t) const { return true; }
+  vec only_allowed(int64_t, int, vec values) const { return values; }
 };
 
 // The same, with -inf for tokens whose bit is not set.
 struct AllowedLogits : Logits {
   const uint32_t* bits;  // [ceil(n / 32)]
 
-  vec at(int64_t i) const {
-    return select_bits(bits[i / 32], i % 32, Logits::at(i), splat(kMinusInfinity));
+  vec at(int64_t i, int j) const { return only_allowed(i, j, all(i, j)); }
+  bool allows(int64_t i) const { return bits[i / 32] != 0; }
+  vec only_allowed(int64_t i, int j, vec values) const {
+    return select_bits(bits[i / 32], j, values, splat(kMinusInfinity));
   }
 };
 
-// f(0), f(kLanes) ... below n, 32 numbers at a time: a word of bits is loaded once for all.
-template <typename F>
-void for_vectors(int64_t n, F f) {
-  int64_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    for (int j = 0; j < 32; j += kLanes) f(i + j);
+constexpr int kInAWord = 32 / kLanes;
+
+// f(i, j, which) of all vectors from `begin`, a multiple of 32, to `end` of which any token is
+// allowed. A word of bits is loaded once for all of its vectors; `which` tells these apart.
+template <typename Row, typename F>
+void for_vectors(const Row& row, int64_t begin, int64_t end, F f) {
+  int64_t i = begin;
+  for (; i + 32 <= end; i += 32) {
+    if (!row.allows(i)) continue;
+    for (int which = 0; which < kInAWord; ++which) f(i, which * kLanes, which);
   }
-  for (; i < n; i += kLanes) f(i);
+  for (int j = 0; i + j < end; j += kLanes) f(i, j, 0);
 }
+
+// Of so many numbers at a time, so that the first of equal ones is looked for among few.
+constexpr int64_t kStretch = 1024;
 
 template <typename Row>
 RowMax max_of_row(const Row& row) {
-  vec best = splat(kMinusInfinity);
+  float value = kMinusInfinity;
   ivec is_nan = ivec{};
-  for_vectors(row.n, [&](int64_t i) {
-    const vec values = row.at(i);
-    is_nan |= values != values;
-    best = larger(values, best);
-  });
-  const float value = max_of(best);
+  int64_t at = 0;
+  for (int64_t begin = 0; begin < row.n; begin += kStretch) {
+    // Several chains, as each waits for its last comparison.
+    vec best[kInAWord];
+    for (vec& some : best) some = splat(kMinusInfinity);
+    const int64_t end = begin + kStretch < row.n ? begin + kStretch : row.n;
+    for_vectors(row, begin, end, [&](int64_t i, int j, int which) {
+      const vec values = row.at(i, j);
+      is_nan |= values != values;
+      best[which] = larger(values, best[which]);
+    });
+    for (const vec& some : best) best[0] = larger(some, best[0]);
+    const float most = max_of(best[0]);
+    if (most > value) {
+      value = most;
+      at = begin;
+    }
+  }
   if (any(is_nan)) return {value, -1, true};
-  for (int64_t i = 0;; i += kLanes) {
-    const vec values = row.at(i);
+  for (;; at += kLanes) {
+    const vec values = row.at(at / 32 * 32, at % 32);
     if (!any(values == splat(value))) continue;
-    while (values[i % kLanes] != value) ++i;
-    return {value, i, false};
+    while (values[at % kLanes] != value) ++at;
+    return {value, at, false};
   }
 }
 
 template <typename Row>
 void divide_row(const Row& row, float divisor, float* out) {
-  for_vectors(row.n, [&](int64_t i) { store_some(out, i, row.n, row.at(i) / divisor); });
+  // Of all vectors: what is forbidden is written as well.
+  for_vectors(Logits{row.x, row.n}, 0, row.n, [&](int64_t i, int j, int) {
+    store_some(out, i + j, row.n, row.at(i, j) / divisor);
+  });
+}
+
+template <typename Row>
+int64_t noisy_argmax_of_row(const Row& row, const int64_t* ids, float divisor, float top,
+                            uint64_t key, int64_t start) {
+  float best = kMinusInfinity;
+  int64_t index = start;
+  const auto look = [&](int64_t i, int j, int) {
+    vec values = row.all(i, j) / divisor - top;
+    // Most tokens cannot win with the largest noise, and most of the others with about their own.
+    if (!any(values + kMostNoise >= splat(best))) return;
+    const Hash hash = hash_at(ids, i + j, row.n, key);
+    if (!any(values + most_noise(hash) >= splat(best))) return;
+    values = row.only_allowed(i, j, values);
+    if (!any(values + most_noise(hash) >= splat(best))) return;
+    const vec noisy = values + gumbel(hash);
+    for (int64_t lane = 0; lane < kLanes && i + j + lane < row.n; ++lane) {
+      const int64_t token = i + j + lane;
+      if (noisy[lane] > best || (noisy[lane] == best && token < index)) {
+        best = noisy[lane];
+        index = token;
+      }
+    }
+  };
+  look(start / 32 * 32, start % 32 / kLanes * kLanes, 0);
+  for_vectors(row, 0, row.n, look);
+  return index;
 }
 
 // e^x in double for x <= 0: exactly 0 below -700. Reduction to |r| <= log(2) / 2, then the Taylor
@@ -136,27 +192,11 @@ void add_noise(const float* x, const int64_t* ids, int64_t n, uint64_t key, floa
   }
 }
 
-int64_t noisy_argmax(const float* x, const int64_t* ids, int64_t n, float top, uint64_t key,
-                     int64_t start) {
-  float best = kMinusInfinity;
-  int64_t index = start;
-  const auto look = [&](int64_t i) {
-    const vec values = load_some(x, i, n) - top;
-    // Most tokens cannot win with the largest noise, and most of the others with about their own.
-    if (!any(values + kMostNoise >= splat(best))) return;
-    const Hash hash = hash_at(ids, i, n, key);
-    if (!any(values + most_noise(hash) >= splat(best))) return;
-    const vec noisy = values + gumbel(hash);
-    for (int64_t j = 0; j < kLanes && i + j < n; ++j) {
-      if (noisy[j] > best || (noisy[j] == best && i + j < index)) {
-        best = noisy[j];
-        index = i + j;
-      }
-    }
-  };
-  look(start);
-  for (int64_t i = 0; i < n; i += kLanes) look(i);
-  return index;
+int64_t noisy_argmax(const float* x, const uint32_t* allowed, const int64_t* ids, int64_t n,
+                     float divisor, float top, uint64_t key, int64_t start) {
+  const Logits row{x, n};
+  if (!allowed) return noisy_argmax_of_row(row, ids, divisor, top, key, start);
+  return noisy_argmax_of_row(AllowedLogits{row, allowed}, ids, divisor, top, key, start);
 }
 
 }  // namespace specedge::SPECEDGE_ISA

@@ -112,9 +112,9 @@ std::vector<Candidate> allowed(const Row& row, const Limits& limits) {
   return kept;
 }
 
-// logits [V], mask or null, room for [V] -> the drawn token, or -1
+// logits [V], mask or null, room for what is kept of them -> the drawn token, or -1
 int64_t draw(const float* logits, const uint32_t* mask, int64_t vocabulary, float temperature,
-             const Limits& limits, uint64_t key, float* scaled) {
+             const Limits& limits, uint64_t key, std::vector<float>& scaled) {
   const RowMax most = isa().row_max(logits, mask, vocabulary);
   if (most.has_nan || !std::isfinite(most.value)) return -1;
   // A temperature so small that even the greatest logit overflows is as good as none.
@@ -122,10 +122,13 @@ int64_t draw(const float* logits, const uint32_t* mask, int64_t vocabulary, floa
   if (is_greedy) return most.index;
   // -inf divided by infinity would be a number that is none.
   temperature = std::min(temperature, std::numeric_limits<float>::max());
-  isa().divide(logits, mask, vocabulary, temperature, scaled);
-  const float top = scaled[most.index];
-  if (limits.none()) return isa().noisy_argmax(scaled, nullptr, vocabulary, top, key, most.index);
-  std::vector<Candidate> kept = allowed({scaled, vocabulary, top}, limits);
+  const float top = most.value / temperature;
+  if (limits.none()) {
+    return isa().noisy_argmax(logits, mask, nullptr, vocabulary, temperature, top, key, most.index);
+  }
+  scaled.resize(vocabulary);
+  isa().divide(logits, mask, vocabulary, temperature, scaled.data());
+  std::vector<Candidate> kept = allowed({scaled.data(), vocabulary, top}, limits);
   std::sort(kept.begin(), kept.end(),
             [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
   std::vector<float> values;
@@ -135,7 +138,7 @@ int64_t draw(const float* logits, const uint32_t* mask, int64_t vocabulary, floa
     tokens.push_back(candidate.token);
   }
   const int64_t n = int64_t(kept.size());
-  return tokens[isa().noisy_argmax(values.data(), tokens.data(), n, top, key, 0)];
+  return tokens[isa().noisy_argmax(values.data(), nullptr, tokens.data(), n, 1, top, key, 0)];
 }
 
 }  // namespace
@@ -151,11 +154,10 @@ void target_tokens(const float* logits, int64_t rows, int64_t vocabulary, const 
 #pragma omp for schedule(dynamic)
     for (int64_t row = 0; row < rows; ++row) {
       failure.keep([&] {
-        scaled.resize(vocabulary);
         out[row] =
             draw(logits + row * vocabulary, mask_of(masks, row, vocabulary), vocabulary,
                  draws.temperature[row], {draws.top_k[row], draws.top_p[row], draws.min_p[row]},
-                 noise_key(draws.seed[row], draws.position[row]), scaled.data());
+                 noise_key(draws.seed[row], draws.position[row]), scaled);
       });
     }
   }

@@ -143,6 +143,12 @@ inline vec select(ivec condition, vec yes, vec no) {
 inline vec select_bits(uint32_t bits, int first, vec yes, vec no) {
 #if defined(__AVX512F__)
   return (vec)_mm512_mask_mov_ps((__m512)no, __mmask16(bits >> first), (__m512)yes);
+#elif defined(__AVX2__)
+  // A lane's bit becomes its sign.
+  const __m256i places =
+      _mm256_sub_epi32(_mm256_set1_epi32(31 - first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i signs = _mm256_sllv_epi32(_mm256_set1_epi32(int(bits)), places);
+  return (vec)_mm256_blendv_ps((__m256)no, (__m256)yes, _mm256_castsi256_ps(signs));
 #else
   bits_vec own;
   for (int i = 0; i < kLanes; ++i) own[i] = 1u << i;

@@ -17,6 +17,7 @@ CHECKED_ROWS = 8
 DRAFT_K = 8
 TOP_LOGPROBS = 5
 LARGE_VOCABULARY = 151936  # Qwen's
+TEXT_TOKENS, BIASES = 500, 16
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
@@ -90,26 +91,11 @@ def masks_of(
 
 def edit_logits(step: Step, device: torch.device) -> Case:
     """Texts of up to 500 distinct tokens, and 16 biases."""
-    n_text, n_bias = min(500, step.vocabulary), min(16, step.vocabulary)
+    n_text, n_bias = min(TEXT_TOKENS, step.vocabulary), min(BIASES, step.vocabulary)
 
     def prepare(seed: int) -> Work:
-        generator = torch.manual_seed(seed)
         logits = normal(step.rows, step.vocabulary, device=device, seed=seed) * 3
-        trees = make_trees(step.batch, step.nodes, seed)
-        tokens = torch.randint(step.vocabulary, (step.rows,), generator=generator)
-
-        def lists(n: int) -> tuple[Tensor, Tensor]:
-            chosen = [torch.randperm(step.vocabulary, generator=generator)[:n].sort().values]
-            offsets = torch.arange(step.batch + 1, dtype=torch.int32) * n
-            return offsets, torch.cat(chosen * step.batch)
-
-        text, bias = lists(n_text), lists(n_bias)
-        arguments = (
-            *(tokens, trees.ancestors, trees.offsets),
-            *(*text, torch.ones(len(text[1]), dtype=torch.int32)),
-            *(*bias, torch.ones(len(bias[1]))),
-            *(torch.full((step.batch,), number) for number in (1.1, 0.2, 0.1)),
-        )
+        arguments = edits_of(step, seed, repetition=1.1, frequency=0.2, presence=0.1, bias=1.0)
         there = [argument.to(device) for argument in arguments]
 
         def check() -> str:
@@ -123,6 +109,29 @@ def edit_logits(step: Step, device: torch.device) -> Case:
 
     shape = f"{n_text} tokens N{step.rows} V{step.vocabulary}"
     return Case("edit_logits", "ours", shape, step.rows * (n_text + n_bias) * 8, 0, prepare)
+
+
+def edits_of(
+    step: Step, seed: int, repetition: float, frequency: float, presence: float, bias: float
+) -> tuple[Tensor, ...]:
+    """The arguments of `edit_logits` behind the logits, of random texts."""
+    generator = torch.manual_seed(seed)
+    trees = make_trees(step.batch, step.nodes, seed)
+    tokens = torch.randint(step.vocabulary, (step.rows,), generator=generator)
+
+    def lists(most: int) -> tuple[Tensor, Tensor]:
+        n = min(most, step.vocabulary)
+        chosen = [torch.randperm(step.vocabulary, generator=generator)[:n].sort().values]
+        offsets = torch.arange(step.batch + 1, dtype=torch.int32) * n
+        return offsets, torch.cat(chosen * step.batch)
+
+    text, biases = lists(TEXT_TOKENS), lists(BIASES)
+    return (
+        *(tokens, trees.ancestors, trees.offsets),
+        *(*text, torch.ones(len(text[1]), dtype=torch.int32)),
+        *(*biases, torch.full((len(biases[1]),), bias)),
+        *(torch.full((step.batch,), number) for number in (repetition, frequency, presence)),
+    )
 
 
 def token_logprobs(step: Step, device: torch.device) -> Case:

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 NAMES = (
     *("linear", "quantized_linear", "rms_norm", "silu_mul", "rope_append_kv", "tree_attention"),
     *("noise", "target_tokens", "draft_topk", "token_logprobs"),
-    *("route", "grouped_linear", "weighted_sum"),
+    *("route", "grouped_linear", "weighted_sum", "edges"),
 )
 TESTS = [str(HERE / f"test_{name}.py") for name in NAMES]
 SELECTION = (
