@@ -67,7 +67,9 @@ def ours(shape: Shape, batch_invariant: bool = False, sinks: bool = False) -> Wo
 
     sizes = (str(shape), shape.n_bytes, shape.flops)
     token_bytes = 2 * shape.dim * shape.cached.itemsize
-    launches = partial(in_triton, call, partial(planned, shape, shape.n_bytes, token_bytes))
+    launches = partial(
+        in_triton, call, partial(planned, shape, shape.n_bytes, token_bytes, shape.dim)
+    )
     return Work("tree_attention", way, *sizes, launches)
 
 
@@ -84,7 +86,7 @@ def latent(batch: int, prefix: int, nodes: int) -> Work:
     token_bytes, rows = keys * BF16.itemsize, batch * nodes * heads
     n_bytes = batch * (prefix + nodes) * token_bytes + rows * (keys + values) * BF16.itemsize
     flops = 2 * rows * (prefix + nodes) * (keys + values)
-    launches = partial(in_triton, call, partial(planned, shape, n_bytes, token_bytes))
+    launches = partial(in_triton, call, partial(planned, shape, n_bytes, token_bytes, values))
     return Work("tree_attention", "ours", f"{shape}, latent", n_bytes, flops, launches)
 
 
@@ -99,21 +101,25 @@ def empty_batch(shape: Shape) -> Batch:
     return Batch(empty(rows, shape.query_heads, shape.dim, dtype=BF16), k_cache, v_cache, tables)
 
 
-def planned(shape: Shape, n_bytes: float, token_bytes: int, launch: Launch) -> Stream | None:
+def planned(
+    shape: Shape, n_bytes: float, token_bytes: int, value_dim: int, launch: Launch
+) -> Stream | None:
     """Row tiles each read the keys of their split for themselves; token_bytes: of a head."""
     group = shape.query_heads // shape.heads
     rows, keys = shape.nodes * group, launch.constant("BLOCK_KEYS")
     invariant = bool(launch.arguments["INVARIANT"])
     splits = n_splits(shape.prefix, shape.nodes, rows, keys, invariant)
+    # Float32, written by the first launch and read by the second.
+    vectors = splits * shape.batch * shape.nodes * shape.query_heads
+    partials = vectors * (value_dim + 1) * 4 if splits > 1 else 0
     if launch.kernel.__name__ == "merge_splits_kernel":
-        partials = splits * shape.batch * shape.nodes * shape.query_heads * (shape.dim + 1) * 4
-        return Stream(0, partials, launch.programs) if splits > 1 else None
+        return Stream(0, 0, launch.programs, splits, partials) if partials else None
     tiles = triton.cdiv(rows, launch.constant("BLOCK_ROWS"))
     items = shape.batch * shape.heads * tiles * splits
     # Around the tree at least one tile more; where bits follow the path alone, one for each node.
     around = (shape.nodes if invariant else tiles) * keys
     through = shape.batch * shape.heads * (tiles * shape.prefix + around) * token_bytes
-    return Stream(n_bytes, through, items)
+    return Stream(n_bytes, through, items, partial_bytes=partials)
 
 
 def n_splits(prefix: int, nodes: int, rows: int, keys: int, invariant: bool) -> int:

@@ -25,6 +25,7 @@ class Stream:
     through_bytes: float  # loaded by programs, from memory or from the L2
     items: int
     turns: float | None = None  # of an item; if None, as many as load its share
+    partial_bytes: float = 0.0  # of results that one launch leaves in the L2 for the next
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,11 @@ def terms(code: Code, stream: Stream, card: Card, programs: int) -> Terms:
     if not code.loads_ahead:
         turn_s += LATENCY_S
     under_way = min(side_by_side, busiest) * code.flight_bytes
+    # What was streamed leaves the L2 first; of the rest what it cannot hold goes by memory.
+    spilled_bytes = max(0.0, stream.partial_bytes - card.l2_bytes)
     return Terms(
-        memory=stream.memory_bytes / card.bytes_per_s,
-        l2=stream.through_bytes / card.l2_bytes_per_s,
+        memory=(stream.memory_bytes + spilled_bytes) / card.bytes_per_s,
+        l2=(stream.through_bytes + stream.partial_bytes) / card.l2_bytes_per_s,
         flight=turns_there * code.turn_bytes / under_way * LATENCY_S if under_way else 0.0,
         issue=warp_clocks * code.instructions / 4,
         pipe=warp_clocks * max(pipes),

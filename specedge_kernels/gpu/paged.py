@@ -73,7 +73,8 @@ def load_tokens(
     base, page_stride, token_stride = cache
     place = (slots.to(tl.uint32) % S).to(tl.int32)
     token = pages * page_stride + place * token_stride
-    stored = load_vectors(base, token[:, None], used, WIDTH, REST, MASKED)
+    # Read once, or at once by neighbours: what stays in the L2 meanwhile is read again later.
+    stored = load_vectors(base, token[:, None], used, WIDTH, REST, MASKED, "evict_first")
     if stored.dtype != tl.uint8:
         return stored.to(DOT)
     elif NATIVE_E4M3:
@@ -92,20 +93,30 @@ def float_of_e4m3(byte):
 
 
 @triton.jit
-def load_vectors(base, starts, used, WIDTH: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr):
+def load_vectors(
+    base,
+    starts,
+    used,
+    WIDTH: tl.constexpr,
+    REST: tl.constexpr,
+    MASKED: tl.constexpr,
+    EVICTION: tl.constexpr = "",
+):
     """The first tile, or the REST, of the vectors that begin at `starts` [X, 1] behind `base`.
 
-    Zero beyond the width; if MASKED only those in use, the others zero.
+    Zero beyond the width; if MASKED only those in use, the others zero. EVICTION: when they leave
+    the L2, as `tl.load` takes it.
     """
     d = numbers_of(WIDTH, REST)
     # Offsets first, which take half the registers of pointers.
     pointers = base + (starts + d)
     if MASKED:
-        return tl.load(pointers, mask=used[:, None] & (d < WIDTH.numbers), other=0)
+        mask = used[:, None] & (d < WIDTH.numbers)
+        return tl.load(pointers, mask=mask, other=0, eviction_policy=EVICTION)
     elif WIDTH.block + WIDTH.rest > WIDTH.numbers:
-        return tl.load(pointers, mask=d < WIDTH.numbers, other=0)
+        return tl.load(pointers, mask=d < WIDTH.numbers, other=0, eviction_policy=EVICTION)
     else:
-        return tl.load(pointers)
+        return tl.load(pointers, eviction_policy=EVICTION)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton.language as tl
 from bench.predict import __main__ as predict
 from bench.predict.cards import CARDS, LATENCY_S, LAUNCH_S, Card
 from bench.predict.machine_code import Code, read
-from bench.predict.model import Stream, resident, terms
+from bench.predict.model import Stream, Terms, resident, terms
 from specedge_kernels.gpu.sum_chunks import n_multiprocessors
 from specedge_kernels.gpu.tiles import architecture
 from tests.gpu.compiled import cross_compile
@@ -105,6 +105,17 @@ def test_a_stream_is_bound_by_memory_and_a_wait_by_its_program() -> None:
     assert overlapped.bound == "matrix"
     assert overlapped.alone == pytest.approx(overlapped.matrix)
     assert slow.matrix == pytest.approx(132 * 1000 * 1e9 / CARD.flops_per_s)
+
+
+def test_partial_results_go_by_memory_as_far_as_the_l2_cannot_hold_them() -> None:
+    def found(partial_bytes: float) -> Terms:
+        return terms(made(), Stream(1e6, 1e6, 132, partial_bytes=partial_bytes), CARD, 132)
+
+    without, fits, more = found(0), found(CARD.l2_bytes), found(CARD.l2_bytes + 3e6)
+    assert without.memory == fits.memory == pytest.approx(1e6 / CARD.bytes_per_s)
+    assert more.memory == pytest.approx(4e6 / CARD.bytes_per_s)
+    assert fits.l2 == pytest.approx((1e6 + CARD.l2_bytes) / CARD.l2_bytes_per_s)
+    assert without.alone == fits.alone == more.alone
 
 
 def test_one_item_too_many_costs_another_round() -> None:
