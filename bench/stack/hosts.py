@@ -65,6 +65,7 @@ def _at_rate(guests: int, daemons: int, seconds: float) -> Figures:
     with ExitStack() as stack:
         running = [stack.enter_context(daemon()) for _ in range(daemons)]
         there = stack.enter_context(server("echo_sockets"))
+        started_s = sum(one.cpu_s() for one in running)  # which no request has caused
         asking = [
             begin(
                 "guest_requests", running[i % daemons].path, there.port, GUEST_CONNECTIONS,
@@ -74,7 +75,7 @@ def _at_rate(guests: int, daemons: int, seconds: float) -> Figures:
         ]  # fmt: skip
         told = [answer(process) for process in asking]
         requests = sum(figures["requests"] for figures in told)
-        daemons_s = sum(one.cpu_s() for one in running)
+        daemons_s = sum(one.cpu_s() for one in running) - started_s
         guests_s = sum(figures["cpu_s"] for figures in told)
     return {
         "daemons_us": daemons_s / requests * 1e6,

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <system_error>
+#include <utility>
 
 #include "guest.h"
 
@@ -23,22 +24,23 @@ Address address_of(const std::string& bytes) {
 
 // An event: kind, slot and, by its kind, what runtime/stack/_stack.pyi says.
 py::tuple tuple_of(const Event& event) {
+  const int kind = int(event.kind);
   const auto bytes = [](const auto& from) {
     return py::bytes(reinterpret_cast<const char*>(from.data()), from.size());
   };
   switch (event.kind) {
     case Event::Kind::data:
-      return py::make_tuple(event.kind, event.slot, bytes(event.bytes));
+      return py::make_tuple(kind, event.slot, bytes(event.bytes));
     case Event::Kind::connected:
     case Event::Kind::accepted:
-      return py::make_tuple(event.kind, event.slot, bytes(event.address), event.port,
-                            event.listener, bytes(event.certificate), event.is_direct);
+      return py::make_tuple(kind, event.slot, bytes(event.address), event.port, event.listener,
+                            bytes(event.certificate), event.is_direct);
     case Event::Kind::listening:
-      return py::make_tuple(event.kind, event.slot, event.port);
+      return py::make_tuple(kind, event.slot, event.port);
     case Event::Kind::closed:
-      return py::make_tuple(event.kind, event.slot, event.status);
+      return py::make_tuple(kind, event.slot, event.status);
     default:
-      return py::make_tuple(event.kind, event.slot);
+      return py::make_tuple(kind, event.slot);
   }
 }
 
@@ -49,11 +51,37 @@ py::list events_of(Guest& guest) {
   return events;
 }
 
-std::string_view piece_of(const py::buffer& data) {
-  const py::buffer_info bytes = data.request();
-  if (bytes.ndim != 1 || bytes.strides[0] != bytes.itemsize)
-    throw py::value_error("a frame is one piece of bytes");
-  return {static_cast<const char*>(bytes.ptr), size_t(bytes.size * bytes.itemsize)};
+// The bytes of an object, which stay where they are as long as this lives.
+class Piece {
+ public:
+  explicit Piece(const py::object& of) {
+    if (PyObject_GetBuffer(of.ptr(), &view_, PyBUF_SIMPLE)) throw py::error_already_set();
+  }
+  Piece(const Piece&) = delete;
+  Piece& operator=(const Piece&) = delete;
+  ~Piece() { PyBuffer_Release(&view_); }
+  operator std::string_view() const {
+    return {static_cast<const char*>(view_.buf), size_t(view_.len)};
+  }
+
+ private:
+  Py_buffer view_;
+};
+
+// Plain numbers: to make and compare objects of an enumeration would cost more than all else.
+py::object kinds() {
+  using Kind = Event::Kind;
+  constexpr std::pair<const char*, Kind> all[] = {{"CONNECTED", Kind::connected},
+                                                  {"LISTENING", Kind::listening},
+                                                  {"ACCEPTED", Kind::accepted},
+                                                  {"DATA", Kind::data},
+                                                  {"END", Kind::end},
+                                                  {"CLOSED", Kind::closed},
+                                                  {"WRITABLE", Kind::writable},
+                                                  {"LOST", Kind::lost}};
+  py::dict numbers;
+  for (const auto& [name, kind] : all) numbers[name] = int(kind);
+  return py::module_::import("types").attr("SimpleNamespace")(**numbers);
 }
 
 }  // namespace
@@ -72,15 +100,7 @@ PYBIND11_MODULE(_stack, m) {
     }
   });
 
-  py::enum_<Event::Kind>(m, "Kind")
-      .value("CONNECTED", Event::Kind::connected)
-      .value("LISTENING", Event::Kind::listening)
-      .value("ACCEPTED", Event::Kind::accepted)
-      .value("DATA", Event::Kind::data)
-      .value("END", Event::Kind::end)
-      .value("CLOSED", Event::Kind::closed)
-      .value("WRITABLE", Event::Kind::writable)
-      .value("LOST", Event::Kind::lost);
+  m.attr("Kind") = kinds();
 
   py::class_<Guest>(m, "Guest")
       .def(py::init([](const std::string& path) { return std::make_unique<Guest>(path); }),
@@ -96,14 +116,10 @@ PYBIND11_MODULE(_stack, m) {
            })
       .def("renew", &Guest::renew)
       .def("accept", [](Guest& guest, uint32_t listener) { guest.accept(listener); })
-      .def("send_frame",
-           [](Guest& guest, uint32_t slot, const py::buffer& data) {
-             return guest.send_frame(slot, piece_of(data));
-           })
-      .def("put_frame",
-           [](Guest& guest, uint32_t slot, const py::buffer& data) {
-             return guest.put_frame(slot, piece_of(data));
-           })
+      .def("send_frame", [](Guest& guest, uint32_t slot,
+                            const py::object& data) { return guest.send_frame(slot, Piece(data)); })
+      .def("put_frame", [](Guest& guest, uint32_t slot,
+                           const py::object& data) { return guest.put_frame(slot, Piece(data)); })
       .def("flush", &Guest::flush)
       .def("end", &Guest::end)
       .def("close", &Guest::close)

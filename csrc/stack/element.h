@@ -23,8 +23,9 @@
 
 namespace specedge::stack {
 
-constexpr uint32_t kVersion = 3;
+constexpr uint32_t kVersion = 4;
 constexpr uint32_t kFrameBytes = 64 << 10;    // the longest payload of an element
+constexpr uint32_t kInsideBytes = 48;         // of these, the most that travel in the ring itself
 constexpr uint32_t kWindowBytes = 256 << 10;  // that the daemon holds of what one slot sends
 constexpr uint32_t kMaxSlots = 1 << 14;       // of a guest
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
@@ -51,6 +52,7 @@ enum class Op : uint8_t {
 };
 
 constexpr uint8_t kTls = 1, kDirect = 2;  // flags
+constexpr uint8_t kInsideFlag = 4;        // data: the bytes are in the ring, beside the element
 constexpr uint8_t kPhaseFlag = 0x80;      // whose meaning turns with every lap, see ring.h
 
 // Why a slot was closed: an errno below 200, or one of these.

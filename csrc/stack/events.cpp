@@ -38,9 +38,8 @@ void Guest::poll(const Visitor& visit) {
     // The daemon shows them first: they explain what is received, or are of the slot's last
     // connection.
     completions(visit);
-    const Element element = receives_.peek();
+    receive(receives_.peek(), visit);
     receives_.take();
-    receive(element, visit);
   }
   if (receives_.release()) ring(daemon_bell_.get());
   for (size_t i = 0; i < stirred_.size(); ++i) read_direct(stirred_[i], visit);
@@ -89,8 +88,7 @@ void Guest::add_direct(Message& message) {
                                   : std::pair(Region::Ring::receive, Region::Ring::send);
   made->region = Region(message.descriptors[0].get(), kDirectSizes);
   made->out = made->region.data_producer(mine);
-  made->in = made->region.consumer(theirs);
-  made->arena = made->region.arena(theirs);
+  made->in = made->region.data_consumer(theirs);
   made->bell = std::move(message.descriptors[1]);
   made->peer_bell = std::move(message.descriptors[2]);
   epoll_event event{};
@@ -149,12 +147,11 @@ void Guest::receive(const Element& element, const Visitor& visit) {
   if (element.slot >= slots_.size()) return;
   Slot& of = slots_[element.slot];
   switch (element.op) {
-    case Op::data:
-      if (of.state != Slot::State::open || of.has_ended || !region_.holds(element)) return;
-      return visit(
-          {.kind = Event::Kind::data,
-           .slot = element.slot,
-           .bytes = {region_.arena(Region::Ring::receive) + element.value, element.length}});
+    case Op::data: {
+      const std::string_view bytes = receives_.bytes(element);
+      if (of.state != Slot::State::open || of.has_ended || bytes.empty()) return;
+      return visit({.kind = Event::Kind::data, .slot = element.slot, .bytes = bytes});
+    }
     case Op::end:
       if (of.direct) {
         of.direct->is_peer_gone = true;
@@ -192,16 +189,15 @@ void Guest::read_direct(uint32_t slot, const Visitor& visit) {
   // No more than a memory holds: others are to be served, too.
   constexpr int64_t kOne = kDirectSizes.arena_bytes / kDirectSizes.data;
   int64_t left = kDirectSizes.arena_bytes;
+  Event event{.kind = Event::Kind::data, .slot = slot};
   while (left > 0 && is_there() && of.direct->in.has_next()) {
     Direct& from = *of.direct;
     if (from.in.taken() == kReleased && from.in.release()) ring(from.peer_bell.get());
     const Element element = from.in.peek();
     left -= kOne + element.length;
-    if (element.op == Op::data && from.region.holds(element)) {
-      if (of.state == Slot::State::open && !of.has_ended)
-        visit({.kind = Event::Kind::data,
-               .slot = slot,
-               .bytes = {from.arena + element.value, element.length}});
+    event.bytes = from.in.bytes(element);
+    if (element.op == Op::data && !event.bytes.empty()) {
+      if (of.state == Slot::State::open && !of.has_ended) visit(event);
     } else if (element.op == Op::end) {
       end_of(slot, visit);
     } else {
@@ -246,10 +242,7 @@ void Guest::lose(const Visitor& visit) {
 }
 
 // Begin to fetch the bytes that its next element brings, while others are looked at.
-void Guest::fetch(const Direct& from) {
-  const Element element = from.in.peek();
-  if (from.region.holds(element)) __builtin_prefetch(from.arena + element.value);
-}
+void Guest::fetch(const Direct& from) { __builtin_prefetch(from.in.bytes(from.in.peek()).data()); }
 
 bool Guest::has_news() {
   bool has_some = receives_.has_next() || completions_.has_next();

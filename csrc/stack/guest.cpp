@@ -64,7 +64,7 @@ Guest::Guest(const std::string& path, Sizes sizes)
   jobs_ = region_.producer(Region::Ring::job);
   completions_ = region_.consumer(Region::Ring::completion);
   sends_ = region_.data_producer(Region::Ring::send);
-  receives_ = region_.consumer(Region::Ring::receive);
+  receives_ = region_.data_consumer(Region::Ring::receive);
   slots_.reserve(kMaxSlots);
   watch(epoll_.get(), own_bell_.get(), kMaxSlots, EPOLLET);
   watch(epoll_.get(), socket_.get(), kMaxSlots + 1, 0);
@@ -140,29 +140,47 @@ size_t Guest::send_frame(uint32_t slot, std::string_view bytes) {
 }
 
 size_t Guest::put_frame(uint32_t slot, std::string_view bytes) {
-  Slot& to = slots_.at(slot);
-  if (to.state != Slot::State::open || to.is_over) return 0;
-  if (to.direct && to.direct->is_peer_gone) return bytes.size();  // nobody reads it any more
-  DataProducer& out = to.direct ? to.direct->out : sends_;
+  const Slot& to = slots_.at(slot);
+  const bool is_for_nobody = to.sends() && to.direct && to.direct->is_peer_gone;
+  if (is_for_nobody) return bytes.size();
   size_t taken = 0;
   while (taken < bytes.size()) {
-    const uint32_t window = to.direct ? kFrameBytes : kWindowBytes - to.unacknowledged;
-    const size_t left = std::min<size_t>({bytes.size() - taken, kFrameBytes, window});
-    uint32_t room = left ? out.room(uint32_t(left)) : 0;
-    if (left && !room && !is_awake_) {
-      out.want_room();
-      room = out.room(uint32_t(left));
-    }
-    if (!room || (!to.direct && !controls_waiting_.empty())) break;
-    std::memcpy(out.place(), bytes.data() + taken, room);
-    out.put_data(slot, room, to.generation);
-    taken += room;
-    if (!to.direct) to.unacknowledged += room;
+    const std::span<char> free = room(slot, bytes.size() - taken);
+    if (free.empty()) break;
+    copy(free.data(), bytes.data() + taken, free.size());
+    put(slot, free.size());
+    taken += free.size();
   }
-  if (to.direct && taken && !to.is_unshown) unshown_.push_back(slot);
-  to.is_unshown |= to.direct && taken;
-  if (taken < bytes.size()) block(slot);
   return taken;
+}
+
+std::span<char> Guest::room(uint32_t slot, size_t wanted) {
+  Slot& to = slots_.at(slot);
+  if (!to.sends() || !wanted || (to.direct && to.direct->is_peer_gone)) return {};
+  DataProducer& out = to.direct ? to.direct->out : sends_;
+  const uint32_t window = to.direct ? kFrameBytes : kWindowBytes - to.unacknowledged;
+  const bool waits = !to.direct && !controls_waiting_.empty();
+  const auto most = waits ? 0 : uint32_t(std::min<size_t>({wanted, kFrameBytes, window}));
+  uint32_t found = most ? out.room(most) : 0;
+  if (most && !found && !is_awake_) {
+    out.want_room();
+    found = out.room(most);
+  }
+  if (!found) block(slot);
+  return {out.place(), found};
+}
+
+void Guest::put(uint32_t slot, size_t bytes) {
+  if (!bytes) return;
+  Slot& to = slots_.at(slot);
+  if (!to.direct) {
+    sends_.put_data(slot, uint32_t(bytes), to.generation);
+    to.unacknowledged += uint32_t(bytes);
+    return;
+  }
+  to.direct->out.put_data(slot, uint32_t(bytes), to.generation);
+  if (!to.is_unshown) unshown_.push_back(slot);
+  to.is_unshown = true;
 }
 
 void Guest::end(uint32_t slot) {

@@ -9,6 +9,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -52,6 +53,11 @@ class Guest {
   size_t send_frame(uint32_t slot, std::string_view bytes);
   // The same, but shown with the next flush or poll: many cost one bell.
   size_t put_frame(uint32_t slot, std::string_view bytes);
+  // Room to write up to `wanted` bytes in place, in one piece; if it is empty, `writable` says when
+  // there is some, unless the slot sends no more. `put` is of what was written there, from its
+  // beginning on, and is shown as a frame is.
+  std::span<char> room(uint32_t slot, size_t wanted);
+  void put(uint32_t slot, size_t bytes);
   void flush();
   void end(uint32_t slot);    // nothing more will be sent
   void close(uint32_t slot);  // when what was taken is sent; `closed` will tell
@@ -74,8 +80,7 @@ class Guest {
   struct Direct {
     Region region;
     DataProducer out;
-    Consumer in;
-    const char* arena;
+    DataConsumer in;
     Descriptor bell, peer_bell;
     bool is_peer_gone = false;
   };
@@ -91,6 +96,7 @@ class Guest {
     uint32_t unacknowledged = 0;
     std::unique_ptr<Direct> direct;
     std::string certificate;
+    bool sends() const { return state == State::open && !is_over; }
   };
 
   uint32_t take_slot(Slot::State state);
@@ -122,7 +128,8 @@ class Guest {
   Region region_;
   Producer jobs_;
   DataProducer sends_;
-  Consumer completions_, receives_;
+  Consumer completions_;
+  DataConsumer receives_;
   std::deque<Element> jobs_waiting_, controls_waiting_;
   std::vector<Slot> slots_;  // with room for all: none is ever moved
   std::vector<uint32_t> free_, directs_, stirred_, blocked_;

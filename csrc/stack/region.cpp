@@ -83,7 +83,13 @@ Consumer Region::consumer(Ring ring) const {
 }
 
 DataProducer Region::data_producer(Ring ring) const {
-  return {producer(ring), arena(ring), sizes_.arena_bytes};
+  RingHeader* found = header(ring);
+  const Producer made(found, reinterpret_cast<Cell*>(found + 1), capacity(ring), arena(ring));
+  return {made, sizes_.arena_bytes};
+}
+
+DataConsumer Region::data_consumer(Ring ring) const {
+  return {consumer(ring), arena(ring), sizes_.arena_bytes};
 }
 
 }  // namespace specedge::stack

@@ -41,15 +41,10 @@ class Region {
 
   Producer producer(Ring ring) const;
   Consumer consumer(Ring ring) const;
-  DataProducer data_producer(Ring ring) const;  // of the send or the receive ring, with its arena
+  // Of the send or the receive ring, with its arena.
+  DataProducer data_producer(Ring ring) const;
+  DataConsumer data_consumer(Ring ring) const;
   char* arena(Ring ring) const;
-  uint32_t arena_bytes() const { return sizes_.arena_bytes; }
-  // Whether a data element lies in its arena.
-  bool holds(const Element& element) const {
-    return element.length && element.length <= kFrameBytes &&
-           element.length <= sizes_.arena_bytes &&
-           element.value <= sizes_.arena_bytes - element.length;
-  }
 
  private:
   uint32_t capacity(Ring ring) const;

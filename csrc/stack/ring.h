@@ -11,6 +11,8 @@
 #include <array>
 #include <atomic>
 #include <bit>
+#include <cstring>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -25,9 +27,59 @@ struct RingHeader {
   uint32_t is_awake;             // the consumer polls, and needs no bell
 };
 
-// An element as it is in a ring: each word is written and read once.
-using Cell = std::array<uint64_t, sizeof(Element) / sizeof(uint64_t)>;
-constexpr uint64_t kPhase = std::bit_cast<Cell>(Element{.flags = kPhaseFlag})[0];
+// An element as it is written and read, each word once. It is put together and taken apart in
+// registers: to read a word of what was just written in smaller parts would have to wait for all
+// that was written before, among it lines that the other side has just read.
+using Words = std::array<uint64_t, sizeof(Element) / sizeof(uint64_t)>;
+constexpr uint64_t kPhase = uint64_t(kPhaseFlag) << 8, kInside = uint64_t(kInsideFlag) << 8;
+
+constexpr Words packed(const Element& element) {
+  const auto address = std::bit_cast<std::array<uint64_t, 2>>(element.address);
+  return {uint64_t(element.op) | uint64_t(element.flags) << 8 | uint64_t(element.port) << 16 |
+              uint64_t(element.slot) << 32,
+          element.value | uint64_t(element.length) << 32, address[0], address[1]};
+}
+constexpr Element unpacked(const Words& words) {
+  return {.op = Op(words[0] & 0xff),
+          .flags = uint8_t(words[0] >> 8),
+          .port = uint16_t(words[0] >> 16),
+          .slot = uint32_t(words[0] >> 32),
+          .value = uint32_t(words[1]),
+          .length = uint32_t(words[1] >> 32),
+          .address = std::bit_cast<Address>(std::array{words[2], words[3]})};
+}
+
+// An element's place in a ring, a line of the cache. Of data that is short it has the bytes too,
+// instead of an address and behind it: who reads it touches no other line.
+struct alignas(64) Cell {
+  std::array<uint64_t, 2> words;
+  union {
+    std::array<uint64_t, 2> address;
+    char bytes[kInsideBytes];
+  };
+};
+static_assert(sizeof(Cell) == 64);
+
+// Short pieces word by word: longer words than were written would wait, too.
+inline void copy(char* to, const char* from, size_t length) {
+  if (length > 64) {
+    std::memcpy(to, from, length);
+    return;
+  }
+  size_t at = 0;
+  for (; at + sizeof(uint64_t) <= length; at += sizeof(uint64_t))
+    std::memcpy(to + at, from + at, sizeof(uint64_t));
+  for (; at < length; ++at) to[at] = from[at];
+}
+// A line that is soon written to is asked for before: else that, and all that is written after it,
+// waits until the other side's copy of it has gone.
+inline void ask_for(const void* line) {
+#if defined(__x86_64__)
+  asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(line)));
+#else
+  __builtin_prefetch(line, 1);
+#endif
+}
 
 // The phase of an element that is there; in the first lap over fresh memory it is set.
 inline uint64_t phase(uint32_t position, uint32_t capacity) {
@@ -60,8 +112,9 @@ inline void barrier_for_all() {
 class Producer {
  public:
   Producer() = default;
-  Producer(RingHeader* header, Cell* cells, uint32_t capacity)
-      : header_(header), cells_(cells), capacity_(capacity) {}
+  // `arena`: of the bytes that its elements bring, if they do.
+  Producer(RingHeader* header, Cell* cells, uint32_t capacity, char* arena = nullptr)
+      : arena_(arena), header_(header), cells_(cells), capacity_(capacity) {}
 
   // Whether one more element fits. Also false for ever once the consumer has written nonsense.
   bool has_room() {
@@ -73,23 +126,17 @@ class Producer {
   // There must be room. The last one is held back, as it may still grow, and the first one since
   // what was shown last: the consumer reads in order, and so sees none of them.
   void put(const Element& element) {
-    if (head_ - published_ == 1)
-      first_ = last_;
-    else if (has_unshown())
-      write(head_ - 1, last_);
-    last_ = element;
+    if (unshown() > 1) write(head_ - 1, held_[1]);
+    held_[has_unshown()] = packed(element);
     ++head_;
   }
-  // Of the element put last, which must not have been shown yet.
-  const Element& last() const { return last_; }
-  void set_length(uint32_t length) { last_.length = length; }
 
   // Show what was put. True: the consumer may sleep, its bell must be rung.
   bool publish() {
     if (!has_unshown()) return false;
+    if (unshown() > 1) write(head_ - 1, held_[1]);
     const uint32_t before = std::exchange(published_, head_);
-    if (head_ - before > 1) write(head_ - 1, std::exchange(last_, first_));
-    write(before, last_);
+    write(before, held_[0]);
     if (is_passive_) {
       std::atomic_signal_fence(std::memory_order_seq_cst);
       if (load(header_->is_awake)) return false;  // before it sleeps, it looks behind a barrier
@@ -116,20 +163,40 @@ class Producer {
   bool has_unshown() const { return head_ != published_; }
   uint32_t capacity() const { return capacity_; }
 
+ protected:
+  // Of the element put last, which was not shown yet.
+  Words& last() { return held_[unshown() > 1]; }
+
+  char* arena_ = nullptr;
+
  private:
-  // The phase comes last, and with it all that was written before.
-  void write(uint32_t position, const Element& element) {
+  static constexpr uint32_t kCellsAhead = 3;
+
+  uint32_t unshown() const { return head_ - published_; }
+  // The first word comes last, and with it all that was written before.
+  void write(uint32_t position, const Words& words) {
+    const auto put = [](uint64_t& at, uint64_t word) {
+      std::atomic_ref(at).store(word, std::memory_order_relaxed);
+    };
     Cell& cell = cells_[position & (capacity_ - 1)];
-    const Cell words = std::bit_cast<Cell>(element);
-    for (size_t i = 1; i < words.size(); ++i)
-      std::atomic_ref(cell[i]).store(words[i], std::memory_order_relaxed);
-    store(cell[0], words[0] | phase(position, capacity_));
+    ask_for(&cells_[(position + kCellsAhead) & (capacity_ - 1)]);
+    const auto offset = uint32_t(words[1]), length = uint32_t(words[1] >> 32);
+    const bool is_data = Op(words[0] & 0xff) == Op::data;
+    const bool is_inside = is_data && arena_ && length <= kInsideBytes;
+    if (is_inside) {
+      copy(cell.bytes, arena_ + offset, length);
+    } else if (!is_data) {
+      put(cell.address[0], words[2]);
+      put(cell.address[1], words[3]);
+    }
+    put(cell.words[1], words[1]);
+    store(cell.words[0], words[0] | (is_inside ? kInside : 0) | phase(position, capacity_));
   }
 
   RingHeader* header_ = nullptr;
   Cell* cells_ = nullptr;
   uint32_t capacity_ = 0, head_ = 0, published_ = 0, tail_ = 0;
-  Element first_, last_;  // of those that are not shown
+  Words held_[2];  // the first and the last of those that are not shown
   bool is_sound_ = true, is_passive_ = passes_others_barriers();
 };
 
@@ -140,15 +207,16 @@ class Consumer {
       : header_(header), cells_(cells), capacity_(capacity) {}
 
   // Whether there is one to take. A producer that is not honest can say so without end.
-  bool has_next() const { return (load(next()[0]) & kPhase) == phase(tail_, capacity_); }
+  bool has_next() const { return (load(next().words[0]) & kPhase) == phase(tail_, capacity_); }
 
   // A copy of the next element, which the producer cannot change any more.
   Element peek() const {
-    Cell words;
-    for (size_t i = 0; i < words.size(); ++i)
-      words[i] = std::atomic_ref(const_cast<uint64_t&>(next()[i])).load(std::memory_order_relaxed);
-    words[0] &= ~kPhase;
-    return std::bit_cast<Element>(words);
+    const auto get = [](const uint64_t& word) {
+      return std::atomic_ref(const_cast<uint64_t&>(word)).load(std::memory_order_relaxed);
+    };
+    const Cell& cell = next();
+    return unpacked({get(cell.words[0]) & ~kPhase, get(cell.words[1]), get(cell.address[0]),
+                     get(cell.address[1])});
   }
   void take() { ++tail_; }
 
@@ -172,13 +240,36 @@ class Consumer {
   void set_awake(bool awake) { store<uint32_t>(header_->is_awake, is_awake_ = awake); }
   uint32_t capacity() const { return capacity_; }
 
- private:
+ protected:
   const Cell& next() const { return cells_[tail_ & (capacity_ - 1)]; }
 
+ private:
   RingHeader* header_ = nullptr;
   const Cell* cells_ = nullptr;
   uint32_t capacity_ = 0, tail_ = 0, released_ = 0;
   bool is_awake_ = false;
+};
+
+// A consumer of elements that bring bytes.
+class DataConsumer : public Consumer {
+ public:
+  DataConsumer() = default;
+  DataConsumer(Consumer ring, const char* arena, uint32_t arena_bytes)
+      : Consumer(ring), arena_(arena), arena_bytes_(arena_bytes) {}
+
+  // What the next element, of which this is a copy, brings, until it is taken. Empty: it says where
+  // no bytes can be. Who has sent them can change them still.
+  std::string_view bytes(const Element& element) const {
+    const uint32_t length = element.length;
+    if (element.flags & kInsideFlag) return {next().bytes, length <= kInsideBytes ? length : 0};
+    const bool is_held =
+        length <= kFrameBytes && length <= arena_bytes_ && element.value <= arena_bytes_ - length;
+    return {is_held ? arena_ + element.value : arena_, is_held ? length : 0};
+  }
+
+ private:
+  const char* arena_ = nullptr;
+  uint32_t arena_bytes_ = 0;
 };
 
 // A producer whose elements bring bytes: the arena is filled round and round, and what an element
@@ -186,11 +277,12 @@ class Consumer {
 class DataProducer : public Producer {
  public:
   DataProducer() = default;
-  DataProducer(Producer ring, char* arena, uint32_t arena_bytes)
-      : Producer(ring), arena_(arena), arena_bytes_(arena_bytes), starts_(ring.capacity()) {}
+  DataProducer(Producer ring, uint32_t arena_bytes)
+      : Producer(ring), arena_bytes_(arena_bytes), starts_(ring.capacity()) {}
 
   // Room for up to `wanted` bytes in one piece, as many as there are; 0: none, or no element.
   uint32_t room(uint32_t wanted) {
+    ask_for(arena_ + at(filled_ + kBytesAhead));
     if (filled_ + wanted <= surely_ && has_room()) return wanted;
     // The other side's position costs a line of its cache: seldom, but in time to begin anew.
     take_stock();
@@ -202,18 +294,13 @@ class DataProducer : public Producer {
   // After room() and writing to place(). Bytes that follow on what the last element brings to the
   // same slot travel with it, if it was not shown yet.
   void put_data(uint32_t slot, uint32_t length, uint16_t generation = 0) {
-    const uint32_t offset = at(filled_);
+    const Element element{
+        .op = Op::data, .port = generation, .slot = slot, .value = at(filled_), .length = length};
     filled_ += length;
-    const Element& before = last();
-    const bool follows = has_unshown() && before.op == Op::data && before.slot == slot &&
-                         before.port == generation && before.value + before.length == offset &&
-                         before.length + length <= kFrameBytes;
-    if (follows) {
+    if (has_unshown() && grow_last(element))
       ended_ = filled_;
-      return set_length(before.length + length);
-    }
-    put_control(
-        {.op = Op::data, .port = generation, .slot = slot, .value = offset, .length = length});
+    else
+      put_control(element);
   }
   void put_control(const Element& element) {
     starts_[head() & (capacity() - 1)] = std::exchange(ended_, filled_);
@@ -221,8 +308,16 @@ class DataProducer : public Producer {
   }
 
  private:
-  static constexpr uint64_t kStock = 8 << 10;
+  static constexpr uint64_t kStock = 8 << 10, kBytesAhead = 256;
 
+  bool grow_last(const Element& by) {
+    Words& words = last();
+    const uint32_t value = uint32_t(words[1]), length = uint32_t(words[1] >> 32);
+    const bool follows = words[0] == packed(by)[0] && value + length == by.value &&
+                         length + by.length <= kFrameBytes;
+    if (follows) words[1] += uint64_t(by.length) << 32;
+    return follows;
+  }
   uint32_t at(uint64_t count) const { return uint32_t(count) & (arena_bytes_ - 1); }
   void take_stock() {
     const uint32_t tail = look();
@@ -241,7 +336,6 @@ class DataProducer : public Producer {
     surely_ = filled_ + std::min({free, to_edge, kStock});
     return uint32_t(std::min<uint64_t>({wanted, free, to_edge}));
   }
-  char* arena_ = nullptr;
   uint64_t arena_bytes_ = 0, filled_ = 0, freed_ = 0;
   uint64_t surely_ = 0;           // up to where it can be filled without another look
   uint64_t ended_ = 0;            // of what is filled, what the elements take

@@ -31,7 +31,7 @@ void Tenant::attach(Sizes sizes) {
   region_ = Region(memory.get(), sizes);
   jobs_ = region_.consumer(Region::Ring::job);
   completions_ = region_.producer(Region::Ring::completion);
-  sends_ = region_.consumer(Region::Ring::send);
+  sends_ = region_.data_consumer(Region::Ring::send);
   receives_ = region_.data_producer(Region::Ring::receive);
   const int descriptors[] = {memory.get(), own.get(), guest.get()};
   const Header header{.kind = Kind::attached, .sizes = sizes};
@@ -126,10 +126,9 @@ uint32_t Tenant::next_bytes() {
 }
 
 void Tenant::send_next() {
-  const Element element = sends_.peek();
+  take_data(sends_.peek());
   sends_.take();
   ++elements_;
-  take_data(element);
   // At once: what the guest has said it wants to know does not wait for others' turns.
   if (sends_.release()) ring(guest_bell_.get());
 }
@@ -138,7 +137,8 @@ void Tenant::take_data(const Element& element) {
   Connection* found = at(element.slot);
   if (!found) return put_out("it sends by a slot that there is not");
   Connection& c = *found;
-  if (element.op == Op::data && !region_.holds(element))
+  const std::string_view bytes = sends_.bytes(element);
+  if (element.op == Op::data && bytes.empty())
     return put_out("it sends bytes from outside its memory");
   // It may not know yet, or not have known then, that the connection has gone.
   if (element.port != c.generation || c.state != State::open) return;
@@ -147,17 +147,16 @@ void Tenant::take_data(const Element& element) {
     if (c.ends) return put_out("it sends after the end");
     if (c.unsent_bytes() + c.unreported + element.length > kWindowBytes)
       return put_out("it sends more than its window");
-    const char* bytes = region_.arena(Region::Ring::send) + element.value;
     size_t taken = 0;
     if (!c.unsent_bytes() && c.is_writable) {
-      const ssize_t got = c.link->write(bytes, element.length);
+      const ssize_t got = c.link->write(bytes.data(), bytes.size());
       if (got < 0) return close(element.slot, uint8_t(-got));
       taken = size_t(got);
       c.unreported += uint32_t(taken);
-      c.is_writable = taken == element.length;
+      c.is_writable = taken == bytes.size();
     }
-    c.unsent.append(bytes + taken, element.length - taken);
-    held_bytes_ += element.length - taken;
+    c.unsent.append(bytes.substr(taken));
+    held_bytes_ += bytes.size() - taken;
   } else if (element.op == Op::end) {
     c.ends = true;
   } else if (element.op == Op::closed) {

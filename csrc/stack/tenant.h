@@ -163,7 +163,8 @@ class Tenant : public Sender {
   Descriptor socket_, own_bell_, guest_bell_;
   Host& host_;
   Region region_;
-  Consumer jobs_, sends_;
+  Consumer jobs_;
+  DataConsumer sends_;
   Producer completions_;
   DataProducer receives_;
   std::deque<Connection> connections_;

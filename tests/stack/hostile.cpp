@@ -242,6 +242,10 @@ class Hostile {
       sent.slot = known_slot();
       sent.value = is_polite_ ? random_.below(kFrameBytes) : random_.number();
       sent.length = is_polite_ ? 1 + random_.below(kFrameBytes) : random_.number();
+      if (random_.below(4) == 0) {
+        sent.flags = kInsideFlag;
+        if (is_polite_) sent.length = 1 + random_.below(kInsideBytes + !random_.below(32));
+      }
       sends_.put(sent);
     }
     sends_.publish();
@@ -356,13 +360,26 @@ void talk(Guest& guest, uint32_t to_say, uint32_t to_hear, Random random) {
   uint32_t slot = kNone;  // until one stands
   const auto byte_at = [](uint32_t at) { return char(at % 251); };
   std::string piece;
+  // As put_frame, but perhaps not all of what there is room for.
+  const auto in_place = [&](const std::string& all) {
+    size_t taken = 0;
+    while (taken < all.size()) {
+      std::span<char> room = guest.room(slot, all.size() - taken);
+      if (room.empty()) break;
+      if (random.below(4) == 0) room = room.first(random.below(uint32_t(room.size()) + 1));
+      std::copy_n(all.data() + taken, room.size(), room.data());
+      guest.put(slot, room.size());
+      taken += room.size();
+    }
+    return taken;
+  };
   for (uint32_t said = 0, heard = 0; said < to_say || heard < to_hear;) {
     bool is_blocked = said == to_say || slot == kNone;
     for (uint32_t n = random.below(8); n && !is_blocked; --n) {
       const uint32_t most = random.below(50) ? 200 : 3 * kFrameBytes;
       piece.resize(std::min(1 + random.below(most), to_say - said));
       for (uint32_t at = 0; at < piece.size(); ++at) piece[at] = byte_at(said + at);
-      const size_t taken = guest.put_frame(slot, piece);
+      const size_t taken = random.below(2) ? guest.put_frame(slot, piece) : in_place(piece);
       said += uint32_t(taken);
       is_blocked = said == to_say || taken < piece.size();
     }

@@ -55,7 +55,7 @@ void sleep_until_rung(int bell) {
 char byte_at(uint64_t at) { return char(at % 251); }
 
 void produce(Memory& memory, Bells bells, Random random, uint32_t bursts) {
-  DataProducer ring({&memory.header, memory.cells, kCapacity}, memory.arena, kArenaBytes);
+  DataProducer ring({&memory.header, memory.cells, kCapacity, memory.arena}, kArenaBytes);
   uint64_t said = 0;
   uint32_t controls = 0;
   const auto show = [&] {
@@ -89,15 +89,21 @@ void produce(Memory& memory, Bells bells, Random random, uint32_t bursts) {
 }
 
 void consume(Memory& memory, Bells bells, Random random) {
-  Consumer ring(&memory.header, memory.cells, kCapacity);
-  uint64_t heard = 0;
+  DataConsumer ring({&memory.header, memory.cells, kCapacity}, memory.arena, kArenaBytes);
+  uint64_t heard = 0, insides = 0, outsides = 0;
   uint32_t controls = 0;
   for (bool is_over = false; !is_over;) {
     for (uint32_t n = 1 + random.below(kCapacity); n && ring.has_next(); --n) {
       const Element element = ring.peek();
       if (element.op == Op::data) {
-        for (uint32_t i = 0; i < element.length; ++i)
-          expect(memory.arena[element.value + i] == byte_at(heard++), "a byte is not what was put");
+        const std::string_view bytes = ring.bytes(element);
+        expect(bytes.size() == element.length, "its bytes are not where it says");
+        for (const char byte : bytes)
+          expect(byte == byte_at(heard++), "a byte is not what was put");
+        const char* cells = reinterpret_cast<const char*>(memory.cells);
+        const bool is_inside = bytes.data() >= cells && bytes.data() < cells + sizeof memory.cells;
+        expect(is_inside == (bytes.size() <= kInsideBytes), "short pieces alone are in the ring");
+        ++(is_inside ? insides : outsides);
       } else {
         is_over = element.op == Op::end;
         expect(element.slot == controls, "an element is not the next that was put");
@@ -116,6 +122,7 @@ void consume(Memory& memory, Bells bells, Random random) {
     barrier_for_all();
     if (!ring.has_next()) sleep_until_rung(bells.consumer);
   }
+  expect(insides && outsides, "both kinds of pieces come");
 }
 
 }  // namespace

@@ -112,7 +112,9 @@ def test_a_daemon_makes_its_socket_under_a_lock_of_the_folder() -> None:
 
 def test_guests_that_come_to_be_put_out_fill_no_log() -> None:
     header = struct.Struct("7I")
-    attach, terms = header.pack(1, 3, 0, 0, 16, 16, 1 << 17), header.pack(2, 3, 9, 0, 0, 0, 0)
+    version = 4  # csrc/stack/element.h
+    attach = header.pack(1, version, 0, 0, 16, 16, 1 << 17)
+    terms = header.pack(2, version, 9, 0, 0, 0, 0)
     many = 40
 
     with TemporaryDirectory() as folder:
