@@ -125,10 +125,41 @@ void consume(Memory& memory, Bells bells, Random random) {
   expect(insides && outsides, "both kinds of pieces come");
 }
 
+// Whatever an element says, its bytes are those of its own place or of the arena, or there are
+// none.
+void look_at_edges(Memory& memory) {
+  constexpr uint32_t edges[] = {0,           1,
+                                47,          48,
+                                49,          kFrameBytes - 1,
+                                kFrameBytes, kFrameBytes + 1,
+                                kArenaBytes, kArenaBytes + 1,
+                                ~0u,         1u << 31};
+  Producer says(&memory.header, memory.cells, kCapacity);  // of no arena: it copies nothing
+  DataConsumer hears({&memory.header, memory.cells, kCapacity}, memory.arena, kArenaBytes);
+  for (const uint8_t flags : {uint8_t{0}, kInsideFlag})
+    for (const uint32_t to_end : edges)
+      for (const uint32_t length : edges) {
+        const uint32_t value = kArenaBytes - to_end;
+        expect(says.has_room(), "there is no room");
+        const Cell& cell = memory.cells[says.head() % kCapacity];
+        says.put({.op = Op::data, .flags = flags, .slot = 0, .value = value, .length = length});
+        says.publish();
+        const std::string_view bytes = hears.bytes(hears.peek());
+        const bool is_held =
+            flags ? length <= 48 : length <= 65536 && uint64_t(value) + length <= kArenaBytes;
+        expect(bytes.size() == (is_held ? length : 0), "bytes from elsewhere");
+        const char* first = flags ? cell.bytes : memory.arena + value;
+        expect(bytes.empty() || bytes.data() == first, "they are not where it says");
+        hears.take();
+        hears.release();
+      }
+}
+
 }  // namespace
 
 int main(int, char** argv) {
   alarm(120);
+  look_at_edges(*std::make_unique<Memory>());
   const Random random{std::strtoull(argv[1], nullptr, 10)};
   const auto memory = std::make_unique<Memory>();
   const Bells bells;
