@@ -16,7 +16,7 @@ from runtime.server.users import Patience
 from runtime.wire import messages as wire
 from runtime.wire.auth import NO_CERTIFICATE, challenge, is_proven
 from runtime.wire.connection import Role
-from runtime.wire.tcp import FramedProtocol
+from runtime.wire.tcp import FramedProtocol, Speakers
 from runtime.wire.vocabulary import other_vocabulary, same_vocabulary
 
 NOBODY = ""  # the name of everyone where there are no users
@@ -64,6 +64,7 @@ class Door:
     # by the hash of the certificate when they came, which their proofs are bound to
     _strangers: dict[FramedProtocol, bytes] = field(default_factory=dict)
     _patience: Patience = field(default_factory=Patience)
+    _speakers: Speakers = field(default_factory=Speakers)
 
     def peers(self) -> list[FramedProtocol]:
         """Everyone who is connected."""
@@ -75,7 +76,13 @@ class Door:
         on_closed: Callable[[FramedProtocol, str | None], None],
     ) -> FramedProtocol:
         """A protocol for one more connection; told to go if too many strangers are there."""
-        return FramedProtocol(Role.SERVER, on_message, on_closed, on_connected=self._arrived)
+        return FramedProtocol(
+            Role.SERVER,
+            on_message,
+            on_closed,
+            on_connected=self._arrived,
+            speakers=self._speakers,
+        )
 
     def left(self, peer: FramedProtocol) -> None:
         """The connection has gone."""

@@ -6,18 +6,20 @@ Also who waits in line is told from time to time where it stands.
 import asyncio
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from runtime.server.edges import Edges
 from runtime.server.policy.estimators import Rate
 from runtime.server.pulse import LOOK_S
-from runtime.server.request import Phase
+from runtime.server.request import Phase, Request
 from runtime.wire import messages as wire
 from runtime.wire.tcp import FramedProtocol
 
 # A draft model may take minutes for a long prompt; meanwhile its edge answers Pings.
 DRAFTING_SILENCES = 10
 TELL_LOOKS = 5  # between two words to those who wait in line
+AT_ONCE = 16  # edges that are looked at before verdicts and messages have their turn again
 
 
 @dataclass
@@ -32,29 +34,52 @@ class Watch:
         """Until cancelled."""
         for count in itertools.count(1):
             await asyncio.sleep(LOOK_S)
-            self.look()
+            for looked, (peer, requests) in enumerate(self._by_edge(), start=1):
+                self._look_at(peer, requests)
+                if looked % AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            self._count_places()
             if count % TELL_LOOKS == 0:
                 self.tell_line()
 
     def look(self) -> None:
         """End what edges hold that are silent, or that owe something for too long."""
-        silence_s, pulses = self.silence_s, self.edges.pulses
-        for peer in {request.key[0]: None for request in self.edges.requests.values()}:
-            pulses[peer].look(peer.bytes_received)
-            if pulses[peer].silent_s >= silence_s:
-                sentence = f"nothing has come from this edge for {silence_s:g} s"
-                peer.refuse(wire.ErrorCode.TIMEOUT, sentence)
-            elif not pulses[peer].has_drafted:
-                self.edges.ask(peer)
-        for request in [*self.edges.requests.values()]:
-            request.look(LOOK_S)
-            is_reading = request.phase is Phase.READING
-            most_s = silence_s if is_reading else DRAFTING_SILENCES * silence_s
-            if request.owed_s >= most_s:
-                what = "the rest of its prompt" if is_reading else "its draft"
-                sentence = f"{what} has not come for {most_s:g} s"
-                peer, number = request.key
-                self.edges.refuse(peer, number, wire.ErrorCode.TIMEOUT, sentence)
+        for peer, requests in self._by_edge():
+            self._look_at(peer, requests)
+        self._count_places()
+
+    def _by_edge(self) -> list[tuple[FramedProtocol, list[Request]]]:
+        """Edges that have requests, and those."""
+        requests: dict[FramedProtocol, list[Request]] = {}
+        for request in self.edges.requests.values():
+            requests.setdefault(request.key[0], []).append(request)
+        return list(requests.items())
+
+    def _look_at(self, peer: FramedProtocol, requests: Sequence[Request]) -> None:
+        """One edge with requests, of which some may have ended since; it may have gone itself."""
+        if (pulse := self.edges.pulses.get(peer)) is None:
+            return
+        pulse.look(peer.bytes_received)
+        if pulse.silent_s >= self.silence_s:
+            sentence = f"nothing has come from this edge for {self.silence_s:g} s"
+            peer.refuse(wire.ErrorCode.TIMEOUT, sentence)
+        elif pulse.is_to_be_asked(self.silence_s):
+            self.edges.ask(peer)
+        for request in requests:
+            if not request.ended:
+                self._look_after(request)
+
+    def _look_after(self, request: Request) -> None:
+        request.look(LOOK_S)
+        is_reading = request.phase is Phase.READING
+        most_s = self.silence_s if is_reading else DRAFTING_SILENCES * self.silence_s
+        if request.owed_s >= most_s:
+            what = "the rest of its prompt" if is_reading else "its draft"
+            sentence = f"{what} has not come for {most_s:g} s"
+            peer, number = request.key
+            self.edges.refuse(peer, number, wire.ErrorCode.TIMEOUT, sentence)
+
+    def _count_places(self) -> None:
         self._leaving.observe(self.edges.left, LOOK_S)
         self.edges.left = 0
 

@@ -12,6 +12,7 @@ import contextlib
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 
 from runtime.system import unacknowledged_bytes
@@ -43,6 +44,30 @@ SILENT_HINT = f"is this the port of edges, and not of --http? Or, {MTU_HINT}"
 TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 
 
+class Speakers:
+    """Connections that have something to write when this turn of the event loop is over.
+
+    All of a server's in one line: to call the loop for each would cost as much as to make a frame.
+    """
+
+    def __init__(self) -> None:
+        self._line: deque[FramedProtocol] = deque()
+
+    def add(self, one: FramedProtocol) -> None:
+        """One that was not there since it wrote last."""
+        if not self._line:
+            asyncio.get_running_loop().call_soon(self._write_out)
+        self._line.append(one)
+
+    def _write_out(self) -> None:
+        try:
+            while self._line:
+                self._line.popleft().write_out()
+        finally:
+            if self._line:  # whatever one has raised, of which asyncio tells
+                asyncio.get_running_loop().call_soon(self._write_out)
+
+
 class FramedProtocol(asyncio.Protocol):
     """One TCP connection that carries messages.
 
@@ -62,6 +87,7 @@ class FramedProtocol(asyncio.Protocol):
         on_closed: Callable[[FramedProtocol, str | None], None],
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
         on_connected: Callable[[FramedProtocol], str | None] = lambda peer: None,
+        speakers: Speakers | None = None,  # a line of its own, if it shares none
     ) -> None:
         self.connection = Connection(role)
         self.peer_name = "nobody yet"
@@ -76,6 +102,8 @@ class FramedProtocol(asyncio.Protocol):
         self._on_closed = on_closed
         self._handshake_timeout_s = handshake_timeout_s
         self._transport: asyncio.Transport | None = None
+        self._below: asyncio.Transport | None = None
+        self._speakers = Speakers() if speakers is None else speakers
         self._unwritten = bytearray()  # said in this turn of the event loop
         self._timer: asyncio.TimerHandle | None = None
         self._reason: str | None = None
@@ -145,7 +173,7 @@ class FramedProtocol(asyncio.Protocol):
     def _say_end(self, transport: asyncio.Transport) -> None:
         """Send nothing more, and let the peer hang up: closed before, what it sends now would be
         answered by a reset, at which it might drop what it has not read yet."""
-        self._write_out()
+        self.write_out()
         if transport.can_write_eof():
             transport.write_eof()
             self._is_silent = True
@@ -165,11 +193,11 @@ class FramedProtocol(asyncio.Protocol):
             return 0
         link: socket.socket | None = self._transport.get_extra_info("socket")
         under_way = unacknowledged_bytes(link.fileno()) if link else 0  # none in memory
-        return len(self._unwritten) + _buffered_bytes(self._transport) + under_way
+        return len(self._unwritten) + self._buffered_bytes(self._transport) + under_way
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport), "only stream transports carry frames"
-        self._transport = transport
+        self._transport, self._below = transport, _below(transport)
         self._most_waiting_bytes = transport.get_extra_info(
             "most_waiting_bytes", MAX_WRITE_BUFFER_BYTES[self.connection.role]
         )
@@ -244,14 +272,14 @@ class FramedProtocol(asyncio.Protocol):
             return
         self.bytes_sent += len(data)
         if not self._unwritten:
-            asyncio.get_running_loop().call_soon(self._write_out)
+            self._speakers.add(self)
         self._unwritten += data
         if len(self._unwritten) >= MOST_UNWRITTEN_BYTES:
-            self._write_out()
+            self.write_out()
         if self._timer is not None:
             self._end_handshake()
 
-    def _write_out(self) -> None:
+    def write_out(self) -> None:
         """Let what was said in one turn of the event loop leave in one piece, after that turn.
 
         To write costs more than anything else that is done for a message, and wakes the reader: a
@@ -261,10 +289,17 @@ class FramedProtocol(asyncio.Protocol):
             return
         self._transport.write(bytes(self._unwritten))
         self._unwritten.clear()
-        waiting_bytes = _buffered_bytes(self._transport)
+        waiting_bytes = self._buffered_bytes(self._transport)
         if waiting_bytes > self._most_waiting_bytes:
             sentence = f"the peer reads too slowly: {waiting_bytes} bytes wait for it"
             self._cut(waiting_bytes, sentence)
+
+    def _buffered_bytes(self, transport: asyncio.Transport) -> int:
+        """What was not given to the system yet."""
+        waiting_bytes = transport.get_write_buffer_size()
+        if self._below is not None:
+            waiting_bytes += self._below.get_write_buffer_size()
+        return waiting_bytes
 
     def _cut(self, waiting_bytes: int, reason: str) -> None:
         self.cut_bytes, self._reason = waiting_bytes, reason
@@ -282,7 +317,7 @@ class FramedProtocol(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         self._reason = reason
-        self._write_out()
+        self.write_out()
         self._transport.close()
         self._start_timer(CLOSE_TIMEOUT_S, self._transport.abort)
 
@@ -296,17 +331,12 @@ class FramedProtocol(asyncio.Protocol):
             self._timer = None
 
 
-def _buffered_bytes(transport: asyncio.Transport) -> int:
-    """What was not given to the system yet.
-
-    Under TLS asyncio itself counts, from Python 3.11 on, only what is not encrypted yet; the rest
-    waits in the transport below.
-    """
-    waiting_bytes = transport.get_write_buffer_size()
+def _below(transport: asyncio.Transport) -> asyncio.Transport | None:
+    """Under TLS, where what is encrypted waits: from Python 3.11 on asyncio's own count of what was
+    not given to the system yet leaves that out."""
+    below: asyncio.Transport | None
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-    if below is not None and sys.version_info >= (3, 11):
-        waiting_bytes += below.get_write_buffer_size()
-    return waiting_bytes
+    return below if sys.version_info >= (3, 11) else None
 
 
 def address(name: tuple[object, ...] | str | None) -> str:

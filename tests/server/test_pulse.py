@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from runtime.edge.net.link import Link, Sampling
+from runtime.server.pulse import LOOK_S, TREE_LOOKS, Pulse
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 from tests.faults.rig import Rig, until
@@ -25,15 +26,29 @@ def test_an_edge_is_not_asked_while_it_sends_trees_and_is_once_it_sends_none(
 
         request.send(len(PROMPT) + 1, Tree((5, 6), (0, 0)))
         await request.verdict()
-        rig.server.watch.look()
-        assert pulse.may_ask(), "asked, although a tree has come since the last look"
-        assert pulse.silent_s == 0
+        for looks in range(TREE_LOOKS):
+            rig.server.watch.look()
+            assert pulse.may_ask(), f"asked, although a tree has come {looks} looks ago"
+            assert pulse.silent_s == looks * LOOK_S
 
         rig.server.watch.look()
-        assert not pulse.may_ask(), "not asked, although no tree has come since the last look"
+        assert not pulse.may_ask(), f"not asked, although no tree has come for {TREE_LOOKS} looks"
         await until(pulse.may_ask)
         request.close()
         await link.close()
         await rig.kill()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_an_edge_that_sends_trees_is_asked_in_time_where_little_silence_is_allowed() -> None:
+    pulse, heard_bytes = Pulse(), 0
+    for _ in range(3):
+        pulse.drafted()
+        pulse.look(heard_bytes := heard_bytes + 40)
+        assert not pulse.is_to_be_asked(silence_s=2 * LOOK_S)
+    pulse.look(heard_bytes)
+    assert pulse.is_to_be_asked(silence_s=2 * LOOK_S)
+    assert not pulse.is_to_be_asked(silence_s=30)
+    pulse.look(heard_bytes + 16)  # its answer
+    assert not pulse.is_to_be_asked(silence_s=2 * LOOK_S)
