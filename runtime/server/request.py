@@ -244,7 +244,7 @@ class Request:
                 f"has {len(self.context)}"
             )
         draft = Tree(message.tokens, message.parents)
-        deepest = max(draft.depths(), default=0)
+        deepest = max(draft.depths(), default=0) if len(draft) >= self.remaining else 0
         if deepest >= self.remaining:
             raise RejectedDraft(
                 f"the tree is {deepest} tokens deep, but only {self.remaining} tokens are left; "

@@ -67,7 +67,12 @@ PHASE_OF_TURN = {
     Turn.MORE: Phase.VERIFYING,
 }
 
+# A Move equals a tuple of the same, which takes less time to make.
+OF_CONNECTIONS: Mapping[Any, tuple[State, ...]] = CONNECTION_TABLE
+OF_REQUESTS: Mapping[Any, tuple[Phase, ...]] = REQUEST_TABLE
+
 ENDING = (Phase.FINISHED, Phase.CLOSING)
+FREQUENT = (Draft, Verdict, Credit)  # change nothing but their request
 
 _Place = TypeVar("_Place", State, Phase)
 
@@ -179,7 +184,7 @@ class Connection:
         except ProtocolError as fault:
             name = type(message).__name__
             raise ValueError(f"the {self.role.value} cannot send {name}: {fault}") from None
-        return self.data_to_send() + frame
+        return self.data_to_send() + frame if self._outgoing else frame
 
     def data_to_send(self) -> bytes:
         """Bytes of answers that receive has left to be written; each is given once."""
@@ -203,9 +208,10 @@ class Connection:
         return decode_body(header, body, self._vocabulary_size)
 
     def _check_header(self, header: Header) -> None:
-        kind = MESSAGE_TYPES[header.type]
-        _allowed(CONNECTION_TABLE, self.state, self._peer, kind)
-        is_welcome = self.state in (State.OPEN, State.TEMPLATE_DUE)
+        kind, state = MESSAGE_TYPES[header.type], self.state
+        if (state, self._peer, kind) not in OF_CONNECTIONS:
+            raise _forbidden(state, self._peer, kind)
+        is_welcome = state is State.OPEN or state is State.TEMPLATE_DUE
         limit = MOST_BYTES[kind] if is_welcome else MAX_HANDSHAKE_FRAME_BYTES
         if header.length > limit:
             sentence = f"the frame has {header.length} bytes: at most {limit} are allowed"
@@ -218,7 +224,10 @@ class Connection:
         """Apply a received message and answer it; whether it is to be delivered."""
         request = self._requests.get(message.request)
         was_ending = request is not None and request.phase in ENDING
-        self._step(self._peer, message)
+        if isinstance(message, FREQUENT):  # its header has been checked
+            self._advance(self._peer, message)
+        else:
+            self._step(self._peer, message)
         if isinstance(message, Ping):
             self._queue(Pong(message.nonce))
             return False
@@ -252,11 +261,11 @@ class Connection:
 
     def _step(self, sender: Role, message: Message) -> None:
         """Walk the tables by one message, sent or received; ProtocolError if they forbid it."""
-        followers = _allowed(CONNECTION_TABLE, self.state, sender, type(message))
+        followers = _allowed(OF_CONNECTIONS, self.state, sender, type(message))
+        if isinstance(message, FREQUENT):
+            self._advance(sender, message)
+            return
         match message:
-            case Draft() | Verdict() | Credit():  # the most frequent first, here and in `_follow`
-                self._advance(sender, message)
-                return
             case Hello():
                 self.hello = message
             case Challenge():
@@ -319,7 +328,7 @@ class Connection:
         self._enter(state)
 
     def _open(self, sender: Role, message: Open) -> None:
-        _allowed(REQUEST_TABLE, self.phase(message.request), sender, Open)
+        _allowed(OF_REQUESTS, self.phase(message.request), sender, Open)
         assert self.welcome is not None, "a request before the Welcome"
         limit = self.welcome.max_requests
         # Counting one by one is left to the case where it may matter.
@@ -341,7 +350,9 @@ class Connection:
     ) -> None:
         request = self._requests.get(message.request)
         place = Phase.UNUSED if request is None else request.phase
-        followers = _allowed(REQUEST_TABLE, place, sender, type(message))
+        followers = OF_REQUESTS.get((place, sender, type(message)))
+        if followers is None:
+            raise _forbidden(place, sender, type(message))
         assert request is not None, "what begins a request is none of these"
         if place in ENDING:
             phase = followers[-1 if _is_last_verdict(message) else 0]
@@ -424,11 +435,14 @@ def _allowed(
     sender: Role,
     kind: type[Message],
 ) -> tuple[_Place, ...]:
-    # a Move equals a tuple of the same, which takes less time to make
     followers = table.get((place, sender, kind))
     if followers is None:
-        raise _violation(f"the {sender.value} may not send {kind.__name__} while {place.value}")
+        raise _forbidden(place, sender, kind)
     return followers
+
+
+def _forbidden(place: State | Phase, sender: Role, kind: type[Message]) -> ProtocolError:
+    return _violation(f"the {sender.value} may not send {kind.__name__} while {place.value}")
 
 
 def _check_first(request: _Request, message: Rule | Constraint | Adapter) -> None:

@@ -51,15 +51,15 @@ def encode_frame(message: Message, seq: int, vocabulary_size: int) -> bytes:
         body = message.encode(vocabulary_size)
     except struct.error as fault:
         raise ValueError(f"{type(message).__name__} has a field of a wrong type: {fault}") from None
-    length, most_bytes = HEADER.size + len(body), MOST_BYTES[type(message)]
-    if length > most_bytes:
-        check(f"bytes of {type(message).__name__}", length, HEADER.size, most_bytes)
+    kind, length = type(message), HEADER.size + len(body)
+    if length > MOST_BYTES[kind]:
+        check(f"bytes of {kind.__name__}", length, HEADER.size, MOST_BYTES[kind])
     return HEADER.pack(length, message.TYPE, 0, message.request, seq) + body
 
 
 def decode_header(data: bytes | bytearray) -> Header:
     """The header at the start of data; ProtocolError for an unknown type, flag or short length."""
-    header = Header._make(HEADER.unpack_from(data))
+    header = Header(*HEADER.unpack_from(data))
     if header.type not in MESSAGE_TYPES:
         raise ProtocolError(ErrorCode.PROTOCOL, f"frame type {header.type} is not known")
     if header.flags:
@@ -75,7 +75,8 @@ def decode_body(header: Header, body: bytes, vocabulary_size: int) -> Message:
     kind = MESSAGE_TYPES[header.type]
     try:
         message = kind.decode(body, header.request, vocabulary_size)
-        check("request", header.request, message.request, message.request)
+        if header.request != message.request:
+            check("request", header.request, message.request, message.request)
     except ValueError as fault:
         outside = isinstance(fault, OutsideVocabulary)
         code = ErrorCode.LIMIT if outside else ErrorCode.PROTOCOL

@@ -64,13 +64,21 @@ def pack_tokens(tokens: Sequence[int], vocabulary_size: int) -> bytes:
 def _pack_block(tokens: Sequence[int], width: int) -> bytes:
     count = len(tokens)
     block = int.from_bytes(struct.pack(f"<{count}I", *tokens), "little")
-    for level in range((count - 1).bit_length()):
-        even = block & _even_groups(FIELD_BITS << level, width << level)
-        block = even | (block ^ even) >> (FIELD_BITS - width << level)
+    for even_groups, gap_bits in _steps((count - 1).bit_length(), width):
+        even = block & even_groups
+        block = even | (block ^ even) >> gap_bits
     return block.to_bytes((count * width + 7) // 8, "little")
 
 
-@lru_cache(maxsize=8 * DOUBLINGS)
+@lru_cache(maxsize=8 * (1 + DOUBLINGS))
+def _steps(levels: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Of so many doublings: the bits that stay, and how far the others move to meet them."""
+    return tuple(
+        (_even_groups(FIELD_BITS << level, width << level), FIELD_BITS - width << level)
+        for level in range(levels)
+    )
+
+
 def _even_groups(size_bits: int, used_bits: int) -> int:
     """The bits of every other group of a block: `used_bits` in each 2 * `size_bits`."""
     group, mask = (1 << used_bits) - 1, 0
@@ -99,7 +107,7 @@ def unpack_tokens(packed: bytes, count: int, vocabulary_size: int) -> tuple[int,
 def _unpack_block(block: int, count: int, width: int) -> tuple[int, ...]:
     if block >> count * width:
         raise ValueError("the padding after the last token id is not zero")
-    for level in reversed(range((count - 1).bit_length())):
-        even = block & _even_groups(FIELD_BITS << level, width << level)
-        block = even | (block ^ even) << (FIELD_BITS - width << level)
+    for even_groups, gap_bits in reversed(_steps((count - 1).bit_length(), width)):
+        even = block & even_groups
+        block = even | (block ^ even) << gap_bits
     return struct.unpack(f"<{count}I", block.to_bytes(4 * count, "little"))

@@ -25,18 +25,17 @@ MISSED_STEPS = 2  # by a request that does not follow its own
 
 def nodes_to_grant(edge: EdgeProfile, load: Load) -> int:
     """Nodes of the next draft; 0 is to decode plainly."""
-    trees = max(load.step_trees.value, 1.0)
-    most = min(edge.max_nodes, int(load.max_step_nodes / trees) - 1)
-    nodes = worthwhile_nodes(edge.acceptance, most, load)
+    nodes = worthwhile_nodes(edge.acceptance, min(edge.max_nodes, load.fair_nodes), load)
     if nodes == 0 or not load.cost.known:
         return 0
-    sent, plain_s = edge.sent_nodes, load.plain_s
-    drafted_s = edge.round_s.value if edge.round_s.count else round_s(edge, load, nodes)
-    expected = edge.acceptance.accepted(min(nodes, math.ceil(sent.value or nodes)))
+    plain_s, usual_s = load.plain_s, round_s(edge, load, nodes)
+    drafted_s = edge.round_s.value if edge.round_s.count else usual_s
+    expected = edge.acceptance.accepted(min(nodes, math.ceil(edge.sent_nodes.value or nodes)))
     edge.trial.expect((1 + expected) * plain_s / drafted_s)
     most_s, most_nodes = edge.trial.most_tokens * plain_s, nodes
-    while nodes and round_s(edge, load, nodes, nodes / most_nodes) > most_s:
+    while nodes and usual_s > most_s:
         nodes //= 2
+        usual_s = round_s(edge, load, nodes, nodes / most_nodes)
     return nodes
 
 

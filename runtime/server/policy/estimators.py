@@ -108,11 +108,12 @@ class Acceptance:
         hits = [0] * sent
         for rank in ranks:
             hits[(rank - 1).bit_length()] += 1
-        left = nodes
+        left, least_gain = nodes, self.OCTAVE_GAIN
         for octave, hit in enumerate(hits):
-            counts[octave] += 1
-            gain, size = 1 / (self.PRIOR_ROUNDS + counts[octave]), SIZES[octave]
-            gain = gain if gain > self.OCTAVE_GAIN else self.OCTAVE_GAIN
+            counts[octave] = count = counts[octave] + 1
+            gain, size = 1 / (self.PRIOR_ROUNDS + count), SIZES[octave]
+            if gain < least_gain:
+                gain = least_gain
             means[octave] += gain * (hit / (size if size < left else left) - means[octave])
             left -= size
         for octave in range(sent, len(means)):

@@ -70,6 +70,8 @@ class Load:
         # Rows that others have in a step, on average.
         self._other_rows = max(self.step_trees.value - 1, 0.0) * self.tree_rows.value
         self._token_s = self.step_with_s(0)
+        # drafted nodes of a tree, if all that are in a step have as many
+        self.fair_nodes = int(self.max_step_nodes / max(self.step_trees.value, 1.0)) - 1
         # Of more rows than these: how many cost how many tokens each.
         root, per_s = self._other_rows + 1, self._tokens.per_s
         self.prices = [(end - root, row_s * per_s) for end, row_s in self.cost.slopes(root)]

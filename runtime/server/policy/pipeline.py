@@ -150,12 +150,12 @@ class Pipeline:
     def after_verdict(self, request: Request, ranks: Sequence[int], now_s: float) -> Grant:
         """The next move after a verdict that accepted the nodes of these ranks (`Tree.ranks`)."""
         self._learn(request, ranks, now_s)
+        was_plain, edge = request.is_plain, request.edge
         self._untold -= 1
-        self._plain -= request.is_plain
-        edge = request.edge
+        self._plain -= was_plain
         edge.verdict_s, edge.nodes = now_s, 0
         holds = request.offer is not None and len(request.offered) > 0
-        if request.is_plain:
+        if was_plain:
             self.load.offers.observe(holds and self._useful_nodes(edge, now_s) > 0)
         # what it has offered is verified first, unless it is better asked
         goes_on = request.verifying > 1 or (holds and self._does_better_unasked(edge))
@@ -233,16 +233,16 @@ class Pipeline:
         return nodes_to_take(edge, self.load, misses_steps=False)
 
     def _learn(self, request: Request, ranks: Sequence[int], now_s: float) -> None:
-        edge = request.edge
-        if request.turn is not None:
+        edge, turn = request.edge, request.turn
+        if turn is not None:
             edge.judged(len(ranks) > 0)
-        if request.is_plain:
+        if turn is Turn.SERVER:
             edge.offered(ranks)
             if edge.nodes:
                 edge.foreseen.observe(request.decoded + len(ranks))
             elif request.offer is not None and not len(request.offered):
                 edge.foreseen.observe(request.foreseen)
-        was_asked = request.turn is Turn.EDGE
+        was_asked = turn is Turn.EDGE
         if not was_asked and not edge.nodes:
             if edge.trial.plain():
                 edge.forget()
@@ -250,7 +250,6 @@ class Pipeline:
         round_s = now_s - edge.verdict_s
         if was_asked:
             edge.round_s.observe(round_s)
-        if was_asked:
             edge.acceptance.observe(edge.nodes, ranks)
         if not self.load.cost.known:
             return
@@ -316,6 +315,7 @@ class Pipeline:
     def _slot(self, edge: EdgeProfile, now_s: float) -> tuple[float, float]:
         """How long it should draft to be in its step, and how much longer that step can wait."""
         load, arrival_s = self.load, now_s + self._travel_s(edge)
+        cost, tree_rows = load.cost, load.tree_rows.value
         slot_s, latest_s = first_slot(
             arrival_s=arrival_s,
             start_s=max(self.free_at_s, now_s),
@@ -324,7 +324,7 @@ class Pipeline:
             # Whoever is late may come in the next second or never: it is not counted on.
             due_s=self._expected.after(now_s),
             batch=load.batch,
-            step_s=lambda trees: load.cost.step_s(max(trees, 1) * load.tree_rows.value),
+            step_s=lambda trees: cost.step_s((trees or 1) * tree_rows),
         )
         # Others come as well if they wait for a credit, or are told so right after this one.
         is_idle = now_s >= self.free_at_s

@@ -55,9 +55,9 @@ class StepCost:
 
     def step_s(self, rows: float, chunk_rows: int = 0) -> float:
         """Expected time of a step; 0 while nothing is known."""
-        if rows not in self._foreseen_s:
-            self._foreseen_s[rows] = self._trees_s(rows)
-        return self._foreseen_s[rows] + chunk_rows * self._chunk_row_s.value
+        if (trees_s := self._foreseen_s.get(rows)) is None:
+            trees_s = self._foreseen_s[rows] = self._trees_s(rows)
+        return trees_s + chunk_rows * self._chunk_row_s.value if chunk_rows else trees_s
 
     def slopes(self, rows: float) -> list[tuple[float, float]]:
         """From `rows` on: (rows at the end of a piece, seconds that each row of it costs).

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from runtime.server.request import Request
 
 
-@dataclass
+@dataclass(slots=True)
 class Work:
     """A request's part in a step: prefill `chunk` tokens, then verify root and draft if told to.
 

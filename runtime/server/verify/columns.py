@@ -25,12 +25,12 @@ def columns_of(
     trees: Sequence[TreeRequest], sampling: Mapping[str, np.ndarray], device: torch.device
 ) -> Columns:
     """The columns of these trees, whose tokens are drawn by `sampling`, each [B]; in one upload."""
-    sizes = np.array([len(tree.tokens) for tree in trees], np.int64)
-    words = max(-(-int(max(sizes, default=0)) // 64), 1)
+    rows = [len(tree.tokens) for tree in trees]
+    sizes, words = np.array(rows, np.int64), max(-(-max(rows, default=0) // 64), 1)
     table = page_table([tree.pages for tree in trees])
-    layout = _layout(int(sizes.sum()), words, *table.shape)
+    layout = _layout(sum(rows), words, *table.shape)
     buffer, arrays = layout.host_buffer(device)
-    arrays["offsets"][:] = [*accumulate(sizes, initial=0)]
+    arrays["offsets"][:] = [*accumulate(rows, initial=0)]
     arrays["tokens"][:] = _column([tree.tokens for tree in trees])
     for name, column in sampling.items():
         arrays[name][:] = np.repeat(column, sizes)
