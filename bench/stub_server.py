@@ -106,6 +106,8 @@ async def serve(config: ServerConfig, step_s: float, on_step: Callable[[Step], N
     forward_s.set_function(lambda: engine.cpu_s)
     thread_s = Gauge("stub_thread_cpu_seconds", "Of their thread", registry=metrics.registry)
     thread_s.set_function(lambda: engine.thread_cpu_s)
+    system_s = Gauge("stub_system_cpu_seconds", "In the kernel", registry=metrics.registry)
+    system_s.set_function(lambda: os.times().system)
     window = Gauge("stub_largest_window", "Credits, since the start", registry=metrics.registry)
     window.set_function(lambda: largest_window)
     users = load_users(Path(config.users)) if config.users else None

@@ -159,24 +159,21 @@ class Verdicts:
         self.totals.verdicts += 1
         self.totals.tokens += accepted + 1
         grant = NO_GRANT if finish else self.pipeline.after_verdict(request, ranks, now_s)
-        verdict = wire.Verdict(
-            request=request.params.request,
-            round=round_number,
-            node=outcome.path[accepted],
-            bonus=request.context[-1],
-            finish=finish,
-            queue_ms=wire.clamp_ms((step.start_s - ready_s) * 1e3),
-            verify_ms=wire.clamp_ms(step.seconds * 1e3),
-            turn=grant.turn,
-            max_nodes=grant.max_nodes,
-            free_ms=wire.clamp_ms(grant.free_s * 1e3),
-            late_ms=wire.clamp_ms(grant.late_s * 1e3),
-        )
-        return verdict, accepted
+        place = (request.params.request, round_number, outcome.path[accepted], request.context[-1])
+        queue_ms, verify_ms = (step.start_s - ready_s) * 1e3, step.seconds * 1e3
+        spent_ms = wire.clamp_ms(queue_ms), wire.clamp_ms(verify_ms)
+        told = (grant.turn, grant.max_nodes)
+        return wire.Verdict(*place, finish, *spent_ms, *told, *_times_ms(grant)), accepted
 
     def give_credits(self) -> None:
         """Tell edges that wait for a credit that they may send."""
         for request, grant in self.pipeline.credits_due(time.monotonic()):
             peer, number = request.key
-            times_ms = [wire.clamp_ms(time_s * 1e3) for time_s in (grant.free_s, grant.late_s)]
-            peer.send(wire.Credit(number, grant.max_nodes, *times_ms))
+            peer.send(wire.Credit(number, grant.max_nodes, *_times_ms(grant)))
+
+
+def _times_ms(grant: Grant) -> tuple[int, int]:
+    """How long an edge drafts, as messages carry it; 0 where none does."""
+    if grant.turn is not wire.Turn.EDGE:
+        return 0, 0
+    return wire.clamp_ms(grant.free_s * 1e3), wire.clamp_ms(grant.late_s * 1e3)

@@ -58,6 +58,9 @@ class Grant(NamedTuple):
     late_s: float = 0.0
 
 
+WAITS = Grant(Turn.WAIT)
+
+
 class Pipeline:
     """Requests from `opened` to `closed`; the other calls follow the server's loop.
 
@@ -172,7 +175,7 @@ class Pipeline:
         request.offer = None
         self.credits.want(request)
         if others_wait or not self._give(now_s):
-            return Grant(Turn.WAIT)
+            return WAITS
         return self._grant(request, edge.worth_nodes, now_s)
 
     def stays_plain(self, request: Request) -> bool:

@@ -61,7 +61,7 @@ class Window:
             return True
         step, steps, batch = place
         out, of_step, places = len(self._out), self._of_step, steps * batch
-        if of_step[step] >= batch or out >= max(self.size, places):
+        if of_step[step] >= batch or (out >= places and out >= self.size):
             return False
         return out - sum([of_step[later] for later in of_step if later > step]) < places
 
@@ -72,7 +72,8 @@ class Window:
         assert not request.has_credit, f"{request.key} has a credit already"
         self._give(request, Credit(place.step, math.inf))
         self._of_step[place.step] += 1
-        self.size = max(self.size, place.places)
+        if (places := place.places) > self.size:
+            self.size = places
         self.given += 1
         return True
 

@@ -75,11 +75,12 @@ def cuts(ready: Iterable[Request], max_batch: int, max_rows: int) -> list[tuple[
     loses more by a missed step than by the least likely nodes of an offer. `ready` comes oldest
     first.
     """
-    offers, rows = [], max_rows
-    for request in islice(ready, max_batch):
-        if request.may_be_cut:
-            offers.append(request)
-        elif 1 + request.nodes <= rows:
+    first = list(islice(ready, max_batch))
+    offers, rows = [request for request in first if request.may_be_cut], max_rows
+    if not offers:
+        return []
+    for request in first:
+        if not request.may_be_cut and 1 + request.nodes <= rows:
             rows -= 1 + request.nodes
     most = _most([1 + request.nodes for request in offers], rows)
     return [(request, most - 1) for request in offers if 0 < most <= request.nodes]
