@@ -52,3 +52,34 @@ def test_an_edge_that_sends_trees_is_asked_in_time_where_little_silence_is_allow
     assert not pulse.is_to_be_asked(silence_s=30)
     pulse.look(heard_bytes + 16)  # its answer
     assert not pulse.is_to_be_asked(silence_s=2 * LOOK_S)
+
+
+def test_an_edge_that_leaves_during_a_look_is_passed_over_and_the_others_are_asked(
+    tiny_pair: tuple[Path, Path],
+) -> None:
+    """A look at thousands of edges lets messages and verdicts through in between."""
+
+    async def scenario() -> None:
+        rig = Rig(tiny_pair[0])
+        await rig.start()
+        links = [await Link.open("127.0.0.1", rig.port, rig.hello) for _ in range(3)]
+        requests = [link.request(PROMPT, Sampling(900)) for link in links]
+        for request in requests:
+            await request.verdict()
+        pulses = rig.server.edges.pulses
+        await until(lambda: all(pulse.may_ask() for pulse in pulses.values()))
+
+        looked_at = rig.server.watch._by_edge()
+        assert len(looked_at) == 3
+        await links[1].close()
+        await until(lambda: len(pulses) == 2)
+        requests[2].close()
+        await until(lambda: len(rig.server.requests) == 1)
+        for peer, theirs in looked_at:
+            rig.server.watch._look_at(peer, theirs)
+        assert not any(pulse.may_ask() for pulse in pulses.values()), "an edge was passed over"
+        await links[0].close()
+        await links[2].close()
+        await rig.kill()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
