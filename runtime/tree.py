@@ -121,18 +121,25 @@ class DraftTree:
     depths: list[int] = field(default_factory=list)
     expanded: list[int] = field(default_factory=list)  # nodes run by the model, in cache order
 
+    def __post_init__(self) -> None:
+        self._children: dict[int, list[int]] = {}  # of each node that has some, and of `ROOT`
+        for node, parent in enumerate(self.parents):
+            self._children.setdefault(parent, []).append(node)
+
     def add_children(self, parent: int, candidates: Iterable[tuple[int, float]]) -> None:
         """Offer (token, log-probability) children of a node, or of `ROOT`. Tokens are distinct.
 
         One that was offered before is as likely as it is now, and what is below it as well.
         """
         base, depth = (0.0, 0) if parent == ROOT else (self.scores[parent], self.depths[parent] + 1)
-        known = {self.tokens[node]: node for node in self.children(parent)}
+        siblings = self._children.setdefault(parent, [])
+        known = {self.tokens[node]: node for node in siblings}
         for token, log_probability in candidates:
             score = base + min(log_probability, 0.0)
             if token in known:
                 self._move(known[token], score)
                 continue
+            siblings.append(len(self))
             self.tokens.append(token)
             self.parents.append(parent)
             self.scores.append(score)
@@ -143,7 +150,8 @@ class DraftTree:
 
     def best_first(self, nodes: Iterable[int]) -> list[int]:
         """Nodes by falling score; of equals, the one found first."""
-        return sorted(nodes, key=lambda node: (-self.scores[node], node))
+        # in order of discovery before, which a stable sort leaves to equals
+        return sorted(sorted(nodes), key=self.scores.__getitem__, reverse=True)
 
     def kept(self) -> list[int]:
         """The best `budget` nodes, best first; none that is impossible."""
@@ -158,12 +166,12 @@ class DraftTree:
 
     def children(self, parent: int) -> list[int]:
         """Those of a node, or of `ROOT`, in order of discovery."""
-        return [node for node, above in enumerate(self.parents) if above == parent]
+        return [*self._children.get(parent, ())]
 
     def child(self, parent: int, token: int) -> int | None:
         """The child of a node, or of `ROOT`, with this token, if it has been found."""
-        children = self.children(parent)
-        return next((node for node in children if self.tokens[node] == token), None)
+        siblings = self._children.get(parent, ())
+        return next((node for node in siblings if self.tokens[node] == token), None)
 
     def below(self, node: int) -> list[int]:
         """All descendants of a node, or of `ROOT`, in order of discovery."""

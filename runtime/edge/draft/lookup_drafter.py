@@ -5,6 +5,7 @@ is only a question of which continuations are likely; how far a match of which l
 is learned from what the target says.
 """
 
+import heapq
 import math
 import sys
 from collections.abc import Sequence
@@ -34,13 +35,38 @@ class LookupDrafter:
             text = self._text_of(speculation)
             speculation.places = []  # there is no cache whose order would matter
             speculation.cached = len(speculation.context)
-            while frontier:
-                if frontier != [ROOT]:
-                    speculation.tree.expanded += frontier
-                for node in frontier:
-                    self._add_children(speculation, node, text)
-                frontier = _deeper(speculation)
+            self._expand(speculation, frontier, text)
+            if not speculation.in_flight:
+                self._grow(speculation, text)
+            while frontier := speculation.frontier_ahead():
+                self._expand(speculation, frontier, text)
         return [True] * len(passes)
+
+    def _grow(self, speculation: Speculation, text: Suffixes) -> None:
+        """Expand all nodes of the tree that is kept in the end: best first, each is looked at once.
+
+        A child is no likelier than what is above it, so of what is left nothing is better than the
+        best of those found.
+        """
+        tree, done = speculation.tree, set(speculation.tree.expanded)
+        best = [(-score, node) for node, score in enumerate(tree.scores)]
+        heapq.heapify(best)
+        for _ in range(tree.budget):
+            if not best:
+                return
+            _, node = heapq.heappop(best)
+            if node in done or not speculation.may_go_on(node):
+                continue
+            before = len(tree)
+            self._expand(speculation, [node], text)
+            for child in range(before, len(tree)):
+                heapq.heappush(best, (-tree.scores[child], child))
+
+    def _expand(self, speculation: Speculation, nodes: Sequence[int], text: Suffixes) -> None:
+        if nodes != [ROOT]:
+            speculation.tree.expanded += nodes
+        for node in nodes:
+            self._add_children(speculation, node, text)
 
     def finish(self, speculation: Speculation) -> None:
         """End a request; its text is looked up for those that come."""
@@ -91,10 +117,3 @@ class LookupDrafter:
         best = sorted(known, key=lambda token: (-likely[token], token))
         children = [(token, math.log(likely[token])) for token in best]
         speculation.tree.add_children(node, children[: speculation.shape.max_branch_width])
-
-
-def _deeper(speculation: Speculation) -> Sequence[int]:
-    """What the next pass of a model would expand."""
-    if speculation.in_flight:
-        return speculation.frontier_ahead()
-    return speculation.frontier(speculation.tree.budget)

@@ -145,6 +145,11 @@ class Speculation:
                 best = self.tree.best_first(unsent)[: self.tree.budget]
                 return self._expandable([*sent, *best])
 
+    def may_go_on(self, node: int) -> bool:
+        """Whether children of a node could still be accepted, and there is room to expand it."""
+        is_in_reach = self.tree.depths[node] < self._deepest
+        return self.is_readable and is_in_reach and len(self.tree.expanded) < MAX_EXPANDED
+
     def send(self, max_nodes: int) -> OrderedTree:
         """The best nodes, in sending order; the tree goes on growing around them."""
         self.tree.budget = min(self.shape.max_budget, max_nodes)
@@ -253,7 +258,8 @@ class Speculation:
 
     def _in_reach(self, nodes: Iterable[int]) -> list[int]:
         """Those of some nodes whose children could still be accepted."""
-        return [node for node in nodes if self.tree.depths[node] < self._deepest]
+        depths, deepest = self.tree.depths, self._deepest
+        return [node for node in nodes if depths[node] < deepest]
 
     def _single(self) -> list[int]:
         """The best leaf in flight until its children are known, then its best child's subtree."""
@@ -274,7 +280,7 @@ class Speculation:
         inner = {self.tree.parents[node] for node in self.sent.source}
         leaves = [node for node in self.sent.source if node not in inner]
         leaf = self.tree.best_first(leaves)[0] if leaves else ROOT
-        children = [node for node, above in enumerate(self.tree.parents) if above == leaf]
+        children = self.tree.children(leaf)
         return leaf, self.tree.best_first(children)[0] if children else None
 
     def _foreseen(self, end: int, bonus: int) -> int | None:

@@ -137,3 +137,24 @@ def test_a_text_that_misleads_is_trusted_less() -> None:
         own.commit(0, token)
         drafted(drafter, own)
     assert drafter._trust.of(1) < first / 2
+
+
+@pytest.mark.parametrize("budget", [1, 5, 24])
+@pytest.mark.parametrize("seed", range(8))
+def test_one_pass_finds_all_that_is_kept(seed: int, budget: int) -> None:
+    """Nothing of what is kept is left to be expanded, and nothing else was."""
+    rng = random.Random(seed)
+    text = [rng.randrange(5) for _ in range(rng.randint(2, 80))]
+    own, drafter = (
+        speculation(text, limit=len(text) + rng.randint(3, 12)),
+        LookupDrafter(Earlier(1 << 18)),
+    )
+    own.commit(0, rng.randrange(5))
+    frontier = own.frontier(budget)
+    drafter.run([Pass(own, frontier)])
+    assert own.frontier(budget) == []
+    for node in own.tree.kept():
+        if own.tree.depths[node] < own.limit - len(own.context) - 2:
+            assert node in own.tree.expanded
+    in_vain = [node for node in own.tree.expanded if node not in own.tree.kept()]
+    assert not in_vain, "what is not kept was expanded"
