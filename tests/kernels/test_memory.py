@@ -17,7 +17,7 @@ rows = lambda value, dtype: torch.full((2,), value, dtype=dtype)
 def target_tokens(size):
     logits = torch.zeros(2, size << 22)
     return lambda: kernels.target_tokens(
-        logits, rows(1, f32), rows(0, i32), rows(1, f32), rows(0, f32), rows(5, i64), rows(7, i64)
+        logits, rows(1, f32), rows(0, i32), rows(0.9, f32), rows(0, f32), rows(5, i64), rows(7, i64)
     )
 
 def draft_topk(size):
