@@ -25,10 +25,10 @@ class Suffixes:
         """Go on with the text."""
         for token in tokens:
             place = len(self._tokens)
-            for length in (1, 2):
-                if place >= length:
-                    self._after.setdefault((*self._tokens[-length:],), []).append(place)
-            self._tokens.append(token)
+            before = [(*self._tokens[-length:],) for length in (1, 2) if place >= length]
+            self._tokens.append(token)  # first: another thread may find its place at once
+            for words in before:
+                self._after.setdefault(words, []).append(place)
 
     def cut(self, length: int) -> None:
         """Forget what stands behind the first so many tokens."""

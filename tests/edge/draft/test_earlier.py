@@ -1,6 +1,8 @@
 """Texts that an edge has finished: kept up to a bound, trusted as far as they come again."""
 
 import random
+import sys
+import threading
 
 import pytest
 
@@ -78,3 +80,19 @@ def test_it_is_learned_whether_texts_come_again() -> None:
             own.extend([token])
     assert again.trust.of(LONGEST) > 0.9
     assert other.trust.of(2) < EARLIER_WEIGHTS[2] * 8 / 9
+
+
+def test_a_text_is_taken_in_while_others_are_looked_up() -> None:
+    """A request ends in the drafter's thread; the event loop looks words up for others."""
+    earlier, text = Earlier(1 << 20), [1, 2] * 20_000
+    adding = threading.Thread(target=earlier.add, args=(text,))
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        adding.start()
+        while adding.is_alive():
+            assert {token for _, token in earlier.followers([1])} <= {2}
+    finally:
+        sys.setswitchinterval(interval_s)
+        adding.join()
+    assert earlier.followers([1])
