@@ -68,12 +68,38 @@ inline column high_twos(column a, column b) { return __builtin_shufflevector(a, 
 
 inline void store_column(float* p, column value) { std::memcpy(p, &value, sizeof value); }
 
+constexpr int64_t kLineBytes = 64;
+
+// Where the keys and values of the next block lie, which are asked for while this one is worked on:
+// the numbers of a head are a few lines here and a few there, which no processor foresees, and each
+// of them would be waited for.
+struct Ahead {
+  const char* keys[kBlock];
+  const char* values[kBlock];
+  int64_t value_bytes = -1;  // of a row; -1: nothing is known of that block
+
+  // Of `rows` rows from one on, the line that begins at a byte.
+  void ask_for(int64_t row, int64_t rows, int64_t byte) const {
+    for (int64_t i = row; i < row + rows; ++i) {
+      __builtin_prefetch(keys[i] + byte, 0, 2);
+      if (byte < value_bytes) __builtin_prefetch(values[i] + byte, 0, 2);
+    }
+  }
+};
+
 // rows: n pointers to [D], n a multiple of kLanes -> the first n columns of keys [D, 64]
 template <typename T>
-inline void transpose(const T* const* rows, int64_t n, int64_t dim, float* keys) {
+inline void transpose(const T* const* rows, int64_t n, int64_t dim, float* keys,
+                      const Ahead& ahead) {
+  // Each turn asks for its share of what is ahead, so that memory has always enough to do.
+  constexpr int64_t kTurns = kLineBytes / (4 * sizeof(T));
+  constexpr int64_t kRows = kTurns < kStep ? kStep / kTurns : 1;
+  const bool asks = ahead.value_bytes >= 0;
   for (int64_t lane = 0; lane < n; lane += kStep, rows += kStep) {
     int64_t d = 0;
     for (; d + 4 <= dim; d += 4) {
+      const int64_t row = d / 4 % kTurns * kRows;
+      if (asks && row < kStep) ahead.ask_for(lane + row, kRows, d / 4 / kTurns * kLineBytes);
       const column a = load_column(rows, d), b = load_column(rows + 1, d);
       const column c = load_column(rows + 2, d), e = load_column(rows + 3, d);
       const column ab_low = low_ones(a, b), ab_high = high_ones(a, b);
@@ -97,27 +123,50 @@ struct Tokens {
   int64_t head;
 
   // Where slots lo .. hi-1 lie -> rows. A division for each would take as long as attending to it.
-  template <typename T>
-  void find(int64_t lo, int64_t hi, const T** rows) const {
+  template <typename T, typename Row>
+  void find(int64_t lo, int64_t hi, const Row** rows) const {
     for (int64_t slot = lo; slot < hi;) {
       const int64_t page = slot / cache.page_size, first = page * cache.page_size;
       const int64_t end = smaller(hi, first + cache.page_size);
       const T* row = static_cast<const T*>(cache.data) + pages[page] * cache.page_stride +
                      (slot - first) * cache.token_stride + head * cache.head_stride;
-      for (; slot < end; ++slot, row += cache.token_stride) *rows++ = row;
+      for (; slot < end; ++slot, row += cache.token_stride) {
+        *rows++ = reinterpret_cast<const Row*>(row);
+      }
     }
+  }
+
+  template <typename T>
+  int64_t find_rows(int64_t first, const char** rows) const {
+    find<T>(first, first + kBlock, rows);
+    return cache.head_dim * int64_t(sizeof(T));
+  }
+
+  // The same of a block, whatever the numbers are. Returns the bytes of a row.
+  int64_t find_block(int64_t first, const char** rows) const {
+    switch (cache.dtype) {
+      case Dtype::f32:
+        return find_rows<float>(first, rows);
+      case Dtype::bf16:
+        return find_rows<bf16>(first, rows);
+      case Dtype::f16:
+        return find_rows<f16>(first, rows);
+      case Dtype::e4m3:
+        return find_rows<e4m3>(first, rows);
+    }
+    __builtin_unreachable();
   }
 
   // Slots first .. first+n-1 -> columns of keys [D, 64]; slots outside lo .. hi-1 are not read and
   // give 0.
   template <typename T>
-  void stage_keys(int64_t first, int64_t n, int64_t lo, int64_t hi, const void* zeros,
-                  float* keys) const {
+  void stage_keys(int64_t first, int64_t n, int64_t lo, int64_t hi, const void* zeros, float* keys,
+                  const Ahead& ahead) const {
     const T* rows[kBlock];
     for (const T*& row : rows) row = static_cast<const T*>(zeros);
     const int64_t begin = larger(first, lo);
-    find(begin, smaller(first + n, hi), rows + (begin - first));
-    transpose(rows, n, cache.head_dim, keys);
+    find<T>(begin, smaller(first + n, hi), rows + (begin - first));
+    transpose(rows, n, cache.head_dim, keys, ahead);
   }
 
   // Slots lo .. hi-1 -> values [hi - lo, width], zero beyond D.
@@ -127,7 +176,7 @@ struct Tokens {
     for (int64_t first = lo; first < hi; first += kBlock) {
       const T* rows[kBlock];
       const int64_t n = smaller(kBlock, hi - first);
-      find(first, first + n, rows);
+      find<T>(first, first + n, rows);
       for (int64_t i = 0; i < n; ++i, values += width) {
         int64_t d = 0;
         for (; d + kLanes <= dim; d += kLanes) store_vec(values + d, load_vec(rows[i] + d));
@@ -139,16 +188,16 @@ struct Tokens {
 };
 
 inline void stage_keys(const Tokens& tokens, int64_t first, int64_t n, int64_t lo, int64_t hi,
-                       const void* zeros, float* keys) {
+                       const void* zeros, float* keys, const Ahead& ahead) {
   switch (tokens.cache.dtype) {
     case Dtype::f32:
-      return tokens.stage_keys<float>(first, n, lo, hi, zeros, keys);
+      return tokens.stage_keys<float>(first, n, lo, hi, zeros, keys, ahead);
     case Dtype::bf16:
-      return tokens.stage_keys<bf16>(first, n, lo, hi, zeros, keys);
+      return tokens.stage_keys<bf16>(first, n, lo, hi, zeros, keys, ahead);
     case Dtype::f16:
-      return tokens.stage_keys<f16>(first, n, lo, hi, zeros, keys);
+      return tokens.stage_keys<f16>(first, n, lo, hi, zeros, keys, ahead);
     case Dtype::e4m3:
-      return tokens.stage_keys<e4m3>(first, n, lo, hi, zeros, keys);
+      return tokens.stage_keys<e4m3>(first, n, lo, hi, zeros, keys, ahead);
   }
 }
 

@@ -105,6 +105,7 @@ class Attention {
   State run() {
     attend_paths(round_down(span_.start, kBlock), span_.common_begin, span_.common_begin);
     for (int64_t first = span_.common_begin; first < span_.common_end; first += kBlock) {
+      look_ahead(first + kBlock);
       attend_common(first);
     }
     attend_paths(span_.common_end, round_up(span_.longest, kBlock), span_.end_slot);
@@ -121,10 +122,18 @@ class Attention {
     return floats * int64_t(sizeof(float)) + slots_ * int64_t(sizeof(float*)) + 16 * 64;
   }
 
+  // What is asked for while the block before is worked on.
+  void look_ahead(int64_t first) {
+    ahead_.value_bytes = -1;
+    if (first == span_.common_end) return;
+    keys_.find_block(first, ahead_.keys);
+    ahead_.value_bytes = values_.find_block(first, ahead_.values);
+  }
+
   // Of the slots first .. first+63 those in lo .. hi-1 -> raw scores of all vectors.
   void score(int64_t first, int64_t lo, int64_t hi, float* scores) {
     const int64_t n = smaller(kBlock, round_up(hi - first, kLanes));
-    stage_keys(keys_, first, n, lo, hi, zeros_, staged_keys_);
+    stage_keys(keys_, first, n, lo, hi, zeros_, staged_keys_, ahead_);
     for (int64_t i = 0; i < vectors_; ++i) std::memset(scores + i * slots_, 0, n * sizeof(float));
     multiply_add(queries, dim_, vectors_, Strided<float>{staged_keys_, kBlock}, dim_, n, scores,
                  slots_);
@@ -139,7 +148,7 @@ class Attention {
   // The values of slots lo .. hi-1 as float32 -> value_rows_, from slot `from` on.
   void find_values(int64_t from, int64_t lo, int64_t hi) {
     const float** rows = value_rows_ + (lo - from);
-    if (in_place_) return values_.find(lo, hi, rows);
+    if (in_place_) return values_.find<float>(lo, hi, rows);
     stage_values(values_, lo, hi, width_, staged_values_);
     for (int64_t i = 0; i < hi - lo; ++i) rows[i] = staged_values_ + i * width_;
   }
@@ -194,6 +203,7 @@ class Attention {
   const float** value_rows_;
   int32_t* path_;
   State state_;
+  Ahead ahead_;
 };
 
 // q [N, Hq, D], out [N, Hq, Dv]; lse [N, Hq] or null
