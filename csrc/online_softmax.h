@@ -20,6 +20,12 @@ struct State {
   State from(int64_t vector) const {
     return {sums + vector * width, top + vector, total + vector, width};
   }
+
+  // As of n vectors that have seen nothing.
+  void clear(int64_t n) const {
+    std::memset(sums, 0, n * width * sizeof(float));
+    for (int64_t i = 0; i < n; ++i) top[i] = kMinusInfinity, total[i] = 0;
+  }
 };
 
 inline float exp_of(float x) {
@@ -32,6 +38,24 @@ inline float log_of(float x) {
   float lanes[kLanes];
   store_vec(lanes, log_of(splat(x)));
   return lanes[0];
+}
+
+// Of n query vectors: what another state of theirs has seen, added to one that has seen what lies
+// before. One that has seen nothing changes no bit.
+inline void fold(const State& other, int64_t n, const State& state) {
+  for (int64_t i = 0; i < n; ++i) {
+    const State from = other.from(i), to = state.from(i);
+    if (*from.top == kMinusInfinity) continue;
+    const float top = *from.top > *to.top ? *from.top : *to.top;
+    const float decay = *to.top == top ? 1.0f : exp_of(*to.top - top);
+    const float share = *from.top == top ? 1.0f : exp_of(*from.top - top);
+    *to.total = *to.total * decay + *from.total * share;
+    *to.top = top;
+    for (int64_t d = 0; d < state.width; d += kLanes) {
+      const vec before = load_vec(to.sums + d) * decay;
+      store_vec(to.sums + d, fma(load_vec(from.sums + d), splat(share), before));
+    }
+  }
 }
 
 // Scores outside lo .. hi-1 become -inf.

@@ -160,8 +160,8 @@ def test_heads_of_any_width_are_close_to_float64(cached):
 
 
 def test_trees_and_prefixes_beside_every_block_are_close_to_float64():
-    """Blocks of the softmax have 64 positions, words of a mask 64 nodes, tiles up to 6 rows."""
-    for prefix in (0, 1, 62, 63, 64, 65, 66, 127, 128, 129):
+    """The softmax has blocks of 64 positions and stretches of 512, words of a mask 64 nodes."""
+    for prefix in (0, 1, 62, 63, 64, 65, 66, 127, 128, 129, 447, 448, 511, 512, 513):
         for window in (-1, 1, 64):
             assert attended([1, 2, 63, 64, 65], [prefix] * 5, 1, 1, 5, window) <= 2e-6
 

@@ -282,6 +282,32 @@ def test_prompt_chunks_beyond_the_mask():
     assert_close(attend(q, *caches, batch), expect(q, *caches, batch))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"softcap": 3.0}, {"window": 700}, {"sinks": torch.linspace(-2, 9, 6)}],
+    ids=["plain", "softcap", "window", "sinks"],
+)
+def test_long_texts_equal_float64(options, threads):
+    """The scores grow from one stretch of 512 positions to the next, and then fall."""
+    generator = torch.Generator().manual_seed(14)
+    parents = [parents_of("random", n, generator) for n in (40, 1, 30)]
+    batch = make_batch(parents, [2000, 1536, 500], 16, generator)
+    caches = make_caches(batch, 2, 64, torch.float32, generator)
+    for page, weight in zip(batch.page_table[0, :125].long(), torch.arange(125), strict=True):
+        caches[0][page] *= 5 * torch.sin(weight / 40)
+    q = queries(batch, 6, 64, generator)
+    want, want_lse = expect(q, *caches, batch, return_lse=True, **options)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        got, lse = attend(q, *caches, batch, return_lse=True, **options)
+    finally:
+        torch.set_num_threads(before)
+    assert_close(got, want)
+    torch.testing.assert_close(lse, want_lse, rtol=2e-6, atol=2e-6)
+
+
 def test_no_requests_no_rows_no_prefix():
     generator = torch.Generator().manual_seed(0)
     none = make_batch([], [], 16, generator)
@@ -308,6 +334,7 @@ def test_large_scores_do_not_overflow_and_small_ones_vanish():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("prefixes", [(100, 0, 191), (490, 1020, 512)])
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
@@ -319,9 +346,9 @@ def test_large_scores_do_not_overflow_and_small_ones_vanish():
         (torch.float32, {"window": 5, "softcap": 3.0, "sinks": torch.linspace(-2, 2, 6)}),
     ],
 )
-def test_a_tree_row_has_the_bits_of_plain_decoding(shape, dtype, options):
+def test_a_tree_row_has_the_bits_of_plain_decoding(shape, prefixes, dtype, options):
     generator = torch.Generator().manual_seed(11)
-    sizes, prefixes = [70, 45, 20], [100, 0, 191]
+    sizes = [70, 45, 20]
     parents = [parents_of(shape, n, generator) for n in sizes]
     batch = make_batch(parents, prefixes, 16, generator)
     caches = make_caches(batch, 2, 40, dtype, generator)
@@ -335,10 +362,12 @@ def test_a_tree_row_has_the_bits_of_plain_decoding(shape, dtype, options):
             assert torch.equal(got[row], want[0]), (b, node)
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 40}])
-def test_a_prompt_has_the_same_bits_in_chunks_of_any_size(options):
+@pytest.mark.parametrize(
+    ("length", "options"),
+    [(230, {}), (230, {"window": 40}), (1100, {}), (1100, {"window": 600})],
+)
+def test_a_prompt_has_the_same_bits_in_chunks_of_any_size(length, options):
     generator = torch.Generator().manual_seed(12)
-    length = 230
     whole = make_batch([parents_of("chain", length, generator)], [0], 16, generator)
     caches = make_caches(whole, 1, 64, torch.float32, generator)
     q = queries(whole, 3, 64, generator)
@@ -362,17 +391,17 @@ def test_a_prompt_has_the_same_bits_in_chunks_of_any_size(options):
             assert torch.equal(got, want[first : first + n])
 
 
-def test_cached_nodes_and_batch_mates_and_threads_change_no_bit():
+@pytest.mark.parametrize("prefixes", [(200, 64, 10), (1500, 500, 10)])
+def test_cached_nodes_and_batch_mates_and_threads_change_no_bit(prefixes):
     generator = torch.Generator().manual_seed(13)
     parents = [parents_of("random", n, generator) for n in (64, 30, 50)]
-    prefixes = [200, 64, 10]
     batch = make_batch(parents, prefixes, 16, generator)
     caches = make_caches(batch, 2, 64, torch.float32, generator)
     q = queries(batch, 6, 64, generator)
     want = attend(q, *caches, batch)
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
             assert torch.equal(attend(q, *caches, batch), want)
     finally:
