@@ -69,7 +69,8 @@ def shapes(device: torch.device, quick: bool) -> list[Shape]:
         if quick:
             return some[:1]
         prompt = smollm2(1, 0, 512, torch.float32)
-        return [*some, smollm2(1, 512, 64), smollm2(4, 256, 16), prompt]
+        long = [smollm2(1, 2048, nodes, torch.float32) for nodes in (1, 16)]
+        return [*some, smollm2(1, 512, 64), smollm2(4, 256, 16), *long, prompt]
     some = [qwen3_14b(1, 4096, 32), qwen3_14b(16, 4096, 32)]
     if quick:
         return some
