@@ -259,7 +259,7 @@ class Batch {
 
   void run() const {
     // A single short decode step is done before a second thread would have woken.
-    const bool is_short = n_scores_ * (k_cache_.head_dim + v_cache_.head_dim) <= 1 << 21;
+    const bool is_short = n_scores_ * (k_cache_.head_dim + v_cache_.head_dim) <= 1 << 19;
     const int64_t threads = omp_get_max_threads();
     const bool is_few = threads > 1 && n_tasks_ < kTasksOfThread * threads;
     const bool is_long = n_stretches_ > 1 && part_bytes() <= kMostPartBytes;
