@@ -19,6 +19,7 @@ equal trees is deficit round-robin (Shreedhar and Varghese, SIGCOMM 1995) with a
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -31,7 +32,8 @@ class User:
     """One user's requests: how many there are, and in the order of asking those that want."""
 
     requests: int = 0
-    wanting: dict[Request, None] = field(default_factory=dict)
+    # not a dict: to find its first one takes the longer, the more have left from its front
+    wanting: OrderedDict[Request, None] = field(default_factory=OrderedDict)
 
 
 class Credits:
@@ -40,7 +42,7 @@ class Credits:
     def __init__(self, size: float = math.inf) -> None:
         self.window = Window(size)
         self._users: dict[Hashable, User] = {}
-        self._wanting: dict[Hashable, User] = {}  # of these, who want a credit
+        self._wanting: OrderedDict[Hashable, User] = OrderedDict()  # of these, who want a credit
 
     def opened(self, request: Request) -> None:
         """A request of its user comes."""
@@ -104,7 +106,7 @@ class RoundRobin(Credits):
         super().__init__(size=0)
 
     def _serve(self, user: Hashable, now_s: float) -> None:
-        self._wanting[user] = self._wanting.pop(user)  # behind all others
+        self._wanting.move_to_end(user)  # behind all others
 
 
 POLICIES: dict[str, type[Credits]] = {"open": Credits, "drr": RoundRobin}
