@@ -51,8 +51,11 @@ class Watch:
     def _by_edge(self) -> list[tuple[FramedProtocol, list[Request]]]:
         """Edges that have requests, and those."""
         requests: dict[FramedProtocol, list[Request]] = {}
-        for request in self.edges.requests.values():
-            requests.setdefault(request.key[0], []).append(request)
+        for (peer, _), request in self.edges.requests.items():
+            if (mine := requests.get(peer)) is None:
+                requests[peer] = [request]
+            else:
+                mine.append(request)
         return list(requests.items())
 
     def _look_at(self, peer: FramedProtocol, requests: Sequence[Request]) -> None:
@@ -71,6 +74,8 @@ class Watch:
 
     def _look_after(self, request: Request) -> None:
         request.look(LOOK_S)
+        if not request.owed_s:
+            return
         is_reading = request.phase is Phase.READING
         most_s = self.silence_s if is_reading else DRAFTING_SILENCES * self.silence_s
         if request.owed_s >= most_s:
