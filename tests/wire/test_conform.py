@@ -137,6 +137,13 @@ def test_cases_are_numbered_named_once_and_cite_the_page() -> None:
         assert re.fullmatch(r"\w.{12,}\.", case.demand), case
 
 
+@pytest.fixture
+def short_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case that hangs is ended sooner; one of these that does not takes some seconds."""
+    monkeypatch.setattr("runtime.conform.run.CASE_TIMEOUT_S", 30.0)
+
+
+@pytest.mark.usefixtures("short_cases")
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_server_that_misbehaves_fails_the_right_cases(mutant: Mutant, target: Target) -> None:
     async def attempt() -> list[Result]:
