@@ -140,7 +140,7 @@ def test_cases_are_numbered_named_once_and_cite_the_page() -> None:
 @pytest.fixture
 def short_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """A case that hangs is ended sooner; one of these that does not takes some seconds."""
-    monkeypatch.setattr("runtime.conform.run.CASE_TIMEOUT_S", 30.0)
+    monkeypatch.setattr("runtime.conform.run.CASE_TIMEOUT_S", 60.0)
 
 
 @pytest.mark.usefixtures("short_cases")
