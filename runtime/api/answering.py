@@ -291,8 +291,9 @@ async def _encoded(
     if room < 1:
         raise APIError(
             400,
-            f"the prompt has {len(ids)} tokens, and this model's context holds "
-            f"{backend.max_context} with the answer; shorten it",
+            # litellm and LangChain know the case by these words, and not by its code
+            f"the prompt is too long: it has {len(ids)} tokens, and this model's maximum context "
+            f"length is {backend.max_context} with the answer",
             param=asked.param,
             code="context_length_exceeded",
         )

@@ -6,8 +6,9 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # litellm's prices come fro
 
 import litellm
 import pytest
+from langchain_core.exceptions import ContextOverflowError
 from langchain_openai import ChatOpenAI, OpenAI
-from litellm.exceptions import BadRequestError, NotFoundError
+from litellm.exceptions import BadRequestError, ContextWindowExceededError, NotFoundError
 
 from runtime.api.of_edge import EdgeBackend
 from tests.api.plain import plain, question
@@ -46,6 +47,13 @@ def test_litellm_tells_errors_apart(lite: dict[str, object]) -> None:
         litellm.completion(messages=question(), extra_body={"suffix": "x"}, **lite)
     with pytest.raises(NotFoundError):
         litellm.completion(messages=question(), **{**lite, "model": "openai/other"})
+    with pytest.raises(ContextWindowExceededError):  # what its context_window_fallbacks wait for
+        litellm.completion(messages=question("a" * 1024), **lite)
+
+
+def test_langchain_knows_a_prompt_that_is_too_long(langchain: ChatOpenAI) -> None:
+    with pytest.raises(ContextOverflowError):
+        langchain.invoke("a" * 1024)
 
 
 def test_langchain(langchain: ChatOpenAI, edge: EdgeBackend) -> None:
