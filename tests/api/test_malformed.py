@@ -156,6 +156,36 @@ def test_an_error_names_its_field(client: httpx.Client, fields: dict[str, Any], 
     assert not re.search(r"\w= ", error["message"]), "a field is not spelled as an option of Python"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"add_generation_prompt": False},  # vLLM's
+        {"skip_special_tokens": False},
+        {"thinking_token_budget": 0},
+        {"structural_tag": "{}"},
+        {"regex": "yes|no"},  # SGLang's
+        {"stop_regex": "a+"},
+        {"lora_path": "other"},
+        {"lora": [{"id": 0, "scale": 0.5}]},  # llama.cpp's
+        {"n_predict": 3},
+        {"top_n_sigma": 1.0},
+        {"reasoning_budget": 0},
+        {"enable_thinking": False},  # DashScope's; here it is one of chat_template_kwargs
+        {"thinking": {"type": "disabled"}},  # DeepSeek's
+        {"top_a": 0.2},  # OpenRouter's
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_other_servers_know_and_would_change_the_text_is_refused(
+    client: httpx.Client, fields: dict[str, Any]
+) -> None:
+    answer = client.post("/v1/chat/completions", json={"messages": MESSAGES, **fields})
+    assert answer.status_code == 400
+    error = check(answer)
+    assert [error["param"]] == list(fields)
+    assert error["code"] == "unsupported_parameter"
+
+
 def test_what_is_unknown_or_says_nothing_is_passed_over(client: httpx.Client) -> None:
     body = {"messages": MESSAGES, "max_tokens": 1, "user": "me", "store": False, "x": {"y": [1]}}
     body |= {name: None for name in FIELDS if name not in ("messages", "max_tokens")}

@@ -152,7 +152,9 @@ def test_input_that_is_too_long_is_counted_and_what_is_wrong_refused():
         async with client_of(backend) as client:
             count = client.responses.input_tokens.count
             assert (await count(input="x" * 100)).input_tokens > 100
-            with pytest.raises(openai.BadRequestError, match="prompt is too long: it has .* length is 50 "):
+            with pytest.raises(
+                openai.BadRequestError, match="prompt is too long: it has .* length is 50 "
+            ):
                 await client.responses.create(model="scripted", input="x" * 100)
             for wrong, param in (
                 ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
