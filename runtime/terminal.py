@@ -5,13 +5,15 @@ they become visible (ESC is shown as ␛), but for tab and newline. Knows nothin
 from, and touches no other character: what bidirectional text does stays in its line.
 """
 
+import gc
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, EIO, ENOSPC
 from pathlib import PurePath
-from signal import SIGINT, SIGTERM, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, Signals, getsignal, signal
 from typing import NoReturn, TextIO
 
 from runtime.system import BROKEN_PIPE_STATUS
@@ -66,6 +68,29 @@ def end_on_sigterm() -> None:
         raise Terminated
 
     signal(SIGTERM, on_signal)
+
+
+@contextmanager
+def importing(terminated: int = 128 + SIGTERM) -> Iterator[None]:
+    """Import what a program needs until its end; Ctrl-C or SIGTERM ends it at once.
+
+    As exceptions either could be caught within a module: torch and numpy try one import after
+    another, and the program would start after all. `terminated` is the exit status after SIGTERM.
+    """
+    statuses = {SIGINT: 128 + SIGINT, SIGTERM: terminated}
+    heard = [number for number in statuses if getsignal(number) is not SIG_IGN]
+    before = {
+        number: signal(number, lambda one, _: os._exit(statuses[Signals(one)])) for number in heard
+    }
+    # What is imported stays: to look through it again and again would be a tenth of the start.
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        for number, handler in before.items():
+            signal(number, handler)
 
 
 def leave(status: int) -> NoReturn:

@@ -2,8 +2,10 @@
 
 import io
 import logging
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -17,7 +19,7 @@ from rich.style import Style
 
 from runtime.console import Terminal
 from runtime.logs import InertRecord, JsonFormatter, TextFormatter, fields
-from runtime.terminal import fail, inert, run
+from runtime.terminal import fail, importing, inert, run
 
 # clear the screen, set the title, write the clipboard, the 8-bit spelling of ESC [, go back a line
 HOSTILE = "a\x1b[2J\x1b]0;t\x07\x1b]52;c;eA==\x1b\\\x9b1A\r\b\x7f\x00\x85b"
@@ -81,6 +83,45 @@ def test_statuses_of_programs_that_are_interrupted() -> None:
 
     assert run("program", interrupted) == 130
     assert run("program", lambda: 7) == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("arguments", "imported", "terminated"),
+    [
+        (["runtime.server"], "torch", 0),
+        (["runtime.server", "--redirect", "127.0.0.1:1"], "torch", 0),
+        (["runtime.edge", "--prompt", "Hi"], "rich", 143),
+        (["runtime.bench", "ablations"], "torch", 143),
+    ],
+    ids=["server", "front", "edge", "bench"],
+)
+def test_a_signal_among_imports_ends_a_program(
+    arguments: list[str], imported: str, terminated: int, number: int, tmp_path: Path
+) -> None:
+    """It comes where a module tries one import after another, whatever they raise."""
+    body = f"import os\ntry: os.kill(os.getpid(), {number:d})\nexcept BaseException: pass\n"
+    (tmp_path / f"{imported}.py").write_text(body + "print('lives on', flush=True)\nos._exit(7)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    expected = terminated if number == signal.SIGTERM else 130
+    assert (done.returncode, done.stdout, done.stderr) == (expected, "", "")
+
+
+def test_a_signal_that_is_ignored_stays_ignored_among_imports() -> None:
+    """As of a program that a script has in its background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with importing():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_pipe_that_closed_is_no_failure() -> None:

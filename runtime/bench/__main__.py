@@ -24,7 +24,7 @@ from runtime.bench.modes import MODES, SERVER_ONLY
 from runtime.bench.prompts import FORM, SHIPPED, described
 from runtime.bench.standin import grid, paper
 from runtime.config import WEIGHTS, version
-from runtime.terminal import called, run
+from runtime.terminal import called, importing, run
 
 NAMES = (SERVER_ONLY, *MODES)
 HEADLINE = ("plain", "server-only", "disaggregated", "no-pipeline", "specedge")
@@ -33,16 +33,19 @@ HEADLINE = ("plain", "server-only", "disaggregated", "no-pipeline", "specedge")
 def main() -> int:
     """Exit status: 0 when every text was plain, 1 when one differed, 2 when it could not run."""
     if sys.argv[1:2] == ["table"]:
-        from runtime.bench.standin import table
+        with importing():
+            from runtime.bench.standin import table
 
         options = table_options(sys.argv[2:])
         return attempt("runtime.bench", lambda: table.main(options))
     if sys.argv[1:2] == ["capacity"]:
-        from runtime.bench.standin import capacity
+        with importing():
+            from runtime.bench.standin import capacity
 
         return attempt("runtime.bench", lambda: capacity.main(capacity_options(sys.argv[2:])))
     if sys.argv[1:2] == ["ablations"]:
-        from runtime.bench.standin import ablations
+        with importing():
+            from runtime.bench.standin import ablations
 
         return attempt("runtime.bench", lambda: ablations.main(ablations_options(sys.argv[2:])))
     if sys.argv[1:2] == ["plot"]:
@@ -61,7 +64,8 @@ SEED, NODES = number(int, 0, 2**63 - 1), number(int, 1, 255)
 def evaluate(options: argparse.Namespace) -> int:
     """The exit status as of `main`; what keeps it from running is said in a sentence."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    from runtime.bench import command
+    with importing():
+        from runtime.bench import command
 
     return attempt("runtime.bench", lambda: command.run(options))
 

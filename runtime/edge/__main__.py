@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from runtime.arguments import parse
 from runtime.config import ConfigError, EdgeConfig, prepare_threads
 from runtime.logs import configure
-from runtime.terminal import called, end_on_sigterm, fail, leave, run
+from runtime.terminal import called, end_on_sigterm, fail, importing, leave, run
 
 if TYPE_CHECKING:
     from runtime.console import Terminal
@@ -34,15 +33,11 @@ def main() -> int:
 
 
 def _run(config: EdgeConfig) -> int:
-    # What is imported stays: to look through it again and again would be a tenth of the start.
-    gc.disable()
-    from runtime.console import Terminal, loading_bar
-    from runtime.edge.chat import chat, print_statistics, stream_answer
-    from runtime.edge.client import Edge
-    from runtime.edge.loading import make_drafter
-
-    gc.freeze()
-    gc.enable()
+    with importing():
+        from runtime.console import Terminal, loading_bar
+        from runtime.edge.chat import chat, print_statistics, stream_answer
+        from runtime.edge.client import Edge
+        from runtime.edge.loading import make_drafter
     console, errors = Terminal(), Terminal(stderr=True)
     dim = partial(errors.print, style="dim")
     try:
@@ -75,9 +70,10 @@ def _run(config: EdgeConfig) -> int:
 
 def _serve(config: EdgeConfig, console: Terminal) -> None:
     """Answer HTTP requests until a signal."""
-    import asyncio
+    with importing():
+        import asyncio
 
-    from runtime.api.of_edge import serve
+        from runtime.api.of_edge import serve
 
     asyncio.run(serve(config, lambda url: console.print(url, soft_wrap=True)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from runtime.arguments import parse
 from runtime.config import ConfigError, ServerConfig, prepare_threads
 from runtime.logs import configure
-from runtime.terminal import TRY_AGAIN_STATUS, called, fail, run
+from runtime.terminal import TRY_AGAIN_STATUS, called, fail, importing, run
 
 if TYPE_CHECKING:
     from runtime.server.start import OpenTarget
@@ -29,12 +28,8 @@ def main(open_engine: OpenTarget | None = None) -> int:
         return fail("runtime.server", error)
     configure(config.log_level, config.log_format)
     prepare_threads(config, os.environ)
-    # What is imported stays: to look through it again and again would be a tenth of the start.
-    gc.disable()
-    from runtime.server.start import StartError, open_target, start
-
-    gc.freeze()
-    gc.enable()
+    with importing(terminated=0):
+        from runtime.server.start import StartError, open_target, start
     try:
         start(config, open_engine or open_target)
     except StartError as error:

@@ -153,7 +153,7 @@ def test_input_that_is_too_long_is_counted_and_what_is_wrong_refused():
             count = client.responses.input_tokens.count
             assert (await count(input="x" * 100)).input_tokens > 100
             with pytest.raises(
-                openai.BadRequestError, match="prompt is too long: it has .* length is 50 "
+                openai.BadRequestError, match=r"prompt is too long: it has .* length is 50 "
             ):
                 await client.responses.create(model="scripted", input="x" * 100)
             for wrong, param in (
