@@ -4,6 +4,7 @@ Knows text and ids, chat templates and stop tokens; nothing of tensors, models o
 transformers is imported when the tokenizer of a folder is loaded.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -20,6 +21,8 @@ from runtime.model.locate import locate
 from runtime.model.portable_template import portable
 from runtime.model.text_stream import Showing, Spelled, Spelling, TextStream, TokenBytes
 from runtime.model.vocabulary_hash import MAX_ROWS, VocabularyHashes
+
+log = logging.getLogger(__name__)
 
 MAX_STOP_IDS = 4096
 MAX_REASON = 300  # characters of what a template says about a conversation
@@ -200,13 +203,17 @@ def _generation_stop_ids(path: Path) -> set[int]:
     """The end tokens that a folder's generation_config.json and config.json name, together.
 
     transformers hears the first file alone where there is one; but people mend either, and a text
-    that ends at a token its model calls an end is never a wrong one. Raises ModelError.
+    that ends at a token its model calls an end is never a wrong one. What cannot be read is told
+    in the log. Raises ModelError.
     """
     stop_ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         try:
             fields = read_json(path / name)
-        except (OSError, ValueError):
+        except FileNotFoundError:
+            continue
+        except ModelError as error:
+            log.warning("%s; an answer does not end at the tokens that it names as ends", error)
             continue
         for part in (fields, fields.get("text_config") if isinstance(fields, dict) else None):
             named = part.get("eos_token_id") if isinstance(part, dict) else None
@@ -216,6 +223,10 @@ def _generation_stop_ids(path: Path) -> set[int]:
                     f"{path / name}: eos_token_id names {len(ids)} tokens; expected at most "
                     f"{MAX_STOP_IDS}"
                 )
-            # true and false are ints in Python
-            stop_ids.update(index for index in ids if type(index) is int and index >= 0)
+            for index in ids:
+                if type(index) is int:  # true and false are ints in Python
+                    stop_ids.add(index)
+                elif index is not None:
+                    told = f"{path / name}: eos_token_id names {index!r}"[:MAX_REASON]
+                    log.warning("%s, which is no token's number; it ends no answer", told)
     return stop_ids

@@ -132,6 +132,42 @@ def test_stop_ids_come_from_both_places(folder, tmp_path):
         assert Tokenizer.load(tmp_path).stop_ids == stop_ids
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("no JSON", "is not JSON: Expecting value: line 1"),
+        ('{"eos_token_id": [259,', "is not JSON: Expecting value: line 1"),  # cut off
+        ('{"eos_token_id": [259, "7"]}', "eos_token_id names '7', which is no token's number"),
+        ('{"eos_token_id": {"id": 7}}', "eos_token_id names {'id': 7}, which is no token's number"),
+        ('{"eos_token_id": true}', "eos_token_id names True, which is no token's number"),
+        ('{"eos_token_id": [259, -1, 99999999]}', None),  # other rows than this one's
+        ('{"eos_token_id": null}', None),
+        (None, None),
+    ],
+)
+def test_ends_that_cannot_be_read_are_told(content, told, tmp_path, caplog):
+    """An answer that runs on past its end has a reason that somebody can find."""
+    byte_level().save_pretrained(tmp_path)
+    if content is not None:
+        (tmp_path / "generation_config.json").write_text(content)
+    assert 260 in Tokenizer.load(tmp_path).stop_ids
+    lines = [record.getMessage() for record in caplog.records]
+    if told is None:
+        assert not lines
+    else:
+        (line,) = lines
+        assert line.startswith(str(tmp_path / "generation_config.json"))
+        assert told in line
+
+
+def test_ends_in_what_is_no_file_are_told(tmp_path, caplog):
+    byte_level().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").mkdir()
+    Tokenizer.load(tmp_path)
+    (record,) = caplog.records
+    assert "generation_config.json cannot be read: Is a directory" in record.getMessage()
+
+
 def test_vocabulary_hash_tells_any_difference(folder, tmp_path):
     own = Tokenizer.load(folder).vocabulary_hash()
     assert len(own) == 16
