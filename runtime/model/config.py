@@ -7,7 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from runtime.model.rope import RopeScaling, scaling_from, stretched_context
+from runtime.model.rope import (
+    MAX_CONTEXT_TOKENS,
+    RopeScaling,
+    scaling_from,
+    stretched_context,
+)
 
 FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 COUNTS = (
@@ -16,7 +21,8 @@ COUNTS = (
 )
 # A file's word for these is taken before any of its tensors is looked at: loops and tables of their
 # size must stay small. Other counts must agree with tensors that are there.
-MAX_LAYERS, MAX_CONTEXT_TOKENS, MAX_EXPERTS = 1024, 2**21, 2**16  # experts of all layers
+MAX_LAYERS, MAX_EXPERTS = 1024, 2**16  # experts of all layers
+MAX_STATED_TOKENS = 2**24  # of a context; published models state up to 10,485,760
 
 
 class ModelError(ValueError):
@@ -152,7 +158,7 @@ def from_huggingface(config: Any) -> ModelConfig:
     _refuse_unknown(config)
     family, n_heads = config.model_type, config.num_attention_heads
     rope = _rope_parameters(config)
-    check_count("max_context", config.max_position_embeddings, MAX_CONTEXT_TOKENS)
+    check_count("max_position_embeddings", config.max_position_embeddings, MAX_STATED_TOKENS)
     scaling = scaling_from(rope, config.max_position_embeddings)
     # the other families have no such switch: a configuration's word for it is not heard
     attention_bias = family in ("llama", "qwen3", "qwen3_moe") and getattr(

@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.model.config import ExpertsConfig, ModelConfig, ModelError, check_count
+from runtime.model.config import (
+    MAX_STATED_TOKENS,
+    ExpertsConfig,
+    ModelConfig,
+    ModelError,
+    check_count,
+)
 from runtime.model.gguf_header import Header, read_header
 from runtime.model.rope import (
     DividedScaling,
@@ -107,6 +113,8 @@ def config_from(
         raise ValueError("tensor token_embd.weight is missing")
     vocab_size = shapes["model.embed_tokens.weight"][0]
     scaling = _rope_scaling(metadata, divisors, head_dim)
+    stated = count("context_length")
+    check_count("context_length", stated, MAX_STATED_TOKENS)
     first, is_llama = "model.layers.0", metadata.architecture == "llama"
     return ModelConfig(
         vocab_size=vocab_size,
@@ -118,7 +126,7 @@ def config_from(
         intermediate_size=count("feed_forward_length"),
         rms_norm_eps=number("attention.layer_norm_rms_epsilon"),
         rope_theta=number("rope.freq_base", 10000.0),
-        max_context=stretched_context(scaling, count("context_length")),
+        max_context=stretched_context(scaling, stated),
         head_size=vocab_size,
         rope_scaling=scaling,
         qkv_bias=f"{first}.self_attn.q_proj.bias" in shapes,

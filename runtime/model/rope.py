@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_CONTEXT_TOKENS = 2**21  # tables of more would take gigabytes
+
 
 @dataclass(frozen=True)
 class LinearScaling:
@@ -129,13 +131,14 @@ def stretched_context(scaling: RopeScaling | None, stated: int) -> int:
     transformers' documentation of rope_scaling asks for. With YaRN both are found (Qwen's cards
     state 32,768 and a factor of 4, DeepSeek's the product), so the larger one counts. Llama 3's
     files state the stretched context, and divisors stored in a GGUF file come from one of those.
-    vLLM derives the same numbers.
+    vLLM derives the same numbers. What is more than MAX_CONTEXT_TOKENS is cut to that.
     """
+    stretched = float(stated)
     if isinstance(scaling, LinearScaling):
-        return max(stated, int(stated * scaling.factor))
-    if isinstance(scaling, YarnScaling):
-        return max(stated, int(scaling.original_context * scaling.factor))
-    return stated
+        stretched *= scaling.factor
+    elif isinstance(scaling, YarnScaling):
+        stretched = scaling.original_context * scaling.factor
+    return int(min(max(stated, stretched), MAX_CONTEXT_TOKENS))
 
 
 def _yarn(rope: Mapping[str, Any], original: int, max_context: int) -> YarnScaling:

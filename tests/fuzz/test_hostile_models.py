@@ -45,7 +45,11 @@ def test_the_kept_file_is_good(tmp_path):
     [
         (b"llama.block_count", 2**32 - 1, r"n_layers is 4294967295; expected 1 \.\. 1024"),
         (b"llama.block_count", 0, r"field llama.block_count is 0; expected at least 1"),
-        (b"llama.context_length", 2**32 - 1, r"max_context is 4294967295; expected 1 \.\. 2097152"),
+        (
+            b"llama.context_length",
+            2**32 - 1,
+            r"context_length is 4294967295; expected 1 \.\. 16777216",
+        ),
         (b"llama.attention.head_count", 0, r"llama.attention.head_count is 0; expected at least 1"),
         (b"llama.rope.freq_base", float("nan"), "rope_theta is nan; expected a number above 1"),
         (b"llama.rope.scaling.factor", -2.0, "factor is -2.0; expected a number above 0"),
@@ -91,7 +95,7 @@ def folder(tmp_path):
     [
         ({"num_hidden_layers": 10**9}, r"num_hidden_layers is 1000000000; expected 1 \.\. 1024"),
         ({"num_hidden_layers": "1"}, "num_hidden_layers is '1'; expected"),
-        ({"max_position_embeddings": 10**12}, "max_context is 1000000000000; expected"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings is 1000000000000; expected"),
         ({"num_attention_heads": 0, "head_dim": None}, "is not a llama configuration|n_heads is 0"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": None}}, "factor"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),

@@ -128,6 +128,12 @@ LLAMA3 = {**tiny.LLAMA3_ROPE, "rope_theta": 1e6, "original_max_position_embeddin
         # Llama 3.1 and 3.2 state the stretched context; Qwen2.5-1M has no scaling
         (131072, LLAMA3, 131072),
         (1010000, None, 1010000),
+        # Llama 4 Scout and MiniMax-Text state ten millions, Gradient's Llama 3 four: two are run
+        (10485760, LLAMA3, 2097152),
+        (4194304, None, 2097152),
+        (2097152, None, 2097152),
+        (1048576, {"type": "linear", "factor": 4.0}, 2097152),
+        (32768, {**YARN, "factor": 1000}, 2097152),
     ],
 )
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
@@ -140,9 +146,10 @@ def test_context_that_scaling_gives(model_type, stated, rope, context):
         assert configured(**fields, rope_parameters=version_5) == version_4
 
 
-def test_a_context_stretched_beyond_all_bounds_is_refused():
-    with pytest.raises(ValueError, match=r"max_context is 4194304; expected 1 \.\. 2097152"):
-        configured(max_position_embeddings=2**20, rope_scaling={"type": "linear", "factor": 4.0})
+def test_a_context_beyond_all_bounds_is_refused():
+    sentence = r"max_position_embeddings is 16777217; expected 1 \.\. 16777216"
+    with pytest.raises(ValueError, match=sentence):
+        configured(max_position_embeddings=2**24 + 1)
 
 
 def test_an_original_context_outside_of_the_rope_parameters_counts():

@@ -21,7 +21,7 @@ from runtime.model.backend.rotary import Rotary, choose_frequencies, is_rotary
 from runtime.model.backend.skeleton import Skeleton, Uses, explained, skeleton
 from runtime.model.backend.steady import is_activation, steady
 from runtime.model.backend.whole import as_decoder
-from runtime.model.config import MAX_CONTEXT_TOKENS, KVShape, ModelError, check_count
+from runtime.model.config import MAX_STATED_TOKENS, KVShape, ModelError, check_count
 from runtime.model.experts import Experts, GroupedLinear
 from runtime.model.folder import quantisation_of, read_fields
 from runtime.model.folder_weights import FolderWeights
@@ -271,7 +271,7 @@ def _context(built: Skeleton, asked: int) -> int:
     stated: Any = getattr(config, "max_position_embeddings", None)
     if longest is not None and isinstance(stated, int):
         stated = min(stated, longest)
-    check_count("max_position_embeddings", stated, MAX_CONTEXT_TOKENS)
+    check_count("max_position_embeddings", stated, MAX_STATED_TOKENS)
     rope = getattr(config, "rope_parameters", None) or {}
     try:
         scaling = scaling_from(rope, stated) if "rope_type" in rope else None

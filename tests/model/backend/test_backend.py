@@ -215,6 +215,13 @@ def test_what_cannot_run_is_refused_in_a_sentence(tmp_path, name):
     assert "\n" not in str(told.value)
 
 
+def test_a_context_of_millions_is_run_as_far_as_is_asked(tmp_path):
+    """As Llama 4 Scout and MiniMax-Text state it."""
+    saved(tmp_path, model_type="llama")
+    rewritten(tmp_path, max_position_embeddings=10_485_760)
+    assert load(tmp_path, "stored", CPU, max_context=64).max_context == 64
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
