@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from runtime.model.config import ModelError
+from runtime.model.foreign import in_place_of
 from runtime.model.json_file import read_json
+
+_FILES = {
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "chat_template.jinja"),
+}
 
 
 def folder_tokenizer(folder: Path) -> Any:
@@ -22,6 +28,9 @@ def folder_tokenizer(folder: Path) -> Any:
 
     files = {path.name for path in folder.glob("*")}
     try:
+        for name in sorted(files & _FILES):
+            if kind := in_place_of(folder / name):
+                raise ValueError(f"{name} is {kind}")
         _refuse_code(folder)
         if "tokenizer.json" not in files and "tokenizer.model" in files:
             _check_sentencepiece(folder / "tokenizer.model")

@@ -83,6 +83,16 @@ def described_bytes(path: Path) -> str | None:
     return next((kind for magic, kind in _FIRST_BYTES if first.startswith(magic)), None)
 
 
+def in_place_of(path: Path) -> str | None:
+    """What stands where a file was not fetched, None where nothing is known of that.
+
+    Raises OSError for one that cannot be read.
+    """
+    if path.is_symlink() and not path.exists():
+        return f"a link to {path.readlink()}, which does not exist"
+    return described_bytes(path) if path.is_file() else None
+
+
 def described_names(names: Iterable[str]) -> str | None:
     """What files are that hold no readable model, None where nothing is known of them."""
     every = sorted(names)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.model.config import ModelError
+from runtime.model.foreign import in_place_of
 
 
 def read_json(path: Path) -> Any:
@@ -12,8 +13,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if link := in_place_of(path):
+            raise ModelError(f"{path} is {link}") from None
         raise
     except OSError as error:  # another account's, a folder
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from None
+        raise ModelError(f"{path} is not JSON: {in_place_of(path) or error}") from None

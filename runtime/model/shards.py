@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from runtime.model.config import ModelError
-from runtime.model.foreign import described_names, listed
+from runtime.model.foreign import described_names, in_place_of, listed
 from runtime.model.json_file import read_json
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -18,13 +18,15 @@ def shards_of(folder: Path) -> list[Path]:
     indexed = _indexed(folder / _INDEX) if (folder / _INDEX).is_file() else []
     for path in indexed:
         if not path.is_file():
-            raise ModelError(f"{path} is missing; {_INDEX} names it")
+            raise ModelError(f"{path} is {in_place_of(path) or 'missing'}; {_INDEX} names it")
     single = folder / _WEIGHTS
     # transformers, too, takes the single file where there are both
     if single.is_file():
         return [single]
     if paths := indexed or _parts(folder):
         return paths
+    if link := in_place_of(single):
+        raise ModelError(f"{single} is {link}")
     raise ModelError(f"{single} is missing{instead(folder)}")
 
 

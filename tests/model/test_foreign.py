@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.model import weights
+from runtime.model.backend.load import load as load_transformers
 from runtime.model.foreign import listed
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
+from tests.model.test_tokenizer import byte_level
 
 WEIGHTS = "model.safetensors"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14483464192\n"
@@ -160,6 +162,51 @@ def test_a_pointer_in_place_of_the_weights(folder):
     (folder / WEIGHTS).write_bytes(b"short")
     assert "is not a safetensors file: " in refusal(folder)
     assert "Git LFS" not in refusal(folder)
+
+
+NOT_FETCHED = [
+    ("config.json", lambda path: weights.load(path.parent)),
+    (WEIGHTS, lambda path: weights.load(path.parent)),
+    ("tokenizer.json", lambda path: Tokenizer.load(path.parent)),
+    ("tokenizer_config.json", lambda path: Tokenizer.load(path.parent)),
+    ("chat_template.jinja", lambda path: Tokenizer.load(path.parent)),
+]
+
+
+@pytest.mark.parametrize(("name", "load"), NOT_FETCHED, ids=[name for name, _ in NOT_FETCHED])
+def test_what_was_not_fetched_is_told(folder, name, load):
+    """Cloned without Git LFS, or copied out of the hub's cache without what its links lead to."""
+    byte_level().save_pretrained(folder)
+    (folder / name).write_bytes(LFS_POINTER)
+    with pytest.raises(ModelError, match=f"{name} is (not .*: )?a Git LFS pointer in place of"):
+        load(folder / name)
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/4d7a")
+    sentence = f"{name} is a link to ../../blobs/4d7a, which does not exist"
+    with pytest.raises(ModelError, match=sentence):
+        load(folder / name)
+
+
+def test_parts_that_were_not_fetched_are_told(folder):
+    (folder / WEIGHTS).unlink()
+    index = folder / f"{WEIGHTS}.index.json"
+    index.write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    (folder / "model-00001-of-00001.safetensors").symlink_to("gone")
+    assert "is a link to gone, which does not exist; model.safetensors.index" in refusal(folder)
+    index.write_bytes(LFS_POINTER)
+    assert "index.json is not JSON: a Git LFS pointer in place of the file" in refusal(folder)
+
+
+def test_a_configuration_of_what_nobody_knows(folder):
+    config = folder / "config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps({**fields, "hidden_act": "weird"}))
+    with pytest.raises(ModelError, match=r"configuration cannot be run: .*'weird'"):
+        load_transformers(folder, "stored", torch.device("cpu"))
+    del fields["model_type"]
+    config.write_text(json.dumps(fields))
+    with pytest.raises(ModelError, match=r"cannot be run: config\.json has no model_type"):
+        load_transformers(folder, "stored", torch.device("cpu"))
 
 
 def test_long_lists_are_cut():

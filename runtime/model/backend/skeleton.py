@@ -98,10 +98,12 @@ def configuration(folder: Path) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    with explained(folder, f"the {fields.get('model_type')} configuration"):
+    with explained(folder, f"the {fields.get('model_type', 'unnamed')} configuration"):
         known = fields.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         if not known and "auto_map" in fields:
             raise ModelError("it comes with code of its own, which is never run")
+        if "model_type" not in fields:
+            raise ModelError("config.json has no model_type")
         if not known:
             raise ModelError("transformers has no causal language model of that type")
         check_count("num_hidden_layers", fields.get("num_hidden_layers", 1), MAX_LAYERS)
@@ -230,6 +232,8 @@ def explained(folder: Path, what: str) -> Iterator[None]:
     except ModelError as error:
         raise ModelError(f"{folder}: {what} cannot be run: {error}") from None
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        # a KeyError is as its key is spelled
+        told = f"transformers finds no {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(told.split()) or type(error).__name__
         reason = shorten(reason, _REASON_CHARACTERS, placeholder=" …")
         raise ModelError(f"{folder}: {what} cannot be run: {reason}") from error
