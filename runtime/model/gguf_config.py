@@ -94,7 +94,9 @@ def header_of(path: Path) -> Header:
     """The header of a GGUF file. Raises ModelError for a file that is none."""
     try:
         return read_header(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:  # another account's, or too many files are open
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise ModelError(f"{path} is not a readable GGUF file: {error}") from None
 
 

@@ -69,7 +69,7 @@ def tensors_of(path: Path) -> dict[str, FileTensor]:
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
     except OSError as error:
-        raise ModelError(f"{path} is not a safetensors file: {error.strerror}") from None
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         reason = described_bytes(path) or error
         raise ModelError(f"{path} is not a safetensors file: {reason}") from None

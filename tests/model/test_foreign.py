@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from runtime.model import weights
 from runtime.model.backend.load import load as load_transformers
 from runtime.model.foreign import listed
+from runtime.model.gguf_config import header_of
+from runtime.model.safetensors_file import tensors_of
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import ModelError
 from tests.model.test_tokenizer import byte_level
@@ -162,6 +164,13 @@ def test_a_pointer_in_place_of_the_weights(folder):
     (folder / WEIGHTS).write_bytes(b"short")
     assert "is not a safetensors file: " in refusal(folder)
     assert "Git LFS" not in refusal(folder)
+
+
+@pytest.mark.parametrize("read", [header_of, tensors_of])
+def test_a_system_that_does_not_open_a_file_says_nothing_of_what_is_in_it(tmp_path, read):
+    """As where too many files are open, or memory is short."""
+    with pytest.raises(ModelError, match=f"^{tmp_path} cannot be read: Is a directory$"):
+        read(tmp_path)
 
 
 NOT_FETCHED = [
