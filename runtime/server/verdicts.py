@@ -55,6 +55,10 @@ class Verdicts:
     def answer(self, step: Step, outcomes: Sequence[Outcome]) -> None:
         """Give the verdicts of a step that is over. It is counted when the next one has begun."""
         asyncio.get_running_loop().call_soon(self._count, step)
+        for work in step.work:
+            if not work.request.stepped:  # its verdict may line it up again, as of then
+                work.request.stepped = True
+                self.metrics.first_step(work.request, step.start_s)
         self._tell_reading(step)
         for outcome in outcomes:
             was_there = not outcome.request.ended  # else its step before has failed, and counted
@@ -65,9 +69,6 @@ class Verdicts:
 
     def _count(self, step: Step) -> None:
         self.metrics.step_ended(len(step.drafted), step.seconds)
-        for request in [work.request for work in step.work if not work.request.stepped]:
-            request.stepped = True
-            self.metrics.first_step(request, step.start_s)
         self.totals.steps += 1
         self.totals.busy_s += step.seconds
         self.on_step(step)
