@@ -17,6 +17,7 @@ from runtime.edge.net.link import Sampling
 from runtime.model.config import ModelError
 from runtime.model.open import open_engine
 from runtime.model.parallel import LeaderTells, RankLost
+from runtime.server.__main__ import main
 from runtime.server.together import join, speaks
 from tests.model.adapters import EVERYTHING, by_alpha, merged, random_pairs, save_folder
 from tests.test_lossless import plain_decoding
@@ -147,6 +148,28 @@ def test_one_process_is_alone_whatever_its_environment_holds() -> None:
 def test_what_ranks_have_no_use_for(option: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="leave torchrun out"):
         join(ServerConfig(**option), ENV)
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "4", "LOCAL_RANK": "0"}, True),
+        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, True),  # not torchrun's
+        ({}, True),
+    ],
+)
+def test_a_wrong_option_is_told_once_a_machine(
+    env: dict[str, str],
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["runtime.server", "--port", "99999"])
+    assert main() == 2
+    assert capsys.readouterr().err.count("--port is 99999") == told
 
 
 def test_one_rank_tells_what_all_have_met() -> None:

@@ -25,7 +25,9 @@ def main(open_engine: OpenTarget | None = None) -> int:
     try:
         config = parse(ServerConfig, sys.argv[1:], os.environ, called("runtime.server"))
     except ConfigError as error:
-        return fail("runtime.server", error)
+        # torchrun starts several processes with the same options: one of each machine tells
+        is_one_more = "TORCHELASTIC_RUN_ID" in os.environ and os.environ["LOCAL_RANK"] != "0"
+        return 2 if is_one_more else fail("runtime.server", error)
     configure(config.log_level, config.log_format)
     prepare_threads(config, os.environ)
     with importing(terminated=0):
