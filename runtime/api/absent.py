@@ -33,13 +33,15 @@ def absent(status: int, method: str, path: str, routes: Sequence[BaseRoute]) -> 
         return APIError(501, f"{method} {path}: {reason}")
     if path.startswith("/v1/responses/compact"):
         return APIError(501, f"{method} {path}: conversations are not shortened here")
+    known = [route for route in routes if isinstance(route, Route) and route.methods]
+    ours = [route for route in known if route.path.startswith("/v1/") and "{" not in route.path]
+    if (meant := path.rstrip("/")) != path and any(route.path == meant for route in ours):
+        return APIError(404, f"{method} {path} is not here; did you mean {meant}?")
     if path.startswith(("/v1/responses/", "/v1/chat/completions")):
         return APIError(status, f"{method} {path}: {NOT_STORED}")
-    known = [route for route in routes if isinstance(route, Route) and route.methods]
     if status == 405:
         there = {m for route in known if route.path_regex.match(path) for m in route.methods or ()}
         return APIError(405, f"{method} {path}: this path takes {_listed(there)}")
-    ours = [route for route in known if route.path.startswith("/v1/") and "{" not in route.path]
     for route in ours:
         if path.rstrip("/").endswith(route.path.removeprefix("/v1")):
             sentence = f"did you mean {route.path}? The base URL of a client ends with /v1"

@@ -31,7 +31,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 def application(backend_of: BackendOf, more: Sequence[BaseRoute] = ()) -> Starlette:
     """The API as an app of its own, with `more` routes beside it."""
     handlers = {HTTPException: _refused, Exception: _broken}
-    return Starlette(routes=[*routes(backend_of), *more], exception_handlers=handlers)
+    app = Starlette(routes=[*routes(backend_of), *more], exception_handlers=handlers)
+    app.router.redirect_slashes = False  # no body goes along with it, nor a key everywhere
+    return app
 
 
 def routes(backend_of: BackendOf) -> list[BaseRoute]:
@@ -77,7 +79,9 @@ class _API:
         return _json({"object": "list", "data": data, "models": []})
 
     async def model(self, request: Request) -> Response:
-        backend = asked_for(request.path_params["model"], await self._ready(request))
+        if not (name := request.path_params["model"]):
+            raise HTTPException(404)
+        backend = asked_for(name, await self._ready(request))
         return _json(self._model(backend))
 
     async def chat(self, request: Request) -> Response:

@@ -183,6 +183,9 @@ Known = TypeVar("Known", bound=Asking)
 
 async def read(request: Request, kind: type[Known]) -> Known:
     """The body of a request. Raises APIError."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise APIError(400, f"the body is encoded as {encoding!r:.40}; send it as it is")
     body = await read_bytes(request)
     if len(body) <= MAX_QUICK_BYTES:
         return parse(body, kind)

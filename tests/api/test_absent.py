@@ -87,6 +87,23 @@ def test_a_base_url_that_does_not_end_so_is_told(path: str, meant: str) -> None:
     assert f"did you mean {meant}? The base URL of a client ends with /v1" in answer.text
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/responses/input_tokens"),
+    ],
+)
+def test_a_slash_too_many_is_told(method: str, path: str) -> None:
+    """A redirect would have no body that a client could show, and not all of them follow one."""
+    (answer,) = ask([(method, f"{path}/")])
+    assert answer.status_code == 404
+    assert check(answer)["message"] == f"{method} {path}/ is not here; did you mean {path}?"
+
+
 def test_other_paths_and_methods_are_told_what_there_is() -> None:
     lost, other = ask([("POST", "/v1/messages"), ("DELETE", "/v1/models/x")])
     assert lost.status_code == 404

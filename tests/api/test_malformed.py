@@ -1,6 +1,7 @@
 """Bodies of any kind: an answer, or an error in OpenAI's shape that names what is wrong."""
 
 import asyncio
+import gzip
 import json
 import re
 import sys
@@ -195,6 +196,18 @@ def test_what_is_unknown_or_says_nothing_is_passed_over(client: httpx.Client) ->
             body = {"messages": MESSAGES, "max_tokens": 1, name: value}
             answer = client.post("/v1/chat/completions", json=body)
             assert answer.status_code == 200, (name, value, answer.text)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd", "br"])
+def test_a_body_that_is_encoded_is_told(client: httpx.Client, encoding: str) -> None:
+    body = gzip.compress(json.dumps({"messages": MESSAGES}).encode())
+    headers = {"content-encoding": encoding}
+    answer = client.post("/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert check(answer)["message"] == f"the body is encoded as '{encoding}'; send it as it is"
+    whole = {"messages": MESSAGES, "max_tokens": 1}
+    headers["content-encoding"] = "identity"
+    assert client.post("/v1/chat/completions", json=whole, headers=headers).status_code == 200
 
 
 def test_a_body_is_bounded_in_length_and_depth(client: httpx.Client) -> None:
