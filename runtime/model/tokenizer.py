@@ -146,8 +146,8 @@ class Tokenizer:
         named = self._tokenizer.chat_template
         lack = f"only chat templates named {', '.join(named)}" if named else "no chat template"
         raise ModelError(
-            f"the model has {lack}; give one with --chat-template FILE, or ask with --raw, which "
-            "sends a prompt as it is"
+            f"the model has {lack}; give one with --chat-template FILE, or send a prompt as it is: "
+            "with --raw, or to /v1/completions"
         )
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:

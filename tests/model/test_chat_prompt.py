@@ -32,7 +32,12 @@ def prompt(template, messages=HELLO, **options):
 @pytest.mark.parametrize(
     ("template", "messages", "sentence"),
     [
-        (None, HELLO, "no chat template; give one with --chat-template"),
+        (
+            None,
+            HELLO,
+            "no chat template; give one with --chat-template FILE, or send a prompt as it is: "
+            "with --raw, or to /v1/completions",
+        ),
         ({"rag": "{{ 1 }}", "tool_use": "{{ 2 }}"}, HELLO, "only chat templates named rag"),
         ("{% for m in messages %}{{ m.content", HELLO, "is broken: line 1: unexpected end"),
         ("\n{% endif %}", HELLO, "is broken: line 2: .*endif"),
