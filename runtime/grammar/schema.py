@@ -19,6 +19,9 @@ MOST_MULTIPLE = 100_000
 MOST_DIGITS = 25  # of a "multipleOf", before its point or behind it
 MOST_REFERENCES = 64  # that are followed, one to the next
 
+# whether it is the lowest value that a number may have, or the highest
+BOUNDS = {"minimum": True, "exclusiveMinimum": True, "maximum": False, "exclusiveMaximum": False}
+INTEGERS_END, MOST = 2**63, 2**1023  # what is more is no double, and refused by llguidance
 # keywords whose values are data, whatever keywords that seems to have
 DATA = ("const", "enum", "default", "examples", "example")
 OPTIONS = "x-guidance"
@@ -49,6 +52,7 @@ def check(schema: Any) -> None:
     """Raises ValueError for what llguidance takes and would not keep, or takes too long for."""
     multiples = [Decimal(1)]
     for part in _parts(schema):
+        _check_numbers(part)
         multiples += _multiple(part.get("multipleOf"))
         least, required = part.get("minProperties"), part.get("required")
         known = len(required) if isinstance(required, list) else 0
@@ -92,6 +96,54 @@ def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
             stack.extend(value for name, value in part.items() if name not in DATA)
         elif isinstance(part, list):
             stack.extend(part)
+
+
+def _check_numbers(part: Mapping[str, Any]) -> None:
+    """Raises ValueError for whole numbers that become others within llguidance.
+
+    It keeps numbers as doubles, and bounds of integers then in 64 bits. A bound may so come to lie
+    farther in, but not farther out, and has to be more than the least of these integers.
+    """
+    for name, is_lowest in BOUNDS.items():
+        bound: Any = part.get(name)
+        if (kept := _kept(bound)) is None:
+            continue
+        is_farther = kept < bound if is_lowest else kept > bound
+        if kept == -INTEGERS_END or is_farther:
+            raise ValueError(_rounded(name, bound))
+    for name in ("const", "enum"):
+        for value in _numbers(part.get(name)):
+            if abs(value) >= INTEGERS_END or float(value) != value:
+                raise ValueError(_rounded(name, value))
+
+
+def _kept(bound: Any) -> Any:
+    """The number that becomes of a bound that is a whole one; None where it is none."""
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < MOST:
+        return None
+    if bound != int(bound):
+        return None
+    return max(-INTEGERS_END, min(int(float(bound)), INTEGERS_END - 1))
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Those in a value of JSON; true and false, which are numbers in Python, do no harm."""
+    stack = [value]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, Mapping):
+            stack.extend(one.values())
+        elif isinstance(one, list):
+            stack.extend(one)
+        elif isinstance(one, int | float):
+            yield one
+
+
+def _rounded(name: str, value: float) -> str:
+    return (
+        f'the JSON schema has {value!r:.40} as "{name}", which cannot be enforced: whole numbers '
+        "beyond 9007199254740992 are rounded, and integers end at 9223372036854775807"
+    )
 
 
 def _multiple(value: Any) -> list[Decimal]:

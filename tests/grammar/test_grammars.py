@@ -26,6 +26,15 @@ REFUSED = [
     ("json_schema", '{"multipleOf": 0.0000001, "items": {"multipleOf": 9973}}', '"multipleOf"'),
     ("json_schema", '{"multipleOf": 1e300}', '"multipleOf"'),
     ("json_schema", '{"minimum": 1e999}', "JSON"),
+    ("json_schema", '{"const": 175928847299117063}', '175928847299117063 as "const"'),
+    ("json_schema", '{"enum": ["a", {"id": [9007199254740993]}]}', '9007199254740993 as "enum"'),
+    ("json_schema", '{"type": "integer", "const": 1e19}', '1e+19 as "const"'),
+    ("json_schema", '{"enum": [9223372036854775808]}', '9223372036854775808 as "enum"'),
+    ("json_schema", '{"items": {"minimum": 9007199254740993}}', '9007199254740993 as "minimum"'),
+    ("json_schema", '{"maximum": -9007199254740993}', '-9007199254740993 as "maximum"'),
+    ("json_schema", '{"type": "integer", "minimum": 1e20, "maximum": 2e20}', '1e+20 as "minimum"'),
+    ("json_schema", '{"exclusiveMinimum": -1e19, "maximum": 5}', '-1e+19 as "exclusiveMinimum"'),
+    ("lark", 'start: %json {"const": 175928847299117063}', '175928847299117063 as "const"'),
     ("json_schema", '{"type": "strng"}', "strng"),
     ("json_schema", '{"x-guidance": {"lenient": true}}', "x-guidance"),
     ("json_schema", '{"$ref": "https://example.com/schema"}', "example.com"),
@@ -59,6 +68,10 @@ ENFORCED = [
     '{"type": "object", "required": ["a", "b"], "minProperties": 3}',
     '{"properties": {"multipleOf": {"type": "string"}, "minProperties": {"not_a": 1}}}',
     '{"const": {"multipleOf": 1000003, "minProperties": 9, "oneOf": [{}, {}]}}',
+    '{"enum": [9007199254740992, 4611686018427387904, -0.1234567890123456789, true]}',
+    '{"type": "integer", "minimum": -9007199254740991, "maximum": 9007199254740991}',
+    '{"type": "integer", "minimum": 0, "maximum": 18446744073709551615}',  # to 2**63 - 1
+    '{"type": "integer", "minimum": 9223372036854775807, "maximum": 9223372036854775807}',
     '{"title": "T", "description": "d", "deprecated": true, "x-mine": 1, "nullable": true}',
     *(
         json.dumps({"type": "string", "format": name})
@@ -70,6 +83,28 @@ ENFORCED = [
 @pytest.mark.parametrize("text", ENFORCED)
 def test_what_can_be_enforced_is_taken(text: str) -> None:
     assert TOY.grammars().matcher("json_schema", text)
+
+
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (["const"], 2**53),
+        (["const"], -(2**53)),
+        (["const"], 2**62),
+        (["minimum", "maximum"], 2**53),
+        (["minimum", "maximum"], -(2**53)),
+        (["minimum", "maximum"], 2**63 - 1),
+    ],
+)
+def test_a_large_number_that_is_taken_is_itself(names: list[str], value: int) -> None:
+    text = json.dumps({"type": "integer", **dict.fromkeys(names, value)})
+    own, others = [
+        [TOY.texts.index(letter.encode()) for letter in str(number)]
+        for number in (value, value + 1)
+    ]
+    TOY.grammars().matcher("json_schema", text).advance(own)
+    with pytest.raises(ValueError, match="not one that its constraint allows"):
+        TOY.grammars().matcher("json_schema", text).advance(others)
 
 
 def one_of(*options: object, **more: object) -> dict[str, object]:
