@@ -21,7 +21,7 @@ MOST_REFERENCES = 64  # that are followed, one to the next
 
 # whether it is the lowest value that a number may have, or the highest
 BOUNDS = {"minimum": True, "exclusiveMinimum": True, "maximum": False, "exclusiveMaximum": False}
-INTEGERS_END, MOST = 2**63, 2**1023  # what is more is no double, and refused by llguidance
+INTEGERS_END = 2**63  # those that llguidance counts with
 # keywords whose values are data, whatever keywords that seems to have
 DATA = ("const", "enum", "default", "examples", "example")
 OPTIONS = "x-guidance"
@@ -119,8 +119,10 @@ def _check_numbers(part: Mapping[str, Any]) -> None:
 
 def _kept(bound: Any) -> Any:
     """The number that becomes of a bound that is a whole one; None where it is none."""
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not abs(bound) < MOST:
+    if isinstance(bound, bool) or not isinstance(bound, int | float):
         return None
+    if not abs(bound) < INTEGERS_END:
+        return INTEGERS_END - 1 if bound > 0 else -INTEGERS_END
     if bound != int(bound):
         return None
     return max(-INTEGERS_END, min(int(float(bound)), INTEGERS_END - 1))

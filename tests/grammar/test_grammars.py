@@ -33,6 +33,8 @@ REFUSED = [
     ("json_schema", '{"items": {"minimum": 9007199254740993}}', '9007199254740993 as "minimum"'),
     ("json_schema", '{"maximum": -9007199254740993}', '-9007199254740993 as "maximum"'),
     ("json_schema", '{"type": "integer", "minimum": 1e20, "maximum": 2e20}', '1e+20 as "minimum"'),
+    ("json_schema", '{"type": "integer", "minimum": 1.5e308}', '1.5e+308 as "minimum"'),
+    ("json_schema", '{"items": {"exclusiveMaximum": -1.5e308}}', '-1.5e+308 as "exclusiveMaximum"'),
     ("json_schema", '{"exclusiveMinimum": -1e19, "maximum": 5}', '-1e+19 as "exclusiveMinimum"'),
     ("lark", 'start: %json {"const": 175928847299117063}', '175928847299117063 as "const"'),
     ("json_schema", '{"type": "strng"}', "strng"),
