@@ -25,7 +25,7 @@ from runtime.bench.prompts import read_questions
 from runtime.config import WEIGHTS, EdgeConfig
 from runtime.edge.draft.batcher import Drafts
 from runtime.edge.draft.guide import Guide
-from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, Step, TreeShape
+from runtime.edge.draft.speculation import Commit, Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.edge.loading import make_drafter
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
@@ -57,15 +57,15 @@ class Count:
     reused: int = 0  # of these, nodes left of use
     different: int = 0  # texts that are not the plain text
 
-    def add(self, steps: Sequence[Step], passes: int) -> None:
+    def add(self, commits: Sequence[Commit], passes: int) -> None:
         """Count one answer."""
         self.prompts += 1
-        self.rounds += len(steps)
+        self.rounds += len(commits)
         self.passes += passes
-        self.tokens += sum(len(step.tokens) for step in steps)
-        self.foreseen += sum(step.hit for step in steps)
-        self.ahead += sum(step.n_ahead for step in steps)
-        self.reused += sum(step.n_reused for step in steps)
+        self.tokens += sum(len(commit.tokens) for commit in commits)
+        self.foreseen += sum(commit.hit for commit in commits)
+        self.ahead += sum(commit.n_ahead for commit in commits)
+        self.reused += sum(commit.n_reused for commit in commits)
 
     @property
     def rate(self) -> float:
@@ -97,7 +97,7 @@ def answer(
     ahead: Ahead = Ahead(),
     target_guide: TargetGuide | None = None,
     draft_guide: Guide | None = None,
-) -> tuple[list[int], list[Step], int]:
+) -> tuple[list[int], list[Commit], int]:
     """One prompt's tokens, what each verdict brought, and passes of the draft before sending.
 
     The guides hold target and draft to a constraint.
@@ -109,7 +109,7 @@ def answer(
     both = min(drafter.vocabulary_size, engine.model.vocab_size)
     speculation = Speculation(list(prompt), request.limit, shape, ahead.proactive, noise, both)
     speculation.guide = draft_guide
-    steps: list[Step] = []
+    commits: list[Commit] = []
     passes = 0
     while True:
         for _ in range(ahead.passes):
@@ -117,7 +117,7 @@ def answer(
                 drafter.run([Pass(speculation, frontier)])
         verified = verify(engine, request)
         verified.commit()
-        steps.append(speculation.commit(verified.path[-1], verified.bonus))
+        commits.append(speculation.commit(verified.path[-1], verified.bonus))
         if request.finish:
             break
         passes += grow(drafter, speculation)
@@ -125,7 +125,7 @@ def answer(
         request.draft = Tree(tree.tokens, tree.parents)
     engine.kv.free(request.pages)
     drafter.finish(speculation)
-    return request.context[len(prompt) :], steps, passes
+    return request.context[len(prompt) :], commits, passes
 
 
 def grow(drafter: Drafts, speculation: Speculation) -> int:
@@ -210,14 +210,14 @@ def measure(options: argparse.Namespace, ahead: Ahead) -> dict[str, Count]:
             max_tokens=options.max_tokens, prompt_tokens=len(prompt),
             stop_ids=tuple(tokenizer.stop_ids),
         )  # fmt: skip
-        tokens, steps, passes = answer(
+        tokens, commits, passes = answer(
             engine, drafter, prompt, params, shape, options.coupling, ahead
         )
         plain = tokens
         if options.check:
             plain, _, _ = answer(engine, drafter, prompt, params, TreeShape(0, 1, 1, 1))
         for count in (counts.setdefault(question.task, Count()), counts.setdefault("all", Count())):
-            count.add(steps[1:], passes)
+            count.add(commits[1:], passes)
             count.different += tokens != plain
     return counts
 

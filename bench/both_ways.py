@@ -126,9 +126,9 @@ class Edges:
         while waiting:
             rounds = resuming(uplink, batcher, waiting.popleft(), self.drafting, RECONNECT_S)
             async with aclosing(rounds):
-                async for turn in rounds:
-                    self.statistics.count(turn)
-                    self.trees += len(turn.step.sent) > 0
+                async for round_ in rounds:
+                    self.statistics.count(round_)
+                    self.trees += len(round_.commit.sent) > 0
         await uplink.close()
 
 

@@ -112,7 +112,7 @@ class Reader(Trip):
         while frontier := self.speculation.frontier_to_offer():
             self.drafter.run([Pass(self.speculation, frontier)])
         self.sent_s = self.received_s + LOOKING_UP_S
-        steps = ahead(LOOKING_UP_S + self.device.rtt_s, self.pace.turn_s)
+        steps = ahead(LOOKING_UP_S + self.device.rtt_s, self.pace.round_s)
         tree = self._offering.next(self.speculation, steps)
         if tree is None:
             return None
@@ -147,7 +147,7 @@ class Reader(Trip):
         super().answered(accepted, step_s, now_s)
         if self.plain:
             if self._told_s is not None:
-                self.pace.saw_turn(self.received_s - self._told_s)
+                self.pace.saw_round(self.received_s - self._told_s)
             self._told_s = self.received_s
             for token in self.text(0, accepted + 1):
                 self.speculation.commit(0, token)

@@ -202,8 +202,8 @@ def test_an_answer_over_a_cut_link_keeps_its_adapter(
         answer = Transcript(list(PROMPT), replace(SAMPLED, adapter="loud"))
         async with proxy.before("127.0.0.1", rig.port):
             uplink = Uplink(*proxy.address, rig.hello)
-            turns = resuming(uplink, batcher, answer, Drafting(TreeShape(8, 3, 3, 3)), 30.0)
-            async with aclosing(turns) as rounds:
+            going = resuming(uplink, batcher, answer, Drafting(TreeShape(8, 3, 3, 3)), 30.0)
+            async with aclosing(going) as rounds:
                 before = [len(answer.accepted) async for _ in rounds if uplink.opened == 1]
             await uplink.close()
         await batcher.close()

@@ -176,9 +176,9 @@ def test_one_that_is_resumed_goes_on_as_before(tiny: Pair, tiny_server: str) -> 
         left = replace(sampling, max_tokens=90 - said, output_tokens=said)
         jobs.append((tiny.drafter(), [*PROMPT, *truth[:said]], left, how))
     rounds = asyncio.run(all_rounds(tiny_server, tiny.hello, jobs))
-    for said, turns in zip(cuts, rounds, strict=True):
-        assert [token for turn in turns for token in turn.tokens] == truth[said:]
-        assert turns[-1].verdict.finish is wire.Finish.STOP
+    for said, answer in zip(cuts, rounds, strict=True):
+        assert [token for round_ in answer for token in round_.tokens] == truth[said:]
+        assert answer[-1].verdict.finish is wire.Finish.STOP
 
 
 @pytest.mark.parametrize(

@@ -143,11 +143,11 @@ async def all_rounds(address: str, hello: wire.Hello, jobs: list[Job]) -> list[l
         link = await Link.open(*parse_address(address), hello)
         if isinstance(source, Adversary):
             batcher = Batcher(NoDrafter())
-            turns = rounds(link, batcher, sampling, source)
+            going = rounds(link, batcher, sampling, source)
         else:
             batcher = Batcher(source)
-            turns = generate(link, batcher, prompt, sampling, how)
-        answer = [turn async for turn in turns]
+            going = generate(link, batcher, prompt, sampling, how)
+        answer = [round_ async for round_ in going]
         await batcher.close()
         await link.close()
         return answer
@@ -157,8 +157,8 @@ async def all_rounds(address: str, hello: wire.Hello, jobs: list[Job]) -> list[l
 
 def answers(address: str, hello: wire.Hello, jobs: list[Job]) -> list[list[int]]:
     """The tokens of each job."""
-    turns = asyncio.run(all_rounds(address, hello, jobs))
-    return [[token for turn in answer for token in turn.tokens] for answer in turns]
+    answers = asyncio.run(all_rounds(address, hello, jobs))
+    return [[token for round_ in answer for token in round_.tokens] for answer in answers]
 
 
 class NoDrafter:
@@ -324,7 +324,7 @@ def test_drafts_are_worth_sending(tiny: Pair, tiny_server: str, name: str, coupl
     prompt = tiny.tokenizer.encode("worth it")
     job = (tiny.drafter(), prompt, SAMPLINGS[name], drafting(32, coupling))
     (rounds,) = asyncio.run(all_rounds(tiny_server, tiny.hello, [job]))
-    assert sum(len(turn.tokens) for turn in rounds) == 60
+    assert sum(len(round_.tokens) for round_ in rounds) == 60
     assert len(rounds) <= (36 if coupling else 58)
 
 
@@ -424,5 +424,5 @@ def test_real_text_of_the_embedded_pair(weights: str, length: int) -> None:
     options = ["--model", "smollm2", "--port", "0", "--weights", weights, "--no-pipeline"]
     with running_server(*options) as address:
         rounds = asyncio.run(all_rounds(address, pair.hello, jobs))
-    assert [[t for turn in answer for t in turn.tokens] for answer in rounds] == expected
+    assert [[t for round_ in answer for t in round_.tokens] for answer in rounds] == expected
     assert sum(map(len, rounds)) < 0.8 * sum(map(len, expected)), "the draft is of no use"

@@ -70,20 +70,20 @@ async def ask(
     hello = replace(pair.hello, version=version)
     link = await Link.open(*parse_address(address), hello)
     batcher, tokens = Batcher(drafter or pair.drafter()), []
-    turns = generate(link, batcher, prompt, sampling, how)
+    going = generate(link, batcher, prompt, sampling, how)
     given_up = False
-    async for turn in turns:
-        tokens += turn.tokens
-        if liar is not None and how.shape.max_budget and not turn.verdict.finish:
+    async for round_ in going:
+        tokens += round_.tokens
+        if liar is not None and how.shape.max_budget and not round_.verdict.finish:
             base = len(prompt) + liar.randint(0, len(tokens))
             known = [*tokens[base - len(prompt) :], *liar.choices(range(250), k=3)]
             chain = tuple(known[: how.shape.max_budget])
-            link._send(Offer(turn.verdict.request, base, chain, tuple(range(len(chain)))))
+            link._send(Offer(round_.verdict.request, base, chain, tuple(range(len(chain)))))
         rounds -= 1
         if rounds == 0:
             given_up = True
             break
-    await turns.aclose()
+    await going.aclose()
     await batcher.close()
     await link.close()
     return None if given_up else tokens
@@ -132,10 +132,10 @@ def test_what_was_read_before_gives_tokens(pair: Pair, server: str) -> None:
         earlier.add([*prompt, *expected])
         batcher, tokens, more = Batcher(LookupDrafter(earlier)), [], 0
         how = Drafting(TreeShape(16, 6, 4, 4))
-        async for turn in generate(link, batcher, prompt, sampling, how):
-            tokens += turn.tokens
-            more += turn.verdict.turn is Turn.MORE
-            statistics.count(turn)
+        async for round_ in generate(link, batcher, prompt, sampling, how):
+            tokens += round_.tokens
+            more += round_.verdict.turn is Turn.MORE
+            statistics.count(round_)
         assert more <= statistics.accepted_nodes <= statistics.drafted_nodes
         assert statistics.verifications + statistics.accepted_nodes == len(tokens)
         await batcher.close()

@@ -154,7 +154,7 @@ def test_drafts_follow_the_rule(tiny: Pair, tiny_server: str, monkeypatch) -> No
     (followed,) = asyncio.run(all_rounds(tiny_server, tiny.hello, [job]))
     monkeypatch.setattr(loop, "edits_of", lambda sampling: None)
     (ignored,) = asyncio.run(all_rounds(tiny_server, tiny.hello, [job]))
-    assert [t for turn in followed for t in turn.tokens] == of(tiny, prompt, how)
+    assert [t for round_ in followed for t in round_.tokens] == of(tiny, prompt, how)
     assert len(followed) < 0.8 * len(ignored)
 
 
@@ -173,11 +173,11 @@ def test_log_probabilities_are_the_models_own(tiny: Pair, tiny_server: str, draw
             expected.append(truth)
     rounds = asyncio.run(all_rounds(tiny_server, tiny.hello, jobs))
     for (n, text, thought), answer in zip(expected, rounds, strict=True):
-        assert [token for turn in answer for token in turn.tokens] == text
+        assert [token for round_ in answer for token in round_.tokens] == text
         if n is None:
-            assert all(turn.logprobs is None for turn in answer)
+            assert all(round_.logprobs is None for round_ in answer)
             continue
-        listed = [one for turn in answer for one in told(turn)]
+        listed = [one for round_ in answer for one in told(round_)]
         assert [one.token for one in listed] == text
         for one, logs in zip(listed, thought, strict=True):
             assert one.logprob == pytest.approx(float(logs[one.token]), abs=1e-4)
@@ -227,5 +227,5 @@ def test_real_text_of_the_embedded_pair_by_a_rule() -> None:
         expected.append(of(pair, prompt, how))
     with running_server("--model", "smollm2", "--port", "0", "--no-pipeline") as address:
         rounds = asyncio.run(all_rounds(address, pair.hello, jobs))
-    assert [[t for turn in answer for t in turn.tokens] for answer in rounds] == expected
+    assert [[t for round_ in answer for t in round_.tokens] for answer in rounds] == expected
     assert sum(map(len, rounds)) < 0.9 * sum(map(len, expected)), "the draft is of no use"

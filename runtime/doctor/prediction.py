@@ -25,11 +25,11 @@ class Drafted:
     def of(cls, rounds: Sequence[Round], pass_s: float) -> "Drafted":
         """Of rounds that all had a draft, with passes of the draft model of so many seconds."""
         return cls(
-            tokens=fmean(len(turn.tokens) for turn in rounds),
-            nodes=fmean(len(turn.step.sent) for turn in rounds),
-            draft_s=pass_s * fmean(turn.passes for turn in rounds),
-            verify_s=fmean(turn.verdict.verify_ms for turn in rounds) / 1e3,
-            queue_s=fmean(turn.verdict.queue_ms for turn in rounds) / 1e3,
+            tokens=fmean(len(round_.tokens) for round_ in rounds),
+            nodes=fmean(len(round_.commit.sent) for round_ in rounds),
+            draft_s=pass_s * fmean(round_.passes for round_ in rounds),
+            verify_s=fmean(round_.verdict.verify_ms for round_ in rounds) / 1e3,
+            queue_s=fmean(round_.verdict.queue_ms for round_ in rounds) / 1e3,
         )
 
     def round_s(self, rtt_s: float) -> float:

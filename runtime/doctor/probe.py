@@ -25,7 +25,7 @@ class Probe:
     @property
     def per_s(self) -> float:
         """Tokens a second after those of the first round."""
-        tokens = sum(len(turn.tokens) for turn in self.rounds[1:])
+        tokens = sum(len(round_.tokens) for round_ in self.rounds[1:])
         return tokens / max(self.last_s - self.first_s, 1e-9)
 
 
@@ -36,10 +36,10 @@ async def ask(
     rounds: list[Round] = []
     first_s = last_s = 0.0
     async with aclosing(generate(link, batcher, prompt, sampling, drafting)) as answer:
-        async for turn in answer:
+        async for round_ in answer:
             last_s = time.monotonic()
             first_s = first_s or last_s
-            rounds.append(turn)
+            rounds.append(round_)
             if last_s - first_s > LONGEST_S and len(rounds) > LEAST_ROUNDS:
                 break
     return Probe(rounds, first_s, last_s)
@@ -60,7 +60,7 @@ async def predict(
     rounds: list[Round] = []
     for prompt in prompts:
         rounds += (await ask(link, batcher, prompt, sampling, drafting)).rounds[1:]
-    drafted = [turn for turn in rounds if turn.step.sent]
+    drafted = [round_ for round_ in rounds if round_.commit.sent]
     undrafted = Drafting(TreeShape(0, 1, 1, 1))
     plain = await ask(link, batcher, prompts[0], sampling, undrafted)
     if len(plain.rounds) < LEAST_ROUNDS:

@@ -31,7 +31,7 @@ class Answers:
         self.writing: set[asyncio.Task[object]] = set()
         self._numbers = itertools.count(1)
         # told of each round that is over, with the number of its answer, on the edge's own loop
-        self.on_round: Callable[[int, Round], None] = lambda answer, turn: None
+        self.on_round: Callable[[int, Round], None] = lambda answer, round_: None
 
     def _rounds(
         self,

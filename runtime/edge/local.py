@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from runtime.config import EdgeConfig
 from runtime.edge.answer import AsyncAnswer, Stream
 from runtime.edge.answers import Answers
-from runtime.edge.draft.speculation import Step
+from runtime.edge.draft.speculation import Commit
 from runtime.edge.loop import Round
 from runtime.edge.net.link import Link
 from runtime.edge.net.uplink import Uplink
@@ -143,7 +143,7 @@ class LocalEdge(Answers):
         try:
             while not request.finished:
                 verdict = await request.verdict()
-                gained = Step((verdict.bonus,), NOTHING_SENT, NOTHING_GROWN, 0, 0, hit=False)
+                gained = Commit((verdict.bonus,), NOTHING_SENT, NOTHING_GROWN, 0, 0, hit=False)
                 yield Round(verdict, gained, 0, 0, logprobs=request.logprobs)
         finally:
             request.close()

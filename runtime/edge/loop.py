@@ -15,7 +15,7 @@ from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide, Matcher
 from runtime.edge.draft.offering import Offering, ahead, due_s
 from runtime.edge.draft.pace import Slot
-from runtime.edge.draft.speculation import Noise, Proactive, Speculation, Step, TreeShape
+from runtime.edge.draft.speculation import Commit, Noise, Proactive, Speculation, TreeShape
 from runtime.edge.net.link import Link, Request, Sampling, ServerError
 from runtime.tree import ROOT
 from runtime.wire import messages as wire
@@ -49,7 +49,7 @@ class Round:
     """What one verdict brought."""
 
     verdict: wire.Verdict
-    step: Step
+    commit: Commit
     passes: int  # of the draft model, for the draft of this round, or for what was offered
     passes_ahead: int  # while it was in flight
     waited_s: float | None = None  # from when the draft was sent; None where none was
@@ -59,7 +59,7 @@ class Round:
     @property
     def tokens(self) -> tuple[int, ...]:
         """The accepted draft tokens, then the target's own."""
-        return self.step.tokens
+        return self.commit.tokens
 
 
 def generate(
@@ -115,14 +115,14 @@ async def rounds(
     try:
         while True:
             await exchange.draft_ahead()
-            turn = await exchange.commit()
-            yield turn
+            round_ = await exchange.commit()
+            yield round_
             if request.finished:
                 return
-            match turn.verdict.turn:
+            match round_.verdict.turn:
                 case wire.Turn.EDGE | wire.Turn.WAIT:
-                    await exchange.draft(turn.verdict)
-                case wire.Turn.SERVER if exchange.may_offer(turn.verdict, link.has_offers):
+                    await exchange.draft(round_.verdict)
+                case wire.Turn.SERVER if exchange.may_offer(round_.verdict, link.has_offers):
                     await exchange.offer(link.rtt_s or 0.0)
     finally:
         batcher.finish(speculation)
@@ -183,13 +183,13 @@ class Exchange:
         if verdict.turn is not wire.Turn.MORE:
             self._pace.saw_step(verdict.verify_ms * 1e-3)
             if self._told_s is not None:
-                self._pace.saw_turn(self._request.arrived_s - self._told_s)
+                self._pace.saw_round(self._request.arrived_s - self._told_s)
             goes_on = verdict.turn is wire.Turn.SERVER
             self._told_s = self._request.arrived_s if goes_on else None
-        step = self._speculation.commit(verdict.node, verdict.bonus)
+        commit = self._speculation.commit(verdict.node, verdict.bonus)
         waited_s = None if self._sent_s is None else self._request.arrived_s - self._sent_s
         counts = (self._passes, self._passes_ahead)
-        result = Round(verdict, step, *counts, waited_s, self._request.logprobs, self._offered)
+        result = Round(verdict, commit, *counts, waited_s, self._request.logprobs, self._offered)
         self._used_s, self._sent_s, self._passes, self._offered = None, None, 0, 0
         return result
 
@@ -215,11 +215,11 @@ class Exchange:
         It is sent in time for a step, and the tree goes on growing until the next verdict, which it
         outlives if that is foreseen in it. What has come meanwhile is looked at first.
         """
-        speculation, turn_s = self._speculation, self._pace.turn_s
+        speculation, round_s = self._speculation, self._pace.round_s
         if not await self._catch_up(speculation.shape.max_budget):
             return
-        steps = ahead(self._since_told_s() + rtt_s, turn_s)
-        await self._deepen(due_s(steps, rtt_s, turn_s))
+        steps = ahead(self._since_told_s() + rtt_s, round_s)
+        await self._deepen(due_s(steps, rtt_s, round_s))
         if self._request.has_mail:
             return
         before = self._offering.nodes
@@ -227,7 +227,7 @@ class Exchange:
         if tree is not None:
             self._request.offer(len(speculation.context), tree)
             self._offered = self._offering.nodes - before
-        await self._deepen(steps * turn_s)
+        await self._deepen(steps * round_s)
 
     async def _deepen(self, until_s: float) -> None:
         """Grow the tree, by passes that end so long after the last verdict came."""

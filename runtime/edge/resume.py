@@ -59,10 +59,10 @@ async def resuming(
             link = await uplink.link()
             going = generate(link, batcher, *transcript.rest, drafting, on_reading)
             async with aclosing(going) as rounds:
-                async for turn in rounds:
-                    transcript.accepted += turn.tokens
+                async for round_ in rounds:
+                    transcript.accepted += round_.tokens
                     retries.succeeded()
-                    yield turn
+                    yield round_
             return
         except ServerError as error:
             resumed = retries.begun or bool(transcript.accepted)

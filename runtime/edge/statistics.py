@@ -55,19 +55,19 @@ class Statistics:
         """What a token costs the server: its verification steps over the tokens they gave."""
         return self.verify_ms / self.tokens if self.tokens else 0.0
 
-    def count(self, turn: Round) -> None:
+    def count(self, round_: Round) -> None:
         """Add one verdict."""
-        self.tokens += len(turn.tokens)
-        self.drafted_nodes += len(turn.step.sent) + turn.offered
-        is_offered = turn.verdict.turn is Turn.MORE  # and the step's own verdict is to come
+        self.tokens += len(round_.tokens)
+        self.drafted_nodes += len(round_.commit.sent) + round_.offered
+        is_offered = round_.verdict.turn is Turn.MORE  # and the step's own verdict is to come
         self.verifications += not is_offered
-        path = turn.step.sent.path(turn.verdict.node)
+        path = round_.commit.sent.path(round_.verdict.node)
         # a stop string may end the text within the path
-        self.accepted_nodes += min(len(path) + is_offered, len(turn.tokens))
-        self.verify_ms += turn.verdict.verify_ms
-        self.passes += turn.passes
-        self.passes_ahead += turn.passes_ahead
-        self.rounds_ahead += turn.step.n_ahead > 0
-        self.hits += turn.step.hit and turn.step.n_ahead > 0
-        self.expanded_ahead += turn.step.n_ahead
-        self.reused_ahead += turn.step.n_reused
+        self.accepted_nodes += min(len(path) + is_offered, len(round_.tokens))
+        self.verify_ms += round_.verdict.verify_ms
+        self.passes += round_.passes
+        self.passes_ahead += round_.passes_ahead
+        self.rounds_ahead += round_.commit.n_ahead > 0
+        self.hits += round_.commit.hit and round_.commit.n_ahead > 0
+        self.expanded_ahead += round_.commit.n_ahead
+        self.reused_ahead += round_.commit.n_reused

@@ -27,7 +27,7 @@ class Writer:
         tokenizer: Spelled,
         uplink: Uplink,
         file: ResumeFile | None = None,
-        on_round: Callable[[Round], None] = lambda turn: None,
+        on_round: Callable[[Round], None] = lambda round_: None,
     ) -> None:
         self._transcript, self._stream = transcript, stream
         self._uplink, self._file = uplink, file
@@ -50,42 +50,42 @@ class Writer:
         reason = "stop" if self._text.ended else transcript.finish
         self._stream.add(pieces, accepted)
         while reason is None:
-            turn = self._until_stop_string(await anext(rounds), pieces := [])
-            reason = "stop" if self._text.ended else REASONS.get(turn.verdict.finish)
-            self._count(turn)
-            self._on_round(turn)
+            round_ = self._until_stop_string(await anext(rounds), pieces := [])
+            reason = "stop" if self._text.ended else REASONS.get(round_.verdict.finish)
+            self._count(round_)
+            self._on_round(round_)
             # before anybody sees the new tokens
-            await self._keep(turn, reason)
-            self._stream.add(pieces, turn.tokens, told(turn))
+            await self._keep(round_, reason)
+            self._stream.add(pieces, round_.tokens, told(round_))
         self._stream.add(self._text.finish(), ())
         return reason
 
-    def _until_stop_string(self, turn: Round, pieces: list[Piece]) -> Round:
+    def _until_stop_string(self, round_: Round, pieces: list[Piece]) -> Round:
         """Append the text of a round: the drafted tokens, then the target's own.
 
         Returns the round without what comes behind a stop string: it was not asked for, and is not
         counted. A stop token has no text.
         """
-        shown = len(turn.tokens) - (turn.verdict.finish is wire.Finish.STOP)
-        own = None if turn.verdict.turn is wire.Turn.MORE else len(turn.tokens) - 1
-        for place, token in enumerate(turn.tokens[:shown]):
+        shown = len(round_.tokens) - (round_.verdict.finish is wire.Finish.STOP)
+        own = None if round_.verdict.turn is wire.Turn.MORE else len(round_.tokens) - 1
+        for place, token in enumerate(round_.tokens[:shown]):
             pieces += self._text.push(token, drafted=place != own)
             if self._text.ended:
-                kept = turn.tokens[: place + 1]
-                return replace(turn, step=replace(turn.step, tokens=kept))
-        return turn
+                kept = round_.tokens[: place + 1]
+                return replace(round_, commit=replace(round_.commit, tokens=kept))
+        return round_
 
-    async def _keep(self, turn: Round, reason: FinishReason | None) -> None:
+    async def _keep(self, round_: Round, reason: FinishReason | None) -> None:
         """Bring transcript and file up to date with a round that has been read."""
-        transcript, tokens = self._transcript, turn.tokens
-        if not self._text.ended and turn.verdict.finish is wire.Finish.STOP:
+        transcript, tokens = self._transcript, round_.tokens
+        if not self._text.ended and round_.verdict.finish is wire.Finish.STOP:
             tokens = tokens[:-1]
         del transcript.accepted[len(self._stream.tokens) + len(tokens) :]
         transcript.finish = reason
         if self._file is not None:
             await asyncio.to_thread(self._file.keep, transcript, tokens)
 
-    def _count(self, turn: Round) -> None:
+    def _count(self, round_: Round) -> None:
         stats, uplink = self._stream.statistics, self._uplink
         sent, received, opened = self._before
         stats.seconds = time.monotonic() - self._started_s
@@ -93,18 +93,18 @@ class Writer:
         stats.bytes_sent = uplink.bytes_sent - sent
         stats.bytes_received = uplink.bytes_received - received
         stats.reconnects = uplink.opened - opened
-        stats.count(turn)
+        stats.count(round_)
 
 
-def told(turn: Round) -> list[TokenLogprob]:
+def told(round_: Round) -> list[TokenLogprob]:
     """The log-probabilities of a round's tokens, none where there are none."""
-    if turn.logprobs is None:
+    if round_.logprobs is None:
         return []
-    values, ids = turn.logprobs.logprobs, turn.logprobs.top_ids
+    values, ids = round_.logprobs.logprobs, round_.logprobs.top_ids
     each = len(ids) // len(values)
-    listed = list(zip(ids, turn.logprobs.top_logprobs, strict=True))
+    listed = list(zip(ids, round_.logprobs.top_logprobs, strict=True))
     # a stop string may have cut the tokens
     return [
         TokenLogprob(token, values[place], tuple(listed[place * each : (place + 1) * each]))
-        for place, token in enumerate(turn.tokens)
+        for place, token in enumerate(round_.tokens)
     ]

@@ -20,10 +20,10 @@ class EdgePage:
     def __init__(self, spell: Callable[[int], str], now: Callable[[], Mapping[str, Any]]) -> None:
         self._spell, self._feed = spell, Feed(now)
 
-    def round(self, answer: int, turn: Round) -> None:
+    def round(self, answer: int, round_: Round) -> None:
         """A round of the answer with this number is over."""
         if self._feed.watched:
-            self._feed.tell("round", round_fields(answer, turn, self._spell))
+            self._feed.tell("round", round_fields(answer, round_, self._spell))
 
     def routes(self) -> list[BaseRoute]:
         """The page and its files."""
@@ -34,7 +34,7 @@ class EdgePage:
         return self._feed.response()
 
 
-def round_fields(answer: int, turn: Round, spell: Callable[[int], str]) -> dict[str, Any]:
+def round_fields(answer: int, round_: Round, spell: Callable[[int], str]) -> dict[str, Any]:
     """A round as the page draws it.
 
     round_trip_ms is what the way there and back took, None where no tree was sent.
@@ -43,15 +43,15 @@ def round_fields(answer: int, turn: Round, spell: Callable[[int], str]) -> dict[
     state    "accepted", "rejected", "next" (grown ahead, and the beginning of the next tree) or
              "ahead" (grown ahead in vain)
     """
-    step, verdict = turn.step, turn.verdict
-    tree, sent = step.grown, step.sent
+    commit, verdict = round_.commit, round_.verdict
+    tree, sent = commit.grown, commit.sent
     path = sent.path(verdict.node)
     accepted = {sent.source[node - 1] for node in path}
     in_flight = set(sent.source)
     unsent = [node for node in range(len(tree)) if node not in in_flight]
     shown = [*sent.source, *tree.best_first(unsent)[:MOST_AHEAD]]
     end = sent.source[verdict.node - 1] if verdict.node else ROOT
-    foreseen = tree.child(end, verdict.bonus) if step.hit else None
+    foreseen = tree.child(end, verdict.bonus) if commit.hit else None
     of_use = set() if foreseen is None else {foreseen, *tree.below(foreseen)}
 
     def state(node: int) -> str:
@@ -68,16 +68,16 @@ def round_fields(answer: int, turn: Round, spell: Callable[[int], str]) -> dict[
     return {
         "answer": answer,
         "nodes": nodes,
-        "tokens": len(step.tokens),
+        "tokens": len(commit.tokens),
         "bonus": spell(verdict.bonus),
         "verify_ms": verdict.verify_ms,
-        "round_trip_ms": _round_trip_ms(turn),
+        "round_trip_ms": _round_trip_ms(round_),
         "ended": bool(verdict.finish),
     }
 
 
-def _round_trip_ms(turn: Round) -> float | None:
-    if turn.waited_s is None:
+def _round_trip_ms(round_: Round) -> float | None:
+    if round_.waited_s is None:
         return None
-    at_server_ms = turn.verdict.queue_ms + turn.verdict.verify_ms
-    return max(turn.waited_s * 1e3 - at_server_ms, 0.0)
+    at_server_ms = round_.verdict.queue_ms + round_.verdict.verify_ms
+    return max(round_.waited_s * 1e3 - at_server_ms, 0.0)

@@ -1,12 +1,12 @@
 """The thread that runs the model: step after step, without waiting for the event loop.
 
-While one step runs it can be offered the next. A device runs steps by itself: the next is queued
-behind the first as soon as it is offered, and begins without anybody having looked at the outcomes
-of the first. A CPU takes it up the moment the first is over and its outcomes are told. An offered
-step can be withdrawn until it is queued or taken up.
+While one step runs it can be given the next. A device runs steps by itself: the next is queued
+behind the first as soon as it is given, and begins without anybody having looked at the outcomes of
+the first. A CPU takes it up the moment the first is over and its outcomes are told. A step can be
+withdrawn until it is queued or taken up.
 
-Invariant: a step that has been offered is either withdrawn, or it is run and reported exactly once,
-in the order of the offers.
+Invariant: a step that has been submitted is either withdrawn, or it is run and reported exactly
+once, in the order of submission.
 """
 
 import threading
@@ -28,7 +28,7 @@ Moves = deque[Move[PageCopy]]
 
 
 @dataclass(eq=False)
-class Offer:
+class Job:
     """A step on its way through the thread, and what came of it."""
 
     step: Step
@@ -46,81 +46,81 @@ class ModelThread:
 
     def __init__(self, engine: Engine, moves: Moves):
         self._engine, self._moves = engine, moves
-        self._offers: deque[Offer] = deque()
+        self._jobs: deque[Job] = deque()
         self._stopping = False
         self._end_s = 0.0  # of the last step that is over
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def start(self, ended: Callable[[Offer], object]) -> None:
+    def start(self, ended: Callable[[Job], object]) -> None:
         """Begin to take steps; `ended` is called after each, in this thread."""
         self._thread = threading.Thread(target=self._run_all, args=(ended,), name="model")
         self._thread.start()
 
-    def offer(self, offer: Offer) -> None:
-        """Let this step be run after those that were offered before."""
+    def submit(self, job: Job) -> None:
+        """Let this step be run after those that were submitted before."""
         with self._change:
-            self._offers.append(offer)
+            self._jobs.append(job)
             self._change.notify()
 
-    def withdraw(self, offer: Offer) -> bool:
+    def withdraw(self, job: Job) -> bool:
         """Take a step back; False if it has begun."""
         with self._change:
-            if offer not in self._offers:
+            if job not in self._jobs:
                 return False
-            self._offers.remove(offer)
+            self._jobs.remove(job)
             return True
 
     def stop(self) -> None:
         """Let the running step end, and no other begin."""
         with self._change:
-            self._offers.clear()
+            self._jobs.clear()
             self._stopping = True
             self._change.notify()
         if self._thread is not None:
             self._thread.join()
 
-    def _run_all(self, ended: Callable[[Offer], object]) -> None:
+    def _run_all(self, ended: Callable[[Job], object]) -> None:
         """Launch steps, and tell of each once it is over; at most two are launched and not over."""
-        running: Offer | None = None
+        running: Job | None = None
         last: Launched | None = None
-        while (offer := self._next(running)) is not None or running is not None:
-            if offer is not None:
-                last = self._launch(offer, last)
+        while (job := self._next(running)) is not None or running is not None:
+            if job is not None:
+                last = self._launch(job, last)
             if running is not None:
                 self._finish(running)
                 ended(running)
-            running = offer
+            running = job
 
-    def _next(self, running: Offer | None) -> Offer | None:
-        """The next offer; None once the running step is over, or nothing more is to begin."""
+    def _next(self, running: Job | None) -> Job | None:
+        """The next job; None once the running step is over, or nothing more is to begin."""
         with self._change:
             while running is None or not _is_over(running):
-                if self._offers:
-                    return self._offers.popleft()
+                if self._jobs:
+                    return self._jobs.popleft()
                 if self._stopping and running is None:
                     return None
                 self._change.wait(None if running is None else LOOK_S)
         return None
 
-    def _launch(self, offer: Offer, last: Launched | None) -> Launched | None:
-        offer.step.start_s = time.monotonic()
+    def _launch(self, job: Job, last: Launched | None) -> Launched | None:
+        job.step.start_s = time.monotonic()
         try:
             make(self._moves, self._engine.kv)
-            offer.launched = launch(self._engine, offer.batch, last)
+            job.launched = launch(self._engine, job.batch, last)
         except BaseException as fault:
-            offer.fault = fault
-        return offer.launched
+            job.fault = fault
+        return job.launched
 
-    def _finish(self, offer: Offer) -> None:
+    def _finish(self, job: Job) -> None:
         try:
-            if offer.launched is not None:
-                settle(self._engine, offer.launched)
+            if job.launched is not None:
+                settle(self._engine, job.launched)
         except BaseException as fault:
-            offer.fault = fault
+            job.fault = fault
         # queued behind another step, it began when that was over
-        offer.step.start_s = max(offer.step.start_s, self._end_s)
-        offer.step.end_s = self._end_s = time.monotonic()
+        job.step.start_s = max(job.step.start_s, self._end_s)
+        job.step.end_s = self._end_s = time.monotonic()
 
 
 def make(moves: Moves, kv: PagedKV) -> None:
@@ -136,5 +136,5 @@ def make(moves: Moves, kv: PagedKV) -> None:
             kv.copy_in(move.kept.copy, move.page)
 
 
-def _is_over(offer: Offer) -> bool:
-    return offer.launched is None or offer.launched.is_over
+def _is_over(job: Job) -> bool:
+    return job.launched is None or job.launched.is_over

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from runtime.model.engine import Engine
-from runtime.server.model_thread import ModelThread, Offer
+from runtime.server.model_thread import Job, ModelThread
 from runtime.server.policy.pipeline import Pipeline
 from runtime.server.schedule.scheduler import Scheduler
 from runtime.server.schedule.step import Step, Work
@@ -46,15 +46,15 @@ class Steps:
         self._engine, self._scheduler, self._pipeline = engine, scheduler, pipeline
         self._answer, self._over = answer, over
         self._model = ModelThread(engine, scheduler.spill.moves)
-        self._running: Offer | None = None  # the step that the model runs
-        self._ahead: Offer | None = None  # the step after it, if it is chosen already
+        self._running: Job | None = None  # the step that the model runs
+        self._ahead: Job | None = None  # the step after it, if it is chosen already
         self._look_s = 0.0  # from when on that is chosen
-        self._ended: deque[Offer] = deque()  # steps that are over and have no answer yet
+        self._ended: deque[Job] = deque()  # steps that are over and have no answer yet
 
     def start(self) -> None:
         """Let the model's thread take steps; it reports to the running event loop."""
         loop = asyncio.get_running_loop()
-        self._model.start(lambda offer: loop.call_soon_threadsafe(self._report, offer))
+        self._model.start(lambda job: loop.call_soon_threadsafe(self._report, job))
 
     def stop(self) -> None:
         """Wait for the running step; no other begins."""
@@ -89,17 +89,17 @@ class Steps:
             self._ahead = None
         return True
 
-    def _report(self, offer: Offer) -> None:
-        self._ended.append(offer)
+    def _report(self, job: Job) -> None:
+        self._ended.append(job)
         self._over.set()
 
-    def _finish(self, offer: Offer) -> None:
+    def _finish(self, job: Job) -> None:
         """A step is over, and the model may have begun the next."""
-        if offer.fault is not None:
-            raise offer.fault
-        step, begun = offer.step, None if self.recall() else self._ahead
+        if job.fault is not None:
+            raise job.fault
+        step, begun = job.step, None if self.recall() else self._ahead
         self._running, self._ahead = begun, None
-        outcomes = offer.outcomes()
+        outcomes = job.outcomes()
         for outcome in outcomes:
             if isinstance(outcome, Verified):
                 step.accepted[outcome.request] = len(outcome.path) - 1
@@ -115,13 +115,13 @@ class Steps:
         """Let the model, which has nothing to do, begin a step, if anything is ready."""
         work = self._scheduler.next_batch()
         if work:
-            self._running = self._offer(work)
+            self._running = self._submit(work)
             self._started(self._running.step, time.monotonic())
         else:
             self._pipeline.stalled(self._scheduler)
 
     def _look_ahead(self) -> None:
-        """Offer the step after the running one, anew if something has come since.
+        """Submit the step after the running one, anew if something has come since.
 
         Not where plain decoding is about to be met by what edges have offered: it would go on
         without that.
@@ -134,12 +134,12 @@ class Steps:
             if is_full or not self._scheduler.has_news or not self.recall():
                 return
         if work := self._scheduler.next_ahead(self._pipeline.stays_plain):
-            self._ahead = self._offer(work)
+            self._ahead = self._submit(work)
 
-    def _offer(self, work: Sequence[Work]) -> Offer:
-        offer = Offer(Step(work), put_together(self._engine, work))
-        self._model.offer(offer)
-        return offer
+    def _submit(self, work: Sequence[Work]) -> Job:
+        job = Job(Step(work), put_together(self._engine, work))
+        self._model.submit(job)
+        return job
 
     def _started(self, step: Step, now_s: float) -> None:
         self._pipeline.step_started(step.drafted, step.rows, step.chunk_rows, now_s)

@@ -65,7 +65,7 @@ async def batching(drafter: Drafter) -> AsyncIterator[Batcher]:
 
 
 def tokens_of(rounds: list[Round]) -> list[int]:
-    return [token for turn in rounds for token in turn.tokens]
+    return [token for round_ in rounds for token in round_.tokens]
 
 
 @pytest.mark.parametrize("proactive", Proactive)
@@ -86,17 +86,17 @@ def test_the_text_is_the_servers_at_any_delay(
             link, drafting = server.link(), Drafting(SHAPE, proactive=proactive)
 
             async def ask(max_tokens: int) -> list[Round]:
-                turns = generate(link, batcher, PROMPT, Sampling(max_tokens), drafting)
-                return [turn async for turn in turns]
+                going = generate(link, batcher, PROMPT, Sampling(max_tokens), drafting)
+                return [round_ async for round_ in going]
 
             return await asyncio.gather(*(ask(TOKENS - 9 * n) for n in range(4)))
 
     answers = asyncio.run(scenario())
     assert [tokens_of(rounds) for rounds in answers] == [truth[: TOKENS - 9 * n] for n in range(4)]
-    rounds = [turn for answer in answers for turn in answer]
-    assert len(rounds) < 0.9 * sum(len(turn.tokens) for turn in rounds), "nothing was accepted"
+    rounds = [round_ for answer in answers for round_ in answer]
+    assert len(rounds) < 0.9 * sum(len(round_.tokens) for round_ in rounds), "nothing was accepted"
     assert max(drafter.sizes) > 1, "requests that run at the same time share passes"
-    hits = sum(turn.step.hit for turn in rounds)
+    hits = sum(round_.commit.hit for round_ in rounds)
     assert hits == 0 if proactive is Proactive.OFF else hits > 0
     assert drafter.engine.kv.n_free + len(drafter._last.pages) == drafter.engine.kv.n_pages
 
@@ -130,12 +130,12 @@ def test_a_verdict_is_heard_between_two_passes(
             server = ScriptedServer(truth, random.Random(1), hold)
             server.turns = [wire.Turn.EDGE]
             drafting = Drafting(TreeShape(32, 2, 4, 3), proactive=Proactive.MULTI)
-            turns = generate(server.link(), batcher, PROMPT, Sampling(TOKENS), drafting)
-            return [turn async for turn in turns]
+            going = generate(server.link(), batcher, PROMPT, Sampling(TOKENS), drafting)
+            return [round_ async for round_ in going]
 
     rounds = asyncio.run(asyncio.wait_for(scenario(), 120))
     assert tokens_of(rounds) == truth
-    assert [turn.passes_ahead for turn in rounds[:6]] == [passes] * 6
+    assert [round_.passes_ahead for round_ in rounds[:6]] == [passes] * 6
 
 
 def test_a_draft_waits_for_its_credit_and_says_how_long_it_took(
@@ -150,8 +150,8 @@ def test_a_draft_waits_for_its_credit_and_says_how_long_it_took(
         async with batching(Drafter(tiny_engine(tiny_pair))) as batcher:
             server = ScriptedServer(truth, random.Random(1), delay)
             server.turns = [wire.Turn.WAIT]
-            turns = generate(server.link(), batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
-            assert tokens_of([turn async for turn in turns]) == truth
+            going = generate(server.link(), batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
+            assert tokens_of([round_ async for round_ in going]) == truth
             return server
 
     server = asyncio.run(asyncio.wait_for(scenario(), 120))
@@ -174,8 +174,8 @@ def test_leaving_early_gives_everything_back(
             link = server.link()
 
             async def ask() -> list[int]:
-                turns = generate(link, batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
-                return tokens_of([turn async for turn in turns])
+                going = generate(link, batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
+                return tokens_of([round_ async for round_ in going])
 
             for steps in range(0, 60, 2):
                 task = asyncio.ensure_future(ask())
@@ -201,9 +201,9 @@ def test_a_pass_that_fails_ends_its_requests(
     async def scenario() -> None:
         async with batching(Broken(tiny_engine(tiny_pair))) as batcher:
             link = ScriptedServer(truth, random.Random(3)).link()
-            turns = generate(link, batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
+            going = generate(link, batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
             with pytest.raises(RuntimeError, match="no memory"):
-                await anext(turns)
+                await anext(going)
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
@@ -212,11 +212,11 @@ def test_a_lost_connection_ends_the_text(tiny_pair: tuple[Path, Path], truth: li
     async def scenario() -> None:
         async with batching(Drafter(tiny_engine(tiny_pair))) as batcher:
             link = ScriptedServer(truth, random.Random(4)).link()
-            turns = generate(link, batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
-            await anext(turns)
+            going = generate(link, batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
+            await anext(going)
             link._on_closed(link._peer, "the server fell silent")
             with pytest.raises(ServerError, match="fell silent"):
-                async for _ in turns:
+                async for _ in going:
                     pass
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
@@ -264,7 +264,7 @@ def test_what_is_likely_to_follow_is_offered_where_the_server_likes_it(
                 answer()
 
         async with batching(drafter) as batcher:
-            batcher.pace.turn_s = 1e6  # time for all passes
+            batcher.pace.round_s = 1e6  # time for all passes
             server = ScriptedServer(truth, random.Random(5), hold)
             server.turns, server.likes_offers = [wire.Turn.SERVER], likes_offers
             link, send = server.link(), server.send
@@ -275,8 +275,8 @@ def test_what_is_likely_to_follow_is_offered_where_the_server_likes_it(
                     held.pop()()
 
             server.send = offer  # type: ignore[method-assign]
-            turns = generate(link, batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
-            return [turn async for turn in turns], server.offers
+            going = generate(link, batcher, PROMPT, Sampling(TOKENS), Drafting(SHAPE))
+            return [round_ async for round_ in going], server.offers
 
     rounds, offers = asyncio.run(asyncio.wait_for(scenario(), 120))
     assert tokens_of(rounds) == truth
@@ -297,8 +297,8 @@ def test_plain_decoding_asks_for_no_draft(tiny_pair: tuple[Path, Path], truth: l
         async with batching(drafter) as batcher:
             server = ScriptedServer(truth, random.Random(5))
             drafting = Drafting(TreeShape(0, 1, 1, 1))
-            turns = generate(server.link(), batcher, PROMPT, Sampling(TOKENS), drafting)
-            return tokens_of([turn async for turn in turns])
+            going = generate(server.link(), batcher, PROMPT, Sampling(TOKENS), drafting)
+            return tokens_of([round_ async for round_ in going])
 
     assert asyncio.run(scenario()) == truth
     assert drafter.sizes == []

@@ -89,14 +89,14 @@ class Edge:
         file = ResumeFile(self.file, self.rig.hello.vocabulary_hash)
         rounds = resuming(self.uplink, self.batcher, answer, DRAFTING, reconnect_s=30.0)
         async with aclosing(rounds):
-            async for turn in rounds:
-                told += turn.tokens
+            async for round_ in rounds:
+                told += round_.tokens
                 assert told == answer.accepted, "a token was lost or doubled"
-                if turn.verdict.finish:
+                if round_.verdict.finish:
                     file.remove()
                 else:
-                    file.keep(answer, turn.tokens)
-                see(Moment.HIT if turn.step.hit else Moment.MISS)
+                    file.keep(answer, round_.tokens)
+                see(Moment.HIT if round_.commit.hit else Moment.MISS)
         return told
 
     def saved(self, sampling: Sampling) -> Transcript:

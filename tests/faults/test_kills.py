@@ -73,8 +73,8 @@ async def ask_a_server_that_dies(
         uplink, batcher = Uplink(*proxy.address, Rig(model).hello), Batcher(drafter)
         answer = Transcript(list(PROMPT), SAMPLING)
         async with aclosing(resuming(uplink, batcher, answer, DRAFTING, 120.0)) as rounds:
-            async for turn in rounds:
-                told += turn.tokens
+            async for round_ in rounds:
+                told += round_.tokens
                 if proxy.connections > 1:
                     resumed_s.append(time.monotonic())
         await uplink.close()

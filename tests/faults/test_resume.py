@@ -61,10 +61,10 @@ def ask(tiny_pair: tuple[Path, Path]) -> Ask:
         answer = Transcript(list(PROMPT), sampling)
         told: list[int] = []
         try:
-            turns = resuming(uplink, batcher, answer, DRAFTING, reconnect_s)
-            async with aclosing(turns) as rounds:
-                async for turn in rounds:
-                    told += turn.tokens
+            going = resuming(uplink, batcher, answer, DRAFTING, reconnect_s)
+            async with aclosing(going) as rounds:
+                async for round_ in rounds:
+                    told += round_.tokens
         finally:
             await uplink.close()
             await batcher.close()

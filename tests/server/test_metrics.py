@@ -112,7 +112,7 @@ def gained(now: Samples, before: Samples) -> Samples:
 async def answer(link: Link, batcher: Batcher, prompt: list[int]) -> list[Round]:
     """Every round, as the edge saw it."""
     drafting = Drafting(TreeShape(12, 4, 4, 4))
-    return [turn async for turn in generate(link, batcher, prompt, Sampling(40), drafting)]
+    return [round_ async for round_ in generate(link, batcher, prompt, Sampling(40), drafting)]
 
 
 def test_an_edge_and_its_server_count_the_same(
@@ -128,7 +128,7 @@ def test_an_edge_and_its_server_count_the_same(
         engine = open_engine(str(tiny_pair[1]), "float32", "cpu", lambda model: 512, PAGE_TOKENS)
         batcher = Batcher(Drafter(engine))
         link = await Link.open(*server.address, hello, credentials)
-        rounds = [turn for prompt in prompts for turn in await answer(link, batcher, prompt)]
+        rounds = [round_ for prompt in prompts for round_ in await answer(link, batcher, prompt)]
 
         def all_has_come(now: Samples) -> bool:
             return gained(now, before)["wire_bytes_total", "received"] == link.bytes_sent
@@ -141,9 +141,9 @@ def test_an_edge_and_its_server_count_the_same(
     before, began_s = server.samples_once(nobody_is_there), time.monotonic()
     rounds, now, bytes_sent, bytes_received = asyncio.run(asyncio.wait_for(scenario(), 120))
     seconds = time.monotonic() - began_s
-    tokens = sum(len(turn.tokens) for turn in rounds)
-    sent = [len(turn.step.sent) for turn in rounds if turn.step.sent.tokens]
-    depths = [len(turn.tokens) - 1 for turn in rounds]
+    tokens = sum(len(round_.tokens) for round_ in rounds)
+    sent = [len(round_.commit.sent) for round_ in rounds if round_.commit.sent.tokens]
+    depths = [len(round_.tokens) - 1 for round_ in rounds]
     assert now["edges_connected",] == 1
     assert now["wire_bytes_total", "received"] == bytes_sent
     assert now["wire_bytes_total", "sent"] == bytes_received

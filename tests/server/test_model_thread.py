@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.stub_server import StubEngine, next_token, token_at
 from runtime.model.engine import TreeRequest
-from runtime.server.model_thread import ModelThread, Offer
+from runtime.server.model_thread import Job, ModelThread
 from runtime.server.request import Request
 from runtime.server.schedule.step import Step, Work
 from runtime.server.verify.verifier import Failed, Verified, put_together
@@ -49,12 +49,12 @@ def engine() -> GatedEngine:
 
 
 @pytest.fixture
-def over() -> "queue.Queue[Offer]":
+def over() -> "queue.Queue[Job]":
     return queue.Queue()
 
 
 @pytest.fixture
-def thread(engine: GatedEngine, over: "queue.Queue[Offer]") -> Iterator[ModelThread]:
+def thread(engine: GatedEngine, over: "queue.Queue[Job]") -> Iterator[ModelThread]:
     thread = ModelThread(engine, deque())
     thread.start(over.put)
     yield thread
@@ -69,8 +69,8 @@ def request(engine: StubEngine, token: int, turn: Turn = Turn.EDGE) -> Request:
     return Request(token, params, 50, [token], admitted=True, pages=pages, turn=turn)
 
 
-def offer(engine: StubEngine, *work: Work) -> Offer:
-    return Offer(Step(work), put_together(engine, work))
+def job(engine: StubEngine, *work: Work) -> Job:
+    return Job(Step(work), put_together(engine, work))
 
 
 def verify(state: Request) -> Work:
@@ -88,19 +88,19 @@ def test_the_next_step_begins_before_anybody_has_seen_the_last(
 ) -> None:
     states = [request(engine, token) for token in (1, 2, 3)]
     for state in states:
-        thread.offer(offer(engine, verify(state)))
+        thread.submit(job(engine, verify(state)))
     for token in (1, 2, 3):
         assert engine.seen.get(timeout=PATIENCE_S) == [token]
         engine.gate.release()
 
 
 def test_a_row_that_follows_has_the_token_that_was_drawn(
-    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]"
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Job]"
 ) -> None:
     """Its verdict is that of decoding token by token, though no verdict was applied in between."""
     state = request(engine, 7, Turn.SERVER)
-    thread.offer(offer(engine, verify(state)))
-    thread.offer(offer(engine, follow(state)))
+    thread.submit(job(engine, verify(state)))
+    thread.submit(job(engine, follow(state)))
     engine.gate.release(2)
     first, second = (over.get(timeout=PATIENCE_S).outcomes() for _ in range(2))
     assert first == [Verified(state, [0], next_token(7))]
@@ -108,11 +108,11 @@ def test_a_row_that_follows_has_the_token_that_was_drawn(
 
 
 def test_who_follows_a_step_that_failed_harms_nobody(
-    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]"
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Job]"
 ) -> None:
     bad, good = request(engine, BROKEN, Turn.SERVER), request(engine, 5, Turn.SERVER)
-    thread.offer(offer(engine, verify(bad), verify(good)))
-    thread.offer(offer(engine, follow(bad), follow(good)))
+    thread.submit(job(engine, verify(bad), verify(good)))
+    thread.submit(job(engine, follow(bad), follow(good)))
     engine.gate.release(5)  # both together, each alone, one more to see what failed, both together
     first, second = (over.get(timeout=PATIENCE_S).outcomes() for _ in range(2))
     assert isinstance(first[0], Failed)
@@ -121,11 +121,11 @@ def test_who_follows_a_step_that_failed_harms_nobody(
 
 
 def test_a_step_can_be_withdrawn_until_it_begins(
-    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]"
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Job]"
 ) -> None:
-    first, second, third = (offer(engine, verify(request(engine, token))) for token in (1, 2, 3))
+    first, second, third = (job(engine, verify(request(engine, token))) for token in (1, 2, 3))
     for one in (first, second, third):
-        thread.offer(one)
+        thread.submit(one)
     assert engine.seen.get(timeout=PATIENCE_S) == [1]
     assert not thread.withdraw(first), "it is running"
     assert thread.withdraw(second)
@@ -137,15 +137,15 @@ def test_a_step_can_be_withdrawn_until_it_begins(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_step_is_withdrawn_or_reported_once_and_in_order(
-    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]", seed: int
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Job]", seed: int
 ) -> None:
     dice, state = random.Random(seed), request(engine, 1)
     engine.gate.release(400)
     due = []
     for _ in range(300):
         work = Work(state, 0, verify=True)
-        one = offer(engine, work)
-        thread.offer(one)
+        one = job(engine, work)
+        thread.submit(one)
         if dice.random() < 0.5 or not thread.withdraw(one):
             due.append(one)
     assert [over.get(timeout=PATIENCE_S) for _ in due] == due
@@ -154,25 +154,25 @@ def test_every_step_is_withdrawn_or_reported_once_and_in_order(
 
 
 def test_a_fault_of_the_server_is_reported(
-    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Offer]"
+    thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Job]"
 ) -> None:
     """What no request can be blamed for must not be mistaken for an empty step."""
-    broken = offer(engine, verify(request(engine, 1)))
+    broken = job(engine, verify(request(engine, 1)))
     broken.batch = None
-    thread.offer(broken)
+    thread.submit(broken)
     assert isinstance(over.get(timeout=PATIENCE_S).fault, AttributeError)
 
 
-def test_nothing_begins_after_a_stop(engine: GatedEngine, over: "queue.Queue[Offer]") -> None:
+def test_nothing_begins_after_a_stop(engine: GatedEngine, over: "queue.Queue[Job]") -> None:
     thread = ModelThread(engine, deque())
     thread.start(over.put)
-    first, second = (offer(engine, verify(request(engine, token))) for token in (1, 2))
-    thread.offer(first)
-    thread.offer(second)
+    first, second = (job(engine, verify(request(engine, token))) for token in (1, 2))
+    thread.submit(first)
+    thread.submit(second)
     assert engine.seen.get(timeout=PATIENCE_S) == [1]
     stopping = threading.Thread(target=thread.stop)
     stopping.start()
-    while second in thread._offers:
+    while second in thread._jobs:
         pass
     engine.gate.release(2)
     stopping.join()

@@ -44,15 +44,15 @@ class StandInEdge:
         arrivals: list[tuple[float, int]] = []
         rounds = ahead = hits = 0
         sampling = Sampling(max_tokens=tokens, temperature=0.0, seed=1, stop_ids=())
-        async for turn in generate(
+        async for round_ in generate(
             link, self._batcher, texts.prompt(first), sampling, self._drafting
         ):
-            ids += turn.tokens
-            if turn.verdict.turn is wire.Turn.MORE:
+            ids += round_.tokens
+            if round_.verdict.turn is wire.Turn.MORE:
                 continue  # the rest of its step comes with it
             arrivals.append((time.monotonic(), len(ids)))
-            rounds, hits = rounds + 1, hits + turn.step.hit
-            ahead += turn.step.n_ahead > 0
+            rounds, hits = rounds + 1, hits + round_.commit.hit
+            ahead += round_.commit.n_ahead > 0
         if ids != texts.answer(first, tokens):
             raise ValueError(f"answer {number} is not the target's text")
         wire_bytes = link.bytes_sent + link.bytes_received - bytes_before

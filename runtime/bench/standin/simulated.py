@@ -72,7 +72,7 @@ class StandInTrip(Trip):
             self._deepen(self.received_s)
             self._free_s = max(self._free_s, self.received_s)
             if self._told_s is not None:
-                self.pace.saw_turn(self.received_s - self._told_s)
+                self.pace.saw_round(self.received_s - self._told_s)
             self._told_s = self.received_s
             for token in (*path, bonus):
                 self.speculation.commit(0, token)
@@ -89,11 +89,11 @@ class StandInTrip(Trip):
 
     def offer(self) -> Offer | None:
         """As `Exchange.offer`."""
-        speculation, told_s, turn_s = self.speculation, self.received_s, self.pace.turn_s
+        speculation, told_s, round_s = self.speculation, self.received_s, self.pace.round_s
         while speculation.frontier(speculation.shape.max_budget) == [ROOT]:
             self._pass([ROOT])
-        steps = ahead(self._free_s - told_s + self.device.rtt_s, turn_s)
-        self._deepen(told_s + due_s(steps, self.device.rtt_s, turn_s))
+        steps = ahead(self._free_s - told_s + self.device.rtt_s, round_s)
+        self._deepen(told_s + due_s(steps, self.device.rtt_s, round_s))
         self.sent_s = self._free_s
         tree = self._offering.next(speculation, steps)
         if tree is None:

@@ -156,11 +156,11 @@ class Drafter:
             count = len(tokens)
             last = (count - 1,) if s.cached + count == len(s.context) else ()
             return TreeRequest(self._own_ids(tokens), range(-1, count - 1), s.cached, s.pages, last)
-        slot = {node: i for i, node in enumerate(s.tree.expanded)} | {ROOT: -1}
-        slot |= {node: len(s.tree.expanded) + i for i, node in enumerate(one.frontier)}
+        row = {node: i for i, node in enumerate(s.tree.expanded)} | {ROOT: -1}
+        row |= {node: len(s.tree.expanded) + i for i, node in enumerate(one.frontier)}
         return TreeRequest(
             tokens=self._own_ids([s.tree.tokens[node] for node in one.frontier]),
-            parents=[slot[s.tree.parents[node]] for node in (*s.tree.expanded, *one.frontier)],
+            parents=[row[s.tree.parents[node]] for node in (*s.tree.expanded, *one.frontier)],
             prefix_len=len(s.context),
             pages=s.pages,
             logit_rows=range(len(one.frontier)),

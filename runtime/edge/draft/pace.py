@@ -39,7 +39,7 @@ class Pace:
 
     pass_s: float = 0.0  # a pass of the draft model, waiting for other requests' passes included
     step_s: float = 0.0  # of the server, the last time
-    turn_s: float = 0.0  # from verdict to verdict of a request that the server decodes plainly
+    round_s: float = 0.0  # from verdict to verdict of a request that the server decodes plainly
     wait_s: float | None = None  # from when the server can use a draft to the verdict
 
     def saw_pass(self, seconds: float) -> None:
@@ -48,8 +48,8 @@ class Pace:
     def saw_step(self, seconds: float) -> None:
         self.step_s = seconds
 
-    def saw_turn(self, seconds: float) -> None:
-        self.turn_s = _average(self.turn_s or None, seconds)
+    def saw_round(self, seconds: float) -> None:
+        self.round_s = _average(self.round_s or None, seconds)
 
     def saw_wait(self, seconds: float) -> None:
         self.wait_s = _average(self.wait_s, seconds)

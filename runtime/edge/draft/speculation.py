@@ -61,7 +61,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Step:
+class Commit:
     """What a verdict did: tokens gained, and what became of the nodes expanded in flight.
 
     `grown` is the whole tree as the verdict found it; the nodes of `sent` are some of its nodes.
@@ -188,7 +188,7 @@ class Speculation:
         children = [(token, math.log(likely[token])) for token in likeliest]
         self.tree.add_children(node, children[: self.shape.max_branch_width])
 
-    def commit(self, node: int, bonus: int) -> Step:
+    def commit(self, node: int, bonus: int) -> Commit:
         """Apply a verdict: keep the path to `node`, then `bonus` and, if foreseen, what is below.
 
         Nothing moves in the cache yet; `places` says what the next pass has to move.
@@ -200,13 +200,13 @@ class Speculation:
         if foreseen is not None:
             chain.append(foreseen)
         grown, before = self.tree, self._expanded_before
-        slots = self._go_on(tokens, chain, foreseen)
-        step = Step(
+        stay = self._go_on(tokens, chain, foreseen)
+        commit = Commit(
             tokens,
             self.sent,
             grown,
             n_ahead=len(grown.expanded) - before,
-            n_reused=sum(slot >= before for slot in slots),
+            n_reused=sum(place >= before for place in stay),
             hit=foreseen is not None,
         )
         if self.history is not None:
@@ -214,7 +214,7 @@ class Speculation:
         self.is_readable = self.is_readable and max(tokens) < self.vocabulary_size
         self.sent, self.in_flight = OrderedTree(), False
         self._expanded_before = len(self.tree.expanded)
-        return step
+        return commit
 
     def position(self, path: Sequence[int]) -> int:
         """Where a token behind this path of the tree stands in the text, as the target counts."""
@@ -231,13 +231,13 @@ class Speculation:
         `root` becomes that of the next tree. Returns which of the expanded nodes stay in the cache.
         """
         kept = {*chain, *(self.tree.below(root) if root is not None else ())}
-        slots = [i for i, expanded in enumerate(self.tree.expanded) if expanded in kept]
-        self._keep(slots)
+        stay = [i for i, expanded in enumerate(self.tree.expanded) if expanded in kept]
+        self._keep(stay)
         # A leaf of the chain may not have been run: the next pass does it with what follows.
         self.cached += len(set(chain) & set(self.tree.expanded))
         self.tree = self._new_tree() if root is None else self.tree.reroot(root)
         self.context += tokens
-        return slots
+        return stay
 
     def _new_tree(self) -> DraftTree:
         return DraftTree(self.shape.max_budget)
@@ -293,12 +293,12 @@ class Speculation:
                 return None
         return child if child in self.tree.expanded else None
 
-    def _keep(self, slots: list[int]) -> None:
+    def _keep(self, stay: list[int]) -> None:
         """Of the places behind the text, keep these; some may still be waiting to be moved."""
         if not self.places:
             self.moved_from, self.places = self.cached, list(range(len(self.tree.expanded)))
         text = self.cached - self.moved_from
-        self.places = self.places[:text] + [self.places[text + slot] for slot in slots]
+        self.places = self.places[:text] + [self.places[text + place] for place in stay]
 
 
 @dataclass(frozen=True)

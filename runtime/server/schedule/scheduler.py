@@ -267,7 +267,7 @@ class Scheduler:
         return sorted(unready, key=attrgetter("admission"))
 
     def _admit(self) -> None:
-        """Start waiting requests, in order, while slots and pages last."""
+        """Start waiting requests, in order, while places and pages last."""
         while self._n_running < min(len(self._line), self.limits.max_requests):
             request = self._next_waiting()
             if request is None or not self._start(request):

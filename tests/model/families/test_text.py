@@ -37,5 +37,5 @@ def test_text_is_that_of_plain_decoding(name, tmp_path):
             return await all_rounds(f"127.0.0.1:{server.address[1]}", pair.hello, jobs)
 
     answers = asyncio.run(asyncio.wait_for(answered(), 60))
-    assert [[t for turn in turns for t in turn.tokens] for turns in answers] == expected
+    assert [[t for round_ in answer for t in round_.tokens] for answer in answers] == expected
     assert len(answers[0]) < len(expected[0])  # or nothing was drafted that was right

@@ -22,7 +22,7 @@ from bench.stub_server import StubEngine, next_token
 from runtime.model import staging
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
-from runtime.server.model_thread import ModelThread, Offer
+from runtime.server.model_thread import Job, ModelThread
 from runtime.server.request import Request
 from runtime.server.schedule.step import Step, Work
 from runtime.server.verify.verifier import (
@@ -287,29 +287,29 @@ def test_a_device_is_given_the_next_step_before_the_last_is_over(
     params = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 1, ())
     pages = engine.kv.allocate(1)
     state = Request("one", params, 50, [7], admitted=True, pages=pages, turn=Turn.SERVER)
-    told: queue.Queue[Offer] = queue.Queue()
+    told: queue.Queue[Job] = queue.Queue()
     thread = ModelThread(engine, deque())
     thread.start(told.put)
-    offers = []
+    jobs = []
     for follows in (False, True):
         work = [Work(state, 0, verify=True, follows=follows)]
-        offers.append(Offer(Step(work), put_together(engine, work)))
-        thread.offer(offers[-1])
+        jobs.append(Job(Step(work), put_together(engine, work)))
+        thread.submit(jobs[-1])
         passes.get(timeout=PATIENCE_S)
         assert told.empty(), "its step is not over"
-        assert not thread.withdraw(offers[-1]), "the device has it"
+        assert not thread.withdraw(jobs[-1]), "the device has it"
     for index, over in enumerate(overs[:2]):
         over.set()
-        offer = told.get(timeout=PATIENCE_S)
-        assert offer is offers[index]
-    third = Offer(Step([]), put_together(engine, []))
-    thread.offer(third)
+        job = told.get(timeout=PATIENCE_S)
+        assert job is jobs[index]
+    third = Job(Step([]), put_together(engine, []))
+    thread.submit(third)
     overs[2].set()  # of a pass without trees, too, it is known when it is over
     assert told.get(timeout=PATIENCE_S) is third
     thread.stop()
-    bonuses = [offer.outcomes()[0].bonus for offer in offers]
+    bonuses = [job.outcomes()[0].bonus for job in jobs]
     assert bonuses == [next_token(7), next_token(next_token(7))]
-    first, second = (offer.step for offer in offers)
+    first, second = (job.step for job in jobs)
     assert first.end_s <= second.start_s, "queued behind it, it began when that was over"
 
 
@@ -320,11 +320,11 @@ def test_a_stop_waits_for_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -
     engine = StubEngine(4096, 16, lambda: passes.put(1))
     params = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 1, ())
     state = Request("one", params, 50, [7], admitted=True, pages=engine.kv.allocate(1))
-    told: queue.Queue[Offer] = queue.Queue()
+    told: queue.Queue[Job] = queue.Queue()
     thread = ModelThread(engine, deque())
     thread.start(told.put)
     work = [Work(state, 0, verify=True)]
-    thread.offer(Offer(Step(work), put_together(engine, work)))
+    thread.submit(Job(Step(work), put_together(engine, work)))
     passes.get(timeout=PATIENCE_S)
     stopping = threading.Thread(target=thread.stop)
     stopping.start()
