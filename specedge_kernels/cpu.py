@@ -1,14 +1,13 @@
 """The CPU implementations: tensors in, raw pointers to the C++ of csrc/, tensors out.
 
 Metadata was checked by `ops.py`; values (page ids, parents, offsets) are checked by the C++, which
-raises ValueError before it writes anything. `grow_tree` is the specification itself, as a CPU has
-trees in Python.
+raises ValueError before it writes anything.
 """
 
 import torch
 from torch import Tensor
 
-from specedge_kernels import _cpu, reference
+from specedge_kernels import _cpu
 from specedge_kernels.quantized import FORMS, QuantizedWeight
 
 DTYPES = {
@@ -349,66 +348,6 @@ def draft_topk(
         logprobs.data_ptr(),
     )
     return ids, logprobs
-
-
-def grow_tree(
-    tokens: Tensor,
-    parents: Tensor,
-    scores: Tensor,
-    depths: Tensor,
-    slots: Tensor,
-    found: Tensor,
-    expanded: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    budget: Tensor,
-    first_slot: int,
-    beams: int,
-    words: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    offered, capacity = ids.shape[1] * ids.shape[2], tokens.shape[1]
-    for n in found.tolist():
-        if n + offered > capacity:
-            raise ValueError(
-                f"a tree of {n} nodes may get {offered} more; expected room, got {capacity} in all"
-            )
-    _check_trees(parents, slots, found, expanded, 64 * words)
-    return reference.grow_tree(
-        tokens,
-        parents,
-        scores,
-        depths,
-        slots,
-        found,
-        expanded,
-        ids,
-        logprobs,
-        budget,
-        first_slot,
-        beams,
-        words,
-    )
-
-
-def _check_trees(
-    parents: Tensor, slots: Tensor, found: Tensor, expanded: Tensor, n_slots: int
-) -> None:
-    """The links of trees [B, C], of which the first found[b] entries are there."""
-    n, node = found[:, None], torch.arange(parents.shape[1])
-    for name, values, least, end in (
-        ("found", n, 0, parents.shape[1] + 1),
-        ("expanded", expanded, -2, n),
-        ("parents", parents.where(node < n, -1), -1, node),
-        ("slots", slots.where(node < n, -1), -1, n_slots),
-    ):
-        wrong = ((values < least) | (values >= end)).nonzero().tolist()
-        if wrong:
-            b, i = wrong[0]
-            most = int(torch.as_tensor(end).expand(values.shape)[b, i]) - 1
-            raise ValueError(
-                f"request {b}: expected {name} in {least} .. {most}, "
-                f"got {values[b, i]} at index {i}"
-            )
 
 
 def linear(

@@ -31,7 +31,6 @@ OPS: dict[str, tuple[str, ...]] = {
     "edit_logits": ("logits",),
     "token_logprobs": (),
     "draft_topk": (),
-    "grow_tree": ("tokens", "parents", "scores", "depths", "slots", "found"),
     "linear": (),
     "pack_quantized": (),
     "dequantize": (),
@@ -56,7 +55,6 @@ TRITON_OPS = (
     "edit_logits",
     "token_logprobs",
     "draft_topk",
-    "grow_tree",
     "linear",
     "quantized_linear",
     "rms_norm",
@@ -156,16 +154,6 @@ class Shapes:
     def draft_topk(a: Any) -> tuple[Tensor, Tensor]:
         rows = a.logits.shape[0]
         return a.logits.new_empty(rows, a.k, dtype=torch.int64), a.logits.new_empty(rows, a.k)
-
-    @staticmethod
-    def grow_tree(a: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch = a.found.shape[0]
-        return (
-            a.parents.new_empty(batch, a.beams),
-            a.tokens.new_empty(batch * a.beams),
-            a.tokens.new_empty(batch * a.beams, a.words),
-            a.depths.new_empty(batch * a.beams),
-        )
 
     @staticmethod
     def linear(a: Any) -> Tensor:

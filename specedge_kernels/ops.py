@@ -420,59 +420,6 @@ def draft_topk(
     return _ops.draft_topk.default(logits, k, temperature, seed, position, token_ids)
 
 
-def grow_tree(
-    tokens: Tensor,
-    parents: Tensor,
-    scores: Tensor,
-    depths: Tensor,
-    slots: Tensor,
-    found: Tensor,
-    expanded: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    budget: Tensor,
-    first_slot: int,
-    beams: int,
-    words: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One round of best-first growth of draft trees, in place: add children, choose the frontier.
-
-    The first found[b] entries of row b are the nodes of tree b in order of discovery: tokens [B, C]
-    int64, parents [B, C] int32 (-1: the root, which is no node), scores [B, C] float64 (sums of
-    log-probabilities along the path), depths [B, C] int32 (0: a child of the root), slots [B, C]
-    int32 (a node's place among the nodes in the KV cache, -1: not expanded); found [B] int32.
-    expanded [B, X] int32 are nodes, -1 for the root and -2 for nobody, from whose logits
-    `draft_topk` gave ids [B, X, K] int64 and logprobs [B, X, K] float32. Their children are
-    appended in that order; C must hold them. Then the frontier is the best `beams` nodes without a
-    slot among the best budget[b] (int32 [B]) of all whose score is not -inf; equals go to the node
-    found first. Node i of the frontier gets slot first_slot + i, below 64 * words.
-    Returns the frontier [B, F] int32, -2 beyond its end, and the rows of the pass that expands it:
-    tokens [B F] int64, ancestors [B F, words] int64 (bits are slots), depth [B F] int32. A row of
-    nobody is token 0 at depth 0 and sees only itself.
-
-    Source: SpecExec (arXiv:2406.02532), SpecEdge (arXiv:2505.17052, section 4.1).
-    """
-    state = (tokens, parents, scores, depths, slots, found)
-    offered = (expanded, ids, logprobs, budget)
-    _check_device("grow_tree", *state, *offered)
-    _check("tokens", tokens, torch.int64, (None, None))
-    shape = tuple(tokens.shape)
-    _check("parents", parents, torch.int32, shape)
-    _check("scores", scores, torch.float64, shape)
-    _check("depths", depths, torch.int32, shape)
-    _check("slots", slots, torch.int32, shape)
-    _check("found", found, torch.int32, shape[:1])
-    _check("expanded", expanded, torch.int32, (shape[0], None))
-    _check("ids", ids, torch.int64, (*expanded.shape, None))
-    _check("logprobs", logprobs, torch.float32, tuple(ids.shape))
-    _check("budget", budget, torch.int32, shape[:1])
-    _check_count("first_slot", first_slot, 0)
-    _check_count("beams", beams, 1)
-    _check_count("words", words, 1)
-    _expect(first_slot + beams <= 64 * words, "words", f"{first_slot + beams} bits", 64 * words)
-    return _ops.grow_tree.default(*state, *offered, first_slot, beams, words)
-
-
 def pack_linear(weight: Tensor) -> Tensor:
     """weight [M, K] float32, bfloat16 or float16 -> as `linear` reads it on the weight's device.
 

@@ -362,62 +362,6 @@ def draft_topk(
     return tokens[order], coupled.gather(1, order)
 
 
-def grow_tree(
-    tokens: Tensor,
-    parents: Tensor,
-    scores: Tensor,
-    depths: Tensor,
-    slots: Tensor,
-    found: Tensor,
-    expanded: Tensor,
-    ids: Tensor,
-    logprobs: Tensor,
-    budget: Tensor,
-    first_slot: int,
-    beams: int,
-    words: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One round of best-first growth: add the children of `expanded`, choose what to expand next.
-
-    Tree b is the first found[b] entries of tokens, parents, scores, depths, slots [B, C], changed
-    in place; of the expanded nodes [B, X] each brings K children, ids and logprobs [B, X, K].
-    -1 is the root, -2 nobody. Of the best budget[b] nodes, without those of score -inf, the best
-    `beams` that have no slot are the frontier; its node i gets slot first_slot + i. Returns the
-    frontier [B, F] i32, -2 beyond its end, and as rows for the next pass: tokens [B F] i64,
-    ancestors [B F, W] i64 by slot, depth.
-    """
-    batch = found.shape[0]
-    frontier = torch.full((batch, beams), -2, dtype=torch.int32)
-    ancestors = torch.zeros(batch, beams, words, dtype=torch.int64)
-    for b in range(batch):
-        n = int(found[b])
-        for x, parent in enumerate(expanded[b].tolist()):
-            if parent == -2:
-                continue
-            score, depth = (0.0, -1) if parent < 0 else (scores[b, parent], depths[b, parent])
-            for k in range(ids.shape[2]):
-                tokens[b, n], parents[b, n] = ids[b, x, k], parent
-                scores[b, n] = score + logprobs[b, x, k].double().clamp(max=0)
-                depths[b, n], slots[b, n] = depth + 1, -1
-                n += 1
-        found[b] = n
-        best = torch.sort(scores[b, :n], descending=True, stable=True).indices[: int(budget[b])]
-        best = best[scores[b, best] > -math.inf]
-        for i, node in enumerate(best[slots[b, best] < 0][:beams].tolist()):
-            frontier[b, i], slots[b, node] = node, first_slot + i
-        for i, node in enumerate(frontier[b].tolist()):
-            places = {first_slot + i}
-            while node >= 0:
-                places.add(int(slots[b, node]))
-                node = int(parents[b, node])
-            for place in places:
-                ancestors[b, i, place // 64] |= _bit(place % 64)
-    chosen = frontier.clamp(min=0).long()
-    row_tokens = tokens.gather(1, chosen).masked_fill(frontier < 0, 0)
-    depth = depths.gather(1, chosen).masked_fill(frontier < 0, 0)
-    return frontier, row_tokens.flatten(), ancestors.flatten(0, 1), depth.flatten()
-
-
 def gumbel(seed: int | Tensor, position: int | Tensor, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise of (seed, position, token), a pure function. tokens [X] -> [X] f32.
 

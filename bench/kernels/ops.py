@@ -38,7 +38,7 @@ def draws_of(step: Step, device: torch.device) -> Iterator[Case]:
 
 def cases_of(step: Step, device: torch.device) -> Iterator[Case]:
     yield from draws_of(step, device)
-    makers = (token_logprobs, verify, build_tree, draft_topk, grow_tree)
+    makers = (token_logprobs, verify, build_tree, draft_topk)
     yield from (make(step, device) for make in makers)
     for name, append in (("ours", ours.append_kv), *triton_ways("append_kv", device)):
         yield append_kv(step, device, name, append)
@@ -250,54 +250,6 @@ def compact_kv(step: Step, device: torch.device, way: str, compact: Callable[...
     shape = f"{step.layers} layers B{step.batch} {accepted} of {step.nodes}"
     n_bytes = 2 * step.layers * step.batch * (accepted - 1) * step.token_bytes
     return Case("compact_kv", way, shape, n_bytes, 0, prepare)
-
-
-def grow_tree(step: Step, device: torch.device) -> Case:
-    """A round in the middle of a tree's growth; what it counts up is put back in the same call."""
-    beams, children = 4, 4
-    full = children * (1 + beams * 3)
-
-    def prepare(seed: int) -> Work:
-        arguments = half_grown(step.batch, beams, children, full, seed)
-        there = [argument.to(device) for argument in arguments]
-        slots, found = there[4].clone(), there[5].clone()
-        sizes = (2 * beams, beams, 1)  # first slot, beams, words
-
-        def call() -> tuple[Tensor, ...]:
-            there[4].copy_(slots)
-            there[5].copy_(found)
-            return ours.grow_tree(*there, *sizes)
-
-        def check() -> str:
-            expected = [argument.clone() for argument in arguments]
-            want = reference.grow_tree(*expected, *sizes)
-            got = call()
-            return unlike((*want, *expected[4:6]), (*got, *there[4:6]))
-
-        return Work(call, check)
-
-    n_bytes = step.batch * (full * 28 + beams * children * 12)
-    shape = f"B{step.batch} {full} nodes, {beams} beams"
-    return Case("grow_tree", "ours", shape, n_bytes, 0, prepare)
-
-
-def half_grown(batch: int, beams: int, children: int, full: int, seed: int) -> tuple[Tensor, ...]:
-    """Trees with room for `full` nodes, of which the first `children` have slots 0, 1, ..."""
-    generator = torch.manual_seed(seed)
-    numbers = torch.arange(full, dtype=torch.int32).repeat(batch, 1)
-    level = numbers < children
-    state = (
-        torch.randint(1000, (batch, full), generator=generator),
-        torch.where(level, -1, numbers // children - 1).int(),
-        -torch.rand(batch, full, generator=generator, dtype=torch.float64),
-        torch.where(level, 0, 1).int(),
-        torch.where(level, numbers, -1).int(),
-        torch.full((batch,), children, dtype=torch.int32),
-    )
-    ids = torch.randint(1000, (batch, beams, children), generator=generator)
-    logprobs = -torch.rand(batch, beams, children, generator=generator)
-    expanded, budget = numbers[:, :beams].clone(), torch.full((batch,), full // 2)
-    return (*state, expanded, ids, logprobs.sort(-1, descending=True).values, budget.int())
 
 
 def exact(

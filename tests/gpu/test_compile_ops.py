@@ -41,15 +41,6 @@ def rope_case(query_heads, heads, dim, dtype, norm=True):
     return (qkv, norms, real(512, dim), real(512, dim), long(3), *caches, long(3))
 
 
-def grow_case(beams, width, passes, words):
-    """A round of the second pass or later, two trees."""
-    size = (2, width * (1 + beams * (passes - 1)))
-    kinds = (torch.int64, torch.int32, torch.float64, torch.int32, torch.int32)
-    state = [empty(*size, dtype=kind) for kind in kinds]
-    offered = (empty(2, beams), long(2, beams, width), real(2, beams, width), empty(2))
-    return (*state, empty(2), *offered, beams, beams, words)
-
-
 def edit_case(words):
     lists = (empty(9), long(1000), empty(1000), empty(9), long(30), real(30))
     trees = (long(90), long(90, words), empty(9))
@@ -104,8 +95,6 @@ CASES = {
     "route": ("route", (real(3, 128), 8, "softmax", True, 1.0, None, 1, 1, 2)),
     "route-groups": ("route", (real(3, 256), 8, "sigmoid", True, 2.5, real(256), 8, 4, 2)),
     "weighted_sum": ("weighted_sum", (real(24, 2048, dtype=K.dtype), real(3, 8))),
-    "grow_tree": ("grow_tree", grow_case(6, 6, 6, 1)),
-    "grow_tree-wide": ("grow_tree", grow_case(32, 8, 9, 4)),
 }
 FIRST_CASES = {op: name for name, (op, _) in reversed(CASES.items())}.values()
 # On sm_80 there is no instruction that makes a float8.

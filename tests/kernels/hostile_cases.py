@@ -84,21 +84,6 @@ def rope_arguments():
     return {"qkv": torch.randn(3, 8, 8), "qk_norm": torch.randn(6, 8)} | tables | caches | places
 
 
-def growing_arguments():
-    """Two trees of three nodes each, with room for eight: nodes 0 and 2 have slots."""
-    state = {
-        "tokens": torch.arange(16).view(2, 8),
-        "parents": int32([[-1, 0, 0, 9, 9, 9, 9, 9]] * 2),
-        "scores": torch.linspace(-1, -9, 16, dtype=torch.float64).view(2, 8),
-        "depths": int32([[0, 1, 1, 9, 9, 9, 9, 9]] * 2),
-        "slots": int32([[0, -1, 1, 99, 99, 99, 99, 99]] * 2),
-        "found": int32([3, 3]),
-    }
-    offered = {"expanded": int32([[2, -2], [0, 2]]), "ids": torch.arange(8).view(2, 2, 2)}
-    offered |= {"logprobs": -torch.rand(2, 2, 2), "budget": int32([5, 4])}
-    return state | offered | {"first_slot": 2, "beams": 2, "words": 1}
-
-
 def grouped_weight():
     stored = [random_stored(8, 9, 64, seed=e) for e in range(3)]
     return kernels.QuantizedWeight.stacked([kernels.pack_quantized(s, 8) for s in stored])
@@ -145,7 +130,6 @@ CALLS = {
         "n": 3,
     },
     "draft_topk": draft_arguments,
-    "grow_tree": growing_arguments,
     "linear": lambda: {
         "x": torch.randn(3, 5),
         "weight": reference.pack_linear(torch.randn(70, 5)),
@@ -365,12 +349,6 @@ def test_packing_wants_a_tensor_without_gradients():
         ("grouped_linear", "groups", (2, 0), -2, "expected groups in -1"),
         ("grouped_quantized_linear", "groups", (2, 1), INT32.max, "got 2147483647 at index 5"),
         ("grouped_quantized_linear", "groups", (1, 0), INT32.min, "expected groups in -1"),
-        ("grow_tree", "found", 1, 5, "a tree of 5 nodes may get 4 more; expected room"),
-        ("grow_tree", "found", 0, -1, r"request 0: expected found in 0 \.\. 8, got -1"),
-        ("grow_tree", "expanded", (1, 1), 3, r"expanded in -2 \.\. 2, got 3 at index 1"),
-        ("grow_tree", "expanded", (0, 0), -3, "expanded"),
-        ("grow_tree", "parents", (0, 2), 2, r"parents in -1 \.\. 1, got 2 at index 2"),
-        ("grow_tree", "slots", (1, 0), 64, r"slots in -1 \.\. 63, got 64 at index 0"),
         ("target_tokens", "mask_row", 1, 3, r"row 1: expected a mask row in -1 \.\. 2, got 3"),
         ("target_tokens", "mask_row", 0, -2, "row 0: expected a mask row"),
         ("edit_logits", "text_offsets", 1, 4, "offsets not to decrease, got 4 then 3"),

@@ -5,7 +5,6 @@ import specedge_kernels as kernels
 from specedge_kernels import library
 from tests.kernels.cases import int32, make_batch, make_caches, offsets_of, parents_of
 from tests.kernels.edits import make_edit
-from tests.kernels.growth import empty_state
 from tests.kernels.quantized_cases import random_stored
 
 
@@ -48,14 +47,6 @@ def arguments(op):
         "draft_topk": (torch.randn(rows, 40), 3, zeros + 1, tokens, tokens, torch.arange(40) * 2),
         "rms_norm": (torch.randn(3, 20), torch.randn(20), 1e-6, torch.randn(3, 20)),
         "silu_mul": (torch.randn(3, 20),),
-        "grow_tree": (
-            *empty_state(2, 8),
-            int32([[-1, -2], [-1, -2]]),
-            torch.arange(8).view(2, 2, 2),
-            -torch.rand(2, 2, 2),
-            int32([3, 1]),
-            *(0, 2, 1),
-        ),
         "linear": (torch.randn(3, 20), torch.randn(2, 20, 64), 100),
         "pack_quantized": (random_stored(12, 13, 256), 12),
         "dequantize": (random_stored(3, 13, 96), 3),
