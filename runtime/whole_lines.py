@@ -11,7 +11,7 @@ from pathlib import Path
 class WholeLines:
     """Appends to a file what is there at once for every reader, and after this process is killed.
 
-    `sync` makes it safe from a loss of power too. Raises OSError.
+    Raises OSError.
     """
 
     def __init__(self, path: Path, mode: str) -> None:
@@ -31,10 +31,6 @@ class WholeLines:
                 self._file.seek(self._size)
             raise
         self._size = size
-
-    def sync(self) -> None:
-        """Wait until the disk has it all. Raises OSError."""
-        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """End; nothing is left to be written."""

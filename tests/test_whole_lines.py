@@ -15,7 +15,6 @@ def test_lines_are_there_at_once_and_come_behind_those_before(tmp_path: Path) ->
         lines = WholeLines(path, mode)
         lines.append("é")
         assert path.read_text(encoding="utf-8").endswith("é\n")
-        lines.sync()
         lines.close()
     assert path.read_text(encoding="utf-8") == "é\né\n"
 

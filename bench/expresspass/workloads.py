@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from bench.expresspass.engine import PS_PER_S, Flow
-from bench.expresspass.network import CREDIT_BYTES, FRAME_BYTES, PAYLOAD_BYTES, FatTree
-
-HEADER_BYTES = FRAME_BYTES - PAYLOAD_BYTES
+from bench.expresspass.network import FRAME_BYTES, PAYLOAD_BYTES, FatTree
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,3 @@ def on_fat_tree(
         size = workload.size(dice.random())
         flows.append(Flow(round(now_ps), size, tree.path(source, sink, dice)))
     return flows
-
-
-def ideal_ps(tree: FatTree, flow: Flow) -> int:
-    """When the last byte can be there at the earliest, of a flow alone that need not ask first."""
-    frames, rest = divmod(flow.n_bytes, PAYLOAD_BYTES)
-    last = max(CREDIT_BYTES, HEADER_BYTES + rest) if rest else FRAME_BYTES
-    ports = [tree.network.ports[port] for port in flow.path]
-    alone = sum(port.delay_ps + last * port.ps_per_byte for port in ports)
-    return alone + (frames - (rest == 0)) * FRAME_BYTES * max(port.ps_per_byte for port in ports)

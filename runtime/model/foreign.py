@@ -27,14 +27,8 @@ _PICKLED = (
 _ADAPTER = "an adapter, not a whole model; give its base model, and this with --adapter NAME=PATH"
 # the first one that matches a file counts: from the most telling to the least
 _FILES = (
-    (
-        "adapter_config.json",
-        "an adapter, not a whole model; give its base model, and this with --adapter NAME=PATH",
-    ),
-    (
-        "adapter_model.*",
-        "an adapter, not a whole model; give its base model, and this with --adapter NAME=PATH",
-    ),
+    ("adapter_config.json", _ADAPTER),
+    ("adapter_model.*", _ADAPTER),
     ("model_index.json", "a diffusers pipeline; expected a language model"),
     ("consolidated*", "weights under their maker's own names; take the Hugging Face folder"),
     ("params.json", "weights under their maker's own names; take the Hugging Face folder"),

@@ -25,7 +25,7 @@ from bench.expresspass.network import (
     star,
 )
 from bench.expresspass.sharing import jain, rates, steady
-from bench.expresspass.workloads import WORKLOADS, ideal_ps, on_fat_tree
+from bench.expresspass.workloads import WORKLOADS, on_fat_tree
 
 WINDOWED = TRANSPORTS[1:]
 BYTE_PS, DELAY_PS = 800, 10 * PS_PER_US  # of links of 10 Gbit/s
@@ -238,6 +238,15 @@ def test_flows_have_the_published_sizes_and_fill_the_links() -> None:
     wire_bits = 8 * FRAME_BYTES / PAYLOAD_BYTES
     up = sum(flow.n_bytes for flow in flows if len(flow.path) > 2) * wire_bits
     assert abs(up / (flows[-1].start_ps / 1e12) / (64 * 10e9) - 0.6) < 0.02
+
+
+def ideal_ps(tree: FatTree, flow: Flow) -> int:
+    """When the last byte can be there at the earliest, of a flow alone that need not ask first."""
+    frames, rest = divmod(flow.n_bytes, PAYLOAD_BYTES)
+    last = max(CREDIT_BYTES, FRAME_BYTES - PAYLOAD_BYTES + rest) if rest else FRAME_BYTES
+    ports = [tree.network.ports[port] for port in flow.path]
+    alone = sum(port.delay_ps + last * port.ps_per_byte for port in ports)
+    return alone + (frames - (rest == 0)) * FRAME_BYTES * max(port.ps_per_byte for port in ports)
 
 
 def test_small_flows_on_the_fat_tree_end_in_the_time_of_their_paths() -> None:
