@@ -162,6 +162,24 @@ def test_a_function_fits_on_a_screen(place: str) -> None:
                 assert lines <= LONGEST_FUNCTION, f"{path}:{node.lineno}: {node.name}"
 
 
+# what `Request.phase` follows from, and the pages that some phases have
+PHASE_FACTS = {
+    *("ended", "in_steps", "verifying", "admitted", "context", "cached", "draft", "masked", "turn"),
+    "pages",
+}
+
+
+def test_a_request_changes_its_phase_itself() -> None:
+    """In named methods, which check what must hold before; nobody else assigns these facts."""
+    record = ROOT / "runtime/server/request.py"
+    for path in modules("runtime/server"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                owner = ast.unparse(node.value)
+                is_own = owner == "self" or path == record
+                assert is_own or node.attr not in PHASE_FACTS, f"{path}:{node.lineno}: {owner}"
+
+
 def page_table() -> dict[str, set[str]]:
     """Part -> the parts that it imports, as the page says."""
     rows = re.findall(r"^\| (`.*?`) \|(.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)

@@ -2,7 +2,8 @@
 
 The independent facts are stored and the rest is derived, its phase among them; scheduler, pipeline
 and credits are policies over these records, and keep nothing about a request but its place in a
-line. Facts change in the named methods below, each of which checks what must hold before it.
+line. What its phase follows from changes in the named methods below alone, each of which checks
+what must hold before it.
 
 The `context` is the accepted text, prompt included. Its last token is the **root**: the only
 accepted token whose KV the cache does not have once the prompt is done. So a prompt, a plain
@@ -228,6 +229,16 @@ class Request:
         assert self.phase is Phase.NEEDS_PAGES, f"{self.key} is admitted while {self.phase}"
         self.admitted, self.pages, self.admission = True, pages, admission
         self.cached = self.found = cached
+
+    def take_pages(self, pages: list[int]) -> None:
+        """It has more pages, behind those that it had."""
+        assert self.admitted, f"{self.key} gets pages, and has not been admitted"
+        self.pages += pages
+
+    def preempt(self) -> list[int]:
+        """It has no pages any more, for the sake of an older request: those that it had."""
+        self.preemptions += 1
+        return self.lose_pages()
 
     def lose_pages(self) -> list[int]:
         """It has no pages any more: those that it had. Its text and its draft stay."""

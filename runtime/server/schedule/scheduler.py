@@ -165,7 +165,7 @@ class Scheduler:
         if sum(count for _, count in wanted) > self.cache.room():
             return ()
         for request, count in wanted:
-            request.pages += self.cache.lend(count)
+            request.take_pages(self.cache.lend(count))
         for request in unready:
             self._line_up(request)
         return self._choose(following)
@@ -345,7 +345,7 @@ class Scheduler:
             if youngest is request:
                 return False
             self._preempt_youngest()
-        request.pages += self.cache.lend(missing)
+        request.take_pages(self.cache.lend(missing))
         return True
 
     def _preempt_youngest(self) -> None:
@@ -353,8 +353,7 @@ class Scheduler:
         self._n_running -= 1
         request = self._line[self._n_running]
         self._leave_step_line(request)
-        self.cache.release(request.lose_pages())
-        request.preemptions += 1
+        self.cache.release(request.preempt())
         self.preemptions += 1
 
     def _pages_with_draft(self, request: Request) -> int:
