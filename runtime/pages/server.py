@@ -59,8 +59,8 @@ class ServerPage:
     def _step_fields(self, step: Step) -> dict[str, Any]:
         """`parts`: [edge, request, rows, accepted] for each tree; times in seconds."""
         parts = [
-            [self._edge(request), request.key[1], nodes + 1, step.accepted.get(request, 0)]
-            for request, nodes in step.drafted.items()
+            [self._edge(work.request), work.request.key[1], work.nodes + 1, work.accepted or 0]
+            for work in step.verified
         ]
         return {
             "start_s": step.start_s,

@@ -100,12 +100,12 @@ class Steps:
         step, begun = job.step, None if self.recall() else self._ahead
         self._running, self._ahead = begun, None
         outcomes = job.outcomes()
-        for outcome in outcomes:
-            if isinstance(outcome, Verified):
-                step.accepted[outcome.request] = len(outcome.path) - 1
+        nodes = {one.request: len(one.path) - 1 for one in outcomes if isinstance(one, Verified)}
+        for work in step.verified:
+            work.accepted = nodes.get(work.request)
         self._scheduler.step_ended()
         self._pipeline.step_ended(
-            len(step.drafted), step.rows, step.chunk_rows, step.tokens, step.seconds, step.end_s
+            len(step.verified), step.rows, step.chunk_rows, step.tokens, step.seconds, step.end_s
         )
         if begun is not None:
             self._started(begun.step, step.end_s)
@@ -127,10 +127,11 @@ class Steps:
         without that.
         """
         assert self._running is not None, "there is no step to follow"
-        if self._pipeline.awaits_offers and any(r.is_plain for r in self._running.step.drafted):
+        plain = (work.request.is_plain for work in self._running.step.verified)
+        if self._pipeline.awaits_offers and any(plain):
             return
         if self._ahead is not None:
-            is_full = len(self._ahead.step.drafted) == self._scheduler.limits.max_batch
+            is_full = len(self._ahead.step.verified) == self._scheduler.limits.max_batch
             if is_full or not self._scheduler.has_news or not self.recall():
                 return
         if work := self._scheduler.next_ahead(self._pipeline.stays_plain):
@@ -142,5 +143,6 @@ class Steps:
         return job
 
     def _started(self, step: Step, now_s: float) -> None:
-        self._pipeline.step_started(step.drafted, step.rows, step.chunk_rows, now_s)
+        verified = [work.request for work in step.verified]
+        self._pipeline.step_started(verified, step.rows, step.chunk_rows, now_s)
         self._look_s = now_s + LOOK_AHEAD * (self._pipeline.free_at_s - now_s)

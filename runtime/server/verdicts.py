@@ -68,7 +68,7 @@ class Verdicts:
         self.give_credits()
 
     def _count(self, step: Step) -> None:
-        self.metrics.step_ended(len(step.drafted), step.seconds)
+        self.metrics.step_ended(len(step.verified), step.seconds)
         self.totals.steps += 1
         self.totals.busy_s += step.seconds
         self.on_step(step)

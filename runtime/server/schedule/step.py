@@ -25,6 +25,7 @@ class Work:
     follows: bool = False
     start: int = field(init=False)  # the first token that it prefills
     nodes: int = field(init=False)  # drafted ones that it verifies
+    accepted: int | None = field(default=None, init=False)  # of these, once there is a verdict
 
     def __post_init__(self) -> None:
         self.start = self.request.cached
@@ -38,18 +39,17 @@ class Step:
     work: Sequence[Work]
     start_s: float = 0.0
     end_s: float = 0.0
-    drafted: dict[Request, int] = field(init=False)  # nodes under the root, where it verifies
+    verified: Sequence[Work] = field(init=False)  # whose trees it verifies
     chunk_rows: int = field(init=False)
-    accepted: dict[Request, int] = field(default_factory=dict)  # of the nodes, by the verdicts
 
     def __post_init__(self) -> None:
-        self.drafted = {work.request: work.nodes for work in self.work if work.verify}
+        self.verified = [work for work in self.work if work.verify]
         self.chunk_rows = sum([work.chunk for work in self.work])
 
     @property
     def rows(self) -> int:
         """Rows of the forward pass in trees, their roots included."""
-        return len(self.drafted) + sum(self.drafted.values())
+        return len(self.verified) + sum([work.nodes for work in self.verified])
 
     @property
     def seconds(self) -> float:
@@ -59,14 +59,14 @@ class Step:
     @property
     def tokens(self) -> int:
         """Tokens that its verdicts gave."""
-        return len(self.accepted) + sum(self.accepted.values())
+        return sum([1 + work.accepted for work in self.verified if work.accepted is not None])
 
     def line(self) -> str:
         """Itself as JSON; a request is named by its edge's address and its own number."""
         requests = []
-        for request, nodes in self.drafted.items():
-            peer, number = request.key
-            requests.append([peer.peer_name, number, nodes, self.accepted.get(request)])
+        for work in self.verified:
+            peer, number = work.request.key
+            requests.append([peer.peer_name, number, work.nodes, work.accepted])
         record = {
             "start_s": round(self.start_s, 6),
             "end_s": round(self.end_s, 6),
