@@ -24,10 +24,10 @@ from runtime.bench.simulation import Accelerator, Device, Simulation, Trip
 from runtime.config import NO_MODEL, EdgeConfig
 from runtime.demo import server_process
 from runtime.edge.client import Edge
-from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.offering import Offering, ahead
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
+from runtime.edge.draft.suffixes import Earlier
 from runtime.server.policy.credits import RoundRobin
 from runtime.server.policy.edge_profile import EdgeProfile
 from runtime.server.policy.estimators import Mean

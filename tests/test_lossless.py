@@ -17,9 +17,9 @@ import torch
 from runtime.config import parse_address
 from runtime.edge.draft.batcher import Batcher, Drafts
 from runtime.edge.draft.drafter import Drafter
-from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
+from runtime.edge.draft.suffixes import Earlier
 from runtime.edge.loop import Drafting, Round, generate, rounds
 from runtime.edge.net.link import Link, Sampling
 from runtime.model.batch import NO_ADAPTER

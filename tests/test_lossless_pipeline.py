@@ -17,9 +17,9 @@ import pytest
 from runtime.bench.link import Conditions, emulated_link
 from runtime.config import parse_address
 from runtime.edge.draft.batcher import Batcher, Drafts
-from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Proactive, TreeShape
+from runtime.edge.draft.suffixes import Earlier
 from runtime.edge.loop import Drafting, generate
 from runtime.edge.net.link import Link, Sampling
 from runtime.edge.statistics import Statistics

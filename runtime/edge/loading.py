@@ -15,7 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from runtime.config import NO_MODEL, EdgeConfig, ServerConfig
-from runtime.edge.draft.earlier import Earlier
+from runtime.edge.draft.suffixes import Earlier
 from runtime.logs import fields
 from runtime.named import made, unlike
 from runtime.wire.messages import MAX_VOCABULARY

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from runtime.config import EdgeConfig
 from runtime.edge.answer import AsyncAnswer, Stream
-from runtime.edge.answers import Answers
 from runtime.edge.draft.speculation import Commit
 from runtime.edge.loop import Round
 from runtime.edge.net.link import Link
@@ -21,6 +20,7 @@ from runtime.edge.net.uplink import Uplink
 from runtime.edge.options import RequestOptions, of_request
 from runtime.edge.prompts import Prompt, Prompts
 from runtime.edge.resume import FinishReason, Transcript
+from runtime.edge.writer import Answers
 from runtime.tree import DraftTree, OrderedTree
 from runtime.wire import messages as wire
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from runtime.edge.draft.batcher import Batcher
-from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide, Matcher
 from runtime.edge.draft.offering import Offering, ahead, due_s
 from runtime.edge.draft.pace import Slot
-from runtime.edge.draft.speculation import Commit, Noise, Proactive, Speculation, TreeShape
+from runtime.edge.draft.speculation import Commit, Edits, Noise, Proactive, Speculation, TreeShape
 from runtime.edge.net.link import Link, Request, Sampling, ServerError
 from runtime.tree import ROOT
 from runtime.wire import messages as wire

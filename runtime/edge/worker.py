@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable
 
 from runtime.config import EdgeConfig, parse_address
 from runtime.edge import greeting
-from runtime.edge.answers import Answers
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.guide import Matcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
@@ -18,6 +17,7 @@ from runtime.edge.net.link import Credentials, ServerError, reach
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.prompts import Prompts
 from runtime.edge.resume import Transcript, resuming
+from runtime.edge.writer import Answers
 from runtime.wire import messages as wire
 
 

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.edge.draft.earlier import Earlier
-from runtime.edge.draft.mixture import changed, mix
+from runtime.edge.draft.mixture import changed, mix, shift
 from runtime.edge.draft.shares import LONGEST, Recalled, shares
-from runtime.edge.draft.shift import shift
 from runtime.edge.draft.speculation import Pass, Speculation
+from runtime.edge.draft.suffixes import Earlier
 from runtime.model.engine import Engine, KeptPath, TreeRequest
 from runtime.tree import ROOT
 from specedge_kernels import draft_topk

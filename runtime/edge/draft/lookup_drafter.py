@@ -10,9 +10,8 @@ import math
 import sys
 from collections.abc import Sequence
 
-from runtime.edge.draft.earlier import Earlier, Trust
 from runtime.edge.draft.speculation import Pass, Speculation
-from runtime.edge.draft.suffixes import LONGEST, Suffixes
+from runtime.edge.draft.suffixes import LONGEST, Earlier, Suffixes, Trust
 from runtime.tree import ROOT
 
 # How often what followed is right after a match of each length, before anything is known here.

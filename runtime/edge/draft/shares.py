@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from runtime.edge.draft.earlier import Earlier, Trust
-from runtime.edge.draft.suffixes import Suffixes
+from runtime.edge.draft.suffixes import Earlier, Suffixes, Trust
 
 # How far a match of this length, or of the longest or more, is trusted against the draft model:
 # fitted on text that the embedded target wrote, see runtime/embedded/README.md.

@@ -21,7 +21,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from runtime.edge.draft.edits import Edits
 from runtime.edge.draft.guide import Guide
 from runtime.edge.draft.shares import LONGEST, Recalled, shares
 from runtime.edge.draft.suffixes import Suffixes
@@ -58,6 +57,27 @@ class Noise:
 
     seed: int = 0
     temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What the target changes its logits by: biases by token id, then the penalties."""
+
+    frequency: float = 0.0
+    presence: float = 0.0
+    repetition: float = 1.0
+    bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def change_something(self) -> bool:
+        return self != Edits()
+
+    def history(self, prompt: Sequence[int], output_tokens: int) -> History | None:
+        """Of a text whose last tokens are output, as far as these look at it."""
+        output = prompt[len(prompt) - output_tokens :]
+        if self.repetition != 1:
+            return History(prompt, output)
+        return History((), output) if self.frequency or self.presence else None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """What followed the end of a text where it stood before: in the text itself, and in earlier ones.
 
 A place of a text is found again by the token before it and by the two before it, and counts for as
-many tokens as are the same as ours before that. Knows nothing of models and requests.
+many tokens as are the same as ours before that. Earlier texts are kept in memory alone, and are
+those of one user. How often what followed a match follows again differs from user to user, so it is
+learned. Knows nothing of models and requests.
 Source: suffix decoding (arXiv:2411.04975) and prompt-lookup decoding (Saxena, 2023).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 LONGEST = 16  # tokens of a match that are counted
+EXPECTED_TOKENS = 8.0  # that what is expected of a match before anything is known counts for
 MOST_PLACES = 8  # of those that stand behind the same tokens, the last ones
 
 
@@ -56,3 +59,45 @@ class Suffixes:
             if self._tokens[place - length - 1] != tail[-length - 1]:
                 return length
         return most
+
+
+class Earlier:
+    """The last `most_tokens` of finished texts; beyond, those of the older half are forgotten."""
+
+    def __init__(self, most_tokens: int) -> None:
+        self._half_tokens = most_tokens // 2
+        self._newer, self._older = Suffixes(), Suffixes()
+
+    def __len__(self) -> int:
+        return len(self._newer) + len(self._older)
+
+    def add(self, text: Sequence[int]) -> None:
+        """Take in a text that has ended, or its end if it is longer than a half."""
+        text = text[max(len(text) - self._half_tokens, 0) :]
+        if len(self._newer) + len(text) > self._half_tokens:
+            self._older, self._newer = self._newer, Suffixes()
+        self._newer.extend(text)
+
+    def followers(self, tail: Sequence[int]) -> list[tuple[int, int]]:
+        """As `Suffixes.followers`."""
+        return [*self._newer.followers(tail), *self._older.followers(tail)]
+
+
+class Trust:
+    """How likely what followed a match follows again, by the length of the match.
+
+    Of what is expected before anything is known, by length; of other lengths nothing is told.
+    """
+
+    def __init__(self, expected: Mapping[int, float]) -> None:
+        self._right = {length: EXPECTED_TOKENS * share for length, share in expected.items()}
+        self._seen = dict.fromkeys(expected, EXPECTED_TOKENS)
+
+    def of(self, length: int) -> float:
+        """A probability, never 1."""
+        return self._right[length] / (self._seen[length] + 1)
+
+    def saw(self, length: int, right: bool) -> None:
+        """Whether the target's token is one of those that followed."""
+        self._right[length] += right
+        self._seen[length] += 1

@@ -1,7 +1,7 @@
 """From a model's folder to a TransformersModel: modules, their weights, ours in their places."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from runtime.model.adapter import Base
 from runtime.model.backend.attention import PLACE, PagedAttention, Pass
-from runtime.model.backend.experts import gate_of, is_experts
 from runtime.model.backend.fused import fuse
 from runtime.model.backend.matrix import Matrix
 from runtime.model.backend.model import Given, TransformersModel
@@ -18,7 +17,7 @@ from runtime.model.backend.norms import as_norm
 from runtime.model.backend.parameters import Parameters
 from runtime.model.backend.probe import path_alone, probe
 from runtime.model.backend.rotary import Rotary, choose_frequencies, is_rotary
-from runtime.model.backend.skeleton import Skeleton, Uses, explained, skeleton
+from runtime.model.backend.skeleton import Skeleton, Uses, explained, is_experts, skeleton
 from runtime.model.backend.steady import is_activation, steady
 from runtime.model.backend.whole import as_decoder
 from runtime.model.config import MAX_STATED_TOKENS, KVShape, ModelError, check_count
@@ -238,7 +237,7 @@ def _experts(module: Any, named: dict[str, str], reader: Reader) -> Experts:
         bias = reader.vector(named[f"{name}_bias"]) if module.has_bias else None
         return reader.grouped(matrices, bias)
 
-    return Experts(product(first), product("down_proj"), gate_of(module, reader.on_cpu))
+    return Experts(product(first), product("down_proj"), _gate_of(module, reader.on_cpu))
 
 
 def _compute_buffers(causal: Any, device: torch.device) -> None:
@@ -317,3 +316,10 @@ def _without_body(causal: Any, given: Given) -> Any:
                 parent.__dict__[name] = given
                 return body
     raise ModelError("its head and its body cannot be told apart")
+
+
+def _gate_of(module: Any, on_cpu: bool) -> Callable[[Tensor], Tensor]:
+    """What lies between the two products of an expert: the module's own."""
+    between = module._apply_gate if module.has_gate else module.act_fn
+    gate = steady(between) if on_cpu else between
+    return lambda inner: gate(inner).contiguous()

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from runtime.model.backend.attention import NAME, PLACE, AttentionCall, Recorder, attend
-from runtime.model.backend.experts import is_experts
 from runtime.model.backend.rotary import forward_of, is_rotary
 from runtime.model.config import MAX_LAYERS, ModelError, check_count
 from runtime.model.folder import read_fields
@@ -237,3 +236,8 @@ def explained(folder: Path, what: str) -> Iterator[None]:
         reason = " ".join(told.split()) or type(error).__name__
         reason = shorten(reason, _REASON_CHARACTERS, placeholder=" …")
         raise ModelError(f"{folder}: {what} cannot be run: {reason}") from error
+
+
+def is_experts(module: Any) -> bool:
+    """Whether it is one that transformers lets others run: packed experts, told by these."""
+    return hasattr(module, "has_gate") and hasattr(module, "is_transposed")

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from runtime.edge.draft.drafter import Drafter
-from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.shares import WEIGHTS
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
-from runtime.edge.draft.suffixes import Suffixes
+from runtime.edge.draft.suffixes import Earlier, Suffixes
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.tree import ROOT, DraftTree, OrderedTree, Tree

@@ -6,9 +6,8 @@ import threading
 
 import pytest
 
-from runtime.edge.draft.earlier import Earlier, Trust
 from runtime.edge.draft.shares import EARLIER_WEIGHTS, LONGEST, WEIGHTS, Recalled, shares
-from runtime.edge.draft.suffixes import Suffixes
+from runtime.edge.draft.suffixes import Earlier, Suffixes, Trust
 
 PROMPT = list(range(100, 120))
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from runtime.edge.draft.earlier import Earlier
 from runtime.edge.draft.lookup_drafter import EXPECTED, LookupDrafter
 from runtime.edge.draft.speculation import (
     MAX_EXPANDED,
@@ -16,7 +15,7 @@ from runtime.edge.draft.speculation import (
     Speculation,
     TreeShape,
 )
-from runtime.edge.draft.suffixes import LONGEST, MOST_PLACES, Suffixes
+from runtime.edge.draft.suffixes import LONGEST, MOST_PLACES, Earlier, Suffixes
 from runtime.tree import ROOT
 
 SHAPE = TreeShape(max_budget=24, max_n_beams=4, max_beam_len=6, max_branch_width=4)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.edge.draft.edits import Edits
-from runtime.edge.draft.shift import shift
+from runtime.edge.draft.mixture import shift
+from runtime.edge.draft.speculation import Edits
 
 TOKENS = st.lists(st.integers(0, 30), max_size=12)
 VALUES = st.floats(-2, 2, width=32)
