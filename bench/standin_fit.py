@@ -124,7 +124,7 @@ def observe(drafter: Drafter, texts: Sequence[Text]) -> Observed:
     for text in texts:
         for speculation, token in along(drafter, text, shape):
             tree = speculation.tree
-            first = [n for n, parent in enumerate(tree.parents) if parent == ROOT]
+            first = tree.children(ROOT)
             at = next((i for i, n in enumerate(first) if tree.tokens[n] == token), CANDIDATES)
             scores.append([tree.scores[n] for n in first])
             ranks.append(at)
@@ -154,7 +154,7 @@ def along(drafter: Drafter, text: Text, shape: TreeShape) -> Iterator[tuple[Spec
 
 def confidence_after(tree: DraftTree, node: int) -> float | None:
     """Logit of the probability of the best candidate after a node, if it was expanded."""
-    below = [s for s, parent in zip(tree.scores, tree.parents, strict=True) if parent == node]
+    below = [tree.scores[child] for child in tree.children(node)]
     return logit(max(below) - tree.scores[node]) if below else None
 
 

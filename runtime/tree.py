@@ -1,7 +1,7 @@
-"""Draft trees: best-first growth under a node budget, and the order in which they are sent.
+"""Draft trees: best-first growth up to a number of nodes, and the order in which they are sent.
 
-A tree hangs under the root, the last accepted token, which is not one of its nodes. Pure Python:
-it knows neither models nor sockets, and the same class grows every tree an edge drafts.
+A tree hangs under the root, the last accepted token: node 0 of every tree, which is not counted.
+It knows neither models nor sockets, and the same class grows every tree that an edge drafts.
 Source: SpecExec (arXiv:2406.02532) and SpecEdge (arXiv:2505.17052, section 4.1).
 """
 
@@ -10,14 +10,14 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-ROOT = -1  # the parent of the root's children
+ROOT = 0  # the node that it is in every tree
 # How much rarer than its parent the k-th child of a node is, as a logarithm: see `Tree.ranks`.
 RARER = [0.25 + 1.8 * math.log(max(k, 1)) for k in range(256)]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree as it is sent: node i is tokens[i - 1], node 0 is the root, parents come first."""
+    """A tree as it is sent: node i is tokens[i - 1], parents come first."""
 
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
@@ -108,45 +108,49 @@ class OrderedTree(Tree):
 
 @dataclass
 class DraftTree:
-    """Nodes in order of discovery; a child's score never exceeds its parent's.
+    """Nodes in order of discovery, the root first; a child's score never exceeds its parent's.
 
-    Scores are sums of log-probabilities along the path, so the best `budget` nodes always form a
-    tree: with a node, all its ancestors are kept.
+    Scores are sums of log-probabilities along the path, so the best `max_nodes` nodes always form a
+    tree: with a node, all its ancestors are kept. What the root is, its text says.
     """
 
-    budget: int
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
+    max_nodes: int
+    tokens: list[int] = field(default_factory=lambda: [-1])
+    parents: list[int] = field(default_factory=lambda: [-1])
+    scores: list[float] = field(default_factory=lambda: [0.0])
+    depths: list[int] = field(default_factory=lambda: [0])
     expanded: list[int] = field(default_factory=list)  # nodes run by the model, in cache order
 
     def __post_init__(self) -> None:
-        self._children: dict[int, list[int]] = {}  # of each node that has some, and of `ROOT`
-        for node, parent in enumerate(self.parents):
-            self._children.setdefault(parent, []).append(node)
+        self._children: dict[int, list[int]] = {}  # of each node that has some
+        for node in self.nodes:
+            self._children.setdefault(self.parents[node], []).append(node)
 
     def add_children(self, parent: int, candidates: Iterable[tuple[int, float]]) -> None:
-        """Offer (token, log-probability) children of a node, or of `ROOT`. Tokens are distinct.
+        """Offer (token, log-probability) children of a node. Tokens are distinct.
 
         One that was offered before is as likely as it is now, and what is below it as well.
         """
-        base, depth = (0.0, 0) if parent == ROOT else (self.scores[parent], self.depths[parent] + 1)
         siblings = self._children.setdefault(parent, [])
         known = {self.tokens[node]: node for node in siblings}
         for token, log_probability in candidates:
-            score = base + min(log_probability, 0.0)
+            score = self.scores[parent] + min(log_probability, 0.0)
             if token in known:
                 self._move(known[token], score)
                 continue
-            siblings.append(len(self))
+            siblings.append(len(self.tokens))
             self.tokens.append(token)
             self.parents.append(parent)
             self.scores.append(score)
-            self.depths.append(depth)
+            self.depths.append(self.depths[parent] + 1)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tokens) - 1
+
+    @property
+    def nodes(self) -> range:
+        """All of them but the root."""
+        return range(1, len(self.tokens))
 
     def best_first(self, nodes: Iterable[int]) -> list[int]:
         """Nodes by falling score; of equals, the one found first."""
@@ -154,9 +158,9 @@ class DraftTree:
         return sorted(sorted(nodes), key=self.scores.__getitem__, reverse=True)
 
     def kept(self) -> list[int]:
-        """The best `budget` nodes, best first; none that is impossible."""
-        possible = [node for node, score in enumerate(self.scores) if score > -math.inf]
-        return self.best_first(possible)[: self.budget]
+        """The best `max_nodes` nodes, best first; none that is impossible."""
+        possible = [node for node in self.nodes if self.scores[node] > -math.inf]
+        return self.best_first(possible)[: self.max_nodes]
 
     def frontier(self, width: int, nodes: Iterable[int] | None = None) -> list[int]:
         """The best `width` of some nodes, by default of those kept, that are not expanded yet."""
@@ -165,19 +169,19 @@ class DraftTree:
         return [node for node in candidates if node not in done][:width]
 
     def children(self, parent: int) -> list[int]:
-        """Those of a node, or of `ROOT`, in order of discovery."""
+        """Those of a node, in order of discovery."""
         return [*self._children.get(parent, ())]
 
     def child(self, parent: int, token: int) -> int | None:
-        """The child of a node, or of `ROOT`, with this token, if it has been found."""
+        """The child of a node with this token, if it has been found."""
         siblings = self._children.get(parent, ())
         return next((node for node in siblings if self.tokens[node] == token), None)
 
     def below(self, node: int) -> list[int]:
-        """All descendants of a node, or of `ROOT`, in order of discovery."""
+        """All descendants of a node, in order of discovery."""
         inside = {node}
-        for child, parent in enumerate(self.parents):
-            if parent in inside:
+        for child in self.nodes:
+            if self.parents[child] in inside:
                 inside.add(child)
         return sorted(inside - {node})
 
@@ -187,20 +191,20 @@ class DraftTree:
         Its scores are those of text that goes through `node`: the way there no longer counts.
         """
         below = self.below(node)
-        index = {old: new for new, old in enumerate(below)} | {node: ROOT}
+        index = {old: new for new, old in enumerate([node, *below])}
         return DraftTree(
-            self.budget,
-            tokens=[self.tokens[old] for old in below],
-            parents=[index[self.parents[old]] for old in below],
-            scores=[self.scores[old] - self.scores[node] for old in below],
-            depths=[self.depths[old] - self.depths[node] - 1 for old in below],
+            self.max_nodes,
+            tokens=[-1, *(self.tokens[old] for old in below)],
+            parents=[-1, *(index[self.parents[old]] for old in below)],
+            scores=[self.scores[old] - self.scores[node] for old in index],
+            depths=[self.depths[old] - self.depths[node] for old in index],
             expanded=[index[old] for old in self.expanded if old in index and old != node],
         )
 
     def path(self, node: int) -> list[int]:
-        """Tokens from the root's child down to `node`; none for `ROOT`."""
+        """Tokens from the root's child down to `node`; none for the root."""
         tokens = []
-        while node != ROOT:
+        while node:
             tokens.append(self.tokens[node])
             node = self.parents[node]
         return tokens[::-1]
@@ -221,7 +225,7 @@ class DraftTree:
         while stack:
             source.append(stack.pop())
             stack.extend(children.get(source[-1], [])[::-1])
-        index = {node: i + 1 for i, node in enumerate(source)} | {ROOT: 0}
+        index = {node: i for i, node in enumerate([ROOT, *source])}
         return OrderedTree(
             tuple(self.tokens[node] for node in source),
             tuple(index[self.parents[node]] for node in source),

@@ -74,15 +74,15 @@ def generate(
     `on_reading` hears how far the server has read the prompt. Raises ServerError. Leaving the
     iteration early cancels the request on the server.
     """
-    budget = min(drafting.shape.max_budget, link.welcome.max_nodes)
+    max_nodes = min(drafting.shape.max_budget, link.welcome.max_nodes)
     vocabulary_size = min(batcher.vocabulary_size, link.welcome.vocabulary_size)
     if max(prompt, default=0) >= vocabulary_size:
-        budget = 0  # the draft model cannot read it
+        max_nodes = 0  # the draft model cannot read it
     edits = edits_of(sampling)
     speculation = Speculation(
         context=list(prompt),
         limit=min(len(prompt) + sampling.max_tokens, link.welcome.max_context),
-        shape=replace(drafting.shape, max_budget=budget),
+        shape=replace(drafting.shape, max_budget=max_nodes),
         proactive=drafting.proactive,
         noise=Noise(sampling.seed, sampling.temperature if drafting.coupling else 0.0),
         vocabulary_size=vocabulary_size,
@@ -108,8 +108,8 @@ async def rounds(
     on_reading: Callable[[wire.Reading], None] = lambda reading: None,
 ) -> AsyncGenerator[Round, None]:
     """`generate` for a speculation that has only its prompt."""
-    budget = speculation.shape.max_budget
-    request = link.request(speculation.context, sampling, budget, on_reading)
+    max_nodes = speculation.shape.max_budget
+    request = link.request(speculation.context, sampling, max_nodes, on_reading)
     exchange = Exchange(request, speculation, batcher)
     try:
         while True:

@@ -48,7 +48,7 @@ def round_fields(answer: int, round_: Round, spell: Callable[[int], str]) -> dic
     path = sent.path(verdict.node)
     accepted = {sent.source[node - 1] for node in path}
     in_flight = set(sent.source)
-    unsent = [node for node in range(len(tree)) if node not in in_flight]
+    unsent = [node for node in tree.nodes if node not in in_flight]
     shown = [*sent.source, *tree.best_first(unsent)[:MOST_AHEAD]]
     end = sent.source[verdict.node - 1] if verdict.node else ROOT
     foreseen = tree.child(end, verdict.bonus) if commit.hit else None

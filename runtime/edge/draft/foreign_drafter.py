@@ -101,25 +101,23 @@ class Shadow(Speculation):
 
     def lines(self) -> list[tuple[int, ...]]:
         """What each node's line says in the target's tokens."""
-        said = {ROOT: Said()}
-        for node, (name, parent) in enumerate(
-            zip(self.tree.tokens, self.tree.parents, strict=True)
-        ):
-            said[node] = self._translation.follow(said[parent], name)
-        return [self._translation.tokens(said[node]) for node in range(len(self.tree))]
+        said = [Said()]
+        for node in self.tree.nodes:
+            parent, name = self.tree.parents[node], self.tree.tokens[node]
+            said.append(self._translation.follow(said[parent], name))
+        return [self._translation.tokens(said[node]) for node in self.tree.nodes]
 
     def shares(self) -> list[float]:
         """How likely the text ends a line just there, or goes on with what is in no line."""
         chances = [math.exp(score) for score in self.tree.scores]
         shares = list(chances)
-        for node, parent in enumerate(self.tree.parents):
-            if parent != ROOT:
-                shares[parent] -= chances[node]
-        return [max(share, 0.0) for share in shares]
+        for node in self.tree.nodes:
+            shares[self.tree.parents[node]] -= chances[node]
+        return [max(share, 0.0) for share in shares[1:]]
 
     def next_nodes(self) -> list[int]:
         """The best nodes that have not been expanded, for the next pass."""
-        return self.tree.frontier(self.shape.max_n_beams, range(len(self.tree)))[
+        return self.tree.frontier(self.shape.max_n_beams, self.tree.nodes)[
             : MAX_EXPANDED - len(self.tree.expanded)
         ]
 
@@ -173,33 +171,31 @@ class ForeignDrafter:
             own.cached -= 1  # there is more text to read
             return
         write_lines(own, shadow)
-        unfinished = max(shadow.tree.depths, default=MOST_UNFINISHED) < MOST_UNFINISHED
-        if not len(own.tree) and unfinished:
+        if not len(own.tree) and 0 < max(shadow.tree.depths) <= MOST_UNFINISHED:
             own.cached -= 1
 
 
 def write_lines(own: Speculation, shadow: Shadow) -> None:
     """Bring the request's tree up to date: nodes stay what they are, their chances change."""
     tree, most = own.tree, max(own.limit - len(own.context) - 1, 0)
-    known = {place: node for node, place in enumerate(zip(tree.parents, tree.tokens, strict=True))}
-    chances = [0.0] * len(tree)
+    known = {(tree.parents[node], tree.tokens[node]): node for node in tree.nodes}
+    chances = [0.0] * len(tree.tokens)
     unfinished, expanded = set(), set(shadow.tree.expanded)
-    for node, (line, share) in enumerate(zip(shadow.lines(), shadow.shares(), strict=True)):
+    for node, line, share in zip(shadow.tree.nodes, shadow.lines(), shadow.shares(), strict=True):
         place = ROOT
         for token in line[:most]:
             if token >= own.vocabulary_size:
                 break
-            below = known.setdefault((place, token), len(tree))
-            if below == len(tree):
+            below = known.setdefault((place, token), len(tree.tokens))
+            if below == len(tree.tokens):
                 tree.add_children(place, [(token, 0.0)])
                 chances.append(0.0)
             chances[below] += share
             place = below
         if node not in expanded:
             unfinished.add(place)
-    for node, chance in enumerate(chances):
-        score = math.log(chance) if chance > 0 else -math.inf
-        parent = tree.parents[node]
-        tree.scores[node] = score if parent == ROOT else min(score, tree.scores[parent])
+    for node in tree.nodes:
+        score = math.log(chances[node]) if chances[node] > 0 else -math.inf
+        tree.scores[node] = min(score, tree.scores[tree.parents[node]])
     done = unfinished.union(tree.expanded)
-    tree.expanded += [node for node in range(len(tree)) if node not in done]
+    tree.expanded += [node for node in tree.nodes if node not in done]

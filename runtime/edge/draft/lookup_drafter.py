@@ -48,17 +48,17 @@ class LookupDrafter:
         best of those found.
         """
         tree, done = speculation.tree, set(speculation.tree.expanded)
-        best = [(-score, node) for node, score in enumerate(tree.scores)]
+        best = [(-tree.scores[node], node) for node in tree.nodes]
         heapq.heapify(best)
-        for _ in range(tree.budget):
+        for _ in range(tree.max_nodes):
             if not best:
                 return
             _, node = heapq.heappop(best)
             if node in done or not speculation.may_go_on(node):
                 continue
-            before = len(tree)
+            found = len(tree.nodes)
             self._expand(speculation, [node], text)
-            for child in range(before, len(tree)):
+            for child in tree.nodes[found:]:
                 heapq.heappush(best, (-tree.scores[child], child))
 
     def _expand(self, speculation: Speculation, nodes: Sequence[int], text: Suffixes) -> None:
@@ -110,7 +110,7 @@ class LookupDrafter:
         return likely
 
     def _add_children(self, speculation: Speculation, node: int, text: Suffixes) -> None:
-        path = [] if node == ROOT else speculation.tree.path(node)
+        path = speculation.tree.path(node)
         likely = self._likely([*speculation.context[-LONGEST:], *path][-LONGEST:], text)
         known = [token for token in likely if token < speculation.vocabulary_size]
         best = sorted(known, key=lambda token: (-likely[token], token))

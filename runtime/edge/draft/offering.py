@@ -46,7 +46,7 @@ class Offering:
             self._paths = set()
         kept = {node: tuple(tree.path(node)) for node in tree.kept()}
         new = [node for node, path in kept.items() if (*head, *path) not in self._paths]
-        tokens = speculation.probability(node for node in new if tree.depths[node] >= ahead)
+        tokens = speculation.probability(node for node in new if tree.depths[node] > ahead)
         is_heard = self._at_once or self.nodes > 0
         if not kept or (is_heard and tokens < LEAST_TOKENS):
             return None

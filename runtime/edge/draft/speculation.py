@@ -134,26 +134,26 @@ class Speculation:
 
     def probability(self, nodes: Iterable[int]) -> float:
         """Sum over nodes of the probability that the text goes through them."""
-        return sum(1.0 if node == ROOT else math.exp(self.tree.scores[node]) for node in nodes)
+        return sum(math.exp(self.tree.scores[node]) for node in nodes)
 
     def frontier(self, max_nodes: int) -> list[int]:
         """The nodes that the next pass expands on the way to a tree of `max_nodes`; none when done.
 
         `ROOT` alone means the text that the cache does not have yet.
         """
-        self.tree.budget = min(self.shape.max_budget, max_nodes)
-        return self._expandable(self.tree.kept()) if self.tree.budget else []
+        self.tree.max_nodes = min(self.shape.max_budget, max_nodes)
+        return self._expandable(self.tree.kept()) if self.tree.max_nodes else []
 
     def frontier_to_offer(self) -> list[int]:
         """The same on the way to an offer, which may have more: what fits of it is verified."""
-        self.tree.budget = min(OFFERED_SHARES * self.shape.max_budget, MAX_OFFERED)
-        return self._expandable(self.tree.kept()) if self.tree.budget else []
+        self.tree.max_nodes = min(OFFERED_SHARES * self.shape.max_budget, MAX_OFFERED)
+        return self._expandable(self.tree.kept()) if self.tree.max_nodes else []
 
     def frontier_ahead(self) -> list[int]:
         """The same while a draft is in flight; none where there is nothing more to be foreseen."""
         if not self.in_flight or self.shape.max_budget == 0:
             return []
-        self.tree.budget = self.shape.max_budget
+        self.tree.max_nodes = self.shape.max_budget
         match self.proactive:
             case Proactive.OFF:
                 return self._expandable([])
@@ -161,8 +161,8 @@ class Speculation:
                 return self._expandable(self._single())
             case Proactive.MULTI:
                 sent = set(self.sent.source)
-                unsent = [node for node in range(len(self.tree)) if node not in sent]
-                best = self.tree.best_first(unsent)[: self.tree.budget]
+                unsent = [node for node in self.tree.nodes if node not in sent]
+                best = self.tree.best_first(unsent)[: self.tree.max_nodes]
                 return self._expandable([*sent, *best])
 
     def may_go_on(self, node: int) -> bool:
@@ -172,7 +172,7 @@ class Speculation:
 
     def send(self, max_nodes: int) -> OrderedTree:
         """The best nodes, in sending order; the tree goes on growing around them."""
-        self.tree.budget = min(self.shape.max_budget, max_nodes)
+        self.tree.max_nodes = min(self.shape.max_budget, max_nodes)
         self.look_up()
         self.sent, self.in_flight = self.tree.ordered(), True
         self._expanded_before = len(self.tree.expanded)
@@ -185,11 +185,11 @@ class Speculation:
         run; a pass can run them together.
         """
         tree, run, kept = self.tree, {ROOT, *self.tree.expanded}, self.tree.kept()
-        is_full = 0 < tree.budget == len(kept)
+        is_full = 0 < tree.max_nodes == len(kept)
         least = tree.scores[kept[-1]] if is_full else -math.inf  # of those that may be kept
         leaves = [node for node in kept if node not in run and tree.parents[node] in run]
         best = [(-tree.scores[leaf], leaf) for leaf in leaves]  # a heap: it is sorted
-        for _ in range(tree.budget):
+        for _ in range(tree.max_nodes):
             if not best or -best[0][0] <= least:
                 return
             _, node = heapq.heappop(best)
@@ -264,7 +264,7 @@ class Speculation:
 
     def _expandable(self, nodes: Iterable[int]) -> list[int]:
         """The best of some nodes whose children could still be accepted."""
-        if self._deepest < 0 or not self.is_readable:
+        if self._deepest < 1 or not self.is_readable:
             return []
         if self.cached < len(self.context):
             return [ROOT]
@@ -274,7 +274,7 @@ class Speculation:
     @property
     def _deepest(self) -> int:
         """Depth of nodes that can be accepted; the bonus comes below them."""
-        return self.limit - len(self.context) - 2
+        return self.limit - len(self.context) - 1
 
     def _in_reach(self, nodes: Iterable[int]) -> list[int]:
         """Those of some nodes whose children could still be accepted."""
@@ -293,7 +293,7 @@ class Speculation:
         if bonus is None:
             return []
         below = self.tree.best_first(self.tree.below(bonus))
-        return [bonus, *below[: self.tree.budget]]
+        return [bonus, *below[: self.tree.max_nodes]]
 
     def _likeliest_end(self) -> tuple[int, int | None]:
         """The sent leaf (or `ROOT`) that the walk is likeliest to end at, and its best child."""

@@ -66,11 +66,11 @@ def from_scratch(oracle: Engine, speculation: Speculation) -> DraftTree:
         torch.full((len(paths),), speculation.noise.seed),
         torch.tensor([len(speculation.context) + len(path) for path in paths]),
     )
-    tree = DraftTree(grown.budget, expanded=grown.expanded)
+    tree = DraftTree(grown.max_nodes, expanded=grown.expanded)
     nodes = [ROOT, *grown.expanded]
     children = dict(zip(nodes, zip(ids.tolist(), scores.tolist(), strict=True), strict=True))
     # Children in the order in which the grown tree found them: it need not be that of expansion.
-    for node in dict.fromkeys(grown.parents):
+    for node in dict.fromkeys(grown.parents[1:]):
         tree.add_children(node, zip(*children.pop(node), strict=True))
     assert not children, "an expanded node has no children"
     return tree
@@ -134,7 +134,7 @@ def test_a_pass_runs_what_was_looked_up_below_what_it_runs(
         texts = [[*speculation.context, *tree.path(node)] for node in nodes]
         log_p = fresh_logits(oracle, texts).log_softmax(-1)
         for node, row in zip(nodes, log_p, strict=True):
-            base = 0.0 if node == ROOT else tree.scores[node]
+            base = tree.scores[node]
             for score, token in zip(*row.topk(shape.max_branch_width), strict=True):
                 child = tree.child(node, int(token))
                 assert child is not None

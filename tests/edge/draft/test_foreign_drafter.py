@@ -20,7 +20,6 @@ from runtime.edge.draft.translation import Said, Translation
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
-from runtime.tree import ROOT
 from specedge_kernels import draft_topk
 from tests.edge.draft.test_drafter import fresh_logits
 from tests.edge.draft.vocabularies import BYTES, drafts, target
@@ -144,16 +143,17 @@ def children(shadow: Shadow) -> dict:
     """The same of the shadow's tree."""
     tree = shadow.tree
     found: dict = {(): {}} | {tuple(tree.path(node)): {} for node in tree.expanded}
-    for node, parent in enumerate(tree.parents):
-        base = 0.0 if parent == ROOT else tree.scores[parent]
-        found[tuple(tree.path(parent))][tree.tokens[node]] = tree.scores[node] - base
+    for node in tree.nodes:
+        parent = tree.parents[node]
+        share = tree.scores[node] - tree.scores[parent]
+        found[tuple(tree.path(parent))][tree.tokens[node]] = share
     return found
 
 
 def check_said(own: Speculation, shadow: Shadow, translation: Translation) -> None:
     """Each line is the tokenizer's own way to write its text, and counts for its share."""
     judge, expected = Tokenizer(target(), ()), dict[tuple[int, ...], float]()
-    for node, line in enumerate(shadow.lines()):
+    for node, line in zip(shadow.tree.nodes, shadow.lines(), strict=True):
         data = whole_characters(b"".join(map(translation.spelled, shadow.tree.path(node))))
         assert b"".join(BYTE_PAIRS.spelled[token] or b"" for token in line) == data
         text = data.decode("utf-8", "replace")
@@ -164,10 +164,10 @@ def check_said(own: Speculation, shadow: Shadow, translation: Translation) -> No
         share = chance - sum(math.exp(shadow.tree.scores[n]) for n in below)
         for length in range(1, len(line) + 1):
             expected[line[:length]] = expected.get(line[:length], 0.0) + max(share, 0.0)
-    nodes = {tuple(own.tree.path(node)): node for node in range(len(own.tree))}
+    nodes = {tuple(own.tree.path(node)): node for node in own.tree.nodes}
     for path, node in nodes.items():
         assert math.exp(own.tree.scores[node]) == pytest.approx(expected.get(path, 0.0), abs=1e-9)
-        assert node == 0 or own.tree.parents[node] < node
+        assert own.tree.parents[node] < node
     assert expected.keys() <= nodes.keys()
 
 

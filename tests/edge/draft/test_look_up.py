@@ -35,8 +35,8 @@ def run(own: Speculation, frontier: list[int], rng: random.Random) -> None:
 
 def children_of(tree: DraftTree) -> dict[int, list[int]]:
     result: dict[int, list[int]] = {}
-    for node, parent in enumerate(tree.parents):
-        result.setdefault(parent, []).append(node)
+    for node in tree.nodes:
+        result.setdefault(tree.parents[node], []).append(node)
     return result
 
 
@@ -65,7 +65,7 @@ def test_a_leaf_goes_on_as_the_prompt_does(offers: bool) -> None:
     )
     assert list(tree.parents[:5]) == [0, 1, 2, 3, 4]
     likely = shares(own.suffixes, [*prompt, 105])[106]
-    assert math.exp(own.tree.scores[own.tree.child(0, 106)]) == pytest.approx(0.8 * likely)
+    assert math.exp(own.tree.scores[own.tree.child(1, 106)]) == pytest.approx(0.8 * likely)
     if not offers:
         assert own.commit(3, 9).tokens == (105, 106, 107, 9)
 
@@ -92,22 +92,22 @@ def test_what_is_sent_is_the_best_of_all_that_could_be_looked_up(seed: int) -> N
         if frontier := own.frontier(24):
             run(own, frontier, rng)
     most = rng.randint(1, 24)
-    own.tree.budget = most
+    own.tree.max_nodes = most
     whole = copy.deepcopy(own.tree)
     todo = [node for node in whole.kept() if node not in whole.expanded]
     while todo:
         leaf = todo.pop()
-        if whole.depths[leaf] + 2 > own.limit - len(own.context) - 1:
+        if whole.depths[leaf] + 1 > own.limit - len(own.context) - 1:
             continue
         likely = shares(own.suffixes, [*own.context[-LONGEST:], *whole.path(leaf)])
         best = sorted(likely.items(), key=lambda item: (-item[1], item[0]))[:3]
         first = len(whole)
         whole.add_children(leaf, [(token, math.log(share)) for token, share in best])
-        todo += [node for node in range(first, len(whole)) if whole.scores[node] > -12]
+        todo += [node for node in whole.nodes[first:] if whole.scores[node] > -12]
     sent = own.send(most)
     scores = sorted((own.tree.scores[node] for node in sent.source), reverse=True)
     assert scores == pytest.approx([whole.scores[node] for node in whole.kept()])
-    known = {tuple(whole.path(node)) for node in range(len(whole))}
+    known = {tuple(whole.path(node)) for node in whole.nodes}
     assert {tuple(own.tree.path(node)) for node in sent.source} <= known
 
 

@@ -14,7 +14,7 @@ def chain(text: list[int], tokens: list[int], probability: float = 0.9) -> Specu
     speculation = Speculation(list(text), 1000, SHAPE, Proactive.MULTI, Noise(), 1000)
     speculation.in_flight = False
     parent = ROOT
-    for node, token in enumerate(tokens):
+    for node, token in enumerate(tokens, start=1):
         speculation.tree.add_children(parent, [(token, math.log(probability))])
         parent = node
     return speculation

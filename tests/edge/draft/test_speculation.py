@@ -65,7 +65,7 @@ def test_many_outcomes_are_drafted_likeliest_first(seed: int) -> None:
         if not frontier:
             continue
         least = min(own.tree.scores[node] for node in frontier)
-        unsent = [n for n in range(len(own.tree)) if n not in own.sent.source]
+        unsent = [n for n in own.tree.nodes if n not in own.sent.source]
         best = sorted(unsent, key=lambda n: -own.tree.scores[n])[: SHAPE.max_budget]
         waiting = {*own.sent.source, *best} - {*own.tree.expanded, *frontier}
         assert all(own.tree.scores[node] <= least for node in waiting)
@@ -94,7 +94,8 @@ def test_a_single_outcome_is_the_best_leaf_and_its_best_child(seed: int) -> None
     # Another outcome, however much had been drafted below it, starts from nothing.
     other = next(child for child in outcomes(own) if child != bonus)
     own.tree.expanded.append(other)
-    node = own.sent.source.index(own.tree.parents[other]) + 1 if own.tree.parents[other] >= 0 else 0
+    parent = own.tree.parents[other]
+    node = own.sent.source.index(parent) + 1 if parent else 0
     assert not own.commit(node, own.tree.tokens[other]).hit
 
 
@@ -119,7 +120,7 @@ def test_nothing_is_drafted_ahead_when_it_is_off() -> None:
     assert own.frontier_ahead() == [ROOT], "the prompt is read while the server reads it"
     random_pass(own, [ROOT], rng)
     assert own.frontier_ahead() == []
-    own.commit(0, own.tree.tokens[0])
+    own.commit(0, own.tree.tokens[1])
     round_trip(own, rng, passes=3, passes_ahead=3)
     step = own.commit(0, 49)
     assert (step.n_ahead, step.n_reused, step.hit) == (0, 0, False)
@@ -178,7 +179,7 @@ def test_growth_ends_at_the_limits() -> None:
     short = speculation(Proactive.MULTI, TreeShape(255, 50, 9, 2), limit=5 + 4)
     while frontier := short.frontier_ahead():
         random_pass(short, frontier, rng)
-    assert max(short.tree.depths) + 1 == 3, "three drafted tokens and a bonus reach the limit"
+    assert max(short.tree.depths) == 3, "three drafted tokens and a bonus reach the limit"
 
 
 def test_the_expected_tokens_are_those_of_the_walk() -> None:
@@ -188,7 +189,7 @@ def test_the_expected_tokens_are_those_of_the_walk() -> None:
     round_trip(own, rng, passes=4, passes_ahead=0)
     kept, expected = set(own.tree.kept()), 0.0
     for node in (ROOT, *kept):
-        reached = 1.0 if node == ROOT else math.exp(own.tree.scores[node])
+        reached = math.exp(own.tree.scores[node])
         passed = sum(math.exp(own.tree.scores[n]) for n in kept if own.tree.parents[n] == node)
         expected += (reached - passed) * (len(own.tree.path(node)) + 1)
     assert own.expected_tokens == pytest.approx(expected)
