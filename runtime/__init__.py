@@ -16,25 +16,28 @@ peer          the other end of a connection
 user          who an edge proves to be; "" where a server asks nobody
 request       one prompt and its answer; on a connection it has a number
 text, context the accepted tokens of a request, prompt included; `base` counts them
-root          the last accepted token; node 0 of a tree, never sent; its children have depth 1
+root          the last accepted token; node 0 of every tree, never sent; its children have depth 1
 tree, draft   drafted tokens under the root, nodes 1, 2, ... in which parents come first
 chunk         the part of a prompt that one step prefills
 step          one forward pass of the target on the server, and the drawing and walking after it
 row           one token of a step: a node of a tree, root included, or one of a chunk
-path          the nodes of a tree that equal the target's own tokens, from the root on
+path          the nodes from the root to one; a verdict's: those that are the target's own tokens
 bonus         the target's token after the path
 verdict       what a step says to one request: its path and its bonus
 finish        why a verdict is the last one
 round         from one verdict to the next
-turn          who moves next: the edge drafts, the edge waits for a credit, or the server goes on
-plain         decoding without drafts: the server has every turn
+turn          who moves next: the edge drafts, the edge waits for a credit, or the server goes on;
+              nobody, where another verdict of the same step follows
+plain         decoding without asking for drafts: the server has every turn
+offer         a tree that an edge sends unasked then; what still fits the text is verified
 grant         the next move that an edge is told: how many nodes, and for how long
-max_nodes     the most nodes: of a request (that its edge ever drafts), or of a grant
+max_nodes     the most nodes: of a request (that its edge ever drafts; as an option `--max-budget`,
+              as in the paper), of a grant, or of a tree that grows
 free_s        how long drafting costs the server nothing: its tree comes just before its step
 late_s        how much longer the server would wait for it
 draft_s       how long an edge drafted, from its grant on
 credit        permission to send one tree: a place in one step
-slot          the step that a tree is drafted for
+slot          the step that a tree is drafted for; in kernels, a place of the KV cache
 slack         what a request may still lose by drafting (server/policy/trial.py)
 page          a fixed number of places in the KV cache; the unit in which it is lent
 prefix cache  pages of verified text that a request with the same beginning shares
