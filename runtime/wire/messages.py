@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from operator import ge, gt
-from typing import ClassVar, get_args
+from typing import ClassVar, TypeVar, get_args
 
 from runtime.wire.fields import (
     CONTROL_CHARACTERS,
@@ -913,48 +913,42 @@ class Error:
         return cls(request, ErrorCode(code), bool(fatal), decode_text(body[cls.LAYOUT.size :]))
 
 
+WithNonce = TypeVar("WithNonce", bound="_Nonce")
+
+
 @dataclass(frozen=True, slots=True)
-class Ping:
+class _Nonce:
+    """Of a Ping, and of the Pong that answers it."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<Q")
+    request: ClassVar[int] = 0
+
+    nonce: int
+
+    def __post_init__(self) -> None:
+        check("nonce", self.nonce, 0, U64_MAX)
+
+    def encode(self, vocabulary_size: int) -> bytes:
+        return self.LAYOUT.pack(self.nonce)
+
+    @classmethod
+    def decode(cls: type[WithNonce], body: bytes, request: int, vocabulary_size: int) -> WithNonce:
+        check_length(body, cls.LAYOUT.size)
+        return cls(*cls.LAYOUT.unpack(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(_Nonce):
     """Either way: are you there? The connection answers by itself with a Pong of this nonce."""
 
     TYPE: ClassVar[int] = 9
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<Q")
-    request: ClassVar[int] = 0
-
-    nonce: int
-
-    def __post_init__(self) -> None:
-        check("nonce", self.nonce, 0, U64_MAX)
-
-    def encode(self, vocabulary_size: int) -> bytes:
-        return self.LAYOUT.pack(self.nonce)
-
-    @classmethod
-    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Ping:
-        check_length(body, cls.LAYOUT.size)
-        return cls(*cls.LAYOUT.unpack(body))
 
 
 @dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(_Nonce):
     """The answer to a Ping, with its nonce."""
 
     TYPE: ClassVar[int] = 10
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<Q")
-    request: ClassVar[int] = 0
-
-    nonce: int
-
-    def __post_init__(self) -> None:
-        check("nonce", self.nonce, 0, U64_MAX)
-
-    def encode(self, vocabulary_size: int) -> bytes:
-        return self.LAYOUT.pack(self.nonce)
-
-    @classmethod
-    def decode(cls, body: bytes, request: int, vocabulary_size: int) -> Pong:
-        check_length(body, cls.LAYOUT.size)
-        return cls(*cls.LAYOUT.unpack(body))
 
 
 Greeting = Hello | Challenge | Proof | Redirect | Welcome | Template | Adapters
