@@ -14,7 +14,7 @@ the text is its token, and both models are tables. What the draft thinks comes a
 
 The other candidates are tokens of about the same confidence: a wrong branch of a difficult passage
 is difficult as well. Parameters other than the confidence's mean and spread are fitted to the
-embedded pair (`fit.py`), and those two to a row of the paper (`calibrate.py`).
+embedded pair (`bench/standin_fit.py`), and those two to a row of the paper (`calibration.py`).
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
 """Which places in the steps to come have been given away: the credits that are out.
 
 A credit is permission to send one tree, and stands for one place in one step. Say a step holds four
-trees, step 7 is running, and a tree that is drafted now can be in step 9 at the soonest. Two steps,
-8 and 9, begin until then, so there are eight places before the tree needs its own. It may be sent
-if fewer than four credits are out for step 9, and fewer than eight for steps 8 and 9 together (a
-tree that is late for step 8 will want a place in step 9). So trees on the way or in the queue never
-outnumber the places that wait for them, and none is ever dropped.
+trees, step 7 is running, and a tree that is drafted now can be in step 9 at the soonest. Steps 8
+and 9 have eight places, the tree's own among them. It may be sent if fewer than four credits are
+out for step 9, and fewer than eight for steps 8 and 9 together (a tree that is late for step 8 will
+want a place in step 9). So trees on the way or in the queue never outnumber the places that wait
+for them, and none is ever dropped.
 
 Knows nothing of users and clocks; the time is an argument.
 """
