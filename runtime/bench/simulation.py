@@ -376,8 +376,10 @@ class Simulation:
         heapq.heappush(self._queue, (self._now_s, number))
 
     def _offered(self, number: int, offer: Offer) -> None:
-        self.requests[number].take_offer(offer)
-        self.pipeline.offer_came(self.requests[number], offer.base, self._now_s)
+        request = self.requests[number]
+        request.take_offer(offer)
+        self.pipeline.offer_came(request, offer.base, self._now_s)
+        request.take_along(self.pipeline.nodes_to_take(request, self._now_s))
 
     # --- the edges ---
 

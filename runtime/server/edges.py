@@ -269,9 +269,8 @@ class Edges:
             return
         now_s = time.monotonic()
         self.pipeline.offer_came(request, message.base, now_s)
-        # if it is not worth its rows, it is gone
         request.take_along(self.pipeline.nodes_to_take(request, now_s))
-        if request.offer is not None and request.verifying > 1:
+        if request.takes_offer and request.verifying > 1:
             self.recall()  # it follows its own step there, with nothing but one token
             self.news()
 

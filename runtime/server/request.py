@@ -112,6 +112,7 @@ class Request:
     turn: Turn | None = None  # who moves next, as its edge was told; None before the first verdict
     draft: Tree | None = NO_NODES  # what is ready to be verified; the prompt alone at first
     offer: Offer | None = None  # the last one that may still be of use
+    takes_offer: bool = False  # in its next step, so that it does not follow its own without it
     decoded: int = 0  # tokens from where the offer began to where the draft taken from it does
     ready_s: float = 0.0  # when the draft arrived
     verdict_s: float | None = None  # when the last verdict left
@@ -287,13 +288,20 @@ class Request:
         return below
 
     def take_along(self, most: int) -> Tree:
-        """The best nodes of what is offered; where that is none, the offer is forgotten."""
-        tree = self.offered.best(most)
+        """The best nodes of what is offered; where nothing of it is left, it is forgotten."""
+        offered = self.offered
         if self.offer is not None:
             self.decoded = len(self.context) - self.offer.base
-        if not len(tree):
-            self.offer = None
+        if not len(offered):
+            self.drop_offer()
+            return NO_NODES
+        tree = offered.best(most)
+        self.takes_offer = len(tree) > 0
         return tree
+
+    def drop_offer(self) -> None:
+        """What its edge has offered is of no use any more."""
+        self.offer, self.takes_offer = None, False
 
     @property
     def foreseen(self) -> int:

@@ -133,6 +133,21 @@ def test_an_offer_is_cut_at_the_end_of_the_text() -> None:
     assert len(state.offered) == 0
 
 
+def test_an_offer_of_which_nothing_is_taken_is_kept_while_something_holds() -> None:
+    state = request(5, 20)
+    state.turn = Turn.SERVER
+    assert offered(5, (1, 2, 3), state) == (1, 2, 3)
+    assert not len(state.take_along(0))
+    assert not state.takes_offer, "it follows its own step"
+    state.context += [1]
+    assert state.take_along(2).tokens == (2, 3)
+    assert state.takes_offer
+    state.context += [9]
+    assert not len(state.take_along(2))
+    assert state.offer is None
+    assert not state.takes_offer
+
+
 def test_an_offer_leaves_a_place_for_the_token_behind_it() -> None:
     state = request(5, 8)
     state.turn = Turn.SERVER

@@ -159,9 +159,11 @@ class Pipeline:
         edge.verdict_s, edge.nodes = now_s, 0
         holds = request.offer is not None and len(request.offered) > 0
         if was_plain:
+            # taken along or not: offers that are not worth missed steps are why to miss none
             self.load.offers.observe(holds and self._useful_nodes(edge, now_s) > 0)
         # what it has offered is verified first, unless it is better asked
-        goes_on = request.verifying > 1 or (holds and self._does_better_unasked(edge))
+        takes = holds and request.takes_offer
+        goes_on = request.verifying > 1 or (takes and self._does_better_unasked(edge))
         self.objective.verdict(edge.stretch, len(ranks) + 1, self.load.all_plain_s, now_s)
         edge.worth_nodes = 0 if goes_on else self._nodes(edge, now_s)
         edge.decided(asked=edge.worth_nodes > 0)
@@ -172,7 +174,7 @@ class Pipeline:
         # Where there is a line, all requests of this step shall stand in it before anyone is next.
         others_wait = self.credits.wanted
         request.told(Turn.WAIT)
-        request.offer = None
+        request.drop_offer()
         self.credits.want(request)
         if others_wait or not self._give(now_s):
             return WAITS
@@ -180,7 +182,7 @@ class Pipeline:
 
     def stays_plain(self, request: Request) -> bool:
         """Whether one that decodes plainly will go on to, as far as is known now."""
-        return request.offer is None and self._nodes(request.edge, self.free_at_s) == 0
+        return not request.takes_offer and self._nodes(request.edge, self.free_at_s) == 0
 
     @property
     def awaits_offers(self) -> bool:
@@ -245,6 +247,7 @@ class Pipeline:
                 edge.foreseen.observe(request.decoded + len(ranks))
             elif request.offer is not None and not len(request.offered):
                 edge.foreseen.observe(request.foreseen)
+                request.drop_offer()
         was_asked = turn is Turn.EDGE
         if not was_asked and not edge.nodes:
             if edge.trial.plain():

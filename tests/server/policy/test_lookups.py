@@ -141,3 +141,21 @@ def test_an_edge_whose_offers_bring_nothing_is_asked_until_it_is_known_to_draft_
     for _ in range(2):
         slow.arrived(4, 0.0005, now_s=1.0)
     assert not slow.is_worth_asking(0.03), "it is quick after all"
+
+
+@pytest.mark.parametrize("edges", [1, 2, 4, 16])
+def test_offers_too_small_to_miss_steps_for_are_why_no_steps_are_missed(edges: int) -> None:
+    """All that is offered is right, and less than what steps chosen ahead would cost.
+
+    So steps are not chosen ahead, once that is seen, and everybody's offers are taken along.
+    """
+    step_s = 0.1
+    accelerator = Accelerator(((1, step_s),), max_batch=32)
+    trips = [Copying(Device(0.014, max_nodes=NODES)) for _ in range(edges)]
+    waiting = iter(trips)
+    devices = [trip.device for trip in trips]
+    simulation = Simulation(accelerator, devices, RoundRobin(), trip=lambda _: next(waiting))
+    record = simulation.run(10.0, 2.0)
+    # a token is decoded on an offer's way, so one less is taken along; the next offer is made
+    # before that step is over, and nothing of it is left behind what the step brings: 5, 1, 5, 1
+    assert record.tokens >= 0.95 * edges * (1 + NODES) / 2 * record.elapsed_s / step_s
