@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["json_schema", "regex", "lark"]
+Kind = Literal["json_schema", "regex", "lark", "tokens"]
 
 MOST_BYTES = 60 * 1024 - 9  # a frame of the protocol holds no more
 
@@ -13,7 +13,9 @@ class Constraint:
     """Only an answer that fits `text` is written, whatever the model would rather say.
 
     kind   "json_schema": JSON that is valid under the schema; "regex": a text that the expression
-           matches as a whole; "lark": a text of the grammar, in llguidance's form of Lark
+           matches as a whole; "lark": a text of the grammar, in llguidance's form of Lark;
+           "tokens": ids with a space between two, which are the answer whatever the model would
+           say, to hear their log-probabilities
     text   1 to 61,431 bytes of UTF-8
 
     Raises ValueError for another kind or size; what it means is looked at by the server.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,15 +19,17 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runtime.api.backend import Backend
+from runtime.api.echo import Echo, echo
 from runtime.api.errors import APIError, api_error
+from runtime.edge.answer import AsyncAnswer, Stream
 from runtime.edge.net.link import ServerError
 from runtime.wire.messages import ErrorCode
 
 if TYPE_CHECKING:
-    from runtime.edge.answer import AsyncAnswer
     from runtime.edge.answer_text import Piece
     from runtime.edge.options import RequestOptions
     from runtime.edge.prompts import Prompt
+    from runtime.edge.resume import FinishReason
 
 # What the server refuses this soon is a status; later it is an event, as the stream has begun.
 GRACE_S = 0.01
@@ -53,7 +56,8 @@ AS_IT_IS: RequestOptions = {
 class Asked:
     """A request, as far as it does not matter at which endpoint it came.
 
-    max_tokens is None for as many as there is room for; without a seed one is drawn.
+    max_tokens is None for as many as there is room for, and 0 only where the prompts are echoed;
+    without a seed one is drawn.
     """
 
     prompts: Sequence[Prompt | Sequence[int]]
@@ -63,6 +67,7 @@ class Asked:
     seed: int | None = None
     stream: bool = False
     include_usage: bool = False
+    echoes: bool = False  # whether the prompts are given back, in front of their answers
     param: str = "prompt"  # the field that the prompts came in
     constrained_by: str = "response_format"  # the field that a constraint came in, if there is one
     # further options of an answer, once the ids of its prompt are known; called in threads
@@ -82,6 +87,7 @@ class Choice:
     prompt: list[int]
     answer: AsyncAnswer
     is_constrained: bool = False
+    echo: Echo | None = None  # of the prompt, where it is given back
     texts: list[str] = field(default_factory=list)
     shown: int = 0  # of the answer's tokens, those whose text has come
 
@@ -255,19 +261,42 @@ async def begin(backend: Backend, asked: Asked) -> list[Choice]:
     seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed
     # all are looked at before any is asked: nothing is left running behind an error
     encoded = [await _encoded(backend, asked, prompt) for prompt in asked.prompts]
+    echoes = await _echoes(backend, asked, encoded) if asked.echoes else [None] * len(encoded)
     choices: list[Choice] = []
     try:
-        for ids, options in encoded:
+        for (ids, options), echoed in zip(encoded, echoes, strict=True):
             is_constrained = options.get("constraint") is not None
             for number in range(asked.n):
                 drawn: RequestOptions = {**options, "seed": (seed + number) % SEEDS}
-                answer = backend.generate(ids, **drawn)
-                choices.append(Choice(len(choices), ids, answer, is_constrained))
+                answer = backend.generate(ids, **drawn) if drawn["max_tokens"] else _no_answer()
+                choices.append(Choice(len(choices), ids, answer, is_constrained, echoed))
     except BaseException:
         for choice in choices:
             choice.answer.cancel()
         raise
     return choices
+
+
+async def _echoes(
+    backend: Backend, asked: Asked, encoded: Sequence[tuple[list[int], RequestOptions]]
+) -> list[Echo]:
+    """Of all prompts at once. Raises what the backend raises."""
+    echoing = [
+        asyncio.ensure_future(echo(backend, prompt, *of_prompt))
+        for prompt, of_prompt in zip(asked.prompts, encoded, strict=True)
+    ]
+    try:
+        return await asyncio.gather(*echoing)
+    finally:
+        for one in echoing:
+            one.cancel()
+
+
+def _no_answer() -> AsyncAnswer:
+    """One that has ended before its first token, as it was asked to."""
+    writing: Future[FinishReason] = Future()
+    writing.set_result("length")
+    return AsyncAnswer(Stream(), writing, lambda: None)
 
 
 async def encode(backend: Backend, asked: Asked, prompt: Prompt | Sequence[int]) -> list[int]:
@@ -298,7 +327,7 @@ async def _encoded(
             code="context_length_exceeded",
         )
     more = await asyncio.to_thread(asked.of_prompt, ids)
-    max_tokens = min(asked.max_tokens or room, room)
+    max_tokens = room if asked.max_tokens is None else min(asked.max_tokens, room)
     return ids, {**asked.options, **AS_IT_IS, **more, "max_tokens": max_tokens}
 
 

@@ -49,6 +49,7 @@ def routes(backend_of: BackendOf) -> list[BaseRoute]:
         Route("/v1/completions", told(api.completions), methods=["POST"]),
         Route("/tokenize", told(api.tokenize), methods=["POST"]),
         Route("/detokenize", told(api.detokenize), methods=["POST"]),
+        Route("/tokenizer_info", told(api.tokenizer_info), methods=["GET"]),
     ]
 
 
@@ -122,6 +123,9 @@ class _API:
         return _json(
             await asyncio.to_thread(tokens.detokenize, *await self._asked(request, DetokenizeBody))
         )
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        return _json(tokens.info(await self._ready(request)))
 
     async def _asked(self, request: Request, kind: type[Known]) -> tuple[Backend, Known]:
         """Who may ask is known before the body is read."""

@@ -94,7 +94,9 @@ class CompletionBody(Body, kw_only=True):
     """POST /v1/completions"""
 
     prompt: str | list[Any]
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     logprobs: Likeliest | bool | None = None
+    echo: bool | None = None
 
 
 class TokenizeBody(Asking, kw_only=True):
@@ -208,7 +210,7 @@ def parse(body: bytes, kind: type[Known]) -> Known:
     """Raises APIError, with the field that is wrong as its param."""
     fields = _object(body)
     for name, neutral in NEUTRAL.items():
-        value = fields.get(name)
+        value = None if name in kind.__struct_fields__ else fields.get(name)
         if value is not None and not any(_same(value, allowed) for allowed in neutral):
             sentence = f"{name} would change the text, and is not supported here; leave it out"
             raise APIError(400, sentence, param=name, code="unsupported_parameter")

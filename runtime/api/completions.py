@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 from runtime.api.answering import DONE, Asked, Choice
 from runtime.api.backend import Backend
 from runtime.api.bodies import MAX_ANSWERS, CompletionBody
+from runtime.api.echo import spelled
 from runtime.api.errors import APIError
 from runtime.api.logprobs import CompletionLogprobs
 from runtime.api.options import drawn
@@ -27,11 +29,13 @@ def asked(body: CompletionBody) -> Asked:
             400, f"a request has at most {MAX_ANSWERS} answers, all prompts together", param="n"
         )
     schema = schema_of(body.response_format, "response_format")
-    max_tokens = body.max_tokens or DEFAULT_TOKENS
+    max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    if not max_tokens and not body.echo:
+        raise APIError(400, "max_tokens is 0, and without echo nothing is left", param="max_tokens")
     asked = drawn(body, prompts, max_tokens, param="prompt", raw=True, schema=schema)
     if body.logprobs is not None and body.logprobs is not False:
         asked.options["logprobs"] = int(body.logprobs)
-    return asked
+    return replace(asked, echoes=bool(body.echo))
 
 
 def _prompts(given: str | list[Any]) -> list[str | list[int]]:
@@ -67,8 +71,11 @@ class CompletionForm:
         self._tail: dict[str, Any] = {"usage": None} if asked.include_usage else {}
 
     def begin(self, choice: Choice) -> list[dict[str, Any]]:
-        """Nothing: there is no role."""
-        return []
+        """The prompt, where it is to be given back; there is no role."""
+        if choice.echo is None:
+            return []
+        one = self._one(choice, choice.echo.text, self._logprobs_of_prompt(choice), None)
+        return [{**self._head, "choices": [one], **self._tail}]
 
     def text(self, choice: Choice, text: str, tokens: slice) -> list[dict[str, Any]]:
         """One chunk of text."""
@@ -90,17 +97,17 @@ class CompletionForm:
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """A text_completion."""
-        texts = [
-            self._one(
-                choice,
-                choice.text,
-                self._logprobs(choice, slice(0, choice.shown)),
-                choice.finish_reason,
-            )
-            for choice in choices
-        ]
         took = {"usage": usage(choices), "timings": timings(choices[0])}
-        return {**self._head, "choices": texts, **took}
+        return {**self._head, "choices": [self._whole(choice) for choice in choices], **took}
+
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        text, logprobs = choice.text, self._logprobs_of_prompt(choice)
+        of_answer = self._logprobs(choice, slice(0, choice.shown))
+        if logprobs is not None and of_answer is not None:
+            of_answer = {name: logprobs[name] + of_answer[name] for name in of_answer}
+        if choice.echo is not None:
+            text = choice.echo.text + text
+        return self._one(choice, text, of_answer, choice.finish_reason)
 
     def _one(
         self, choice: Choice, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
@@ -111,6 +118,15 @@ class CompletionForm:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
+
+    def _logprobs_of_prompt(self, choice: Choice) -> dict[str, Any] | None:
+        """To be asked for before those of the answer, whose offsets follow."""
+        if choice.echo is None or self._tokenizer is None:
+            return None
+        prompt = CompletionLogprobs(self._tokenizer, spelled(self._tokenizer, choice.echo.ids))
+        self._of_answers[choice.index] = prompt
+        first, others = prompt.first(choice.echo.ids[0]), prompt.next(choice.echo.logprobs)
+        return {name: first[name] + others[name] for name in first}
 
     def _logprobs(self, choice: Choice, tokens: slice) -> dict[str, Any] | None:
         if self._tokenizer is None:

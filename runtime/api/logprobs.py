@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime.model.text_stream import TextStream
+from runtime.model.text_stream import Spelled, TextStream
 
 if TYPE_CHECKING:
     from runtime.edge.answer import TokenLogprob
@@ -29,27 +29,47 @@ def of_chat(tokenizer: Tokenizer, entries: Sequence[TokenLogprob]) -> dict[str, 
 class CompletionLogprobs:
     """Those of one answer, lists beside each other; knows how much text has been before."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._stream, self._length = tokenizer, TextStream(tokenizer), 0
+    def __init__(self, tokenizer: Tokenizer, shown: Spelled | None = None) -> None:
+        """shown: the tokenizer, where the text has some of its control tokens."""
+        self._tokenizer, self._shown = tokenizer, shown or tokenizer
+        self._stream, self._length = TextStream(self._shown), 0
+
+    def first(self, token: int) -> dict[str, Any]:
+        """Of a prompt's first token, before which nothing is."""
+        text, offset = _text(self._tokenizer, token), self._offset(token)
+        nothing: list[None] = [None]
+        return {
+            "tokens": [text],
+            "token_logprobs": nothing,
+            "top_logprobs": nothing,
+            "text_offset": [offset],
+        }
 
     def next(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         """Of the tokens that follow."""
         return {
             "tokens": [_text(self._tokenizer, entry.token) for entry in entries],
             "token_logprobs": [max(entry.logprob, LEAST) for entry in entries],
-            "top_logprobs": [
-                {_text(self._tokenizer, token): max(logprob, LEAST) for token, logprob in entry.top}
-                for entry in entries
-            ],
+            "top_logprobs": [self._top(entry) for entry in entries],
             "text_offset": [self._offset(entry.token) for entry in entries],
         }
+
+    def _top(self, entry: TokenLogprob) -> dict[str, float]:
+        """The likeliest and, as at OpenAI, the token itself; of texts that are equal the likeliest.
+
+        Parts of characters may be: all are U+FFFD.
+        """
+        top: dict[str, float] = {}
+        for token, logprob in (*entry.top, (entry.token, entry.logprob)):
+            top.setdefault(_text(self._tokenizer, token), max(logprob, LEAST))
+        return top
 
     def _offset(self, token: int) -> int:
         """Where the text of the next token begins; of a part of a character, where that does."""
         before = self._length
         self._length += len(self._stream.push([token]))
         try:
-            return self._length - len(_bytes(self._tokenizer, token).decode())
+            return self._length - len(_bytes(self._shown, token).decode())
         except UnicodeDecodeError:
             return before
 
@@ -64,5 +84,5 @@ def _text(tokenizer: Tokenizer, token: int) -> str:
     return _bytes(tokenizer, token).decode(errors="replace") or tokenizer.token(token)
 
 
-def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
+def _bytes(tokenizer: Spelled, token: int) -> bytes:
     return tokenizer.token_bytes.get(token, first=False) or b""

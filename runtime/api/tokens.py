@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, in the forms of vLLM and of llama.cpp."""
+"""POST /tokenize, /detokenize and /tokenizer_info, in the forms of vLLM and of llama.cpp."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def detokenize(backend: Backend, body: DetokenizeBody) -> dict[str, Any]:
         raise APIError(400, f"token id {unknown[0]} is none of {backend.model}", param="tokens")
     text = tokenizer.decode(body.tokens)
     return {"prompt": text, "content": text}
+
+
+def info(backend: Backend) -> dict[str, Any]:
+    """What a client needs to know who has no tokenizer: special tokens, and the chat template."""
+    return {
+        **backend.tokenizer.special_tokens,
+        "chat_template": backend.chat_template,
+        "model_max_length": backend.max_context,
+    }
 
 
 def _piece(backend: Backend, index: int) -> str | list[int]:

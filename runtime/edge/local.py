@@ -155,7 +155,7 @@ class _Uplink(Uplink):
     def __init__(self, server: LocalServer, user: str, token: bytes) -> None:
         welcome = server.welcome
         hello = wire.Hello(
-            wire.VERSION,
+            wire.OFFERS_VERSION,  # it makes none, and reads what comes many tokens a step
             welcome.vocabulary_size,
             welcome.vocabulary_hash,
             welcome.model,

@@ -99,6 +99,12 @@ class Tokenizer:
         return template.get("default") if isinstance(template, dict) else template
 
     @property
+    def special_tokens(self) -> dict[str, str]:
+        """Names of the tokens that have a part of their own, such as "eos_token", and which."""
+        named = self._tokenizer.special_tokens_map
+        return {name: token for name, token in named.items() if isinstance(token, str)}
+
+    @property
     def portable_template(self) -> str | None:
         """The chat template with its special tokens written into it, None where there is none."""
         source = self.chat_template

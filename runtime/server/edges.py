@@ -210,7 +210,7 @@ class Edges:
                 self.refuse(peer, number, wire.ErrorCode.CONSTRAINT, str(error))
         else:
             if not request.ended:
-                request.guide = guide
+                request.guided(guide)
                 self.lined_up(request)
 
     def lined_up(self, request: Request) -> None:

@@ -13,9 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from runtime.model.tokenizer import Tokenizer
-from runtime.wire.messages import Constraint
+from runtime.wire.messages import Constraint, ConstraintKind
 
 if TYPE_CHECKING:
+    from runtime.grammar.given import Given
     from runtime.grammar.grammars import Grammars
     from runtime.grammar.matcher import Matcher
 
@@ -23,10 +24,15 @@ MOST_THREADS = 4  # a walk gives the interpreter to others, but for its own few 
 
 
 class Guide:
-    """The constraint of one request."""
+    """The constraint of one request.
 
-    def __init__(self, matcher: "Matcher", threads: ThreadPoolExecutor):
-        self._matcher, self._threads = matcher, threads
+    given   its whole answer, where the constraint says it token by token
+    """
+
+    def __init__(
+        self, matcher: "Matcher | Given", threads: ThreadPoolExecutor, given: Sequence[int] = ()
+    ):
+        self._matcher, self._threads, self.given = matcher, threads, given
         self._masks: Future[Any] | None = None  # of the draft that is to be verified next
 
     def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> Future[Any]:
@@ -64,6 +70,8 @@ class Guides:
         return await asyncio.to_thread(self._guide, constraint, answer)
 
     def _guide(self, constraint: Constraint, answer: Sequence[int]) -> Guide:
+        if constraint.kind is ConstraintKind.TOKENS:
+            return self._given(constraint.text, answer)
         from runtime.grammar.grammars import Grammars
         from runtime.grammar.tokens import Tokens
 
@@ -74,6 +82,15 @@ class Guides:
         matcher = self._grammars.matcher(constraint.kind.name.lower(), constraint.text)
         matcher.advance(answer)
         return Guide(matcher, self._threads)
+
+    def _given(self, text: str, answer: Sequence[int]) -> Guide:
+        from runtime.grammar.given import Given
+
+        given = Given.parsed(text, self._vocabulary_size)
+        given.advance(answer)
+        if len(answer) == len(given.tokens):
+            raise ValueError("the answer has all the tokens that it is held to already")
+        return Guide(given, self._threads, given.tokens)
 
     def close(self) -> None:
         """Stop the threads; no masks are asked for any more."""

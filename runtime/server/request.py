@@ -32,7 +32,12 @@ NO_NODES = Tree()
 
 
 class Guide(Protocol):
-    """What a Constraint allows next, for a request that has one."""
+    """What a Constraint allows next, for a request that has one.
+
+    given   its whole answer, where the constraint says it token by token; else nothing
+    """
+
+    given: Sequence[int]
 
     def advance(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these."""
@@ -331,6 +336,25 @@ class Request:
         self.draft = self.draft.best(nodes)
         self.edge.nodes = len(self.draft)
 
+    @property
+    def is_given(self) -> bool:
+        """Whether its answer is known: nobody drafts it, and only its numbers are asked for."""
+        return self.guide is not None and len(self.guide.given) > 0
+
+    def guided(self, guide: Guide) -> None:
+        """Hold its answer to a constraint."""
+        self.guide = guide
+        if self.is_given:
+            begin = self.params.prompt_tokens - self.params.output_tokens
+            self.limit = min(self.limit, begin + len(guide.given))
+            self.edge.max_nodes = 0
+
+    def next_given(self, most: int) -> Tree:
+        """What follows of a given answer, but for its last token, as a draft of so many nodes."""
+        assert self.guide is not None, f"{self.key} has no constraint"
+        done, nodes = len(self.answer), min(most, self.remaining - 1)
+        return Tree(tuple(self.guide.given[done : done + nodes]), tuple(range(nodes)))
+
     def await_masks(self) -> Future[Any]:
         """It is in no step with its draft until what its constraint allows there is known."""
         assert self.guide is not None, f"{self.key} has no constraint"
@@ -382,7 +406,7 @@ class Request:
         assert self.draft is not None, f"{self.key} waits for no verdict"
         new, remaining = [*accepted, bonus], self.remaining
         for count, token in enumerate(new, start=1):
-            if token in self.target_stop_ids or token in self.params.stop_ids:
+            if self._stops_at(token):
                 self.finish = Finish.STOP
             elif count == remaining:
                 self.finish = Finish.LENGTH
@@ -399,6 +423,11 @@ class Request:
         self.round += 1
         self.draft = None
         return len(new) - 1, self.finish
+
+    def _stops_at(self, token: int) -> bool:
+        if self.is_given:
+            return False
+        return token in self.target_stop_ids or token in self.params.stop_ids
 
     def told(self, turn: Turn) -> None:
         """Its edge is told who moves next, with the verdict that it was owed."""

@@ -18,6 +18,7 @@ from runtime.server.schedule.step import Step
 from runtime.server.verify.logprobs import TokenLogprobs
 from runtime.server.verify.logprobs import message as logprobs_message
 from runtime.server.verify.verifier import Failed, Outcome, Verified
+from runtime.tree import Tree
 from runtime.wire import messages as wire
 
 log = logging.getLogger(__name__)
@@ -122,12 +123,20 @@ class Verdicts:
             if request.verifying:  # it is in the next step already
                 request.line_up(NO_NODES, now_s)
                 return
-            offered = request.take_along(self.pipeline.nodes_to_take(request, now_s))
-            if not self.scheduler.has_room(request, len(offered)):
-                offered = NO_NODES
-            request.edge.nodes = len(offered)
-            request.line_up(offered, now_s)
+            draft = self._known_draft(request, now_s)
+            if not self.scheduler.has_room(request, len(draft)):
+                draft = NO_NODES
+            request.edge.nodes = 0 if request.is_given else len(draft)
+            request.line_up(draft, now_s)
             self.edges.lined_up(request)
+
+    def _known_draft(self, request: Request, now_s: float) -> Tree:
+        """What a request that decodes plainly has verified with its next token."""
+        if request.is_given:
+            peer, _ = request.key
+            most = self.scheduler.limits.max_nodes if peer.connection.has_offers else 0
+            return request.next_given(most)
+        return request.take_along(self.pipeline.nodes_to_take(request, now_s))
 
     def _tell_apart(
         self, request: Request, first: int, accepted: int, logprobs: Sequence[TokenLogprobs]
@@ -135,6 +144,7 @@ class Verdicts:
         """Tell the tokens that an offer gave, from round `first` on: each in a verdict of its own.
 
         The edge that made it may have made others since; so it need not know which one was taken.
+        So are those of a given answer, which no edge has drafted.
         """
         peer, number = request.key
         tokens = request.context[-1 - accepted : -1]
@@ -153,7 +163,7 @@ class Verdicts:
         accepted, finish = outcome.commit()
         ranks = draft.ranks(outcome.path[1 : accepted + 1])
         self.scheduler.verified(request)
-        self.metrics.verdict(request, len(draft), accepted, now_s)
+        self.metrics.verdict(request, 0 if request.is_given else len(draft), accepted, now_s)
         request.verdict_s = now_s
         if (rtt_s := self.edges.pulses[request.key[0]].rtt_s) is not None:
             request.edge.pinged(rtt_s)

@@ -103,6 +103,7 @@ class ConstraintKind(IntEnum):
     JSON_SCHEMA = 1  # as a JSON Schema: the answer is JSON that is valid under it
     REGEX = 2  # as a regular expression, which the whole answer matches
     LARK = 3  # as a grammar in the language of llguidance, after Lark's
+    TOKENS = 4  # as ids in decimals, with a space between two: they are the whole answer
 
 
 NO_LIMIT_MS = U16_MAX  # of a Verdict's or Credit's late_ms
@@ -497,7 +498,7 @@ class Constraint:
     """Edge to server, after Open where only some answers are allowed: see `ConstraintKind`.
 
     A token that no allowed answer goes on with is never drawn, and the answer ends with a stop id
-    where an allowed one is whole.
+    where an allowed one is whole; one of TOKENS with its last token, and not with a stop id before.
     """
 
     TYPE: ClassVar[int] = 17

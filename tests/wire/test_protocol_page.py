@@ -201,8 +201,8 @@ def test_codes_have_the_names_of_the_page() -> None:
     assert {name.upper(): int(code) for name, code in turns} == {t.name: t for t in Turn}
     assert "0 goes on, 1 stop id, 2 length reached" in section("Verdict")
     assert (Finish.NONE, Finish.STOP, Finish.LENGTH) == (0, 1, 2)
-    assert "1 JSON Schema, 2 regular expression, 3 Lark grammar" in section("Constraint")
-    assert [kind.name for kind in ConstraintKind] == ["JSON_SCHEMA", "REGEX", "LARK"]
+    assert "1 JSON Schema, 2 regular expression, 3 Lark grammar, 4 tokens" in section("Constraint")
+    assert [kind.name for kind in ConstraintKind] == ["JSON_SCHEMA", "REGEX", "LARK", "TOKENS"]
 
 
 @pytest.mark.parametrize("role", ["server", "edge"])
