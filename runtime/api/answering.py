@@ -23,7 +23,7 @@ from runtime.api.echo import Echo, echo
 from runtime.api.errors import APIError, api_error
 from runtime.edge.answer import AsyncAnswer, Stream
 from runtime.edge.net.link import ServerError
-from runtime.wire.messages import ErrorCode
+from runtime.wire.messages import MAX_BIAS, ErrorCode
 
 if TYPE_CHECKING:
     from runtime.edge.answer_text import Piece
@@ -67,6 +67,7 @@ class Asked:
     seed: int | None = None
     stream: bool = False
     include_usage: bool = False
+    runs_on: bool = False  # whether no answer ends by a stop token
     echoes: bool = False  # whether the prompts are given back, in front of their answers
     param: str = "prompt"  # the field that the prompts came in
     constrained_by: str = "response_format"  # the field that a constraint came in, if there is one
@@ -327,6 +328,9 @@ async def _encoded(
             code="context_length_exceeded",
         )
     more = await asyncio.to_thread(asked.of_prompt, ids)
+    if asked.runs_on:
+        banned = dict.fromkeys(backend.tokenizer.stop_ids, -MAX_BIAS)
+        more = {**more, "logit_bias": {**asked.options.get("logit_bias", {}), **banned}}
     max_tokens = room if asked.max_tokens is None else min(asked.max_tokens, room)
     return ids, {**asked.options, **AS_IT_IS, **more, "max_tokens": max_tokens}
 

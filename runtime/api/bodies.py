@@ -63,6 +63,8 @@ class Body(Asking, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None = None
     max_tokens: Tokens | None = None
     stop: str | Annotated[list[str], Meta(max_length=64)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -132,7 +134,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "dry_multiplier": (0,),
     "dynatemp_range": (0,),
     "ebnf": (),
-    "echo": (False,),
+    "echo": (False,),  # of a chat
     "enable_thinking": (),
     "function_call": ("none",),
     "functions": ([],),
@@ -141,7 +143,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
     "input_ids": (),
     "json_schema": (),
@@ -149,7 +150,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
     "lora": ([],),
     "lora_path": (),
-    "min_tokens": (0,),
     "mirostat": (0,),
     "modalities": (["text"],),
     "n_predict": (-1,),

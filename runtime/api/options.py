@@ -42,9 +42,27 @@ def drawn(
         seed=None if seed is None else seed % SEEDS,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        runs_on=_runs_on(body, max_tokens),
         param=param,
         constrained_by=PLACE if body.structured_outputs else "response_format",
     )
+
+
+def _runs_on(body: Body, max_tokens: int | None) -> bool:
+    """Whether the answer has to be as long as it may. Raises APIError."""
+    if not body.min_tokens:
+        return bool(body.ignore_eos)
+    is_all = body.min_tokens == max_tokens
+    is_shorter = max_tokens is None or body.min_tokens < max_tokens
+    if body.stop or not (is_all or (is_shorter and body.ignore_eos)):
+        raise APIError(
+            400,
+            "min_tokens is held to where it is the longest length as well, or beside ignore_eos, "
+            "and without stop; leave it out",
+            param="min_tokens",
+            code="unsupported_parameter",
+        )
+    return True
 
 
 def _options(body: Body, raw: bool) -> RequestOptions:

@@ -116,3 +116,52 @@ def test_usage_counts_drafts_and_what_was_in_the_cache(url: str, edge: EdgeBacke
     drafted = details["accepted_prediction_tokens"] + details["rejected_prediction_tokens"]
     assert drafted == timings["draft_n"]
     assert timings["predicted_n"] == usage["completion_tokens"] == 30
+
+
+# what makes the tiny model's stop token the likeliest everywhere
+ENDS = {"logit_bias": {"257": 99}, "temperature": 0, "prompt": "Once"}
+
+
+@pytest.mark.parametrize(
+    "longest",
+    [
+        {"ignore_eos": True, "max_tokens": 20},
+        {"min_tokens": 20, "max_tokens": 20},
+        {"ignore_eos": True, "min_tokens": 5, "max_tokens": 20},
+    ],
+)
+def test_an_answer_may_be_as_long_as_it_is_allowed_to(
+    url: str, edge: EdgeBackend, longest: dict[str, Any]
+) -> None:
+    """Whatever a model would rather say; otherwise the same text."""
+    ended = httpx.post(f"{url}/v1/completions", json={**ENDS, "max_tokens": 20}).json()
+    assert ended["choices"][0]["finish_reason"] == "stop"
+    answer = httpx.post(f"{url}/v1/completions", json={**ENDS, **longest}, timeout=60).json()
+    (choice,) = answer["choices"]
+    assert (choice["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 20)
+    never = {"logit_bias": {257: -100.0}, "temperature": 0.0, "max_tokens": 20}
+    assert choice["text"] == plain(edge, "Once", raw=True, **never)
+
+
+def test_a_chat_and_a_response_go_on_as_well(url: str) -> None:
+    ends = {"logit_bias": {"257": 99}, "temperature": 0, "ignore_eos": True}
+    chat = {**ends, "messages": question(), "max_completion_tokens": 9}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).json()
+    assert answer["usage"]["completion_tokens"] == 9
+    asked = {**ends, "input": "Why?", "max_output_tokens": 9}
+    answer = httpx.post(f"{url}/v1/responses", json=asked, timeout=60).json()
+    assert answer["usage"]["output_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"min_tokens": 5, "max_tokens": 20},
+        {"min_tokens": 25, "max_tokens": 20, "ignore_eos": True},
+        {"min_tokens": 20, "max_tokens": 20, "stop": ["."]},
+        {"min_tokens": 20},
+    ],
+)
+def test_a_least_length_that_would_not_be_kept_is_refused(url: str, asked: dict[str, Any]) -> None:
+    answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a", **asked})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "min_tokens")
