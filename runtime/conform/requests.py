@@ -327,7 +327,7 @@ async def a_rule_that_changes_nothing(visitor: Visitor) -> None:
 
 async def an_empty_constraint(visitor: Visitor) -> None:
     """§3.17 A Constraint has a kind that there is, and a text."""
-    for body in (b"\x01", b"\x00{}", b"\x04{}", b"\x02\xff"):
+    for body in (b"\x01", b"\x00{}", b"\x05{}", b"\x02\xff"):
         peer = await visitor.admitted()
         peer.send(opening())
         peer.write(peer.raw(wire.Constraint, body, request=1))
