@@ -19,6 +19,8 @@ WORDS = -(-260 // 32)
 class HeldGuide:
     """Allows everything, as soon as the test lets it."""
 
+    given = ()
+
     def __init__(self) -> None:
         self.asked: list[Future[Any]] = []  # one for each draft
         self.is_new = True
