@@ -35,11 +35,9 @@ def sharing(effort: Effort) -> Table:
                 lambda n=guests: _at_rate(n, n, effort.seconds),
             ]
         )
-        share = one["daemons_us"] / each["daemons_us"]
-        whole = one["all_us"] / each["all_us"]
-        cells = [
-            f"{figures[name]:.2f}" for name in ("daemons_us", "all_us") for figures in (one, each)
-        ]
+        share = one.over(each, "daemons_us")
+        whole = one.over(each, "all_us")
+        cells = [f"{runs[name]:.2f}" for name in ("daemons_us", "all_us") for runs in (one, each)]
         rows.append((guests, *cells, f"{share:.2f}", f"{whole:.2f}"))
     claims = [
         Claim(
@@ -133,9 +131,9 @@ def sockets(effort: Effort) -> Table:
                     ),
                 ]
             )
-            share = guest["requests_per_s"] / direct["requests_per_s"]
+            share = guest.over(direct, "requests_per_s")
             names = ("requests_per_s", "p50_us", "cpu_us")
-            cells = [f"{figures[name]:,.1f}" for name in names for figures in (direct, guest)]
+            cells = [f"{runs[name]:,.1f}" for name in names for runs in (direct, guest)]
             rows.append((count, *cells, f"{share:.2f}"))
     claims = [
         Claim(f"at least {COST:g} of direct sockets' requests", f"{share:.2f}", share >= COST)

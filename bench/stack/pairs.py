@@ -20,15 +20,11 @@ def rings(effort: Effort) -> Table:
             return ask("rings", running.path, kind, batch, effort.seconds / 4)
 
         for batch in BATCHES:
-            bare, asking, in_place, by_frame = (
-                figures["frames_per_s"]
-                for figures in effort.in_turns(
-                    [lambda kind=kind, n=batch: run(kind, n) for kind in RINGS]
-                )
-            )
-            of_bare.append(in_place / bare)
-            of_asking.append(in_place / asking)
-            rates = [f"{rate / 1e6:.1f}" for rate in (bare, asking, in_place, by_frame)]
+            found = effort.in_turns([lambda kind=kind, n=batch: run(kind, n) for kind in RINGS])
+            bare, asking, in_place, _ = found
+            of_bare.append(in_place.over(bare, "frames_per_s"))
+            of_asking.append(in_place.over(asking, "frames_per_s"))
+            rates = [f"{runs['frames_per_s'] / 1e6:.1f}" for runs in found]
             rows.append((batch, *rates, f"{of_bare[-1]:.2f}", f"{of_asking[-1]:.2f}"))
     least = min(of_bare)
     claims = [
@@ -58,11 +54,11 @@ def round_trips(effort: Effort) -> Table:
             )
         )
     rows = [
-        (kind, *(f"{figures[name]:.2f}" for name in ("round_trip_us", "p99_us", "cpu_us")))
-        for kind, figures in found.items()
+        (kind, *(f"{runs[name]:.2f}" for name in ("round_trip_us", "p99_us", "cpu_us")))
+        for kind, runs in found.items()
     ]
     polling, least = (found[kind]["round_trip_us"] for kind in ("shm-polling", "flag"))
-    times = found["shm"]["round_trip_us"] / found["eventfd"]["round_trip_us"]
+    times = found["shm"].over(found["eventfd"], "round_trip_us")
     claims = [
         Claim(f"polling, at most {POLLING_US} us", f"{polling:.2f} us", polling <= POLLING_US),
         Claim("the least possible, a flag alone and back", f"{least:.2f} us"),
@@ -84,20 +80,19 @@ def stream(effort: Effort) -> Table:
     with daemon() as running:
 
         def run(kind: str, size: int) -> Figures:
-            return ask("stream", running.path, kind, size, effort.seconds / 2)
+            told = ask("stream", running.path, kind, size, effort.seconds / 2)
+            cost = told["sender_cpu_ns_per_byte"] + told["receiver_cpu_ns_per_byte"]
+            return {**told, "cpu_ns_per_byte": cost}
 
         for size in SIZES:
             found = effort.in_turns([lambda kind=kind, n=size: run(kind, n) for kind in kinds])
-            rates = [figures["bytes_per_s"] for figures in found]
-            costs = [
-                figures["sender_cpu_ns_per_byte"] + figures["receiver_cpu_ns_per_byte"]
-                for figures in found
-            ]
-            faster = rates[2] / rates[0]
+            tcp, _, shm = found
+            faster = shm.over(tcp, "bytes_per_s")
+            cheaper = tcp.over(shm, "cpu_ns_per_byte")
             cells = [
-                f"{rate / 1e9:.2f} ({cost:.3f})" for rate, cost in zip(rates, costs, strict=True)
+                f"{runs['bytes_per_s'] / 1e9:.2f} ({runs['cpu_ns_per_byte']:.3f})" for runs in found
             ]
-            rows.append((size, *cells, f"{faster:.1f}", f"{costs[0] / costs[2]:.1f}"))
+            rows.append((size, *cells, f"{faster:.1f}", f"{cheaper:.1f}"))
     claims = [
         Claim(f"64 KiB at {FASTER:g} times TCP's rate or more", f"{faster:.1f}", faster >= FASTER),
     ]

@@ -36,16 +36,29 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """A run in each turn, of one of those that are compared."""
+
+    turns: Sequence[Figures]
+
+    def __getitem__(self, name: str) -> float:
+        """The median of a figure."""
+        return statistics.median(figures[name] for figures in self.turns)
+
+    def over(self, other: "Runs", name: str) -> float:
+        """A figure over another's of the same turn, the median: between turns a host may move."""
+        pairs = zip(self.turns, other.turns, strict=True)
+        return statistics.median(mine[name] / theirs[name] for mine, theirs in pairs)
+
+
+@dataclass(frozen=True)
 class Effort:
     """How long each run lasts, and how many there are of each."""
 
     seconds: float
     turns: int
 
-    def in_turns(self, runs: Sequence[Callable[[], Figures]]) -> list[Figures]:
-        """The median of every figure of each, one run of each in every turn."""
+    def in_turns(self, runs: Sequence[Callable[[], Figures]]) -> list[Runs]:
+        """One run of each in every turn."""
         every = [[run() for run in runs] for _ in range(self.turns)]
-        return [
-            {name: statistics.median(turn[name] for turn in of_one) for name in of_one[0]}
-            for of_one in zip(*every, strict=True)
-        ]
+        return [Runs(of_one) for of_one in zip(*every, strict=True)]

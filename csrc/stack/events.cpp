@@ -46,7 +46,8 @@ void Guest::poll(const Visitor& visit) {
   stirred_.clear();
   flush();
   unblock(visit);
-  if (receives_.has_next() || completions_.has_next()) ring(own_bell_.get());
+  const bool is_left = receives_.has_next() || completions_.has_next();
+  if (is_left && !is_awake_) ring(own_bell_.get());
   is_lost_ |= !jobs_.is_sound() || !sends_.is_sound();
   if (is_lost_) lose(visit);
 }
@@ -210,8 +211,9 @@ void Guest::read_direct(uint32_t slot, const Visitor& visit) {
   if (from.in.release()) ring(from.peer_bell.get());
   if (!from.out.is_sound()) return abort(slot);
   if (!is_there()) return;
-  if (from.in.has_next()) return ring(from.bell.get());
-  if (from.is_peer_gone) end_of(slot, visit);
+  const bool is_left = from.in.has_next();
+  if (is_left && !is_awake_) ring(from.bell.get());
+  if (!is_left && from.is_peer_gone) end_of(slot, visit);
 }
 
 // Tell those of room that were told of none.
@@ -285,11 +287,13 @@ bool Guest::spin(int64_t most_ns) {
   }
   if (!is_awake_ && passes_others_barriers()) set_awake(true);
   bool found = has_news();
-  if (!found) give_room();
-  for (const int64_t until = now_ns() + most_ns; !found && now_ns() < until;) {
-    for (int n = 0; n < 32 && !found; ++n) {
-      rest();
-      found = has_news();
+  if (!found) {
+    give_room();
+    for (const int64_t until = now_ns() + most_ns; !found && now_ns() < until;) {
+      for (int n = 0; n < 32 && !found; ++n) {
+        rest();
+        found = has_news();
+      }
     }
   }
   fruitless_spins_ = found ? 0 : std::min(fruitless_spins_ + 1, kMostFruitless);

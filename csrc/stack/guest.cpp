@@ -141,15 +141,16 @@ size_t Guest::send_frame(uint32_t slot, std::string_view bytes) {
 
 size_t Guest::put_frame(uint32_t slot, std::string_view bytes) {
   const Slot& to = slots_.at(slot);
+  DataProducer& out = to.direct ? to.direct->out : sends_;
   const bool is_for_nobody = to.sends() && to.direct && to.direct->is_peer_gone;
   if (is_for_nobody) return bytes.size();
   size_t taken = 0;
   while (taken < bytes.size()) {
-    const std::span<char> free = room(slot, bytes.size() - taken);
-    if (free.empty()) break;
-    copy(free.data(), bytes.data() + taken, free.size());
-    put(slot, free.size());
-    taken += free.size();
+    const size_t free = room(slot, bytes.size() - taken).size();
+    if (!free) break;
+    out.fill(bytes.data() + taken, uint32_t(free));
+    put(slot, free);
+    taken += free;
   }
   return taken;
 }

@@ -135,7 +135,8 @@ class Guest {
   std::vector<uint32_t> free_, directs_, stirred_, blocked_;
   std::vector<uint32_t> unshown_;  // to whose peers something was put since the last flush
   bool is_lost_ = false, is_told_ = false;
-  bool is_awake_ = false, has_looked_ = false;
+  bool is_awake_ = false;  // it looks again before it waits, and needs no bell
+  bool has_looked_ = false;
   uint32_t polls_ = 0, fruitless_spins_ = 0, waits_to_sleep_ = 0;
 };
 

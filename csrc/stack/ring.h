@@ -11,11 +11,11 @@
 #include <array>
 #include <atomic>
 #include <bit>
-#include <cstring>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "copy.h"
 #include "element.h"
 
 namespace specedge::stack {
@@ -60,17 +60,6 @@ struct alignas(64) Cell {
 };
 static_assert(sizeof(Cell) == 64);
 
-// Short pieces word by word: longer words than were written would wait, too.
-inline void copy(char* to, const char* from, size_t length) {
-  if (length > 64) {
-    std::memcpy(to, from, length);
-    return;
-  }
-  size_t at = 0;
-  for (; at + sizeof(uint64_t) <= length; at += sizeof(uint64_t))
-    std::memcpy(to + at, from + at, sizeof(uint64_t));
-  for (; at < length; ++at) to[at] = from[at];
-}
 // A line that is soon written to is asked for before: else that, and all that is written after it,
 // waits until the other side's copy of it has gone.
 inline void ask_for(const void* line) {
@@ -290,9 +279,11 @@ class DataProducer : public Producer {
   }
 
   char* place() const { return arena_ + at(filled_); }
+  // Write there what room() has found room for.
+  void fill(const char* from, uint32_t length) { copier_(place(), from, length); }
 
-  // After room() and writing to place(). Bytes that follow on what the last element brings to the
-  // same slot travel with it, if it was not shown yet.
+  // After room() and fill(), or writing to place(). Bytes that follow on what the last element
+  // brings to the same slot travel with it, if it was not shown yet.
   void put_data(uint32_t slot, uint32_t length, uint16_t generation = 0) {
     const Element element{
         .op = Op::data, .port = generation, .slot = slot, .value = at(filled_), .length = length};
@@ -336,6 +327,7 @@ class DataProducer : public Producer {
     surely_ = filled_ + std::min({free, to_edge, kStock});
     return uint32_t(std::min<uint64_t>({wanted, free, to_edge}));
   }
+  Copier copier_;
   uint64_t arena_bytes_ = 0, filled_ = 0, freed_ = 0;
   uint64_t surely_ = 0;           // up to where it can be filled without another look
   uint64_t ended_ = 0;            // of what is filled, what the elements take

@@ -19,10 +19,13 @@ def test_turns_alternate_and_medians_are_told() -> None:
         order.append(name)
         return {"value": values.pop(0)}
 
-    first, second = [3.0, 1.0, 2.0], [5.0, 50.0, 6.0]
+    first, second = [3.0, 1.0, 8.0], [6.0, 50.0, 4.0]
     runs = [lambda: run("first", first), lambda: run("second", second)]
-    assert Effort(1.0, 3).in_turns(runs) == [{"value": 2.0}, {"value": 6.0}]
+    one, other = Effort(1.0, 3).in_turns(runs)
     assert order == ["first", "second"] * 3
+    assert (one["value"], other["value"]) == (3.0, 6.0)
+    assert other.over(one, "value") == 2.0  # of 2, 50 and 0.5
+    assert one.over(other, "value") == 0.5
 
 
 def test_a_claim_says_whether_it_holds() -> None:

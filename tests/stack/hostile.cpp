@@ -1,7 +1,8 @@
 // A guest that writes nonsense, or is killed, beside one that does not: `hostile PATH SEED CASES
-// nonsense|kill`; with `talk`, two that mean well, and look, sleep and are busy at random. Each
-// case is a guest of its own. The daemon and the honest guest must go on, whatever it does: to the
-// daemon's rings, over its socket, and in the memory that it shares with the honest guest.
+// nonsense|kill`. Each case is a guest of its own. The daemon and the honest guest must go on,
+// whatever it does: to the daemon's rings, over its socket, and in the memory that it shares with
+// the honest guest. With `talk`, two that mean well, and look, sleep and are busy at random; with
+// `leave`, two of which one leaves some of what it hears for later.
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -423,13 +424,57 @@ void talk(const std::string& path, uint64_t seed) {
   if (status) fail("the other has failed", seed);
 }
 
+Event until(Guest& guest, Event::Kind kind) {
+  Event found;
+  for (bool has_come = false; !has_come;) {
+    guest.wait(1000);
+    guest.poll([&](const Event& event) {
+      if (event.kind != kind) return;
+      found = event;
+      has_come = true;
+    });
+  }
+  return found;
+}
+
+// More comes than is read at a time, while the guest is awake, or is not: what is left is heard
+// without another word of who has said it.
+void leave(const std::string& path, bool is_awake) {
+  const int64_t spin_ns = is_awake ? 1'000'000'000 : 0;
+  alarm(60);
+  Guest hears(path), says(path);
+  const uint32_t listener = hears.listen(kLoopback, 0);
+  const uint16_t port = until(hears, Event::Kind::listening).port;
+  hears.accept(listener, 1);
+  until(hears, Event::Kind::listening);
+  says.connect(kLoopback, port);
+  const uint32_t slot = until(says, Event::Kind::connected).slot;
+  until(hears, Event::Kind::accepted);
+  uint32_t said = uint32_t(says.send_frame(slot, "!")), heard = 0;
+  const auto poll = [&] {
+    hears.poll([&](const Event& event) { heard += uint32_t(event.bytes.size()); });
+  };
+  hears.wait(-1, spin_ns);
+  poll();
+  poll();  // whose bell has rung is known by now
+  while (says.send_frame(slot, "!")) ++said;
+  hears.wait(-1, spin_ns);
+  poll();
+  if (heard == said) fail("all was read at a time", is_awake);
+  hears.wait(-1);
+  poll();
+  if (heard != said) fail("what was left is not heard", is_awake);
+}
+
 }  // namespace
 
 int main(int, char** argv) {
   const std::string path = argv[1];
   const uint64_t seed = std::strtoull(argv[2], nullptr, 10);
-  if (!std::strcmp(argv[4], "talk")) {
-    for (int n = 0; n < std::atoi(argv[3]); ++n) talk(path, seed + uint64_t(n));
+  const bool talks = !std::strcmp(argv[4], "talk");
+  if (talks || !std::strcmp(argv[4], "leave")) {
+    for (uint64_t n = seed; n < seed + std::strtoull(argv[3], nullptr, 10); ++n)
+      talks ? talk(path, n) : leave(path, n % 2);
     std::printf("%s cases\n", argv[3]);
     return 0;
   }

@@ -6,11 +6,14 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <vector>
 
 #include "messages.h"
 
@@ -56,6 +59,7 @@ char byte_at(uint64_t at) { return char(at % 251); }
 
 void produce(Memory& memory, Bells bells, Random random, uint32_t bursts) {
   DataProducer ring({&memory.header, memory.cells, kCapacity, memory.arena}, kArenaBytes);
+  std::vector<char> piece(kFrameBytes);
   uint64_t said = 0;
   uint32_t controls = 0;
   const auto show = [&] {
@@ -78,7 +82,10 @@ void produce(Memory& memory, Bells bells, Random random, uint32_t bursts) {
         ring.put_control({.op = Op::sent, .slot = controls++, .address = {uint8_t(controls)}});
         continue;
       }
-      for (uint32_t i = 0; i < length; ++i) ring.place()[i] = byte_at(said++);
+      const bool is_in_place = random.below(2);
+      char* to = is_in_place ? ring.place() : piece.data();
+      for (uint32_t i = 0; i < length; ++i) to[i] = byte_at(said++);
+      if (!is_in_place) ring.fill(piece.data(), length);
       ring.put_data(random.below(2), length);
     }
     show();
@@ -125,6 +132,53 @@ void consume(Memory& memory, Bells bells, Random random) {
   expect(insides && outsides, "both kinds of pieces come");
 }
 
+// Wherever a piece goes, all of it gets there and nothing beside it, by each of the ways to copy.
+void look_at_copies() {
+  constexpr size_t kEdge = 64;
+  std::vector<char> from(4096 + kEdge), to(from.size() + 2 * kEdge);
+  for (size_t i = 0; i < from.size(); ++i) from[i] = byte_at(i);
+  for (size_t offset = 0; offset < kEdge; ++offset) {
+    Copier copier;
+    for (size_t n = 0; n < 2 * kEdge; ++n) {
+      const size_t length = 4095 + n / 2;  // the first two turns of a copier try one way each
+      if (n % 2 == 0) copier = {};
+      std::fill(to.begin(), to.end(), '!');
+      copier(to.data() + offset, from.data(), length);
+      expect(std::equal(from.begin(), from.begin() + long(length), to.begin() + long(offset)),
+             "a byte was copied wrong");
+      const auto is_free = [](char byte) { return byte == '!'; };
+      expect(std::all_of(to.begin(), to.begin() + long(offset), is_free) &&
+                 std::all_of(to.begin() + long(offset + length), to.end(), is_free),
+             "it was copied over an edge");
+    }
+  }
+}
+
+// Who sees what was written after a piece sees all of the piece.
+void look_at_order() {
+  constexpr uint32_t kPieces = 5000;
+  alignas(64) static char place[4096 + 64];
+  std::atomic<uint32_t> shown = 0, seen = 0;
+  const auto wait_for = [](const std::atomic<uint32_t>& count, uint32_t piece) {
+    while (count != piece) std::this_thread::yield();
+  };
+  std::thread reader([&] {
+    for (uint32_t piece = 1; piece <= kPieces; ++piece) {
+      wait_for(shown, piece);
+      for (size_t left = 4096 + 16 * (piece % 4); left--;)
+        expect(place[left] == char(piece), "a piece was shown before it was there");
+      seen = piece;
+    }
+  });
+  for (uint32_t piece = 1; piece <= kPieces; ++piece) {
+    const std::vector<char> from(4096 + 16 * (piece % 4), char(piece));
+    Copier()(place, from.data(), from.size());
+    shown.store(piece, std::memory_order_release);
+    wait_for(seen, piece);
+  }
+  reader.join();
+}
+
 // Whatever an element says, its bytes are those of its own place or of the arena, or there are
 // none.
 void look_at_edges(Memory& memory) {
@@ -159,6 +213,8 @@ void look_at_edges(Memory& memory) {
 
 int main(int, char** argv) {
   alarm(120);
+  look_at_copies();
+  look_at_order();
   look_at_edges(*std::make_unique<Memory>());
   const Random random{std::strtoull(argv[1], nullptr, 10)};
   const auto memory = std::make_unique<Memory>();

@@ -65,6 +65,11 @@ def test_of_guests_that_look_and_sleep_none_waits_in_vain(programs: tuple[Path, 
     play(programs, "shm", "talk", range(5, 15))
 
 
+def test_what_a_poll_leaves_is_heard_by_the_next(programs: tuple[Path, Path]) -> None:
+    """A guest that is awake looks again by itself; one that is not has its bell rung."""
+    play(programs, "shm", "leave", range(2))
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_killed_guests_leave_nothing(
     programs: tuple[Path, Path], module: str, request: pytest.FixtureRequest
