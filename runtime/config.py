@@ -250,6 +250,8 @@ class ServerConfig(Options):
             raise ConfigError("--max-requests and --max-waiting together are at most 65535")
         if self.max_nodes > 255:
             raise ConfigError(f"--max-nodes is {self.max_nodes}; a tree has at most 255")
+        if self.max_context == 1:
+            raise ConfigError("--max-context is 1; a prompt and its answer have 2 tokens at least")
         if self.max_step_nodes <= self.max_nodes:
             raise ConfigError(
                 f"--max-step-nodes is {self.max_step_nodes}; it must exceed --max-nodes "

@@ -88,6 +88,12 @@ def test_an_old_name_of_the_other_process_is_none_of_ours() -> None:
     assert edge(env={"SPECEDGE_MAX_SESSIONS": "3"}) == edge()
 
 
+def test_a_context_holds_a_prompt_and_an_answer() -> None:
+    with pytest.raises(ConfigError, match="a prompt and its answer have 2 tokens at least"):
+        ServerConfig(max_context=1)
+    assert ServerConfig(max_context=2).max_context == 2
+
+
 def test_switches() -> None:
     assert edge("--no-coupling").coupling is False
     assert edge("--coupling", env={"SPECEDGE_COUPLING": "no"}).coupling is True

@@ -50,6 +50,8 @@ from runtime.wire.tls import Certificate, TLSError, load_certificate
 
 log = logging.getLogger(__name__)
 
+SHORTEST = 2  # tokens of a context: one of a prompt, one of an answer
+
 
 class StartError(Exception):
     """The server cannot start; the message says what to mend, or nothing where another rank does.
@@ -455,15 +457,29 @@ def _door(
 
 
 def _identity(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> Identity:
-    pool_tokens = engine.kv.n_pages * engine.kv.page_size
-    longest, rows = engine.model.max_context, engine.model.vocab_size
+    rows = engine.model.vocab_size
     return Identity(
         model=inert(Path(config.model).name),
         vocabulary_size=rows,
         # all that a server needs of a vocabulary, which takes more memory than its hashes
         vocabulary_hash=tokenizer.hashes.below,
-        max_context=min(config.max_context or longest, longest, pool_tokens),
+        max_context=_max_context(config, engine),
         stop_ids=frozenset(index for index in tokenizer.stop_ids if 0 <= index < rows),
         template=tokenizer.portable_template,
         adapters=engine.model.adapters,
     )
+
+
+def _max_context(config: ServerConfig, engine: Engine) -> int:
+    """Tokens of prompt and answer, so that each text fits that an edge is told may be asked for.
+
+    Raises ConfigError where the pool holds a tree and no text beside it.
+    """
+    longest, pool_tokens = engine.model.max_context, engine.kv.n_pages * engine.kv.page_size
+    room = pool_tokens - config.max_nodes
+    if room < SHORTEST:
+        raise ConfigError(
+            f"KV for {pool_tokens} tokens leaves no room for a text beside a tree of --max-nodes "
+            f"{config.max_nodes}; --kv-tokens {config.max_nodes + SHORTEST} is the least"
+        )
+    return min(config.max_context or longest, longest, room)

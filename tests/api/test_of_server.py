@@ -136,6 +136,27 @@ def test_what_the_option_does_not_take(options: dict[str, str], sentence: str) -
         ServerConfig(**options)
 
 
+def test_what_fills_the_context_fits_the_pool_beside_a_tree(options: dict[str, Any]) -> None:
+    """An answer without max_tokens fills the context: of 400 tokens of KV a tree may take 255."""
+    with Server(ServerConfig(**(options | {"kv_tokens": 400}))) as server:
+        context = httpx.get(f"{server.openai_url}/models").json()["data"][0]["max_model_len"]
+        assert context == 400 - 255
+        for length in (1, context - 1):
+            asked = {"prompt": [65] * length, "max_tokens": 2**31 - 1, "temperature": 0}
+            answer = httpx.post(f"{server.openai_url}/completions", json=asked, timeout=60).json()
+            assert answer["usage"]["prompt_tokens"] == length
+            assert 1 <= answer["usage"]["completion_tokens"] <= context - length
+        too_long = {"prompt": [65] * context}
+        assert httpx.post(f"{server.openai_url}/completions", json=too_long).status_code == 400
+
+
+def test_a_pool_that_holds_a_tree_and_no_text_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"--max-nodes 255; --kv-tokens 257 is the least"):
+        Server(ServerConfig(**(options | {"kv_tokens": 240}))).__enter__()
+    with Server(ServerConfig(**(options | {"kv_tokens": 257}))):
+        pass
+
+
 def test_a_chat_template_is_that_of_the_clients(options: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "own.jinja"
     with pytest.raises(ConfigError, match="cannot read --chat-template"):
