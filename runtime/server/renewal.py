@@ -96,6 +96,9 @@ class Renewal:
         renewed(users, fresh[0].hash if fresh else NO_CERTIFICATE)
         for certificate in certificates:
             certificate.serve_file()
+        if fresh and fresh[0].doubt:
+            about = fields(file=fresh[0].file, reason=fresh[0].doubt)
+            log.warning("whoever does not pin the certificate refuses it", extra=about)
         return None if users is None else len(users)
 
     def _stamps(self) -> dict[Path, Stamp | None]:

@@ -399,6 +399,12 @@ def _announce(
     opened: Callable[[str, int], None] = lambda host, port: None,
 ) -> None:
     """The last line of the start, the command that an edge needs; then `opened` is told."""
+    if certificate is not None and certificate.doubt:
+        console.print(
+            f"WARNING: {certificate.file}: {certificate.doubt}; whoever does not pin it refuses it",
+            style="bold yellow",
+            soft_wrap=True,
+        )
     if certificate is None and not is_loopback(host):
         console.print(
             f"WARNING: {host} is not this machine alone, and without --tls-certificate others on "

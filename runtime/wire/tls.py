@@ -11,6 +11,7 @@ import hmac
 import re
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Certificate:
     hash: bytes  # of the certificate itself, as both ends know it
     file: Path
     key: Path
+    doubt: str  # why whoever verifies it refuses it, whatever the authority; empty if nobody need
 
     @property
     def pin(self) -> str:
@@ -90,18 +92,38 @@ def load_certificate(
 ) -> Certificate:
     """Read PEM files. Raises TLSError. on_failure(reason) hears of each handshake that fails."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.sslobject_class = _telling(on_failure)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         context.load_cert_chain(certificate, key, NO_PASSPHRASE)
         text = _pem(certificate)
-        first = text[text.index(BEGIN) : text.index(END) + len(END)]
+        first = ssl.PEM_cert_to_DER_cert(text[text.index(BEGIN) : text.index(END) + len(END)])
+        doubt = _doubt(context, first)
     except (OSError, ValueError) as error:
         reason = _why_unusable(certificate, key, error)
         sentence = f"cannot use the certificate {certificate} with the key {key}: {reason}"
         raise TLSError(sentence) from error
-    known = certificate_hash(ssl.PEM_cert_to_DER_cert(first))
-    return Certificate(context, known, certificate, key)
+    context.sslobject_class = _telling(on_failure)
+    return Certificate(context, certificate_hash(first), certificate, key, doubt)
+
+
+def _doubt(server: ssl.SSLContext, certificate: bytes) -> str:
+    """What an edge finds wrong that takes it for signed; by a handshake in memory.
+
+    Raises SSLError where there can be none.
+    """
+    edge = _edge_context()
+    edge.load_verify_locations(cadata=certificate)
+    edge.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # else who signed it would matter
+    edge.check_hostname = False
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours, theirs = server.wrap_bio(up, down, server_side=True), edge.wrap_bio(down, up)
+    try:
+        for end in (theirs, ours, theirs):  # a hello, all of the server's, what comes of it
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    return ""
 
 
 def _pem(path: Path) -> str:
@@ -125,6 +147,8 @@ def _why_unusable(certificate: Path, key: Path, error: Exception) -> str:
         return "the key has a passphrase, for which a server cannot ask; take it off"
     if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
         return "the key is not this certificate's"
+    if getattr(error, "reason", None) == "UNSUPPORTED_PROTOCOL":
+        return "TLS 1.3 has no use for a key of its kind; make one of prime256v1, or of RSA"
     return str(error)
 
 

@@ -167,6 +167,24 @@ def test_half_of_a_pair_leaves_the_certificate_as_it_was(tmp_path: Path) -> None
     assert shown_by(served.context) == served.on_file().hash != served.hash
 
 
+def test_a_renewed_certificate_that_has_expired_is_served_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Edges that pin it do not mind."""
+    self_signed(tmp_path, "server")
+    served = load_certificate(tmp_path / "server.pem", tmp_path / "server.key")
+    renewal = Looking(None, served)
+    self_signed(tmp_path, "server", days=-1)
+    renewal.look()
+    assert shown_by(served.context) == served.on_file().hash != served.hash
+    (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert told.fields == {"file": served.file, "reason": "certificate has expired"}
+    self_signed(tmp_path, "server")
+    caplog.clear()
+    renewal.look()
+    assert "refuses it" not in caplog.text
+
+
 def test_a_key_with_a_passphrase_asks_nobody(tmp_path: Path) -> None:
     """On the terminal, say, while all answers wait."""
     self_signed(tmp_path, "server")

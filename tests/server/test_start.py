@@ -18,6 +18,8 @@ from runtime.console import Terminal
 from runtime.server.__main__ import main
 from runtime.server.start import _announce, start
 from runtime.server.users import load_users
+from runtime.wire.tls import load_certificate
+from tests.certificates import self_signed
 
 
 def test_the_token_of_a_new_user_is_all_of_standard_output(
@@ -70,6 +72,19 @@ def test_the_command_for_edges_is_one(
     else:
         assert edge.draft == "DRAFT"
         assert f"DRAFT below: a small model with the vocabulary of {model}" in before
+
+
+@pytest.mark.parametrize("days", [2, -1])
+def test_a_certificate_that_has_expired_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], days: int
+) -> None:
+    self_signed(tmp_path, "server", days=days)
+    certificate = load_certificate(tmp_path / "server.pem", tmp_path / "server.key")
+    _announce(ServerConfig(), Terminal(), certificate, "127.0.0.1", 8651)
+    *before, command = capsys.readouterr().out.splitlines()
+    assert certificate.pin in command
+    sentence = f"WARNING: {certificate.file}: certificate has expired; whoever does not pin it "
+    assert before == ([f"{sentence}refuses it"] if days < 0 else [])
 
 
 def test_an_address_that_is_not_up_yet_has_a_status_that_systemd_restarts(
