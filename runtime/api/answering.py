@@ -19,8 +19,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from runtime.api.backend import Backend
+from runtime.api.causes import api_error
 from runtime.api.echo import Echo, echo
-from runtime.api.errors import APIError, api_error
+from runtime.api.errors import APIError
 from runtime.edge.answer import AsyncAnswer, Stream
 from runtime.edge.net.link import ServerError
 from runtime.wire.messages import MAX_BIAS, ErrorCode

@@ -20,7 +20,8 @@ from runtime.api.adapted import Adapted, asked_for, models_of
 from runtime.api.answering import Answering, encode
 from runtime.api.backend import Backend, BackendOf
 from runtime.api.bodies import ChatBody, CompletionBody, DetokenizeBody, Known, TokenizeBody, read
-from runtime.api.errors import APIError, api_error
+from runtime.api.causes import api_error
+from runtime.api.errors import APIError
 from runtime.api.responses import ResponseBody
 
 LONG_BYTES = 16 * 1024  # some milliseconds of any tokenizer

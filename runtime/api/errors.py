@@ -1,17 +1,11 @@
-"""Errors in OpenAI's shape, and which one an exception is."""
+"""Errors in OpenAI's shape."""
 
 from __future__ import annotations
 
-import asyncio
-import re
+import json
 from typing import Any
 
-import msgspec
 from starlette.responses import Response
-
-from runtime.api.backend import UnknownKey
-from runtime.edge.net.link import ServerError
-from runtime.wire.messages import ErrorCode
 
 RETRY_AFTER_S = 1
 TYPES = {
@@ -26,18 +20,6 @@ TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-# of what a server refuses, or why it is away
-STATUS = {
-    None: 503,
-    ErrorCode.BUSY: 429,
-    ErrorCode.LIMIT: 400,
-    ErrorCode.CONSTRAINT: 400,
-    ErrorCode.ADAPTER: 404,
-    ErrorCode.DRAINING: 503,
-    ErrorCode.TIMEOUT: 503,
-}
-OPTION = re.compile(r"--([a-z-]+)|\b([a-z_]+)=(?= )")
-KEYWORD = re.compile(r"\b([a-z_]+)=(?= )")  # as Python spells an option
 
 
 class APIError(Exception):
@@ -62,24 +44,5 @@ class APIError(Exception):
             headers["x-should-retry"] = "false"  # OpenAI's clients would, as after any 5xx
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        content = msgspec.json.encode(self.body())
+        content = json.dumps(self.body())
         return Response(content, self.status, headers, media_type="application/json")
-
-
-def api_error(error: BaseException) -> APIError:
-    """What a client is told of an exception; those that nobody foresaw are raised again."""
-    match error:
-        case APIError():
-            return error
-        case UnknownKey():
-            return APIError(401, str(error), code="invalid_api_key")
-        case ServerError():
-            code = error.code.name.lower() if error.code is not None else None
-            return APIError(STATUS.get(error.code, 502), str(error), code=code)
-        case TimeoutError() | asyncio.TimeoutError():
-            return APIError(504, str(error), code="timeout")
-        case ValueError():  # what cannot be asked; configs name their own option
-            named = OPTION.search(str(error))
-            param = (named[1] or named[2]).replace("-", "_") if named else None
-            return APIError(400, KEYWORD.sub(r"\1", str(error)), param=param)
-    raise error

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from runtime.api.errors import APIError
 from runtime.config import parse_address
 from runtime.wire.places import listen
 
@@ -40,7 +41,14 @@ async def serving(
         socket.listen()  # whoever reads the URL may connect, even before the first turn below
     host, port = sockets[0].getsockname()[:2]
     reserved.close()
-    server = _Quiet(_config(app, most, tls))
+
+    async def up_to_most(scope: Scope, receive: Receive, send: Send) -> None:
+        n_open = len(server.server_state.connections)
+        is_full = most is not None and n_open > most
+        sentence = f"{n_open} connections are open, more than are served; try again in a while"
+        await (APIError(503, sentence).response() if is_full else app)(scope, receive, send)
+
+    server = _Quiet(_config(up_to_most, tls))
     running = asyncio.ensure_future(server.serve(sockets))
     try:
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -50,7 +58,7 @@ async def serving(
         await running
 
 
-def _config(app: ASGIApp, most: int | None, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -60,7 +68,6 @@ def _config(app: ASGIApp, most: int | None, tls: ssl.SSLContext | None) -> uvico
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=most,
         timeout_graceful_shutdown=1,
     )
     config.load()
@@ -88,6 +95,19 @@ class _Punctual(H11Protocol):
         super().connection_lost(exc)
         if self._due is not None:
             self._due.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is told so in OpenAI's shape; behind an answer it is not answered."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            told = APIError(400, msg).response()
+            head = [*told.raw_headers, (b"connection", b"close")]
+            events = (
+                h11.Response(status_code=400, headers=head, reason=b"Bad Request"),
+                h11.Data(data=bytes(told.body)),
+                h11.EndOfMessage(),
+            )
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Who asks for a WebSocket is answered as if for none: that is no trouble of ours, and no
