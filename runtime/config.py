@@ -455,8 +455,8 @@ class EdgeConfig(Options):
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise ConfigError(f"--stop is {text!r}; give a text of one character or more")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"--top-p is {self.top_p}; it lies above 0 and at most at 1")
+        if not 0 <= self.top_p <= 1:
+            raise ConfigError(f"--top-p is {self.top_p}; it lies between 0 and 1")
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"--min-p is {self.min_p}; it lies between 0 and 1")
         self._check_told_in_python()

@@ -109,7 +109,7 @@ def test_switches() -> None:
         (["--max-budget", "-1"], {}, "--max-budget is -1; the least it takes is 0"),
         (["--max-tokens", "many"], {}, "argument --max-tokens: invalid int value: 'many'"),
         (["--temperature", "nan"], {}, "--temperature is nan; the least it takes is 0"),
-        (["--top-p", "0"], {}, "--top-p is 0.0; it lies above 0 and at most at 1"),
+        (["--top-p", "-0.1"], {}, "--top-p is -0.1; it lies between 0 and 1"),
         (["--server", "localhost"], {}, "expected host:port"),
         (["--seed", str(1 << 63)], {}, "it must be below 2^63"),
         ([], {"SPECEDGE_TOP_K": "x"}, "SPECEDGE_TOP_K is 'x'; expected int"),

@@ -37,7 +37,7 @@ class RequestOptions(TypedDict, total=False):
     top_k: int
     """Sample among the k likeliest tokens; 0 is all."""
     top_p: float
-    """Sample among the likeliest tokens that have this probability together."""
+    """Sample among the likeliest tokens that have this probability together; 0 is greedy."""
     min_p: float
     """Drop tokens below this share of the likeliest one's probability."""
     seed: int

@@ -90,11 +90,12 @@ class Prompts:
 
     def sampling(self, config: EdgeConfig) -> Sampling:
         """How the answer is drawn. Raises ConfigError."""
+        one_is_left = config.top_p == 0  # the likeliest token, which is drawn as at temperature 0
         return Sampling(
             max_tokens=config.max_tokens,
-            temperature=config.temperature,
+            temperature=0.0 if one_is_left else config.temperature,
             top_k=config.top_k,
-            top_p=config.top_p,
+            top_p=1.0 if one_is_left else config.top_p,
             min_p=config.min_p,
             seed=config.seed,
             stop_ids=self.stop_ids(config),

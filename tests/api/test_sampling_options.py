@@ -26,6 +26,11 @@ RULES: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [
         {"temperature": 1.2, "top_k": 5, "min_p": 0.05},
     ),
     ({"temperature": 0.8, "top_p": 0.5, "top_k": -1}, {"temperature": 0.8, "top_p": 0.5}),
+    ({"temperature": 1.2, "top_p": 0}, {}),
+    (
+        {"temperature": 1.2, "top_p": 0, "min_p": 0.1, "frequency_penalty": 1},
+        {"frequency_penalty": 1},
+    ),
     ({"stop": ["e", "zz"]}, {"stop": ("e", "zz")}),
     ({"temperature": None}, {"temperature": 1.0}),
 ]

@@ -237,7 +237,7 @@ def test_what_cannot_be_asked_is_told_before_anything_is_sent(
         async with serving(tiny_pair[0]) as it:
             edge = it.edge()
             assert (edge.model, edge.max_context, edge.unready()) == ("tiny", 1024, "")
-            for prompt, options in (("", {}), ("x", {"top_p": 0.0}), ("x", {"stop": [""]})):
+            for prompt, options in (("", {}), ("x", {"top_p": 1.1}), ("x", {"stop": [""]})):
                 with pytest.raises(ValueError, match=r"."):
                     edge.generate(prompt, raw=True, **options)
             with pytest.raises(ServerError, match="the context of tiny holds 1024") as refused:
