@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, EIO, ENOSPC
+from errno import EDQUOT, EFBIG, EIO, EMFILE, ENFILE, ENOSPC
 from pathlib import PurePath
 from signal import SIG_IGN, SIGINT, SIGTERM, Signals, getsignal, signal
 from typing import NoReturn, TextIO
@@ -126,6 +126,8 @@ def run(program: str, main: Callable[[], int]) -> int:
         _drop(sys.stdout, sys.stderr)
         return BROKEN_PIPE_STATUS
     except OSError as error:
+        if error.errno in (EMFILE, ENFILE):
+            return fail(program, f"{error.strerror}: raise `ulimit -n`")
         if error.errno not in _UNWRITABLE:
             raise
         _drop(sys.stdout)

@@ -183,6 +183,26 @@ def test_what_an_encoding_cannot_say_is_replaced() -> None:
     assert done.stdout == b"caf???"
 
 
+OPENS_ONE_TOO_MANY = """
+import resource
+from runtime.terminal import leave, run
+
+def main():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    import this
+
+leave(run("runtime.server", main))
+"""
+
+
+def test_too_few_descriptors_are_a_sentence() -> None:
+    """For the module that is imported next, say."""
+    command = [sys.executable, "-c", OPENS_ONE_TOO_MANY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    told = "runtime.server: Too many open files: raise `ulimit -n`\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
 SENT_WITHIN_A_WRITE = """
 import asyncio, os, signal, socket
 from runtime.terminal import end_on_sigterm, leave, run
