@@ -189,7 +189,7 @@ def _from_environment(
 
 def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[str, Any]:
     try:
-        table = read_toml(path.read_text(encoding="utf-8"), f"--config {path}")
+        table = read_toml(path.read_text(encoding="utf-8-sig"), f"--config {path}")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ConfigError(f"cannot read --config {path}: {reason}") from error

@@ -609,7 +609,7 @@ def read_secret(path: Path) -> str:
             raise ConfigError(f"{path} is a folder or a device; expected a file")
         if others_may_read(status):
             raise ConfigError(f"others may read {path}; run: chmod 600 {path}")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
 

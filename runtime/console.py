@@ -13,12 +13,16 @@ from rich.style import Style
 
 from runtime.terminal import inert
 
+USUAL_WIDTH = 80
+
 
 class Terminal(Console):
     """Prints strings as they are, with control characters made visible."""
 
     def __init__(self, **options: Any):
         super().__init__(highlight=False, markup=False, emoji=False, **options)
+        if self.width < 1:  # COLUMNS=0 means that it is not known; in no column nothing is shown
+            self.width = USUAL_WIDTH
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Console.print, for strings from anywhere."""

@@ -36,6 +36,19 @@ class Screen(io.StringIO):
             return self._more.wait_for(lambda: text in self.getvalue(), timeout=60)
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "80", "many"])
+def test_a_text_is_shown_whatever_the_width_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    screen = Screen()
+    it = Terminal(file=screen)
+    it.stream("an ")
+    it.stream("answer")
+    it.print("\na line of its own", soft_wrap=True)
+    assert screen.getvalue() == "an answer\na line of its own\n"
+
+
 def terminal(screen: Screen) -> Terminal:
     return Terminal(file=screen, force_terminal=True, width=80)
 
