@@ -45,8 +45,15 @@ def users_of(config: ServerConfig) -> Mapping[str, bytes] | None:
 
 
 def load_users(path: Path) -> Mapping[str, bytes]:
-    """Tokens by name. Raises ConfigError."""
-    table = read_toml(read_secret(path), str(path))
+    """Tokens by name, one at least. Raises ConfigError."""
+    users = _parsed(read_secret(path), path)
+    if not users:
+        raise ConfigError(f"{path} names no users; add one with --add-user NAME")
+    return users
+
+
+def _parsed(text: str, path: Path) -> Mapping[str, bytes]:
+    table = read_toml(text, str(path))
     for name, token in table.items():
         _check_name(name)
         if not isinstance(token, str) or len(token) < MIN_TOKEN_CHARACTERS:
@@ -54,8 +61,6 @@ def load_users(path: Path) -> Mapping[str, bytes]:
                 f"the token of {name} in {path} is too short; "
                 f"expected a text of at least {MIN_TOKEN_CHARACTERS} characters"
             )
-    if not table:
-        raise ConfigError(f"{path} names no users; add one with --add-user NAME")
     return {name: token.encode() for name, token in table.items()}
 
 
@@ -65,13 +70,15 @@ def add_user(path: Path, name: str) -> str:
     Raises ConfigError.
     """
     _check_name(name)
-    if is_there(path) and read_secret(path) and name in load_users(path):
+    text = read_secret(path) if is_there(path) else ""
+    if name in _parsed(text, path):
         raise ConfigError(f"{path} has a user {name} already; for a new token remove that line")
     token = secrets.token_hex(32)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(f'"{name}" = "{token}"\n')
+            # an editor need not have ended the line before it
+            file.write("\n" * (text[-1:] not in ("", "\n")) + f'"{name}" = "{token}"\n')
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
     return token

@@ -26,6 +26,23 @@ def test_users_that_were_added_are_loaded(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n# and now others", " # Alice"])
+@pytest.mark.parametrize("start", ["", "# people\n", "\ufeff"])
+def test_a_user_is_added_to_a_file_that_was_edited(tmp_path: Path, start: str, end: str) -> None:
+    """Some editors end the last line, others do not; some begin with a byte order mark."""
+    path = secret_file(tmp_path, f'{start}alice = "{"a" * 32}"{end}')
+    token = add_user(path, "bob")
+    assert load_users(path) == {"alice": b"a" * 32, "bob": token.encode()}
+
+
+def test_a_user_is_added_where_none_is(tmp_path: Path) -> None:
+    path = secret_file(tmp_path, "# nobody yet")
+    with pytest.raises(ConfigError, match="names no users; add one with --add-user NAME"):
+        load_users(path)
+    token = add_user(path, "bob")
+    assert load_users(path) == {"bob": token.encode()}
+
+
 def test_a_user_is_added_once(tmp_path: Path) -> None:
     path = tmp_path / "users.toml"
     add_user(path, "alice")
