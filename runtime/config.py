@@ -14,6 +14,7 @@ from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from importlib import import_module
 from ipaddress import ip_address
+from itertools import combinations
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args, get_type_hints
@@ -263,14 +264,13 @@ class ServerConfig(Options):
                 "make a file of users with --users FILE --add-user NAME"
             )
         self._check_openai()
+        self._check_ports()
         self._check_adapters()
         self._check_spill()
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ConfigError("--tls-certificate and --tls-key belong together; give both or none")
         if self.add_user and not self.users:
             raise ConfigError("--add-user needs --users FILE, the file to add the name to")
-        if self.http:
-            parse_address(self.http, "--http", least_port=0)
         names = [replica.name for replica in self.replicas]
         if len(set(names)) < len(names):
             raise ConfigError(f"--redirect names a replica twice: {', '.join(names)}")
@@ -293,6 +293,17 @@ class ServerConfig(Options):
                 "--redirect sends edges to replicas and has no model that --openai could ask; "
                 "give --openai to the replicas"
             )
+
+    def _check_ports(self) -> None:
+        named = {"--port": (self.host, self.port)}
+        for option_name, place in (("--http", self.http), ("--openai", self.openai)):
+            if place:
+                named[option_name] = parse_address(place, option_name, least_port=0)
+        for (one, first), (other, second) in combinations(named.items(), 2):
+            if first == second and first[1]:
+                raise ConfigError(
+                    f"{one} and {other} are both port {first[1]} of {first[0]}; each needs its own"
+                )
 
     def _check_spill(self) -> None:
         if self.redirect and self.spill_memory_gib:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,22 @@ def test_no_text_is_taken_where_it_is_empty_but_those_it_means_something_for(
 
 def test_an_old_name_of_the_other_process_is_none_of_ours() -> None:
     assert edge(env={"SPECEDGE_MAX_SESSIONS": "3"}) == edge()
+
+
+@pytest.mark.parametrize(
+    ("options", "both"),
+    [
+        ({"port": 8402}, "--port and --http are both port 8402 of 127.0.0.1"),
+        ({"openai": "127.0.0.1:8400"}, "--port and --openai are both"),
+        ({"openai": "127.0.0.1:8402"}, "--http and --openai are both"),
+        ({"port": 0, "http": "127.0.0.1:0", "openai": "127.0.0.1:0"}, ""),
+        ({"port": 8402, "http": ""}, ""),
+        ({"port": 8402, "host": "::1"}, ""),
+    ],
+)
+def test_each_port_of_a_server_is_its_own(options: dict[str, Any], both: str) -> None:
+    with pytest.raises(ConfigError, match=both) if both else nullcontext():
+        ServerConfig(**options)
 
 
 def test_a_context_holds_a_prompt_and_an_answer() -> None:

@@ -34,7 +34,7 @@ from runtime.server.verdicts import Totals, Verdicts
 from runtime.server.watch import Watch
 from runtime.system import on_stop
 from runtime.wire import messages as wire
-from runtime.wire.places import Listener
+from runtime.wire.places import Listener, open_port
 from runtime.wire.tcp import CLOSE_TIMEOUT_S, FramedProtocol
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Server:
     async def _run(self, listener: Listener, announce: Callable[[str, int], None]) -> None:
         on_stop(asyncio.get_running_loop(), self.stop)
         stop, left_s = asyncio.ensure_future(self._stopping.wait()), CLOSE_TIMEOUT_S
-        await listener.start_serving()
+        await open_port(listener)
         self.edges.unready = ""
         announce(*listener.sockets[0].getsockname()[:2])
         verifying = asyncio.ensure_future(self._verify_forever())

@@ -44,7 +44,7 @@ from runtime.terminal import called, inert
 from runtime.wire import messages as wire
 from runtime.wire import stacks
 from runtime.wire.auth import NO_CERTIFICATE
-from runtime.wire.places import AddressAway, Listener, listen
+from runtime.wire.places import AddressAway, Listener, listen, open_port
 from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import Certificate, TLSError, load_certificate
 
@@ -148,7 +148,7 @@ async def redirect(
             watching(router),
             renewing(renewal, (certificate,), front.renewed),
         ):
-            await listener.start_serving()
+            await open_port(listener)
             host, port = listener.sockets[0].getsockname()[:2]
             _announce(config, console, certificate, host, port, opened)
             await stop.wait()

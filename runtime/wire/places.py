@@ -76,6 +76,20 @@ async def listen(
         raise not_listening(host, port, error) from error
 
 
+async def open_port(listener: Listener) -> None:
+    """Accept connections on a port that is only reserved. Raises ConnectionError.
+
+    Two programs may reserve one port, where neither accepts connections yet.
+    """
+    try:
+        await listener.start_serving()
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        host, port = listener.sockets[0].getsockname()[:2]
+        raise not_listening(host, port, error) from error
+
+
 def not_listening(host: str, port: int, error: OSError | UnicodeError) -> ConnectionError:
     """What is raised where the address cannot be had: AddressAway if it may be later."""
     number = getattr(error, "errno", None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runtime.wire.connection import Role
-from runtime.wire.places import AddressAway, connect, listen
+from runtime.wire.places import AddressAway, connect, listen, open_port
 from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import load_certificate, trust
 from tests.certificates import self_signed
@@ -22,6 +22,27 @@ def nobody(*_):
 
 def run(scenario):
     asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+def test_of_two_that_reserved_a_port_one_has_it_and_the_other_a_sentence():
+    """Two servers that are started at once both load their models first."""
+
+    async def scenario():
+        first = await listen("127.0.0.1", 0, asyncio.Protocol, start=False)
+        port = first.sockets[0].getsockname()[1]
+        try:
+            second = await listen("127.0.0.1", port, asyncio.Protocol, start=False)
+        except ConnectionError:
+            pytest.skip("here a port can be reserved by one alone")
+        await open_port(first)
+        said = f"cannot listen on 127.0.0.1:{port}: another program has this port"
+        with pytest.raises(ConnectionError) as told:
+            await open_port(second)
+        assert str(told.value) == said
+        first.close()
+        second.close()
+
+    run(scenario())
 
 
 @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
