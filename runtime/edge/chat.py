@@ -11,6 +11,7 @@ from runtime.edge.answer import Answer
 from runtime.edge.client import Edge
 from runtime.edge.net.link import ServerError
 from runtime.edge.statistics import Statistics
+from runtime.wire.messages import ErrorCode
 
 DRAFTED = Style(color="green")
 HELP = "/reset forgets the conversation, /stats shows the last answer's figures, /quit leaves"
@@ -85,7 +86,10 @@ def _answer(edge: Edge, messages: list[dict[str, str]], console: Terminal) -> An
     except (ServerError, ConfigError) as error:
         if not edge.connected:
             raise
-        console.print(f"{error}", style="red", soft_wrap=True)
+        advice = ""
+        if getattr(error, "code", None) is ErrorCode.LIMIT and len(messages) > 1:
+            advice = "; /reset forgets the conversation"
+        console.print(f"{error}{advice}", style="red", soft_wrap=True)
         return None
     if edge.config.stats:
         print_statistics(answer.statistics, console)

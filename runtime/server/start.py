@@ -319,7 +319,8 @@ def _tell_ready(config: ServerConfig, console: Terminal, engine: Engine) -> None
     console.print(
         f"{config.model} ready on {engine.model.device}: {len(engine.model.kv_shapes)} "
         f"layers, {config.weights} weights, KV for {kv.n_pages * kv.page_size} tokens "
-        f"({kv.n_pages * kv.bytes_per_page / 2**20:.0f} MiB)"
+        f"({kv.n_pages * kv.bytes_per_page / 2**20:.0f} MiB)",
+        soft_wrap=True,
     )
 
 
@@ -327,7 +328,8 @@ def _tell_totals(console: Terminal, server: Server) -> None:
     totals = server.totals
     console.print(
         f"stopped after {totals.steps} steps: {totals.tokens} tokens in {totals.verdicts} "
-        f"verdicts, {totals.busy_s:.1f} s of verification"
+        f"verdicts, {totals.busy_s:.1f} s of verification",
+        soft_wrap=True,
     )
 
 

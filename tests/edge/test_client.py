@@ -155,6 +155,16 @@ def test_a_chat_drops_a_turn_that_is_refused_and_goes_on(options: dict[str, obje
     assert said == "\n".join([inert(first), *refusals, inert(second), "", ""])
 
 
+def test_a_chat_that_has_grown_too_long_says_how_to_go_on(options: dict[str, object]) -> None:
+    """Where the conversation is what fills the context; one text that does cannot be helped so."""
+    console = Terminal(file=io.StringIO(), width=200)
+    with Edge(EdgeConfig(**(options | {"max_tokens": 2}), stats=False)) as edge:
+        too_long = "x" * edge.max_context
+        chat(edge, console, typing("one", too_long, "/reset", too_long))
+    said = [line for line in console.file.getvalue().splitlines() if "the context of" in line]
+    assert [line.endswith("; /reset forgets the conversation") for line in said] == [True, False]
+
+
 def test_a_chat_that_can_have_no_turn_does_not_begin(options: dict[str, object]) -> None:
     def never(prompt: str) -> str:
         raise AssertionError("a line was asked for")

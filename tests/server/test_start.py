@@ -53,6 +53,21 @@ def test_a_file_that_holds_no_token_is_refused_before_a_server_counts_it(
         read_token(path)
 
 
+def test_what_a_log_is_told_is_not_broken_into_lines(
+    tiny_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.symlink_to(tiny_pair[0])
+    command = [sys.executable, "-m", "runtime.server", "--model", str(folder), "--http", ""]
+    server = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    ready = server.stdout.readline()
+    server.terminate()
+    server.communicate(timeout=60)
+    assert ready.startswith(f"{folder} ready on cpu: ")
+    assert ready.endswith(" MiB)\n")
+
+
 @pytest.mark.parametrize("model", ["smollm2", "/models/Qwen[8]B"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "fd99::1", "::", "0.0.0.0"])
 def test_the_command_for_edges_is_one(
