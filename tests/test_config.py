@@ -18,9 +18,11 @@ from runtime.config import (
     flag,
     parse_address,
     prepare_threads,
+    read_token,
 )
 from runtime.constraint import Constraint
 from runtime.edge.net.link import Sampling
+from runtime.edge.prompts import read_template
 
 
 def edge(*argv: str, env: dict[str, str] | None = None) -> EdgeConfig:
@@ -209,6 +211,17 @@ def test_what_is_overridden_is_not_read(tmp_path: Path) -> None:
     assert (config.top_k, config.max_tokens) == (5, 7)
     with pytest.raises(ConfigError, match=r"max_tokens in .* is 'many'; expected int"):
         edge("--config", str(file), "--top-k", "5")
+
+
+def test_a_byte_order_mark_is_no_part_of_what_a_person_wrote(tmp_path: Path) -> None:
+    """Some editors, most on Windows, put one before every text."""
+    files = {"edge.toml": "top_k = 7\n", "token": "a" * 32, "own.jinja": "{{ messages }}"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        (tmp_path / name).chmod(0o600)
+    assert edge("--config", str(tmp_path / "edge.toml")).top_k == 7
+    assert read_token(tmp_path / "token") == files["token"]
+    assert read_template(str(tmp_path / "own.jinja")) == files["own.jinja"]
 
 
 def test_stop_strings_may_be_several(tmp_path: Path) -> None:

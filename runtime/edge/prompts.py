@@ -187,7 +187,7 @@ def read_template(option: str) -> str | None:
     if option in ("", "draft"):
         return None
     try:
-        with open(option, encoding="utf-8") as file:
+        with open(option, encoding="utf-8-sig") as file:
             template = file.read(MAX_TEMPLATE_FILE_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
