@@ -109,7 +109,7 @@ def load_certificate(
 def _doubt(server: ssl.SSLContext, certificate: bytes) -> str:
     """What an edge finds wrong that takes it for signed; by a handshake in memory.
 
-    Raises SSLError where there can be none.
+    Raises TLSError where there can be none.
     """
     edge = _edge_context()
     edge.load_verify_locations(cadata=certificate)
@@ -123,6 +123,9 @@ def _doubt(server: ssl.SSLContext, certificate: bytes) -> str:
                 end.do_handshake()
     except ssl.SSLCertVerificationError as error:
         return error.verify_message
+    except ssl.SSLError as error:  # its reason differs from one OpenSSL to the next
+        sentence = "TLS 1.3 has no use for a key of its kind; make one of prime256v1, or of RSA"
+        raise TLSError(sentence) from error
     return ""
 
 
@@ -147,8 +150,6 @@ def _why_unusable(certificate: Path, key: Path, error: Exception) -> str:
         return "the key has a passphrase, for which a server cannot ask; take it off"
     if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
         return "the key is not this certificate's"
-    if getattr(error, "reason", None) == "UNSUPPORTED_PROTOCOL":
-        return "TLS 1.3 has no use for a key of its kind; make one of prime256v1, or of RSA"
     return str(error)
 
 
