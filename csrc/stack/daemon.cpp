@@ -75,7 +75,7 @@ class Daemon : public Host {
   void sleep();
   void admit();
   void greet(Tenant& tenant, const Message& message);
-  void hear(Tenant& tenant);
+  bool hear(Tenant& tenant);
   bool answer(Tenant& tenant, Message& message);
   void ring_alarms();
   void drop(uint32_t tenant);
@@ -159,7 +159,10 @@ void Daemon::happened(const epoll_event& event) {
   }
   Tenant* tenant = find(place.tenant);
   if (!tenant) return;
-  if (place.slot == kSocket) return hear(*tenant);
+  if (place.slot == kSocket) {
+    hear(*tenant);
+    return;
+  }
   if (place.slot == kBell) return activate(*tenant);
   constexpr uint32_t kOver = EPOLLHUP | EPOLLERR | EPOLLRDHUP;
   tenant->ready(place.slot, event.events & (EPOLLIN | kOver), event.events & (EPOLLOUT | kOver),
@@ -191,6 +194,12 @@ void Daemon::serve() {
     if (!tenant || !tenant->is_attached()) continue;
     tenant->is_active = false;
     if (tenant->work()) activate(*tenant);
+    if (tenant->hearing == Tenant::Hearing::due) {
+      const bool is_done = hear(*tenant);
+      tenant = find(id);
+      if (!tenant) continue;
+      if (is_done) tenant->hearing = Tenant::Hearing::done;
+    }
     if (tenant->wants_to_send()) shares_.want(tenant->user(), tenant);
   }
   shares_due_ns_ = shares_.serve(now_ns(), kBudget);
@@ -238,18 +247,21 @@ void Daemon::admit() {
   }
 }
 
-void Daemon::hear(Tenant& tenant) {
+// True: it has said nothing more.
+bool Daemon::hear(Tenant& tenant) {
   const uint32_t id = tenant.id();
   Message message;
   for (int n = 0; n < kMessages; ++n) {
     const Received received = receive_message(tenant.socket(), message, false);
-    if (received == Received::nothing) return;
+    if (received == Received::nothing) return true;
     if (received == Received::gone || !answer(tenant, message)) {
       tenant.last_words();
-      return drop(id);
+      drop(id);
+      return true;
     }
   }
   wake_at(now_ns(), {id, kSocket});  // others first; its descriptor says it once only
+  return false;
 }
 
 // False: this is no guest.

@@ -76,6 +76,11 @@ Connection* Tenant::fresh(const Element& job) {
 bool Tenant::work() {
   for (int n = 0; n < kJobs && fault_.empty() && jobs_.has_next(); ++n) {
     const Element job = jobs_.peek();
+    if (hearing != Hearing::done && lacks_terms(job)) {
+      hearing = Hearing::due;
+      break;
+    }
+    hearing = Hearing::none;
     jobs_.take();
     ++elements_;
     do_job(job);
@@ -92,6 +97,11 @@ bool Tenant::work() {
   if (!completions_.is_sound() || !receives_.is_sound())
     put_out("it wrote nonsense into the position of a ring");
   return fault_.empty() && (jobs_.has_next() || !ready_.empty());
+}
+
+bool Tenant::lacks_terms(const Element& job) const {
+  const bool asks = job.op == Op::connect || job.op == Op::listen;
+  return asks && (job.flags & kTls) && !terms_.contains(job.slot);
 }
 
 void Tenant::do_job(const Element& job) {

@@ -100,6 +100,9 @@ class Tenant : public Sender {
   bool is_attached() const { return bool(own_bell_); }
   bool is_active = false;    // it is in the daemon's line of those with work
   bool may_operate = false;  // it may say what the operator may
+  // Of its socket, before its next job: the terms that this needs were sent before it, but a job
+  // may be seen sooner.
+  enum class Hearing : uint8_t { none, due, done } hearing = Hearing::none;
   int64_t greeting_until_ns = kNever;
   const std::string& fault() const { return fault_; }  // why it is to be put out
   void put_out(const std::string& why) {
@@ -130,6 +133,7 @@ class Tenant : public Sender {
 
   Connection* at(uint32_t slot);          // null: out of range
   Connection* fresh(const Element& job);  // null, and put out: it is in use
+  bool lacks_terms(const Element& job) const;
   void do_job(const Element& job);
   void connect(const Element& job);
   void connect_direct(uint32_t slot, Place listener);

@@ -1,6 +1,7 @@
 """Connections by the daemon: bytes in order, both ends, every module; and what goes wrong."""
 
 import asyncio
+import errno
 import os
 import random
 import select
@@ -26,6 +27,7 @@ from tests.ports import reserved_port
 from tests.stack.daemon import Daemon, _stack, daemon, start
 
 HOST = "127.0.0.1"
+MESSAGES = 64  # more than a daemon reads of one guest before it looks at its jobs
 Guest, Kind = _stack.Guest, _stack.Kind
 
 
@@ -377,6 +379,28 @@ def test_what_keeps_a_connection_from_coming_about_is_a_sentence(module: str) ->
 
     with daemon("--module", module) as running:
         asyncio.run(scenario(running.path))
+
+
+def test_terms_of_tls_are_heard_before_the_job_that_needs_them(tmp_path) -> None:
+    """They go by a guest's socket, which the daemon reads in turns, and jobs by its memory."""
+    self_signed(tmp_path, "own")
+    known = trust(load_certificate(tmp_path / "own.pem", tmp_path / "own.key").pin)
+    assert known is not None
+    with daemon() as running, reserved_port() as closed:
+        guest = _stack.Guest(running.path)
+        running.process.send_signal(signal.SIGSTOP)
+        for _ in range(MESSAGES):
+            guest.renew(1, "")  # of another slot
+        guest.connect(to_bytes(HOST), closed, known.terms("localhost"))
+        guest.flush()
+        running.process.send_signal(signal.SIGCONT)
+        events: list[Event] = []
+        while not events:
+            select.select([guest.fileno()], [], [])
+            events += guest.poll()
+        [(kind, _, status)] = events
+        assert kind == Kind.CLOSED
+        assert status == errno.ECONNREFUSED, "not its terms"
 
 
 def test_tls_ends_in_the_daemon(tmp_path, by_each_module: Daemon) -> None:
