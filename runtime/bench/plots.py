@@ -18,6 +18,8 @@ from runtime.bench.records import Run
 from runtime.bench.report import layer_split_ms
 from runtime.bench.timeline import second
 
+SPECEDGE = ("specedge", "shared-steps")  # one tree a step, in turns, and both edges in every step
+
 
 def write_plots(
     folder: Path, rows: Sequence[Row], timeline: Run | None, caption: str
@@ -51,7 +53,7 @@ def throughput(axes: Axes, rows: Sequence[Row]) -> None:
         names = [f"{name}\n{row.case.rtt_ms:g} ms" for name, row in zip(names, shown, strict=True)]
     spreads = [row.spread("tokens_per_s") for row in shown]
     errors = [[m - low for m, low, _ in spreads], [high - m for m, _, high in spreads]]
-    colors = ["C0" if row.case.mode == "specedge" else "lightgray" for row in shown]
+    colors = ["C0" if row.case.mode in SPECEDGE else "lightgray" for row in shown]
     bars = axes.bar(
         range(len(shown)), [m for m, _, _ in spreads], yerr=errors, capsize=4, color=colors
     )
