@@ -98,7 +98,7 @@ def test_the_server_keeps_a_promise_that_drafts_would_break(
 
     Those that are asked for: edges that make offers are in every step.
     """
-    monkeypatch.setattr(capacity, "COUNTED_S", 6.0)
+    monkeypatch.setattr(capacity, "COUNTED_S", 4.0)
     plain = SETTING.simulate(ROW, "plain", 12, math.inf)
     offering = SETTING.simulate(ROW, "specedge", 12, math.inf)
     assert offering.p99_ms < plain.p99_ms
@@ -162,7 +162,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("clients", [1, 2, 8])
 def test_offers_give_more_than_taking_turns(monkeypatch: pytest.MonkeyPatch, clients: int) -> None:
     """14B, steps that have room for all."""
-    monkeypatch.setattr(capacity, "COUNTED_S", 8.0)
+    monkeypatch.setattr(capacity, "COUNTED_S", 4.0)
     offering = SETTING.simulate(ROW, "specedge", clients, math.inf)
     asked = SETTING.simulate(ROW, NO_OFFERS, clients, math.inf)
     assert offering.tokens_per_s > (1.15 if clients > 1 else 1.0) * asked.tokens_per_s

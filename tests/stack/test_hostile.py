@@ -4,6 +4,8 @@ import asyncio
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,19 +18,25 @@ from tests.stack.daemon import MODULES, PROGRAM, SHAPE, daemon
 
 @pytest.fixture(scope="module", params=["plain", pytest.param("sanitised", marks=pytest.mark.long)])
 def programs(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    of_all_workers: Callable[[str], AbstractContextManager[Path]], request: pytest.FixtureRequest
 ) -> tuple[Path, Path]:
     """The daemon and the hostile guest."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         pytest.skip("there is no C++ compiler here")
-    folder = tmp_path_factory.mktemp("stack")
-    if request.param == "plain":
-        return PROGRAM, build_hostile(folder, compiler)
-    try:
-        return build(folder, compiler)
-    except NoSanitizer as reason:
-        pytest.skip(str(reason))
+    with of_all_workers(f"stack-{request.param}") as folder:
+        made = (
+            (PROGRAM if request.param == "plain" else folder / "specedge-stack"),
+            folder / "hostile",
+        )
+        if made[1].exists():
+            return made
+        if request.param == "plain":
+            return PROGRAM, build_hostile(folder, compiler)
+        try:
+            return build(folder, compiler)
+        except NoSanitizer as reason:
+            pytest.skip(str(reason))
 
 
 def play(programs: tuple[Path, Path], module: str, how: str, seeds: range) -> None:

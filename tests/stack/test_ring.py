@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -17,19 +19,28 @@ RACES = ("-O1", "-g1", "-fsanitize=thread", "-Wno-tsan")
 
 
 @pytest.fixture(scope="module", params=["plain", "races"])
-def program(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def program(
+    of_all_workers: Callable[[str], AbstractContextManager[Path]], request: pytest.FixtureRequest
+) -> Path:
     """The two threads of ring.cpp."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         pytest.skip("there is no C++ compiler here")
-    folder = tmp_path_factory.mktemp("ring")
     flags = ("-std=c++20", f"-I{STACK}", *(RACES if request.param == "races" else ("-O2",)))
-    can_link = Toolchain(compiler, flags).links(folder, "int main() {}")
-    if not can_link or subprocess.run([folder / "probe"], check=False).returncode:
-        pytest.skip(f"{compiler}'s thread sanitiser does not run here")
-    command = [compiler, *flags, HERE / "ring.cpp", STACK / "messages.cpp", "-o", folder / "ring"]
-    subprocess.run([*command, "-pthread"], check=True)
-    return folder / "ring"
+    with of_all_workers(f"ring-{request.param}") as folder:
+        program = folder / "ring"
+        if not program.exists():
+            can_link = Toolchain(compiler, flags).links(folder, "int main() {}")
+            if not can_link or subprocess.run([folder / "probe"], check=False).returncode:
+                pytest.skip(f"{compiler}'s thread sanitiser does not run here")
+            sources = HERE / "ring.cpp", STACK / "messages.cpp"
+            subprocess.run([compiler, *flags, *sources, "-o", program, "-pthread"], check=True)
+    return program
+
+
+def test_pieces_are_copied_whole_in_order_and_from_their_own_place(program: Path) -> None:
+    done = subprocess.run([program], capture_output=True, text=True, timeout=180, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_byte_comes_out_once_and_in_order(
