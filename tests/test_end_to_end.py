@@ -16,10 +16,8 @@ import pytest
 from tests.ports import reserved_port
 
 PROMPTS = [
-    "Hello there",
-    "Ünïcödé, 日本語, العربية and Ελληνικά",
+    "line one: Ünïcödé, 日本語, العربية and Ελληνικά\nline two\ttab",
     "🙂🏽👩‍👩‍👧‍👦 emoji 🇫🇷",
-    "line one\nline two\ttab",
 ]
 
 
@@ -43,10 +41,10 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def test_eight_edges_at_once_write_the_plain_text(
+def test_four_edges_at_once_write_the_plain_text(
     tiny_pair: tuple[Path, Path], tiny_server: str
 ) -> None:
-    """Eight processes; pairs of them ask the same, one with trees and one without."""
+    """Four processes; pairs of them ask the same, one with trees and one without."""
     jobs = []
     for prompt in PROMPTS:
         for budget in ("0", "32"):
