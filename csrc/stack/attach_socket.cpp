@@ -68,14 +68,16 @@ AttachSocket::AttachSocket(const std::string& path, bool is_shared) : path_(path
   if (lstat(path.c_str(), &own_)) fail("--socket " + path);
 }
 
-AttachSocket::~AttachSocket() try {
-  const Descriptor lock = lock_folder(path_);
-  struct stat now{};
-  // unless somebody has removed it, and another daemon has the name now
-  if (!lstat(path_.c_str(), &now) && now.st_dev == own_.st_dev && now.st_ino == own_.st_ino)
-    unlink(path_.c_str());
-} catch (const std::runtime_error&) {
-  // The next daemon removes it.
+AttachSocket::~AttachSocket() {
+  try {  // not around the function: what a destructor catches there is thrown again at its end
+    const Descriptor lock = lock_folder(path_);
+    struct stat now{};
+    // unless somebody has removed it, and another daemon has the name now
+    if (!lstat(path_.c_str(), &now) && now.st_dev == own_.st_dev && now.st_ino == own_.st_ino)
+      unlink(path_.c_str());
+  } catch (const std::runtime_error&) {
+    // The next daemon removes it.
+  }
 }
 
 }  // namespace specedge::stack

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -159,6 +160,16 @@ def test_a_daemon_that_ends_leaves_anothers_socket() -> None:
         assert not os.listdir(folder)
         for one in (first, second):
             one.process.communicate()
+
+
+def test_a_daemon_whose_folder_has_gone_ends_well() -> None:
+    with TemporaryDirectory() as folder:
+        os.mkdir(f"{folder}/below")
+        running = start(f"{folder}/below/s")
+        shutil.rmtree(f"{folder}/below")
+        running.process.terminate()
+        assert running.process.wait(30) == 0
+        running.process.communicate()
 
 
 def test_mistakes_are_told_in_a_sentence() -> None:
