@@ -1,6 +1,7 @@
 """A host's connections to others by TCP: through the daemon, and without one."""
 
 import os
+import statistics
 import time
 from contextlib import ExitStack
 
@@ -37,7 +38,8 @@ def sharing(effort: Effort) -> Table:
         )
         share = one.over(each, "daemons_us")
         whole = one.over(each, "all_us")
-        cells = [f"{runs[name]:.2f}" for name in ("daemons_us", "all_us") for runs in (one, each)]
+        names = ("daemons_us", "all_us", "p50_us")
+        cells = [f"{runs[name]:.2f}" for name in names for runs in (one, each)]
         rows.append((guests, *cells, f"{share:.2f}", f"{whole:.2f}"))
     claims = [
         Claim(
@@ -46,15 +48,9 @@ def sharing(effort: Effort) -> Table:
             share <= SHARED,
         ),
     ]
-    columns = (
-        "guests",
-        "one daemon, us",
-        "each its own",
-        "with guests",
-        "each its own",
-        "daemons",
-        "all",
-    )
+    pairs = ("one daemon, us", "with guests", "median request")
+    each_own = (word for name in pairs for word in (name, "each its own"))
+    columns = ("guests", *each_own, "daemons", "all")
     title = f"processor time a request, {GUEST_RATE:g} requests/s of each guest"
     return Table("sharing", title, columns, rows, claims)
 
@@ -78,6 +74,7 @@ def _at_rate(guests: int, daemons: int, seconds: float) -> Figures:
     return {
         "daemons_us": daemons_s / requests * 1e6,
         "all_us": (daemons_s + guests_s) / requests * 1e6,
+        "p50_us": statistics.median(figures["p50_us"] for figures in told),
     }
 
 
