@@ -13,6 +13,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <stdexcept>
 #include <system_error>
 #include <unordered_map>
@@ -34,8 +35,9 @@ constexpr int64_t kGreeting_ns = 5'000'000'000;
 // Bytes sent before others are looked at: fewer than a guest can show at once, or whoever has shown
 // all it may would be served all of it in every turn, and the turns would decide nothing.
 constexpr uint64_t kBudget = 512 << 10;
-constexpr size_t kStrangers = 64;  // that have not said what they want, beside the guests
-constexpr int kMessages = 16;      // of one guest at a time
+constexpr size_t kStrangers = 64;          // that have not said what they want, beside the guests
+constexpr int kMessages = 16;              // of one guest at a time
+constexpr int64_t kAtOnce_ns = 1'000'000;  // guests active within it are several at once
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::runtime_error(what + ": " + std::strerror(errno));
@@ -70,9 +72,13 @@ class Daemon : public Host {
   };
 
   bool is_busy() const { return !active_.empty() || !shares_due_ns_; }
+  int64_t due_ns() const {
+    return std::min(shares_due_ns_, alarms_.empty() ? kNever : alarms_.begin()->first);
+  }
   void happened(const epoll_event& event);
   void serve();
   void sleep();
+  void coalesce() const;
   void admit();
   void greet(Tenant& tenant, const Message& message);
   bool hear(Tenant& tenant);
@@ -96,6 +102,9 @@ class Daemon : public Host {
   std::multimap<int64_t, Place> alarms_;
   std::multimap<uint16_t, Port> ports_;
   uint32_t last_id_ = 0;
+  uint32_t served_last_ = 0;      // a guest
+  int64_t several_until_ns_ = 0;  // guests are active
+  int64_t looked_ns_ = 0;         // for what has happened
   bool is_stopped_ = false;
 };
 
@@ -131,17 +140,28 @@ void Daemon::watch(int descriptor, Place place) {
 void Daemon::run() {
   epoll_event events[256];
   while (!is_stopped_) {
+    coalesce();
     sleep();
     const int count = epoll_wait(epoll_.get(), events, 256, is_busy() ? 0 : -1);
+    looked_ns_ = now_ns();
     for (int i = 0; i < count; ++i) happened(events[i]);
     ring_alarms();
     serve();
   }
 }
 
+// What happens to several guests soon after one another is heard together, as network cards
+// coalesce interrupts. A guest that is alone never waits for others.
+void Daemon::coalesce() const {
+  if (is_busy() || looked_ns_ >= several_until_ns_) return;
+  const int64_t until = std::min(looked_ns_ + options_.coalesce_ns, due_ns());
+  const timespec when{until / 1'000'000'000, until % 1'000'000'000};
+  clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, nullptr);
+}
+
 // Set the timer for what is due next, if nothing is to be done now.
 void Daemon::sleep() {
-  int64_t due = std::min(shares_due_ns_, alarms_.empty() ? kNever : alarms_.begin()->first);
+  int64_t due = due_ns();
   if (is_busy() || due == kNever || due == timer_due_ns_) return;
   due = std::max<int64_t>(due, 1);  // 0 would stop the timer
   timer_due_ns_ = due;
@@ -193,6 +213,8 @@ void Daemon::serve() {
     Tenant* tenant = find(id);
     if (!tenant || !tenant->is_attached()) continue;
     tenant->is_active = false;
+    if (options_.coalesce_ns && id != std::exchange(served_last_, id))
+      several_until_ns_ = looked_ns_ + kAtOnce_ns;
     if (tenant->work()) activate(*tenant);
     if (tenant->hearing == Tenant::Hearing::due) {
       const bool is_done = hear(*tenant);

@@ -45,6 +45,8 @@ void set(Options& options, std::string_view name, const char* value) {
       throw std::runtime_error(std::string("--share-by is ") + value +
                                "; it takes user or process");
     options.share_by_process = std::string_view(value) == "process";
+  } else if (name == "--coalesce-us") {
+    options.coalesce_ns = int64_t(number(name, value, 10'000) * 1e3);
   } else if (name == "--max-guests") {
     options.max_guests = size_t(number(name, value, 16384));
   } else {

@@ -16,6 +16,7 @@ struct Options {
   double user_bytes_per_s = 0;    // that the guests of one user send
   bool share_by_process = false;  // each guest is a user of its own
   bool is_shared = false;         // other users of this host may attach
+  int64_t coalesce_ns = 0;        // between two looks while several guests are active
   size_t max_guests = 256;
 };
 

@@ -20,7 +20,7 @@ MOST_RATE = 10**12
 # the options of the daemon itself, csrc/stack/options.cpp
 DAEMON = (
     *("socket", "module", "delay_ms", "link_rate", "loss"),
-    *("rate", "user_rate", "share_by", "max_guests"),
+    *("rate", "user_rate", "share_by", "coalesce_us", "max_guests"),
 )
 
 
@@ -47,6 +47,10 @@ class StackConfig(Checked):
     share_by: str = option(
         "user", "who has a share of its own: a user of this host, or each process",
         choices=("user", "process"),
+    )  # fmt: skip
+    coalesce_us: int = option(
+        0, "while several are active, look for news once in so many us: less processor time for "
+        "more delay; 0: at once", minimum=0, maximum=10_000,
     )  # fmt: skip
     shared: bool = option(False, "let other users of this host attach")
     max_guests: int = option(256, "processes attached at once", minimum=1, maximum=16384)

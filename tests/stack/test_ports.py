@@ -9,8 +9,10 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -445,3 +447,29 @@ def test_tls_ends_in_the_daemon(tmp_path, by_each_module: Daemon) -> None:
             await ports.listen(path, HOST, 0, Echo, "server\nnonsense")
 
     asyncio.run(scenario())
+
+
+def test_several_guests_are_heard_together_where_that_is_asked_for() -> None:
+    """Of what they ask in so many rounds, by the switches of a daemon that may look every 5 ms."""
+    rounds, guests, every_s = 40, 8, 0.005
+    with socket.create_server((HOST, 0)) as server, ExitStack() as stack:
+        running = stack.enter_context(daemon("--coalesce-us", f"{every_s * 1e6:.0f}"))
+        asking = [Guest(running.path) for _ in range(guests)]
+        slots = [guest.connect(to_bytes(HOST), server.getsockname()[1], "") for guest in asking]
+        answering = [stack.enter_context(server.accept()[0]) for _ in range(guests)]
+        before, began_s = switches(running), time.monotonic()
+        for n in range(rounds):
+            for guest, slot in zip(asking, slots, strict=True):
+                while guest.send_frame(slot, bytes([n])) != 1:
+                    guest.poll()  # it does not know yet that it is connected
+            assert [one.recv(2) for one in answering] == [bytes([n])] * guests
+        took_s, after = time.monotonic() - began_s, switches(running)
+    # Guests of which one is heard long after another are not several: a look each, at most.
+    assert after - before < 2 * took_s / every_s + 2 * rounds
+    assert took_s > rounds / 2 * every_s
+
+
+def switches(running: Daemon) -> int:
+    """How often it has slept."""
+    status = Path(f"/proc/{running.process.pid}/status").read_text(encoding="utf-8")
+    return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
