@@ -30,7 +30,7 @@ turn          who moves next: the edge drafts, the edge waits for a credit, or t
               nobody, where another verdict of the same step follows
 plain         decoding without asking for drafts: the server has every turn
 offer         a tree that an edge sends unasked then; what still fits the text is verified
-grant         the next move that an edge is told: how many nodes, and for how long
+grant         what an edge is told with the turn: how many nodes, and for how long
 max_nodes     the most nodes: of a request (that its edge ever drafts; as an option `--max-budget`,
               as in the paper), of a grant, or of a tree that grows
 free_s        how long drafting costs the server nothing: its tree comes just before its step

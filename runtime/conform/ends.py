@@ -1,4 +1,4 @@
-"""Cases 601 and on: cancelling in every phase, requests side by side, and edges that vanish."""
+"""Cases 601 and on: cancelling in every state, requests side by side, and edges that vanish."""
 
 import asyncio
 
@@ -157,7 +157,7 @@ async def eight_connections_at_once(visitor: Visitor) -> None:
 
 
 async def an_edge_that_vanishes(visitor: Visitor) -> None:
-    """§4.6 An edge may go in any phase of a request; the others are served."""
+    """§4.6 An edge may go in any state of a request; the others are served."""
     for messages in ((), (wire.Prompt(1, (1, 2)),), (wire.Prompt(1, (1, 2, 3, 4, 5)),)):
         peer = await visitor.admitted()
         peer.send(opening(max_tokens=400), *messages)

@@ -180,7 +180,7 @@ async def ping(visitor: Visitor) -> None:
 
 
 async def ping_in_a_request(visitor: Visitor) -> None:
-    """§4.5 A Ping is answered in every phase of a request."""
+    """§4.5 A Ping is answered in every state of a request."""
     peer = await visitor.admitted()
     peer.send(opening(1, 2), wire.Ping(1))
     await peer.expect(wire.Pong)

@@ -129,15 +129,15 @@ async def rounds(
 
 
 @dataclass(frozen=True)
-class Grant:
-    """The right to send a draft, received at a time of time.monotonic()."""
+class DraftTurn:
+    """The edge's turn, as a grant that came at a time of time.monotonic() says it."""
 
     max_nodes: int
     received_s: float
     slot: Slot
 
     @classmethod
-    def of(cls, message: wire.Verdict | wire.Credit, received_s: float) -> "Grant":
+    def of(cls, message: wire.Verdict | wire.Credit, received_s: float) -> "DraftTurn":
         """What a message grants that came at `received_s`; how many nodes, a credit will say."""
         if isinstance(message, wire.Verdict) and message.turn is wire.Turn.WAIT:
             return cls(wire.MAX_NODES, received_s, Slot(math.inf, 0.0))
@@ -194,15 +194,15 @@ class Exchange:
 
     async def draft(self, verdict: wire.Verdict) -> None:
         """Grow a tree as long as it pays, and send it."""
-        grant = Grant.of(verdict, self._request.arrived_s)
-        if await self._catch_up(grant.max_nodes):
-            grant = await self._grow(grant)
-        if grant.needs_credit:
-            grant = Grant.of(await self._request.credit(), self._request.arrived_s)
-        tree = self._speculation.send(grant.max_nodes)
+        turn = DraftTurn.of(verdict, self._request.arrived_s)
+        if await self._catch_up(turn.max_nodes):
+            turn = await self._grow(turn)
+        if turn.needs_credit:
+            turn = DraftTurn.of(await self._request.credit(), self._request.arrived_s)
+        tree = self._speculation.send(turn.max_nodes)
         self._request.send(len(self._speculation.context), tree)
         self._sent_s = time.monotonic()
-        self._used_s = max(self._sent_s, grant.received_s + grant.slot.free_s)
+        self._used_s = max(self._sent_s, turn.received_s + turn.slot.free_s)
 
     def may_offer(self, verdict: wire.Verdict, has_offers: bool) -> bool:
         """Whether the server would like an offer, or what it most likely drops costs nothing."""
@@ -247,22 +247,22 @@ class Exchange:
                 return False
         return True
 
-    async def _grow(self, grant: Grant) -> Grant:
-        """Deepen the tree; the grant to send it by, since a credit may come meanwhile."""
+    async def _grow(self, turn: DraftTurn) -> DraftTurn:
+        """Deepen the tree; the turn to send it by, since a credit may come meanwhile."""
         share = 1.0  # what the last pass has brought of what its nodes' probabilities promised
         for _ in range(self._speculation.shape.max_beam_len - 1):
-            if grant.needs_credit and self._request.has_mail:
-                grant = Grant.of(await self._request.credit(), self._request.arrived_s)
-            frontier = self._speculation.frontier(grant.max_nodes)
+            if turn.needs_credit and self._request.has_mail:
+                turn = DraftTurn.of(await self._request.credit(), self._request.arrived_s)
+            frontier = self._speculation.frontier(turn.max_nodes)
             tokens = self._speculation.expected_tokens
             promise = self._speculation.probability(frontier)  # the most that a pass can add
-            elapsed_s = time.monotonic() - grant.received_s
-            if not self._pace.is_worth_a_pass(tokens, share * promise, elapsed_s, grant.slot):
+            elapsed_s = time.monotonic() - turn.received_s
+            if not self._pace.is_worth_a_pass(tokens, share * promise, elapsed_s, turn.slot):
                 break
             if not await self._pass(frontier):
                 break
             share = (self._speculation.expected_tokens - tokens) / promise
-        return grant
+        return turn
 
     async def _pass(self, frontier: Sequence[int]) -> bool:
         """One timed pass of the draft model. False where there is no room for it."""

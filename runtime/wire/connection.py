@@ -53,35 +53,35 @@ from runtime.wire.messages import (
     template_follows,
     template_hash,
 )
-from runtime.wire.states import CONNECTION_TABLE, REQUEST_TABLE, Phase, Role, State
+from runtime.wire.states import CONNECTION_TABLE, REQUEST_TABLE, ConnectionState, RequestState, Role
 
-__all__ = ["Connection", "Phase", "Role", "State"]
+__all__ = ["Connection", "ConnectionState", "RequestState", "Role"]
 
 MAX_HANDSHAKE_FRAME_BYTES = 512
 
 OFFERS_A_VERDICT = 2  # and before the first: whoever looks at them is not to be flooded
-PHASE_OF_TURN = {
-    Turn.SERVER: Phase.VERIFYING,
-    Turn.EDGE: Phase.DRAFTING,
-    Turn.WAIT: Phase.WAITING,
-    Turn.MORE: Phase.VERIFYING,
+STATE_OF_TURN = {
+    Turn.SERVER: RequestState.VERIFYING,
+    Turn.EDGE: RequestState.DRAFTING,
+    Turn.WAIT: RequestState.WAITING,
+    Turn.MORE: RequestState.VERIFYING,
 }
 
 # A Move equals a tuple of the same, which takes less time to make.
-OF_CONNECTIONS: Mapping[Any, tuple[State, ...]] = CONNECTION_TABLE
-OF_REQUESTS: Mapping[Any, tuple[Phase, ...]] = REQUEST_TABLE
+OF_CONNECTIONS: Mapping[Any, tuple[ConnectionState, ...]] = CONNECTION_TABLE
+OF_REQUESTS: Mapping[Any, tuple[RequestState, ...]] = REQUEST_TABLE
 
-ENDING = (Phase.FINISHED, Phase.CLOSING)
+ENDING = (RequestState.FINISHED, RequestState.CLOSING)
 FREQUENT = (Draft, Verdict, Credit)  # change nothing but their request
 
-_Place = TypeVar("_Place", State, Phase)
+_Place = TypeVar("_Place", ConnectionState, RequestState)
 
 
 @dataclass(slots=True)
 class _Request:
     """What the next message of a request is checked against."""
 
-    phase: Phase
+    state: RequestState
     params: Open
     prompt_tokens_due: int
     most_nodes: int  # that a draft of this request may ever have
@@ -111,7 +111,7 @@ class Connection:
 
     def __init__(self, role: Role) -> None:
         self.role, self._peer = role, role.peer
-        self.state = State.HELLO_DUE
+        self.state = ConnectionState.HELLO_DUE
         self.hello: Hello | None = None
         self.challenge: Challenge | None = None
         self.welcome: Welcome | None = None
@@ -133,11 +133,11 @@ class Connection:
     @property
     def live_requests(self) -> int:
         """Requests that count against max_requests: those that the edge has not closed."""
-        return sum(request.phase is not Phase.CLOSING for request in self._requests.values())
+        return sum(request.state is not RequestState.CLOSING for request in self._requests.values())
 
-    def phase(self, request: int) -> Phase:
+    def request_state(self, request: int) -> RequestState:
         """Where a request stands."""
-        return self._requests[request].phase if request in self._requests else Phase.UNUSED
+        return self._requests[request].state if request in self._requests else RequestState.UNUSED
 
     def receive(self, data: bytes) -> list[Message]:
         """The messages that these bytes complete, however the stream was cut: feed and drain.
@@ -150,7 +150,7 @@ class Connection:
 
     def feed(self, data: bytes) -> None:
         """Take bytes in; a closed connection ignores them."""
-        if self.state is not State.CLOSED:
+        if self.state is not ConnectionState.CLOSED:
             self._received += data
 
     def next_message(self) -> Message | None:
@@ -211,7 +211,7 @@ class Connection:
         kind, state = MESSAGE_TYPES[header.type], self.state
         if (state, self._peer, kind) not in OF_CONNECTIONS:
             raise _forbidden(state, self._peer, kind)
-        is_welcome = state is State.OPEN or state is State.TEMPLATE_DUE
+        is_welcome = state is ConnectionState.OPEN or state is ConnectionState.TEMPLATE_DUE
         limit = MOST_BYTES[kind] if is_welcome else MAX_HANDSHAKE_FRAME_BYTES
         if header.length > limit:
             sentence = f"the frame has {header.length} bytes: at most {limit} are allowed"
@@ -223,7 +223,7 @@ class Connection:
     def _take(self, message: Message) -> bool:
         """Apply a received message and answer it; whether it is to be delivered."""
         request = self._requests.get(message.request)
-        was_ending = request is not None and request.phase in ENDING
+        was_ending = request is not None and request.state in ENDING
         if isinstance(message, FREQUENT):  # its header has been checked
             self._advance(self._peer, message)
         else:
@@ -233,7 +233,7 @@ class Connection:
             return False
         if was_ending:
             return False
-        if request is not None and request.phase in ENDING:
+        if request is not None and request.state in ENDING:
             self._queue(Close(message.request))
             if self.role is Role.EDGE:
                 self._ended_by_server.add(message.request)
@@ -254,7 +254,10 @@ class Connection:
         self._fault = fault
 
     def _is_overtaken(self, message: Message) -> bool:
-        if isinstance(message, Close) and self.phase(message.request) is Phase.CLOSING:
+        if (
+            isinstance(message, Close)
+            and self.request_state(message.request) is RequestState.CLOSING
+        ):
             return True
         late = isinstance(message, Rule | Constraint | Adapter | Prompt | Draft | Offer | Close)
         return late and message.request in self._ended_by_server
@@ -292,9 +295,9 @@ class Connection:
                 self._advance(sender, message)
         self._enter(followers[0])
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: ConnectionState) -> None:
         self.state = state
-        if state is State.CLOSED:
+        if state is ConnectionState.CLOSED:
             self._received.clear()
 
     def _welcomed(self, welcome: Welcome) -> None:
@@ -304,7 +307,7 @@ class Connection:
             raise ProtocolError(ErrorCode.VERSION, sentence)
         self.welcome, self._vocabulary_size = welcome, welcome.vocabulary_size
         follows = template_follows(self.hello, welcome)
-        self._enter(State.TEMPLATE_DUE if follows else State.OPEN)
+        self._enter(ConnectionState.TEMPLATE_DUE if follows else ConnectionState.OPEN)
 
     def _check_template(self, template: Template) -> None:
         assert self.welcome is not None, "a Template before the Welcome"
@@ -321,14 +324,14 @@ class Connection:
             raise _violation(f"no Ping with nonce {pong.nonce} waits for an answer")
         del self._unanswered_pings[sender.peer]
 
-    def _connection_error(self, followers: tuple[State, ...], error: Error) -> None:
-        state = State.CLOSED if error.fatal else State.OPEN
+    def _connection_error(self, followers: tuple[ConnectionState, ...], error: Error) -> None:
+        state = ConnectionState.CLOSED if error.fatal else ConnectionState.OPEN
         if state not in followers:
             raise _violation("an Error before the connection is open must be fatal")
         self._enter(state)
 
     def _open(self, sender: Role, message: Open) -> None:
-        _allowed(OF_REQUESTS, self.phase(message.request), sender, Open)
+        _allowed(OF_REQUESTS, self.request_state(message.request), sender, Open)
         assert self.welcome is not None, "a request before the Welcome"
         limit = self.welcome.max_requests
         # Counting one by one is left to the case where it may matter.
@@ -336,7 +339,7 @@ class Connection:
             sentence = f"{limit} requests are open, as many as the server allows"
             raise ProtocolError(ErrorCode.LIMIT, sentence)
         self._requests[message.request] = _Request(
-            Phase.PROMPTING,
+            RequestState.PROMPTING,
             message,
             message.prompt_tokens,
             min(message.max_nodes, self.welcome.max_nodes),
@@ -349,26 +352,26 @@ class Connection:
         message: Rule | Constraint | Adapter | Prompt | Draft | Offer | Answering | Close | Error,
     ) -> None:
         request = self._requests.get(message.request)
-        place = Phase.UNUSED if request is None else request.phase
+        place = RequestState.UNUSED if request is None else request.state
         followers = OF_REQUESTS.get((place, sender, type(message)))
         if followers is None:
             raise _forbidden(place, sender, type(message))
         assert request is not None, "what begins a request is none of these"
         if place in ENDING:
-            phase = followers[-1 if _is_last_verdict(message) else 0]
+            state = followers[-1 if _is_last_verdict(message) else 0]
         else:
-            phase = self._follow(request, message, followers)
-        assert phase in followers, f"{phase} does not follow by the table"
-        request.phase = phase
-        if phase is Phase.UNUSED:
+            state = self._follow(request, message, followers)
+        assert state in followers, f"{state} does not follow by the table"
+        request.state = state
+        if state is RequestState.UNUSED:
             del self._requests[message.request]
 
     def _follow(
         self,
         request: _Request,
         message: Rule | Constraint | Adapter | Prompt | Draft | Offer | Answering | Close | Error,
-        followers: tuple[Phase, ...],
-    ) -> Phase:
+        followers: tuple[RequestState, ...],
+    ) -> RequestState:
         """Check a message of a live request against what came before it, and count it."""
         match message:
             case Draft():
@@ -379,14 +382,14 @@ class Connection:
                 self._check_turn(message)
                 request.round, request.parents, request.logprobs = request.round + 1, (), None
                 request.granted_nodes = message.max_nodes
-                return Phase.FINISHED if message.finish else PHASE_OF_TURN[message.turn]
+                return RequestState.FINISHED if message.finish else STATE_OF_TURN[message.turn]
             case Credit():
                 _check_grant(request, message)
                 request.granted_nodes = message.max_nodes
             case Offer():
                 self._check_offer(request, message)
                 request.offers += 1
-                return request.phase
+                return request.state
             case Rule() | Constraint() | Adapter():
                 _check_first(request, message)
                 request.told += (type(message),)
@@ -394,7 +397,9 @@ class Connection:
                 _check_prompt(request, message)
                 request.told += (Prompt,)
                 request.prompt_tokens_due -= len(message.tokens)
-                return Phase.PROMPTING if request.prompt_tokens_due else Phase.VERIFYING
+                return (
+                    RequestState.PROMPTING if request.prompt_tokens_due else RequestState.VERIFYING
+                )
             case Reading():
                 _check_reading(request, message)
             case Logprobs():
@@ -431,7 +436,7 @@ def _violation(sentence: str) -> ProtocolError:
 
 def _allowed(
     table: Mapping[Any, tuple[_Place, ...]],
-    place: State | Phase,
+    place: ConnectionState | RequestState,
     sender: Role,
     kind: type[Message],
 ) -> tuple[_Place, ...]:
@@ -441,7 +446,9 @@ def _allowed(
     return followers
 
 
-def _forbidden(place: State | Phase, sender: Role, kind: type[Message]) -> ProtocolError:
+def _forbidden(
+    place: ConnectionState | RequestState, sender: Role, kind: type[Message]
+) -> ProtocolError:
     return _violation(f"the {sender.value} may not send {kind.__name__} while {place.value}")
 
 

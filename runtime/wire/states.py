@@ -61,7 +61,7 @@ class Role(_Named):
         return Role.SERVER if self is Role.EDGE else Role.EDGE
 
 
-class State(_Named):
+class ConnectionState(_Named):
     """What a connection waits for."""
 
     HELLO_DUE = "the edge's Hello is due"
@@ -73,7 +73,7 @@ class State(_Named):
     CLOSED = "a fatal Error or a fault has ended it"
 
 
-class Phase(_Named):
+class RequestState(_Named):
     """What a request waits for."""
 
     UNUSED = "no request has this number"
@@ -88,93 +88,102 @@ class Phase(_Named):
 class Move(NamedTuple):
     """A message in a state: the key of both tables."""
 
-    state: State | Phase
+    state: ConnectionState | RequestState
     sender: Role
     message: type[Message]
 
 
 # Where more than one state may follow, the content of the message decides.
-CONNECTION_TABLE: Mapping[Move, tuple[State, ...]] = {
-    Move(State.HELLO_DUE, Role.EDGE, Hello): (State.WELCOME_DUE,),
-    Move(State.HELLO_DUE, Role.EDGE, Error): (State.CLOSED,),
-    Move(State.HELLO_DUE, Role.SERVER, Error): (State.CLOSED,),
-    Move(State.WELCOME_DUE, Role.SERVER, Welcome): (State.OPEN, State.TEMPLATE_DUE),
-    Move(State.WELCOME_DUE, Role.EDGE, Error): (State.CLOSED,),
-    Move(State.WELCOME_DUE, Role.SERVER, Challenge): (State.PROOF_DUE,),
-    Move(State.WELCOME_DUE, Role.SERVER, Redirect): (State.CLOSED,),
-    Move(State.WELCOME_DUE, Role.SERVER, Error): (State.CLOSED,),
-    Move(State.PROOF_DUE, Role.EDGE, Proof): (State.ADMISSION_DUE,),
-    Move(State.PROOF_DUE, Role.EDGE, Error): (State.CLOSED,),
-    Move(State.PROOF_DUE, Role.SERVER, Error): (State.CLOSED,),
-    Move(State.ADMISSION_DUE, Role.SERVER, Welcome): (State.OPEN, State.TEMPLATE_DUE),
-    Move(State.ADMISSION_DUE, Role.SERVER, Redirect): (State.CLOSED,),
-    Move(State.ADMISSION_DUE, Role.EDGE, Error): (State.CLOSED,),
-    Move(State.ADMISSION_DUE, Role.SERVER, Error): (State.CLOSED,),
-    Move(State.TEMPLATE_DUE, Role.SERVER, Template): (State.OPEN,),
-    Move(State.TEMPLATE_DUE, Role.EDGE, Error): (State.CLOSED,),
-    Move(State.TEMPLATE_DUE, Role.SERVER, Error): (State.CLOSED,),
-    Move(State.OPEN, Role.EDGE, Open): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Rule): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Constraint): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Adapter): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Prompt): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Draft): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Offer): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Close): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Ping): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Pong): (State.OPEN,),
-    Move(State.OPEN, Role.EDGE, Error): (State.OPEN, State.CLOSED),
-    Move(State.OPEN, Role.SERVER, Adapters): (State.OPEN,),
-    Move(State.OPEN, Role.SERVER, Reading): (State.OPEN,),
-    Move(State.OPEN, Role.SERVER, Logprobs): (State.OPEN,),
-    Move(State.OPEN, Role.SERVER, Verdict): (State.OPEN,),
-    Move(State.OPEN, Role.SERVER, Credit): (State.OPEN,),
-    Move(State.OPEN, Role.SERVER, Close): (State.OPEN,),
-    Move(State.OPEN, Role.SERVER, Ping): (State.OPEN,),
-    Move(State.OPEN, Role.SERVER, Pong): (State.OPEN,),
-    Move(State.OPEN, Role.SERVER, Error): (State.OPEN, State.CLOSED),
+CONNECTION_TABLE: Mapping[Move, tuple[ConnectionState, ...]] = {
+    Move(ConnectionState.HELLO_DUE, Role.EDGE, Hello): (ConnectionState.WELCOME_DUE,),
+    Move(ConnectionState.HELLO_DUE, Role.EDGE, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.HELLO_DUE, Role.SERVER, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.WELCOME_DUE, Role.SERVER, Welcome): (
+        ConnectionState.OPEN,
+        ConnectionState.TEMPLATE_DUE,
+    ),
+    Move(ConnectionState.WELCOME_DUE, Role.EDGE, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.WELCOME_DUE, Role.SERVER, Challenge): (ConnectionState.PROOF_DUE,),
+    Move(ConnectionState.WELCOME_DUE, Role.SERVER, Redirect): (ConnectionState.CLOSED,),
+    Move(ConnectionState.WELCOME_DUE, Role.SERVER, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.PROOF_DUE, Role.EDGE, Proof): (ConnectionState.ADMISSION_DUE,),
+    Move(ConnectionState.PROOF_DUE, Role.EDGE, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.PROOF_DUE, Role.SERVER, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.ADMISSION_DUE, Role.SERVER, Welcome): (
+        ConnectionState.OPEN,
+        ConnectionState.TEMPLATE_DUE,
+    ),
+    Move(ConnectionState.ADMISSION_DUE, Role.SERVER, Redirect): (ConnectionState.CLOSED,),
+    Move(ConnectionState.ADMISSION_DUE, Role.EDGE, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.ADMISSION_DUE, Role.SERVER, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.TEMPLATE_DUE, Role.SERVER, Template): (ConnectionState.OPEN,),
+    Move(ConnectionState.TEMPLATE_DUE, Role.EDGE, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.TEMPLATE_DUE, Role.SERVER, Error): (ConnectionState.CLOSED,),
+    Move(ConnectionState.OPEN, Role.EDGE, Open): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Rule): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Constraint): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Adapter): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Prompt): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Draft): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Offer): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Close): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Ping): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Pong): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.EDGE, Error): (ConnectionState.OPEN, ConnectionState.CLOSED),
+    Move(ConnectionState.OPEN, Role.SERVER, Adapters): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.SERVER, Reading): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.SERVER, Logprobs): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.SERVER, Verdict): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.SERVER, Credit): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.SERVER, Close): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.SERVER, Ping): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.SERVER, Pong): (ConnectionState.OPEN,),
+    Move(ConnectionState.OPEN, Role.SERVER, Error): (ConnectionState.OPEN, ConnectionState.CLOSED),
 }
 
-REQUEST_TABLE: Mapping[Move, tuple[Phase, ...]] = {
-    Move(Phase.UNUSED, Role.EDGE, Open): (Phase.PROMPTING,),
-    Move(Phase.PROMPTING, Role.EDGE, Rule): (Phase.PROMPTING,),
-    Move(Phase.PROMPTING, Role.EDGE, Constraint): (Phase.PROMPTING,),
-    Move(Phase.PROMPTING, Role.EDGE, Adapter): (Phase.PROMPTING,),
-    Move(Phase.PROMPTING, Role.EDGE, Prompt): (Phase.PROMPTING, Phase.VERIFYING),
-    Move(Phase.PROMPTING, Role.EDGE, Close): (Phase.CLOSING,),
-    Move(Phase.PROMPTING, Role.SERVER, Error): (Phase.FINISHED,),
-    Move(Phase.VERIFYING, Role.EDGE, Offer): (Phase.VERIFYING,),
-    Move(Phase.VERIFYING, Role.EDGE, Close): (Phase.CLOSING,),
-    Move(Phase.VERIFYING, Role.SERVER, Reading): (Phase.VERIFYING,),
-    Move(Phase.VERIFYING, Role.SERVER, Logprobs): (Phase.VERIFYING,),
-    Move(Phase.VERIFYING, Role.SERVER, Verdict): (
-        Phase.VERIFYING,
-        Phase.DRAFTING,
-        Phase.WAITING,
-        Phase.FINISHED,
+REQUEST_TABLE: Mapping[Move, tuple[RequestState, ...]] = {
+    Move(RequestState.UNUSED, Role.EDGE, Open): (RequestState.PROMPTING,),
+    Move(RequestState.PROMPTING, Role.EDGE, Rule): (RequestState.PROMPTING,),
+    Move(RequestState.PROMPTING, Role.EDGE, Constraint): (RequestState.PROMPTING,),
+    Move(RequestState.PROMPTING, Role.EDGE, Adapter): (RequestState.PROMPTING,),
+    Move(RequestState.PROMPTING, Role.EDGE, Prompt): (
+        RequestState.PROMPTING,
+        RequestState.VERIFYING,
     ),
-    Move(Phase.VERIFYING, Role.SERVER, Error): (Phase.FINISHED,),
-    Move(Phase.DRAFTING, Role.EDGE, Draft): (Phase.VERIFYING,),
+    Move(RequestState.PROMPTING, Role.EDGE, Close): (RequestState.CLOSING,),
+    Move(RequestState.PROMPTING, Role.SERVER, Error): (RequestState.FINISHED,),
+    Move(RequestState.VERIFYING, Role.EDGE, Offer): (RequestState.VERIFYING,),
+    Move(RequestState.VERIFYING, Role.EDGE, Close): (RequestState.CLOSING,),
+    Move(RequestState.VERIFYING, Role.SERVER, Reading): (RequestState.VERIFYING,),
+    Move(RequestState.VERIFYING, Role.SERVER, Logprobs): (RequestState.VERIFYING,),
+    Move(RequestState.VERIFYING, Role.SERVER, Verdict): (
+        RequestState.VERIFYING,
+        RequestState.DRAFTING,
+        RequestState.WAITING,
+        RequestState.FINISHED,
+    ),
+    Move(RequestState.VERIFYING, Role.SERVER, Error): (RequestState.FINISHED,),
+    Move(RequestState.DRAFTING, Role.EDGE, Draft): (RequestState.VERIFYING,),
     # Under way when the server gave the turn.
-    Move(Phase.DRAFTING, Role.EDGE, Offer): (Phase.DRAFTING,),
-    Move(Phase.DRAFTING, Role.EDGE, Close): (Phase.CLOSING,),
-    Move(Phase.DRAFTING, Role.SERVER, Error): (Phase.FINISHED,),
-    Move(Phase.WAITING, Role.SERVER, Credit): (Phase.DRAFTING,),
-    Move(Phase.WAITING, Role.EDGE, Offer): (Phase.WAITING,),
-    Move(Phase.WAITING, Role.EDGE, Close): (Phase.CLOSING,),
-    Move(Phase.WAITING, Role.SERVER, Error): (Phase.FINISHED,),
+    Move(RequestState.DRAFTING, Role.EDGE, Offer): (RequestState.DRAFTING,),
+    Move(RequestState.DRAFTING, Role.EDGE, Close): (RequestState.CLOSING,),
+    Move(RequestState.DRAFTING, Role.SERVER, Error): (RequestState.FINISHED,),
+    Move(RequestState.WAITING, Role.SERVER, Credit): (RequestState.DRAFTING,),
+    Move(RequestState.WAITING, Role.EDGE, Offer): (RequestState.WAITING,),
+    Move(RequestState.WAITING, Role.EDGE, Close): (RequestState.CLOSING,),
+    Move(RequestState.WAITING, Role.SERVER, Error): (RequestState.FINISHED,),
     # These were under way when the receiver gave its own last word.
-    Move(Phase.FINISHED, Role.EDGE, Rule): (Phase.FINISHED,),
-    Move(Phase.FINISHED, Role.EDGE, Constraint): (Phase.FINISHED,),
-    Move(Phase.FINISHED, Role.EDGE, Adapter): (Phase.FINISHED,),
-    Move(Phase.FINISHED, Role.EDGE, Prompt): (Phase.FINISHED,),
-    Move(Phase.FINISHED, Role.EDGE, Draft): (Phase.FINISHED,),
-    Move(Phase.FINISHED, Role.EDGE, Offer): (Phase.FINISHED,),
-    Move(Phase.FINISHED, Role.EDGE, Close): (Phase.UNUSED,),
-    Move(Phase.CLOSING, Role.SERVER, Reading): (Phase.CLOSING,),
-    Move(Phase.CLOSING, Role.SERVER, Logprobs): (Phase.CLOSING,),
-    Move(Phase.CLOSING, Role.SERVER, Verdict): (Phase.CLOSING, Phase.UNUSED),
-    Move(Phase.CLOSING, Role.SERVER, Credit): (Phase.CLOSING,),
-    Move(Phase.CLOSING, Role.SERVER, Error): (Phase.UNUSED,),
-    Move(Phase.CLOSING, Role.SERVER, Close): (Phase.UNUSED,),
+    Move(RequestState.FINISHED, Role.EDGE, Rule): (RequestState.FINISHED,),
+    Move(RequestState.FINISHED, Role.EDGE, Constraint): (RequestState.FINISHED,),
+    Move(RequestState.FINISHED, Role.EDGE, Adapter): (RequestState.FINISHED,),
+    Move(RequestState.FINISHED, Role.EDGE, Prompt): (RequestState.FINISHED,),
+    Move(RequestState.FINISHED, Role.EDGE, Draft): (RequestState.FINISHED,),
+    Move(RequestState.FINISHED, Role.EDGE, Offer): (RequestState.FINISHED,),
+    Move(RequestState.FINISHED, Role.EDGE, Close): (RequestState.UNUSED,),
+    Move(RequestState.CLOSING, Role.SERVER, Reading): (RequestState.CLOSING,),
+    Move(RequestState.CLOSING, Role.SERVER, Logprobs): (RequestState.CLOSING,),
+    Move(RequestState.CLOSING, Role.SERVER, Verdict): (RequestState.CLOSING, RequestState.UNUSED),
+    Move(RequestState.CLOSING, Role.SERVER, Credit): (RequestState.CLOSING,),
+    Move(RequestState.CLOSING, Role.SERVER, Error): (RequestState.UNUSED,),
+    Move(RequestState.CLOSING, Role.SERVER, Close): (RequestState.UNUSED,),
 }

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from runtime.system import unacknowledged_bytes
 from runtime.wire.auth import NO_CERTIFICATE, certificate_hash
-from runtime.wire.connection import Connection, Role, State
+from runtime.wire.connection import Connection, ConnectionState, Role
 from runtime.wire.messages import Error, ErrorCode, Message, ProtocolError, Redirect
 
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -216,7 +216,10 @@ class FramedProtocol(asyncio.Protocol):
             self._meet_tls()
         self.bytes_received += len(data)
         self.connection.feed(data)
-        if self.connection.state is State.TEMPLATE_DUE and self.connection.role is Role.EDGE:
+        if (
+            self.connection.state is ConnectionState.TEMPLATE_DUE
+            and self.connection.role is Role.EDGE
+        ):
             # a template is long: as long as some of it comes, the server is there
             self._start_timer(self._handshake_timeout_s, self._give_up_handshake)
         # One by one, so that each is handled in the very state that it brought about.
@@ -306,7 +309,7 @@ class FramedProtocol(asyncio.Protocol):
         self.abort()
 
     def _end_handshake(self) -> None:
-        if self.connection.state is State.OPEN:
+        if self.connection.state is ConnectionState.OPEN:
             self._stop_timer()
 
     def _give_up_handshake(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runtime.model import weights
 from runtime.model.config import ModelError
-from runtime.wire.connection import Connection, Role, State
+from runtime.wire.connection import Connection, ConnectionState, Role
 from runtime.wire.frames import (
     HEADER,
     MAX_LONG_FRAME_BYTES,
@@ -52,7 +52,7 @@ def conversation(data: bytes) -> None:
     try:
         end.receive(_numbered(data[1:], end.frames_received))
     except ProtocolError:
-        assert end.state is State.CLOSED
+        assert end.state is ConnectionState.CLOSED
     assert end.buffered_bytes < MAX_LONG_FRAME_BYTES
 
 

@@ -83,7 +83,7 @@ def printed() -> Mapping[str, str]:
         "limits": _limits(),
         "types": _types(),
         "connection": _table("state", states.CONNECTION_TABLE),
-        "request": _table("phase", states.REQUEST_TABLE),
+        "request": _table("state", states.REQUEST_TABLE),
         "proof": _proof(),
         **examples,
     }
@@ -140,7 +140,10 @@ def _request(kind: type[Message]) -> str:
 
 
 def _table(
-    kind: str, table: Mapping[states.Move, tuple[states.State, ...] | tuple[states.Phase, ...]]
+    kind: str,
+    table: Mapping[
+        states.Move, tuple[states.ConnectionState, ...] | tuple[states.RequestState, ...]
+    ],
 ) -> str:
     rows, last = [], None
     for move, followers in sorted(table.items(), key=_order):
@@ -157,7 +160,7 @@ def _order(row: tuple[states.Move, tuple[object, ...]]) -> tuple[int, str, int]:
     return order, move.sender.value, move.message.TYPE
 
 
-def _name(place: states.State | states.Phase) -> str:
+def _name(place: states.ConnectionState | states.RequestState) -> str:
     return place.name.lower().replace("_", " ")
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from runtime.wire.connection import Connection, Phase, Role, State
+from runtime.wire.connection import Connection, ConnectionState, RequestState, Role
 from runtime.wire.frames import HEADER, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
     Adapter,
@@ -145,7 +145,7 @@ def replay(role, cut):
                 assert end.buffered_bytes < len(event)
         else:
             end.send(event)
-    assert end.state is State.CLOSED
+    assert end.state is ConnectionState.CLOSED
     assert (end.hello, end.welcome) == (BARE_HELLO, OFFERS_WELCOME)
     return heard
 
@@ -179,44 +179,54 @@ def test_frames_of_one_chunk_are_all_delivered_and_feed_gives_them_one_by_one():
     server.feed(data + b"\x10")
     heard = []
     while (message := server.next_message()) is not None:
-        heard.append((message, server.phase(1)))
-    phases = [Phase.PROMPTING] * 4 + [Phase.UNUSED]
-    assert heard == list(zip(said, phases, strict=True))
+        heard.append((message, server.request_state(1)))
+    states = [RequestState.PROMPTING] * 4 + [RequestState.UNUSED]
+    assert heard == list(zip(said, states, strict=True))
     assert server.buffered_bytes == 1
 
 
 # The tables. The rules are written down here once more, so that a slip in either shows.
 
 CONNECTION_RULES = {
-    (State.HELLO_DUE, EDGE): {Hello, Error},
-    (State.HELLO_DUE, SERVER): {Error},
-    (State.WELCOME_DUE, EDGE): {Error},
-    (State.WELCOME_DUE, SERVER): {Welcome, Challenge, Redirect, Error},
-    (State.TEMPLATE_DUE, EDGE): {Error},
-    (State.TEMPLATE_DUE, SERVER): {Template, Error},
-    (State.PROOF_DUE, EDGE): {Proof, Error},
-    (State.PROOF_DUE, SERVER): {Error},
-    (State.ADMISSION_DUE, EDGE): {Error},
-    (State.ADMISSION_DUE, SERVER): {Welcome, Redirect, Error},
-    (State.OPEN, EDGE): {
+    (ConnectionState.HELLO_DUE, EDGE): {Hello, Error},
+    (ConnectionState.HELLO_DUE, SERVER): {Error},
+    (ConnectionState.WELCOME_DUE, EDGE): {Error},
+    (ConnectionState.WELCOME_DUE, SERVER): {Welcome, Challenge, Redirect, Error},
+    (ConnectionState.TEMPLATE_DUE, EDGE): {Error},
+    (ConnectionState.TEMPLATE_DUE, SERVER): {Template, Error},
+    (ConnectionState.PROOF_DUE, EDGE): {Proof, Error},
+    (ConnectionState.PROOF_DUE, SERVER): {Error},
+    (ConnectionState.ADMISSION_DUE, EDGE): {Error},
+    (ConnectionState.ADMISSION_DUE, SERVER): {Welcome, Redirect, Error},
+    (ConnectionState.OPEN, EDGE): {
         *(Open, Rule, Constraint, Adapter, Prompt, Draft, Offer, Close, Error, Ping, Pong)
     },
-    (State.OPEN, SERVER): {Adapters, Reading, Logprobs, Verdict, Credit, Close, Error, Ping, Pong},
-    (State.CLOSED, EDGE): set(),
-    (State.CLOSED, SERVER): set(),
+    (ConnectionState.OPEN, SERVER): {
+        Adapters,
+        Reading,
+        Logprobs,
+        Verdict,
+        Credit,
+        Close,
+        Error,
+        Ping,
+        Pong,
+    },
+    (ConnectionState.CLOSED, EDGE): set(),
+    (ConnectionState.CLOSED, SERVER): set(),
 }
 REQUEST_RULES = {
-    (Phase.UNUSED, EDGE): {Open},
-    (Phase.PROMPTING, EDGE): {Rule, Constraint, Adapter, Prompt, Close},
-    (Phase.PROMPTING, SERVER): {Error},
-    (Phase.VERIFYING, EDGE): {Offer, Close},
-    (Phase.VERIFYING, SERVER): {Reading, Logprobs, Verdict, Error},
-    (Phase.DRAFTING, EDGE): {Draft, Offer, Close},
-    (Phase.DRAFTING, SERVER): {Error},
-    (Phase.WAITING, EDGE): {Offer, Close},
-    (Phase.WAITING, SERVER): {Credit, Error},
-    (Phase.FINISHED, EDGE): {Rule, Constraint, Adapter, Prompt, Draft, Offer, Close},
-    (Phase.CLOSING, SERVER): {Reading, Logprobs, Verdict, Credit, Error, Close},
+    (RequestState.UNUSED, EDGE): {Open},
+    (RequestState.PROMPTING, EDGE): {Rule, Constraint, Adapter, Prompt, Close},
+    (RequestState.PROMPTING, SERVER): {Error},
+    (RequestState.VERIFYING, EDGE): {Offer, Close},
+    (RequestState.VERIFYING, SERVER): {Reading, Logprobs, Verdict, Error},
+    (RequestState.DRAFTING, EDGE): {Draft, Offer, Close},
+    (RequestState.DRAFTING, SERVER): {Error},
+    (RequestState.WAITING, EDGE): {Offer, Close},
+    (RequestState.WAITING, SERVER): {Credit, Error},
+    (RequestState.FINISHED, EDGE): {Rule, Constraint, Adapter, Prompt, Draft, Offer, Close},
+    (RequestState.CLOSING, SERVER): {Reading, Logprobs, Verdict, Credit, Error, Close},
 }
 SAMPLES = [
     HELLO, CHALLENGE, PROOF, REDIRECT, WELCOME, TEMPLATE, opening(1), Prompt(1, (1,)),
@@ -241,28 +251,30 @@ def test_the_tables_say_what_the_rules_say():
 
 def ends_in_state(state):
     edge, server = Connection(EDGE), Connection(SERVER)
-    if state is not State.HELLO_DUE:
-        server.receive(edge.send(BARE_HELLO if state is State.TEMPLATE_DUE else HELLO))
-    if state in (State.PROOF_DUE, State.ADMISSION_DUE):
+    if state is not ConnectionState.HELLO_DUE:
+        server.receive(edge.send(BARE_HELLO if state is ConnectionState.TEMPLATE_DUE else HELLO))
+    if state in (ConnectionState.PROOF_DUE, ConnectionState.ADMISSION_DUE):
         edge.receive(server.send(CHALLENGE))
-    if state is State.ADMISSION_DUE:
+    if state is ConnectionState.ADMISSION_DUE:
         server.receive(edge.send(PROOF))
-    if state in (State.OPEN, State.CLOSED, State.TEMPLATE_DUE):
+    if state in (ConnectionState.OPEN, ConnectionState.CLOSED, ConnectionState.TEMPLATE_DUE):
         edge.receive(server.send(WELCOME))
-    if state is State.OPEN:
+    if state is ConnectionState.OPEN:
         # So that a Pong either way has a Ping to answer; the answer itself is held back.
         edge.send(Ping(6))
         server.send(Ping(6))
-    if state is State.CLOSED:
+    if state is ConnectionState.CLOSED:
         edge.receive(server.send(FATAL))
-    assert edge.state is server.state is state or state is State.CLOSED
+    assert edge.state is server.state is state or state is ConnectionState.CLOSED
     return {EDGE: edge, SERVER: server}
 
 
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("sender", Role)
-@pytest.mark.parametrize("state", [state for state in State if state is not State.CLOSED])
-def test_every_state_and_message(state, sender, message):
+@pytest.mark.parametrize(
+    "state", [state for state in ConnectionState if state is not ConnectionState.CLOSED]
+)
+def test_every_state_of_a_connection_and_message(state, sender, message):
     receiver = ends_in_state(state)[sender.peer]
     in_request = type(message) in {*map(type, REQUEST_SAMPLES), Offer} - {Error}
     if type(message) not in CONNECTION_RULES[state, sender]:
@@ -270,7 +282,7 @@ def test_every_state_and_message(state, sender, message):
             ProtocolError, match=rf"{sender.value} may not send {type(message).__name__}"
         ):
             inject(receiver, message)
-        assert receiver.state is State.CLOSED
+        assert receiver.state is ConnectionState.CLOSED
     elif not in_request:
         heard = inject(receiver, message)
         assert heard == ([] if isinstance(message, Ping) else [message])
@@ -278,8 +290,8 @@ def test_every_state_and_message(state, sender, message):
 
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("sender", Role)
-@pytest.mark.parametrize("state", State)
-def test_no_end_sends_what_the_state_forbids(state, sender, message):
+@pytest.mark.parametrize("state", ConnectionState)
+def test_no_end_sends_what_the_state_of_a_connection_forbids(state, sender, message):
     end = ends_in_state(state)[sender]
     if type(message) not in CONNECTION_RULES[state, sender]:
         before = end.state, end.frames_sent
@@ -288,46 +300,46 @@ def test_no_end_sends_what_the_state_forbids(state, sender, message):
         assert (end.state, end.frames_sent) == before
 
 
-def end_in_phase(phase, role, wanted=0):
-    """An end that sees request 1 in this phase, or None where that does not last.
+def end_in_state(state, role, wanted=0):
+    """An end that sees request 1 in this state, or None where that does not last.
 
     `wanted` are the log-probabilities that its Open asks for.
     """
     edge, server = connected()
     ends = {EDGE: edge, SERVER: server}
-    if phase is Phase.UNUSED:
+    if state is RequestState.UNUSED:
         return ends[role]
     server.receive(edge.send(replace(opening(1), logprobs=wanted)))
-    if phase is not Phase.PROMPTING:
+    if state is not RequestState.PROMPTING:
         server.receive(edge.send(Prompt(1, (1, 2, 3))))
-    if wanted and phase in (Phase.DRAFTING, Phase.WAITING, Phase.FINISHED):
+    if wanted and state in (RequestState.DRAFTING, RequestState.WAITING, RequestState.FINISHED):
         edge.receive(server.send(logprobs(1, listed=wanted - 1)))
-    if phase is Phase.DRAFTING:
+    if state is RequestState.DRAFTING:
         edge.receive(server.send(verdict(1, 0)))
-    if phase is Phase.WAITING:
+    if state is RequestState.WAITING:
         edge.receive(server.send(verdict(1, 0, turn=Turn.WAIT)))
-    if phase is Phase.FINISHED:
+    if state is RequestState.FINISHED:
         server.send(verdict(1, 0, finish=Finish.LENGTH))
-    if phase is Phase.CLOSING:
+    if state is RequestState.CLOSING:
         edge.send(Close(1))
-    return ends[role] if ends[role].phase(1) is phase else None
+    return ends[role] if ends[role].request_state(1) is state else None
 
 
-def test_phases_that_do_not_last():
-    seen = {(phase, role) for phase in Phase for role in Role if end_in_phase(phase, role)}
-    everything = {(phase, role) for phase in Phase for role in Role}
-    assert everything - seen == {(Phase.FINISHED, EDGE), (Phase.CLOSING, SERVER)}
+def test_states_that_do_not_last():
+    seen = {(state, role) for state in RequestState for role in Role if end_in_state(state, role)}
+    everything = {(state, role) for state in RequestState for role in Role}
+    assert everything - seen == {(RequestState.FINISHED, EDGE), (RequestState.CLOSING, SERVER)}
 
 
 @pytest.mark.parametrize("message", REQUEST_SAMPLES, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("sender", Role)
-@pytest.mark.parametrize("phase", Phase)
-def test_every_phase_and_message(phase, sender, message):
-    receiver = end_in_phase(phase, sender.peer, wanted=3 * isinstance(message, Logprobs))
+@pytest.mark.parametrize("state", RequestState)
+def test_every_state_of_a_request_and_message(state, sender, message):
+    receiver = end_in_state(state, sender.peer, wanted=3 * isinstance(message, Logprobs))
     if receiver is None:
         return
-    if type(message) in REQUEST_RULES.get((phase, sender), ()):
-        late = phase in (Phase.FINISHED, Phase.CLOSING)
+    if type(message) in REQUEST_RULES.get((state, sender), ()):
+        late = state in (RequestState.FINISHED, RequestState.CLOSING)
         assert inject(receiver, message) == ([] if late else [message])
     else:
         with pytest.raises(ProtocolError, match=rf"may not send {type(message).__name__}"):
@@ -336,14 +348,14 @@ def test_every_phase_and_message(phase, sender, message):
 
 @pytest.mark.parametrize("message", REQUEST_SAMPLES, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("sender", Role)
-@pytest.mark.parametrize("phase", Phase)
-def test_no_end_sends_what_the_phase_forbids(phase, sender, message):
-    end = end_in_phase(phase, sender, wanted=3 * isinstance(message, Logprobs))
+@pytest.mark.parametrize("state", RequestState)
+def test_no_end_sends_what_the_state_of_a_request_forbids(state, sender, message):
+    end = end_in_state(state, sender, wanted=3 * isinstance(message, Logprobs))
     if end is None:
         return
-    if type(message) in REQUEST_RULES.get((phase, sender), ()):
+    if type(message) in REQUEST_RULES.get((state, sender), ()):
         assert frames(end.send(message)) == [message]
-    elif isinstance(message, Close) and (phase, sender) == (Phase.CLOSING, EDGE):
+    elif isinstance(message, Close) and (state, sender) == (RequestState.CLOSING, EDGE):
         assert end.send(message) == b""
     else:
         with pytest.raises(ValueError, match=rf"cannot send {type(message).__name__}"):
@@ -358,7 +370,7 @@ def violate(end, message, code, sentence):
     with pytest.raises(ProtocolError, match=sentence) as caught:
         inject(end, message)
     assert caught.value.code is code
-    assert end.state is State.CLOSED
+    assert end.state is ConnectionState.CLOSED
     (farewell,) = frames(end.data_to_send())
     assert farewell == Error(0, code, True, caught.value.sentence)
     for _ in range(2):
@@ -461,16 +473,16 @@ def test_content_that_does_not_follow(sender, prepare, message, sentence):
 def test_the_same_content_is_not_sent_and_moves_nothing(sender, prepare, message, sentence):
     edge, server = prepare()
     end = edge if sender is EDGE else server
-    before = end.phase(1), end.state, end.frames_sent
+    before = end.request_state(1), end.state, end.frames_sent
     with pytest.raises(ValueError, match=sentence):
         end.send(message)
-    assert (end.phase(1), end.state, end.frames_sent) == before
+    assert (end.request_state(1), end.state, end.frames_sent) == before
     # The request goes on as if nothing had been tried.
     follow = {
-        Phase.PROMPTING: (edge, server, Prompt(1, (1, 2, 3))),
-        Phase.DRAFTING: (edge, server, draft(1, 1)),
-        Phase.VERIFYING: (server, edge, REQUEST_ERROR),
-        Phase.WAITING: (server, edge, CREDIT),
+        RequestState.PROMPTING: (edge, server, Prompt(1, (1, 2, 3))),
+        RequestState.DRAFTING: (edge, server, draft(1, 1)),
+        RequestState.VERIFYING: (server, edge, REQUEST_ERROR),
+        RequestState.WAITING: (server, edge, CREDIT),
     }
     source, target, next_message = follow[before[0]]
     assert target.receive(source.send(next_message)) == [next_message]
@@ -493,7 +505,7 @@ def test_log_probabilities_are_those_of_the_path():
     edge.receive(server.send(logprobs(1, tokens=3)))
     assert edge.receive(server.send(verdict(1, 1, node=4))) == [verdict(1, 1, node=4)]
     edge.receive(server.send(Error(1, ErrorCode.INTERNAL, False, "ends without another Logprobs")))
-    assert edge.phase(1) is Phase.UNUSED
+    assert edge.request_state(1) is RequestState.UNUSED
 
 
 def test_of_a_small_vocabulary_all_are_listed():
@@ -528,9 +540,9 @@ def test_prompt_in_pieces_then_exactly_no_more():
     edge, server = connected()
     server.receive(edge.send(opening(1, prompt_tokens=3)))
     assert server.receive(edge.send(Prompt(1, (1, 2)))) == [Prompt(1, (1, 2))]
-    assert server.phase(1) is Phase.PROMPTING
+    assert server.request_state(1) is RequestState.PROMPTING
     server.receive(edge.send(Prompt(1, (3,))))
-    assert server.phase(1) is edge.phase(1) is Phase.VERIFYING
+    assert server.request_state(1) is edge.request_state(1) is RequestState.VERIFYING
 
 
 def test_rounds_count_on_and_one_tree_is_in_flight():
@@ -610,21 +622,21 @@ def test_the_frame_counter_wraps():
 @pytest.mark.parametrize(
     ("state", "kind", "length", "refused"),
     [
-        (State.HELLO_DUE, Hello, 512, False),
-        (State.HELLO_DUE, Hello, 513, True),
-        (State.HELLO_DUE, Error, 513, True),
-        (State.TEMPLATE_DUE, Template, 60 * 1024, False),
-        (State.TEMPLATE_DUE, Template, 60 * 1024 + 1, True),
-        (State.TEMPLATE_DUE, Error, 16 * 1024 + 1, True),
-        (State.OPEN, Draft, 16 * 1024, False),
-        (State.OPEN, Draft, 16 * 1024 + 1, True),
-        (State.OPEN, Ping, 65_535, True),
-        (State.OPEN, Prompt, 60 * 1024, False),
-        (State.OPEN, Prompt, 60 * 1024 + 1, True),
+        (ConnectionState.HELLO_DUE, Hello, 512, False),
+        (ConnectionState.HELLO_DUE, Hello, 513, True),
+        (ConnectionState.HELLO_DUE, Error, 513, True),
+        (ConnectionState.TEMPLATE_DUE, Template, 60 * 1024, False),
+        (ConnectionState.TEMPLATE_DUE, Template, 60 * 1024 + 1, True),
+        (ConnectionState.TEMPLATE_DUE, Error, 16 * 1024 + 1, True),
+        (ConnectionState.OPEN, Draft, 16 * 1024, False),
+        (ConnectionState.OPEN, Draft, 16 * 1024 + 1, True),
+        (ConnectionState.OPEN, Ping, 65_535, True),
+        (ConnectionState.OPEN, Prompt, 60 * 1024, False),
+        (ConnectionState.OPEN, Prompt, 60 * 1024 + 1, True),
     ],
 )
 def test_a_long_frame_is_refused_at_its_header(state, kind, length, refused):
-    receiver = ends_in_state(state)[EDGE if state is State.TEMPLATE_DUE else SERVER]
+    receiver = ends_in_state(state)[EDGE if state is ConnectionState.TEMPLATE_DUE else SERVER]
     header = HEADER.pack(length, kind.TYPE, 0, 0, receiver.frames_received)
     if not refused:
         assert receiver.receive(header) == []
@@ -641,10 +653,12 @@ def test_a_prompt_too_long_for_a_frame_is_not_sent():
         edge.send(Prompt(1, (1,) * 40_000))
     edge.send(Prompt(1, (1,) * 30_000))
     edge.send(Prompt(1, (1,) * 10_000))
-    assert edge.phase(1) is Phase.VERIFYING
+    assert edge.request_state(1) is RequestState.VERIFYING
 
 
-@pytest.mark.parametrize("state", [s for s in State if s not in (State.OPEN, State.CLOSED)])
+@pytest.mark.parametrize(
+    "state", [s for s in ConnectionState if s not in (ConnectionState.OPEN, ConnectionState.CLOSED)]
+)
 @pytest.mark.parametrize("error", [NOTICE, REQUEST_ERROR])
 def test_only_a_fatal_error_may_come_before_the_connection_is_open(state, error):
     for role in Role:
@@ -654,7 +668,9 @@ def test_only_a_fatal_error_may_come_before_the_connection_is_open(state, error)
             ends_in_state(state)[role].send(error)
 
 
-@pytest.mark.parametrize("state", [state for state in State if state is not State.CLOSED])
+@pytest.mark.parametrize(
+    "state", [state for state in ConnectionState if state is not ConnectionState.CLOSED]
+)
 @pytest.mark.parametrize("role", Role)
 def test_a_fatal_error_ends_the_connection_quietly(state, role):
     end = ends_in_state(state)[role]
@@ -678,7 +694,7 @@ def test_a_challenge_comes_once_and_its_proof_opens_the_door():
     with pytest.raises(ValueError, match="after the edge's Proof"):
         server.send(CHALLENGE)
     assert edge.receive(server.send(WELCOME)) == [WELCOME]
-    assert edge.state is server.state is State.OPEN
+    assert edge.state is server.state is ConnectionState.OPEN
 
 
 @pytest.mark.parametrize(
@@ -695,7 +711,11 @@ def test_a_template_comes_where_the_edge_has_another_or_none(has, targets, follo
     edge, server = Connection(EDGE), Connection(SERVER)
     server.receive(edge.send(replace(HELLO, template_hash=template_hash(has))))
     edge.receive(server.send(replace(WELCOME, template_hash=template_hash(targets))))
-    assert edge.state is server.state is (State.TEMPLATE_DUE if follows else State.OPEN)
+    assert (
+        edge.state
+        is server.state
+        is (ConnectionState.TEMPLATE_DUE if follows else ConnectionState.OPEN)
+    )
     if not follows:
         with pytest.raises(ValueError, match="may not send Template"):
             server.send(Template("b"))
@@ -703,17 +723,17 @@ def test_a_template_comes_where_the_edge_has_another_or_none(has, targets, follo
     with pytest.raises(ValueError, match="the server's Template is due"):
         edge.send(opening(1))
     assert edge.receive(server.send(Template(targets))) == [Template(targets)]
-    assert edge.state is server.state is State.OPEN
+    assert edge.state is server.state is ConnectionState.OPEN
     with pytest.raises(ValueError, match="may not send Template"):
         server.send(Template(targets))
 
 
 def test_a_template_is_the_one_of_the_welcome_or_empty():
     for source in ("", TEMPLATE.source):
-        ends = ends_in_state(State.TEMPLATE_DUE)
+        ends = ends_in_state(ConnectionState.TEMPLATE_DUE)
         assert inject(ends[EDGE], Template(source)) == [Template(source)]
-        assert ends[EDGE].state is State.OPEN
-    ends = ends_in_state(State.TEMPLATE_DUE)
+        assert ends[EDGE].state is ConnectionState.OPEN
+    ends = ends_in_state(ConnectionState.TEMPLATE_DUE)
     with pytest.raises(ProtocolError, match="not the one that the Welcome tells of"):
         inject(ends[EDGE], Template(TEMPLATE.source + " "))
     with pytest.raises(ValueError, match="not the one that the Welcome tells of"):
@@ -724,7 +744,7 @@ def test_a_redirect_ends_the_connection():
     edge, server = Connection(EDGE), Connection(SERVER)
     server.receive(edge.send(HELLO))
     assert edge.receive(server.send(REDIRECT) + b"whatever follows") == [REDIRECT]
-    assert edge.state is server.state is State.CLOSED
+    assert edge.state is server.state is ConnectionState.CLOSED
     assert edge.receive(b"more") == []
 
 
@@ -752,9 +772,12 @@ def test_a_finished_request_is_closed_by_the_edge_itself():
     edge, server = drafting(nodes=4)
     last = verdict(1, 1, finish=Finish.STOP)
     assert edge.receive(server.send(last)) == [last]
-    assert (edge.phase(1), server.phase(1)) == (Phase.UNUSED, Phase.FINISHED)
+    assert (edge.request_state(1), server.request_state(1)) == (
+        RequestState.UNUSED,
+        RequestState.FINISHED,
+    )
     assert server.receive(edge.data_to_send()) == []
-    assert server.phase(1) is Phase.UNUSED
+    assert server.request_state(1) is RequestState.UNUSED
 
 
 @pytest.mark.parametrize(
@@ -768,7 +791,7 @@ def test_a_close_that_crosses_the_servers_word(word):
     assert server.receive(up) == ([Close(1)] if live else [])
     edge.receive(server.data_to_send())
     assert server.receive(edge.data_to_send()) == []
-    assert edge.phase(1) is server.phase(1) is Phase.UNUSED
+    assert edge.request_state(1) is server.request_state(1) is RequestState.UNUSED
 
 
 def test_a_number_is_not_free_while_something_may_still_come_for_it():
@@ -792,7 +815,7 @@ def test_a_prompt_under_way_when_the_server_refuses_is_dropped():
     assert server.receive(edge.send(Prompt(1, (1, 2, 3)))) == []
     assert edge.receive(refusal) == [REQUEST_ERROR]
     server.receive(edge.data_to_send())
-    assert server.phase(1) is Phase.UNUSED
+    assert server.request_state(1) is RequestState.UNUSED
 
 
 def test_an_edge_that_has_not_read_the_news_may_go_on_talking():
@@ -839,40 +862,45 @@ class Storm:
     def edge_acts(self):
         request = self.rng.randint(1, 3)
         edge, generation = self.ends[EDGE], self.generations[EDGE].get(request)
-        phase = edge.phase(request)
-        if phase is Phase.UNUSED and edge.live_requests < 2:
+        state = edge.request_state(request)
+        if state is RequestState.UNUSED and edge.live_requests < 2:
             self.opened += 1
             self.generations[EDGE][request] = self.opened
             self.rounds[EDGE][request], self.offers[request] = 0, 2
             self.say(EDGE, opening(request, prompt_tokens=2, seed=self.opened))
-        elif phase in (Phase.UNUSED, Phase.CLOSING):
+        elif state in (RequestState.UNUSED, RequestState.CLOSING):
             return
         elif self.rng.random() < 0.2:
             self.say(EDGE, Close(request))
-        elif phase is Phase.PROMPTING:
+        elif state is RequestState.PROMPTING:
             self.say(EDGE, Prompt(request, (generation,)))
         elif self.offers[request] and self.rng.random() < 0.3:
             self.offers[request] -= 1
             self.say(EDGE, Offer(request, generation, (generation,), (0,)))
-        elif phase is Phase.DRAFTING:
+        elif state is RequestState.DRAFTING:
             round = self.rounds[EDGE][request]
             self.say(EDGE, Draft(request, round, generation, (generation,), (0,)))
 
     def server_acts(self):
         request = self.rng.randint(1, 3)
         server, generation = self.ends[SERVER], self.generations[SERVER].get(request)
-        phase = server.phase(request)
-        live = phase in (Phase.PROMPTING, Phase.VERIFYING, Phase.DRAFTING, Phase.WAITING)
+        state = server.request_state(request)
+        live = state in (
+            RequestState.PROMPTING,
+            RequestState.VERIFYING,
+            RequestState.DRAFTING,
+            RequestState.WAITING,
+        )
         if live and self.rng.random() < 0.1:
             self.say(SERVER, Error(request, ErrorCode.BUSY, False, str(generation)))
-        elif phase is Phase.VERIFYING:
+        elif state is RequestState.VERIFYING:
             finish = self.rng.choice((Finish.NONE, Finish.NONE, Finish.STOP))
             turn = Turn.SERVER if finish else self.rng.choice(list(Turn))
             grant = (turn, 64, 0) if turn in (Turn.EDGE, Turn.WAIT) else (turn,)
             round = self.rounds[SERVER][request]
             self.rounds[SERVER][request] += 1
             self.say(SERVER, Verdict(request, round, 0, generation, finish, 0, 0, *grant))
-        elif phase is Phase.WAITING:
+        elif state is RequestState.WAITING:
             self.say(SERVER, Credit(request, 64, generation, 0))
 
     def carry(self):
@@ -912,19 +940,19 @@ class Storm:
                 assert str(generations[request]) == generation
             case Close(request):
                 assert role is SERVER
-                assert self.ends[SERVER].phase(request) is Phase.UNUSED
+                assert self.ends[SERVER].request_state(request) is RequestState.UNUSED
 
     def finish(self):
         edge, server = self.ends.values()
         for request in (1, 2, 3):
-            if edge.phase(request) not in (Phase.UNUSED, Phase.CLOSING):
+            if edge.request_state(request) not in (RequestState.UNUSED, RequestState.CLOSING):
                 self.say(EDGE, Close(request))
         while any(self.links.values()):
             for role in Role:
                 data, self.links[role] = self.links[role], b""
                 self.hear(role.peer, data)
-        assert [end.phase(request) for end in (edge, server) for request in (1, 2, 3)] == [
-            Phase.UNUSED
+        assert [end.request_state(request) for end in (edge, server) for request in (1, 2, 3)] == [
+            RequestState.UNUSED
         ] * 6
         assert edge.live_requests == server.live_requests == 0
         assert edge.buffered_bytes == server.buffered_bytes == 0
@@ -950,17 +978,17 @@ def offering(most_nodes=64):
     return edge, server
 
 
-def test_offers_come_in_any_phase_behind_the_prompt_and_move_nothing():
+def test_offers_come_in_any_state_behind_the_prompt_and_move_nothing():
     edge, server = offering()
     due = [verdict(2, 0, turn=Turn.SERVER), verdict(2, 1, turn=Turn.MORE), verdict(2, 2)]
     for said in [*due, verdict(2, 3, turn=Turn.WAIT)]:
-        phase = server.phase(2)
+        state = server.request_state(2)
         assert server.receive(edge.send(OFFER)) == [OFFER]
-        assert server.phase(2) is edge.phase(2) is phase
-        if phase is Phase.DRAFTING:
+        assert server.request_state(2) is edge.request_state(2) is state
+        if state is RequestState.DRAFTING:
             server.receive(edge.send(draft(2, 3)))
         edge.receive(server.send(said))
-    assert server.phase(2) is Phase.WAITING
+    assert server.request_state(2) is RequestState.WAITING
     assert server.receive(edge.send(OFFER)) == [OFFER]
     edge.receive(server.send(replace(REQUEST_ERROR, request=2)))
     assert server.receive(edge.send(OFFER)) == [], "the edge has not read that it is over"
@@ -1011,7 +1039,7 @@ def test_a_verdict_likes_offers_of_no_more_nodes_than_the_edge_ever_drafts():
         with pytest.raises(ValueError, match=r"may draft|never drafts"):
             server.send(liking(most + 1))
         edge.receive(server.send(liking(most)))
-        assert server.phase(2) is edge.phase(2) is Phase.VERIFYING
+        assert server.request_state(2) is edge.request_state(2) is RequestState.VERIFYING
 
 
 def test_a_welcome_says_no_later_version_than_the_hello():

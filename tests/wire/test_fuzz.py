@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from runtime.wire.connection import Connection, Role, State
+from runtime.wire.connection import Connection, ConnectionState, Role
 from runtime.wire.frames import (
     HEADER,
     MAX_LONG_FRAME_BYTES,
@@ -128,7 +128,7 @@ def test_a_spoilt_conversation_ends_in_a_protocol_error_or_goes_on():
     faults = 0
     for _ in range(CONVERSATIONS):
         end, fault = converse_with_a_fault(rng)
-        if fault is None or end.state is not State.CLOSED:
+        if fault is None or end.state is not ConnectionState.CLOSED:
             continue
         faults += 1
         assert end.buffered_bytes == 0

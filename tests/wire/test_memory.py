@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from runtime.wire.auth import NO_CERTIFICATE
-from runtime.wire.connection import Role, State
+from runtime.wire.connection import ConnectionState, Role
 from runtime.wire.memory import MOST_WAITING_BYTES, PLACE, TURN_BYTES, join
 from runtime.wire.messages import (
     MAX_SENTENCE_BYTES,
@@ -55,7 +55,7 @@ class Rig:
 
     async def greet(self):
         self.edge.send(HELLO)
-        await self.until(lambda: self.edge.connection.state is State.OPEN)
+        await self.until(lambda: self.edge.connection.state is ConnectionState.OPEN)
         return self
 
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from runtime.wire.connection import Connection, Phase, Role, State
+from runtime.wire.connection import Connection, ConnectionState, RequestState, Role
 from runtime.wire.frames import HEADER, decode_body, decode_header, encode_frame
 from runtime.wire.messages import (
     Close,
@@ -65,7 +65,9 @@ class Server:
                     peer.send(self.welcome)
             case Open(request, prompt_tokens=100):
                 peer.send(Error(request, ErrorCode.LIMIT, False, "100 tokens are too many"))
-            case Prompt(request) if peer.connection.phase(request) is Phase.VERIFYING:
+            case Prompt(request) if (
+                peer.connection.request_state(request) is RequestState.VERIFYING
+            ):
                 peer.send(Verdict(request, 0, 0, 1, Finish.NONE, 0, 0, Turn.EDGE, 64))
             case Draft(request, round, tokens=tokens):
                 finish = Finish.STOP if round == 3 else Finish.NONE
@@ -216,7 +218,7 @@ def test_a_fault_after_good_messages_delivers_those():
         async with Server() as server:
             edge = await Edge().greet(server.port)
             server.peers[0].data_received(edge.peer.connection.send(opening(9)) + b"\xff" * 8)
-            assert server.peers[0].connection.phase(9) is Phase.PROMPTING
+            assert server.peers[0].connection.request_state(9) is RequestState.PROMPTING
             error = await edge.until(Error)
             assert error.code is ErrorCode.PROTOCOL
             await wait(edge.closed.wait())
@@ -234,7 +236,11 @@ def test_a_refusal_in_answer_to_an_open_that_is_already_cancelled():
             server.peers[0].data_received(chunk)
             edge.peer.send(Ping(1))
             await edge.until(Pong)
-            assert connection.phase(5) is server.peers[0].connection.phase(5) is Phase.UNUSED
+            assert (
+                connection.request_state(5)
+                is server.peers[0].connection.request_state(5)
+                is RequestState.UNUSED
+            )
             assert len(await edge.generate(5)) == 4
 
     run(scenario)
@@ -502,7 +508,7 @@ def test_an_owners_own_mistake_is_his_to_see():
             edge = await Edge().greet(server.port)
             with pytest.raises(ValueError, match="cannot send Draft"):
                 edge.peer.send(draft(1, 1))
-            assert edge.peer.connection.state is State.OPEN
+            assert edge.peer.connection.state is ConnectionState.OPEN
             assert len(await edge.generate(1)) == 4
 
     run(scenario)

@@ -19,7 +19,7 @@ from runtime.wire import stacks
 from runtime.wire.auth import is_proven, new_nonce, prove
 from runtime.wire.memory import join
 from runtime.wire.places import connect
-from runtime.wire.states import Phase, Role, State
+from runtime.wire.states import ConnectionState, RequestState, Role
 from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import Trust
 from runtime.wire.token_bits import OutsideVocabulary, check_tokens
@@ -289,7 +289,10 @@ class Link:
         for ahead in range(wire.MAX_REQUEST):
             number = (self._last_number + ahead) % wire.MAX_REQUEST + 1
             # one whose end nobody has read yet is used as well
-            if number not in self._inboxes and connection.phase(number) is Phase.UNUSED:
+            if (
+                number not in self._inboxes
+                and connection.request_state(number) is RequestState.UNUSED
+            ):
                 return number
         raise ServerError("all numbers of requests are in use", wire.ErrorCode.BUSY)
 
@@ -341,7 +344,7 @@ class Link:
         elif self._is_other_vocabulary(message):
             sentence = other_vocabulary(self._hello, message)
             self._refuse(sentence, wire.ErrorCode.VOCABULARY)
-        elif self._peer.connection.state is State.OPEN:
+        elif self._peer.connection.state is ConnectionState.OPEN:
             self._greeted_with(message)
 
     def _is_other_vocabulary(self, welcome: wire.Welcome) -> bool:

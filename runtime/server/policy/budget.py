@@ -45,16 +45,16 @@ def does_better_unasked(edge: EdgeProfile, load: Load) -> bool:
     An offer was made a step earlier, so it is shorter by what has been decoded since; but with it
     the request is in every step, and waits for no edge. Where several requests run, steps follow
     each other anyway, and a tree that is asked for waits until one is over: then offers win, unless
-    requests have to take turns. One that is alone goes by what both have given; where it has not
-    been asked of late, its offers tell what it would have sent.
+    a step has no place for all requests. One that is alone goes by what both have given; where it
+    has not been asked of late, its offers tell what it would have sent.
     """
-    if not edge.makes_offers or not load.cost.known or load.takes_turns:
+    if not edge.makes_offers or not load.cost.known or load.is_oversubscribed:
         return False
     if edge.gained.count < KNOWN:
         return True
     if load.requests > 1:
         return not edge.rests
-    step_s = load.turns * load.step_with_s(round(edge.taken.value))
+    step_s = load.steps_for_all * load.step_with_s(round(edge.taken.value))
     if edge.round_s.count >= KNOWN_ROUNDS:
         asked = edge.acceptance.accepted(math.ceil(edge.sent_nodes.value))
         asked_s = edge.round_s.value
@@ -129,4 +129,4 @@ def round_s(edge: EdgeProfile, load: Load, nodes: int, share: float = 1.0) -> fl
     """Time of a round with a tree that takes a share of the usual time to draft."""
     step_s = load.step_with_s(nodes)
     draft_s = share * edge.draft_s.value
-    return max(step_s + edge.rtt_s.value + draft_s, load.turns * step_s)
+    return max(step_s + edge.rtt_s.value + draft_s, load.steps_for_all * step_s)

@@ -27,12 +27,12 @@ class Load:
         if not self.requests:
             self._ended_s = now_s
         self.requests += 1
-        self._take_turns()
+        self._share_steps()
 
     def closed(self) -> None:
         """One request has ended."""
         self.requests -= 1
-        self._take_turns()
+        self._share_steps()
 
     def step_ended(
         self, trees: int, rows: int, chunk_rows: int, tokens: int, step_s: float, now_s: float
@@ -48,7 +48,7 @@ class Load:
         self._take_stock()
 
     @property
-    def takes_turns(self) -> bool:
+    def is_oversubscribed(self) -> bool:
         """Whether a step has no place for all requests, however small their trees."""
         return self.requests > self._max_batch
 
@@ -75,11 +75,11 @@ class Load:
         # Of more rows than these: how many cost how many tokens each.
         root, per_s = self._other_rows + 1, self._tokens.per_s
         self.prices = [(end - root, row_s * per_s) for end, row_s in self.cost.slopes(root)]
-        self._take_turns()
+        self._share_steps()
 
-    def _take_turns(self) -> None:
-        self.turns = -(-self.requests // self.batch)  # steps until everybody had one
+    def _share_steps(self) -> None:
+        self.steps_for_all = -(-self.requests // self.batch)  # until each was in one
         # Time of one token of plain decoding beside the others' trees.
-        self.plain_s = self.turns * self._token_s
+        self.plain_s = self.steps_for_all * self._token_s
         # Time of one token if all requests decoded plainly.
-        self.all_plain_s = self.turns * self.cost.step_s(min(self.requests, self.batch))
+        self.all_plain_s = self.steps_for_all * self.cost.step_s(min(self.requests, self.batch))

@@ -44,7 +44,7 @@ OFFERS = 1 / 8
 
 
 class Grant(NamedTuple):
-    """The next move. With Turn.WAIT it says nothing yet but that; the credit's grant does.
+    """The turn, and what goes with it. With Turn.WAIT nothing does yet: the credit says the rest.
 
     With Turn.EDGE a tree of at most `max_nodes` drafted nodes may be sent. Drafted for `free_s`
     seconds it comes just before its step: sooner is of no use. For `late_s` longer the server would
@@ -272,7 +272,7 @@ class Pipeline:
             edge.trial.allow(self.objective.slack_tokens(self.load.all_plain_s))
         if not self._pipelined:
             return min(edge.max_nodes, self.load.max_step_nodes - 1)
-        if not (self.load.takes_turns or edge.is_worth_asking(self.load.plain_s)):
+        if not (self.load.is_oversubscribed or edge.is_worth_asking(self.load.plain_s)):
             return 0
         if edge.takes_time and does_better_unasked(edge, self.load):
             return 0
