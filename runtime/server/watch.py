@@ -34,18 +34,16 @@ class Watch:
         """Until cancelled."""
         for count in itertools.count(1):
             await asyncio.sleep(LOOK_S)
-            for looked, (peer, requests) in enumerate(self._by_edge(), start=1):
-                self._look_at(peer, requests)
-                if looked % AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            self._count_places()
+            await self.look()
             if count % TELL_LOOKS == 0:
                 self.tell_line()
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """End what edges hold that are silent, or that owe something for too long."""
-        for peer, requests in self._by_edge():
+        for looked, (peer, requests) in enumerate(self._by_edge(), start=1):
             self._look_at(peer, requests)
+            if looked % AT_ONCE == 0:
+                await asyncio.sleep(0)
         self._count_places()
 
     def _by_edge(self) -> list[tuple[FramedProtocol, list[Request]]]:

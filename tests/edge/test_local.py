@@ -187,7 +187,7 @@ def test_looks_of_both_ends_leave_it_alone(tiny_pair: tuple[Path, Path]) -> None
             await it.until(lambda: len(it.server.requests) == 2)
             link = await edge.uplink.link()
             for _ in range(20):
-                it.server.watch.look()
+                await it.server.watch.look()
                 link._watch()
                 for _ in range(6):  # a Ping and its Pong, either way
                     await asyncio.sleep(0)

@@ -38,7 +38,7 @@ def only_these_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def look(rig: Rig, silent: FramedProtocol | None = None) -> None:
     """One look; all but the silent edge have the time to answer."""
-    rig.server.watch.look()
+    await rig.server.watch.look()
     others = [pulse for peer, pulse in rig.server.edges.pulses.items() if peer is not silent]
     await until(lambda: all(pulse.may_ask() for pulse in others))
 

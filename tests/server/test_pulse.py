@@ -27,11 +27,11 @@ def test_an_edge_is_not_asked_while_it_sends_trees_and_is_once_it_sends_none(
         request.send(len(PROMPT) + 1, Tree((5, 6), (0, 0)))
         await request.verdict()
         for looks in range(TREE_LOOKS):
-            rig.server.watch.look()
+            await rig.server.watch.look()
             assert pulse.may_ask(), f"asked, although a tree has come {looks} looks ago"
             assert pulse.silent_s == looks * LOOK_S
 
-        rig.server.watch.look()
+        await rig.server.watch.look()
         assert not pulse.may_ask(), f"not asked, although no tree has come for {TREE_LOOKS} looks"
         await until(pulse.may_ask)
         request.close()

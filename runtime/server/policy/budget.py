@@ -68,8 +68,9 @@ def does_better_unasked(edge: EdgeProfile, load: Load) -> bool:
 def nodes_to_take(edge: EdgeProfile, load: Load, misses_steps: bool) -> int:
     """Nodes of an offer that a step takes along. Nobody waits for them: they cost their rows.
 
-    Where others keep the model busy, and steps are chosen ahead, a request that does not follow its
-    own steps `misses_steps`, one before this and one after it.
+    Where steps are chosen ahead, a request whose offer is taken along is not in the step chosen
+    before its verdict, nor in the one after: it `misses_steps` that others keep the model busy
+    with, and the offer has to bring more than these would have.
     """
     most = min(edge.max_nodes, load.max_step_nodes - 1)  # a step divides its rows among all
     nodes = worthwhile_nodes(edge.offers, most, load)

@@ -14,10 +14,11 @@ from runtime.server.policy.trial import Trial
 
 RTT_S, DRAFT_S = 0.02, 0.05  # of an edge of which nothing is known yet
 FIRST_HITS, NEXT_HITS = 0.1, 0.5  # of an edge that makes offers, likewise
-# Verdicts until an edge's offers flow, until it is known what they bring, and after which it is not
-# known any more what the other way would.
-BEGINS, KNOWN, STALE = 2, 8, 512
-LEAST_GAIN = 0.1  # tokens of a step, for which an edge is to be at work
+# Counts of verdicts since an edge is asked for its drafts, or is not asked any more:
+BEGINS = 2  # its offers are on their way in time
+KNOWN = 8  # it is known what they bring
+STALE = 512  # what it was like the other way is long ago
+LEAST_GAIN = 0.1  # tokens that offers must add to a step for the edge to go on making them
 AT_ONCE_S = 0.002  # takes an edge that has its tree and gets the credit for it
 ASKED_SHARE = 0.02  # of a text's time, to ask an edge of which no offer has come what it drafts
 
@@ -30,10 +31,10 @@ class EdgeProfile:
     rtt_s: Mean = field(default_factory=lambda: Mean(RTT_S))
     makes_offers: bool = False  # without being asked, while the server decodes plainly
     was_right: bool = False  # whether the last verdict accepted a node
-    # of verdicts after one that did not, and after one that did: how many do
+    # share of verdicts that accept a node, after one that did not and after one that did
     hits: tuple[Mean, Mean] = field(default_factory=lambda: (Mean(FIRST_HITS), Mean(NEXT_HITS)))
-    # of verdicts that it was not asked for: what its offers are worth below the text that came
-    # meanwhile, the nodes that they brought to the step, and how many of these were accepted
+    # while it is not asked: how likely what its offers have below the text that came meanwhile is
+    # accepted, how many such nodes a step took along, and how many of these it accepted
     offers: Acceptance = field(default_factory=Acceptance)
     taken: Mean = field(default_factory=lambda: Mean(gain=1 / 16))
     gained: Mean = field(default_factory=lambda: Mean(gain=1 / 16))
@@ -100,11 +101,11 @@ class EdgeProfile:
     def is_worth_asking(self, plain_s: float) -> bool:
         """Whether to wait for its draft now, where one token of plain decoding takes `plain_s`.
 
-        One that makes offers at once, from what it looks up, has had its say without that, but a
-        step later: to ask it gains a token as often as it is right, and costs the way there and
-        back. What comes later is from a model, which may take too long for offers and be worth its
-        time all the same. One that has sent nothing may be either: to find out which is it takes as
-        long as a round, which is to be little beside the text that has been written meanwhile.
+        One that makes its offers at once, as it looks them up, has the same to offer unasked, only
+        a step later: asking gains one token as often as it is right, and costs the way there and
+        back. One whose offers come later has a model, and may be worth its time although its offers
+        come too late. One that has offered nothing may be either: asking once tells, as soon as a
+        round is short beside the text that has been decoded without asking.
         """
         if not self.makes_offers or self.takes_time:
             return True
@@ -122,7 +123,7 @@ class EdgeProfile:
         self.was_right = accepted
 
     def offered(self, ranks: Sequence[int]) -> None:
-        """A verdict that it was not asked for accepted these of the `nodes` it had offered."""
+        """A verdict accepted nodes of these ranks, of the `nodes` that it had offered unasked."""
         self.offers.observe(self.nodes, ranks)
         if self.in_a_row >= BEGINS:
             self.taken.observe(self.nodes)

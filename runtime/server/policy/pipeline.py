@@ -38,9 +38,10 @@ from runtime.wire.messages import MAX_NODES, Turn
 # A credit is for the step that a tree can be in if its edge hurries: if it drafts half as long as
 # it usually would from now on. With 1 for "as long as usual" places near at hand would stay empty.
 HURRY = 0.5
-# Share of plain tokens that are followed by an offer, from which on no step is chosen before the
-# one before it has its verdicts: choosing takes a millisecond, and missed steps cost offers more.
-OFFERS = 1 / 8
+# Where so large a share of plain tokens finds an offer that still fits, a step is chosen only when
+# the one before it has its verdicts. The server stands still for that millisecond; a step chosen
+# ahead would go without the offer, which costs more.
+OFFERS_SHARE = 1 / 8
 
 
 class Grant(NamedTuple):
@@ -120,9 +121,9 @@ class Pipeline:
         request.edge.offer_came(now_s - request.edge.verdict_s + decoded_s)
 
     def stalled(self, requests: Iterable[Request]) -> None:
-        """What has come of these waits for what others hold: those must not wait for its credits.
+        """No step is running, and none can begin: what these have sent waits for pages of others.
 
-        No step is running, and none can begin.
+        Their credits come back, so that the others may send, end, and give the pages up.
         """
         if self.credits.wanted:
             for request in requests:
@@ -159,7 +160,8 @@ class Pipeline:
         edge.verdict_s, edge.nodes = now_s, 0
         holds = request.offer is not None and len(request.offered) > 0
         if was_plain:
-            # taken along or not: offers that are not worth missed steps are why to miss none
+            # Whether it is taken along or not: if it is not, as the step was chosen ahead, that is
+            # the very reason to choose no more steps ahead.
             self.load.offers.observe(holds and self._useful_nodes(edge, now_s) > 0)
         # what it has offered is verified first, unless it is better asked
         takes = holds and request.takes_offer
@@ -171,7 +173,8 @@ class Pipeline:
             request.told(Turn.SERVER)
             self._plain += 1
             return Grant(Turn.SERVER, self._useful_nodes(edge, now_s))
-        # Where there is a line, all requests of this step shall stand in it before anyone is next.
+        # Where others wait already, all requests of this step join them before any credit is given:
+        # who is next is then chosen among all, and not by whose verdict was told first.
         others_wait = self.credits.wanted
         request.told(Turn.WAIT)
         request.drop_offer()
@@ -186,8 +189,8 @@ class Pipeline:
 
     @property
     def awaits_offers(self) -> bool:
-        """Whether so many offers hold that a step is chosen when all verdicts are out."""
-        return self.load.offers.value >= OFFERS
+        """Whether so many offers still fit that a step is chosen when all verdicts are out."""
+        return self.load.offers.value >= OFFERS_SHARE
 
     def nodes_to_take(self, request: Request, now_s: float) -> int:
         """Of what the request's edge has offered, the most nodes that its next step takes along."""
@@ -230,7 +233,7 @@ class Pipeline:
         return not edge.takes_time or does_better_unasked(edge, self.load)
 
     def _useful_nodes(self, edge: EdgeProfile, now_s: float) -> int:
-        """How much a step would take along of an offer, if no steps were missed for it."""
+        """Nodes that a step would take along of an offer, if it missed no step for that."""
         if not (edge.makes_offers and self._pipelined) or edge.rests:
             return 0
         if self.objective.is_plain(now_s):

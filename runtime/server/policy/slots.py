@@ -12,7 +12,7 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 
-MOST_STEPS = 64  # so far ahead it is looked
+MOST_STEPS = 64  # that are foreseen
 
 
 class Expected:

@@ -14,8 +14,8 @@ from itertools import pairwise
 from runtime.server.policy.estimators import GAIN, Mean
 
 OUTLIER = 0.5  # a sample counts as at most this share off the mean
-STALE_STEPS = 512
-STRETCH = 4
+STALE_STEPS = 512  # after which what was measured is forgotten
+STRETCH = 4  # a step of so many times the rows that were measured may be tried
 TRUSTED = 3  # samples before a mean may call another one an outlier
 
 
@@ -27,7 +27,7 @@ class Bucket:
         self.seen = 0
 
     def observe(self, rows: int, step_s: float, now: int) -> None:
-        """A step of this size was run, the server's `now`-th."""
+        """A step of this size was run, number `now` of all."""
         if self.step_s.count >= TRUSTED:
             most_s = OUTLIER * self.step_s.value
             step_s = min(max(step_s, self.step_s.value - most_s), self.step_s.value + most_s)

@@ -21,9 +21,9 @@ HOLD_S = 0.12  # a credit is taken back when the tree is so much later than it w
 
 
 class Place(NamedTuple):
-    """In the first step that a tree can be in: steps have numbers, and `batch` places each.
+    """A place in step number `step`, the first that a tree can be in; each step has `batch` places.
 
-    `steps` of them begin from now until that one has begun, itself included: in the example above
+    `steps` steps begin from now on until that one has begun, itself included: in the example above
     Place(step=9, steps=2, batch=4).
     """
 
@@ -45,7 +45,7 @@ class Window:
     taken back takes a place again, and may overfill the next step; then none is given for it.
     """
 
-    size: float = 0  # the most places that there were until any tree's step
+    size: float = 0  # the most places (`Place.places`) that any tree found before its step
     given: int = 0  # credits, since the start
     expired: int = 0  # of these, taken back because the tree did not come
     _out: set[Credit] = field(default_factory=set)
