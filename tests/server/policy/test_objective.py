@@ -66,6 +66,15 @@ def test_one_late_stretch_in_a_hundred_is_no_reason() -> None:
     assert not objective.is_plain(6.5)
 
 
+@pytest.mark.parametrize(("late", "is_broken"), [(1, False), (2, True)])
+def test_two_late_stretches_in_a_hundred_break_the_promise(late: int, is_broken: bool) -> None:
+    """99 % are promised, so one of a hundred may be late."""
+    objective = Objective(TOKEN_S)
+    for number in range(100):
+        objective.verdict(Stretch(63, 0.0), 1, 0.05, 6.5 if number >= 100 - late else 6.3)
+    assert objective.is_plain(6.5) is is_broken
+
+
 def test_a_promise_leaves_drafts_what_it_does_not_need() -> None:
     """A token may take twice as long as plain: 64 of them may lose most of 64."""
     trial, objective = Trial(), Objective(TOKEN_S)
