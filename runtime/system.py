@@ -113,11 +113,11 @@ def whole_cores() -> int:
     return max(1, int(min(cores, cpu_quota() or cores)))
 
 
-def processor(root: Path = Path("/")) -> str:
+def processor() -> str:
     """The processor's name, or at least what it is compatible with."""
     import platform
 
-    for line in _read(root / "proc/cpuinfo").splitlines():
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
             return value.strip()

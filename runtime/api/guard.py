@@ -27,7 +27,7 @@ class Guard:
 
     origins: pages beside those of this machine, such as "https://chat.example", or "*" for all.
     has_keys: whether the app asks for API keys. Where it does not, it is asked under a name of this
-    machine or one of `hosts` (see `runtime.api.names`).
+    machine (see `runtime.api.names`).
     """
 
     def __init__(
@@ -35,11 +35,10 @@ class Guard:
         app: ASGIApp,
         origins: Sequence[str] = (),
         has_keys: bool = False,
-        hosts: Sequence[str] = (),
         most: int = 1024,
     ) -> None:
         self._app, self._origins, self._has_keys = app, frozenset(origins), has_keys
-        self._hosts, self._most, self._running = frozenset(hosts), most, 0
+        self._most, self._running = most, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what may be answered, refuse the rest."""
@@ -63,7 +62,7 @@ class Guard:
             self._running -= 1
 
     def _refusal(self, headers: Headers, origin: str | None) -> APIError | None:
-        if not self._has_keys and (sentence := misnamed(headers, self._hosts)):
+        if not self._has_keys and (sentence := misnamed(headers)):
             return APIError(403, sentence)
         if origin is not None and not self._is_allowed(origin):
             return APIError(403, f"pages of {origin} may not ask this endpoint; see --origins")

@@ -4,7 +4,6 @@ A page of anybody's whose name leads to a loopback address (DNS rebinding) would
 there as its own. It is told by its name. Knows nothing of what is asked for.
 """
 
-from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -28,10 +27,10 @@ class OfThisMachine:
         await app(scope, receive, send)
 
 
-def misnamed(headers: Headers, hosts: Collection[str] = ()) -> str:
-    """Why Host is neither a loopback name nor one of `hosts`; empty where it is."""
+def misnamed(headers: Headers) -> str:
+    """Why Host is no loopback name; empty where it is one."""
     host = name_of(f"//{headers.get('host', 'localhost')}")
-    if host in hosts or is_loopback(host):
+    if is_loopback(host):
         return ""
     return f"this endpoint is not {host}; ask it by the address it was given"
 

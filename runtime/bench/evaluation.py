@@ -199,10 +199,7 @@ def texts(run: Run) -> dict[int, tuple[int, ...]]:
     return {answer.prompt: answer.ids for answer in run.answers}
 
 
-def find(rows: Iterable[Row], mode: str, clients: int | None = None) -> Row | None:
+def find(rows: Iterable[Row], mode: str) -> Row | None:
     """The first row of a mode without a fixed depth."""
-    for row in rows:
-        case = row.case
-        if case.mode == mode and case.depth is None and clients in (None, case.clients):
-            return row
-    return None
+    found = (row for row in rows if row.case.mode == mode and row.case.depth is None)
+    return next(found, None)

@@ -68,7 +68,7 @@ class Corpus:
         return self.answer_offset(index) if self.conversations[index].outside else 0
 
 
-def read_corpus(path: Path, limit: int | None = None) -> Corpus:
+def read_corpus(path: Path) -> Corpus:
     """Read gzipped JSON lines: `prompt`, `answer` (token ids), `temperature`, maybe `outside`."""
     conversations = []
     with gzip.open(path, "rt") as lines:
@@ -77,8 +77,6 @@ def read_corpus(path: Path, limit: int | None = None) -> Corpus:
             prompt, answer = tuple(fields["prompt"]), tuple(fields["answer"])
             outside = fields.get("outside", False)
             conversations.append(Conversation(prompt, answer, fields["temperature"], outside))
-            if len(conversations) == limit:
-                break
     prefix = _common_prefix([c.prompt for c in conversations])
     sizes = (len(c.tokens) - len(prefix) - 1 for c in conversations)
     return Corpus(tuple(conversations), prefix, tuple(accumulate(sizes, initial=0)))

@@ -19,6 +19,7 @@ from runtime.embedded.training.corpus import Corpus, batches
 from runtime.embedded.training.llama import Llama
 
 K = 48
+BATCH_TOKENS = 4096  # in one pass of the target
 _GROUP = 128
 
 
@@ -48,7 +49,7 @@ def open_scores(
     )
 
 
-def score_corpus(target: Llama, corpus: Corpus, folder: Path, batch_tokens: int = 4096) -> Scores:
+def score_corpus(target: Llama, corpus: Corpus, folder: Path) -> Scores:
     """Run the target over every conversation; an existing complete result is read instead.
 
     Positions that are not learned stay empty: half of the time goes into the labels.
@@ -60,7 +61,7 @@ def score_corpus(target: Llama, corpus: Corpus, folder: Path, batch_tokens: int 
     folder.mkdir(parents=True, exist_ok=True)
     scores = open_scores(folder, corpus.positions, C, mode="w+")
     began, finished = time.monotonic(), 0
-    order = batches(corpus, list(range(len(corpus.conversations))), batch_tokens, random.Random(0))
+    order = batches(corpus, list(range(len(corpus.conversations))), BATCH_TOKENS, random.Random(0))
     for count, members in enumerate(order):
         finished += _score_batch(target, corpus, members, scores)
         if count % 20 == 0:
