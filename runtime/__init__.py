@@ -26,6 +26,8 @@ bonus         the target's token after the path
 verdict       what a step says to one request: its path and its bonus
 finish        why a verdict is the last one
 round         from one verdict to the next
+state         what a connection, and each request of it, waits for on the wire (docs/protocol.md)
+phase         what a request waits for on the server (docs/architecture.md)
 turn          who moves next: the edge drafts, the edge waits for a credit, or the server goes on;
               nobody, where another verdict of the same step follows
 plain         decoding without asking for drafts: the server has every turn
