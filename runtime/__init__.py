@@ -53,7 +53,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.config import ConfigError, EdgeConfig, ServerConfig
+    from runtime.config import EdgeConfig, ServerConfig
     from runtime.constraint import Constraint
     from runtime.edge.answer import Answer, AsyncAnswer, TokenLogprob
     from runtime.edge.answer_text import Piece
@@ -83,7 +83,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "runtime.config": ("ConfigError", "EdgeConfig", "ServerConfig"),
+    "runtime.config": ("EdgeConfig", "ServerConfig"),
+    "runtime.options": ("ConfigError",),
     "runtime.constraint": ("Constraint",),
     "runtime.edge.answer": ("Answer", "AsyncAnswer", "TokenLogprob"),
     "runtime.edge.answer_text": ("Piece",),

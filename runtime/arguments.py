@@ -14,19 +14,9 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from runtime.config import (
-    NO_TEXT,
-    U32_MAX,
-    Checked,
-    ConfigError,
-    empty,
-    flag,
-    flags_of,
-    is_unicode,
-    read_toml,
-    types_of,
-    version,
-)
+from runtime.config import ConfigError, version
+from runtime.option_files import read_toml
+from runtime.options import NO_TEXT, U32_MAX, Checked, empty, flag, flags_of, is_unicode, types_of
 
 Config = TypeVar("Config", bound=Checked)
 # What options were called, and how they are called now: a setting must not be lost in silence.

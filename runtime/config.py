@@ -7,25 +7,18 @@ once.
 import math
 import os
 import re
-import stat
-import sys
-from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import Field, dataclass, field, fields
-from functools import cache
-from importlib import import_module
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import combinations
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 from runtime.constraint import Constraint
-from runtime.system import cpu_quota, others_may_read
-
-
-class ConfigError(ValueError):
-    """An option that cannot be used; the message is a sentence for the person who set it."""
-
+from runtime.options import Checked, option
+from runtime.options import ConfigError as ConfigError  # with whose options it is raised
+from runtime.system import cpu_quota
 
 CREDITS = ("open", "drr")
 NO_MODEL = "none"  # in place of the name of a draft
@@ -34,54 +27,9 @@ WEIGHTS = (
     "stored", *FLOATS, "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"
 )  # fmt: skip
 SPINS = "2000"  # about a tenth of a millisecond: the gaps within a step are shorter
-MOST_SHOWN = 80  # of a name that may be a whole text
-NO_TEXT = "is not valid UTF-8; check its special characters"
-U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
-MIN_TOKEN_CHARACTERS = 32  # of a user's secret
+U64_MAX = 2**64 - 1
 ADAPTER_NAME, MOST_ADAPTERS = re.compile(r"[A-Za-z0-9._@-]{1,64}"), 128  # told in one message
 MOST_BIASES, MOST_BIAS, MOST_LOGPROBS = 1024, 100, 20  # that a request carries
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] = (),
-    minimum: float | None = None,
-    maximum: float | None = None,
-    also: Sequence[str] = (),
-    auto: bool = False,
-    empty: bool = False,
-) -> Any:
-    """A dataclass field with what its command-line flag needs to know; `also`: other spellings.
-
-    A number without a maximum is below 2^32, as in the protocol. With `auto`, that word may be
-    given in place of 0; with `empty`, a text may be empty and mean something.
-    """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
-    metadata |= {"also": also, "auto": auto, "empty": empty}
-    return field(default=default, metadata=metadata)
-
-
-def flags_of(cls: "type[Checked]") -> "list[Field[Any]]":
-    """The options that can be typed; what is left can be given in Python alone."""
-    return [item for item in fields(cls) if item.metadata]
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The options of a program, each checked when they are put together."""
-
-    def __post_init__(self) -> None:
-        kinds = types_of(type(self))
-        for item in flags_of(type(self)):
-            value = getattr(self, item.name)
-            if isinstance(item.default, tuple) and isinstance(value, str):
-                # one text is a list of one, as from the environment, which has no lists
-                value = (value,) if value else ()
-                object.__setattr__(self, item.name, value)
-            if value is not None or kinds[item.name] in (int, float):
-                _check(item, kinds[item.name], value)
 
 
 @dataclass(frozen=True)
@@ -591,121 +539,9 @@ def prepare_threads(config: Options, env: MutableMapping[str, str]) -> None:
         env.setdefault("OMP_NUM_THREADS", str(max(int(cpus) - 1, 1)))
 
 
-def read_toml(text: str, name: str) -> dict[str, Any]:
-    """A TOML document; ConfigError with its name if it is none."""
-    # The same library under the name it had before Python took it in.
-    tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        table: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} is not valid TOML: {error}") from error
-    return table
-
-
-def is_there(path: Path) -> bool:
-    """Whether anything has this name. Raises ConfigError where nobody tells."""
-    try:
-        return path.exists()
-    except OSError as error:  # of a folder that is not ours, or a name that is too long
-        sentence = f"{str(path)[:MOST_SHOWN]} cannot be looked at: {error.strerror}"
-        raise ConfigError(sentence) from error
-
-
-def read_secret(path: Path) -> str:
-    """The text of a file, or a pipe, that nobody else may read. Raises ConfigError."""
-    try:
-        status = path.stat()
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
-            # a device would be read for ever, and nobody should change who may use it
-            raise ConfigError(f"{path} is a folder or a device; expected a file")
-        if others_may_read(status):
-            raise ConfigError(f"others may read {path}; run: chmod 600 {path}")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
-
-
-def read_token(path: Path) -> str:
-    """A user's token in a file of its own. Raises ConfigError.
-
-    What cannot be one is refused here: the server would count it as an attempt to guess.
-    """
-    token = read_secret(path).strip()
-    if len(lines := token.splitlines()) > 1:
-        raise ConfigError(f"{path} holds {len(lines)} lines; expected a token and nothing else")
-    if len(token) < MIN_TOKEN_CHARACTERS:
-        raise ConfigError(
-            f"{path} holds {len(token)} characters; a token has {MIN_TOKEN_CHARACTERS} or more"
-        )
-    return token
-
-
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address to listen on; a name counts as others'."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def flag(name: str) -> str:
-    """The command-line spelling of an option."""
-    return "--" + name.replace("_", "-")
-
-
-def empty(name: str) -> str:
-    """What is wrong where `name` was given as an empty text, and what to do."""
-    return f"{name} is empty; say what it is, or leave it out"
-
-
-def types_of(cls: "type[Checked]") -> dict[str, type]:
-    """Each field's type, with `| None` taken off; of a list, that of what is in it."""
-    return _types_of(cast(Hashable, cls))
-
-
-# Kept: options are checked for each answer, and reading hints takes longer than all else of it.
-@cache
-def _types_of(cls: Any) -> dict[str, type]:
-    return {
-        name: next((kind for kind in get_args(hint) if kind is not type(None)), hint)
-        for name, hint in get_type_hints(cls).items()
-    }
-
-
-def _check(item: "Field[Any]", kind: type, value: Any) -> None:
-    """Raises ConfigError where the value is not what the option takes."""
-    name = flag(item.name)
-    choices, minimum, maximum = (item.metadata[key] for key in ("choices", "minimum", "maximum"))
-    is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    if kind in (int, float) and not is_number:
-        raise ConfigError(f"{name} is {value!r}; expected {kind.__name__}")
-    if kind is bool and not isinstance(value, bool):
-        raise ConfigError(f"{name} is {value!r}; expected True or False")
-    # a caller's number would be taken for an open file, where a file is named
-    is_one_text = kind is str and not isinstance(item.default, tuple)
-    if is_one_text and not isinstance(value, str | Path):
-        raise ConfigError(f"{name} is {value!r}; expected a text")
-    if is_one_text and not str(value) and item.default and not item.metadata["empty"]:
-        raise ConfigError(empty(name))
-    if choices and value not in choices:
-        allowed = ", ".join(choices)
-        raise ConfigError(f"{name} is {value!r}; it takes one of {allowed}")
-    # Written so that NaN fails.
-    if minimum is not None and not value >= minimum:
-        raise ConfigError(f"{name} is {value}; the least it takes is {minimum:g}")
-    if kind is float and not math.isfinite(value):
-        raise ConfigError(f"{name} is {value}; expected a finite number")
-    if kind in (int, float) and value > (maximum or U32_MAX):
-        raise ConfigError(f"{name} is {value}; the most it takes is {maximum or U32_MAX}")
-    for text in value if isinstance(value, tuple) else (value,):
-        if kind is str and not is_unicode(str(text)):
-            raise ConfigError(f"{name} {NO_TEXT}")
-
-
-def is_unicode(text: str) -> bool:
-    """Whether there is no lone surrogate in it, by which Python spells bytes that are no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -15,14 +15,14 @@ from runtime.config import (
     ConfigError,
     EdgeConfig,
     ServerConfig,
-    flag,
     parse_address,
     prepare_threads,
-    read_token,
 )
 from runtime.constraint import Constraint
 from runtime.edge.net.link import Sampling
 from runtime.edge.prompts import read_template
+from runtime.option_files import read_token
+from runtime.options import flag
 
 
 def edge(*argv: str, env: dict[str, str] | None = None) -> EdgeConfig:

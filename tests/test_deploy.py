@@ -20,7 +20,9 @@ import yaml
 from prometheus_client.samples import Sample
 
 from runtime.arguments import parse
-from runtime.config import ConfigError, EdgeConfig, ServerConfig, flag, read_secret
+from runtime.config import ConfigError, EdgeConfig, ServerConfig
+from runtime.option_files import read_secret
+from runtime.options import flag
 from runtime.server.door import Door
 from runtime.server.metrics import Metrics
 from runtime.server.policy.credits import RoundRobin

@@ -20,6 +20,8 @@ FORBIDDEN = {
     "runtime/tree.py": {"torch", "asyncio", "runtime.model", "runtime.edge", "runtime.server"},
     "runtime/system.py": {"runtime", "socket", "torch", "numpy"},
     "runtime/history.py": HEAVY | {"runtime"},
+    "runtime/options.py": HEAVY | {"runtime"},
+    "runtime/option_files.py": HEAVY | {"socket"},
     "runtime/config.py": HEAVY
     | {"runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
     "runtime/arguments.py": HEAVY
@@ -60,7 +62,10 @@ FORBIDDEN = {
 # folder -> all of runtime that its modules may import
 KNOWN = {
     "runtime/wire": {"runtime.wire", "runtime.stack", "runtime.system"},
-    "runtime/stack": {"runtime.stack", "runtime.arguments", "runtime.config", "runtime.terminal"},
+    "runtime/stack": {
+        *("runtime.stack", "runtime.arguments", "runtime.config", "runtime.options"),
+        "runtime.terminal",
+    },
     "runtime/model": {"runtime.model", "runtime.embedded", "runtime.system"},
     "runtime/grammar": {"runtime.grammar", "runtime.model"},
     "runtime/server/policy": {"runtime.server.policy", "runtime.server.request", "runtime.wire"},

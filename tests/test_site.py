@@ -17,8 +17,9 @@ from urllib.parse import unquote, urldefrag
 import pytest
 import yaml
 
-from runtime.config import EdgeConfig, ServerConfig, flag
+from runtime.config import EdgeConfig, ServerConfig
 from runtime.doctor.__main__ import DoctorConfig
+from runtime.options import flag
 
 ROOT = Path(__file__).parent.parent
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}

@@ -19,9 +19,10 @@ from runtime.api.guard import Guard
 from runtime.api.keys import Keys
 from runtime.api.serving import serving
 from runtime.background import Background
-from runtime.config import EdgeConfig, read_token
+from runtime.config import EdgeConfig
 from runtime.edge.client import AsyncEdge, Edge
 from runtime.edge.net.link import ServerError
+from runtime.option_files import read_token
 from runtime.pages.edge import EdgePage
 
 if TYPE_CHECKING:

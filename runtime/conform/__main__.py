@@ -8,9 +8,10 @@ from pathlib import Path
 
 from runtime import terminal
 from runtime.arguments import Parser, appendable, number
-from runtime.config import ConfigError, parse_address, read_secret
+from runtime.config import ConfigError, parse_address
 from runtime.conform.peer import Failed, Target, Visitor
 from runtime.conform.run import Case, Outcome, Result, line, run, select, write_junit
+from runtime.option_files import read_secret
 from runtime.wire import messages as wire
 from runtime.wire.tls import trust
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime.arguments import parse
-from runtime.config import NO_MODEL, ConfigError, EdgeConfig, option, prepare_threads
+from runtime.config import NO_MODEL, ConfigError, EdgeConfig, prepare_threads
 from runtime.logs import configure
+from runtime.options import option
 from runtime.terminal import called, end_on_sigterm, fail, inert, leave, run
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runtime.background import Background
-from runtime.config import ConfigError, EdgeConfig, is_there
+from runtime.config import ConfigError, EdgeConfig
 from runtime.edge.answer import Answer, AsyncAnswer, Stream
 from runtime.edge.loading import MakeDrafter, make_drafter
 from runtime.edge.loop import Round
@@ -24,6 +24,7 @@ from runtime.edge.prompts import Prompt, Prompts, read_template
 from runtime.edge.resume import FinishReason, Transcript
 from runtime.edge.resume_file import ResumeFile, load
 from runtime.edge.worker import Worker
+from runtime.option_files import is_there
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

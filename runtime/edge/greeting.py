@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.config import NO_MODEL, ConfigError, EdgeConfig, ServerConfig, read_token
+from runtime.config import NO_MODEL, ConfigError, EdgeConfig, ServerConfig
+from runtime.option_files import read_token
 from runtime.terminal import inert
 from runtime.wire import messages as wire
 from runtime.wire.tls import TLSError, Trust, trust

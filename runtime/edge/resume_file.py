@@ -15,11 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from runtime.config import ConfigError, read_secret
+from runtime.config import ConfigError
 from runtime.constraint import Constraint
 from runtime.edge.net.link import Sampling
 from runtime.edge.resume import FinishReason, Transcript
 from runtime.logs import fields
+from runtime.option_files import read_secret
 
 log = logging.getLogger(__name__)
 

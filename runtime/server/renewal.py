@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from runtime.config import ConfigError, ServerConfig, is_there
+from runtime.config import ConfigError, ServerConfig
 from runtime.logs import fields
+from runtime.option_files import is_there
 from runtime.server.users import load_users
 from runtime.system import on_hangup
 from runtime.wire.auth import NO_CERTIFICATE

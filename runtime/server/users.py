@@ -11,14 +11,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.config import (
-    MIN_TOKEN_CHARACTERS,
-    ConfigError,
-    ServerConfig,
-    is_there,
-    read_secret,
-    read_toml,
-)
+from runtime.config import ConfigError, ServerConfig
+from runtime.option_files import MIN_TOKEN_CHARACTERS, is_there, read_secret, read_toml
 
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 # After the first wrong tokens an address waits 1, 2, 4, ... seconds, at most this long.

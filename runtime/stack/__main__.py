@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtime.arguments import parse
-from runtime.config import Checked, ConfigError, flag, option
+from runtime.config import ConfigError
+from runtime.options import Checked, flag, option
 from runtime.terminal import called, fail, inert, run
 
 MODULES = ("shm", "unix", "tcp", "emulated")

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from runtime.arguments import parse
-from runtime.config import ConfigError, EdgeConfig, ServerConfig, read_token
+from runtime.config import ConfigError, EdgeConfig, ServerConfig
 from runtime.console import Terminal
+from runtime.option_files import read_token
 from runtime.server.__main__ import main
 from runtime.server.start import _announce, start
 from runtime.server.users import load_users

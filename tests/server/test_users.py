@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import ConfigError, ServerConfig, read_token
+from runtime.config import ConfigError, ServerConfig
+from runtime.option_files import read_token
 from runtime.server.users import MAX_ADDRESSES, Patience, add_user, load_users, users_of
 
 
