@@ -58,6 +58,38 @@ def test_requests_that_fail_by_themselves_never_end_the_server(
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+def test_failures_of_the_device_count_only_in_a_row(
+    tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails whatever it is given, works again, and so on, never often enough to be given up."""
+
+    async def scenario() -> None:
+        rig, fails = Rig(tiny_pair[0]), False
+        await rig.start()
+        engine = rig.server.engine
+        whole = engine.forward
+
+        def forward(requests: Sequence[TreeRequest]) -> Tensor:
+            if fails:
+                raise RuntimeError("out of memory")
+            return whole(requests)
+
+        monkeypatch.setattr(engine, "forward", forward)
+        link = await Link.open("127.0.0.1", rig.port, rig.hello)
+        for _ in range(DEVICE_FAILURES):
+            fails = True
+            for _ in range(DEVICE_FAILURES - 1):
+                with pytest.raises(ServerError, match="out of memory"):
+                    await link.request([1, 2, 3], Sampling(1), max_nodes=0).verdict()
+            fails = False
+            assert (await link.request([1, 2, 3], Sampling(1), max_nodes=0).verdict()).finish
+        await link.close()
+        await until(rig.holds_nothing)
+        await rig.kill()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_a_server_whose_device_fails_every_step_ends_and_says_why(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
