@@ -205,12 +205,31 @@ def test_a_nucleus_equal_to_its_exact_sum_reaches_far_below_the_best(top_p, top_
     assert lifted(logits, order[n_kept], top_k=top_k, top_p=top_p) in order[:n_kept]
 
 
+@pytest.mark.parametrize("top_k", [0, 8])
+def test_a_nucleus_that_is_reached_exactly_has_no_token_more(top_k):
+    """Half of eight equal tokens are four, and a quarter of them two: those of the lowest ids."""
+    for top_p, kept in ((0.5, {0, 1, 2, 3}), (0.25, {0, 1})):
+        parameters = draws(400, top_k=top_k, top_p=top_p, position=torch.arange(400))
+        logits = torch.zeros(400, 8)
+        assert set(kernels.target_tokens(logits, *parameters).tolist()) == kept
+        assert set(reference.target_tokens(logits, *parameters).tolist()) == kept
+
+
 @pytest.mark.parametrize("min_p", [0.1, 1e-7, 1e-12])
 def test_tokens_beside_min_p_far_below_the_best_are_kept_as_its_definition_says(min_p):
     depth = -math.log(min_p)
     logits = torch.tensor([3.0, -80, 3 - depth * 1.00001, 3 - depth * 0.99999])
     assert lifted(logits, 3, min_p=min_p) == 3
     assert lifted(logits, 2, min_p=min_p) in (0, 3)
+
+
+def test_a_token_exactly_at_min_p_is_kept_and_the_next_number_below_is_not():
+    at = np.float32(math.log(0.5))
+    for logit, kept in ((at, {0, 1}), (np.nextafter(at, np.float32(-1)), {0})):
+        logits = torch.tensor([0.0, float(logit)]).expand(400, 2).contiguous()
+        parameters = draws(400, min_p=0.5, position=torch.arange(400))
+        assert set(kernels.target_tokens(logits, *parameters).tolist()) == kept
+        assert set(reference.target_tokens(logits, *parameters).tolist()) == kept
 
 
 def test_ties_go_to_the_lowest_id():
