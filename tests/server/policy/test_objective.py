@@ -75,6 +75,19 @@ def test_two_late_stretches_in_a_hundred_break_the_promise(late: int, is_broken:
     assert objective.is_plain(6.5) is is_broken
 
 
+def test_what_began_while_all_decoded_plainly_does_not_count_for_drafting() -> None:
+    objective = Objective(TOKEN_S)
+    for _ in range(2):
+        objective.verdict(Stretch(63, 0.0), 1, 0.05, 6.5)
+    again_s = objective.plain_until_s
+    for _ in range(2):
+        objective.verdict(Stretch(63, again_s - 10), 1, 0.05, again_s + 1)
+    assert not objective.is_plain(again_s + 1)
+    for _ in range(2):
+        objective.verdict(Stretch(63, again_s), 1, 0.05, again_s + 10)
+    assert objective.is_plain(again_s + 10)
+
+
 def test_a_promise_leaves_drafts_what_it_does_not_need() -> None:
     """A token may take twice as long as plain: 64 of them may lose most of 64."""
     trial, objective = Trial(), Objective(TOKEN_S)
