@@ -1,5 +1,6 @@
 // Counter-based noise: 64 bits that are a pure function of (seed, position, token), by the
-// finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014). Static, as half.h.
+// finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014): mix(key + (token + 1) * kGolden), as
+// gumbel.h has it for many tokens at once. Static, as half.h.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +20,6 @@ inline Word mix(Word z) {
 
 [[maybe_unused]] inline uint64_t noise_key(int64_t seed, int64_t position) {
   return mix(mix(uint64_t(seed)) + (uint64_t(position) + 1) * kGolden);
-}
-
-[[maybe_unused]] inline uint64_t noise_bits(uint64_t key, uint64_t token) {
-  return mix(key + (token + 1) * kGolden);
 }
 
 }  // namespace

@@ -232,6 +232,12 @@ def test_a_token_exactly_at_min_p_is_kept_and_the_next_number_below_is_not():
         assert set(reference.target_tokens(logits, *parameters).tolist()) == kept
 
 
+def test_a_min_p_beyond_1_leaves_one_token_of_the_likeliest():
+    logits, parameters = torch.zeros(100, 3), draws(100, min_p=2.0, position=torch.arange(100))
+    assert set(kernels.target_tokens(logits, *parameters).tolist()) == {0}
+    assert set(reference.target_tokens(logits, *parameters).tolist()) == {0}
+
+
 def test_ties_go_to_the_lowest_id():
     logits = torch.zeros(3, 50)
     logits[1, 20:] = 1

@@ -166,7 +166,7 @@ bool accepted(Op op) {
 
 // Standard Gumbel noise: -log(-log(1 - v)) of v = (hash | 1) / 2^64.
 inline double gumbel(uint64_t key, int64_t token) {
-  const uint64_t odd = noise_bits(key, uint64_t(token)) | 1;
+  const uint64_t odd = mix(key + (uint64_t(token) + 1) * kGolden) | 1;
   const double v = double(odd) * 0x1p-64, rest = double(-odd) * 0x1p-64;
   return -std::log(v < 0.5 ? -std::log1p(-v) : -std::log(rest));
 }

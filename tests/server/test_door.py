@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,12 +16,11 @@ from runtime.server.users import add_user
 from runtime.wire import messages as wire
 from runtime.wire.auth import prove
 from runtime.wire.connection import Role
-from runtime.wire.places import connect
+from runtime.wire.places import connect, listen
 from runtime.wire.tcp import FramedProtocol
 from runtime.wire.tls import TLSError, load_certificate, trust
 from tests.certificates import self_signed
 from tests.processes import running_server
-from tests.server.replica_pages import replica_pages
 
 
 @pytest.fixture(scope="module")
@@ -269,20 +267,25 @@ def test_a_redirecting_server_needs_no_model_and_sends_edges_on(
         assert asyncio.run(attempt(front)) == asyncio.run(attempt(tiny_server))
 
 
-def test_a_circle_of_redirections_ends(tiny_pair: tuple[Path, Path]) -> None:
-    async def attempt(address: str) -> None:
-        await Link.open(*parse_address(address), greeting(tiny_pair, ""))
+def test_an_edge_is_sent_on_three_times_and_no_more(tiny_pair: tuple[Path, Path]) -> None:
+    hellos: list[wire.Message] = []
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with (
-        replica_pages() as pages,  # of one that is ready, so that it sends edges to itself
-        running_server(
-            "--redirect", f"127.0.0.1:{port}={pages.address}", "--port", str(port)
-        ) as front,
-        pytest.raises(ServerError, match="a circle"),
-    ):
-        asyncio.run(attempt(front))
+    async def scenario() -> None:
+        def send_on(peer: FramedProtocol, message: wire.Message) -> None:
+            hellos.append(message)
+            peer.send(wire.Redirect(port, "127.0.0.1"))
+
+        def server() -> FramedProtocol:
+            return FramedProtocol(Role.SERVER, send_on, lambda peer, reason: None)
+
+        listener = await listen("127.0.0.1", 0, server)
+        port = listener.sockets[0].getsockname()[1]
+        with pytest.raises(ServerError, match=r"sent on 3 times.*a circle"):
+            await Link.open("127.0.0.1", port, greeting(tiny_pair, ""))
+        listener.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert len(hellos) == 1 + 3
 
 
 def test_a_front_with_no_living_replica_says_so(tiny_pair: tuple[Path, Path]) -> None:
