@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -265,3 +266,12 @@ def test_sockets_live_in_one_place() -> None:
     for path in modules("runtime"):
         if path not in own:
             assert "socket" not in imports(path), path
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository, but its files alone")
+def test_the_repository_keeps_no_links() -> None:
+    """A link leads to what its maker had, and nobody else has."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert [line for line in listed.splitlines() if line.startswith("120000")] == []
