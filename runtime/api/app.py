@@ -95,8 +95,9 @@ class _API:
     async def responses(self, request: Request) -> Response:
         backend, body = await self._asked(request, ResponseBody)
         use = await asyncio.to_thread(responses.use_of, body, backend)
-        form = responses.ResponseForm(backend.model, body, use)
-        return Answering(backend, responses.asked(body, use), form, _is_long(request))
+        asked = responses.asked(body, use)
+        form = responses.ResponseForm(backend, asked, body, use)
+        return Answering(backend, asked, form, _is_long(request))
 
     async def input_tokens(self, request: Request) -> Response:
         backend, body = await self._asked(request, ResponseBody)

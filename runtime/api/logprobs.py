@@ -16,14 +16,38 @@ LEAST = -9999.0  # JSON has no infinity; vLLM says it so too
 
 def of_chat(tokenizer: Tokenizer, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
     """{"content": [...]}, a token each with its bytes, which may be a part of a character."""
-    content = [
-        {
-            **_token(tokenizer, entry.token, entry.logprob),
-            "top_logprobs": [_token(tokenizer, *likely) for likely in entry.top],
-        }
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
+    return {"content": [_entry(tokenizer, entry) for entry in entries], "refusal": None}
+
+
+class MessageLogprobs:
+    """Those of the tokens that messages are made of, in an answer that may be more than messages.
+
+    A token of two messages, or of one and of something else, is the first one's.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, shown: Spelled) -> None:
+        """shown: the tokenizer, where the text has some of its control tokens."""
+        self._tokenizer, self._stream = tokenizer, TextStream(shown)
+        self._length = 0  # of the text of the tokens that were read
+        self._waiting: list[tuple[int, int, TokenLogprob]] = []  # where each begins and ends
+
+    def read(self, entries: Sequence[TokenLogprob]) -> None:
+        """The answer's next tokens."""
+        for entry in entries:
+            begin = self._length
+            self._length += len(self._stream.push([entry.token]))
+            self._waiting.append((begin, self._length, entry))
+
+    def of(self, begin: int, end: int) -> list[dict[str, Any]]:
+        """Of a message's characters from `begin` up to `end` of the answer, behind all before."""
+        # the first bytes of a character are tokens without a text, and have to do with what follows
+        told = [
+            entry
+            for first, last, entry in self._waiting
+            if first < end and (last > begin or first == last >= begin)
+        ]
+        self._waiting = [one for one in self._waiting if one[0] >= end]
+        return [_entry(self._tokenizer, entry) for entry in told]
 
 
 class CompletionLogprobs:
@@ -72,6 +96,13 @@ class CompletionLogprobs:
             return self._length - len(_bytes(self._shown, token).decode())
         except UnicodeDecodeError:
             return before
+
+
+def _entry(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, Any]:
+    return {
+        **_token(tokenizer, entry.token, entry.logprob),
+        "top_logprobs": [_token(tokenizer, *likely) for likely in entry.top],
+    }
 
 
 def _token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:

@@ -5,10 +5,11 @@ Each is told of as it begins, grows and ends. Knows nothing of requests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
+from runtime.api.logprobs import MessageLogprobs
 from runtime.api.tools.events import (
     Arguments,
     CallBegun,
@@ -36,7 +37,9 @@ PARTS: dict[str, dict[str, Any]] = {
 class Items:
     """The items of one answer; the last of them may be open."""
 
-    def __init__(self) -> None:
+    def __init__(self, logprobs: MessageLogprobs | None = None) -> None:
+        """logprobs: of the answer's tokens, if they are wanted."""
+        self._logprobs = logprobs
         self.items: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._index = -1  # of the last item; that of a broken call is not given again
@@ -54,7 +57,8 @@ class Items:
         ended = list[Chunk]()
         if item["type"] in PARTS:
             part = item["content"][0]
-            ended.append(self._of_part("done", part, text=part["text"]))
+            logprobs = part.get("logprobs", [])
+            ended.append(self._of_part("done", part, logprobs, text=part["text"]))
             ended.append(self._of_content("response.content_part.done", part=part))
         elif status == "completed":
             told = {"name": item["name"], "arguments": item["arguments"]}
@@ -64,10 +68,10 @@ class Items:
 
     def _take(self, event: Event) -> list[Chunk]:
         match event:
-            case Content() | Thought():
-                return self._grow(
-                    "message" if isinstance(event, Content) else "reasoning", event.text
-                )
+            case Content():
+                return self._say(event)
+            case Thought():
+                return self._grow("reasoning", event.text)
             case CallBegun():
                 called = {"call_id": event.id, "name": event.name, "arguments": ""}
                 return [*self.close(), self._begin("function_call", called)]
@@ -82,9 +86,16 @@ class Items:
                 # it is told of as incomplete, and no part of the whole
                 chunks = self.close("incomplete")
                 self.items.pop()
-                return [*chunks, *self._grow("message", event.text)]
+                return [*chunks, *self._say(event)]
 
-    def _grow(self, kind: str, text: str) -> list[Chunk]:
+    def _say(self, event: Content | CallBroken) -> list[Chunk]:
+        begin, end = event.end - len(event.text), event.end
+        logprobs = self._logprobs.of(begin, end) if self._logprobs else []
+        return self._grow("message", event.text, logprobs)
+
+    def _grow(
+        self, kind: str, text: str, logprobs: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Chunk]:
         """More text of an item of this kind, which begins if it is not open."""
         chunks = list[Chunk]()
         if self._open is None or self._open["type"] != kind:
@@ -94,7 +105,9 @@ class Items:
             self.items[-1]["content"] = [part]
         part = self.items[-1]["content"][0]
         part["text"] += text
-        return [*chunks, self._of_part("delta", part, delta=text)]
+        if logprobs:
+            part["logprobs"] = [*part["logprobs"], *logprobs]
+        return [*chunks, self._of_part("delta", part, logprobs, delta=text)]
 
     def _begin(self, kind: str, fields: dict[str, Any]) -> Chunk:
         item = {"id": f"{PREFIXES[kind]}_{uuid4().hex}", "type": kind, "status": "in_progress"}
@@ -112,7 +125,9 @@ class Items:
     def _of_content(self, kind: str, **fields: Any) -> Chunk:
         return self._about(kind, item_id=self.items[-1]["id"], content_index=0, **fields)
 
-    def _of_part(self, what: str, part: dict[str, Any], **fields: Any) -> Chunk:
+    def _of_part(
+        self, what: str, part: dict[str, Any], logprobs: Sequence[Any], **fields: Any
+    ) -> Chunk:
         if part["type"] == "output_text":
-            fields["logprobs"] = []
+            fields["logprobs"] = logprobs
         return self._of_content(f"response.{part['type']}.{what}", **fields)

@@ -18,8 +18,9 @@ from msgspec import Meta
 from runtime.api.absent import NOT_STORED
 from runtime.api.answering import Asked, Choice
 from runtime.api.backend import Backend
-from runtime.api.bodies import Body, Tokens
+from runtime.api.bodies import Body, Likeliest, Tokens
 from runtime.api.errors import APIError
+from runtime.api.logprobs import MessageLogprobs
 from runtime.api.options import drawn
 from runtime.api.response_items import Chunk, Items
 from runtime.api.structured import check_alone
@@ -30,13 +31,12 @@ from runtime.api.usage import usage
 
 # fields by which a request leans on what would have been stored, or runs without its client
 STORED = ("previous_response_id", "conversation", "prompt", "background")
-LOGPROBS = "log-probabilities are at /v1/chat/completions; leave this out"
+LOGPROBS = "message.output_text.logprobs"  # in `include`
 # what other endpoints know by this name, or this one does not give; and what to do
 ELSEWHERE = {
     "max_tokens": "this endpoint calls it max_output_tokens",
     "n": "there is one answer here; leave it out",
     "response_format": "this endpoint calls it text.format",
-    "top_logprobs": LOGPROBS,
 }
 
 
@@ -46,7 +46,7 @@ class ResponseBody(Body, kw_only=True):
     input: str | Annotated[list[Any], Meta(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Likeliest | None = None
     include: list[Any] | None = None
     tools: list[Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -67,8 +67,6 @@ def use_of(body: ResponseBody, backend: Backend) -> Use:
     for name, sentence in ELSEWHERE.items():
         if (value := getattr(body, name)) and (name, value) != ("n", 1):
             raise APIError(400, f"{name}: {sentence}", param=name, code="unsupported_parameter")
-    if "message.output_text.logprobs" in (body.include or []):
-        raise APIError(400, f"include: {LOGPROBS}", param="include", code="unsupported_parameter")
     schema = schema_of((body.text or {}).get("format"), "text.format")
     check_alone(body.structured_outputs, body.tools, schema)
     said, places = messages(body)
@@ -86,6 +84,9 @@ def use_of(body: ResponseBody, backend: Backend) -> Use:
 def asked(body: ResponseBody, use: Use) -> Asked:
     """What a body asks for: the whole room for an answer, where it names no length."""
     asked = drawn(body, [use.messages], body.max_output_tokens, param="input")
+    # whoever says how many is taken to want them, though OpenAI hears `include` alone
+    if body.top_logprobs or LOGPROBS in (body.include or []):
+        asked.options["logprobs"] = body.top_logprobs or 0
     asked.options.update(use.of_conversation)
     by = use.constrained_by or asked.constrained_by
     return replace(asked, include_usage=False, of_prompt=use.options, constrained_by=by)
@@ -171,15 +172,18 @@ class ResponseForm:
 
     tail = b""
 
-    def __init__(self, model: str, body: ResponseBody, use: Use) -> None:
+    def __init__(self, backend: Backend, asked: Asked, body: ResponseBody, use: Use) -> None:
         self._use, self._number = use, 0
         self._parser: Parser | None = None
-        self._items = Items()
+        tokenizer = backend.tokenizer
+        shown = tokenizer.showing(use.marks)
+        self._logprobs = MessageLogprobs(tokenizer, shown) if asked.wants_logprobs else None
+        self._items = Items(self._logprobs)
         self._response: dict[str, Any] = {
             "id": f"resp_{uuid4().hex}",
             "object": "response",
             "created_at": int(time.time()),
-            "model": model,
+            "model": backend.model,
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
@@ -195,6 +199,7 @@ class ResponseForm:
             "text": body.text or {"format": {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
             "tools": body.tools or [],
+            "top_logprobs": body.top_logprobs or 0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
             "usage": None,
@@ -209,6 +214,8 @@ class ResponseForm:
     def text(self, choice: Choice, text: str, tokens: slice) -> list[Chunk]:
         """Of each thing that the text turns out to be, that it began, more of it, and its end."""
         assert self._parser is not None, "it has begun"
+        if self._logprobs is not None:
+            self._logprobs.read(choice.answer.logprobs[tokens])
         return self._numbered(self._items.take(self._parser.push(text)))
 
     def end(self, choice: Choice) -> list[Chunk]:

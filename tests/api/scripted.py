@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from runtime.api.app import application
 from runtime.api.backend import Backend
 from runtime.api.serving import serving
-from runtime.edge.answer import AsyncAnswer, Stream
+from runtime.edge.answer import AsyncAnswer, Stream, TokenLogprob
 from runtime.edge.answer_text import Piece
 from runtime.model.text_stream import TextStream
 from runtime.model.tokenizer import Tokenizer
@@ -17,6 +17,11 @@ from tests.chat_templates import CONTROL
 from tests.conftest import byte_tokenizer
 
 TOKENIZER = Tokenizer(byte_tokenizer(CONTROL), [])
+
+
+def logprob(index: int, end: int) -> TokenLogprob:
+    """What is said of the token that ends there: another value of each."""
+    return TokenLogprob(index, -end / 64, ((index, -end / 64),))
 
 
 class OneByOne(AsyncAnswer):
@@ -59,7 +64,8 @@ class Scripted:
         text = TextStream(self.tokenizer.showing(options.get("spelled", ())))
         for end, index in enumerate(ids, 1):
             piece = text.push([index])
-            stream.add([Piece(piece, False, end)] if piece else [], [index])
+            told = [] if options.get("logprobs") is None else [logprob(index, end)]
+            stream.add([Piece(piece, False, end)] if piece else [], [index], told)
         answer = OneByOne(stream, writing, lambda: None)
         writing.set_result(self.finish_reason)
         return answer

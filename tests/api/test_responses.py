@@ -7,7 +7,8 @@ import openai
 import pytest
 
 from runtime.api.errors import APIError
-from runtime.api.responses import ResponseBody, ResponseForm
+from runtime.api.responses import ResponseBody, ResponseForm, use_of
+from runtime.api.responses import asked as asked_of
 from runtime.edge.net.link import ServerError
 from tests.api.scripted import TOKENIZER, Scripted, served
 from tests.api.test_tool_chat import CALL, SCHEMA, client_of
@@ -15,6 +16,7 @@ from tests.chat_templates import CHATML, QWEN3
 
 WEATHER = {"type": "function", "name": "weather", "description": "Of a city.", "parameters": SCHEMA}
 HOSTED = [{"type": "web_search"}, {"type": "local_shell"}, {"type": "custom", "name": "patch"}]
+LOGPROBS = "message.output_text.logprobs"
 TEXT = "<think>\nHm.\n</think>\n\nOne moment.\n" + CALL
 
 
@@ -274,8 +276,7 @@ def test_nothing_is_stored():
         ({"extra_body": {"max_tokens": 5}}, "calls it max_output_tokens"),
         ({"extra_body": {"n": 2}}, "one answer"),
         ({"extra_body": {"response_format": {"type": "json_object"}}}, "calls it text.format"),
-        ({"top_logprobs": 3}, "log-probabilities are at"),
-        ({"include": ["message.output_text.logprobs"]}, "log-probabilities are at"),
+        ({"top_logprobs": 21}, "top_logprobs"),
         (
             {
                 "text": {"format": {"type": "json_object"}},
@@ -312,8 +313,54 @@ def test_a_response_that_breaks_off_has_failed():
         asyncio.run(ask(""))
 
 
+BROKEN = 'Wait: é <tool_call>{"name": "weather", no'
+
+
+@pytest.mark.parametrize("fields", [{"include": [LOGPROBS]}, {"top_logprobs": 1}])
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        (TEXT, ["One moment."]),
+        ("Grüße \N{EARTH GLOBE EUROPE-AFRICA}!", ["Grüße \N{EARTH GLOBE EUROPE-AFRICA}!"]),
+        (BROKEN, [BROKEN]),
+        (CALL + "Then this.", ["Then this."]),
+    ],
+)
+def test_log_probabilities_are_those_of_a_message(text, messages, fields):
+    """A token a byte, each with a value that says which one it is."""
+    whole, events, streamed = asked(Scripted(QWEN3, text), tools=[WEATHER], **fields)
+    ids = TOKENIZER._ids(text, add_special_tokens=False)
+    for response in (whole, streamed):
+        parts = [item.content[0] for item in response.output if item.type == "message"]
+        assert [part.text for part in parts] == messages
+        for part in parts:
+            assert bytes(byte for one in part.logprobs for byte in one.bytes) == part.text.encode()
+            place = len(text[: text.index(part.text)].encode())
+            for end, one in enumerate(part.logprobs, place + 1):
+                assert one.logprob == pytest.approx(-end / 64)
+                assert one.bytes == [text.encode()[end - 1]]
+                likeliest = [(top.token, top.logprob) for top in one.top_logprobs]
+                assert likeliest == [(one.token, one.logprob)]
+        assert whole.top_logprobs == fields.get("top_logprobs", 0)
+    assert len(ids) == len(text.encode())
+    deltas = [one for event in events if event.type.endswith("text.delta") for one in told(event)]
+    done = [one for event in events if event.type.endswith("text.done") for one in told(event)]
+    assert deltas == done == [(one.token, one.logprob) for part in parts for one in part.logprobs]
+
+
+def told(event):
+    return [(one.token, one.logprob) for one in getattr(event, "logprobs", None) or []]
+
+
+def test_log_probabilities_are_not_told_unasked():
+    whole, _, _ = asked(Scripted(QWEN3, "Hi."), top_logprobs=0)
+    assert whole.output[0].content[0].logprobs == []
+
+
 def test_a_beginning_is_told_before_a_failure():
-    form = ResponseForm("scripted", ResponseBody(input="x"), None)
+    backend, body = Scripted(CHATML, ""), ResponseBody(input="x")
+    use = use_of(body, backend)
+    form = ResponseForm(backend, asked_of(body, use), body, use)
     events = form.failed(APIError(503, "the server is gone"))
     assert [event["type"] for event in events] == ["response.created", "response.failed"]
     assert [event["sequence_number"] for event in events] == [0, 1]

@@ -85,6 +85,16 @@ def test_a_chat_tells_log_probabilities(url: str, edge: EdgeBackend) -> None:
     assert [one["logprob"] for one in parts] == pytest.approx(logprobs, abs=1e-5)
 
 
+def test_a_response_tells_those_of_a_chat(url: str) -> None:
+    drawn = {"temperature": 0.8, "seed": 4, "top_logprobs": 3}
+    chat = {"messages": question(), "max_tokens": 12, "logprobs": True, **drawn}
+    (choice,) = httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=60).json()["choices"]
+    body = {"input": "Why?", "max_output_tokens": 12, **drawn}
+    (item,) = httpx.post(f"{url}/v1/responses", json=body, timeout=60).json()["output"]
+    assert item["content"][0]["text"] == choice["message"]["content"]
+    assert item["content"][0]["logprobs"] == choice["logprobs"]["content"]
+
+
 def test_a_completion_tells_log_probabilities(url: str, edge: EdgeBackend) -> None:
     body = {"prompt": "Once", "logprobs": 2, "temperature": 0, "max_tokens": 10}
     (choice,) = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"]

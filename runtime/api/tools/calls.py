@@ -77,9 +77,11 @@ class Ledger:
         self.add(json.dumps(arguments, ensure_ascii=False))
         self.end()
 
-    def give_up(self) -> None:
-        """The present text is no call."""
-        broken = CallBroken(self._begun - 1, self.text) if self.is_begun else Content(self.text)
+    def give_up(self, end: int) -> None:
+        """The present text is no call; it ends there in the answer."""
+        number = self._begun - 1
+        is_begun, text = self.is_begun, self.text
+        broken = CallBroken(number, text, end) if is_begun else Content(text, end)
         self._begun, self.text = self.ended, ""
         self.events.append(broken)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from runtime.api.tools.conversation import ID_LETTERS
 
@@ -13,9 +13,10 @@ LETTERS = string.ascii_letters + string.digits
 
 @dataclass(frozen=True)
 class Content:
-    """Some of what is said to the user."""
+    """Some of what is said to the user. end: where in the answer it ends, in characters."""
 
     text: str
+    end: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,11 @@ class CallEnded:
 
 @dataclass(frozen=True)
 class CallBroken:
-    """What was begun is no call after all, but this text."""
+    """What was begun is no call after all, but this text. end: as Content's."""
 
     index: int
     text: str
+    end: int = field(default=0, compare=False)
 
 
 Event = Content | Thought | CallBegun | Arguments | CallEnded | CallBroken

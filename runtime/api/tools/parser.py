@@ -56,6 +56,7 @@ class Parser:
         self._is_thinking = is_thinking
         self._reader: Reader | None = None
         self._held = ""
+        self._length = 0  # of the text so far, in characters, what is held included
         self._at_begin = True  # of what is not thoughts
         self._drops_space = is_thinking  # before the next text
         self._thought = is_thinking  # there have been thoughts
@@ -68,9 +69,11 @@ class Parser:
     def push(self, text: str) -> list[Event]:
         """What more text means."""
         if self._reader is None and not self._held and not self._marks():
-            self._say(text)  # as all of it is content
+            self._length += len(text)
+            self._say(text, self._length)  # as all of it is content
             return self._told()
         for character in text:
+            self._length += 1
             if self._reader is not None:
                 self._read(self._reader, character)
             else:
@@ -83,7 +86,7 @@ class Parser:
         if self._reader is not None:
             self._end_call(self._reader, cut_off)
         else:
-            self._say(self._held)
+            self._say(self._held, self._length)
         self._held = ""
         return self._told()
 
@@ -93,7 +96,7 @@ class Parser:
             reader.push(character)
         except ValueError:
             self._ledger.text = self._ledger.text[:-1]
-            self._ledger.give_up()
+            self._ledger.give_up(self._length - 1)
             self._reader, self._at_begin, self._drops_space = None, False, False
             self._held = character  # which may begin something else
             self._release()
@@ -107,7 +110,7 @@ class Parser:
         try:
             reader.finish()
         except ValueError:
-            self._ledger.give_up()
+            self._ledger.give_up(self._length)
 
     def _release(self) -> None:
         """Give on what cannot be a mark any more, or go where a mark leads."""
@@ -120,8 +123,8 @@ class Parser:
                 return self._enter(rest)
             if any(mark.startswith(rest) for mark in marks):
                 return
-            self._say(self._held[0])
-            self._held = self._held[1:]
+            said, self._held = self._held[0], self._held[1:]
+            self._say(said, self._length - len(self._held))
 
     def _marks(self) -> list[str]:
         if self._is_thinking:
@@ -146,14 +149,15 @@ class Parser:
         if begin:
             self._read(self._reader, mark)
 
-    def _say(self, text: str) -> None:
-        """Text that is no mark."""
+    def _say(self, text: str, end: int) -> None:
+        """Text that is no mark, and where in the answer it ends."""
         if self._drops_space:
             text = text.lstrip(SPACE)
         if text:
             self._drops_space = False
             self._at_begin = self._at_begin and (self._is_thinking or text.isspace())
-            self._ledger.events.append(Thought(text) if self._is_thinking else Content(text))
+            said = Thought(text) if self._is_thinking else Content(text, end)
+            self._ledger.events.append(said)
 
     def _told(self) -> list[Event]:
         """The events so far, pieces of the same joined."""
@@ -170,7 +174,7 @@ class Parser:
 def _joined(one: Event, more: Event) -> Event | None:
     match one, more:
         case Content(), Content():
-            return Content(one.text + more.text)
+            return Content(one.text + more.text, more.end)
         case Thought(), Thought():
             return Thought(one.text + more.text)
         case Arguments(), Arguments() if one.index == more.index:

@@ -104,6 +104,23 @@ def test_what_is_told_is_in_order(calls, pieces, cut_off):
             assert event.text.strip() in text or calls is not None
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), pieces=st.lists(st.sampled_from(PIECES), max_size=12))
+@pytest.mark.parametrize("calls", [None, *Calls])
+def test_content_says_where_it_was(calls, data, pieces):
+    text = "".join(pieces)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    one, before = parser(calls), 0
+    parts = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+    events = [event for part in parts for event in one.push(part)]
+    for event in [*events, *one.finish(cut_off=data.draw(st.booleans()))]:
+        if isinstance(event, Content | CallBroken):
+            begin = event.end - len(event.text)
+            assert text[begin : event.end] == event.text
+            assert begin >= before
+            before = event.end
+
+
 @settings(max_examples=30, deadline=None)
 @given(text=st.text(max_size=40), cuts=st.lists(st.integers(0, 40), max_size=4))
 @pytest.mark.parametrize("calls", [None, *Calls])
