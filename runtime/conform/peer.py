@@ -349,13 +349,14 @@ class Peer:
         number: int = 1,
         prompt: Sequence[int] = (),
         rule: wire.Rule | None = None,
+        constraint: wire.Constraint | None = None,
         **options: Any,
     ) -> "Request":
         """Open a request and send its prompt, of 5 tokens unless given; greedy, 16 tokens."""
         prompt = tuple(prompt) or self.prompt(5)
         message = opening(number, len(prompt), **options)
-        ruled = [] if rule is None else [replace(rule, request=number)]
-        self.send(message, *ruled, wire.Prompt(number, prompt))
+        between = [replace(one, request=number) for one in (rule, constraint) if one is not None]
+        self.send(message, *between, wire.Prompt(number, prompt))
         return Request(self, message, prompt)
 
 

@@ -1,6 +1,7 @@
 """Cases 501 and on: which tokens come. The answer without drafts is what all others are held to."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from runtime.conform.peer import Failed, Request, Skipped, Visitor, plain_answer
@@ -247,6 +248,35 @@ async def log_probabilities(visitor: Visitor) -> None:
             await request.advance()
         request.close()
         _equal(request.answer, truth)
+
+
+async def an_answer_that_is_given(visitor: Visitor) -> None:
+    """§6.1 With a Constraint of kind 4 the answer is its ids, whatever the model would say."""
+    peer = await visitor.admitted()
+    given = peer.prompt(9, seed=5)
+    constraint = wire.Constraint(1, wire.ConstraintKind.TOKENS, " ".join(map(str, given)))
+    asked: list[tuple[dict[str, Any], Sequence[int]]] = [
+        (GREEDY, given),
+        (SAMPLED | {"logprobs": 3, "stop_ids": given[3:4]}, given),
+        (GREEDY | {"max_tokens": 4}, given[:4]),
+    ]
+    for number, (options, due) in enumerate(asked, start=1):
+        request = peer.open(number, constraint=constraint, **options)
+        _equal(await request.rest(), [*due])
+        if request.finish is not wire.Finish.LENGTH:
+            raise Failed(f"the given answer ends with {request.finish.name}, not LENGTH")
+        if any(verdict.turn in (wire.Turn.EDGE, wire.Turn.WAIT) for verdict in request.verdicts):
+            raise Failed("the edge is asked to draft an answer that is given")
+
+
+async def given_tokens_that_are_none(visitor: Visitor) -> None:
+    """§6.1 A Constraint of kind 4 that is no ids of the vocabulary is refused with CONSTRAINT."""
+    peer = await visitor.admitted()
+    texts = ("1 x", "1  2", "-1", f"1 {peer.vocabulary_size}")
+    for number, text in enumerate(texts, start=1):
+        constraint = wire.Constraint(1, wire.ConstraintKind.TOKENS, text)
+        await peer.open(number, constraint=constraint).failed(wire.ErrorCode.CONSTRAINT)
+    await peer.open(len(texts) + 1).rest()
 
 
 def _coming(request: Request, truth: list[int], most: int = 8) -> list[int]:

@@ -124,6 +124,18 @@ def without_rules(piece: bytearray) -> bytes:
     return bytes(kept)
 
 
+def with_another_end(piece: bytearray) -> bytes:
+    """An answer that is given has another last id."""
+    kept, at = bytearray(piece), 0
+    while at + BODY <= len(kept):
+        length = struct.unpack_from("<H", kept, at)[0]
+        is_given = kept[at + BODY : at + BODY + 1] == bytes([wire.ConstraintKind.TOKENS])
+        if kept[at + TYPE] == wire.Constraint.TYPE and is_given:
+            kept[at + length - 1] ^= 1  # its last digit
+        at += max(length, BODY)
+    return bytes(kept)
+
+
 def mend_magic(piece: bytearray) -> bytes:
     return bytes(piece).replace(b"STF2", b"STF1")
 
@@ -183,6 +195,8 @@ MUTANTS = (
            ("a_prompt_is_answered", "right_drafts"), down=reading_after_verdicts),
     Mutant("rules without an effect", ("a_bias_that_forces_a_token",),
            ("drafts_under_a_rule", "greedy_twice"), up=without_rules),
+    Mutant("another answer than the given one", ("an_answer_that_is_given",),
+           ("given_tokens_that_are_none", "drafts_under_a_rule"), up=with_another_end),
     Mutant("any magic", ("wrong_magic",), ("wrong_version", "hello_is_answered"), up=mend_magic),
     Mutant("any flags", ("flags",), ("unknown_type",), up=mend_flags),
     Mutant("frames of any length", ("an_overlong_frame",), ("a_length_below_the_headers", "ping"),
