@@ -25,6 +25,7 @@ RENAMED = {
     "max_sessions": "max_requests",
     "max_user_sessions": "max_user_requests",
 }
+MOST_OPTIONS = 2**20  # characters of a file: a device has no end
 # Of a service named specedge, Kubernetes tells every pod as SPECEDGE_PORT=tcp://10.0.0.1:8400.
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 
@@ -179,10 +180,14 @@ def _from_environment(
 
 def _from_file(cls: type[Config], path: Path, without: Collection[str]) -> dict[str, Any]:
     try:
-        table = read_toml(path.read_text(encoding="utf-8-sig"), f"--config {path}")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MOST_OPTIONS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
         raise ConfigError(f"cannot read --config {path}: {reason}") from error
+    if len(text) > MOST_OPTIONS:
+        raise ConfigError(f"--config {path} is longer than any options; expected a file of TOML")
+    table = read_toml(text, f"--config {path}")
     return _values(cls, table, str(path), without)
 
 

@@ -66,6 +66,12 @@ def on_hangup(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> 
     loop.add_signal_handler(signal.SIGHUP, callback)
 
 
+def ignore_hangup() -> None:
+    """SIGHUP, which would end this process, does nothing until something is done at it."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def lock_alone(path: Path) -> int:
     """A descriptor that holds this file until it is closed, or the process ends.
 

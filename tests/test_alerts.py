@@ -5,6 +5,7 @@ the rules make of them.
 """
 
 import shutil
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from runtime.server.router import Router
 from runtime.server.schedule.choose import Limits
 from runtime.server.schedule.scheduler import Scheduler
 from runtime.wire.messages import ErrorCode, Finish
+from runtime.wire.tls import Certificate
 
 RULES = Path(__file__).parent.parent / "deploy/alerts.yaml"
 Page = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -42,6 +44,7 @@ class Instance:
         self.metrics = Metrics()
         door = Door(ServerConfig(), None, router=self.router)
         self.metrics.watch(door, self.scheduler, Pipeline(4, 64, RoundRobin()))
+        self.metrics.certified(certificate(expires_s=1e9))
         self.instead: dict[str, float | str] = {"process_open_fds": 60, "process_max_fds": 1024}
 
     def quiet_minute(self) -> None:
@@ -59,14 +62,16 @@ class Instance:
     def answer(self, first_token_s: float, tokens: int = 10) -> None:
         """One whole answer."""
         request: Any = SimpleNamespace(
-            ready_s=0.0, opened_s=0.0, verdict_s=None, finish=Finish.NONE
+            ready_s=0.0, opened_s=0.0, verdict_s=None, finish=Finish.NONE, is_given=False
         )
         self.metrics.verdict(request, 0, 0, first_token_s)
         for _ in range(tokens):
             self.token(0.05)
 
     def token(self, after_s: float) -> None:
-        request: Any = SimpleNamespace(ready_s=0.0, opened_s=0.0, verdict_s=1.0, finish=Finish.NONE)
+        request: Any = SimpleNamespace(
+            ready_s=0.0, opened_s=0.0, verdict_s=1.0, finish=Finish.NONE, is_given=False
+        )
         self.metrics.verdict(request, 0, 0, 1.0 + after_s)
 
     def hang_up(self, code: ErrorCode) -> None:
@@ -88,6 +93,10 @@ class Instance:
                 value = float(self.instead.get(sample.name, sample.value))
                 page[sample.name, tuple(labels.items())] = value
         return page
+
+
+def certificate(expires_s: float) -> Certificate:
+    return Certificate(ssl.create_default_context(), b"", Path(), Path(), "", expires_s)
 
 
 def gone(it: Instance) -> None:
@@ -139,6 +148,10 @@ def leaves_a_replica_out(it: Instance) -> None:
     it.router.replicas[1].told("503: draining", 0)
 
 
+def has_an_old_certificate(it: Instance) -> None:
+    it.metrics.certified(certificate(expires_s=13 * 86400.0))
+
+
 TROUBLES = {
     "SpecEdgeGone": gone,
     "SpecEdgeFails": fails,
@@ -151,6 +164,7 @@ TROUBLES = {
     "SpecEdgeDescriptors": has_many_descriptors,
     "SpecEdgeVersions": is_of_another_version,
     "SpecEdgeReplicaLeftOut": leaves_a_replica_out,
+    "SpecEdgeCertificate": has_an_old_certificate,
 }
 
 

@@ -224,6 +224,17 @@ def test_a_byte_order_mark_is_no_part_of_what_a_person_wrote(tmp_path: Path) -> 
     assert read_template(str(tmp_path / "own.jinja")) == files["own.jinja"]
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no such device here")
+def test_a_file_of_options_has_an_end(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config /dev/zero is longer than any options"):
+        edge("--config", "/dev/zero")
+    assert edge("--config", "/dev/null") == edge()
+    file = tmp_path / "long.toml"
+    file.write_text("#" * 2**20 + "\ntop_k = 7\n")
+    with pytest.raises(ConfigError, match=r"long\.toml is longer than any options"):
+        edge("--config", str(file))
+
+
 def test_stop_strings_may_be_several(tmp_path: Path) -> None:
     file = tmp_path / "edge.toml"
     file.write_text('stop = ["a", "\\n\\n"]\n')

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from runtime.arguments import parse
 from runtime.config import ConfigError, ServerConfig, prepare_threads
 from runtime.logs import configure
+from runtime.system import ignore_hangup
 from runtime.terminal import TRY_AGAIN_STATUS, called, fail, importing, run
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def main(open_engine: OpenTarget | None = None) -> int:
     or the device failed and may not in a new process.
     `open_engine` loads the target, for who runs it in another way.
     """
+    # files are read again at it once they have been read; before that there is nothing to be done
+    ignore_hangup()
     try:
         config = parse(ServerConfig, sys.argv[1:], os.environ, called("runtime.server"))
     except ConfigError as error:

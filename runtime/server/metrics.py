@@ -31,6 +31,7 @@ from runtime.server.router import Router
 from runtime.server.schedule.scheduler import Scheduler
 from runtime.wire.messages import ErrorCode, Finish
 from runtime.wire.tcp import FramedProtocol
+from runtime.wire.tls import Certificate
 
 PREFIX = "specedge:"
 # Close to each other where the steps of large models lie.
@@ -79,11 +80,15 @@ class Metrics:
             "Answers of the OpenAI API that are being streamed",
             registry=self.registry,
         )
+        self._certificate = _Certificate()
+        self.registry.register(self._certificate)
         self._add_times()
 
     def _add_times(self) -> None:
         self._first_token_s = self._histogram(
-            "time_to_first_token_seconds", "From the whole prompt to the first verdict", SECONDS
+            "time_to_first_token_seconds",
+            "From the whole prompt to the first verdict of an answer",
+            SECONDS,
         )
         self._queue_s = self._histogram(
             "request_queue_time_seconds", "From the whole prompt to its first step", SECONDS
@@ -114,6 +119,10 @@ class Metrics:
         self.registry.register(_Adapters(door))
         if scheduler is not None and pipeline is not None:
             self.registry.register(_AtWork(scheduler, pipeline))
+
+    def certified(self, certificate: Certificate | None) -> None:
+        """This one is served from now on."""
+        self._certificate.expires_s = certificate.expires_s if certificate else None
 
     def pong(self, rtt_s: float) -> None:
         """An edge has answered a Ping."""
@@ -160,6 +169,15 @@ class Metrics:
 
         `request.verdict_s` is still that of the verdict before, `request.ready_s` the draft's.
         """
+        if request.is_given:
+            self._verdicts.scored += accepted + 1
+        else:
+            self._written(request, drafted, accepted, now_s)
+        if request.finish:
+            self._success.labels(label(request.finish)).inc()
+            self._whole_s.observe(now_s - request.opened_s)
+
+    def _written(self, request: Request, drafted: int, accepted: int, now_s: float) -> None:
         tokens = accepted + 1
         self._verdicts.tokens += tokens
         if drafted:
@@ -169,9 +187,6 @@ class Metrics:
             self._first_token_s.observe(now_s - request.ready_s)
         else:
             self._verdicts.inter_token_s.observe((now_s - request.verdict_s) / tokens, tokens)
-        if request.finish:
-            self._success.labels(label(request.finish)).inc()
-            self._whole_s.observe(now_s - request.opened_s)
 
     def _counter(
         self, name: str, help: str, label_name: str = "", values: type[IntEnum] | None = None
@@ -217,13 +232,19 @@ class _Verdicts(Collector):
     """What verdicts gave, and what became of the trees that had nodes."""
 
     tokens: int = 0
+    scored: int = 0  # that came with their request
     drafted: int = 0
     trees_by_depth: Count[int] = field(default_factory=Count)  # by nodes accepted
     inter_token_s: _Buckets = field(default_factory=_Buckets)
 
     def collect(self) -> Iterator[Metric]:
         trees = self.trees_by_depth
-        yield _count("generation_tokens", "Tokens given by verdicts", self.tokens)
+        yield _count("generation_tokens", "Tokens of answers, given by verdicts", self.tokens)
+        yield _count(
+            "scored_tokens",
+            "Tokens of texts that came to be scored, as with `echo`; not among those of answers",
+            self.scored,
+        )
         yield _count("spec_decode_num_drafts", "Trees verified that had nodes", trees.total())
         yield _count("spec_decode_num_draft_tokens", "Nodes of these trees", self.drafted)
         yield _count(
@@ -287,6 +308,22 @@ class _Replicas(Collector):
             ready.add_metric([replica.address.name], not replica.unready)
             edges.add_metric([replica.address.name], replica.edges + replica.sent)
         yield from (ready, edges)
+
+
+@dataclass(eq=False)
+class _Certificate(Collector):
+    """Until when edges, and clients of the API, will take it."""
+
+    expires_s: float | None = None  # since 1970; None where there is no certificate
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            PREFIX + "certificate_expiration_timestamp_seconds",
+            "When the certificate that is served expires, in seconds since 1970",
+        )
+        if self.expires_s is not None:
+            family.add_metric([], self.expires_s)
+        yield family
 
 
 class _Build(Collector):

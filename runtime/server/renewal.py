@@ -14,7 +14,6 @@ from runtime.logs import fields
 from runtime.option_files import is_there
 from runtime.server.users import load_users
 from runtime.system import on_hangup
-from runtime.wire.auth import NO_CERTIFICATE
 from runtime.wire.tls import Certificate, TLSError
 
 log = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 2.0  # between two looks at the files
 
 RenewKeys = Callable[[Mapping[str, bytes] | None], None]
-Renewed = Callable[[Mapping[str, bytes] | None, bytes], None]
+Renewed = Callable[[Mapping[str, bytes] | None, Certificate | None], None]
 # when a file was written, when it or its rights were changed, which one it is, and its bytes
 Stamp = tuple[int, int, int, int]
 
@@ -45,7 +44,7 @@ class Renewal:
     """To be made in the event loop, before the files are read for the first time.
 
     `renewed(users, certificate)` is called there when something is new. users: tokens by name, None
-    where everyone is let in; certificate: the hash of the first of those that are served. It may
+    where everyone is let in; certificate: what the first of those that are served is now. It may
     raise ConfigError where the users cannot be used.
     """
 
@@ -94,7 +93,7 @@ class Renewal:
                 raise ConfigError(f"{file} is no regular file, which could be read again")
         users = None if self._users is None else load_users(self._users)
         fresh = [certificate.on_file() for certificate in certificates]
-        renewed(users, fresh[0].hash if fresh else NO_CERTIFICATE)
+        renewed(users, fresh[0] if fresh else None)
         for certificate in certificates:
             certificate.serve_file()
         if fresh and fresh[0].doubt:

@@ -139,6 +139,7 @@ async def redirect(
     door = _door(config, users_of(config), certificate, identity=None, router=router)
     front = _Front(door, Metrics())
     front.metrics.watch(door)
+    front.metrics.certified(certificate)
     listener = await _listen(config, front.new_peer, certificate)
     stop = asyncio.Event()
     on_stop(asyncio.get_running_loop(), stop.set)
@@ -164,9 +165,10 @@ class _Front:
     def new_peer(self) -> FramedProtocol:
         return self.door.new_peer(self._on_message, self._on_closed)
 
-    def renewed(self, users: Mapping[str, bytes] | None, certificate: bytes) -> None:
+    def renewed(self, users: Mapping[str, bytes] | None, certificate: Certificate | None) -> None:
         """Users and the certificate are new."""
-        self.door.renew(users, certificate)
+        self.door.renew(users, _hash(certificate))
+        self.metrics.certified(certificate)
 
     def _on_message(self, peer: FramedProtocol, message: wire.Message) -> None:
         if isinstance(message, wire.Hello | wire.Proof):
@@ -200,6 +202,7 @@ async def serve(
     certificate, api_certificate = _certificate(config), _api_certificate(config)
     listener = await _listen(config, there.new_peer, certificate)
     users, metrics = users_of(config), Metrics()
+    metrics.certified(certificate)
     announce = partial(_announce, config, console, certificate, opened=opened)
     async with (
         _pages(config, console, there.unready, metrics, there.requests, on_step) as step_ended,
@@ -301,9 +304,10 @@ def _server(
 def _renewed(server: Server, renew_keys: RenewKeys) -> Renewed:
     """What is done when users and the certificate are new."""
 
-    def renewed(users: Mapping[str, bytes] | None, certificate: bytes) -> None:
+    def renewed(users: Mapping[str, bytes] | None, certificate: Certificate | None) -> None:
         renew_keys(users)  # first: it may raise
-        server.renew(users, certificate)
+        server.renew(users, _hash(certificate))
+        server.metrics.certified(certificate)
 
     return renewed
 
@@ -460,8 +464,11 @@ def _door(
     identity: Identity | None,
     router: Router | None = None,
 ) -> Door:
-    known = certificate.hash if certificate else NO_CERTIFICATE
-    return Door(config, identity, users, known, edges_that_fit(config), router)
+    return Door(config, identity, users, _hash(certificate), edges_that_fit(config), router)
+
+
+def _hash(certificate: Certificate | None) -> bytes:
+    return certificate.hash if certificate else NO_CERTIFICATE
 
 
 def _identity(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> Identity:

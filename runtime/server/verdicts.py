@@ -163,7 +163,7 @@ class Verdicts:
         accepted, finish = outcome.commit()
         ranks = draft.ranks(outcome.path[1 : accepted + 1])
         self.scheduler.verified(request)
-        self.metrics.verdict(request, 0 if request.is_given else len(draft), accepted, now_s)
+        self.metrics.verdict(request, len(draft), accepted, now_s)
         request.verdict_s = now_s
         if (rtt_s := self.edges.pulses[request.key[0]].rtt_s) is not None:
             request.edge.pinged(rtt_s)

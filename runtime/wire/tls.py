@@ -10,9 +10,12 @@ from __future__ import annotations
 import hmac
 import re
 import ssl
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
+from errno import EINVAL
 from pathlib import Path
 
 from runtime.wire.auth import certificate_hash
@@ -23,6 +26,10 @@ NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LA
 NO_TLS |= {"PACKET_LENGTH_TOO_LONG", "BAD_RECORD_TYPE", "UNEXPECTED_MESSAGE"}
 BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 NO_PASSPHRASE = ""  # else one would be asked for on the terminal
+# In DER two times stand beside each other there alone, as UTCTime or GeneralizedTime (RFC 5280,
+# 4.1.2.5). Python tells them of certificates that it has verified, so of none that has expired.
+VALIDITY = re.compile(rb"[\x17\x18].\d{12,14}Z[\x17\x18].(\d{12,14})Z", re.DOTALL)
+UTC_TIME_DIGITS = 12
 PIN = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -39,6 +46,7 @@ class Certificate:
     file: Path
     key: Path
     doubt: str  # why whoever verifies it refuses it, whatever the authority; empty if nobody need
+    expires_s: float  # since 1970
 
     @property
     def pin(self) -> str:
@@ -94,16 +102,18 @@ def load_certificate(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
+        for path in (certificate, key):
+            _check_ends(path)
         context.load_cert_chain(certificate, key, NO_PASSPHRASE)
         text = _pem(certificate)
         first = ssl.PEM_cert_to_DER_cert(text[text.index(BEGIN) : text.index(END) + len(END)])
-        doubt = _doubt(context, first)
+        doubt, expires_s = _doubt(context, first), _expiry_s(first)
     except (OSError, ValueError) as error:
         reason = _why_unusable(certificate, key, error)
         sentence = f"cannot use the certificate {certificate} with the key {key}: {reason}"
         raise TLSError(sentence) from error
     context.sslobject_class = _telling(on_failure)
-    return Certificate(context, certificate_hash(first), certificate, key, doubt)
+    return Certificate(context, certificate_hash(first), certificate, key, doubt, expires_s)
 
 
 def _doubt(server: ssl.SSLContext, certificate: bytes) -> str:
@@ -129,8 +139,26 @@ def _doubt(server: ssl.SSLContext, certificate: bytes) -> str:
     return ""
 
 
+def _expiry_s(certificate: bytes) -> float:
+    """The end of its validity. Raises ValueError."""
+    if (validity := VALIDITY.search(certificate)) is None:
+        raise ValueError("the certificate does not say until when it is valid")
+    end = validity[1].decode()
+    if len(end) == UTC_TIME_DIGITS:
+        end = ("19" if end >= "50" else "20") + end
+    return datetime.strptime(end + "+0000", "%Y%m%d%H%M%S%z").timestamp()
+
+
+def _check_ends(path: Path) -> None:
+    """Raises OSError for a device, which may have no end, and for what is not there."""
+    mode = path.stat().st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise OSError(EINVAL, "it is a device, and no file", str(path))
+
+
 def _pem(path: Path) -> str:
     """The text of a file, which may have remarks in any encoding around what matters."""
+    _check_ends(path)
     return path.read_text(encoding="ascii", errors="replace")
 
 
@@ -200,6 +228,7 @@ def trust(option: str) -> Trust | None:
             context.load_default_certs()
             authorities = option
         else:
+            _check_ends(Path(option))
             context.load_verify_locations(option)
             authorities = Path(option).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

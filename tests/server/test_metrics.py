@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +17,18 @@ from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting, Round, generate
 from runtime.edge.net.link import Credentials, Link, Request, Sampling, ServerError
+from runtime.grammar.given import Given
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
 from runtime.server import request as request_record
+from runtime.server.guide import Guide
 from runtime.server.metrics import SECONDS, Metrics
 from runtime.server.users import add_user
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
 from runtime.wire.places import connect
+from runtime.wire.tls import load_certificate
+from tests.certificates import self_signed
 from tests.server.process import Process, Samples, server_process
 
 EMPTY = OrderedTree()
@@ -399,6 +404,36 @@ def test_verdicts_are_counted_as_prometheus_counts_them() -> None:
     for position in range(9):
         deeper = sum(depth > position for _, depth in trees)
         assert found[total("accepted_tokens_per_pos"), str(position)] == deeper
+
+
+def test_texts_that_are_scored_are_no_answers() -> None:
+    """What is said of a text that came with its request tells nothing of how fast texts come."""
+    threads = ThreadPoolExecutor(1)
+    metrics, params = Metrics(), wire.Open(1, 0, 0.0, 1.0, 0.0, 0, 9, 1, ())
+    for given in ((), (7, 8, 9)):
+        guide = Guide(Given(given, 16), threads, given)
+        for verdict_s, accepted in ((None, 1), (0.5, 0)):
+            request = request_record.Request("key", params, limit=9, context=[0])
+            request.guide, request.verdict_s = guide, verdict_s
+            metrics.verdict(request, 2, accepted, 1.0)
+    found = samples(metrics.registry)
+    assert found["specedge:generation_tokens_total",] == 3
+    assert found["specedge:scored_tokens_total",] == 3
+    assert found["specedge:time_to_first_token_seconds_count",] == 1
+    assert found["specedge:inter_token_latency_seconds_count",] == 1
+    assert found["specedge:spec_decode_num_drafts_total",] == 2
+    assert found["specedge:spec_decode_num_accepted_tokens_total",] == 1
+
+
+def test_a_page_tells_when_the_certificate_expires(tmp_path: Path) -> None:
+    """And of one that is renewed, when that does."""
+    name, metrics = "specedge:certificate_expiration_timestamp_seconds", Metrics()
+    assert (name,) not in samples(metrics.registry), "there is none"
+    self_signed(tmp_path, "server", days=3)
+    pair = tmp_path / "server.pem", tmp_path / "server.key"
+    metrics.certified(load_certificate(*pair))
+    days = (samples(metrics.registry)[name,] - time.time()) / 86400
+    assert days == pytest.approx(3, abs=0.01)
 
 
 def samples(registry: CollectorRegistry) -> Samples:

@@ -6,7 +6,8 @@ import os
 import signal
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,10 @@ class Looking:
         return Renewal(self._config)
 
     def look(self) -> None:
-        self.renewal.look(self._certificates, lambda *what: self.told.append(what))
+        self.renewal.look(self._certificates, self._renewed)
+
+    def _renewed(self, users: Mapping[str, bytes] | None, certificate: Certificate | None) -> None:
+        self.told.append((users, certificate.hash if certificate else b""))
 
 
 # --- what is read, and when ---
@@ -338,8 +342,26 @@ def test_what_changes_while_a_model_loads_is_read_when_it_has(tmp_path: Path) ->
                 await asyncio.sleep(0)
 
     run(scenario)
-    assert told[0] == (tokens, b"")
+    assert told[0] == (tokens, None)
     assert len(told) <= 2, "once for the change, once for all the signals"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal here")
+def test_a_signal_while_a_server_is_imported_ends_nothing() -> None:
+    """A reload right after the start, as by a program that has just renewed a certificate."""
+    body = (
+        "import os, signal, sys\n"
+        "class Signalled:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'torch':\n"
+        "            os.kill(os.getpid(), signal.SIGHUP)\n"
+        "sys.meta_path.insert(0, Signalled())\n"
+        "sys.argv[1:] = ['--model', '/no/such/model', '--port', '0', '--http', '']\n"
+        "from runtime.server.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True)
+    assert (done.returncode, "/no/such/model" in done.stderr) == (2, True), done
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal here")

@@ -1,6 +1,7 @@
 """A certificate that edges will refuse is told before any edge comes."""
 
 import ssl
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,29 @@ def test_what_edges_that_verify_a_certificate_will_say(
     assert pinned is not None
     assert bool(refused(certificate.context, authority.context)) == bool(doubt)
     assert refused(certificate.context, pinned.context) == ""
+
+
+@pytest.mark.parametrize("days", [2, -1, 10_000, 40_000])
+def test_a_certificate_says_when_it_expires(tmp_path: Path, days: int) -> None:
+    """As the openssl program reads it, in either of the two ways to write a time."""
+    self_signed(tmp_path, "server", days=days)
+    pair = tmp_path / "server.pem", tmp_path / "server.key"
+    command = ["openssl", "x509", "-noout", "-enddate", "-in", str(pair[0])]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    end_s = ssl.cert_time_to_seconds(told.strip().removeprefix("notAfter="))
+    assert load_certificate(*pair).expires_s == end_s
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no such device here")
+def test_a_device_is_not_read_for_ever(tmp_path: Path) -> None:
+    self_signed(tmp_path, "server")
+    good, device = tmp_path / "server.pem", Path("/dev/zero")
+    with pytest.raises(TLSError, match=r"cannot read /dev/zero: it is a device, and no file$"):
+        load_certificate(device, tmp_path / "server.key")
+    with pytest.raises(TLSError, match=r"cannot read /dev/zero: it is a device, and no file$"):
+        load_certificate(good, device)
+    with pytest.raises(TLSError, match=r"of a certificate authority \(it is a device"):
+        trust("/dev/zero")
 
 
 def test_a_key_that_nobody_can_connect_with_is_refused(tmp_path: Path) -> None:
