@@ -37,6 +37,11 @@ class Adapted:
         return self.whole.max_context
 
     @property
+    def rtt_s(self) -> float:
+        """Of the way to the server and back."""
+        return self.whole.rtt_s
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The target's, which adapters do not change."""
         return self.whole.tokenizer

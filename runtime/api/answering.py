@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from runtime.edge.prompts import Prompt
     from runtime.edge.resume import FinishReason
 
-# What the server refuses this soon is a status; later it is an event, as the stream has begun.
+# What the server refuses this soon, beside its way, is a status, at which clients try again; later
+# it is an event, as the stream has begun.
 GRACE_S = 0.01
+WAYS = 2.0  # round trips: one may take longer than another
 # A constraint is looked at by the server, and what is wrong with it is to be a status.
 LOOK_GRACE_S = 2.0
 KEEP_ALIVE_S = 1.0
@@ -177,7 +179,8 @@ class Answering(Response):
         event = asyncio.ensure_future(anext(events, None))
         try:
             is_constrained = any(choice.is_constrained for choice in self._choices)
-            await asyncio.wait({event}, timeout=LOOK_GRACE_S if is_constrained else GRACE_S)
+            grace_s = LOOK_GRACE_S if is_constrained else GRACE_S
+            await asyncio.wait({event}, timeout=grace_s + WAYS * self._backend.rtt_s)
             if event.done():
                 event.result()
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]

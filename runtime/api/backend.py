@@ -33,6 +33,10 @@ class Backend(Protocol):
         """Tokens of prompt and answer together."""
 
     @property
+    def rtt_s(self) -> float:
+        """Of the way to the server and back, as far as is known."""
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Its ids are the target's."""
 

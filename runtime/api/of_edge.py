@@ -60,6 +60,11 @@ class EdgeBackend:
         return self.edge.max_context
 
     @property
+    def rtt_s(self) -> float:
+        """Of the way to the server and back."""
+        return self.edge.rtt_s
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The draft's; its ids are the target's."""
         return self.edge.tokenizer

@@ -85,6 +85,11 @@ class _Front:
         return self._prompts.welcome.max_context
 
     @property
+    def rtt_s(self) -> float:
+        """Of the way to the server and back, as it was when that was greeted; 0 before."""
+        return self._worker.uplink.rtt_s if self._worker.uplink is not None else 0.0
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja source by which conversations are written; None where there is none."""
         return self._prompts.chat_template(self.config)

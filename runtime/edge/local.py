@@ -88,6 +88,11 @@ class LocalEdge(Answers):
         return self.server.welcome.max_context
 
     @property
+    def rtt_s(self) -> float:
+        """There is no way."""
+        return 0.0
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The target's."""
         return self.server.tokenizer

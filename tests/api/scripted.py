@@ -43,7 +43,7 @@ class Scripted:
         self.encoded: list[tuple[object, dict[str, object]]] = []
         self.asked: list[tuple[list[int], dict[str, object]]] = []
 
-    adapters = ()
+    adapters, rtt_s = (), 0.0
 
     def unready(self) -> str:
         return ""

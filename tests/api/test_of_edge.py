@@ -16,8 +16,10 @@ import pytest
 
 from runtime.api.answering import AS_IT_IS
 from runtime.api.of_edge import EdgeBackend, beside, endpoint
-from runtime.config import ConfigError, EdgeConfig
+from runtime.bench.link import Conditions, emulated_link
+from runtime.config import ConfigError, EdgeConfig, ServerConfig
 from runtime.edge.client import AsyncEdge, Edge
+from runtime.serve import Server
 
 ROLES = {"s": "system", "u": "user"}
 BODY = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 3}
@@ -204,3 +206,27 @@ def test_too_many_at_once_is_429(edge: EdgeBackend, url: str) -> None:
     assert answer.headers["retry-after"]
     assert answer.json()["error"]["type"] == "rate_limit_error"
     assert httpx.post(f"{url}/v1/chat/completions", json=BODY, timeout=60).status_code == 200
+
+
+def test_a_refusal_from_far_away_is_a_status_too(
+    edge_config: EdgeConfig, tiny_pair: tuple[Path, Path]
+) -> None:
+    """Of a stream as well: clients try again at a status, and not at an event."""
+    full = {"max_requests": 1, "max_waiting": 0}
+    config = ServerConfig(model=str(tiny_pair[0]), port=0, http="", threads=1, **full)
+    told: list[str] = []
+    with (
+        Server(config) as server,
+        Edge(replace(edge_config, server=server.address)) as near,
+        emulated_link(server.address, Conditions(rtt_s=0.2)) as address,
+        Edge(replace(edge_config, server=address, chat=True)) as far,
+        beside(far, told.append),
+    ):
+        held = near.generate("Why?", max_tokens=900)
+        pieces = iter(held)
+        next(pieces)
+        body = {**BODY, "stream": True}
+        refused = httpx.post(f"{told[0]}/chat/completions", json=body, timeout=60)
+        assert held.finish_reason is None, "it was refused while the other ran"
+        held.cancel()
+        assert (refused.status_code, refused.headers.get("retry-after")) == (429, "1")

@@ -64,6 +64,11 @@ class Uplink:
         return self._link.adapters if self._link is not None else ()
 
     @property
+    def rtt_s(self) -> float:
+        """Of the link, as long as its greeting took; 0 where there is none."""
+        return (self._link.rtt_s if self._link is not None else None) or 0.0
+
+    @property
     def alive(self) -> bool:
         """Whether there is a link, as far as is known."""
         return self._link is not None and self._link.alive
