@@ -63,6 +63,10 @@ class Adapted:
         """Token ids of a text. Raises ValueError."""
         return self.whole.tokenize(text, special)
 
+    def check_room(self, answers: int) -> None:
+        """Raises ServerError where the server does not allow so many more at once."""
+        self.whole.check_room(answers)
+
     def generate(self, prompt: Sequence[int], **options: Unpack[RequestOptions]) -> AsyncAnswer:
         """The adapter's answer to a prompt of token ids. Raises ValueError or ServerError."""
         options["adapter"] = self.adapter

@@ -267,6 +267,8 @@ async def begin(backend: Backend, asked: Asked) -> list[Choice]:
     # all are looked at before any is asked: nothing is left running behind an error
     encoded = [await _encoded(backend, asked, prompt) for prompt in asked.prompts]
     echoes = await _echoes(backend, asked, encoded) if asked.echoes else [None] * len(encoded)
+    if asked.max_tokens != 0:
+        backend.check_room(len(encoded) * asked.n)
     choices: list[Choice] = []
     try:
         for (ids, options), echoed in zip(encoded, echoes, strict=True):

@@ -56,6 +56,9 @@ class Backend(Protocol):
         Called in threads. Raises ValueError for what is no text.
         """
 
+    def check_room(self, answers: int) -> None:
+        """Raises ServerError where the server does not allow so many more at once."""
+
     def generate(self, prompt: Sequence[int], **options: Unpack[RequestOptions]) -> AsyncAnswer:
         """The answer to a prompt of token ids, as it is written.
 

@@ -86,6 +86,10 @@ class EdgeBackend:
         """Token ids of a text. Raises ConfigError."""
         return self.edge.tokenize(text, special)
 
+    def check_room(self, answers: int) -> None:
+        """Raises ServerError where the server does not allow so many more at once."""
+        self.edge.check_room(answers)
+
     def generate(self, prompt: Sequence[int], **options: Unpack[RequestOptions]) -> AsyncAnswer:
         """The answer to a prompt of token ids. Raises ConfigError or ServerError."""
         return self.edge.generate(prompt, **options)

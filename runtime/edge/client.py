@@ -89,6 +89,11 @@ class _Front:
         """Of the way to the server and back, as it was when that was greeted; 0 before."""
         return self._worker.uplink.rtt_s if self._worker.uplink is not None else 0.0
 
+    def check_room(self, answers: int) -> None:
+        """Raises ServerError where the server does not allow so many more at once."""
+        self._check_open()
+        self._worker.check_room(answers)
+
     @property
     def chat_template(self) -> str | None:
         """The Jinja source by which conversations are written; None where there is none."""

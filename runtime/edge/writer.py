@@ -17,6 +17,7 @@ from runtime.config import EdgeConfig
 from runtime.edge.answer import Stream, TokenLogprob
 from runtime.edge.answer_text import AnswerText, Piece
 from runtime.edge.loop import Round
+from runtime.edge.net.link import ServerError
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.prompts import Prompts
 from runtime.edge.resume import FinishReason, Transcript
@@ -146,6 +147,17 @@ class Answers:
         `on_reading` hears how far the server has read the prompt. Raises ServerError.
         """
         raise NotImplementedError
+
+    def check_room(self, answers: int) -> None:
+        """Raises ServerError where there are more than the server allows with so many more.
+
+        It would refuse them one by one, when others of them have begun.
+        """
+        assert self.prompts is not None, "not connected"
+        most = self.prompts.welcome.max_requests
+        if len(self.writing) + answers > most:
+            allowed = f"this server allows an edge {most} requests at once"
+            raise ServerError(f"{allowed}; {answers} more are too many now", wire.ErrorCode.BUSY)
 
     async def write(
         self,

@@ -201,10 +201,12 @@ def test_too_many_at_once_is_429(edge: EdgeBackend, url: str) -> None:
     """As many as the server lets an edge have, and one more; those that run go on."""
     most = edge.edge._worker.uplink.welcome.max_requests
     body = {**BODY, "max_tokens": 900, "n": most + 1}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
-    assert answer.status_code == 429
-    assert answer.headers["retry-after"]
-    assert answer.json()["error"]["type"] == "rate_limit_error"
+    for stream in (False, True):
+        asked = {**body, "stream": stream}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60)
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"]
+        assert answer.json()["error"]["type"] == "rate_limit_error"
     assert httpx.post(f"{url}/v1/chat/completions", json=BODY, timeout=60).status_code == 200
 
 
