@@ -5,7 +5,7 @@ loopback. A step is full when it holds as many requests as the case names, all o
 all plain. There are two edges for each drafted tree of a step, so that a full step of trees waits
 when one ends; a plain request is in every step. The gap is from the end of a pass to the beginning
 of the next one: drawing and walking, telling the event loop, the verdicts if they are in the way,
-choosing and packing. Every text is checked by its edge.
+choosing, packing and sending. Every text is checked by its edge.
 
     python -m bench.gap [--requests 1 8 32 128] [--step-ms 50] [--steps 60] [--json]
 """
@@ -18,7 +18,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from bench.stub_server import IDENTITY, StubEngine
 from runtime.bench.figures import percentile
 from runtime.config import ServerConfig
 from runtime.edge.net.link import Link
-from runtime.model.engine import Engine, TreeRequest
+from runtime.model.engine import Rows
 from runtime.server.door import Door
 from runtime.server.loop import Server
 from runtime.server.verify.warm_up import ROWS
@@ -42,7 +41,7 @@ REQUESTS_A_LINK = 8
 
 
 @dataclass(frozen=True)
-class Pass:
+class Ran:
     """One pass of the model; times are of time.perf_counter()."""
 
     trees: int
@@ -55,17 +54,22 @@ class TimedEngine(StubEngine):
     """Remembers every pass; the stub's arithmetic counts as the model's."""
 
     def __init__(self, config: ServerConfig, step_s: float):
-        super().__init__(config.kv_tokens, config.page_size, lambda: time.sleep(step_s))
-        self.passes: list[Pass] = []
+        super().__init__(config.kv_tokens, config.page_size, self._hold)
+        self.passes: list[Ran] = []
+        self._step_s = step_s
+        self._start_s = 0.0
 
-    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
+    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
         """As the stub's."""
-        start_s = time.perf_counter()
-        logits = super().forward(requests)
-        sizes = [len(request.logit_rows) for request in requests if request.logit_rows]
-        drafted = sum(size > 1 for size in sizes)
-        self.passes.append(Pass(len(sizes), drafted, start_s, time.perf_counter()))
+        logits = super().run(rows, sent, drawn)
+        wanted = rows.joined.logits  # of each request: all of a tree, and none of a chunk
+        sizes = int((wanted > 0).sum()), int((wanted > 1).sum())
+        self.passes.append(Ran(*sizes, self._start_s, time.perf_counter()))
         return logits
+
+    def _hold(self) -> None:
+        self._start_s = time.perf_counter()
+        time.sleep(self._step_s)
 
 
 def main() -> None:
@@ -100,7 +104,7 @@ async def _measure(requests: int, drafted: bool, options: argparse.Namespace) ->
         drain_s=0,
     )
     engine = TimedEngine(config, options.step_ms * 1e-3)
-    server = Server(config, cast(Engine, engine), Door(config, IDENTITY))
+    server = Server(config, engine, Door(config, IDENTITY))
     server.pipeline.load.cost.learn((rows, options.step_ms * 1e-3) for rows in ROWS)
     listener = await listen("127.0.0.1", 0, server.new_peer, start=False)
     opened = asyncio.get_running_loop().create_future()
@@ -121,10 +125,10 @@ async def _measure(requests: int, drafted: bool, options: argparse.Namespace) ->
     return gaps_ms
 
 
-def _gaps_ms(passes: Sequence[Pass], requests: int, drafted: bool) -> list[float]:
+def _gaps_ms(passes: Sequence[Ran], requests: int, drafted: bool) -> list[float]:
     """Between two full steps that follow each other; the first ten are for warming up."""
 
-    def is_full(one: Pass) -> bool:
+    def is_full(one: Ran) -> bool:
         return one.trees == requests and one.drafted == (requests if drafted else 0)
 
     both = [pair for pair in pairwise(passes) if all(map(is_full, pair))]

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TypeVar
 
 import torch
 from prometheus_client import Gauge
@@ -24,11 +24,12 @@ from runtime.api.serving import serving
 from runtime.arguments import parse
 from runtime.config import ServerConfig
 from runtime.logs import configure
+from runtime.model.batch import MAX_TREE_NODES, TreeBatch
 from runtime.model.config import KVShape
-from runtime.model.engine import Engine, TreeRequest
-from runtime.model.kv_cache import PagedKV
+from runtime.model.engine import Engine, PagedKV, Rows
 from runtime.model.open import CPU_KV_TOKENS
 from runtime.model.tokenizer import Tokenizer
+from runtime.model.transformer import Product
 from runtime.server.door import Door, Identity
 from runtime.server.http import application
 from runtime.server.loop import Server
@@ -45,48 +46,59 @@ MAX_CONTEXT = 4096
 IDENTITY = Identity("stub", VOCABULARY, lambda rows: bytes(16), MAX_CONTEXT, frozenset(), None)
 
 
-def next_token(token: int) -> int:
+Token = TypeVar("Token", int, Tensor)
+
+
+def next_token(token: Token) -> Token:
     """The model: each token has one successor, and all of them form one circle."""
     return (5 * token + 1) % VOCABULARY
 
 
-def token_at(request: TreeRequest, row: int) -> int:
-    """The token of a new node."""
-    if request.drawn is None or row:
-        return request.tokens[row]
-    return int(request.drawn.tokens[request.drawn.place])
+class StubModel:
+    """Stands in for a model; `hold` is called in every pass, in the model's thread."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+    kv_shapes: tuple[KVShape, ...] = (KVShape(1, 1, 1),)
+    vocab_size = head_size = VOCABULARY
+    head_ids: Tensor | None = None
+    max_context = MAX_CONTEXT
+    n_positions = MAX_CONTEXT + MAX_TREE_NODES
+    products: Sequence[Product] = ()
+    adapters: tuple[str, ...] = ()
+
+    def __init__(self, hold: Callable[[], object]):
+        self._hold = hold
+
+    def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
+        """The tokens of the wanted rows; there are no keys and values to write."""
+        self._hold()
+        return batch.tokens[batch.wanted, None]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [R, V] float32 that leave no choice."""
+        return torch.zeros(len(hidden), VOCABULARY).scatter_(1, next_token(hidden), 1.0)
 
 
-class StubEngine:
-    """Stands in for Engine; `hold` is called in every pass, in the model's thread.
+class StubEngine(Engine):
+    """An engine around a `StubModel`.
 
     cpu_s         processor time of all passes so far, which is not the server's
     thread_cpu_s  that of the thread they run in, which draws the verdicts too
     """
 
-    ranks = None
-
     def __init__(self, kv_tokens: int, page_size: int, hold: Callable[[], object]):
         n_pages = (kv_tokens or CPU_KV_TOKENS) // page_size
-        self.kv = PagedKV([KVShape(1, 1, 1)], n_pages, page_size, torch.float32)
+        model = StubModel(hold)
+        super().__init__(model, PagedKV(model.kv_shapes, n_pages, page_size, torch.float32))
         self.cpu_s = self.thread_cpu_s = 0.0
-        self._hold = hold
 
-    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
-        """Logits [R, V] float32 that leave no choice."""
+    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """As Engine's."""
         start_s = time.thread_time()
-        self._hold()
-        tokens = [token_at(request, row) for request in requests for row in request.logit_rows]
-        logits = torch.zeros(len(tokens), VOCABULARY)
-        logits[range(len(tokens)), list(map(next_token, tokens))] = 1.0
+        logits = super().run(rows, sent, drawn)
         self.thread_cpu_s = time.thread_time()
         self.cpu_s += self.thread_cpu_s - start_s
         return logits
-
-    def compact_verified(
-        self, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
-    ) -> None:
-        """There are no keys and values to move."""
 
 
 async def serve(config: ServerConfig, step_s: float, on_step: Callable[[Step], None]) -> None:
@@ -112,7 +124,7 @@ async def serve(config: ServerConfig, step_s: float, on_step: Callable[[Step], N
     window.set_function(lambda: largest_window)
     users = load_users(Path(config.users)) if config.users else None
     door = Door(config, _identity(config), users)
-    server = Server(config, cast(Engine, engine), door, on_step, metrics)
+    server = Server(config, engine, door, on_step, metrics)
     server.pipeline.load.cost.learn((rows, step_s) for rows in ROWS)
     place = config.host, config.port, server.new_peer
     if config.stack:

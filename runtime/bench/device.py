@@ -14,7 +14,7 @@ from torch import Tensor
 from runtime.bench.records import Span
 from runtime.edge.draft.batcher import Drafts
 from runtime.edge.draft.speculation import Pass
-from runtime.model.engine import Engine, TreeRequest
+from runtime.model.engine import Engine, Rows
 
 
 class PacedDrafts:
@@ -52,10 +52,10 @@ class PacedTarget(Engine):
         super().__init__(engine.model, engine.kv)
         self.step_s, self._ends_s = step_s, 0.0
 
-    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
+    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
         """As Engine's; a step that only reads prompts ends with it."""
         self._ends_s = time.monotonic() + self.step_s
-        logits = super().forward(requests)
+        logits = super().run(rows, sent, drawn)
         if not len(logits):
             self._end()
         return logits

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +21,6 @@ NO_ADAPTER = -1
 MAX_TREE_NODES = 256  # four mask words; chains may be longer
 
 
-class Drawn(NamedTuple):
-    """A token that the pass before has drawn, and that the host may not know yet."""
-
-    tokens: Tensor  # [B] i64 on the device; -1 where nothing could be drawn
-    place: int  # in these
-
-
 @dataclass(slots=True)  # not frozen: a step makes many, and freezing doubles what one costs
 class TreeRequest:
     """What one request brings to one forward pass."""
@@ -38,7 +30,6 @@ class TreeRequest:
     prefix_len: int  # tokens of accepted context in the cache, visible to every node
     pages: Sequence[int]  # must hold prefix_len + len(parents) tokens
     logit_rows: Sequence[int]  # which new nodes' logits are wanted, indices into tokens
-    drawn: Drawn | None = None  # what the first new node has in place of tokens[0]
     adapter: int = NO_ADAPTER  # which of the model's all its rows have
 
     @property
@@ -115,7 +106,7 @@ def _layout(size: BatchSize) -> Layout:
 
 
 class Joined:
-    """The requests of one pass, at least one, as arrays: one after the other.
+    """The requests of one pass as arrays: one after the other.
 
     A pass has a thousand nodes, so nothing here loops over them in Python.
     """
@@ -130,8 +121,7 @@ class Joined:
         self.parents = _column(chain.from_iterable(r.parents for r in requests))
         self.logit_rows = _column(chain.from_iterable(r.logit_rows for r in requests))
         self.adapters = _column(r.adapter for r in requests)
-        self.follow = [(index, r.drawn) for index, r in enumerate(requests) if r.drawn is not None]
-        self.drawn = self.follow[0][1].tokens if self.follow else None  # all from one pass
+        self.first_rows = _begins(self.new)  # of each request
         # of each node its place among those of its request
         self.place = np.arange(len(self.parents)) - np.repeat(_begins(self.nodes), self.nodes)
         steps = self.parents != self.place - 1  # where a tree is not a chain
@@ -145,7 +135,7 @@ class Joined:
             rows=len(self.tokens),
             nodes=len(self.parents),
             requests=len(self.requests),
-            pages=int(self._pages().max()),
+            pages=int(self._pages().max(initial=0)),
             words=1 if largest <= 64 else 2 if largest <= 128 else 4,
             logits=len(self.logit_rows),
             adapted=int(self.new[has_adapter].sum()),
@@ -181,7 +171,8 @@ class Joined:
         """Write the requests into the arrays of a size that holds them.
 
         What is larger than they are is filled up by one more, whose rows are a chain that nobody
-        reads and that is written nowhere, and by empty ones.
+        reads and that is written nowhere, and by empty ones. No row has a token of the step before:
+        to whom that gives one, its place among those drawn is written to `drawn` later.
         """
         rows, n_nodes = len(self.tokens), len(self.parents)
         batch, page_size = len(arrays["n_nodes"]), self.page_size
@@ -194,9 +185,6 @@ class Joined:
             row[:used] = request.pages[:used]
         arrays["tokens"][:rows], arrays["tokens"][rows:] = self.tokens, 0
         arrays["drawn"].fill(-1)
-        begins = _begins(self.new)
-        for index, one in self.follow:
-            arrays["drawn"][begins[index]] = one.place
         arrays["parents"][:n_nodes] = self.parents
         arrays["parents"][n_nodes:] = np.arange(-1, len(arrays["parents"]) - n_nodes - 1)
         arrays["offsets"][0] = arrays["node_offsets"][0] = 0
@@ -210,7 +198,7 @@ class Joined:
         arrays["prefixes"][:] = prefix[owner]
         arrays["slots"][:] = table[owner, place // page_size] * page_size + place % page_size
         arrays["slots"][rows:] = -1
-        wanted = np.repeat(_begins(self.new), self.logits) + self.logit_rows
+        wanted = np.repeat(self.first_rows, self.logits) + self.logit_rows
         arrays["logit_rows"][: len(wanted)], arrays["logit_rows"][len(wanted) :] = wanted, 0
         arrays["prefix_lens"][:], arrays["n_nodes"][:] = prefix, nodes
         if len(arrays["adapted_rows"]):
@@ -233,6 +221,22 @@ class Joined:
         """Pages that each request uses."""
         pages: np.ndarray = -(-(self.prefix + self.nodes) // self.page_size)
         return pages
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one pass, laid out at a size that holds them."""
+
+    joined: Joined
+    size: BatchSize
+
+    @property
+    def layout(self) -> Layout:
+        return self.size.layout()
+
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """As `Joined.fill`."""
+        self.joined.fill(arrays)
 
 
 def take_drawn(arrays: Mapping[str, Tensor], tokens: Tensor) -> None:

@@ -10,15 +10,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from runtime.model import staging
-from runtime.model.batch import Drawn, Joined, TreeBatch, TreeRequest, take_drawn, tree_batch
+from runtime.model.batch import Joined, Rows, TreeBatch, TreeRequest, take_drawn, tree_batch
 from runtime.model.config import KVShape
 from runtime.model.graphs import PaddedSteps, sizes_to_record
 from runtime.model.kv_cache import KeptPath, OutOfPages, PagedKV
 from runtime.model.parallel import Ranks
+from runtime.model.staging import Parcel
 from runtime.model.transformer import Product
 
-__all__ = ["Drawn", "Engine", "KeptPath", "Model", "OutOfPages", "PagedKV", "TreeRequest"]
+__all__ = ["Engine", "KeptPath", "Model", "OutOfPages", "PagedKV", "Rows", "TreeRequest"]
 
 
 class Model(Protocol):
@@ -50,7 +50,7 @@ class Model(Protocol):
 class Engine:
     """Runs batches of token trees through a model and keeps their keys and values.
 
-    `forward` and `compact_verified` never wait for the device. Where `ranks` share the model, all
+    `run` and `compact_verified` never wait for the device. Where `ranks` share the model, all
     of them call the same in the same order, and logits are of a rank's part of the vocabulary.
     """
 
@@ -75,25 +75,39 @@ class Engine:
         sizes = sizes_to_record(rows, nodes, requests + 1, pages, model.n_positions)
         self._padded = PaddedSteps(self.hidden, size, model.device, sizes)
 
+    def prepare(self, requests: Sequence[TreeRequest]) -> Rows:
+        """What `run` runs, to be packed. Raises ValueError for a request that cannot be run."""
+        model, joined = self.model, Joined(requests, self.kv.page_size)
+        joined.check(model.vocab_size, model.max_context, self.kv.n_pages, len(model.adapters))
+        recorded = self._padded.size(joined) if self._padded else None
+        return Rows(joined, recorded or joined.size())
+
     @torch.inference_mode()
-    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
+    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
         """Logits [R, head_size] float32 of the wanted rows: requests in order, rows in order.
 
+        sent: the bytes of `rows` on the device; drawn [B] i64: what the step before has drawn, on
+        the device, where rows have their tokens of it; -1 where there is none.
         Writes keys and values of the new nodes into the requests' pages. Column c stands for
-        token model.head_ids[c] where the model has head_ids. Raises ValueError for a request
-        that cannot be run; nothing is written then.
+        token model.head_ids[c] where the model has head_ids.
         """
-        if not requests:
+        if not rows.joined.requests:
             return torch.empty(0, self.model.head_size, device=self.model.device)
-        joined = self._joined(requests)
-        hidden = self._padded.hidden(joined) if self._padded else None
+        hidden = self._padded.hidden(rows, sent, drawn) if self._padded else None
         if hidden is None:
-            hidden = self.hidden(self._upload(joined))
+            arrays = rows.layout.views(sent)
+            if drawn is not None:
+                take_drawn(arrays, drawn)
+            hidden = self.hidden(tree_batch(arrays, rows.size.words))
         return self.model.logits(hidden)
 
-    def check(self, requests: Sequence[TreeRequest]) -> None:
-        """Raises ValueError where `forward` would."""
-        self._joined(requests)
+    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
+        """`run` of these requests, by an upload of their own. Raises as `prepare`, and nothing is
+        written then."""
+        rows = self.prepare(requests)
+        parcel = Parcel(self.model.device, {"rows": rows})
+        parcel.send()
+        return self.run(rows, parcel.bytes["rows"])
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Hidden states [R, H] of the wanted rows; writes all rows' KV."""
@@ -113,22 +127,6 @@ class Engine:
         page_table [B, M] i32, prefix_lens [B] i32, path [B, A] i32, accepted_lens [B] i32.
         """
         self.kv.compact_verified(page_table, prefix_lens, path, accepted_lens)
-
-    def _joined(self, requests: Sequence[TreeRequest]) -> Joined:
-        model, joined = self.model, Joined(requests, self.kv.page_size)
-        joined.check(model.vocab_size, model.max_context, self.kv.n_pages, len(model.adapters))
-        return joined
-
-    def _upload(self, joined: Joined) -> TreeBatch:
-        """The tensors of one pass."""
-        size = joined.size()
-        layout, device = size.layout(), self.model.device
-        buffer, arrays = layout.host_buffer(device)
-        joined.fill(arrays)
-        on_device = layout.views(staging.upload(buffer, device))
-        if joined.drawn is not None:
-            take_drawn(on_device, joined.drawn)
-        return tree_batch(on_device, size.words)
 
 
 def _listed(shapes: Iterable[KVShape]) -> str:

@@ -1,9 +1,9 @@
 """Passes at a few fixed sizes, recorded as CUDA graphs: one launch instead of hundreds.
 
 Sizes are recorded before anybody is served, and no others ever: recording takes as long as many
-passes. A batch is padded to the least of the sizes that hold it, copied to where the recorded pass
-reads it, and the pass is replayed; a batch that none of them holds runs as it is. On the CPU a
-replay is a call of the same function on the same arrays, so all but the capture itself runs there
+passes. A batch is padded to the least of the sizes that hold it, copied on the device to where the
+recorded pass reads it, and the pass is replayed; a batch that none holds runs as it is. On the CPU
+a replay is a call of the same function on the same arrays, so all but the capture itself runs there
 too. Knows neither layers nor whose requests.
 Source: nodes of a verification step padded to few sizes as decoding batches are in vLLM and SGLang.
 """
@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from runtime.model import staging
-from runtime.model.batch import BatchSize, Joined, TreeBatch, take_drawn, tree_batch
+from runtime.model.batch import BatchSize, Joined, Rows, TreeBatch, take_drawn, tree_batch
+from runtime.model.staging import Parcel
 
 ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 NODES = (64, 128, 256, 512, 1024)  # where some are cached, as in drafting
@@ -103,13 +103,14 @@ class PaddedSteps:
         device: torch.device,
         sizes: Iterable[BatchSize],
     ):
-        self._device = device
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         # the largest first, into whose memory the others then fit
         ordered = sorted(sizes, key=lambda size: (size.rows, size.nodes, size.words), reverse=True)
         steps = {size: Step(size, forward, device, pool) for size in ordered}
-        for step in steps.values():
-            self._fill(step, Joined((), page_size))
+        for size, step in steps.items():
+            filling = Parcel(device, {"rows": Rows(Joined((), page_size), size)})
+            filling.send()
+            step.inputs.copy_(filling.bytes["rows"])
             step.forward.record()
         self._steps = dict(reversed(steps.items()))
 
@@ -118,22 +119,17 @@ class PaddedSteps:
         exact, page_size = joined.size(), joined.page_size
         return next((size for size in self._steps if holds(size, exact, page_size)), None)
 
-    def hidden(self, joined: Joined) -> Tensor | None:
-        """Hidden states [R, H] of the wanted rows; None, and nothing done, if there is no size."""
-        size = self.size(joined)
-        if size is None:
+    def hidden(self, rows: Rows, sent: Tensor, drawn: Tensor | None) -> Tensor | None:
+        """Hidden states [R, H] of the wanted rows; None, and nothing done, where no recorded pass
+        has this size. sent and drawn as for `Engine.run`."""
+        step = self._steps.get(rows.size)
+        if step is None:
             return None
-        step = self._steps[size]
-        self._fill(step, joined)
+        step.inputs.copy_(sent)
+        if drawn is not None:
+            take_drawn(step.arrays, drawn)
         # a copy, made before the next replay overwrites the original
-        return step.forward()[: len(joined.logit_rows)].clone()
-
-    def _fill(self, step: Step, joined: Joined) -> None:
-        buffer, arrays = step.layout.host_buffer(self._device)
-        joined.fill(arrays)
-        staging.upload(buffer, step.inputs)
-        if joined.drawn is not None:
-            take_drawn(step.arrays, joined.drawn)
+        return step.forward()[: len(rows.joined.logit_rows)].clone()
 
 
 def holds(size: BatchSize, exact: BatchSize, page_size: int) -> bool:

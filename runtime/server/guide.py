@@ -1,6 +1,6 @@
 """Constraints of answers on the server: compiled, and walked along trees, in threads of their own.
 
-The masks of a tree are asked for when it has come, and are there when the model has its logits. A
+The masks of a tree are asked for when it has come, and it enters a step when they are there. A
 tokenizer is loaded with the first constraint, for most servers never have one.
 """
 

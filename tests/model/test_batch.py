@@ -4,7 +4,6 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from runtime.model.batch import BatchSize, Joined, TreeRequest
 
@@ -77,9 +76,8 @@ def test_every_array_is_what_loops_write(seed):
             *(exact.requests + bool(spare_nodes) + rng.randint(0, 2), exact.pages + 12),
             *(exact.words, exact.logits + spare_rows, exact.adapted, exact.adapted_logits),
         )
-        arrays = size.layout().host_buffer(torch.device("cpu"))[1]
-        for array in arrays.values():
-            array.fill(-77)
+        layout = size.layout()
+        arrays = layout.arrays(np.full(layout.n_bytes, 0xB3, np.uint8))
         joined.fill(arrays)
         expected = written_down(requests, size)
         table = arrays.pop("page_table")

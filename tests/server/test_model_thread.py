@@ -7,13 +7,14 @@ import queue
 import random
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 from torch import Tensor
 
-from bench.stub_server import StubEngine, next_token, token_at
-from runtime.model.engine import TreeRequest
+from bench.stub_server import StubEngine, StubModel, next_token
+from runtime.model.batch import TreeBatch
+from runtime.model.engine import PagedKV
 from runtime.server.model_thread import Job, ModelThread
 from runtime.server.request import Request
 from runtime.server.schedule.step import Step, Work
@@ -23,21 +24,28 @@ from runtime.wire.messages import Open, Turn
 PATIENCE_S = 60
 
 
-class GatedEngine(StubEngine):
+class GatedModel(StubModel):
     """Tells which rows it was given, then waits to be let through."""
 
     def __init__(self) -> None:
+        super().__init__(lambda: None)
         self.seen: queue.Queue[list[int]] = queue.Queue()
         self.gate = threading.Semaphore(0)
-        super().__init__(4096, 16, lambda: None)
 
-    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
-        rows = [token_at(one, row) for one in requests for row in range(len(one.tokens))]
+    def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
+        rows = batch.tokens.tolist()
         self.seen.put(rows)
         assert self.gate.acquire(timeout=PATIENCE_S)
         if BROKEN in rows:
             raise RuntimeError("this pass is broken")
-        return super().forward(requests)
+        return super().forward(batch, kv)
+
+
+class GatedEngine(StubEngine):
+    def __init__(self) -> None:
+        super().__init__(4096, 16, lambda: None)
+        self.model = gated = GatedModel()
+        self.seen, self.gate = gated.seen, gated.gate
 
 
 BROKEN = 200

@@ -21,7 +21,6 @@ from runtime.bench.standin.drafter import StandInDrafter
 from runtime.bench.standin.paper import TABLE_1, times
 from runtime.bench.standin.target import StandInTarget
 from runtime.bench.standin.texts import prompt, starts
-from runtime.model.engine import Engine
 from runtime.server.schedule.step import Work
 from runtime.server.verify.verifier import Outcome
 
@@ -43,7 +42,7 @@ def serve(row: str, answers: int, tokens: int) -> dict[str, Any]:
     drafter = StandInDrafter(agreement(row), pair.server_pass_ms * 1e-3, spans)
     target = StandInTarget(KV_TOKENS, PAGE_TOKENS, pair.verify_ms * 1e-3)
     sampling = {"seed": 1, "temperature": 0.0, "max_tokens": tokens, "stop_ids": ()}
-    baseline = StandInBaseline(cast(Engine, target), drafter, TOKENS, sampling, 1)
+    baseline = StandInBaseline(target, drafter, TOKENS, sampling, 1)
     prompts = [prompt(first) for first in starts(answers)]
     done = baseline.serve(prompts, server_only_shape(of_paper), 1)
     for step, others_s in zip(done["steps"], target.others_s, strict=True):

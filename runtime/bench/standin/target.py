@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,10 +23,11 @@ from runtime.bench.others import others_s
 from runtime.bench.standin.agreement import TOKENS
 from runtime.config import ServerConfig
 from runtime.logs import configure
+from runtime.model.batch import MAX_TREE_NODES, TreeBatch
 from runtime.model.config import KVShape
-from runtime.model.engine import Engine, TreeRequest
-from runtime.model.kv_cache import PagedKV
+from runtime.model.engine import Engine, PagedKV, Rows
 from runtime.model.open import CPU_KV_TOKENS
+from runtime.model.transformer import Product
 from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
 from runtime.server.schedule.step import Step
@@ -39,34 +39,53 @@ CONTEXT_TOKENS = 4096
 IDENTITY = Identity("stand-in", TOKENS, lambda rows: bytes(16), CONTEXT_TOKENS, frozenset(), None)
 
 
-class StandInTarget:
-    """Stands in for Engine; a step takes `step_s` seconds, drawing and walking the trees included.
+class StandInModel:
+    """The token after t is t + 1; without arithmetic, keys or values."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+    kv_shapes: tuple[KVShape, ...] = (KVShape(1, 1, 1),)
+    vocab_size = head_size = TOKENS
+    head_ids: Tensor | None = None
+    max_context = CONTEXT_TOKENS
+    n_positions = CONTEXT_TOKENS + MAX_TREE_NODES
+    products: Sequence[Product] = ()
+    adapters: tuple[str, ...] = ()
+
+    def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
+        """The tokens of the wanted rows."""
+        return batch.tokens[batch.wanted, None]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [R, TOKENS] float32 that leave no choice."""
+        return torch.zeros(len(hidden), TOKENS).scatter_(1, (hidden + 1) % TOKENS, 1.0)
+
+
+class StandInTarget(Engine):
+    """A step takes `step_s` seconds, drawing and walking the trees included.
 
     The paper's time is that of the whole verification, so what this machine spends on it is a part.
     `others_s` has for each step, oldest first, how long others had its cores since the one before.
     """
 
-    ranks = None  # it runs in one process
-
     def __init__(self, kv_tokens: int, page_size: int, step_s: float):
-        self.kv = PagedKV([KVShape(1, 1, 1)], kv_tokens // page_size, page_size, torch.float32)
+        model = StandInModel()
+        kv = PagedKV(model.kv_shapes, kv_tokens // page_size, page_size, torch.float32)
+        super().__init__(model, kv)
         self._step_s, self._ends_s = step_s, 0.0
         self.others_s, self._others_s = deque[float](), others_s()
 
     def begins(self) -> None:
-        """A step, which holds all that is done from now on; by itself it begins with forward."""
+        """A step, which holds all that is done from now on; by itself it begins with its run."""
         self._ends_s = time.monotonic() + self._step_s
 
-    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
-        """Logits [R, TOKENS] float32 that leave no choice."""
+    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """As Engine's."""
         if self._ends_s < time.monotonic():
             self.begins()
         before_s, self._others_s = self._others_s, others_s()
         self.others_s.append(self._others_s - before_s)
-        tokens = [_token(request, row) for request in requests for row in request.logit_rows]
-        logits = torch.zeros(len(tokens), TOKENS)
-        logits[range(len(tokens)), [(token + 1) % TOKENS for token in tokens]] = 1.0
-        if not tokens:  # a step that only reads prompts ends here
+        logits = super().run(rows, sent, drawn)
+        if not len(logits):  # a step that only reads prompts ends here
             self._sleep()
         return logits
 
@@ -80,12 +99,6 @@ class StandInTarget:
         time.sleep(max(0.0, self._ends_s - time.monotonic()))
 
 
-def _token(request: TreeRequest, row: int) -> int:
-    if request.drawn is None or row:
-        return request.tokens[row]
-    return int(request.drawn.tokens[request.drawn.place])
-
-
 async def serve(config: ServerConfig, step_s: float, trace: WholeLines) -> None:
     """Until SIGTERM; prints where edges connect."""
     engine = StandInTarget(config.kv_tokens or CPU_KV_TOKENS, config.page_size, step_s)
@@ -94,7 +107,7 @@ async def serve(config: ServerConfig, step_s: float, trace: WholeLines) -> None:
         line = json.loads(step.line()) | {"others_s": engine.others_s.popleft()}
         trace.append(json.dumps(line))
 
-    server = Server(config, cast(Engine, engine), Door(config, IDENTITY), on_step)
+    server = Server(config, engine, Door(config, IDENTITY), on_step)
     server.pipeline.load.cost.learn((rows, step_s) for rows in ROWS)
     listener = await listen(config.host, config.port, server.new_peer, start=False)
 

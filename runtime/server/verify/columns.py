@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.model import staging
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.kv_cache import page_table
 from runtime.model.staging import Layout
@@ -21,27 +20,31 @@ Columns = dict[str, Tensor]  # by name, as `_layout` lists them
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "position")
 
 
-def columns_of(
-    trees: Sequence[TreeRequest], sampling: Mapping[str, np.ndarray], device: torch.device
-) -> Columns:
-    """The columns of these trees, whose tokens are drawn by `sampling`, each [B]; in one upload."""
-    rows = [len(tree.tokens) for tree in trees]
-    sizes, words = np.array(rows, np.int64), max(-(-max(rows, default=0) // 64), 1)
-    table = page_table([tree.pages for tree in trees])
-    layout = _layout(sum(rows), words, *table.shape)
-    buffer, arrays = layout.host_buffer(device)
-    arrays["offsets"][:] = [*accumulate(rows, initial=0)]
-    arrays["tokens"][:] = _column([tree.tokens for tree in trees])
-    for name, column in sampling.items():
-        arrays[name][:] = np.repeat(column, sizes)
-    # on the host: it is done while the model still runs the step before
-    parents = torch.from_numpy(_column([tree.parents for tree in trees]).astype(np.int32))
-    ancestors, depth = build_tree(parents, torch.from_numpy(arrays["offsets"]), words)
-    arrays["ancestors"][:] = ancestors.numpy()
-    prefix_lens = np.array([tree.prefix_len for tree in trees], np.int64)
-    arrays["position"][:] = np.repeat(prefix_lens + 1, sizes) + depth.numpy()
-    arrays["prefix_lens"][:], arrays["page_table"][:] = prefix_lens, table
-    return layout.views(staging.upload(buffer, device))
+class TreeColumns:
+    """The columns of these trees, whose tokens are drawn by `sampling`, each [B]."""
+
+    def __init__(self, trees: Sequence[TreeRequest], sampling: Mapping[str, np.ndarray]):
+        self._trees, self._sampling = trees, sampling
+        self._rows = [len(tree.tokens) for tree in trees]
+        self._table = page_table([tree.pages for tree in trees])
+        self.most_nodes = max(self._rows, default=0)
+        self._words = max(-(-self.most_nodes // 64), 1)
+        self.layout = _layout(sum(self._rows), self._words, *self._table.shape)
+
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        trees, sizes = self._trees, np.array(self._rows, np.int64)
+        arrays["offsets"][:] = [*accumulate(self._rows, initial=0)]
+        arrays["tokens"][:] = _column([tree.tokens for tree in trees])
+        for name, column in self._sampling.items():
+            arrays[name][:] = np.repeat(column, sizes)
+        # on the host: it is done while the model still runs the step before
+        parents = torch.from_numpy(_column([tree.parents for tree in trees]).astype(np.int32))
+        offsets = torch.from_numpy(arrays["offsets"])
+        ancestors, depth = build_tree(parents, offsets, self._words)
+        arrays["ancestors"][:] = ancestors.numpy()
+        prefix_lens = np.array([tree.prefix_len for tree in trees], np.int64)
+        arrays["position"][:] = np.repeat(prefix_lens + 1, sizes) + depth.numpy()
+        arrays["prefix_lens"][:], arrays["page_table"][:] = prefix_lens, self._table
 
 
 def trees_of(columns: Columns) -> tuple[Tensor, Tensor, Tensor]:

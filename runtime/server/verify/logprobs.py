@@ -3,15 +3,15 @@
 Of its own distribution: of the logits as they leave the model, before anything changes them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.model import staging
+from runtime.model.staging import Layout
 from runtime.wire.messages import Logprobs
 from specedge_kernels import token_logprobs
 
@@ -24,34 +24,28 @@ class TokenLogprobs(NamedTuple):
     top_logprobs: Sequence[float]
 
 
-@dataclass(frozen=True)
 class Wanted:
-    """Which rows of a step's trees; rows [R] i64, and for each tree what its Open says."""
+    """Which rows of a step's trees, of so many rows each; wanted is what the Open of each says."""
 
-    rows: Tensor
-    sizes: Sequence[int]
-    wanted: Sequence[int]
-
-    @classmethod
-    def of(cls, wanted: Sequence[int], sizes: Sequence[int], device: torch.device) -> "Wanted":
-        """Of trees of so many rows."""
+    def __init__(self, wanted: Sequence[int], sizes: Sequence[int]):
+        self.wanted, self.sizes = wanted, sizes
         ends = [*accumulate(sizes, initial=0)]
         rows = [range(ends[i], ends[i + 1]) for i, one in enumerate(wanted) if one]
-        chosen = torch.tensor([row for tree in rows for row in tree], dtype=torch.int64)
-        return cls(staging.upload(chosen, device), sizes, wanted)
+        self._rows = [row for tree in rows for row in tree]
+        self.layout = Layout(rows=(torch.int64, (len(self._rows),)))
 
-    def rows_of(self, logits: Tensor) -> Tensor:
-        """A copy of these rows of logits [N, V] f32."""
-        return logits[self.rows]
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        arrays["rows"][:] = self._rows
 
     def of_targets(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Those of the target's token [N] i64 after each row [R, 1 + 2 n] f64, which holds ids too:
+        """Those of the target's token [R] i64 after each row [R, 1 + 2 n] f64, which holds ids too:
         the token's own, the ids of the n likeliest, and theirs.
 
-        raw: what `rows_of` gave. A row that has no token (-1) has something of no meaning.
+        raw [R, V] f32: the logits of these rows. A row that has no token (-1) has something of no
+        meaning.
         """
         most = min(max(self.wanted) - 1, raw.shape[1])
-        own, ids, values = token_logprobs(raw, target[self.rows], most)
+        own, ids, values = token_logprobs(raw, target, most)
         return torch.cat((own[:, None].double(), ids.double(), values.double()), dim=1)
 
     def by_tree(self, rows: Tensor) -> list[list[TokenLogprobs]]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.parallel import Ranks, part
-from runtime.server.verify.columns import Columns, columns_of, walk
+from runtime.model.staging import Parcel
+from runtime.server.verify.columns import Columns, TreeColumns, walk
 from specedge_kernels import draft_topk
 from specedge_kernels.reference import FLOAT_MAX, gumbel
 
@@ -100,16 +101,19 @@ def follow(engine: Engine, messages: Iterator[Tensor]) -> None:
 @torch.inference_mode()
 def _run(engine: Engine, told: Told) -> None:
     assert engine.ranks is not None, "a model that nobody shares has no followers"
-    logits, trees = engine.forward(told.rows), told.trees
-    if not trees:
+    rows, trees = engine.prepare(told.rows), TreeColumns(told.trees, told.sampling)
+    parcel = Parcel(engine.kv.device, {"rows": rows, "columns": trees})
+    parcel.send()
+    logits = engine.run(rows, parcel.bytes["rows"])
+    if not told.trees:
         return
-    columns = columns_of(trees, told.sampling, engine.kv.device)
+    columns = parcel.tensors("columns")
     if told.needs_whole_rows:
         engine.ranks.columns(logits, engine.model.vocab_size)
         target = engine.ranks.same(torch.empty_like(columns["tokens"]))
     else:
         target = draw(engine.ranks, logits, columns, engine.model.vocab_size)
-    walk(engine, columns, target, max(len(tree.tokens) for tree in trees))
+    walk(engine, columns, target, trees.most_nodes)
 
 
 def draw(ranks: Ranks, logits: Tensor, columns: Columns, vocab_size: int) -> Tensor:

@@ -3,16 +3,14 @@
 One group for each tree of the step, in its order. Knows no model and no wire but the Rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from runtime.history import History
-from runtime.model import staging
 from runtime.model.staging import Layout
 from runtime.wire.messages import Rule
 
@@ -36,42 +34,49 @@ class Edits:
         return cls(rule, np.array(history.tokens, np.int64), np.array(history.counts, np.int32))
 
 
-def grouped(edits: Sequence[Edits | None], device: torch.device) -> dict[str, Tensor]:
+class GroupedEdits:
     """The arguments of `edit_logits` behind the tree's own, by name; None changes nothing."""
-    texts = [0 if one is None else len(one.tokens) for one in edits]
-    biases = [0 if one is None else len(one.rule.bias_ids) for one in edits]
-    buffer, arrays = _layout(len(edits), sum(texts), sum(biases)).host_buffer(device)
-    text_ends = arrays["text_offsets"][:] = [*accumulate(texts, initial=0)]
-    bias_ends = arrays["bias_offsets"][:] = [*accumulate(biases, initial=0)]
-    arrays["repetition"][:], arrays["frequency"][:], arrays["presence"][:] = 1, 0, 0
-    for index, one in enumerate(edits):
-        if one is None:
-            continue
-        text = slice(text_ends[index], text_ends[index + 1])
-        arrays["text_tokens"][text], arrays["text_counts"][text] = one.tokens, one.counts
-        bias = slice(bias_ends[index], bias_ends[index + 1])
-        arrays["bias_tokens"][bias] = one.rule.bias_ids
-        arrays["bias_values"][bias] = one.rule.bias_values
-        arrays["repetition"][index] = one.rule.repetition_penalty
-        arrays["frequency"][index] = one.rule.frequency_penalty
-        arrays["presence"][index] = one.rule.presence_penalty
-    return _layout(len(edits), sum(texts), sum(biases)).views(staging.upload(buffer, device))
+
+    def __init__(self, edits: Sequence[Edits | None]):
+        self._edits = edits
+        self._texts = [0 if one is None else len(one.tokens) for one in edits]
+        self._biases = [0 if one is None else len(one.rule.bias_ids) for one in edits]
+        self.layout = _layout(len(edits), sum(self._texts), sum(self._biases))
+
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        text_ends = arrays["text_offsets"][:] = [*accumulate(self._texts, initial=0)]
+        bias_ends = arrays["bias_offsets"][:] = [*accumulate(self._biases, initial=0)]
+        arrays["repetition"][:], arrays["frequency"][:], arrays["presence"][:] = 1, 0, 0
+        for index, one in enumerate(self._edits):
+            if one is None:
+                continue
+            text = slice(text_ends[index], text_ends[index + 1])
+            arrays["text_tokens"][text], arrays["text_counts"][text] = one.tokens, one.counts
+            bias = slice(bias_ends[index], bias_ends[index + 1])
+            arrays["bias_tokens"][bias] = one.rule.bias_ids
+            arrays["bias_values"][bias] = one.rule.bias_values
+            arrays["repetition"][index] = one.rule.repetition_penalty
+            arrays["frequency"][index] = one.rule.frequency_penalty
+            arrays["presence"][index] = one.rule.presence_penalty
 
 
-def masked(
-    masks: Sequence[np.ndarray | None], rows: Sequence[int], device: torch.device
-) -> dict[str, Tensor]:
-    """The last arguments of `target_tokens`; None allows all tokens at as many rows of a tree."""
-    row_of: list[int] = []
-    given = 0
-    for mask, count in zip(masks, rows, strict=True):
-        row_of += [-1] * count if mask is None else range(given, given + len(mask))
-        given = given if mask is None else given + len(mask)
-    bits = np.concatenate([mask for mask in masks if mask is not None])
-    layout = Layout(mask=(torch.int32, bits.shape), mask_row=(torch.int32, (len(row_of),)))
-    buffer, arrays = layout.host_buffer(device)
-    arrays["mask"][:], arrays["mask_row"][:] = bits, row_of
-    return layout.views(staging.upload(buffer, device))
+class Masks:
+    """The last arguments of `target_tokens`: of each tree of so many rows its rows [rows, words]
+    i32, at least one; None allows all tokens."""
+
+    def __init__(self, masks: Sequence[np.ndarray | None], rows: Sequence[int]):
+        self._given = [mask for mask in masks if mask is not None]
+        self._row_of: list[int] = []
+        n_given = 0
+        for mask, count in zip(masks, rows, strict=True):
+            self._row_of += [-1] * count if mask is None else range(n_given, n_given + count)
+            n_given += 0 if mask is None else count
+        shape = n_given, self._given[0].shape[1]
+        self.layout = Layout(mask=(torch.int32, shape), mask_row=(torch.int32, (sum(rows),)))
+
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        np.concatenate(self._given, out=arrays["mask"])
+        arrays["mask_row"][:] = self._row_of
 
 
 def _layout(trees: int, texts: int, biases: int) -> Layout:

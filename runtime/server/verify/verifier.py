@@ -11,7 +11,7 @@ verification in one pass, Gumbel-max coupling as in arXiv:2408.07978.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from runtime.model import staging
-from runtime.model.engine import Drawn, Engine, TreeRequest
+from runtime.model.engine import Engine, TreeRequest
 from runtime.model.parallel import RankLost
+from runtime.model.staging import Content, Parcel
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
-from runtime.server.verify.columns import SAMPLING, columns_of, trees_of, walk
+from runtime.server.verify.columns import SAMPLING, TreeColumns, trees_of, walk
 from runtime.server.verify.logprobs import TokenLogprobs, Wanted
 from runtime.server.verify.ranks import Told, draw, leading
-from runtime.server.verify.rule import Edits, grouped, masked
+from runtime.server.verify.rule import Edits, GroupedEdits, Masks
 from runtime.wire.messages import Finish, Open
 from specedge_kernels import edit_logits, target_tokens
 
@@ -146,65 +147,82 @@ def _tree_rows(
 class Batch:
     """A step that the model can run: its rows, and how to draw and walk the tokens at them.
 
-    columns   of the trees, on the device
+    rows     the pass, and `parcel` all that goes to the device for the step
+    tensors  on the device, of the trees' columns and what some of them have of their own, by name
+    drawn    by the step before, on the device, where rows follow it
+    fault    why there is none of this
     """
 
-    def __init__(self, parts: Sequence[Part], device: torch.device):
-        self.parts, self.device = parts, device
+    def __init__(self, engine: Engine, parts: Sequence[Part]):
+        self.parts = parts
         self.verified = [part for part in parts if part.tree is not None]
         self.trees = [part.tree for part in parts if part.tree is not None]
-        # A tree may attend to a chunk of its own prompt in the same pass: every layer writes the
-        # KV of all rows before it attends.
-        self.rows = [*[part.chunk for part in parts if part.chunk is not None], *self.trees]
-        rows = [len(tree.tokens) for tree in self.trees]
-        self.most_nodes = max(rows, default=0)
-        self.sampling = _sampling([part.request.params for part in self.verified])
-        self.columns = columns_of(self.trees, self.sampling, device)
         # what the model's thread would else look through between two passes
         self.follows = any(part.follows for part in parts)
-        self.is_masked = any(part.masks is not None for part in parts)
-        edits = [part.edits for part in self.verified]
-        wanted = [part.request.params.logprobs for part in self.verified]
-        self.edits = grouped(edits, device) if any(edits) else None
-        self.logprobs = Wanted.of(wanted, rows, device) if any(wanted) else None
+        self.drawn: Tensor | None = None
+        self.fault: Exception | None = None
+        try:
+            self._pack(engine)
+        except Exception as error:  # told when it is launched, as what fails then
+            self.fault = error
 
-    def masks(self) -> dict[str, Tensor]:
-        """What constraints allow, as `target_tokens` takes it. Waits until it is known."""
-        if not self.is_masked:
-            return {}
+    def _pack(self, engine: Engine) -> None:
+        # A tree may attend to a chunk of its own prompt in the same pass: every layer writes the
+        # KV of all rows before it attends.
+        chunks = [part.chunk for part in self.parts if part.chunk is not None]
+        self.rows = engine.prepare([*chunks, *self.trees])
+        self.sampling = _sampling([part.request.params for part in self.verified])
+        self.columns = TreeColumns(self.trees, self.sampling)
+        contents: dict[str, Content] = {"rows": self.rows, "columns": self.columns}
+        contents |= self._own_contents([len(tree.tokens) for tree in self.trees])
+        self.parcel = Parcel(engine.kv.device, contents)
+        self.tensors = {name: self.parcel.tensors(name) for name in contents if name != "rows"}
+
+    def _own_contents(self, rows: Sequence[int]) -> dict[str, Content]:
+        """What some of the trees, of so many rows, have beside the columns that all have."""
+        contents: dict[str, Content] = {}
+        edits = [part.edits for part in self.verified]
+        if any(edits):
+            contents["edits"] = GroupedEdits(edits)
         masks = [None if part.masks is None else part.masks.result() for part in self.verified]
-        return masked(masks, [len(tree.tokens) for tree in self.trees], self.device)
+        if any(mask is not None for mask in masks):
+            contents["masks"] = Masks(masks, rows)
+        wanted = [part.request.params.logprobs for part in self.verified]
+        self.logprobs = Wanted(wanted, rows) if any(wanted) else None
+        if self.logprobs is not None:
+            contents["logprobs"] = self.logprobs
+        return contents
+
+    def follow(self, before: "Launched") -> None:
+        """Let those who follow the step before have the tokens that it drew."""
+        assert before.drawn is not None, "a step without trees is followed"
+        places = {part.request: place for place, part in enumerate(before.batch.verified)}
+        self.drawn, drawn = before.drawn, self.parcel.arrays["rows"]["drawn"]
+        for row, part in self._followers():
+            drawn[row] = places[part.request]
 
     def told(self) -> Told:
-        """What others who run the model need to know. Waits for all that is not known yet."""
-        for tree in self.trees:
-            if tree.drawn is not None:
-                token = int(tree.drawn.tokens[tree.drawn.place])
-                tree.tokens, tree.drawn = [max(token, UNKNOWN), *tree.tokens[1:]], None
-        for part in self.verified:
-            if part.masks is not None:
-                part.masks.result()
-        return Told(self.rows, self.sampling, self.needs_whole_rows)
+        """What others who run the model need to know. Waits for what the step before has drawn."""
+        if self.drawn is not None:
+            tokens, arrays = self.drawn.tolist(), self.parcel.arrays["rows"]
+            for row, part in self._followers():
+                assert part.tree is not None, "who follows has a root"
+                token = max(tokens[arrays["drawn"][row]], UNKNOWN)
+                part.tree.tokens, arrays["tokens"][row], arrays["drawn"][row] = [token], token, -1
+            self.drawn = None
+        return Told(self.rows.joined.requests, self.sampling, self.needs_whole_rows)
+
+    def _followers(self) -> Iterator[tuple[int, Part]]:
+        """With the row of the root of each."""
+        roots = self.rows.joined.first_rows[-len(self.trees) :].tolist()
+        return ((row, part) for row, part in zip(roots, self.verified, strict=True) if part.follows)
 
     @property
     def needs_whole_rows(self) -> bool:
         """Whether more than the best token of each row is asked for, or of some tokens alone."""
         told = self.sampling
         limited = (told["top_k"] > 0) | (told["top_p"] < 1) | (told["min_p"] > 0)
-        return (
-            bool((limited & (told["temperature"] > 0)).any())
-            or self.edits is not None
-            or self.logprobs is not None
-            or self.is_masked
-        )
-
-    def follow(self, before: "Launched") -> None:
-        """Tell those who follow the step before where it has put the tokens that it drew."""
-        places = {part.request: place for place, part in enumerate(before.batch.verified)}
-        for part, tree in zip(self.verified, self.trees, strict=True):
-            if part.follows:
-                assert before.drawn is not None, "a step without trees is followed"
-                tree.drawn = Drawn(before.drawn, places[part.request])
+        return bool((limited & (told["temperature"] > 0)).any()) or len(self.tensors) > 1
 
 
 @dataclass(eq=False)
@@ -213,6 +231,8 @@ class Launched:
 
     drawn   [B] i64 on the device: the token after each tree's walk, -1 where it has failed
     given   what `before` had drawn as this was queued; it has another `drawn` if it failed later
+    arriving  of each tree the bonus, nodes accepted and the path; log-probabilities before them,
+              where somebody wants any
     fault   why there is none of this
     retried what came of its requests one by one, where it has failed as a whole
     """
@@ -221,23 +241,21 @@ class Launched:
     before: "Launched | None"
     given: Tensor | None
     drawn: Tensor | None = None
-    verdicts: staging.Arriving | None = None  # of each tree: nodes accepted, the bonus, the path
-    logprobs: staging.Arriving | None = None  # of the rows of those who want them
+    arriving: staging.Arriving | None = None
     fault: Exception | None = None
     retried: list[Outcome] | None = None
 
     @property
     def is_over(self) -> bool:
         """Whether the device is done with it; on a CPU always, as launching is running there."""
-        return self.verdicts is None or self.verdicts.is_there
+        return self.arriving is None or self.arriving.is_there
 
     def wait(self) -> None:
         """Until the device is done with it. Raises what it has failed with."""
         if self.fault is not None:
             raise self.fault
-        for one in (self.verdicts, self.logprobs):
-            if one is not None:
-                one.wait()
+        if self.arriving is not None:
+            self.arriving.wait()
 
     def outcomes(self) -> list[Outcome]:
         """Of a step that is settled. The step before it is let go of here, and not by `settle`: to
@@ -245,17 +263,20 @@ class Launched:
         self.before = None
         if self.retried is not None:
             return self.retried
-        assert self.verdicts is not None, "the step was never launched"
-        batch, verdicts = self.batch, self.verdicts.matrix().tolist()
+        assert self.arriving is not None, "the step was never launched"
+        if not self.batch.trees:
+            return []
+        *logprobs, bonus, accepted, path = self.arriving.columns()
+        verdicts = zip(bonus.tolist(), accepted.tolist(), path.tolist(), strict=True)
         outcomes = [
             _outcome(part.request, nodes[:count], token)
-            for part, (count, token, *nodes) in zip(batch.verified, verdicts, strict=True)
+            for part, (token, count, nodes) in zip(self.batch.verified, verdicts, strict=True)
         ]
-        if batch.logprobs is not None and self.logprobs is not None:
-            told = batch.logprobs.by_tree(self.logprobs.matrix())
-            for outcome, rows in zip(outcomes, told, strict=True):
-                if rows and isinstance(outcome, Verified):
-                    outcome.logprobs = [rows[node] for node in outcome.path]
+        for rows in logprobs:
+            assert self.batch.logprobs is not None, "nobody has asked for any"
+            for outcome, told in zip(outcomes, self.batch.logprobs.by_tree(rows), strict=True):
+                if told and isinstance(outcome, Verified):
+                    outcome.logprobs = [told[node] for node in outcome.path]
         return outcomes
 
 
@@ -272,7 +293,7 @@ def _sampling(params: Sequence[Open]) -> dict[str, np.ndarray]:
 
 def put_together(engine: Engine, step: Sequence[Work]) -> Batch:
     """What the model needs for a step, of requests that have entered it."""
-    return Batch([Part.of(work) for work in step], engine.kv.device)
+    return Batch(engine, [Part.of(work) for work in step])
 
 
 def verify_batch(engine: Engine, step: Sequence[Work]) -> list[Outcome]:
@@ -287,6 +308,8 @@ def launch(engine: Engine, batch: Batch, before: Launched | None) -> Launched:
     """
     launched = Launched(batch, before, None if before is None else before.drawn)
     try:
+        if batch.fault is not None:
+            raise batch.fault
         if batch.follows:
             assert before is not None, "a step follows none"
             batch.follow(before)
@@ -314,8 +337,8 @@ def settle(engine: Engine, launched: Launched) -> None:
     before = launched.before
     if before is not None and launched.given is not before.drawn:
         again = launch(engine, launched.batch, before)
-        launched.drawn, launched.verdicts = again.drawn, again.verdicts
-        launched.logprobs, launched.fault = again.logprobs, again.fault
+        launched.drawn, launched.arriving = again.drawn, again.arriving
+        launched.fault = again.fault
     try:
         launched.wait()
     except Exception as error:  # whatever one request does must not reach its batch mates
@@ -324,7 +347,7 @@ def settle(engine: Engine, launched: Launched) -> None:
         outcomes = launched.retried = _fail(engine, parts, before, error)
         tokens = {one.request: one.bonus for one in outcomes if isinstance(one, Verified)}
         drawn = [tokens.get(part.request, FAILED) for part in launched.batch.verified]
-        launched.drawn = torch.tensor(drawn, dtype=torch.int64).to(launched.batch.device)
+        launched.drawn = torch.tensor(drawn, dtype=torch.int64).to(engine.kv.device)
 
 
 def _fail(
@@ -336,7 +359,7 @@ def _fail(
         return [Failed(parts[0].request, sentence, by_device=not _works(engine, parts[0]))]
     outcomes: list[Outcome] = []
     for part in parts:
-        alone = Batch([part], engine.kv.device)
+        alone = Batch(engine, [part])
         outcomes += fetch(engine, launch(engine, alone, before))
     return outcomes
 
@@ -363,52 +386,52 @@ def _queue(engine: Engine, launched: Launched) -> None:
     if engine.ranks is None:
         _run(engine, launched)
         return
-    told = batch.told()
-    # before others are told: what fails later fails for all requests
-    engine.check(batch.rows)
-    with leading(engine.ranks, told):
+    with leading(engine.ranks, batch.told()):
         _run(engine, launched)
 
 
 def _run(engine: Engine, launched: Launched) -> None:
-    """The pass; then draw the target's token at every node, walk each tree, compact the cache.
-
-    Last comes the copy back of all verdicts, for which nobody waits here; before it that of
-    log-probabilities, where somebody wants any.
+    """The upload and the pass; then draw the target's token at every node, walk each tree, compact
+    the cache. Last comes the one copy back, for which nobody waits here.
     """
     batch = launched.batch
-    logits = engine.forward(batch.rows)
+    batch.parcel.send()
+    logits = engine.run(batch.rows, batch.parcel.bytes["rows"], batch.drawn)
     if not batch.trees:
-        launched.verdicts = staging.download(logits)  # none: that they are there tells of the pass
+        launched.arriving = staging.download(logits)  # none: that they are there tells of the pass
         return
-    target = _target(engine, launched, logits)
-    path, accepted_lens, bonus = walk(engine, batch.columns, target, batch.most_nodes)
-    launched.drawn, launched.verdicts = bonus, staging.download(accepted_lens, bonus, path)
+    target, *logprobs = _target(engine, batch, logits)
+    columns, most_nodes = batch.tensors["columns"], batch.columns.most_nodes
+    path, accepted_lens, bonus = walk(engine, columns, target, most_nodes)
+    launched.drawn = bonus
+    launched.arriving = staging.download(*logprobs, bonus, accepted_lens, path)
 
 
-def _target(engine: Engine, launched: Launched, logits: Tensor) -> Tensor:
-    """The target's token at every node; sends log-probabilities on their way."""
-    batch, ranks = launched.batch, engine.ranks
+def _target(engine: Engine, batch: Batch, logits: Tensor) -> list[Tensor]:
+    """The target's token at every node, and log-probabilities where somebody wants any."""
+    ranks = engine.ranks
     if ranks is None:
-        return _drawn(launched, logits)
+        return _drawn(batch, logits)
     vocab_size = engine.model.vocab_size
     if not batch.needs_whole_rows:
-        return draw(ranks, logits, batch.columns, vocab_size)
+        return [draw(ranks, logits, batch.tensors["columns"], vocab_size)]
     whole = ranks.columns(logits, vocab_size)
     assert whole is not None, "rank 0 leads"
-    return ranks.same(_drawn(launched, whole))
+    target, *logprobs = _drawn(batch, whole)
+    return [ranks.same(target), *logprobs]
 
 
-def _drawn(launched: Launched, logits: Tensor) -> Tensor:
+def _drawn(batch: Batch, logits: Tensor) -> list[Tensor]:
     """`_target` of whole rows of logits, which are edited in place."""
-    batch, columns = launched.batch, launched.batch.columns
-    raw = None if batch.logprobs is None else batch.logprobs.rows_of(logits)
-    if batch.edits is not None:
-        edit_logits(logits, *trees_of(columns), **batch.edits)
-    target = target_tokens(logits, *(columns[name] for name in SAMPLING), **batch.masks())
-    if batch.logprobs is not None and raw is not None:
-        launched.logprobs = staging.download(batch.logprobs.of_targets(raw, target))
-    return target
+    tensors, columns, logprobs = batch.tensors, batch.tensors["columns"], batch.logprobs
+    raw = None if logprobs is None else logits[tensors["logprobs"]["rows"]]
+    if "edits" in tensors:
+        edit_logits(logits, *trees_of(columns), **tensors["edits"])
+    sampling = (columns[name] for name in SAMPLING)
+    target = target_tokens(logits, *sampling, **tensors.get("masks", {}))
+    if logprobs is None or raw is None:
+        return [target]
+    return [target, logprobs.of_targets(raw, target[tensors["logprobs"]["rows"]])]
 
 
 def _outcome(request: Request, path: list[int], bonus: int) -> Outcome:

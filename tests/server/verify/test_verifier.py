@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.model import staging
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.server.request import Request
@@ -14,9 +13,6 @@ from runtime.server.verify.verifier import (
     Failed,
     Outcome,
     Verified,
-    fetch,
-    launch,
-    put_together,
     verify_batch,
 )
 from runtime.tree import Tree
@@ -54,31 +50,6 @@ def verdict(outcomes: list[Outcome], request: Request) -> tuple[object, ...]:
         if outcome.request is request and isinstance(outcome, Failed):
             return ("failed", outcome.sentence)
     raise AssertionError(f"no outcome for {request.key}")
-
-
-def test_a_step_sends_two_buffers_to_its_device_and_both_before_the_pass(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first is laid out, and sent, while the step before runs; nothing follows the pass."""
-    events: list[str] = []
-    upload, forward = staging.upload, engine.model.forward
-
-    def count(buffer: torch.Tensor, to: torch.device) -> torch.Tensor:
-        events.append("upload")
-        return upload(buffer, to)
-
-    def run_pass(*arguments: object) -> torch.Tensor:
-        events.append("pass")
-        return forward(*arguments)
-
-    monkeypatch.setattr(staging, "upload", count)
-    monkeypatch.setattr(engine.model, "forward", run_pass)
-    some = requests(engine, 4)
-    batch = put_together(engine, [work(request) for request in some])
-    assert events == ["upload"]
-    outcomes = fetch(engine, launch(engine, batch, None))
-    assert events == ["upload", "upload", "pass"]
-    assert all(isinstance(outcome, Verified) for outcome in outcomes)
 
 
 def test_a_batch_equals_its_requests_alone(engine: Engine) -> None:
