@@ -29,6 +29,7 @@ from runtime.bench.figures import percentile
 from runtime.config import ServerConfig
 from runtime.edge.net.link import Link
 from runtime.model.engine import Rows
+from runtime.model.staging import Parcel
 from runtime.server.door import Door
 from runtime.server.loop import Server
 from runtime.server.verify.warm_up import ROWS
@@ -59,9 +60,9 @@ class TimedEngine(StubEngine):
         self._step_s = step_s
         self._start_s = 0.0
 
-    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
+    def run(self, rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
         """As the stub's."""
-        logits = super().run(rows, sent, drawn)
+        logits = super().run(rows, parcel, drawn)
         wanted = rows.joined.logits  # of each request: all of a tree, and none of a chunk
         sizes = int((wanted > 0).sum()), int((wanted > 1).sum())
         self.passes.append(Ran(*sizes, self._start_s, time.perf_counter()))

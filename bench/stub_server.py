@@ -28,6 +28,7 @@ from runtime.model.batch import MAX_TREE_NODES, TreeBatch
 from runtime.model.config import KVShape
 from runtime.model.engine import Engine, PagedKV, Rows
 from runtime.model.open import CPU_KV_TOKENS
+from runtime.model.staging import Parcel
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.transformer import Product
 from runtime.server.door import Door, Identity
@@ -92,10 +93,10 @@ class StubEngine(Engine):
         super().__init__(model, PagedKV(model.kv_shapes, n_pages, page_size, torch.float32))
         self.cpu_s = self.thread_cpu_s = 0.0
 
-    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
+    def run(self, rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
         """As Engine's."""
         start_s = time.thread_time()
-        logits = super().run(rows, sent, drawn)
+        logits = super().run(rows, parcel, drawn)
         self.thread_cpu_s = time.thread_time()
         self.cpu_s += self.thread_cpu_s - start_s
         return logits

@@ -15,6 +15,7 @@ from runtime.bench.records import Span
 from runtime.edge.draft.batcher import Drafts
 from runtime.edge.draft.speculation import Pass
 from runtime.model.engine import Engine, Rows
+from runtime.model.staging import Parcel
 
 
 class PacedDrafts:
@@ -52,10 +53,10 @@ class PacedTarget(Engine):
         super().__init__(engine.model, engine.kv)
         self.step_s, self._ends_s = step_s, 0.0
 
-    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
+    def run(self, rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
         """As Engine's; a step that only reads prompts ends with it."""
         self._ends_s = time.monotonic() + self.step_s
-        logits = super().run(rows, sent, drawn)
+        logits = super().run(rows, parcel, drawn)
         if not len(logits):
             self._end()
         return logits

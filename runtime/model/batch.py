@@ -69,7 +69,6 @@ class BatchSize:
     """The sizes that fix every shape of a pass."""
 
     rows: int  # N
-    nodes: int  # of all trees, cached ones included
     requests: int  # B
     pages: int  # M
     words: int  # W
@@ -88,12 +87,11 @@ def _layout(size: BatchSize) -> Layout:
     return Layout(
         tokens=(i64, (size.rows,)),
         drawn=(i64, (size.rows,)),  # which of the drawn tokens the row has; -1 for its own
+        positions=(i64, (size.rows,)),
         slots=(i64, (size.rows,)),
-        prefixes=(i64, (size.rows,)),  # of the row's request
-        nodes=(i64, (size.rows,)),  # which of all nodes the row is
         logit_rows=(i64, (size.logits,)),
-        parents=(i32, (size.nodes,)),
-        node_offsets=(i32, (size.requests + 1,)),
+        ancestors=(i64, (size.rows, size.words)),
+        depth=(i32, (size.rows,)),
         offsets=(i32, (size.requests + 1,)),
         prefix_lens=(i32, (size.requests,)),
         n_nodes=(i32, (size.requests,)),
@@ -133,7 +131,6 @@ class Joined:
         has_adapter = self.adapters != NO_ADAPTER
         return BatchSize(
             rows=len(self.tokens),
-            nodes=len(self.parents),
             requests=len(self.requests),
             pages=int(self._pages().max(initial=0)),
             words=1 if largest <= 64 else 2 if largest <= 128 else 4,
@@ -174,10 +171,10 @@ class Joined:
         reads and that is written nowhere, and by empty ones. No row has a token of the step before:
         to whom that gives one, its place among those drawn is written to `drawn` later.
         """
-        rows, n_nodes = len(self.tokens), len(self.parents)
-        batch, page_size = len(arrays["n_nodes"]), self.page_size
-        new = _filled_up(self.new, batch, len(arrays["tokens"]))
-        nodes = _filled_up(self.nodes, batch, len(arrays["parents"]))
+        rows, page_size = len(self.tokens), self.page_size
+        batch, spare = len(arrays["n_nodes"]), len(arrays["tokens"]) - rows
+        new = _filled_up(self.new, batch, spare)
+        nodes = _filled_up(self.nodes, batch, spare)
         prefix = _filled_up(self.prefix, batch)
         table = arrays["page_table"]
         table.fill(0)
@@ -185,17 +182,19 @@ class Joined:
             row[:used] = request.pages[:used]
         arrays["tokens"][:rows], arrays["tokens"][rows:] = self.tokens, 0
         arrays["drawn"].fill(-1)
-        arrays["parents"][:n_nodes] = self.parents
-        arrays["parents"][n_nodes:] = np.arange(-1, len(arrays["parents"]) - n_nodes - 1)
-        arrays["offsets"][0] = arrays["node_offsets"][0] = 0
+        arrays["offsets"][0] = 0
         np.cumsum(new, out=arrays["offsets"][1:])
-        np.cumsum(nodes, out=arrays["node_offsets"][1:])
         # the new nodes are the last ones of their tree
         owner = np.repeat(np.arange(batch), new)
         node = np.arange(len(owner)) - np.repeat(_begins(new) - (nodes - new), new)
         place = prefix[owner] + node
-        arrays["nodes"][:] = _begins(nodes)[owner] + node
-        arrays["prefixes"][:] = prefix[owner]
+        parents = np.concatenate((self.parents, np.arange(-1, spare - 1)))
+        ancestors, depth = _trees(parents, nodes, arrays["ancestors"].shape[1])
+        if len(owner) < len(depth):  # else all nodes are new
+            which = _begins(nodes)[owner] + node
+            ancestors, depth = ancestors[which], depth[which]
+        arrays["ancestors"][:], arrays["depth"][:] = ancestors, depth
+        np.add(prefix[owner], depth, out=arrays["positions"])
         arrays["slots"][:] = table[owner, place // page_size] * page_size + place % page_size
         arrays["slots"][rows:] = -1
         wanted = np.repeat(self.first_rows, self.logits) + self.logit_rows
@@ -249,21 +248,18 @@ def take_drawn(arrays: Mapping[str, Tensor], tokens: Tensor) -> None:
     arrays["tokens"].copy_(torch.where(which < 0, arrays["tokens"], taken))
 
 
-def tree_batch(arrays: Mapping[str, Tensor], words: int) -> TreeBatch:
-    """The batch of filled arrays; waits for nothing, so that it can be part of a CUDA graph."""
-    ancestors, depth = build_tree(arrays["parents"], arrays["node_offsets"], words)
-    if len(arrays["nodes"]) < len(depth):  # else all nodes are new
-        ancestors, depth = ancestors[arrays["nodes"]], depth[arrays["nodes"]]
+def tree_batch(arrays: Mapping[str, Tensor]) -> TreeBatch:
+    """The batch of filled arrays."""
     return TreeBatch(
         tokens=arrays["tokens"],
-        positions=arrays["prefixes"] + depth,
+        positions=arrays["positions"],
         slots=arrays["slots"],
         page_table=arrays["page_table"],
         prefix_lens=arrays["prefix_lens"],
         n_nodes=arrays["n_nodes"],
         offsets=arrays["offsets"],
-        ancestors=ancestors,
-        depth=depth,
+        ancestors=arrays["ancestors"],
+        depth=arrays["depth"],
         wanted=arrays["logit_rows"],
         adapted=_adapted(arrays, "adapted"),
         adapted_wanted=_adapted(arrays, "adapted_wanted"),
@@ -285,13 +281,21 @@ def _begins(sizes: np.ndarray) -> np.ndarray:
     return begins
 
 
-def _filled_up(sizes: np.ndarray, count: int, total: int = 0) -> np.ndarray:
-    """`count` sizes, of which the first new one has what is missing to `total`."""
+def _filled_up(sizes: np.ndarray, count: int, spare: int = 0) -> np.ndarray:
+    """`count` sizes, of which the first new one is `spare`."""
     filled = np.zeros(count, np.int64)
     filled[: len(sizes)] = sizes
-    if count > len(sizes):
-        filled[len(sizes)] = max(total - int(sizes.sum()), 0)
+    filled[len(sizes) : len(sizes) + 1] = spare
     return filled
+
+
+def _trees(parents: np.ndarray, sizes: np.ndarray, words: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ancestors and depth of the nodes of trees of these sizes, as `build_tree` gives them."""
+    offsets = np.zeros(len(sizes) + 1, np.int32)
+    np.cumsum(sizes, out=offsets[1:])
+    of_host = torch.from_numpy(parents.astype(np.int32)), torch.from_numpy(offsets)
+    ancestors, depth = build_tree(*of_host, words)
+    return ancestors.numpy(), depth.numpy()
 
 
 def _lie_in(values: np.ndarray, low: int, end: "int | np.ndarray") -> bool:

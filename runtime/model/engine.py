@@ -64,15 +64,14 @@ class Engine:
         self._padded: PaddedSteps | None = None
 
     @torch.inference_mode()
-    def record(self, rows: int, requests: int, nodes: int = 0) -> None:
+    def record(self, rows: int, requests: int) -> None:
         """From now on run batches of up to so many new nodes and requests at recorded sizes.
 
         That is what makes small passes fast on a GPU (graphs.py); a CPU gains nothing from it.
-        Their trees may have up to `nodes` cached nodes together.
         """
         model, size = self.model, self.kv.page_size
         pages = min(self.kv.n_pages, self.kv.pages_for(model.n_positions))
-        sizes = sizes_to_record(rows, nodes, requests + 1, pages, model.n_positions)
+        sizes = sizes_to_record(rows, requests + 1, pages, model.n_positions)
         self._padded = PaddedSteps(self.hidden, size, model.device, sizes)
 
     def prepare(self, requests: Sequence[TreeRequest]) -> Rows:
@@ -83,22 +82,22 @@ class Engine:
         return Rows(joined, recorded or joined.size())
 
     @torch.inference_mode()
-    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
+    def run(self, rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
         """Logits [R, head_size] float32 of the wanted rows: requests in order, rows in order.
 
-        sent: the bytes of `rows` on the device; drawn [B] i64: what the step before has drawn, on
-        the device, where rows have their tokens of it; -1 where there is none.
+        parcel: that `rows` were sent with, under their name; drawn [B] i64: what the step before
+        has drawn, on the device, where rows have their tokens of it; -1 where there is none.
         Writes keys and values of the new nodes into the requests' pages. Column c stands for
         token model.head_ids[c] where the model has head_ids.
         """
         if not rows.joined.requests:
             return torch.empty(0, self.model.head_size, device=self.model.device)
-        hidden = self._padded.hidden(rows, sent, drawn) if self._padded else None
+        hidden = self._padded.hidden(rows, parcel, drawn) if self._padded else None
         if hidden is None:
-            arrays = rows.layout.views(sent)
+            arrays = parcel.tensors("rows")
             if drawn is not None:
                 take_drawn(arrays, drawn)
-            hidden = self.hidden(tree_batch(arrays, rows.size.words))
+            hidden = self.hidden(tree_batch(arrays))
         return self.model.logits(hidden)
 
     def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
@@ -107,7 +106,7 @@ class Engine:
         rows = self.prepare(requests)
         parcel = Parcel(self.model.device, {"rows": rows})
         parcel.send()
-        return self.run(rows, parcel.bytes["rows"])
+        return self.run(rows, parcel)
 
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Hidden states [R, H] of the wanted rows; writes all rows' KV."""

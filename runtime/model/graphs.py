@@ -18,29 +18,24 @@ from runtime.model.batch import BatchSize, Joined, Rows, TreeBatch, take_drawn, 
 from runtime.model.staging import Parcel
 
 ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-NODES = (64, 128, 256, 512, 1024)  # where some are cached, as in drafting
 WORDS = (1, 4)  # of masks: of trees of up to 64 nodes, and of any
 
 Result = TypeVar("Result")
 
 
-def sizes_to_record(
-    rows: int, nodes: int, requests: int, pages: int, n_positions: int
-) -> list[BatchSize]:
-    """Sizes for every batch of up to `rows` new and `nodes` cached nodes, within ROWS and NODES.
+def sizes_to_record(rows: int, requests: int, pages: int, n_positions: int) -> list[BatchSize]:
+    """Sizes for every batch of up to `rows` new nodes, within ROWS.
 
     `requests` and `pages` are the most that any batch has, and every size has as many: what nobody
     needs of them costs next to nothing. Positions end at n_positions.
     """
     most_rows = least(ROWS, rows) or ROWS[-1]
-    most_nodes = min(least(NODES, rows + nodes) or NODES[-1], n_positions)
     return [
-        BatchSize(n_rows, n_nodes, requests, pages, words, logits=n_rows)
+        BatchSize(n_rows, requests, pages, words, logits=n_rows)
         for n_rows in ROWS
-        for n_nodes in (n_rows, *(NODES if nodes else ()))
         for words in WORDS
-        # the rows that fill up are a chain, which has as many positions as nodes
-        if n_rows <= most_rows and n_rows <= n_nodes <= most_nodes
+        # the rows that fill up are a chain, which has as many positions
+        if n_rows <= min(most_rows, n_positions)
     ]
 
 
@@ -87,7 +82,7 @@ class Step:
         self.layout = size.layout()
         self.inputs = torch.zeros(self.layout.n_bytes, dtype=torch.uint8, device=device)
         arrays = self.arrays = self.layout.views(self.inputs)
-        self.forward = Recorded(lambda: forward(tree_batch(arrays, size.words)), device, pool)
+        self.forward = Recorded(lambda: forward(tree_batch(arrays)), device, pool)
 
 
 class PaddedSteps:
@@ -105,7 +100,7 @@ class PaddedSteps:
     ):
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         # the largest first, into whose memory the others then fit
-        ordered = sorted(sizes, key=lambda size: (size.rows, size.nodes, size.words), reverse=True)
+        ordered = sorted(sizes, key=lambda size: (size.rows, size.words), reverse=True)
         steps = {size: Step(size, forward, device, pool) for size in ordered}
         for size, step in steps.items():
             filling = Parcel(device, {"rows": Rows(Joined((), page_size), size)})
@@ -119,13 +114,13 @@ class PaddedSteps:
         exact, page_size = joined.size(), joined.page_size
         return next((size for size in self._steps if holds(size, exact, page_size)), None)
 
-    def hidden(self, rows: Rows, sent: Tensor, drawn: Tensor | None) -> Tensor | None:
+    def hidden(self, rows: Rows, parcel: Parcel, drawn: Tensor | None) -> Tensor | None:
         """Hidden states [R, H] of the wanted rows; None, and nothing done, where no recorded pass
-        has this size. sent and drawn as for `Engine.run`."""
+        has this size. parcel and drawn as for `Engine.run`."""
         step = self._steps.get(rows.size)
         if step is None:
             return None
-        step.inputs.copy_(sent)
+        step.inputs.copy_(parcel.bytes["rows"])
         if drawn is not None:
             take_drawn(step.arrays, drawn)
         # a copy, made before the next replay overwrites the original
@@ -135,18 +130,18 @@ class PaddedSteps:
 def holds(size: BatchSize, exact: BatchSize, page_size: int) -> bool:
     """Whether a batch of the sizes `exact` can be filled up to `size`.
 
-    What is filled up is one more request: a chain of the spare nodes, some of them new. A
-    batch with adapters is held by none.
+    What is filled up is one more request: a chain of the spare rows. A batch with adapters is held
+    by none.
     """
-    rows, nodes = size.rows - exact.rows, size.nodes - exact.nodes
+    rows = size.rows - exact.rows
     fits = (
-        size.requests >= exact.requests + (nodes > 0)
+        size.requests >= exact.requests + (rows > 0)
         and size.pages >= exact.pages
         and size.words >= exact.words
         and size.logits >= exact.logits
         and exact.adapted == 0
     )
-    return fits and 0 <= rows <= nodes <= size.pages * page_size
+    return fits and 0 <= rows <= size.pages * page_size
 
 
 def least(sizes: Sequence[int], wanted: int) -> int | None:

@@ -161,6 +161,7 @@ class Parcel:
             self._here if on_cpu else torch.empty(ends[-1], dtype=torch.uint8, device=device)
         )
         self._layouts, raw = layouts, self._here.numpy()
+        self._tensors: dict[str, dict[str, Tensor]] = {}
         places = dict(zip(layouts, pairwise(ends), strict=True))
         self.bytes = {name: self._there[first:last] for name, (first, last) in places.items()}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
@@ -171,7 +172,9 @@ class Parcel:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """A content on the device."""
-        return self._layouts[name].views(self.bytes[name])
+        if name not in self._tensors:
+            self._tensors[name] = self._layouts[name].views(self.bytes[name])
+        return self._tensors[name]
 
     def send(self) -> None:
         """Send it, and nobody waits. It may be sent again."""

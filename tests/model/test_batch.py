@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.model.batch import BatchSize, Joined, TreeRequest
+from tests.model.tiny import path_to
 
 PAGE_SIZE = 4
 
@@ -27,34 +28,36 @@ def written_down(requests: list[TreeRequest], size: BatchSize) -> dict[str, list
     """What `Joined.fill` says that it writes."""
     spare = TreeRequest(
         [0] * (size.rows - sum(len(r.tokens) for r in requests)),
-        range(-1, size.nodes - sum(len(r.parents) for r in requests) - 1),
+        range(-1, size.rows - sum(len(r.tokens) for r in requests) - 1),
         *(0, [0] * size.pages, ()),
     )
     empty = TreeRequest((), (), 0, (), ())
     everyone = [*requests, spare, *[empty] * size.requests][: size.requests]
-    columns: dict[str, list] = {name: [] for name in ("tokens", "slots", "prefixes", "nodes")}
-    columns |= {"logit_rows": [], "parents": [], "offsets": [0], "node_offsets": [0]}
+    columns: dict[str, list] = {name: [] for name in ("tokens", "slots", "positions", "depth")}
+    columns |= {"logit_rows": [], "ancestors": [], "offsets": [0]}
     columns |= {f"adapted{what}": [] for what in ("_rows", "_sets", "_wanted_rows", "_wanted_sets")}
     for request in everyone:
-        first_row, first_node = len(columns["tokens"]), len(columns["parents"])
+        first_row = len(columns["tokens"])
         for row, token in enumerate(request.tokens):
             node = len(request.parents) - len(request.tokens) + row
             place = request.prefix_len + node
             slot = request.pages[place // PAGE_SIZE] * PAGE_SIZE + place % PAGE_SIZE
             columns["tokens"].append(token)
             columns["slots"].append(-1 if request is spare else slot)
-            columns["prefixes"].append(request.prefix_len)
-            columns["nodes"].append(first_node + node)
+            path = path_to(request.parents, node)
+            columns["depth"].append(len(path) - 1)
+            columns["positions"].append(request.prefix_len + len(path) - 1)
+            bits = sum(1 << one for one in path)
+            words = [bits >> 64 * word & (1 << 64) - 1 for word in range(size.words)]
+            columns["ancestors"].append([word - (word >> 63 << 64) for word in words])
         if request.adapter >= 0:
             first, new, rows = len(columns["logit_rows"]), len(request.tokens), request.logit_rows
             columns["adapted_rows"] += range(first_row, first_row + new)
             columns["adapted_sets"] += [[request.adapter]] * new
             columns["adapted_wanted_rows"] += range(first, first + len(rows))
             columns["adapted_wanted_sets"] += [[request.adapter]] * len(rows)
-        columns["parents"] += request.parents
         columns["logit_rows"] += [first_row + row for row in request.logit_rows]
         columns["offsets"].append(first_row + len(request.tokens))
-        columns["node_offsets"].append(first_node + len(request.parents))
     columns["logit_rows"] += [0] * (size.logits - len(columns["logit_rows"]))
     columns["drawn"] = [-1] * size.rows  # no row has a token of the step before
     columns["prefix_lens"] = [request.prefix_len for request in everyone]
@@ -70,10 +73,9 @@ def test_every_array_is_what_loops_write(seed):
         joined = Joined(requests, PAGE_SIZE)
         exact = joined.size()
         spare_rows = rng.choice([0, rng.randint(1, 20)])
-        spare_nodes = spare_rows + rng.choice([0, rng.randint(0, 20)])
         size = BatchSize(
-            *(exact.rows + spare_rows, exact.nodes + spare_nodes),
-            *(exact.requests + bool(spare_nodes) + rng.randint(0, 2), exact.pages + 12),
+            *(exact.rows + spare_rows, exact.requests + bool(spare_rows) + rng.randint(0, 2)),
+            exact.pages + 12,
             *(exact.words, exact.logits + spare_rows, exact.adapted, exact.adapted_logits),
         )
         layout = size.layout()
@@ -96,7 +98,6 @@ def test_the_least_size(seed):
     largest = max((len(r.parents) for r in trees), default=0)
     assert Joined(requests, PAGE_SIZE).size() == BatchSize(
         rows=sum(len(r.tokens) for r in requests),
-        nodes=sum(len(r.parents) for r in requests),
         requests=len(requests),
         pages=max(-(-r.n_tokens // PAGE_SIZE) for r in requests),
         words=1 if largest <= 64 else 2,

@@ -8,7 +8,7 @@ import torch
 
 from runtime.model.batch import BatchSize, Joined, TreeRequest
 from runtime.model.engine import Engine, PagedKV
-from runtime.model.graphs import NODES, ROWS, Recorded, holds, sizes_to_record
+from runtime.model.graphs import ROWS, Recorded, holds, sizes_to_record
 from tests.model import tiny
 from tests.model.tiny import chain, random_tokens
 
@@ -23,7 +23,7 @@ def twins(model, page_size: int) -> tuple[Engine, Engine]:
     for cache in caches:
         cache.pools[0].fill_(torch.nan)
     padding, plain = (Engine(model, cache) for cache in caches)
-    padding.record(rows=128, requests=6, nodes=128)
+    padding.record(rows=128, requests=6)
     return padding, plain
 
 
@@ -90,28 +90,28 @@ def test_the_first_size_that_holds_a_batch_is_the_least_and_leaves_room_for_the_
 
 def check_sizes(rng: random.Random) -> None:
     most_rows, n_requests, page_size = rng.randint(1, 600), rng.randint(1, 40), rng.choice([1, 16])
-    cached, pages = rng.choice([0, rng.randint(1, 600)]), 1200 // page_size
-    recorded = sizes_to_record(most_rows, cached, n_requests + 1, pages, 1200)
-    assert len(recorded) <= 2 * len(ROWS) * (1 + len(NODES))
+    pages = 1200 // page_size
+    recorded = sizes_to_record(most_rows, n_requests + 1, pages, 1200)
+    assert len(recorded) <= 2 * len(ROWS)
     rows = rng.randint(1, most_rows)
     exact = BatchSize(
-        *(rows, rows + rng.randint(0, cached), rng.randint(1, min(rows, n_requests))),
+        *(rows, rng.randint(1, min(rows, n_requests))),
         *(rng.randint(1, pages), rng.choice([1, 2, 4]), rows // 2),
     )
     fitting = [size for size in recorded if holds(size, exact, page_size)]
     if not fitting:
-        assert rows > ROWS[-1] or exact.nodes > NODES[-1] - ROWS[-1]
+        assert rows > ROWS[-1]
         return
     for size in fitting:
-        spare = size.rows - rows, size.nodes - exact.nodes
-        assert 0 <= spare[0] <= spare[1] <= size.pages * page_size
-        assert size.requests - exact.requests >= any(spare)
+        spare = size.rows - rows
+        assert 0 <= spare <= size.pages * page_size
+        assert size.requests - exact.requests >= (spare > 0)
         assert size.words >= exact.words
     assert min(size.rows for size in fitting) == next(n for n in ROWS if n >= rows)
 
 
 def test_a_server_records_few_sizes():
-    assert len(sizes_to_record(512, 0, 64, 512, 8448)) == 2 * len(ROWS)
+    assert len(sizes_to_record(512, 64, 512, 8448)) == 2 * len(ROWS)
 
 
 def test_recorded_on_the_cpu_is_a_call():

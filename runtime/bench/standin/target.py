@@ -27,6 +27,7 @@ from runtime.model.batch import MAX_TREE_NODES, TreeBatch
 from runtime.model.config import KVShape
 from runtime.model.engine import Engine, PagedKV, Rows
 from runtime.model.open import CPU_KV_TOKENS
+from runtime.model.staging import Parcel
 from runtime.model.transformer import Product
 from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
@@ -78,13 +79,13 @@ class StandInTarget(Engine):
         """A step, which holds all that is done from now on; by itself it begins with its run."""
         self._ends_s = time.monotonic() + self._step_s
 
-    def run(self, rows: Rows, sent: Tensor, drawn: Tensor | None = None) -> Tensor:
+    def run(self, rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
         """As Engine's."""
         if self._ends_s < time.monotonic():
             self.begins()
         before_s, self._others_s = self._others_s, others_s()
         self.others_s.append(self._others_s - before_s)
-        logits = super().run(rows, sent, drawn)
+        logits = super().run(rows, parcel, drawn)
         if not len(logits):  # a step that only reads prompts ends here
             self._sleep()
         return logits

@@ -28,7 +28,7 @@ from specedge_kernels import draft_topk
 
 PREFILL_CHUNK_TOKENS = 512
 # Of passes that a GPU has recorded: a few requests' frontiers, and the trees that they belong to.
-RECORDED_ROWS, RECORDED_REQUESTS, RECORDED_NODES = 64, 8, 448
+RECORDED_ROWS, RECORDED_REQUESTS = 64, 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Drafter:
         self.engine, self._names = engine, names
         self._recalled = None if earlier is None else Recalled(earlier)
         if engine.model.device.type == "cuda":
-            engine.record(RECORDED_ROWS, RECORDED_REQUESTS, RECORDED_NODES)
+            engine.record(RECORDED_ROWS, RECORDED_REQUESTS)
         pool_tokens = engine.kv.n_free * engine.kv.page_size
         self.capacity_tokens = min(pool_tokens, engine.model.max_context)
         head_ids = engine.model.head_ids

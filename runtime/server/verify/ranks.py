@@ -104,7 +104,7 @@ def _run(engine: Engine, told: Told) -> None:
     rows, trees = engine.prepare(told.rows), TreeColumns(told.trees, told.sampling)
     parcel = Parcel(engine.kv.device, {"rows": rows, "columns": trees})
     parcel.send()
-    logits = engine.run(rows, parcel.bytes["rows"])
+    logits = engine.run(rows, parcel)
     if not told.trees:
         return
     columns = parcel.tensors("columns")

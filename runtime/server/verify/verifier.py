@@ -148,7 +148,7 @@ class Batch:
     """A step that the model can run: its rows, and how to draw and walk the tokens at them.
 
     rows     the pass, and `parcel` all that goes to the device for the step
-    tensors  on the device, of the trees' columns and what some of them have of their own, by name
+    tensors  on the device: of the rows, the trees' columns and what some of them have of their own
     drawn    by the step before, on the device, where rows follow it
     fault    why there is none of this
     """
@@ -176,7 +176,7 @@ class Batch:
         contents: dict[str, Content] = {"rows": self.rows, "columns": self.columns}
         contents |= self._own_contents([len(tree.tokens) for tree in self.trees])
         self.parcel = Parcel(engine.kv.device, contents)
-        self.tensors = {name: self.parcel.tensors(name) for name in contents if name != "rows"}
+        self.tensors = {name: self.parcel.tensors(name) for name in contents}
 
     def _own_contents(self, rows: Sequence[int]) -> dict[str, Content]:
         """What some of the trees, of so many rows, have beside the columns that all have."""
@@ -222,7 +222,7 @@ class Batch:
         """Whether more than the best token of each row is asked for, or of some tokens alone."""
         told = self.sampling
         limited = (told["top_k"] > 0) | (told["top_p"] < 1) | (told["min_p"] > 0)
-        return bool((limited & (told["temperature"] > 0)).any()) or len(self.tensors) > 1
+        return bool((limited & (told["temperature"] > 0)).any()) or len(self.tensors) > 2
 
 
 @dataclass(eq=False)
@@ -396,7 +396,7 @@ def _run(engine: Engine, launched: Launched) -> None:
     """
     batch = launched.batch
     batch.parcel.send()
-    logits = engine.run(batch.rows, batch.parcel.bytes["rows"], batch.drawn)
+    logits = engine.run(batch.rows, batch.parcel, batch.drawn)
     if not batch.trees:
         launched.arriving = staging.download(logits)  # none: that they are there tells of the pass
         return
