@@ -6,14 +6,14 @@ how, is written down.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,25 +22,30 @@ from specedge_kernels.library import DEVICES
 DEVICE = torch.device("cuda:1")  # not the current one, whose streams are others
 
 
-class Indexing(TorchFunctionMode):
-    """x[...] and x[...] = y of tensors on a GPU, which a torch without CUDA cannot do by itself."""
+class Functions(TorchFunctionMode):
+    """What a torch without CUDA cannot do by itself: make tensors on a GPU, and x[...] there."""
+
+    def __init__(self, gpu: "FakeGpu"):
+        super().__init__()
+        self._gpu = gpu
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__getitem__ and args[0].device.type == "cuda":
+        kwargs = kwargs or {}
+        given = (*args, *kwargs.values())
+        if any(isinstance(one, torch.device) and one == DEVICE for one in given):
+            with self._gpu.mode, Crossings(self._gpu):
+                return func(*args, **kwargs)
+        if func is Tensor.__getitem__ and args[0].is_cuda:
             return self._of(*args)
-        if func is Tensor.__setitem__ and args[0].device.type == "cuda":
+        if func is Tensor.__setitem__ and args[0].is_cuda:
             x, key, value = args
-            part = x if isinstance(key, Tensor) else self._of(x, key)
             if isinstance(key, Tensor):
-                return part.masked_fill_(key, value)
-            return (
-                torch.ops.aten.copy_.default(part, value)
-                if isinstance(value, Tensor)
-                else part.fill_(value)
-            )
+                return x.masked_fill_(key, value)
+            part = self._of(x, key)
+            return part.copy_(value) if isinstance(value, Tensor) else part.fill_(value)
         if func is Tensor.copy_:
-            return torch.ops.aten.copy_.default(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            return torch.ops.aten.copy_.default(*args, **kwargs)
+        return func(*args, **kwargs)
 
     def _of(self, x: Tensor, key: Any) -> Tensor:
         dim, wanted = 0, list[Tensor | None]()
@@ -68,37 +73,56 @@ class FakeGpu:
     crossed  "up" or "down" for each copy between host and device, with a "!" where somebody would
              have waited for it: from or to memory that is not pinned, or without being told not to
     streams  on which an event was recorded, by their device; None is the current one's
+    graphs   that were recorded, and `replays` of these
     """
 
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.crossed: list[str] = []
         self.streams: list[torch.device | None] = []
+        self.graphs = self.replays = 0
+        self._current: torch.device | None = None
         self._pinned: set[int] = set()
         self._empty = torch.empty
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        with self.mode, Crossings(self), Indexing():
+        with Crossings(self), Functions(self):
             yield
 
-    def empty(
-        self, *size: Any, pin_memory: bool = False, device: Any = None, **given: Any
-    ) -> Tensor:
+    def empty(self, *size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
         """torch.empty. Pinned memory is real: it is filled on the host."""
-        if not pin_memory:
-            with ExitStack() as stack:
-                if device is not None and torch.device(device).type == "cuda":
-                    stack.enter_context(self.mode)
-                return self._empty(*size, device=device, **given)
-        with unset_fake_temporarily():
-            made = self._empty(*size, **given)
-        self._pinned.add(made.untyped_storage()._cdata)
+        made: Tensor = self._empty(*size, **options)
+        if pin_memory:
+            self._pinned.add(made.untyped_storage()._cdata)
         return made
 
     def event(self) -> SimpleNamespace:
         """torch.cuda.Event."""
         return SimpleNamespace(record=lambda stream=None: self.streams.append(stream))
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        """torch.cuda.device."""
+        before, self._current = self._current, device
+        yield
+        self._current = before
+
+    def new_graph(self) -> SimpleNamespace:
+        """torch.cuda.CUDAGraph."""
+        return SimpleNamespace(replay=self._replay)
+
+    def _replay(self) -> None:
+        self.replays += 1
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any, capture_error_mode: str) -> Iterator[None]:
+        """torch.cuda.graph, which records on a stream of the current device."""
+        assert self._current == DEVICE, "nothing of this device is recorded"
+        crossed = len(self.crossed)
+        yield
+        assert len(self.crossed) == crossed, "what is copied would be copied again in each replay"
+        self.graphs += 1
 
     def cross(self, way: str, host: Tensor, waits: bool) -> None:
         is_pinned = host.untyped_storage()._cdata in self._pinned
@@ -138,6 +162,10 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
         patch.setattr(torch, "empty", gpu.empty)
         patch.setattr(torch.cuda, "Event", gpu.event)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: device)
+        patch.setattr(torch.cuda, "device", gpu.device)
+        patch.setattr(torch.cuda, "CUDAGraph", gpu.new_graph)
+        patch.setattr(torch.cuda, "graph", gpu.graph)
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         for op, devices in DEVICES.items():
             patch.setitem(DEVICES, op, [*devices, "cuda"])
         yield gpu

@@ -57,8 +57,11 @@ class Recorded(Generic[Result]):
         if self._device.type != "cuda":
             return
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # On a stream of its own device; other threads may use the GPU meanwhile.
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             self._result = self._function()
         self._graph = graph
 

@@ -48,7 +48,7 @@ def take(pools: tuple[Tensor, ...], page: int) -> PageCopy:
         here = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
         copies.append(here.copy_(there, non_blocking=True))
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(pools[0].device))
     return PageCopy(tuple(copies), arrived)
 
 

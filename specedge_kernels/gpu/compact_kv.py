@@ -16,7 +16,7 @@ BLOCK_ELEMENTS = 512
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pages_per_request", "max_path"])
 def compact_kv_kernel(
     kv,  # [L, PARTS, P, S, HEADS, D]
     page_table,  # [B, pages_per_request]

@@ -11,7 +11,7 @@ from torch import Tensor
 BLOCK_PAIRS = 4096  # tokens compared at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words", "batch"])
 def edit_logits_kernel(
     logits,  # [N, vocabulary]
     tokens,  # [N]

@@ -14,7 +14,7 @@ from specedge_kernels.gpu.draft_topk import LOWEST, MOST_TOKENS, PART
 from specedge_kernels.gpu.noise import index_of, ranked, value_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def part_best_kernel(
     logits,  # [N, vocabulary]
     part_ranks,  # [N, parts, n] i64
@@ -40,7 +40,7 @@ def part_best_kernel(
         ranks = tl.where(ranks == best, LOWEST, ranks)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def merge_best_kernel(
     logits,  # [N, vocabulary]
     tokens,  # [N]

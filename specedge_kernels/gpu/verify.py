@@ -11,7 +11,7 @@ from torch import Tensor
 from specedge_kernels.gpu.bits import highest_bit, popcount
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words", "max_path"])
 def verify_kernel(
     tokens,  # [N]
     ancestors,  # [N, words]
@@ -88,6 +88,7 @@ def verify(
     tokens: Tensor, ancestors: Tensor, offsets: Tensor, target: Tensor, max_path: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, words = offsets.shape[0] - 1, ancestors.shape[1]
+    most_words = triton.next_power_of_2(max(words, 1))
     path = offsets.new_empty(batch, max_path)
     accepted_lens = offsets.new_empty(batch)
     bonus = target.new_empty(batch)
@@ -102,7 +103,8 @@ def verify(
             bonus,
             words,
             max_path,
-            WORDS=triton.next_power_of_2(max(words, 1)),
-            PATH=triton.next_power_of_2(max(max_path, 1)),
+            WORDS=most_words,
+            # one kernel for all paths that such trees have
+            PATH=triton.next_power_of_2(max(max_path, 64 * most_words)),
         )
     return path, accepted_lens, bonus

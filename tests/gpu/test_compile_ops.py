@@ -42,9 +42,12 @@ def rope_case(query_heads, heads, dim, dtype, norm=True):
 
 
 def edit_case(words):
-    lists = (empty(9), long(1000), empty(1000), empty(9), long(30), real(30))
-    trees = (long(90), long(90, words), empty(9))
-    return (real(90, VOCABULARY), *trees, *lists, real(8), real(8), real(8))
+    return (real(90, VOCABULARY), long(90), long(90, words), *lists_of(8))
+
+
+def lists_of(trees):
+    offsets, penalties = empty(trees + 1), [real(trees) for _ in range(3)]
+    return (offsets, offsets, long(1000), empty(1000), offsets, long(30), real(30), *penalties)
 
 
 F32, I32, I64 = torch.float32, torch.int32, torch.int64
@@ -171,3 +174,38 @@ def test_noise_is_rounded_one_operation_at_a_time(monkeypatch):
         steps = set(re.findall(r"\b(?:fma|mad|mul|add|sub|lg2|div)\.\S*f32", compiled.asm["ptx"]))
         assert steps >= {"mul.rn.f32", "add.rn.f32"}
         assert steps <= {"mul.rn.f32", "add.rn.f32", "sub.rn.f32", "div.rn.f32"}
+
+
+def tables_of(batch, pages, path):
+    return (empty(batch, pages), empty(batch), empty(batch, path), empty(batch))
+
+
+KV = real(3, 2, 9, 64, 8, 128, dtype=K.dtype)
+# op -> its arguments in steps of several trees, nodes of the largest and pages of the longest
+STEPS = {
+    "verify": [
+        (long(n), long(n, words), empty(trees + 1), long(n), most)
+        for n, words, trees, most in ((1, 1, 1, 1), (90, 1, 3, 16), (64, 1, 2, 33), (128, 1, 2, 64))
+    ],
+    "compact_kv": [
+        (KV, *tables_of(*sizes)) for sizes in ((1, 1, 1), (3, 16, 16), (4, 17, 5), (64, 256, 33))
+    ],
+    "edit_logits": [
+        (real(n, VOCABULARY), long(n), long(n, 1), *lists_of(trees))
+        for n, trees in ((90, 9), (30, 10), (72, 16))
+    ],
+    "target_tokens": [(real(n, VOCABULARY), *rows_of(*DRAWS, n=n)) for n in (1, 2, 16, 33, 512)],
+    "token_logprobs": [(real(n, VOCABULARY), long(n), tops) for n, tops in ((2, 15), (16, 16))],
+}
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_a_step_compiles_nothing_that_another_has_not(op, monkeypatch):
+    """Else somebody would wait for the compiler, and all who share the step with him."""
+    module = import_module(f"specedge_kernels.gpu.{op}")
+    launches = [
+        launches_of(module, lambda given=given: getattr(module, op)(*given), monkeypatch)
+        for given in STEPS[op]
+    ]
+    made = [[(one.kernel, one.specialisation(), one.options) for one in each] for each in launches]
+    assert all(each == made[0] for each in made)

@@ -10,7 +10,7 @@ speculation (arXiv:2408.07978).
 """
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,9 @@ from runtime.edge.draft.mixture import changed, mix, shift
 from runtime.edge.draft.shares import LONGEST, Recalled, shares
 from runtime.edge.draft.speculation import Pass, Speculation
 from runtime.edge.draft.suffixes import Earlier
+from runtime.model import staging
 from runtime.model.engine import Engine, KeptPath, TreeRequest
+from runtime.model.staging import Layout, Parcel
 from runtime.tree import ROOT
 from specedge_kernels import draft_topk
 
@@ -77,6 +79,7 @@ class Drafter:
         if names is not None:
             self._columns = _columns(names, head_ids)
             self._token_ids = head_ids.new_tensor(names.of)[head_ids[self._columns]]
+        self._known: dict[int, int] = {}  # columns that a vocabulary has, by its size
         self._last = Conversation((), [])
 
     @property
@@ -91,12 +94,17 @@ class Drafter:
         has_room = [self._reserve(one) for one in passes]
         passes = [one for one, room in zip(passes, has_room, strict=True) if room]
         self._move([one.speculation for one in passes])
-        logits = self.engine.forward([self._request(one) for one in passes])
+        draws = Draws([(one.speculation, node) for one in passes for node in _expanded(one)])
+        rows = self.engine.prepare([self._request(one) for one in passes])
+        parcel = Parcel(self.engine.model.device, {"rows": rows, "draws": draws})
+        parcel.send()
+        logits = self.engine.run(rows, parcel)
         if self._columns is not None:
             logits = logits[:, self._columns]
-        expanded = [(one.speculation, node) for one in passes for node in self._account(one)]
-        if expanded:
-            self._add_children(expanded, logits)
+        for one in passes:
+            self._account(one)
+        if draws.expanded:
+            self._add_children(draws, logits, parcel.tensors("draws"))
         return has_room
 
     def finish(self, speculation: Speculation) -> None:
@@ -168,19 +176,19 @@ class Drafter:
     def _own_ids(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._names is None else [self._names.own_id(name) for name in tokens]
 
-    def _account(self, one: Pass) -> Sequence[int]:
-        """Note what the pass has put into the cache; the nodes whose logits it gave."""
+    def _account(self, one: Pass) -> None:
+        """Note what the pass has put into the cache."""
         s = one.speculation
         if one.is_text:
-            s.cached = min(s.cached + PREFILL_CHUNK_TOKENS, len(s.context))
-            return [ROOT] if s.cached == len(s.context) else []
-        s.tree.expanded += one.frontier
-        return one.frontier
+            s.cached = _end(one)
+        else:
+            s.tree.expanded += one.frontier
 
     @torch.inference_mode()
-    def _add_children(self, expanded: list[tuple[Speculation, int]], logits: Tensor) -> None:
-        """Offer each node's likeliest children to its tree; logits [len(expanded), V]."""
-        paths = [s.tree.path(node) for s, node in expanded]
+    def _add_children(self, draws: "Draws", logits: Tensor, columns: Mapping[str, Tensor]) -> None:
+        """Offer each node's likeliest children to its tree; logits [N, V], columns as of `draws`,
+        on the device."""
+        expanded, paths = draws.expanded, draws.paths
         known = self._known_columns(min(s.vocabulary_size for s, _ in expanded))
         logits, token_ids = logits[:, :known].contiguous(), self._token_ids[:known]
         looked_up = [self._looked_up(s, path) for (s, _), path in zip(expanded, paths, strict=True)]
@@ -195,21 +203,10 @@ class Drafter:
             logits[row].masked_fill_(~is_allowed, -math.inf)
             looked_up[row] = {t: share for t, share in looked_up[row].items() if bits[t]}
         widths = [s.shape.max_branch_width for s, _ in expanded]
-
-        def column(values: list[float], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=logits.device)
-
-        ids, log_probabilities = draft_topk(
-            logits,
-            min(max(widths), known),
-            column([s.noise.temperature for s, _ in expanded], torch.float32),
-            column([s.noise.seed for s, _ in expanded], torch.int64),
-            column(
-                [s.position(path) for (s, _), path in zip(expanded, paths, strict=True)],
-                torch.int64,
-            ),
-            token_ids,
-        )
+        most = min(max(widths), known)
+        arriving = staging.download(*draft_topk(logits, most, **columns, token_ids=token_ids))
+        arriving.wait()
+        ids, log_probabilities = arriving.columns()
         rows = zip(expanded, widths, ids.tolist(), log_probabilities.tolist(), strict=True)
         for ((speculation, node), width, tokens, scores), row_shares in zip(
             rows, looked_up, strict=True
@@ -251,7 +248,43 @@ class Drafter:
         """How many columns of the logits are tokens that the target has as well."""
         if vocabulary_size >= self.vocabulary_size:
             return len(self._token_ids)
-        return int(torch.searchsorted(self._token_ids, vocabulary_size))
+        if vocabulary_size not in self._known:
+            known = torch.searchsorted(self._token_ids, vocabulary_size)
+            self._known[vocabulary_size] = int(known)
+        return self._known[vocabulary_size]
+
+
+class Draws:
+    """Nodes whose children a pass looks for, and how these are drawn: columns of `draft_topk`."""
+
+    def __init__(self, expanded: Sequence[tuple[Speculation, int]]):
+        self.expanded = expanded
+        self.paths = [s.tree.path(node) for s, node in expanded]
+        shape = (len(expanded),)
+        self.layout = Layout(
+            temperature=(torch.float32, shape),
+            seed=(torch.int64, shape),
+            position=(torch.int64, shape),
+        )
+
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        arrays["temperature"][:] = [s.noise.temperature for s, _ in self.expanded]
+        arrays["seed"][:] = [s.noise.seed for s, _ in self.expanded]
+        whose = zip(self.expanded, self.paths, strict=True)
+        arrays["position"][:] = [s.position(path) for (s, _), path in whose]
+
+
+def _expanded(one: Pass) -> Sequence[int]:
+    """The nodes whose logits a pass gives."""
+    if one.is_text:
+        return [ROOT] if _end(one) == len(one.speculation.context) else []
+    return one.frontier
+
+
+def _end(one: Pass) -> int:
+    """How much of its text is in the cache after a pass for it."""
+    s = one.speculation
+    return min(s.cached + PREFILL_CHUNK_TOKENS, len(s.context))
 
 
 def _columns(names: Names, head_ids: Tensor) -> Tensor:

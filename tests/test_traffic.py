@@ -1,4 +1,7 @@
-"""What a step sends to a GPU and brings back, on one that is not there: one copy each way."""
+"""What a step and a pass of a draft send to a GPU and bring back, on one that is not there.
+
+One copy each way, for which nobody waits as it is queued.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -8,16 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.edge.draft.drafter import Drafter
+from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 from runtime.history import History
-from runtime.model import weights
+from runtime.model import staging, weights
 from runtime.model.engine import Engine
+from runtime.model.graphs import sizes_to_record
 from runtime.model.kv_cache import PagedKV
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
 from runtime.server.verify.verifier import Launched, launch, put_together
-from runtime.tree import Tree
+from runtime.tree import ROOT, Tree
 from runtime.wire.messages import Open, Rule
-from tests.fake_gpu import DEVICE, FakeGpu, Indexing, fake_gpu
+from tests.fake_gpu import DEVICE, FakeGpu, fake_gpu
 
 VOCABULARY = 260
 PLAIN = Open(1, 0, 0.0, 1.0, 0.0, 0, 50, 6, ())
@@ -93,9 +99,8 @@ def prompt(engine: Engine) -> Work:
 
 
 def run(gpu: FakeGpu, engine: Engine, work: list[Work], before: Launched | None = None) -> Launched:
-    with Indexing():
-        batch = put_together(engine, work)
     with gpu.running():
+        batch = put_together(engine, work)
         launched = launch(engine, batch, before)
     if launched.fault is not None:
         raise launched.fault
@@ -117,6 +122,47 @@ def test_a_step_sends_one_buffer_and_brings_one_back(gpu, engine):
     second = run(gpu, engine, [prompt(engine), follows, verify(drafted(engine))], first)
     run(gpu, engine, [prompt(engine), prompt(engine)], second)
     assert gpu.crossed == 3 * ["up", "down"]
+
+
+def test_a_step_at_a_recorded_size_is_one_replay(gpu, engine):
+    """Of a pass that was recorded on the device's own streams; a longer prompt runs as it is."""
+    with gpu.running():
+        engine.record(rows=16, requests=4)
+    assert gpu.graphs == len(sizes_to_record(16, 5, 256, 1000))
+    gpu.crossed.clear()
+    run(gpu, engine, [verify(drafted(engine)), prompt(engine)])
+    assert (gpu.replays, gpu.crossed) == (1, ["up", "down"])
+    run(gpu, engine, [verify(drafted(engine)), verify(drafted(engine))])
+    assert (gpu.replays, gpu.crossed) == (1, 2 * ["up", "down"])
+
+
+def test_a_pass_of_a_draft_sends_one_buffer_and_brings_one_back(gpu, engine, monkeypatch):
+    """Of text, and then of a node, for a target that has fewer tokens."""
+    with gpu.running():
+        drafter = Drafter(engine)
+    # there are no numbers
+    rows = np.zeros((1, 4), np.int64), np.zeros((1, 4))
+    monkeypatch.setattr(staging.Arriving, "wait", lambda self: None)
+    monkeypatch.setattr(staging.Arriving, "columns", lambda self: rows)
+    monkeypatch.setattr(drafter, "_known", {VOCABULARY - 4: VOCABULARY - 4})
+    speculation = Speculation(
+        list(range(6)), 40, TreeShape(8, 4, 2, 4), Proactive.OFF, Noise(1, 0.7), VOCABULARY - 4
+    )
+    gpu.crossed.clear()
+    for frontier in ([ROOT], [1]):
+        with gpu.running():
+            assert drafter.run([Pass(speculation, frontier)]) == [True]
+        assert gpu.crossed == ["up", "down"]
+        gpu.crossed.clear()
+
+
+def test_a_page_that_is_kept_elsewhere_is_waited_for_by_nobody(gpu, engine):
+    """Until its bytes are wanted."""
+    with gpu.running():
+        copy = engine.kv.copy_out(3)
+        engine.kv.copy_in(copy, 5)
+    assert gpu.crossed == ["down", "up"]
+    assert gpu.streams == [DEVICE]
 
 
 def test_it_is_waited_for_on_the_stream_of_its_device(gpu, engine):
