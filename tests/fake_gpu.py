@@ -30,7 +30,11 @@ class Functions(TorchFunctionMode):
         self._gpu = gpu
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.pop("pin_memory", False):
+            made = func(*args, **kwargs)  # real memory, which is filled on the host
+            self._gpu.pinned.add(made.untyped_storage()._cdata)
+            return made
         given = (*args, *kwargs.values())
         if any(isinstance(one, torch.device) and one == DEVICE for one in given):
             with self._gpu.mode, Crossings(self._gpu):
@@ -82,20 +86,12 @@ class FakeGpu:
         self.streams: list[torch.device | None] = []
         self.graphs = self.replays = 0
         self._current: torch.device | None = None
-        self._pinned: set[int] = set()
-        self._empty = torch.empty
+        self.pinned: set[int] = set()
 
     @contextmanager
     def running(self) -> Iterator[None]:
         with Crossings(self), Functions(self):
             yield
-
-    def empty(self, *size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
-        """torch.empty. Pinned memory is real: it is filled on the host."""
-        made: Tensor = self._empty(*size, **options)
-        if pin_memory:
-            self._pinned.add(made.untyped_storage()._cdata)
-        return made
 
     def event(self) -> SimpleNamespace:
         """torch.cuda.Event."""
@@ -125,7 +121,7 @@ class FakeGpu:
         self.graphs += 1
 
     def cross(self, way: str, host: Tensor, waits: bool) -> None:
-        is_pinned = host.untyped_storage()._cdata in self._pinned
+        is_pinned = host.untyped_storage()._cdata in self.pinned
         self.crossed.append(way if is_pinned and not waits else f"{way}!")
 
 
@@ -159,7 +155,6 @@ class Crossings(TorchDispatchMode):
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     gpu = FakeGpu()
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", gpu.empty)
         patch.setattr(torch.cuda, "Event", gpu.event)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: device)
         patch.setattr(torch.cuda, "device", gpu.device)
