@@ -94,7 +94,7 @@ check() {
     say "no GPU: the Triton kernels are not run"
   fi
   has_module transformers &&
-    paths+=(tests/gpu/test_graphs.py
+    paths+=(tests/gpu/test_graphs.py tests/server/verify/test_{overlap,verifier}.py
       tests/model/test_{engine,invariance,transformer,graphs}.py)
   local jobs=$((($(nproc) + 1) / 2))
   printf '%s\n' "${paths[@]}" | xargs -P "$jobs" -I {} bash -c '

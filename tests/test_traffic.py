@@ -4,7 +4,6 @@ One copy each way, for which nobody waits as it is queued.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from runtime.model.kv_cache import PagedKV
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
 from runtime.server.verify.verifier import Launched, launch, put_together
+from runtime.server.verify.warm_up import AnyToken
 from runtime.tree import ROOT, Tree
 from runtime.wire.messages import Open, Rule
 from tests.fake_gpu import DEVICE, FakeGpu, fake_gpu
@@ -44,17 +44,6 @@ def engine(gpu: FakeGpu, tiny_pair: tuple[Path, Path]) -> Engine:
     return engine
 
 
-class Allowing:
-    """A constraint that allows all tokens."""
-
-    given = ()
-
-    def masks(self, tokens, parents):
-        masks = Future()
-        masks.set_result(np.full((1 + len(tokens), -(-VOCABULARY // 32)), -1, np.int32))
-        return masks
-
-
 def plain(engine: Engine, params: Open = PLAIN) -> Request:
     request = Request("one", params, 60, list(range(6)), admitted=True)
     request.pages, request.cached = engine.kv.allocate(4), 5
@@ -76,7 +65,7 @@ def ruled(engine: Engine) -> Request:
 
 def constrained(engine: Engine) -> Request:
     request = drafted(engine)
-    request.guide = Allowing()
+    request.guide = AnyToken(VOCABULARY)
     return request
 
 

@@ -5,14 +5,21 @@ The policy then knows what steps cost before the first request, and what is made
 """
 
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+
+from runtime.history import History
 from runtime.model.engine import Engine
 from runtime.model.weights import ModelError
 from runtime.server.request import Request
 from runtime.server.schedule.step import Work
 from runtime.server.verify.verifier import Failed, verify_batch
 from runtime.tree import Tree
-from runtime.wire.messages import Open
+from runtime.wire.messages import Open, Rule
 
 ROWS = (1, 4, 16, 64)
 GREEDY = Open(
@@ -26,6 +33,26 @@ GREEDY = Open(
     prompt_tokens=1,
     stop_ids=(),
 )
+# What runs kernels that a greedy text does without.
+DEMANDING = replace(GREEDY, temperature=1.0, top_k=2, top_p=0.9, min_p=0.01, logprobs=2)
+RULE = Rule(1, repetition_penalty=1.1, bias_ids=(0,), bias_values=(1.0,))
+
+
+class AnyToken:
+    """A constraint that allows all tokens."""
+
+    given: Sequence[int] = ()
+
+    def __init__(self, vocab_size: int):
+        self._words = -(-vocab_size // 32)
+
+    def masks(self, tokens: Sequence[int], parents: Sequence[int]) -> Future[Any]:
+        masks: Future[Any] = Future()
+        masks.set_result(np.full((1 + len(tokens), self._words), -1, np.int32))
+        return masks
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """It goes on as it was."""
 
 
 def warm_up(engine: Engine, most_rows: int, most_trees: int) -> list[tuple[int, float]]:
@@ -44,15 +71,22 @@ def warm_up(engine: Engine, most_rows: int, most_trees: int) -> list[tuple[int, 
     # What is made on first use is no cost of a step; a GPU makes something for every size.
     for rows in sizes if on_gpu else sizes[:1]:
         _step_s(engine, pages, rows)
+    if on_gpu:
+        _step_s(engine, pages, sizes[-1], wants_all=True)
     costs = [(rows, _step_s(engine, pages, rows)) for rows in sizes]
     kv.free(pages)
     return costs
 
 
-def _step_s(engine: Engine, pages: list[int], rows: int) -> float:
-    """Seconds of a step that verifies a chain under a text of one token."""
+def _step_s(engine: Engine, pages: list[int], rows: int, wants_all: bool = False) -> float:
+    """Seconds of a step that verifies a chain under a text of one token, of a request that
+    `wants_all` that one can have, or nothing of that."""
     chain = Tree((0,) * (rows - 1), tuple(range(rows - 1)))
-    request = Request("warm-up", GREEDY, rows + 1, context=[0], pages=pages, draft=chain)
+    params = DEMANDING if wants_all else GREEDY
+    request = Request("warm-up", params, rows + 1, context=[0], pages=pages, draft=chain)
+    if wants_all:
+        request.rule, request.history = RULE, History(request.context, ())
+        request.guide = AnyToken(engine.model.vocab_size)
     start_s = time.monotonic()
     (outcome,) = verify_batch(engine, [Work(request, chunk=0, verify=True)])
     if isinstance(outcome, Failed):

@@ -45,7 +45,7 @@ TO_THE_HOST = ("item", "tolist", "cpu", "numpy", "__int__", "__bool__", "__index
 
 @pytest.fixture
 def engine(tiny_pair: tuple[Path, Path]) -> Engine:
-    return open_engine(str(tiny_pair[0]), "float32", "cpu", lambda model: 4096, 16)
+    return open_engine(str(tiny_pair[0]), "float32", "auto", lambda model: 4096, 16)
 
 
 def plain(engine: Engine, seed: int) -> Request:

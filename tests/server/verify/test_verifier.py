@@ -21,7 +21,7 @@ from runtime.wire.messages import Open
 
 @pytest.fixture
 def engine(tiny_pair: tuple[Path, Path]) -> Engine:
-    return open_engine(str(tiny_pair[0]), "float32", "cpu", lambda model: 1024, 16)
+    return open_engine(str(tiny_pair[0]), "float32", "auto", lambda model: 1024, 16)
 
 
 def requests(engine: Engine, count: int) -> list[Request]:

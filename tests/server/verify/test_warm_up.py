@@ -1,5 +1,6 @@
 """Steps before the first request: they are measured as they are, and leave nothing behind."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.weights import ModelError
+from runtime.server.schedule.step import Work
+from runtime.server.verify import warm_up as warm_up_module
+from runtime.server.verify.verifier import Outcome, put_together, verify_batch
 from runtime.server.verify.warm_up import ROWS, warm_up
 
 
@@ -35,3 +39,18 @@ def test_a_model_that_fails_is_reported_before_anyone_asks(engine: Engine) -> No
     engine.model.norm.fill_(float("nan"))
     with pytest.raises(ModelError, match="cannot verify 1 rows"):
         warm_up(engine, most_rows=512, most_trees=4)
+
+
+def test_one_step_runs_what_few_requests_want(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU compiles it before the port opens."""
+    pages, seen = engine.kv.allocate(1), list[set[str]]()
+
+    def verify(engine: Engine, work: Sequence[Work]) -> list[Outcome]:
+        seen.append(set(put_together(engine, work).tensors))
+        return verify_batch(engine, work)
+
+    monkeypatch.setattr(warm_up_module, "verify_batch", verify)
+    assert warm_up_module._step_s(engine, pages, 4, wants_all=True) > 0
+    assert seen == [{"rows", "columns", "edits", "masks", "logprobs"}]
