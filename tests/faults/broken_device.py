@@ -4,13 +4,13 @@ The rest of the arguments are those of python -m runtime.server.
 """
 
 import sys
-from collections.abc import Sequence
 
 from torch import Tensor
 
 from runtime.config import ServerConfig
 from runtime.console import Terminal
-from runtime.model.engine import Engine, TreeRequest
+from runtime.model.engine import Engine, Rows
+from runtime.model.staging import Parcel
 from runtime.server import __main__ as server
 from runtime.server.start import open_target
 
@@ -20,11 +20,11 @@ class Breaking(Engine):
 
     passes_left = 0
 
-    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
+    def run(self, rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
         self.passes_left -= 1
         if self.passes_left < 0:
             raise RuntimeError("an illegal memory access was encountered")
-        return super().forward(requests)
+        return super().run(rows, parcel, drawn)
 
 
 def main() -> int:

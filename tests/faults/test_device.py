@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from runtime.config import parse_address
 from runtime.edge.net.link import Link, Sampling, ServerError
-from runtime.model.engine import TreeRequest
+from runtime.model.engine import Rows
+from runtime.model.staging import Parcel
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.verdicts import DEVICE_FAILURES
 from runtime.terminal import TRY_AGAIN_STATUS
@@ -36,14 +36,14 @@ def test_requests_that_fail_by_themselves_never_end_the_server(
         rig = Rig(tiny_pair[0])
         await rig.start()
         engine = rig.server.engine
-        whole = engine.forward
+        whole = engine.run
 
-        def forward(requests: Sequence[TreeRequest]) -> Tensor:
-            if any(POISON in request.tokens for request in requests):
+        def run(rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
+            if any(POISON in request.tokens for request in rows.joined.requests):
                 raise RuntimeError("this prompt breaks it")
-            return whole(requests)
+            return whole(rows, parcel, drawn)
 
-        monkeypatch.setattr(engine, "forward", forward)
+        monkeypatch.setattr(engine, "run", run)
         link = await Link.open("127.0.0.1", rig.port, rig.hello)
         for _ in range(3 * DEVICE_FAILURES):
             with pytest.raises(ServerError, match="this prompt breaks it") as failed:
@@ -67,14 +67,14 @@ def test_failures_of_the_device_count_only_in_a_row(
         rig, fails = Rig(tiny_pair[0]), False
         await rig.start()
         engine = rig.server.engine
-        whole = engine.forward
+        whole = engine.run
 
-        def forward(requests: Sequence[TreeRequest]) -> Tensor:
+        def run(rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
             if fails:
                 raise RuntimeError("out of memory")
-            return whole(requests)
+            return whole(rows, parcel, drawn)
 
-        monkeypatch.setattr(engine, "forward", forward)
+        monkeypatch.setattr(engine, "run", run)
         link = await Link.open("127.0.0.1", rig.port, rig.hello)
         for _ in range(DEVICE_FAILURES):
             fails = True

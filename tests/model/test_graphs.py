@@ -135,12 +135,18 @@ def test_recorded_compiles_records_and_then_only_replays(monkeypatch):
         events.append("record")
         yield
 
+    @contextmanager
+    def on(device):
+        events.append(str(device))
+        yield
+
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    recorded = Recorded(lambda: events.append("run") or len(events), torch.device("cuda"))
+    recorded = Recorded(lambda: events.append("run") or len(events), torch.device("cuda:1"))
     recorded.record()
-    assert [recorded() for _ in range(3)] == [3, 3, 3]
-    assert events == ["run", "record", "run", "replay", "replay", "replay"]
+    assert [recorded() for _ in range(3)] == [4, 4, 4]
+    assert events == ["run", "cuda:1", "record", "run", "replay", "replay", "replay"]
 
 
 def test_nothing_is_recorded_while_serving(pairs):

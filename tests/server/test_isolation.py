@@ -15,8 +15,9 @@ from transformers import LlamaForCausalLM
 
 from runtime.config import parse_address
 from runtime.edge.net.link import Link, Sampling, ServerError
-from runtime.model.engine import Engine, TreeRequest
+from runtime.model.engine import Engine, Rows, TreeRequest
 from runtime.model.open import open_engine
+from runtime.model.staging import Parcel
 from runtime.model.tokenizer import Tokenizer
 from runtime.server.request import NO_NODES, Request
 from runtime.server.schedule.step import Work
@@ -57,8 +58,8 @@ class Fragile(Engine):
     faulty: Request | None = None
     point = ""
 
-    def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
-        logits = super().forward(requests)
+    def run(self, rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
+        logits, requests = super().run(rows, parcel, drawn), rows.joined.requests
         if self._is_there("pass", requests):
             raise RuntimeError("the pass of this request is broken")
         if self._is_there("logits", requests):

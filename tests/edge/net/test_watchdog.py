@@ -94,7 +94,7 @@ def test_a_busy_server_is_not_given_up(tiny_pair: tuple[Path, Path]) -> None:
         link = await uplink.link()
         dog = link._watchdog = Noting(patience_s=3600)
         engine = rig.server.engine
-        engine.forward = lambda rows: stuck.wait() and Engine.forward(engine, rows)
+        engine.run = lambda *step: stuck.wait() and Engine.run(engine, *step)
         request = link.request([1, 2, 3], Sampling(max_tokens=1))
         try:
             while signs.count(Sign.ASK) < 3 and link.alive:
