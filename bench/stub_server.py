@@ -10,11 +10,10 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from prometheus_client import Gauge
@@ -22,15 +21,13 @@ from torch import Tensor
 
 from runtime.api.serving import serving
 from runtime.arguments import parse
+from runtime.bench.circle_model import CircleModel
 from runtime.config import ServerConfig
 from runtime.logs import configure
-from runtime.model.batch import MAX_TREE_NODES, TreeBatch
-from runtime.model.config import KVShape
 from runtime.model.engine import Engine, PagedKV, Rows
 from runtime.model.open import CPU_KV_TOKENS
 from runtime.model.staging import Parcel
 from runtime.model.tokenizer import Tokenizer
-from runtime.model.transformer import Product
 from runtime.server.door import Door, Identity
 from runtime.server.http import application
 from runtime.server.loop import Server
@@ -44,44 +41,17 @@ from runtime.wire.places import Listener, listen
 
 VOCABULARY = 256
 MAX_CONTEXT = 4096
+FACTOR = 5
 IDENTITY = Identity("stub", VOCABULARY, lambda rows: bytes(16), MAX_CONTEXT, frozenset(), None)
 
 
-Token = TypeVar("Token", int, Tensor)
-
-
-def next_token(token: Token) -> Token:
+def next_token(token: int) -> int:
     """The model: each token has one successor, and all of them form one circle."""
-    return (5 * token + 1) % VOCABULARY
-
-
-class StubModel:
-    """Stands in for a model; `hold` is called in every pass, in the model's thread."""
-
-    device, dtype = torch.device("cpu"), torch.float32
-    kv_shapes: tuple[KVShape, ...] = (KVShape(1, 1, 1),)
-    vocab_size = head_size = VOCABULARY
-    head_ids: Tensor | None = None
-    max_context = MAX_CONTEXT
-    n_positions = MAX_CONTEXT + MAX_TREE_NODES
-    products: Sequence[Product] = ()
-    adapters: tuple[str, ...] = ()
-
-    def __init__(self, hold: Callable[[], object]):
-        self._hold = hold
-
-    def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
-        """The tokens of the wanted rows; there are no keys and values to write."""
-        self._hold()
-        return batch.tokens[batch.wanted, None]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [R, V] float32 that leave no choice."""
-        return torch.zeros(len(hidden), VOCABULARY).scatter_(1, next_token(hidden), 1.0)
+    return (FACTOR * token + 1) % VOCABULARY
 
 
 class StubEngine(Engine):
-    """An engine around a `StubModel`.
+    """An engine around a `CircleModel`; `hold` is called in every pass, in the model's thread.
 
     cpu_s         processor time of all passes so far, which is not the server's
     thread_cpu_s  that of the thread they run in, which draws the verdicts too
@@ -89,7 +59,7 @@ class StubEngine(Engine):
 
     def __init__(self, kv_tokens: int, page_size: int, hold: Callable[[], object]):
         n_pages = (kv_tokens or CPU_KV_TOKENS) // page_size
-        model = StubModel(hold)
+        model = CircleModel(VOCABULARY, MAX_CONTEXT, FACTOR, hold)
         super().__init__(model, PagedKV(model.kv_shapes, n_pages, page_size, torch.float32))
         self.cpu_s = self.thread_cpu_s = 0.0
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 from torch import Tensor
 
-from bench.stub_server import StubEngine, StubModel, next_token
+from bench.stub_server import FACTOR, MAX_CONTEXT, VOCABULARY, StubEngine, next_token
+from runtime.bench.circle_model import CircleModel
 from runtime.model.batch import TreeBatch
 from runtime.model.engine import PagedKV
 from runtime.server.model_thread import Job, ModelThread
@@ -24,11 +25,11 @@ from runtime.wire.messages import Open, Turn
 PATIENCE_S = 60
 
 
-class GatedModel(StubModel):
+class GatedModel(CircleModel):
     """Tells which rows it was given, then waits to be let through."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: None)
+        super().__init__(VOCABULARY, MAX_CONTEXT, FACTOR)
         self.seen: queue.Queue[list[int]] = queue.Queue()
         self.gate = threading.Semaphore(0)
 

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -19,16 +18,14 @@ import torch
 from torch import Tensor
 
 from runtime.arguments import parse
+from runtime.bench.circle_model import CircleModel
 from runtime.bench.others import others_s
 from runtime.bench.standin.agreement import TOKENS
 from runtime.config import ServerConfig
 from runtime.logs import configure
-from runtime.model.batch import MAX_TREE_NODES, TreeBatch
-from runtime.model.config import KVShape
 from runtime.model.engine import Engine, PagedKV, Rows
 from runtime.model.open import CPU_KV_TOKENS
 from runtime.model.staging import Parcel
-from runtime.model.transformer import Product
 from runtime.server.door import Door, Identity
 from runtime.server.loop import Server
 from runtime.server.schedule.step import Step
@@ -40,27 +37,6 @@ CONTEXT_TOKENS = 4096
 IDENTITY = Identity("stand-in", TOKENS, lambda rows: bytes(16), CONTEXT_TOKENS, frozenset(), None)
 
 
-class StandInModel:
-    """The token after t is t + 1; without arithmetic, keys or values."""
-
-    device, dtype = torch.device("cpu"), torch.float32
-    kv_shapes: tuple[KVShape, ...] = (KVShape(1, 1, 1),)
-    vocab_size = head_size = TOKENS
-    head_ids: Tensor | None = None
-    max_context = CONTEXT_TOKENS
-    n_positions = CONTEXT_TOKENS + MAX_TREE_NODES
-    products: Sequence[Product] = ()
-    adapters: tuple[str, ...] = ()
-
-    def forward(self, batch: TreeBatch, kv: PagedKV) -> Tensor:
-        """The tokens of the wanted rows."""
-        return batch.tokens[batch.wanted, None]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [R, TOKENS] float32 that leave no choice."""
-        return torch.zeros(len(hidden), TOKENS).scatter_(1, (hidden + 1) % TOKENS, 1.0)
-
-
 class StandInTarget(Engine):
     """A step takes `step_s` seconds, drawing and walking the trees included.
 
@@ -69,7 +45,7 @@ class StandInTarget(Engine):
     """
 
     def __init__(self, kv_tokens: int, page_size: int, step_s: float):
-        model = StandInModel()
+        model = CircleModel(TOKENS, CONTEXT_TOKENS)
         kv = PagedKV(model.kv_shapes, kv_tokens // page_size, page_size, torch.float32)
         super().__init__(model, kv)
         self._step_s, self._ends_s = step_s, 0.0
