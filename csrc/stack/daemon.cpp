@@ -104,7 +104,7 @@ class Daemon : public Host {
   uint32_t last_id_ = 0;
   uint32_t served_last_ = 0;      // a guest
   int64_t several_until_ns_ = 0;  // guests are active
-  int64_t looked_ns_ = 0;         // for what has happened
+  int64_t looked_ns_ = 0;         // and found that something had happened
   bool is_stopped_ = false;
 };
 
@@ -143,7 +143,7 @@ void Daemon::run() {
     coalesce();
     sleep();
     const int count = epoll_wait(epoll_.get(), events, 256, is_busy() ? 0 : -1);
-    looked_ns_ = now_ns();
+    if (count > 0) looked_ns_ = now_ns();
     for (int i = 0; i < count; ++i) happened(events[i]);
     ring_alarms();
     serve();

@@ -464,9 +464,8 @@ def test_several_guests_are_heard_together_where_that_is_asked_for() -> None:
                     guest.poll()  # it does not know yet that it is connected
             assert [one.recv(2) for one in answering] == [bytes([n])] * guests
         took_s, after = time.monotonic() - began_s, switches(running)
-    # Guests of which one is heard long after another are not several: a look each, at most.
+    # It sleeps for a bell and then for the others; a guest heard last and first again is alone.
     assert after - before < 2 * took_s / every_s + 2 * rounds
-    assert took_s > rounds / 2 * every_s
 
 
 def switches(running: Daemon) -> int:
