@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -199,14 +200,16 @@ def measure(options: argparse.Namespace, ahead: Ahead) -> dict[str, Count]:
     shape = TreeShape(options.max_budget, options.max_n_beams, options.max_beam_len, options.width)
     questions = read_questions(options.prompts, options.per_task)
     counts: dict[str, Count] = {}
-    for number, question in enumerate(questions * options.rounds):
-        if number % len(questions) == 0:
+    rounds = options.rounds * [questions * options.seeds]
+    for number, question in enumerate(chain.from_iterable(rounds)):
+        if number % len(rounds[0]) == 0:
             counts = {}  # the last round counts
+        seed = 1 + number % len(rounds[0]) // len(questions)
         prompt = tokenizer.chat_prompt([{"role": "user", "content": question.text}])
         if len(prompt) + options.max_tokens + 256 > CONTEXT_TOKENS:
             continue
         params = Open(
-            request=1, seed=1, temperature=options.temperature, top_p=1.0, min_p=0.0, top_k=0,
+            request=1, seed=seed, temperature=options.temperature, top_p=1.0, min_p=0.0, top_k=0,
             max_tokens=options.max_tokens, prompt_tokens=len(prompt),
             stop_ids=tuple(tokenizer.stop_ids),
         )  # fmt: skip
@@ -229,6 +232,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=whole_number, default=1, help="ask all so often; the last time counts"
     )
+    parser.add_argument("--seeds", type=whole_number, default=1, help="answers to each prompt")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--draft", default="smollm2-draft")
     parser.add_argument("--weights", default="stored", choices=WEIGHTS)

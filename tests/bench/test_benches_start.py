@@ -114,6 +114,7 @@ def test_the_pages_name_benches_and_options_that_there_are() -> None:
         *("bench.spill --chats 0", "bench.spill --rounds 0", "bench.spill --tokens 64 -5"),
         *("bench.lookup_replay --per-task 0", "bench.lookup --rounds 0"),
         *("bench.weights --per-task 0", "bench.acceptance --per-task 0"),
+        *("bench.acceptance --seeds 0", "bench.agreement --per-task 0"),
         "bench.startup --rounds 0",
     ],
 )

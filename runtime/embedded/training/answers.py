@@ -6,7 +6,7 @@ prompt is not the target's own: only its answer is to be trained on. Knows nothi
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -20,7 +20,7 @@ from runtime.model.tokenizer import Tokenizer
 
 ANSWER_TOKENS = 128
 MOST_PROMPT_TOKENS = 1024  # longer ones are left out
-TEMPERATURES = (0.0, 1.0)
+TEMPERATURES = (0.0, 1.0)  # in turn
 _ROWS, _KV_TOKENS, _PROMPT_TOKENS = 40, 20480, 512  # prompt tokens that join a pass
 
 
@@ -47,22 +47,27 @@ class _Row:
 
 
 def write_answers(
-    prompts: Iterable[str], out: Path, seed: int = 0, most_tokens: int = ANSWER_TOKENS
+    prompts: Iterable[str],
+    out: Path,
+    seed: int = 0,
+    most_tokens: int = ANSWER_TOKENS,
+    temperatures: Sequence[float] = TEMPERATURES,
+    most_prompt_tokens: int = MOST_PROMPT_TOKENS,
 ) -> None:
     """Add a conversation to `out` for each prompt that has none in it yet, as answers end.
 
-    Every second answer is greedy, the others are drawn at temperature 1.
+    They are drawn at the temperatures in turn; at 0 they are greedy.
     """
     torch.manual_seed(seed)
     engine = open_engine("smollm2", "stored", "cpu", lambda model: _KV_TOKENS, 16)
     tokenizer = Tokenizer.load("smollm2")
     answered = {c.prompt for c in read_corpus(out).conversations} if out.exists() else set()
     texts = (tokenizer.chat_prompt([{"role": "user", "content": text}]) for text in prompts)
-    turns = zip(texts, cycle(TEMPERATURES), strict=False)
+    turns = zip(texts, cycle(temperatures), strict=False)
     waiting = [
         (prompt, temperature)
         for prompt, temperature in turns
-        if len(prompt) <= MOST_PROMPT_TOKENS and tuple(prompt) not in answered
+        if len(prompt) <= most_prompt_tokens and tuple(prompt) not in answered
     ][::-1]
     rows: list[_Row] = []
     while rows or waiting:
