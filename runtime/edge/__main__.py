@@ -6,12 +6,13 @@ import os
 import sys
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from signal import SIGTERM, signal
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime.arguments import parse
 from runtime.config import ConfigError, EdgeConfig, prepare_threads
 from runtime.logs import configure
-from runtime.terminal import called, end_on_sigterm, fail, importing, leave, run
+from runtime.terminal import Terminated, called, end_on_sigterm, fail, importing, leave, run
 
 if TYPE_CHECKING:
     from runtime.console import Terminal
@@ -75,7 +76,18 @@ def _serve(config: EdgeConfig, console: Terminal) -> None:
 
         from runtime.api.of_edge import serve
 
-    asyncio.run(serve(config, lambda url: console.print(url, soft_wrap=True)))
+    async def until_terminated() -> None:
+        loop, serving = asyncio.get_running_loop(), asyncio.current_task()
+        assert serving is not None
+        cancel = serving.cancel
+        # Raised wherever it comes, as elsewhere, it would be taken for an exception of the app.
+        signal(SIGTERM, lambda *_: loop.is_closed() or loop.call_soon_threadsafe(cancel))
+        await serve(config, lambda url: console.print(url, soft_wrap=True))
+
+    try:
+        asyncio.run(until_terminated())
+    except asyncio.CancelledError:
+        raise Terminated from None
 
 
 def _endpoint(edge: Edge, console: Terminal) -> AbstractContextManager[None]:

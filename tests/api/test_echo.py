@@ -86,7 +86,8 @@ def test_without_an_answer_the_prompt_is_all(asked: str, edge: EdgeBackend) -> N
 def test_a_stream_begins_with_the_prompt(asked: str) -> None:
     body = {"prompt": PROMPT, "echo": True, "logprobs": 1, "max_tokens": 6, "temperature": 0}
     whole = ask(asked, **body)["choices"][0]
-    with httpx.stream("POST", f"{asked}/v1/completions", json={**body, "stream": True}) as stream:
+    body["stream"] = True
+    with httpx.stream("POST", f"{asked}/v1/completions", json=body, timeout=60) as stream:
         lines = [line for line in stream.iter_lines() if line.startswith("data: {")]
     chunks = [httpx.Response(200, text=line[6:]).json()["choices"][0] for line in lines]
     assert chunks[0]["text"] == PROMPT
@@ -122,12 +123,12 @@ def test_echo_alone_asks_the_model_for_no_numbers(url: str) -> None:
 def test_where_there_is_no_echo_it_is_refused(
     url: str, path: str, body: dict[str, Any], param: str
 ) -> None:
-    answer = httpx.post(f"{url}/v1/{path}", json=body)
+    answer = httpx.post(f"{url}/v1/{path}", json=body, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 def test_a_client_without_a_tokenizer_is_told_what_it_needs(url: str, edge: EdgeBackend) -> None:
-    info = httpx.get(f"{url}/tokenizer_info").json()
+    info = httpx.get(f"{url}/tokenizer_info", timeout=60).json()
     assert info["chat_template"] == edge.chat_template
     assert info["eos_token"] == edge.tokenizer.token(257)
     assert info["model_max_length"] == edge.max_context

@@ -52,7 +52,7 @@ def test_an_event_is_one_line_to_whoever_splits_as_python_does(path: str) -> Non
     async def ask() -> list[str]:
         async with (
             served(Scripted(CHATML, text)) as url,
-            httpx.AsyncClient() as client,
+            httpx.AsyncClient(timeout=60) as client,
             client.stream("POST", f"{url}/{path}", json=body) as answer,
         ):
             return [line async for line in answer.aiter_lines() if line]

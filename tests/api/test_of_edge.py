@@ -42,17 +42,48 @@ def test_a_program_serves_until_it_is_told_to_stop(edge_config: EdgeConfig, tmp_
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             base = url.removesuffix("/v1")
-            assert httpx.get(f"{base}/health").status_code == 200
+            assert httpx.get(f"{base}/health", timeout=60).status_code == 200
             for headers in ({}, {"Authorization": "Bearer " + "0" * 64}):
-                answer = httpx.get(f"{url}/models", headers=headers)
+                answer = httpx.get(f"{url}/models", headers=headers, timeout=60)
                 assert answer.status_code == 401
                 assert answer.json()["error"]["code"] == "invalid_api_key"
             known = {"Authorization": f"Bearer {key.read_text()}"}
-            while (ready := httpx.get(f"{base}/ready")).status_code == 503:
+            while (ready := httpx.get(f"{base}/ready", timeout=60)).status_code == 503:
                 assert ready.headers["retry-after"]
             answer = httpx.post(f"{url}/chat/completions", json=BODY, headers=known, timeout=60)
             assert answer.status_code == 200
             process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 128 + signal.SIGTERM
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+SIGNALLED_WITHIN_AN_ANSWER = """
+import os, signal
+from runtime.api.of_edge import EdgeBackend
+from runtime.edge.__main__ import program
+EdgeBackend.unready = lambda backend: os.kill(os.getpid(), signal.SIGTERM) or ""
+program()
+"""
+
+
+def test_a_program_that_is_told_to_stop_within_an_answer_gives_it_and_stops(
+    edge_config: EdgeConfig,
+) -> None:
+    """Where an exception would be taken for the app's."""
+    options = command(edge_config, "--http", "127.0.0.1:0")[3:]
+    with subprocess.Popen(
+        [sys.executable, "-c", SIGNALLED_WITHIN_AN_ANSWER, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            base = process.stdout.readline().strip().removesuffix("/v1")
+            assert httpx.get(f"{base}/ready", timeout=60).json() == {"status": "ok"}
             assert process.wait(60) == 128 + signal.SIGTERM
             assert process.stderr is not None
             assert process.stderr.read() == ""
@@ -123,19 +154,21 @@ def test_an_address_of_others_needs_a_key() -> None:
 
 
 def test_a_server_that_is_away_is_told_and_found_again(edge_config: EdgeConfig) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-
     async def scenario() -> None:
-        edge = AsyncEdge(replace(edge_config, server=address))
-        async with endpoint(edge) as (url, backend), httpx.AsyncClient(base_url=url) as client:
+        own = socket.socket()  # at which nobody listens yet, and nobody else will
+        own.bind(("127.0.0.1", 0))
+        edge = AsyncEdge(replace(edge_config, server=f"127.0.0.1:{own.getsockname()[1]}"))
+        async with (
+            endpoint(edge) as (url, backend),
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+        ):
             answer = await client.post("/v1/chat/completions", json=BODY)
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "1"
             looking = asyncio.ensure_future(backend.stay_connected())
             while "nothing listens there" not in (await client.get("/ready")).text:
                 pass
-            relay = await asyncio.start_server(relayed_to(edge_config.server), *address.split(":"))
+            relay = await asyncio.start_server(relayed_to(edge_config.server), sock=own)
             while (await client.get("/ready")).status_code != 200:
                 pass
             assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 200

@@ -106,7 +106,9 @@ def test_keys_are_the_users_tokens(options: dict[str, Any], users: Path) -> None
             headers = {} if key is None else {"Authorization": f"Bearer {key}".encode()}
             for path in ("/models", "/chat/completions", "/completions"):
                 method = "GET" if path == "/models" else "POST"
-                answer = httpx.request(method, server.openai_url + path, headers=headers)
+                answer = httpx.request(
+                    method, server.openai_url + path, headers=headers, timeout=60
+                )
                 assert answer.status_code == 401, (key, path)
                 assert answer.json()["error"]["type"] == "authentication_error"
         texts = []
@@ -139,7 +141,8 @@ def test_what_the_option_does_not_take(options: dict[str, str], sentence: str) -
 def test_what_fills_the_context_fits_the_pool_beside_a_tree(options: dict[str, Any]) -> None:
     """An answer without max_tokens fills the context: of 400 tokens of KV a tree may take 255."""
     with Server(ServerConfig(**(options | {"kv_tokens": 400}))) as server:
-        context = httpx.get(f"{server.openai_url}/models").json()["data"][0]["max_model_len"]
+        (model,) = httpx.get(f"{server.openai_url}/models", timeout=60).json()["data"]
+        context = model["max_model_len"]
         assert context == 400 - 255
         for length in (1, context - 1):
             asked = {"prompt": [65] * length, "max_tokens": 2**31 - 1, "temperature": 0}
@@ -147,7 +150,8 @@ def test_what_fills_the_context_fits_the_pool_beside_a_tree(options: dict[str, A
             assert answer["usage"]["prompt_tokens"] == length
             assert 1 <= answer["usage"]["completion_tokens"] <= context - length
         too_long = {"prompt": [65] * context}
-        assert httpx.post(f"{server.openai_url}/completions", json=too_long).status_code == 400
+        refused = httpx.post(f"{server.openai_url}/completions", json=too_long, timeout=60)
+        assert refused.status_code == 400
 
 
 def test_a_pool_that_holds_a_tree_and_no_text_is_refused(options: dict[str, Any]) -> None:
@@ -165,7 +169,8 @@ def test_a_chat_template_is_that_of_the_clients(options: dict[str, Any], tmp_pat
     with Server(ServerConfig(**options, chat_template=str(file))) as server:
         url = server.openai_url.removesuffix("/v1")
         asked = [{"messages": [{"role": "user", "content": "Why"}]}, {"prompt": "Why!"}]
-        both = [httpx.post(f"{url}/tokenize", json=body).json()["tokens"] for body in asked]
+        answers = [httpx.post(f"{url}/tokenize", json=body, timeout=60) for body in asked]
+        both = [answer.json()["tokens"] for answer in answers]
         assert both[0] == both[1]
 
 
@@ -212,7 +217,7 @@ def test_a_client_that_goes_away_frees_its_pages(tiny_pair: tuple[Path, Path]) -
             asked = {"prompt": PROMPT * 4, "max_tokens": 700, "temperature": 0}
             async with serving_app("127.0.0.1:0", app) as url:
                 for stream in (True, False):
-                    clients = [httpx.AsyncClient(base_url=url) for _ in range(3)]
+                    clients = [httpx.AsyncClient(base_url=url, timeout=60) for _ in range(3)]
                     posts = [
                         asyncio.ensure_future(
                             client.post("/v1/completions", json={**asked, "stream": stream})
@@ -251,7 +256,10 @@ class Streams:
 
 def test_limits_of_edges_are_limits_of_clients(options: dict[str, Any]) -> None:
     config = ServerConfig(**options, max_user_requests=1)
-    with Server(config) as server, httpx.Client(base_url=server.openai_url + "/") as client:
+    with (
+        Server(config) as server,
+        httpx.Client(base_url=server.openai_url + "/", timeout=60) as client,
+    ):
         asked = {"prompt": PROMPT, "max_tokens": 800, "temperature": 0}
         with client.stream("POST", "completions", json={**asked, "stream": True}) as held:
             lines = held.iter_lines()
@@ -276,14 +284,14 @@ def test_it_is_encrypted_where_the_server_has_a_certificate(
         url = server.openai_url.replace("127.0.0.1", "localhost")
         assert url.startswith("https://")
         trusting = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
-        assert httpx.get(f"{url}/models", verify=trusting).status_code == 200
+        assert httpx.get(f"{url}/models", verify=trusting, timeout=60).status_code == 200
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{url}/models")
+            httpx.get(f"{url}/models", timeout=60)
     # a gateway encrypts in its place; edges have TLS as before
     with Server(ServerConfig(**options, **own, openai_tls=False)) as server:
         assert server.openai_url.startswith("http://")
         asked = {"prompt": PROMPT, "max_tokens": 4, "temperature": 0}
-        answer = httpx.post(f"{server.openai_url}/completions", json=asked)
+        answer = httpx.post(f"{server.openai_url}/completions", json=asked, timeout=60)
         assert answer.status_code == 200
         trusting.check_hostname = False
         with socket.create_connection(("127.0.0.1", server.port)) as plain:
@@ -307,22 +315,23 @@ def test_a_loading_server_says_so(
     options = ["--model", str(model), "--threads", "1", "--openai", "127.0.0.1:0"]
     with server_process(tmp_path / "log", *options, "--users", str(users)) as server:
         url, key = url_of(server), {"Authorization": f"Bearer {TOKENS['bob']}"}
-        assert httpx.get(f"{url}/models").status_code == 401
-        answer = httpx.get(f"{url}/models", headers=key)
+        assert httpx.get(f"{url}/models", timeout=60).status_code == 401
+        answer = httpx.get(f"{url}/models", headers=key, timeout=60)
         assert answer.status_code == 503
         assert answer.json()["error"]["message"] == "slow-model is being loaded"
         assert int(answer.headers["retry-after"]) >= 1
         pages = url.removesuffix("/v1")  # for those who look after it, and have no key
-        assert httpx.get(f"{pages}/health").json() == {"status": "ok"}
-        told = httpx.get(f"{pages}/ready")
+        assert httpx.get(f"{pages}/health", timeout=60).json() == {"status": "ok"}
+        told = httpx.get(f"{pages}/ready", timeout=60)
         assert (told.status_code, told.json()) == (503, answer.json())
         with config.open("wb") as pipe:  # opens when the server reads it
             (tmp_path / "config.json").write_bytes(content)
             (tmp_path / "config.json").replace(config)
             pipe.write(content)
         assert server.address
-        assert httpx.get(f"{url}/models", headers=key).json()["data"][0]["id"] == "slow-model"
-        assert httpx.get(f"{pages}/ready").json() == {"status": "ok"}
+        (loaded,) = httpx.get(f"{url}/models", headers=key, timeout=60).json()["data"]
+        assert loaded["id"] == "slow-model"
+        assert httpx.get(f"{pages}/ready", timeout=60).json() == {"status": "ok"}
 
 
 def test_a_drain_lets_streams_end(tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -338,7 +347,7 @@ def test_a_drain_lets_streams_end(tiny_pair: tuple[Path, Path], tmp_path: Path) 
             server.process.send_signal(signal.SIGTERM)
             page = server.samples_once(lambda page: server.get("/ready")[0] == 503)
             assert page["http_streams_open",] == 1
-            refused = httpx.post(f"{url}/completions", json=asked)
+            refused = httpx.post(f"{url}/completions", json=asked, timeout=60)
             assert refused.status_code == 503
             assert refused.json()["error"]["message"] == "the server is stopping"
             page = server.samples()

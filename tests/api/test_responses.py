@@ -369,7 +369,7 @@ def test_a_beginning_is_told_before_a_failure():
 
 def test_events_have_names_and_no_mark_at_the_end():
     async def ask():
-        async with served(Scripted(CHATML, "Hi.")) as url, httpx.AsyncClient() as client:
+        async with served(Scripted(CHATML, "Hi.")) as url, httpx.AsyncClient(timeout=60) as client:
             body = {"input": "x", "stream": True}
             return (await client.post(f"{url}/responses", json=body)).text
 

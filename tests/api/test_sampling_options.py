@@ -149,7 +149,7 @@ def test_an_answer_may_be_as_long_as_it_is_allowed_to(
     url: str, edge: EdgeBackend, longest: dict[str, Any]
 ) -> None:
     """Whatever a model would rather say; otherwise the same text."""
-    ended = httpx.post(f"{url}/v1/completions", json={**ENDS, "max_tokens": 20}).json()
+    ended = httpx.post(f"{url}/v1/completions", json={**ENDS, "max_tokens": 20}, timeout=60).json()
     assert ended["choices"][0]["finish_reason"] == "stop"
     answer = httpx.post(f"{url}/v1/completions", json={**ENDS, **longest}, timeout=60).json()
     (choice,) = answer["choices"]
@@ -178,5 +178,5 @@ def test_a_chat_and_a_response_go_on_as_well(url: str) -> None:
     ],
 )
 def test_a_least_length_that_would_not_be_kept_is_refused(url: str, asked: dict[str, Any]) -> None:
-    answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a", **asked})
+    answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a", **asked}, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "min_tokens")
