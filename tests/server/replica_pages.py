@@ -41,6 +41,8 @@ def replica_pages() -> Iterator[Pages]:
         pages.address = f"127.0.0.1:{server.server_address[1]}"
         thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield pages
-        server.shutdown()
-        thread.join()
+        try:
+            yield pages
+        finally:
+            server.shutdown()
+            thread.join()

@@ -274,11 +274,9 @@ def test_every_request_that_was_opened_ends_in_one_way(
 ) -> None:
     """By itself, refused, closed by its edge, left by its edge while it runs or half sent."""
 
-    async def scenario() -> float:
-        began_s = time.monotonic()
+    async def scenario() -> None:
         link = await Link.open(*server.address, hello, credentials)
         await ended(link.request([1, 2], Sampling(3), max_nodes=0))
-        seconds = time.monotonic() - began_s
         await refusal(link.request([1] * 600, Sampling(1)))
         closed = link.request([1, 2], Sampling(9), max_nodes=4)
         await closed.verdict()
@@ -287,10 +285,10 @@ def test_every_request_that_was_opened_ends_in_one_way(
         await left.verdict()
         link._peer.send(Sampling(9).opening(77, 50, 0))
         await link.close()
-        return seconds
 
-    before = server.samples_once(nobody_is_there)
-    seconds = asyncio.run(asyncio.wait_for(scenario(), 120))
+    before, began_s = server.samples_once(nobody_is_there), time.monotonic()
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+    seconds = time.monotonic() - began_s
     now = gained(server.samples_once(nobody_is_there), before)
     assert now["requests_total",] == 5
     assert now["request_success_total", "length"] == 1
@@ -301,7 +299,7 @@ def test_every_request_that_was_opened_ends_in_one_way(
     assert 0 < now["e2e_request_latency_seconds_sum",] < seconds
     # the first of them decodes plainly: its verdict, too, stands in line for the next step
     queued_s = now["request_queue_time_seconds_sum",]
-    assert 0 < queued_s < now["time_to_first_token_seconds_sum",] < 3 * seconds
+    assert 0 < queued_s < now["time_to_first_token_seconds_sum",] < seconds
 
 
 def test_what_a_server_may_hold_and_which_version_it_is(server: Process) -> None:
