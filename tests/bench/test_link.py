@@ -12,6 +12,7 @@ from math import inf
 import pytest
 
 from runtime.bench.link import Conditions, Pipe, emulated_link
+from tests.ports import reserved_port
 
 TIMEOUT_S = 60
 
@@ -124,9 +125,7 @@ def test_bytes_arrive_whole_in_order_and_to_the_end(conditions: Conditions) -> N
 
 
 def test_a_link_to_nobody_ends_the_connection() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        nobody = f"127.0.0.1:{unused.getsockname()[1]}"
-    with emulated_link(nobody, Conditions()) as address:
+    with reserved_port() as nobody, emulated_link(f"127.0.0.1:{nobody}", Conditions()) as address:
         host, port = address.split(":")
         with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as connection:
             assert connection.recv(1) == b""

@@ -251,7 +251,7 @@ class Play:
 async def no_other_tasks() -> None:
     """Those that were cancelled may have to be run once more; nothing else goes on."""
     if others := asyncio.all_tasks() - {asyncio.current_task()}:
-        _, pending = await asyncio.wait(others, timeout=5)
+        _, pending = await asyncio.wait(others, timeout=60)
         assert not pending, f"left behind: {pending}"
 
 
