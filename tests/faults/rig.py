@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from runtime.wire import stacks
 from runtime.wire.auth import NO_CERTIFICATE
 from runtime.wire.places import Listener, listen
 from runtime.wire.tls import Certificate
+from tests.ports import kept_port
 
 KV_TOKENS, PAGE_TOKENS, MAX_CONTEXT = 2048, 16, 1000
 
@@ -29,7 +30,7 @@ class Rig:
     """What a server process does; `kill` is as sudden as kill -9: nobody is told anything."""
 
     def __init__(self, model: Path, certificate: Certificate | None = None, **options: Any) -> None:
-        self.port = 0
+        self.port, self._kept = 0, ExitStack()
         self._model, self._certificate, self._options = model, certificate, options
         self._tokenizer = Tokenizer.load(str(model))
         self._running: asyncio.Task[None] | None = None
@@ -66,6 +67,8 @@ class Rig:
         else:
             door = Door(config, identity, users, known)
         self.server = server = Server(config, engine, door)
+        if not self.port and not config.stack:
+            self.port = self._kept.enter_context(kept_port())
         place = "127.0.0.1", self.port, server.new_peer
         if config.stack:
             listener: Listener = await stacks.listen(config.stack, *place, certificate)
@@ -85,6 +88,10 @@ class Rig:
         self._running.cancel()
         with suppress(asyncio.CancelledError):
             await self._running
+
+    def give_port_back(self) -> None:
+        """It is not started again; a rig that is forgotten does it as well."""
+        self._kept.close()
 
     async def drain(self) -> None:
         """Stop as SIGTERM stops a server: running requests have `drain_s` to end."""

@@ -161,6 +161,7 @@ class Play:
         self.connections = self._proxy.connections
         await until(self.rig.holds_nothing)
         await self.rig.kill()
+        self.rig.give_port_back()
         await no_other_tasks()
         return texts
 

@@ -19,6 +19,7 @@ from tests.faults.amounts import amount
 from tests.faults.proxy import Fault, Kind, Proxy
 from tests.faults.rig import Rig, until
 from tests.faults.scenarios import DRAFTING, PROMPT
+from tests.ports import kept_port
 from tests.processes import Child
 
 SAMPLING = Sampling(60, temperature=1.0, seed=5)
@@ -53,7 +54,14 @@ async def ask_a_server_that_dies(
     model: Path, drafter: Drafter, fault: Fault | None
 ) -> tuple[list[int], float]:
     """The text, and the seconds from the port's being back until the text went on."""
-    victim = server(model, 0)
+    with kept_port() as port:
+        return await ask_at_a_port_whose_server_dies(model, drafter, fault, port)
+
+
+async def ask_at_a_port_whose_server_dies(
+    model: Path, drafter: Drafter, fault: Fault | None, port: int
+) -> tuple[list[int], float]:
+    victim = server(model, port)
     port = int((await victim.line_with("--server")).split("--server ")[1].split()[0].split(":")[1])
     restarting: list[asyncio.Task[tuple[Child, float]]] = []
 
