@@ -32,10 +32,14 @@ def look(server: str, draft: Path, **options: object) -> dict[str, Finding]:
     return {finding.topic: finding for finding in asyncio.run(all_of())}
 
 
+# Whether they are as they should be is this machine's business.
+MEASURED = {"upload", "speed"}
+
+
 def only_fault(found: dict[str, Finding]) -> Finding:
     """It is the last, and nothing else is wrong."""
     *others, last = found.values()
-    assert all(finding.state is State.OK for finding in others)
+    assert all(finding.state is State.OK for finding in others if finding.topic not in MEASURED)
     assert last.state is State.FAULT
     return last
 
@@ -64,11 +68,13 @@ def guarded(
         yield server.address.replace("127.0.0.1", "localhost"), folder
 
 
-def test_of_a_server_that_is_well(tiny_pair: tuple[Path, Path], tiny_server: str) -> None:
+def test_of_a_server_that_is_well(
+    tiny_pair: tuple[Path, Path], tiny_server: str, eager: None
+) -> None:
     found = look(tiny_server, tiny_pair[1])
     assert list(found) == STAGES
-    assert found["speed"].state is not State.FAULT
-    assert all(finding.state is State.OK for topic, finding in found.items() if topic != "speed")
+    for topic, finding in found.items():
+        assert finding.state is State.OK or (topic in MEASURED and finding.state is State.WARNING)
     assert found["vocabulary"].figures["target_tokens"] == 260
     assert found["template"].figures == {"from_target": False}, "both have the same"
     figures = found["speed"].figures
