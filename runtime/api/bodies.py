@@ -32,7 +32,6 @@ PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*)`$")
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Repetition = Annotated[float, Meta(ge=0.01, le=100)]
-Bias = Annotated[float, Meta(ge=-100, le=100)]
 Likeliest = Annotated[int, Meta(ge=0, le=20)]
 Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
@@ -76,7 +75,8 @@ class Body(Asking, kw_only=True):
     repeat_penalty: Repetition | None = None  # llama.cpp's name
     response_format: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
-    logit_bias: Annotated[dict[int, Bias], Meta(max_length=1024)] | None = None
+    # what ids and values may be is the edge's to check, which names the token that is wrong
+    logit_bias: dict[int, float] | None = None
 
 
 class ChatBody(Body, kw_only=True):

@@ -129,7 +129,8 @@ def test_ids_of_no_token_have_no_text(client: httpx.Client, unknown: int) -> Non
         ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage"),
         ({"suffix": "x"}, "suffix"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),
-        ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
+        ({"logit_bias": {"1": "much"}}, "logit_bias[...]"),
+        ({"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}, "logit_bias"),
         ({"logit_bias": {"999": 1}}, "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -155,6 +156,14 @@ def test_an_error_names_its_field(client: httpx.Client, fields: dict[str, Any], 
     error = check(answer)
     assert error["param"] == param
     assert not re.search(r"\w= ", error["message"]), "a field is not spelled as an option of Python"
+
+
+@pytest.mark.parametrize("wrong", [101, -100.5])
+def test_an_error_names_the_token_whose_bias_is_wrong(client: httpx.Client, wrong: float) -> None:
+    fields = {"logit_bias": {"7": 1, "65": wrong}, "messages": MESSAGES, "stream": True}
+    answer = client.post("/v1/chat/completions", json=fields)
+    assert (answer.status_code, check(answer)["param"]) == (400, "logit_bias")
+    assert "for token 65; expected a number from -100 to 100" in check(answer)["message"]
 
 
 @pytest.mark.parametrize(
