@@ -66,7 +66,7 @@ class Options(Checked):
         "whose code runs the model: own for the families it knows, transformers for all others",
         choices=("auto", "own", "transformers"),
     )
-    device: str = option("auto", "where the model runs: auto, cpu or cuda")
+    device: str = option("auto", "where the model runs: auto, cpu, cuda or cuda:N")
     log_level: str = option("warning", "log verbosity", choices=("debug", "info", "warning"))
     log_format: str = option(
         "text", "one line an event, for people or machines", choices=("text", "json")

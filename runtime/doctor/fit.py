@@ -19,7 +19,7 @@ from runtime.model.folder import EMBEDDING
 from runtime.model.formats import FLOATS, KINDS
 from runtime.model.kv_cache import bytes_per_token
 from runtime.model.locate import locate
-from runtime.model.open import CPU_KV_TOKENS, GPU_SHARE, KV_DTYPES
+from runtime.model.open import CPU_KV_TOKENS, GPU_SHARE, KV_DTYPES, device_of, found_gpus
 from runtime.model.weights import STORED, expected_shapes
 from runtime.system import free_memory_bytes
 from specedge_kernels.quantized import FORMS
@@ -43,8 +43,12 @@ class Need:
 
 def look(topic: str, name: str, config: EdgeConfig) -> Finding:
     """Of the model `name`, as a server's "model" or an edge's "draft"."""
-    on_gpu = torch.cuda.is_available() and config.device != "cpu"
-    free_bytes = torch.cuda.mem_get_info()[0] if on_gpu else free_memory_bytes()
+    try:
+        device = device_of(config.device, found_gpus())
+    except ModelError as error:
+        return fault(topic, str(error), "name another one with --device, or leave it out")
+    on_gpu = device.type == "cuda"
+    free_bytes = _free_gpu_bytes(device) if on_gpu else free_memory_bytes()
     try:
         model = described(name)
         need = needed(model, config.weights, config.kv_dtype, on_gpu)
@@ -55,6 +59,14 @@ def look(topic: str, name: str, config: EdgeConfig) -> Finding:
     else:
         tokens = tokens_that_fit(need, free_bytes) if on_gpu and free_bytes else CPU_KV_TOKENS
     return told(topic, name, replace(need, tokens=tokens), free_bytes)
+
+
+def _free_gpu_bytes(device: torch.device) -> int | None:
+    """None where it cannot be used, of which the machine's own finding tells."""
+    try:
+        return torch.cuda.mem_get_info(device)[0]
+    except RuntimeError:
+        return None
 
 
 class Sizes(Protocol):

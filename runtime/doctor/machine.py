@@ -7,7 +7,8 @@ finding as well.
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -39,7 +40,7 @@ def look() -> Iterator[Finding]:
         return
     has_cuda = torch.cuda.is_available()
     yield instructions(used, os.environ.get("SPECEDGE_ISA", ""))
-    yield device(has_cuda, torch.version.cuda)
+    yield devices(gpus() if has_cuda else [], torch.version.cuda)
     yield kernels(library.DEVICES, library.TRITON_OPS if has_cuda else None)
 
 
@@ -85,14 +86,44 @@ def instructions(used: str, forced: str) -> Finding:
     return ok("instructions", used, used=used)
 
 
-def device(has_cuda: bool, torch_cuda: str | None) -> Finding:
-    """What `--device auto` takes."""
-    if has_cuda:
-        import torch
+@dataclass(frozen=True)
+class Gpu:
+    """One that torch finds; `fault` says why it cannot be used, where it cannot."""
 
-        name, (free, total) = torch.cuda.get_device_name(), torch.cuda.mem_get_info()
-        sentence = f"{name}, CUDA {torch_cuda}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-        return ok("device", sentence, device="cuda", name=name, free_bytes=free, total_bytes=total)
+    name: str
+    free_bytes: int = 0
+    total_bytes: int = 0
+    fault: str = ""
+
+    def __str__(self) -> str:
+        free, total = self.free_bytes / GIB, self.total_bytes / GIB
+        return f"{self.name}, {self.fault or f'{free:.1f} of {total:.1f} GiB free'}"
+
+
+def gpus() -> list[Gpu]:
+    """All that torch finds, in the order of `--device cuda:N`."""
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(index)
+        try:
+            found.append(Gpu(name, *torch.cuda.mem_get_info(index)))
+        except RuntimeError as error:  # its memory is full, or another program has it for itself
+            found.append(Gpu(name, fault=str(error).partition("\n")[0]))
+    return found
+
+
+def devices(gpus: Sequence[Gpu], torch_cuda: str | None) -> Finding:
+    """What `--device auto` takes, and the GPUs there are besides."""
+    if gpus:
+        told = "; ".join(f"cuda:{index} {gpu}" for index, gpu in enumerate(gpus))
+        figures = {"device": "cuda", "gpus": [asdict(gpu) for gpu in gpus]}
+        sentence = f"CUDA {torch_cuda}: {told}"
+        if any(gpu.fault for gpu in gpus):
+            mend = "see in nvidia-smi who has it, or name another one with --device"
+            return warning("device", sentence, mend, **figures)
+        return ok("device", sentence, **figures)
     if shutil.which("nvidia-smi"):
         sentence = "the CPU: there is nvidia-smi, but torch finds no GPU"
         mend = "check that nvidia-smi shows a GPU, or that its driver is new enough for this torch"

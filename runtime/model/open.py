@@ -24,6 +24,7 @@ from runtime.model.weights import load as load_own
 CPU_KV_TOKENS = 32768  # whose memory is taken as it is written
 GPU_SHARE = 0.85  # the rest is for a pass's own tensors and recorded passes
 NO_ADAPTERS: Mapping[str, Path] = MappingProxyType({})
+DEVICES = "expected auto, cpu, cuda or cuda:N"
 KV_DTYPES = {**FLOATS, "float8_e4m3": torch.float8_e4m3fn}
 
 
@@ -133,26 +134,34 @@ def _tokens_that_fit(model: Model, dtype: torch.dtype) -> int:
 
 
 def _device(name: str, ranks: Ranks | None) -> torch.device:
-    device = _device_of(name)
+    gpus = found_gpus()
+    device = device_of(name, gpus)
     if ranks is None or device.type == "cpu":
         return device
     if device.index is not None:
         raise ModelError(f"each of {ranks.size} ranks takes a GPU of its own; give --device cuda")
-    if ranks.local_rank >= torch.cuda.device_count():
+    if ranks.local_rank >= gpus:
         raise ModelError(f"there is no GPU for local rank {ranks.local_rank} here")
     torch.cuda.set_device(ranks.local_rank)
     return torch.device("cuda", ranks.local_rank)
 
 
-def _device_of(name: str) -> torch.device:
+def found_gpus() -> int:
+    """How many GPUs torch can use here."""
+    # it may count some whose driver it cannot use
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_of(name: str, gpus: int) -> torch.device:
+    """What auto, cpu, cuda or cuda:N stands for where there are so many GPUs. Raises ModelError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if gpus else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ModelError(f"unknown device {name!r}; expected auto, cpu or cuda") from error
+        raise ModelError(f"unknown device {name!r}; {DEVICES}") from error
     if device.type not in ("cpu", "cuda"):
-        raise ModelError(f"device {name!r} is not supported; expected auto, cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device {name!r} was asked for, but torch finds no CUDA GPU here")
+        raise ModelError(f"device {name!r} is not supported; {DEVICES}")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ModelError(f"device {name!r} was asked for; GPUs that torch finds here: {gpus}")
     return device

@@ -39,10 +39,21 @@ def test_a_gpu_needs_an_implementation_of_its_ops() -> None:
 
 def test_a_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
-    assert machine.device(False, None).state is State.OK
+    assert machine.devices([], None).state is State.OK
     monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert "built for CUDA" in machine.device(False, None).mend
-    assert "driver" in machine.device(False, "12.8").mend
+    assert "built for CUDA" in machine.devices([], None).mend
+    assert "driver" in machine.devices([], "12.8").mend
+
+
+def test_every_gpu_is_told_of() -> None:
+    two = [machine.Gpu("A", 2 * 2**30, 8 * 2**30), machine.Gpu("B", 5 * 2**30, 6 * 2**30)]
+    told = machine.devices(two, "12.8")
+    sentence = "CUDA 12.8: cuda:0 A, 2.0 of 8.0 GiB free; cuda:1 B, 5.0 of 6.0 GiB free"
+    assert (told.state, told.sentence) == (State.OK, sentence)
+    assert [gpu["free_bytes"] for gpu in told.figures["gpus"]] == [2 * 2**30, 5 * 2**30]
+    told = machine.devices([*two, machine.Gpu("C", fault="out of memory")], "12.8")
+    assert told.state is State.WARNING
+    assert told.sentence == f"{sentence}; cuda:2 C, out of memory"
 
 
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +130,7 @@ def test_the_draft_s_cache_is_the_edge_s(tiny_pair: tuple[Path, Path]) -> None:
     told = fit.look("draft", str(tiny_pair[1]), EdgeConfig(device="cpu"))
     assert "for 1024 tokens" in told.sentence, "the model's own context, shorter than the edge's"
     assert "--draft" in fit.look("draft", "nowhere", EdgeConfig()).mend
+    assert "--device" in fit.look("draft", str(tiny_pair[1]), EdgeConfig(device="tpu")).mend
     told = fit.look("model", str(tiny_pair[1]), EdgeConfig(device="cpu"))
     assert f"for {fit.CPU_KV_TOKENS} tokens" in told.sentence
 
