@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 from runtime.model.engine import Engine, PagedKV
 from runtime.model.page_copy import PageCopy
-from runtime.server.schedule.spill import Move
+from runtime.server.schedule.spill import Transfer
 from runtime.server.schedule.step import Step
 from runtime.server.verify.verifier import Batch, Launched, Outcome, launch, settle
 
 # How often is looked whether a device is done, which tells nobody: short beside any step of one.
 LOOK_S = 0.0002
 
-Moves = deque[Move[PageCopy]]
+Transfers = deque[Transfer[PageCopy]]
 
 
 @dataclass(eq=False)
@@ -42,10 +42,10 @@ class Job:
 
 
 class ModelThread:
-    """Runs steps on `engine`; before each it makes the `moves` of pages that there are by then."""
+    """Runs steps on `engine`; before each it makes the `transfers` of pages there are by then."""
 
-    def __init__(self, engine: Engine, moves: Moves):
-        self._engine, self._moves = engine, moves
+    def __init__(self, engine: Engine, transfers: Transfers):
+        self._engine, self._transfers = engine, transfers
         self._jobs: deque[Job] = deque()
         self._stopping = False
         self._end_s = 0.0  # of the last step that is over
@@ -106,7 +106,7 @@ class ModelThread:
     def _launch(self, job: Job, last: Launched | None) -> Launched | None:
         job.step.start_s = time.monotonic()
         try:
-            make(self._moves, self._engine.kv)
+            make(self._transfers, self._engine.kv)
             job.launched = launch(self._engine, job.batch, last)
         except BaseException as fault:
             job.fault = fault
@@ -123,17 +123,17 @@ class ModelThread:
         job.step.end_s = self._end_s = time.monotonic()
 
 
-def make(moves: Moves, kv: PagedKV) -> None:
-    """Make moves of pages, in their order, and forget them. One that fails is the server's end:
+def make(transfers: Transfers, kv: PagedKV) -> None:
+    """Make transfers of pages, in their order, and forget them. One that fails is the server's end:
     the text that a page should have held would be another one's.
     """
-    while moves:
-        move = moves.popleft()
-        if move.is_out:
-            move.kept.copy = kv.copy_out(move.page)
+    while transfers:
+        transfer = transfers.popleft()
+        if transfer.is_out:
+            transfer.kept.copy = kv.copy_out(transfer.page)
         else:
-            assert move.kept.copy is not None, "a page is put back that was never taken out"
-            kv.copy_in(move.kept.copy, move.page)
+            assert transfer.kept.copy is not None, "a page is put back that was never taken out"
+            kv.copy_in(transfer.kept.copy, transfer.page)
 
 
 def _is_over(job: Job) -> bool:

@@ -45,7 +45,7 @@ class Steps:
     ):
         self._engine, self._scheduler, self._pipeline = engine, scheduler, pipeline
         self._answer, self._over = answer, over
-        self._model = ModelThread(engine, scheduler.spill.moves)
+        self._model = ModelThread(engine, scheduler.spill.transfers)
         self._running: Job | None = None  # the step that the model runs
         self._ahead: Job | None = None  # the step after it, if it is chosen already
         self._look_s = 0.0  # from when on that is chosen

@@ -139,7 +139,7 @@ class Server:
                 gone = self._dice.choice(batch).request
                 scheduler.remove(gone)
                 left.append(self._begin(gone.key))
-            make(scheduler.spill.moves, self._engine.kv)
+            make(scheduler.spill.transfers, self._engine.kv)
             outcomes = verify_batch(self._engine, batch) if batch else []
             if batch:
                 scheduler.step_ended()

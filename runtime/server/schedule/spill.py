@@ -6,9 +6,9 @@ else compute them again. Where host memory is full, the page that was used least
 disk; there again the oldest makes room. What is on disk must be read into memory before the request
 is admitted; admission itself never waits.
 
-The event loop decides, and whoever runs the model makes the `moves`, in the order of the decisions:
-before a page that was evicted can be written to, and before a page can be attended to. So a copy
-that is decided and not made yet counts as made for all decisions after it.
+The event loop decides, and whoever runs the model makes the `transfers`, in the order of the
+decisions: before a page that was evicted can be written to, and before a page can be attended to.
+So a copy that is decided and not made yet counts as made for all decisions after it.
 
 Knows keys and pages; refuses to know requests, tensors and files.
 Source: the levels of LMCache (arXiv:2510.09665) and of SGLang's HiCache, one page at a time.
@@ -32,13 +32,13 @@ LEAST_WRITING = 64
 
 @dataclass(eq=False)
 class Kept(Generic[Copy]):
-    """A page in host memory; `copy` is there once the move that makes it has been made."""
+    """A page in host memory; `copy` is there once the transfer that makes it has been made."""
 
     copy: Copy | None = None
 
 
 @dataclass(frozen=True)
-class Move(Generic[Copy]):
+class Transfer(Generic[Copy]):
     """A page of the pool to be copied out, or a copy to be put into one."""
 
     page: int
@@ -60,7 +60,7 @@ class Spill(Generic[Copy]):
         write: Callable[[Key, Copy], object] = lambda key, copy: None,
         drop: Callable[[Key], object] = lambda key: None,
     ):
-        self.moves: deque[Move[Copy]] = deque()
+        self.transfers: deque[Transfer[Copy]] = deque()
         self.memory_pages, self.disk_pages = memory_pages, disk_pages
         self.most_writing = max(memory_pages, LEAST_WRITING)
         self.hits = 0  # pages that were put back
@@ -85,7 +85,7 @@ class Spill(Generic[Copy]):
             return
         if key not in self._memory:
             kept: Kept[Copy] = Kept()
-            self.moves.append(Move(page, kept, is_out=True))
+            self.transfers.append(Transfer(page, kept, is_out=True))
             self._memory[key] = kept
         self._memory.move_to_end(key)
         self._make_room()
@@ -98,7 +98,7 @@ class Spill(Generic[Copy]):
 
     def put_back(self, kept: Kept[Copy], page: int) -> None:
         """Have a copy put into a page that nobody has read or written since it was lent."""
-        self.moves.append(Move(page, kept, is_out=False))
+        self.transfers.append(Transfer(page, kept, is_out=False))
         self.hits += 1
 
     def to_read(self, keys: Iterable[Key]) -> list[Key]:

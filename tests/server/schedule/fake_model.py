@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from runtime.server.request import Request
-from runtime.server.schedule.spill import Move
+from runtime.server.schedule.spill import Transfer
 from runtime.server.schedule.step import Work
 from runtime.tree import Tree
 
@@ -20,10 +20,13 @@ class FakeModel:
     """Writes and checks KV like the engine, and walks trees at random."""
 
     def __init__(
-        self, page_size: int, dice: random.Random, moves: deque[Move[list[object]]] | None = None
+        self,
+        page_size: int,
+        dice: random.Random,
+        transfers: deque[Transfer[list[object]]] | None = None,
     ):
         self._page_size, self._dice = page_size, dice
-        self._moves = deque[Move[list[object]]]() if moves is None else moves
+        self._transfers = deque[Transfer[list[object]]]() if transfers is None else transfers
         self._kv: dict[int, object] = {}
 
     def step(self, batch: Sequence[Work]) -> list[list[int]]:
@@ -46,15 +49,15 @@ class FakeModel:
             )
 
     def _move(self) -> None:
-        while self._moves:
-            move = self._moves.popleft()
-            first = move.page * self._page_size
+        while self._transfers:
+            transfer = self._transfers.popleft()
+            first = transfer.page * self._page_size
             places = range(first, first + self._page_size)
-            if move.is_out:
-                move.kept.copy = [self._kv.get(place) for place in places]
+            if transfer.is_out:
+                transfer.kept.copy = [self._kv.get(place) for place in places]
             else:
-                assert move.kept.copy is not None
-                self._kv |= zip(places, move.kept.copy, strict=True)
+                assert transfer.kept.copy is not None
+                self._kv |= zip(places, transfer.kept.copy, strict=True)
 
     def _verify(self, work: Work) -> list[int]:
         request = work.request

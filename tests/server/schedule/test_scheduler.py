@@ -545,7 +545,7 @@ def test_random_traffic(seed: int) -> None:
     dice = random.Random(seed)
     limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
     scheduler, ages = make(limits, spilled_pages=seed % 3 * 5), Ages()
-    model = FakeModel(LIMITS.page_size, dice, scheduler.spill.moves)
+    model = FakeModel(LIMITS.page_size, dice, scheduler.spill.transfers)
     left = [random_request(dice, key) for key in range(40)]
     most = math.log2(limits.n_pages / limits.pages_for(1 + limits.max_nodes)) + 2
     while left or scheduler.running or scheduler.waiting:
@@ -722,7 +722,7 @@ def test_random_traffic_with_a_step_ahead(seed: int) -> None:
     dice = random.Random(seed)
     limits = replace(LIMITS, n_pages=dice.choice([16, 20, 30]), max_requests=6)
     scheduler, ages = make(limits, spilled_pages=seed % 3 * 5), Ages()
-    model = FakeModel(LIMITS.page_size, dice, scheduler.spill.moves)
+    model = FakeModel(LIMITS.page_size, dice, scheduler.spill.transfers)
     left = [random_request(dice, key) for key in range(40)]
     running: list[Work] = []
     overlapped = 0

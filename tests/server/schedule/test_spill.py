@@ -26,7 +26,7 @@ class World:
             self._pool[number] = key(number)
             self.spill.evicted(key(number), page=number)
             self._pool[number] = "another text", b""
-            # the page is lent at once, and read again only by moves that were decided before
+            # the page is lent at once, and read again only by transfers that were decided before
             self._make({number: key(number)})
 
     def found(self, *numbers: int) -> int:
@@ -52,13 +52,13 @@ class World:
         return len(keys)
 
     def _make(self, evicted: dict[int, Key]) -> None:
-        while self.spill.moves:
-            move = self.spill.moves.popleft()
-            if move.is_out:
-                move.kept.copy = evicted[move.page]
+        while self.spill.transfers:
+            transfer = self.spill.transfers.popleft()
+            if transfer.is_out:
+                transfer.kept.copy = evicted[transfer.page]
             else:
-                assert move.kept.copy is not None
-                self._pool[move.page] = move.kept.copy
+                assert transfer.kept.copy is not None
+                self._pool[transfer.page] = transfer.kept.copy
         self.spill.check()
 
     def _write(self, key: Key, copy: Key) -> None:
@@ -81,7 +81,7 @@ def test_what_was_evicted_comes_back() -> None:
 def test_nothing_is_kept_without_memory() -> None:
     world = World(memory=0)
     world.evict(1)
-    assert not world.spill.moves
+    assert not world.spill.transfers
     assert not world.spill.in_memory
 
 
@@ -99,7 +99,7 @@ def test_a_page_that_is_evicted_again_is_not_copied_again() -> None:
     spill = Spill[Key](memory_pages=2)
     spill.evicted(key(1), 7)
     spill.evicted(key(1), 8)
-    assert [(move.page, move.is_out) for move in spill.moves] == [(7, True)]
+    assert [(transfer.page, transfer.is_out) for transfer in spill.transfers] == [(7, True)]
 
 
 def test_full_memory_goes_to_disk_and_comes_back() -> None:
