@@ -22,11 +22,11 @@ from runtime.demo import running_server
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.loop import Drafting
-from runtime.edge.net.link import Sampling
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Transcript, resuming
 from runtime.edge.statistics import Statistics
 from runtime.model.engine import Engine, TreeRequest
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 from specedge_kernels import reference
 

@@ -32,7 +32,8 @@ from bench.stub_edges import HELLO, StubServer, draft_after, stub_server, text_a
 from bench.stub_server import VOCABULARY
 from runtime.bench.link import Conditions, open_link
 from runtime.bench.simulation import Accelerator, Device, Record, Trip
-from runtime.edge.net.link import Credentials, Link, Request, Sampling
+from runtime.edge.net.link import Credentials, Link, Request
+from runtime.sampling import Sampling
 from runtime.server.policy.credits import POLICIES
 from runtime.server.policy.pipeline import Grant
 from runtime.tree import Tree

@@ -40,10 +40,10 @@ from runtime.config import WEIGHTS
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import MAX_EXPANDED, TreeShape
 from runtime.edge.loop import Drafting
-from runtime.edge.net.link import Sampling
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 
 FORMATS = {

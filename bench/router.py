@@ -24,8 +24,9 @@ from tempfile import TemporaryDirectory
 from bench.harness import option_parser, report
 from bench.stub_edges import HELLO, StubServer, stub_server, text_after
 from runtime.config import parse_address
-from runtime.edge.net.link import Credentials, Link, Sampling, ServerError
+from runtime.edge.net.link import Credentials, Link, ServerError
 from runtime.edge.net.uplink import Retries
+from runtime.sampling import Sampling
 from runtime.server.users import add_user, load_users
 
 SHARED_TOKENS, OWN_TOKENS, SHORT_TOKENS, LONG_TOKENS = 64, 16, 2, 600

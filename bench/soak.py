@@ -20,7 +20,9 @@ import numpy as np
 from bench.harness import option_parser, report
 from bench.stub_edges import HELLO, StubServer, decode, stub_server
 from bench.stub_server import VOCABULARY
-from runtime.edge.net.link import Link, Sampling
+from runtime.edge.net.asking import opening
+from runtime.edge.net.link import Link
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 
 QUICK_REQUESTS = 500
@@ -39,7 +41,7 @@ class RoughLink(Link):
     def half_prompt(self, prompt: list[int]) -> None:
         """Open a request and send less of its prompt than was said."""
         self._last_number += 1
-        self._peer.send(Sampling(1).opening(self._last_number, len(prompt), 0))
+        self._peer.send(opening(Sampling(1), self._last_number, len(prompt), 0))
         self._peer.send(wire.Prompt(self._last_number, tuple(prompt[:-1])))
 
     async def abort(self) -> None:

@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.stub_server import IDENTITY, VOCABULARY, next_token
 from runtime.config import parse_address
-from runtime.edge.net.link import Link, Request, Sampling
+from runtime.edge.net.link import Link, Request
+from runtime.sampling import Sampling
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 

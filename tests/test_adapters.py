@@ -20,12 +20,13 @@ from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting
-from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.link import ServerError
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Transcript, resuming
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.wire.messages import ErrorCode
 from tests.faults.proxy import Fault, Kind, Proxy
 from tests.faults.rig import Rig

@@ -19,10 +19,11 @@ from runtime.config import (
     prepare_threads,
 )
 from runtime.constraint import Constraint
-from runtime.edge.net.link import Sampling
+from runtime.edge.net.asking import opening
 from runtime.edge.prompts import read_template
 from runtime.option_files import read_token
 from runtime.options import flag
+from runtime.sampling import Sampling
 
 
 def edge(*argv: str, env: dict[str, str] | None = None) -> EdgeConfig:
@@ -167,7 +168,7 @@ def test_every_number_has_limits(cls: type[EdgeConfig], item: "Field[Any]") -> N
 def test_all_of_a_request_that_is_taken_fits_into_its_message() -> None:
     most = edge("--top-k", str(2**32 - 1), "--max-tokens", str(2**32 - 1), "--seed", str(2**63 - 1))
     sampling = Sampling(most.max_tokens, top_k=most.top_k, seed=most.seed)
-    assert sampling.opening(1, 1, most.max_budget).encode(300)
+    assert opening(sampling, 1, 1, most.max_budget).encode(300)
 
 
 TEXTS = [

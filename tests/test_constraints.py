@@ -21,10 +21,11 @@ from runtime.constraint import Constraint
 from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loading import Vocabulary
 from runtime.edge.loop import Drafting
-from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.link import ServerError
 from runtime.grammar.schema import ready
 from runtime.model.engine import TreeRequest
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 from specedge_kernels import reference
 from tests.test_lossless import Job, Pair, adversary, all_rounds, answers

@@ -17,10 +17,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from runtime import ModelError
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge
-from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.link import ServerError
 from runtime.model.engine import Engine
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from tests.edge.draft.vocabularies import BYTES, ORDER, ROWS, SPECIAL, byte_pairs, drafts, target
 from tests.processes import running_server
 from tests.test_lossless import plain_decoding

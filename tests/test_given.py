@@ -15,7 +15,8 @@ from transformers import LlamaForCausalLM
 from runtime.constraint import Constraint
 from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting, Round
-from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.link import ServerError
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 from tests.test_lossless import Job, Pair, all_rounds
 

@@ -22,6 +22,7 @@ FORBIDDEN = {
     "runtime/system.py": {"runtime", "socket", "torch", "numpy"},
     "runtime/history.py": HEAVY | {"runtime"},
     "runtime/options.py": HEAVY | {"runtime"},
+    "runtime/sampling.py": HEAVY | {"runtime.wire", "runtime.model"},
     "runtime/option_files.py": HEAVY | {"socket"},
     "runtime/config.py": HEAVY
     | {"runtime.wire", "runtime.model", "runtime.edge", "runtime.server"},
@@ -79,8 +80,7 @@ KNOWN = {
         *("runtime.edge.draft", "runtime.history", "runtime.model", "runtime.tree"),
     },
     "runtime/edge/net": {
-        *("runtime.edge.net", "runtime.constraint", "runtime.logs", "runtime.tree"),
-        "runtime.wire",
+        *("runtime.edge.net", "runtime.logs", "runtime.sampling", "runtime.tree", "runtime.wire"),
     },
     "runtime/embedded/__init__.py": set(),
     "runtime/embedded/training": {"runtime.arguments", "runtime.embedded", "runtime.model"},

@@ -21,11 +21,12 @@ from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
 from runtime.edge.draft.suffixes import Earlier
 from runtime.edge.loop import Drafting, Round, generate, rounds
-from runtime.edge.net.link import Link, Sampling
+from runtime.edge.net.link import Link
 from runtime.model.batch import NO_ADAPTER
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
 from specedge_kernels import reference

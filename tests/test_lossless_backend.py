@@ -12,9 +12,9 @@ import torch
 
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge
-from runtime.edge.net.link import Sampling
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from tests.conftest import byte_tokenizer
 from tests.processes import running_server
 from tests.test_lossless import plain_decoding

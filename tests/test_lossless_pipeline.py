@@ -21,8 +21,9 @@ from runtime.edge.draft.lookup_drafter import LookupDrafter
 from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.draft.suffixes import Earlier
 from runtime.edge.loop import Drafting, generate
-from runtime.edge.net.link import Link, Sampling
+from runtime.edge.net.link import Link
 from runtime.edge.statistics import Statistics
+from runtime.sampling import Sampling
 from runtime.wire.messages import OFFERS_VERSION, Offer, Turn
 from tests.processes import running_server
 from tests.test_lossless import Pair

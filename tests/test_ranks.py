@@ -13,10 +13,10 @@ from transformers import LlamaForCausalLM
 from runtime import Edge, EdgeConfig, TokenLogprob
 from runtime.config import ConfigError, ServerConfig
 from runtime.demo import running_server, server_process
-from runtime.edge.net.link import Sampling
 from runtime.model.config import ModelError
 from runtime.model.open import open_engine
 from runtime.model.parallel import LeaderTells, RankLost
+from runtime.sampling import Sampling
 from runtime.server.__main__ import main
 from runtime.server.together import join, speaks
 from tests.model.adapters import EVERYTHING, by_alpha, merged, random_pairs, save_folder

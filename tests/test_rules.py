@@ -18,10 +18,10 @@ from runtime.config import EdgeConfig
 from runtime.demo import running_server
 from runtime.edge import loop
 from runtime.edge.client import Edge
-from runtime.edge.net.link import Sampling
 from runtime.edge.writer import told
 from runtime.embedded import target_path
 from runtime.model.engine import Engine, TreeRequest
+from runtime.sampling import Sampling
 from specedge_kernels import reference
 from tests.test_lossless import Pair, adversary, all_rounds, answers, drafting
 

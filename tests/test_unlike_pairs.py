@@ -15,10 +15,11 @@ import pytest
 from runtime.config import ConfigError, EdgeConfig
 from runtime.edge.__main__ import main
 from runtime.edge.client import Edge
-from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.link import ServerError
 from runtime.edge.resume import Transcript
 from runtime.edge.resume_file import save
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 from tests.conftest import CHAT_TEMPLATE, byte_tokenizer
 from tests.model.test_gguf import write as write_gguf

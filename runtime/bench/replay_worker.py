@@ -20,9 +20,10 @@ from runtime.bench.workers import work
 from runtime.config import parse_address
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
-from runtime.edge.net.link import Link, Sampling
+from runtime.edge.net.link import Link
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from runtime.doctor.prediction import Drafted, Prediction
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.speculation import TreeShape
-from runtime.edge.loop import Drafting, Link, Round, Sampling, generate
+from runtime.edge.loop import Drafting, Round, generate
+from runtime.edge.net.link import Link
+from runtime.sampling import Sampling
 
 LONGEST_S = 4.0  # of one answer: a slow server is asked for fewer tokens
 LEAST_ROUNDS = 4  # that say anything

@@ -6,7 +6,9 @@ For a link without requests of its own; what a request costs is measured by aski
 import asyncio
 import time
 
-from runtime.edge.net.link import PROMPT_FRAME_TOKENS, Credentials, Link, Sampling
+from runtime.edge.net.asking import opening
+from runtime.edge.net.link import PROMPT_FRAME_TOKENS, Credentials, Link
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 from runtime.wire.tcp import FramedProtocol
 
@@ -33,7 +35,7 @@ class ProbedLink(Link):
         """
         number, sent_bytes = self._free_number(), self.bytes_sent
         self._last_number = number
-        self._peer.send(Sampling(max_tokens=1).opening(number, n_tokens + 1, max_nodes=0))
+        self._peer.send(opening(Sampling(max_tokens=1), number, n_tokens + 1, max_nodes=0))
         started_s = time.monotonic()
         for start in range(0, n_tokens, PROMPT_FRAME_TOKENS):
             tokens = (0,) * min(PROMPT_FRAME_TOKENS, n_tokens - start)

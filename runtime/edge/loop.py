@@ -15,11 +15,10 @@ from runtime.edge.draft.guide import Guide, Matcher
 from runtime.edge.draft.offering import Offering, ahead, due_s
 from runtime.edge.draft.pace import Slot
 from runtime.edge.draft.speculation import Commit, Edits, Noise, Proactive, Speculation, TreeShape
-from runtime.edge.net.link import Link, Request, Sampling, ServerError
+from runtime.edge.net.link import Link, Request
+from runtime.sampling import Sampling
 from runtime.tree import ROOT
 from runtime.wire import messages as wire
-
-__all__ = ["Drafting", "Link", "Request", "Round", "Sampling", "ServerError", "generate"]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runtime.config import ConfigError, EdgeConfig
-from runtime.edge.net.link import Sampling
 from runtime.edge.resume import Transcript
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 
 if TYPE_CHECKING:

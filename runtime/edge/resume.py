@@ -12,8 +12,9 @@ from typing import Literal
 
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.loop import Drafting, Round, generate
-from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.link import ServerError
 from runtime.edge.net.uplink import PASSING, Retries, Uplink
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -17,10 +17,11 @@ from typing import Any
 
 from runtime.config import ConfigError
 from runtime.constraint import Constraint
-from runtime.edge.net.link import Sampling
+from runtime.edge.net.asking import before_prompt
 from runtime.edge.resume import FinishReason, Transcript
 from runtime.logs import fields
 from runtime.option_files import read_secret
+from runtime.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def load(path: Path, vocabulary_hash: bytes) -> Transcript:
                 transcript.finish = _reason(finish)
         context, left = transcript.rest
         if transcript.finish is None:
-            left.messages(1, len(context), max_nodes=0)  # checks every number
+            before_prompt(left, 1, len(context), max_nodes=0)  # checks every number
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -14,7 +14,7 @@ import torch
 
 from bench.both_ways import PAGE_TOKENS, plain_texts, scarce_tokens
 from bench.lossless import Comparison, Difference, difference, main, read_prompts
-from runtime.edge.net.link import Sampling
+from runtime.sampling import Sampling
 from tests.test_lossless import Pair, plain_decoding
 
 TURNS = [[f"Question {i}?", f"Really {i}?"] for i in range(3)] + [["What?"], ["Why?"], ["How?"]]

@@ -8,7 +8,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from runtime.edge.local import LocalEdge
-from runtime.edge.net.link import Credentials, Link, Sampling, ServerError
+from runtime.edge.net.link import Credentials, Link, ServerError
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 from tests.server.in_loop import USERS, Serving, run, serving
 

@@ -12,9 +12,10 @@ from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import Pass, Proactive, Speculation, TreeShape
 from runtime.edge.loop import Drafting, Round, generate
-from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.link import ServerError
 from runtime.model.engine import Engine, TreeRequest
 from runtime.model.open import open_engine
+from runtime.sampling import Sampling
 from runtime.tree import ROOT
 from runtime.wire import messages as wire
 from tests.edge.drafting import PROMPT

@@ -11,8 +11,8 @@ from runtime.config import ConfigError, EdgeConfig
 from runtime.constraint import Constraint
 from runtime.edge import resume_file
 from runtime.edge.client import Edge
-from runtime.edge.net.link import Sampling
 from runtime.edge.resume import Transcript
+from runtime.sampling import Sampling
 
 VOCABULARY = bytes(range(16))
 SAMPLED = {"max_tokens": 9, "stop_ids": [], "logit_bias": [], "constraint": None}

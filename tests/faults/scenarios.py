@@ -18,10 +18,11 @@ from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting
-from runtime.edge.net.link import Sampling, ServerError
+from runtime.edge.net.link import ServerError
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Transcript, resuming
 from runtime.edge.resume_file import ResumeFile, load
+from runtime.sampling import Sampling
 from runtime.server.policy.window import Place
 from tests.faults.moments import Moment
 from tests.faults.proxy import Fault, Kind, Proxy, Shape

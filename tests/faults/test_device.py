@@ -9,10 +9,11 @@ import pytest
 from torch import Tensor
 
 from runtime.config import parse_address
-from runtime.edge.net.link import Link, Sampling, ServerError
+from runtime.edge.net.link import Link, ServerError
 from runtime.model.engine import Rows
 from runtime.model.staging import Parcel
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.server.verdicts import DEVICE_FAILURES
 from runtime.terminal import TRY_AGAIN_STATUS
 from runtime.wire import messages as wire

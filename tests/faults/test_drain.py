@@ -12,7 +12,8 @@ import pytest
 
 from runtime.config import EdgeConfig
 from runtime.edge.client import Edge
-from runtime.edge.net.link import Sampling
+from runtime.edge.net.asking import opening
+from runtime.sampling import Sampling
 from runtime.wire.connection import Connection, Role
 from runtime.wire.messages import Prompt, Welcome
 from tests.certificates import self_signed
@@ -74,7 +75,7 @@ def test_what_an_edge_does_not_take_in_time_is_cut_and_said(
             (peer,) = rig.server.door.peers()
             sender = peer._transport.get_extra_info("socket")
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            link.sendall(edge.send(Sampling(900).opening(1, 3, 0)))
+            link.sendall(edge.send(opening(Sampling(900), 1, 3, 0)))
             link.sendall(edge.send(Prompt(1, (1, 2, 3))))
             await until(lambda: peer.bytes_sent > 24_000)
             await until(rig.holds_nothing)

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runtime.edge.net.link import Link, Sampling
+from runtime.edge.net.link import Link
+from runtime.sampling import Sampling
 from tests.faults.rig import Rig
 from tests.server.process import server_process
 

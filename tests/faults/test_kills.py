@@ -12,9 +12,9 @@ import pytest
 
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
-from runtime.edge.net.link import Sampling
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Transcript, resuming
+from runtime.sampling import Sampling
 from tests.faults.amounts import amount
 from tests.faults.proxy import Fault, Kind, Proxy
 from tests.faults.rig import Rig, until

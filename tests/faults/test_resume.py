@@ -18,10 +18,11 @@ from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting
-from runtime.edge.net.link import NO_CREDENTIALS, Credentials, Sampling, ServerError
+from runtime.edge.net.link import NO_CREDENTIALS, Credentials, ServerError
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.resume import Transcript, resuming
 from runtime.model.open import open_engine
+from runtime.sampling import Sampling
 from runtime.terminal import inert
 from runtime.wire.tls import load_certificate, trust
 from tests.faults.proxy import Fault, Kind, Proxy, Shape

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from runtime.edge.net.link import Link, Request, Sampling, ServerError
+from runtime.edge.net.asking import opening
+from runtime.edge.net.link import Link, Request, ServerError
+from runtime.sampling import Sampling
 from runtime.server import watch
 from runtime.server.pulse import LOOK_S
 from runtime.wire import messages as wire
@@ -142,7 +144,7 @@ def test_an_edge_that_owes_something_for_too_long_loses_that_request_alone(
         else:
             most, half = LOOKS, link._free_number()
             link._inboxes[half] = asyncio.Queue()
-            link._peer.send(Sampling(9).opening(half, 5, 0))
+            link._peer.send(opening(Sampling(9), half, 5, 0))
             link._peer.send(wire.Prompt(half, (1, 2)))
             request = Request(link, half, 0)
         await until(lambda: any(r.is_owed for r in rig.server.requests.values()))

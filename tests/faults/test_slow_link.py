@@ -9,11 +9,11 @@ import pytest
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.net import link
-from runtime.edge.net.link import Sampling
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.net.watchdog import Watchdog
 from runtime.edge.resume import Transcript, resuming
 from runtime.model.open import open_engine
+from runtime.sampling import Sampling
 from tests.faults.proxy import Proxy, Shape
 from tests.faults.rig import Rig
 from tests.faults.scenarios import DRAFTING

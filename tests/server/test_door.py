@@ -10,8 +10,9 @@ import pytest
 
 from runtime.config import EdgeConfig, ServerConfig, parse_address
 from runtime.edge.client import Edge
-from runtime.edge.net.link import Credentials, Link, Sampling, ServerError
+from runtime.edge.net.link import Credentials, Link, ServerError
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.server.users import add_user
 from runtime.wire import messages as wire
 from runtime.wire.auth import prove

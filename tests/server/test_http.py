@@ -22,8 +22,9 @@ import torch
 
 from runtime.api.serving import serving
 from runtime.config import ConfigError, ServerConfig, parse_address
-from runtime.edge.net.link import Link, Sampling, ServerError
+from runtime.edge.net.link import Link, ServerError
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.server.door import Door, Identity
 from runtime.server.http import application
 from runtime.server.loop import Server

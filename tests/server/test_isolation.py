@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from runtime.config import parse_address
-from runtime.edge.net.link import Link, Sampling, ServerError
+from runtime.edge.net.link import Link, ServerError
 from runtime.model.engine import Engine, Rows, TreeRequest
 from runtime.model.open import open_engine
 from runtime.model.staging import Parcel
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.server.request import NO_NODES, Request
 from runtime.server.schedule.step import Work
 from runtime.server.verify.verifier import Failed, Outcome, Verified, verify_batch

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from runtime.config import parse_address
-from runtime.edge.loop import Link, Request, Sampling, ServerError
+from runtime.edge.net.link import Link, Request, ServerError
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.tree import OrderedTree
 from runtime.wire import messages as wire
 from tests.ports import reserved_port

@@ -16,10 +16,12 @@ from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.drafter import Drafter
 from runtime.edge.draft.speculation import TreeShape
 from runtime.edge.loop import Drafting, Round, generate
-from runtime.edge.net.link import Credentials, Link, Request, Sampling, ServerError
+from runtime.edge.net.asking import opening
+from runtime.edge.net.link import Credentials, Link, Request, ServerError
 from runtime.grammar.given import Given
 from runtime.model.open import open_engine
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.server import request as request_record
 from runtime.server.guide import Guide
 from runtime.server.metrics import SECONDS, Metrics
@@ -283,7 +285,7 @@ def test_every_request_that_was_opened_ends_in_one_way(
         closed.close()
         left = link.request([1, 2], Sampling(9), max_nodes=4)
         await left.verdict()
-        link._peer.send(Sampling(9).opening(77, 50, 0))
+        link._peer.send(opening(Sampling(9), 77, 50, 0))
         await link.close()
 
     before, began_s = server.samples_once(nobody_is_there), time.monotonic()

@@ -16,7 +16,9 @@ import pytest
 from bench.stub_edges import HELLO, decode
 from bench.stub_server import IDENTITY, StubEngine
 from runtime.config import ServerConfig
-from runtime.edge.net.link import Link, Sampling, ServerError
+from runtime.edge.net.asking import opening
+from runtime.edge.net.link import Link, ServerError
+from runtime.sampling import Sampling
 from runtime.server.door import Door
 from runtime.server.loop import Server
 from runtime.wire import messages as wire
@@ -116,7 +118,7 @@ def test_prompts_that_never_end_count_too() -> None:
         async with rig(max_requests=64, max_waiting=64, max_user_requests=5) as full:
             greedy, modest = [await Link.open(*full.address, HELLO) for _ in range(2)]
             for number in range(40_000, 40_003):
-                greedy._peer.send(Sampling(TOKENS).opening(number, 9, 0))
+                greedy._peer.send(opening(Sampling(TOKENS), number, 9, 0))
                 greedy._peer.send(wire.Prompt(number, (1, 2)))
             lost = [greedy.request([1], Sampling(TOKENS)) for _ in range(2)]
             while len(full.server.requests) < 5:  # two connections are not ordered

@@ -3,7 +3,8 @@
 import asyncio
 from pathlib import Path
 
-from runtime.edge.net.link import Link, Sampling
+from runtime.edge.net.link import Link
+from runtime.sampling import Sampling
 from runtime.server.pulse import LOOK_S, TREE_LOOKS, Pulse
 from runtime.tree import Tree
 from runtime.wire import messages as wire

@@ -18,8 +18,9 @@ from runtime.api.backend import UnknownKey
 from runtime.api.of_server import LocalEdges
 from runtime.config import ConfigError, ServerConfig, parse_address
 from runtime.demo import server_process
-from runtime.edge.net.link import Credentials, Link, Request, Sampling, ServerError
+from runtime.edge.net.link import Credentials, Link, Request, ServerError
 from runtime.model.tokenizer import Tokenizer
+from runtime.sampling import Sampling
 from runtime.server.renewal import Renewal, renewing
 from runtime.server.users import add_user, load_users
 from runtime.wire import messages as wire

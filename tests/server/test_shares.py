@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from runtime.edge.net.link import Credentials, Link, Sampling
+from runtime.edge.net.link import Credentials, Link
+from runtime.sampling import Sampling
 from runtime.server.users import add_user
 from runtime.wire import messages as wire
 from tests.faults.rig import Rig, until

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtime.constraint import Constraint
-from runtime.edge.loop import ServerError
+from runtime.edge.net.link import ServerError
 from tests.server.in_loop import run, serving
 
 WORDS = -(-260 // 32)

@@ -3,7 +3,8 @@
 import asyncio
 
 from bench.stub_edges import HELLO
-from runtime.edge.net.link import Link, Sampling
+from runtime.edge.net.link import Link
+from runtime.sampling import Sampling
 from runtime.server.policy.window import Place
 from runtime.tree import Tree
 from runtime.wire import messages as wire

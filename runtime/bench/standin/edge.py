@@ -21,7 +21,8 @@ from runtime.config import parse_address
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.speculation import Proactive, TreeShape
 from runtime.edge.loop import Drafting, generate
-from runtime.edge.net.link import Link, Sampling
+from runtime.edge.net.link import Link
+from runtime.sampling import Sampling
 from runtime.wire import messages as wire
 
 HASH = IDENTITY.vocabulary_hash(TOKENS)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from runtime.constraint import Constraint
+from runtime.edge.net.asking import before_prompt
 from runtime.edge.net.watchdog import Sign, Watchdog
 from runtime.logs import fields
+from runtime.sampling import Sampling
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 from runtime.wire import stacks
@@ -43,69 +44,6 @@ class ServerError(ConnectionError):
     def __init__(self, sentence: str, code: wire.ErrorCode | None = None):
         super().__init__(sentence)
         self.code = code
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the target's tokens are drawn. Temperature 0 is greedy.
-
-    The last `output_tokens` of the prompt are the beginning of the answer. `logprobs` is None for
-    none, or how many likeliest tokens are told of besides each token's own.
-    """
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    stop_ids: tuple[int, ...] = ()
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = None
-    constraint: Constraint | None = None
-    adapter: str | None = None
-    output_tokens: int = 0
-
-    def known_to(self, vocabulary_size: int) -> "Sampling":
-        """The same without stop ids and biases of tokens that a target lacks: it cannot say them"""
-        stop_ids = tuple(index for index in self.stop_ids if index < vocabulary_size)
-        bias = tuple((index, value) for index, value in self.logit_bias if index < vocabulary_size)
-        return replace(self, stop_ids=stop_ids, logit_bias=bias)
-
-    def messages(self, number: int, prompt_tokens: int, max_nodes: int) -> list[wire.Message]:
-        """All that comes before the prompt. Raises ValueError."""
-        said: list[wire.Message] = [self.opening(number, prompt_tokens, max_nodes)]
-        bias = sorted((index, float(value)) for index, value in self.logit_bias if value)
-        penalties = (self.frequency_penalty, self.presence_penalty, self.repetition_penalty)
-        if bias or penalties != (0, 0, 1):
-            ids, values = tuple(index for index, _ in bias), tuple(value for _, value in bias)
-            said.append(wire.Rule(number, *penalties, ids, values))
-        if self.constraint is not None:
-            kind = wire.ConstraintKind[self.constraint.kind.upper()]
-            said.append(wire.Constraint(number, kind, self.constraint.text))
-        if self.adapter is not None:
-            said.append(wire.Adapter(number, self.adapter))
-        return said
-
-    def opening(self, number: int, prompt_tokens: int, max_nodes: int) -> wire.Open:
-        """The message that asks for an answer drawn so. Raises ValueError."""
-        return wire.Open(
-            request=number,
-            seed=self.seed,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            top_k=self.top_k,
-            max_tokens=self.max_tokens,
-            prompt_tokens=prompt_tokens,
-            stop_ids=self.stop_ids,
-            max_nodes=max_nodes,
-            output_tokens=self.output_tokens,
-            logprobs=0 if self.logprobs is None else 1 + self.logprobs,
-        )
 
 
 @dataclass(frozen=True)
@@ -264,7 +202,7 @@ class Link:
         rows = self.welcome.vocabulary_size
         known = sampling.known_to(rows)
         biased = [index for index, _ in known.logit_bias]
-        said = known.messages(number, len(prompt), max_nodes)
+        said = before_prompt(known, number, len(prompt), max_nodes)
         try:
             check_tokens((*prompt, *known.stop_ids, *biased), rows)
         except OutsideVocabulary as error:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.edge.net.link import Link, Sampling, ServerError
+from runtime.edge.net.link import Link, ServerError
+from runtime.sampling import Sampling
 from runtime.wire.messages import ErrorCode
 from tests.faults.rig import Rig, until
 

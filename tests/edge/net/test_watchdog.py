@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime.edge.net.link import Sampling
 from runtime.edge.net.uplink import Uplink
 from runtime.edge.net.watchdog import FIRST_PATIENCE_S, Sign, Watchdog
 from runtime.model.engine import Engine
+from runtime.sampling import Sampling
 from tests.faults.rig import Rig, until
 
 
