@@ -26,9 +26,6 @@ from runtime.server.users import add_user
 ROOT = Path(__file__).parent.parent
 
 
-# --- how many ---
-
-
 @pytest.mark.parametrize(
     ("now", "lines", "loads", "expected"),
     [
@@ -69,9 +66,6 @@ def test_the_number_of_replicas_comes_to_rest() -> None:
             now = wanted(now, [line] * now, [each / places] * now)
             assert now >= 1
         assert len({*seen[-20:]}) == 1, (places, most_waiting, requests, seen[-5:])
-
-
-# --- which number ---
 
 
 def word(number: int | None, port: int, unready: str = "", edges: int = 0) -> Word:
@@ -116,8 +110,6 @@ def test_edges_go_where_they_are_taken() -> None:
     assert chosen is not None
     assert (chosen.address.edges, chosen.edges) == (("10.0.0.1", 2), 7)
 
-
-# --- a cluster ---
 
 LONG = 500
 People = tuple[Path, list[tuple[str, Path]]]  # a file of users, and names with files of tokens

@@ -92,8 +92,6 @@ class Gated(Credits):
         self._events: list[tuple[float, int, Callable[..., None], Gateway, Request | None]] = []
         self._order = itertools.count()
 
-    # --- what the server's pipeline asks ---
-
     def opened(self, request: Request) -> None:
         super().opened(request)
         self._gateway(request).requests[request.user] += 1
@@ -133,8 +131,6 @@ class Gated(Credits):
     def wake_s(self) -> float:
         return min(self.window.expires_s, self._events[0][0]) if self.wanted else math.inf
 
-    # --- the gate ---
-
     def _arrive(self, now_s: float, gateway: Gateway, request: Request) -> None:
         if len(self._gate) < self._gate_offers:
             self._gate.append(request)
@@ -155,8 +151,6 @@ class Gated(Credits):
                 given.append(request)
             self._gate.popleft()
         return given
-
-    # --- the gateways ---
 
     def _want(self, now_s: float, gateway: Gateway, request: Request) -> None:
         if request in self._waiting:

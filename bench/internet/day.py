@@ -123,8 +123,6 @@ class Day:
         for prefixes in self.prefixes:
             prefixes.check()
 
-    # --- replicas ---
-
     def _replicas_come_and_go(self, tick: int) -> None:
         world = self.world
         for number in self._back.pop(tick, []):
@@ -159,8 +157,6 @@ class Day:
         for replica, edges in zip(self.replicas, connected.tolist(), strict=True):
             if replica.unready != "it is down":
                 replica.told("", edges)
-
-    # --- edges ---
 
     def _sessions_begin(self, now_s: float, tick: int) -> None:
         for number, region in enumerate(REGIONS):

@@ -272,8 +272,6 @@ class Simulation:
         lost = device.loss > 0 and self._rng.random() < device.loss
         return way_s + RESENT_S + device.rtt_s if lost else way_s
 
-    # --- the server ---
-
     def _join(self, number: int) -> None:
         self.pipeline.opened(self.requests[number], self._now_s)
         self._enqueue(number)
@@ -380,8 +378,6 @@ class Simulation:
         request.take_offer(offer)
         self.pipeline.offer_came(request, offer.base, self._now_s)
         request.take_along(self.pipeline.nodes_to_take(request, self._now_s))
-
-    # --- the edges ---
 
     def _send_credits(self) -> None:
         for request, grant in self.pipeline.credits_due(self._now_s):

@@ -139,8 +139,6 @@ class Peer:
     def vocabulary_size(self) -> int:
         return self.welcome.vocabulary_size if self.welcome else 0
 
-    # --- out ---
-
     def write(self, data: bytes) -> None:
         """Any bytes."""
         self._writer.write(data)
@@ -195,8 +193,6 @@ class Peer:
     def hang_up(self) -> None:
         """Close at once."""
         self._writer.close()
-
-    # --- in ---
 
     def stop_reading(self) -> None:
         """Leave everything that comes where it is."""
@@ -297,8 +293,6 @@ class Peer:
         self._seq_due = (self._seq_due + 1) & 0xFFFF
         return message
 
-    # --- greeting ---
-
     async def greet(self) -> wire.Welcome:
         """Shake hands as an edge does."""
         await self.introduce()
@@ -336,8 +330,6 @@ class Peer:
         """Whether the server has the token as well."""
         known = (self.hello, challenge.nonce, self.certificate)
         return is_proven(challenge.proof, self._target.token, Role.SERVER, *known)
-
-    # --- requests ---
 
     def prompt(self, tokens: int, seed: int = 1) -> tuple[int, ...]:
         """Ids of some prompt."""

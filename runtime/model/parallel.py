@@ -57,8 +57,6 @@ class Ranks:
             raise ModelError(f"the {size} ranks of torchrun do not meet: {_line(error)}") from error
         return cls(rank, size, local_rank)
 
-    # --- while the model is opened ---
-
     @contextmanager
     def agreeing(self) -> Iterator[None]:
         """All ranks do this, or none: the sentence of one that fails is told by rank 0."""
@@ -101,8 +99,6 @@ class Ranks:
         if self.rank == 0:
             self._beats = threading.Thread(target=self._beat_forever, name="beats", daemon=True)
             self._beats.start()
-
-    # --- who leads ---
 
     @contextmanager
     def leading(self, message: Tensor) -> Iterator[None]:
@@ -164,8 +160,6 @@ class Ranks:
                     self._tell(_BEAT)
                 except RankLost:
                     return
-
-    # --- what is exchanged in a step ---
 
     def whole(self, x: Tensor) -> Tensor:
         """x [N, W] of every rank -> [N, size W], in the order of the ranks, to the bit."""

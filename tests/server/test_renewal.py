@@ -60,9 +60,6 @@ class Looking:
         self.told.append((users, certificate.hash if certificate else b""))
 
 
-# --- what is read, and when ---
-
-
 def test_only_what_has_changed_is_read(tmp_path: Path) -> None:
     path, tokens = users_file(tmp_path, "alice")
     renewal = Looking(path)
@@ -224,8 +221,6 @@ def shown_by(context: ssl.SSLContext) -> bytes:
     assert shown is not None, "no handshake"
     return certificate_hash(shown)
 
-
-# --- what becomes of those who are there ---
 
 SAMPLING = Sampling(max_tokens=40, temperature=0.0, seed=1, stop_ids=())
 PROMPT = [5, 6, 7, 8]

@@ -87,8 +87,6 @@ class Pipeline:
         self._expected = Expected()  # when trees should come that may be sent or are on the way
         self.free_at_s = 0.0  # when the running step is expected to end
 
-    # --- what happens ---
-
     def opened(self, request: Request, now_s: float) -> None:
         """A request whose prompt waits to be verified."""
         self.load.opened(now_s)
@@ -148,8 +146,6 @@ class Pipeline:
         """That step took `step_s`, verified `trees` trees and gave `tokens`. Verdicts follow."""
         self.load.step_ended(trees, rows, chunk_rows, tokens, step_s, now_s)
         self.free_at_s = now_s
-
-    # --- what follows ---
 
     def after_verdict(self, request: Request, ranks: Sequence[int], now_s: float) -> Grant:
         """The next move after a verdict that accepted the nodes of these ranks (`Tree.ranks`)."""

@@ -149,9 +149,6 @@ def test_there_is_room_for_a_tree_where_it_takes_no_pages_from_others(model):
     ]
 
 
-# --- admission ---
-
-
 def test_a_prompt_is_prefilled_in_chunks_and_verified_with_the_last(
     scheduler: Scheduler, model: FakeModel
 ) -> None:
@@ -221,9 +218,6 @@ def test_users_take_turns(scheduler: Scheduler) -> None:
     assert keys(scheduler) == [1, 2, 3, 6]
     scheduler.remove(crowd[1])
     assert keys(scheduler) == [2, 3, 6, 4]
-
-
-# --- pages on demand and preemption ---
 
 
 def test_one_user_never_has_all_places() -> None:
@@ -371,9 +365,6 @@ def test_a_preempted_request_is_prefilled_while_its_edge_drafts(model: FakeModel
     assert second.uncached == 0
 
 
-# --- shared prefixes ---
-
-
 @pytest.mark.parametrize(("prompt", "cached"), [(16, 12), (17, 16), (18, 16), (4, 0), (5, 4)])
 def test_a_prefix_is_found_by_whole_pages_before_the_root(
     scheduler: Scheduler, model: FakeModel, prompt: int, cached: int
@@ -449,9 +440,6 @@ def test_pages_of_nobody_give_way(scheduler: Scheduler, model: FakeModel) -> Non
     assert scheduler.cache.room() == LIMITS.n_pages
 
 
-# --- cancellation ---
-
-
 def test_pages_in_the_running_step_stay_until_it_is_over(model: FakeModel) -> None:
     """The model may still write to them: they are neither taken from it nor lent to others."""
     scheduler = make(replace(LIMITS, n_pages=16))
@@ -494,9 +482,6 @@ def test_a_key_that_is_used_again_during_the_step(scheduler: Scheduler, model: F
     assert new.cached == 0
     decode(scheduler, model, new)
     assert scheduler.cache.room() == LIMITS.n_pages
-
-
-# --- everything at once ---
 
 
 def random_request(dice: random.Random, key: int) -> Request:
@@ -582,9 +567,6 @@ def test_random_traffic(seed: int) -> None:
     scheduler.next_batch()
     scheduler.check()
     assert scheduler.cache.room() == limits.n_pages
-
-
-# --- a step ahead ---
 
 
 def plain(scheduler: Scheduler, model: FakeModel, key: int, output: int = 8) -> Request:

@@ -225,9 +225,6 @@ def test_whose_token_cannot_be_drawn_fails_alone_and_harms_nobody_in_the_next_st
         assert [one.bonus, two.bonus] == expected[index]
 
 
-# --- the model's thread, on a device that runs by itself ---
-
-
 class Gate(staging.Arriving):
     """Stands for a copy from a device that is done when a test says so."""
 
