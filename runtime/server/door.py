@@ -5,6 +5,7 @@ it has a user's token, and until then learns nothing of the server but its proto
 of requests; time is an argument.
 """
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -113,7 +114,7 @@ class Door:
         if self.users is None:
             self._welcome(peer, hello)
         elif wait_s := self._patience.wait_s(peer.host, now_s):
-            sentence = f"too many wrong tokens from {peer.host}; try again in {wait_s:.0f} s"
+            sentence = f"too many wrong tokens from {peer.host}; try again in {math.ceil(wait_s)} s"
             peer.refuse(wire.ErrorCode.BUSY, sentence)
         else:
             peer.send(challenge(self.users.get(hello.user), hello, self._strangers[peer]))
