@@ -148,13 +148,25 @@ class Server:
 
         `listener` makes its protocols with `new_peer`. Raises DeviceError.
         """
-        with _interpreter_of_a_server():
+        with _interpreter_of_a_server(), self._parts():
             await self._run(listener, announce)
+
+    @contextlib.contextmanager
+    def _parts(self) -> Iterator[None]:
+        """What has threads; afterwards they have ended."""
+        try:
+            yield
+        finally:
+            self.steps.stop()
+            if self.guides is not None:
+                self.guides.close()
+            if self.spilling is not None:
+                self.spilling.close()
 
     async def _run(self, listener: Listener, announce: Callable[[str, int], None]) -> None:
         on_stop(asyncio.get_running_loop(), self.stop)
-        stop, left_s = asyncio.ensure_future(self._stopping.wait()), CLOSE_TIMEOUT_S
         await open_port(listener)
+        stop, left_s = asyncio.ensure_future(self._stopping.wait()), CLOSE_TIMEOUT_S
         self.edges.unready = ""
         announce(*listener.sockets[0].getsockname()[:2])
         verifying = asyncio.ensure_future(self._verify_forever())
@@ -168,14 +180,8 @@ class Server:
             verifying.cancel()
             looking.cancel()
             stop.cancel()
-            try:  # an edge may be slow to take the last of its answer
-                await asyncio.gather(*(peer.hang_up(left_s) for peer in self.door.peers()))
-            finally:
-                self.steps.stop()
-                if self.guides is not None:
-                    self.guides.close()
-                if self.spilling is not None:
-                    self.spilling.close()
+            # an edge may be slow to take the last of its answer
+            await asyncio.gather(*(peer.hang_up(left_s) for peer in self.door.peers()))
         if verifying.done() and not verifying.cancelled():
             verifying.result()
 

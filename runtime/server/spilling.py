@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -136,10 +136,8 @@ class Spilling:
             self.spill.was_read(pages)
 
     def close(self) -> None:
-        """Remove what is on disk."""
+        """Wait for the page that is being written or read; no other is."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-        if self._folder is not None:
-            self._folder.close()
 
     def _read(self, keys: Sequence[Key]) -> list[tuple[Key, PageCopy | None]]:
         """The pages of these keys up to the first that is lost, which has none."""
@@ -174,9 +172,14 @@ class Spilling:
         self._thread.submit(self._folder.drop, key)
 
 
-def folder_of(config: ServerConfig) -> PageFolder | None:
-    """Where pages go on disk, if they do. Raises ConfigError."""
-    return PageFolder(Path(config.spill_folder).expanduser()) if config.spill_folder else None
+@contextlib.contextmanager
+def folder_of(config: ServerConfig) -> Iterator[PageFolder | None]:
+    """Where pages go on disk while the context lasts, if they do. Raises ConfigError."""
+    if not config.spill_folder:
+        yield None
+        return
+    with contextlib.closing(PageFolder(Path(config.spill_folder).expanduser())) as folder:
+        yield folder
 
 
 def spilling_of(config: ServerConfig, kv: PagedKV, folder: PageFolder | None) -> Spilling | None:
@@ -199,5 +202,5 @@ def _pages(gib: float, option: str, kv: PagedKV, free_bytes: int | None) -> int:
     pages = int(gib * GIB) // kv.bytes_per_page
     if not pages:
         size = kv.bytes_per_page / GIB
-        raise ConfigError(f"{option} {gib:g} holds no page of this model, which takes {size:.2g}")
+        raise ConfigError(f"{option} {gib:g} holds no page of this model: {size:.2g} GiB")
     return pages

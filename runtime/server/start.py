@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -196,33 +196,34 @@ async def serve(
     Raises ConfigError, ModelError, TLSError or ConnectionError.
     """
     credits = credits_of(config)  # first: it needs nothing else
-    # The port is reserved at once, so that a busy one is reported before the model is loaded, and
-    # opened last, so that nobody reaches a server that cannot answer.
-    renewal, there, folder = Renewal(config), _There(config), folder_of(config)
-    certificate, api_certificate = _certificate(config), _api_certificate(config)
-    listener = await _listen(config, there.new_peer, certificate)
-    users, metrics = users_of(config), Metrics()
-    metrics.certified(certificate)
-    announce = partial(_announce, config, console, certificate, opened=opened)
-    async with (
-        _pages(config, console, there.unready, metrics, there.requests, on_step) as step_ended,
-        _clients(
-            config, console, there.unready, users, api_certificate, metrics, api_opened
-        ) as join,
-    ):
+    renewal, there = Renewal(config), _There(config)
+    async with AsyncExitStack() as held:
+        folder = held.enter_context(folder_of(config))
+        certificate, api_certificate = _certificate(config), _api_certificate(config)
+        # The port is reserved at once, so that a busy one is reported before the model is loaded,
+        # and opened last, so that nobody reaches a server that cannot answer.
+        listener = await _listen(config, there.new_peer, certificate)
+        held.enter_context(closing(listener))
+        users, metrics = users_of(config), Metrics()
+        metrics.certified(certificate)
+        step_ended = await held.enter_async_context(
+            _pages(config, console, there.unready, metrics, there.requests, on_step)
+        )
+        join = await held.enter_async_context(
+            _clients(config, console, there.unready, users, api_certificate, metrics, api_opened)
+        )
         # in a thread, so that the pages answer meanwhile
         loaded = await asyncio.to_thread(_load, config, console, open_engine)
-        async with together.watching(loaded.engine.ranks):
-            door = _door(config, users, certificate, loaded.identity)
-            server = there.server = _server(
-                config, loaded, door, step_ended, metrics, folder, credits
-            )
-            made(server)
-            renewed = _renewed(server, join(server, loaded.tokenizer))
-            _tell_ready(config, console, loaded.engine)
-            del loaded
-            async with renewing(renewal, (certificate, api_certificate), renewed):
-                await server.run(listener, announce)
+        await held.enter_async_context(together.watching(loaded.engine.ranks))
+        door = _door(config, users, certificate, loaded.identity)
+        server = there.server = _server(config, loaded, door, step_ended, metrics, folder, credits)
+        made(server)
+        renewed = _renewed(server, join(server, loaded.tokenizer))
+        _tell_ready(config, console, loaded.engine)
+        del loaded
+        announce = partial(_announce, config, console, certificate, opened=opened)
+        async with renewing(renewal, (certificate, api_certificate), renewed):
+            await server.run(listener, announce)
     _tell_totals(console, server)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from runtime.config import ServerConfig
@@ -22,6 +22,7 @@ class Serving:
     """A server of the tiny target in this event loop, and how its local edges see it."""
 
     def __init__(self, target: Path, users: dict[str, bytes] | None = None, **options: object):
+        self.held = ExitStack()
         tokenizer = Tokenizer.load(target)
         config = ServerConfig(port=0, **options)
         engine = open_engine(
@@ -36,7 +37,8 @@ class Serving:
         meaning, stops = tokenizer.hashes.below, frozenset({257})
         identity = Identity("tiny", 260, meaning, 1024, stops, None, adapters)
         self.door = Door(config, identity, users)
-        spilling = spilling_of(config, engine.kv, folder_of(config))
+        folder = self.held.enter_context(folder_of(config))
+        spilling = spilling_of(config, engine.kv, folder)
         self.server = Server(config, engine, self.door, spilling=spilling)
         self.all_pages = self.free_pages
         self.hello = wire.Hello(1, 260, tokenizer.hashes.below(260), "tiny")
@@ -76,6 +78,7 @@ async def serving(*arguments: object, **options: object) -> AsyncIterator[Servin
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        it.held.close()
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:

@@ -1,14 +1,17 @@
 """A chat that comes back after others took its pages: from memory, from disk, and after damage."""
 
+import gc
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from runtime import Server
 from runtime.config import ConfigError, ServerConfig
-from runtime.model.config import KVShape
+from runtime.model.config import KVShape, ModelError
 from runtime.model.kv_cache import PagedKV
 from runtime.model.page_copy import PageCopy
 from runtime.server.schedule.prefix_cache import Key
@@ -133,7 +136,7 @@ def test_options_belong_together(options: dict[str, object], sentence: str) -> N
 
 def test_less_than_a_page_is_a_sentence() -> None:
     kv = PagedKV([KVShape(1, 8, 8)], 1, 16, torch.float32)
-    with pytest.raises(ConfigError, match="--spill-memory-gib 1e-07 holds no page"):
+    with pytest.raises(ConfigError, match=r"--spill-memory-gib 1e-07 holds no page .* GiB"):
         spilling_of(ServerConfig(spill_memory_gib=1e-7), kv, None)
 
 
@@ -144,11 +147,26 @@ def test_more_than_there_is_is_a_sentence(tmp_path: Path) -> None:
         spilling_of(ServerConfig(spill_memory_gib=1e6), kv, None)
     folder = str(tmp_path / "pages")
     config = ServerConfig(spill_memory_gib=1e-4, spill_disk_gib=1e9, spill_folder=folder)
-    pages = folder_of(config)
-    assert pages is not None
-    with pytest.raises(ConfigError, match=r"--spill-disk-gib 1e.09 is more than the .* GiB free"):
+    sentence = r"--spill-disk-gib 1e.09 is more than the .* GiB free"
+    with folder_of(config) as pages, pytest.raises(ConfigError, match=sentence):
         spilling_of(config, kv, pages)
-    pages.close()
+
+
+def test_a_server_that_cannot_start_leaves_its_folder_and_its_port(tmp_path: Path) -> None:
+    """To whoever is next in the same process."""
+    spilled = {"spill_memory_gib": 1e-4, "spill_disk_gib": 1e-4, "spill_folder": str(tmp_path)}
+    config = ServerConfig(model=str(tmp_path / "none"), port=0, http="", **spilled)
+    before = open_sockets()
+    with pytest.raises(ModelError, match="does not exist") as told:
+        Server(config).start()
+    assert open_sockets() == before, f"{told} holds what is not closed"
+    with folder_of(config) as folder:
+        assert folder is not None
+
+
+def open_sockets() -> int:
+    links = (link for link in gc.get_objects() if issubclass(type(link), socket.socket))
+    return sum(link.fileno() >= 0 for link in links)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
