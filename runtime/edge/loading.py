@@ -125,7 +125,6 @@ def make_drafter(
     from runtime.edge.draft.drafter import Drafter
 
     earlier = Earlier(config.earlier_tokens) if config.earlier_tokens else None
-
     translation = translation_for(config)
     engine = open_draft(config, progress)
     if translation is None:

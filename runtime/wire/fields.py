@@ -41,8 +41,8 @@ def unpack_head(layout: struct.Struct, body: bytes) -> tuple[Any, ...]:
     return layout.unpack_from(body)
 
 
-def check_name(name: str, value: str, most_bytes: int) -> None:
-    check(f"bytes of {name}", len(value.encode()), 0, most_bytes)
+def check_name(name: str, value: str, most_bytes: int, least_bytes: int = 0) -> None:
+    check(f"bytes of {name}", len(value.encode()), least_bytes, most_bytes)
     if CONTROL_CHARACTERS.search(value):
         raise ValueError(f"{name} {value!r} has control characters")
 

@@ -235,8 +235,7 @@ class Redirect:
 
     def __post_init__(self) -> None:
         check("port", self.port, 1, U16_MAX)
-        check("bytes of host", len(self.host.encode()), 1, MAX_HOST_BYTES)
-        check_name("host", self.host, MAX_HOST_BYTES)
+        check_name("host", self.host, MAX_HOST_BYTES, least_bytes=1)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return self.LAYOUT.pack(self.port) + self.host.encode()
@@ -351,8 +350,7 @@ class Adapters:
     names: str
 
     def __post_init__(self) -> None:
-        check("bytes of names", len(self.names.encode()), 1, MAX_ADAPTERS_BYTES)
-        check_name("names", self.names, MAX_ADAPTERS_BYTES)
+        check_name("names", self.names, MAX_ADAPTERS_BYTES, least_bytes=1)
 
     @property
     def each(self) -> tuple[str, ...]:
@@ -533,8 +531,7 @@ class Adapter:
 
     def __post_init__(self) -> None:
         check("request", self.request, 1, U16_MAX)
-        check("bytes of name", len(self.name.encode()), 1, MAX_ADAPTER_BYTES)
-        check_name("name", self.name, MAX_ADAPTER_BYTES)
+        check_name("name", self.name, MAX_ADAPTER_BYTES, least_bytes=1)
 
     def encode(self, vocabulary_size: int) -> bytes:
         return self.name.encode()
