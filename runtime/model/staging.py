@@ -68,8 +68,9 @@ class Arriving:
 
 
 def download(*columns: Tensor) -> Arriving:
-    """Send columns to the host, those of wider numbers first. Nobody waits for them, nor for what
-    is queued after them.
+    """Send columns to the host; nobody waits for them, nor for what is queued after them.
+
+    Wider numbers come before narrower ones, as they share a buffer in which they must be aligned.
 
     All that a step brings back from its device goes through here.
     """
