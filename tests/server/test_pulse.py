@@ -5,7 +5,7 @@ from pathlib import Path
 
 from runtime.edge.net.link import Link
 from runtime.sampling import Sampling
-from runtime.server.pulse import LOOK_S, TREE_LOOKS, Pulse
+from runtime.server.pulse import LOOK_S, TREE_LOOKS, TRIPS, Pulse
 from runtime.tree import Tree
 from runtime.wire import messages as wire
 from tests.faults.rig import Rig, until
@@ -53,6 +53,33 @@ def test_an_edge_that_sends_trees_is_asked_in_time_where_little_silence_is_allow
     assert not pulse.is_to_be_asked(silence_s=30)
     pulse.look(heard_bytes + 16)  # its answer
     assert not pulse.is_to_be_asked(silence_s=2 * LOOK_S)
+
+
+def test_an_edge_that_sends_no_trees_is_asked_although_it_is_heard() -> None:
+    """Other messages do not tell how far away it is."""
+    pulse, heard_bytes = Pulse(), 0
+    pulse.drafted()
+    asked = []
+    for _ in range(2 * TREE_LOOKS):
+        pulse.look(heard_bytes := heard_bytes + 40)
+        asked.append(pulse.is_to_be_asked(silence_s=30))
+    assert asked == [False] * TREE_LOOKS + [True] * TREE_LOOKS
+
+
+def test_a_round_trip_is_the_shortest_of_the_last_few() -> None:
+    """The others waited for something; but an edge may also have come to be farther away."""
+    pulse = Pulse()
+    assert pulse.rtt_s is None
+    took_s = (3.0, 1.0, 2.0, 4.0, 5.0, 6.0)
+    told = []
+    for number, trip_s in enumerate(took_s):
+        assert pulse.may_ask()
+        pulse.asked(100.0 * number)
+        assert not pulse.may_ask()
+        assert pulse.answered(100.0 * number + trip_s) == trip_s
+        told.append(pulse.rtt_s)
+    assert TRIPS == 4
+    assert told == [3.0, 1.0, 1.0, 1.0, 1.0, 2.0]
 
 
 def test_an_edge_that_leaves_during_a_look_is_passed_over_and_the_others_are_asked(

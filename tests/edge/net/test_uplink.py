@@ -60,7 +60,9 @@ def test_requests_that_lost_one_link_share_the_next(tiny_pair: tuple[Path, Path]
         uplink = Uplink("127.0.0.1", rig.port, rig.hello)
         first = await uplink.link()
         assert await uplink.link() is first
-        sent = uplink.bytes_sent
+        assert uplink.bytes_sent == first.bytes_sent > 0
+        assert uplink.bytes_received == first.bytes_received > 0
+        assert uplink.rtt_s == first.rtt_s
         await rig.kill()
         await rig.start()
         await until(lambda: not uplink.alive)
@@ -68,8 +70,11 @@ def test_requests_that_lost_one_link_share_the_next(tiny_pair: tuple[Path, Path]
         assert len(set(links)) == 1
         assert links[0] is not first
         assert uplink.opened == 2
-        assert uplink.bytes_sent >= 2 * sent, "bytes of the lost link count as well"
+        assert uplink.bytes_sent == first.bytes_sent + links[0].bytes_sent
         await uplink.close()
+        assert uplink.bytes_sent == first.bytes_sent + links[0].bytes_sent
+        assert uplink.bytes_received == first.bytes_received + links[0].bytes_received
+        assert uplink.rtt_s == 0, "there is no link"
         await rig.kill()
 
     asyncio.run(attempt())
