@@ -92,6 +92,27 @@ def test_a_few_edges_of_one_user_stay_together() -> None:
     assert sent(made, "one") != home(router(), "one")
 
 
+def test_a_replica_has_a_quarter_more_than_the_mean_of_all_and_no_more() -> None:
+    made = router(NAMES[:2])
+    for replica in made.replicas:
+        replica.told("", 40)
+    favourite = home(made, "one")
+    # 80 are connected: the n-th more makes 80 + n, of which it may have 1.25 halves
+    gained = 0
+    while sent(made, "one") == favourite:
+        gained += 1
+    assert gained == next(n for n in range(1000) if 40 + n >= 1.25 * (80 + n + 1) / 2)
+
+
+def test_what_becomes_of_a_replica_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    (replica,) = router(NAMES[:1]).replicas
+    for unready in ("", "503: draining", "nothing listens there", "", ""):
+        replica.told(unready, 0)
+    said = "edges are sent to a replica"
+    assert caplog.messages == [said, "no edge is sent to a replica", said]
+
+
 def test_names_and_keys_do_not_run_into_one_another() -> None:
     chosen = {home(router(["a:1", "a:11"]), key) for key in ("1x", "x", "1", "11x", "2", "3", "4")}
     assert chosen == {"a:1", "a:11"}

@@ -2,7 +2,9 @@
 
 import math
 
-from runtime.edge.draft.offering import LEAST_TOKENS, Offering, ahead
+import pytest
+
+from runtime.edge.draft.offering import LEAST_TOKENS, RESERVE, Offering, ahead, due_s
 from runtime.edge.draft.speculation import Noise, Proactive, Speculation, TreeShape
 from runtime.tree import ROOT
 
@@ -58,3 +60,10 @@ def test_what_was_offered_is_offered_again_only_with_something_new() -> None:
 def test_the_step_that_runs_counts_and_so_do_those_on_the_way() -> None:
     assert [ahead(rtt_s, 0.03) for rtt_s in (0.0, 0.015, 0.03, 0.031, 0.1)] == [1, 1, 1, 2, 4]
     assert ahead(0.1, 0.0) == 1
+
+
+def test_an_offer_is_sent_so_that_it_is_there_in_time() -> None:
+    """A little before the step that it is for, behind the way that the verdict and it have."""
+    for steps, rtt_s, step_s in ((1, 0.0, 0.1), (1, 0.02, 0.1), (3, 0.02, 0.1)):
+        arrives_s = rtt_s + due_s(steps, rtt_s, step_s)  # after the step that the verdict is of
+        assert steps * step_s - arrives_s == pytest.approx(RESERVE * step_s)

@@ -88,6 +88,7 @@ def test_free_time_is_used_and_nothing_else_is_wasted() -> None:
     to_come = Slot(math.inf, 0.0)
     assert pace.is_worth_a_pass(3.0, 1e-6, 9.0, to_come)
     assert not pace.is_worth_a_pass(3.0, 0.0, 0.0, to_come)
+    assert not pace.is_worth_a_pass(3.0, 0.0, 0.0, Slot(1.0, 0.0))
 
 
 def test_before_a_wait_is_measured_it_is_a_step_of_the_server() -> None:
