@@ -81,8 +81,8 @@ void Guest::hear() {
 }
 
 void Guest::add_direct(Message& message) {
-  if (message.descriptors.size() != 3) return;
   const uint32_t slot = message.header.slot;
+  if (message.descriptors.size() != 3 || slots_[slot].direct) return;
   auto made = std::make_unique<Direct>();
   const auto [mine, theirs] = message.header.is_first
                                   ? std::pair(Region::Ring::send, Region::Ring::receive)
@@ -96,7 +96,6 @@ void Guest::add_direct(Message& message) {
   event.events = EPOLLIN | EPOLLET;
   event.data.u32 = slot;
   epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, made->bell.get(), &event);
-  if (slots_[slot].direct) return;
   slots_[slot].direct = std::move(made);
   directs_.push_back(slot);
   stirred_.push_back(slot);

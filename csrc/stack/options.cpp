@@ -1,6 +1,7 @@
 #include "options.h"
 
 #include <charconv>
+#include <sstream>
 #include <stdexcept>
 
 namespace specedge::stack {
@@ -15,8 +16,9 @@ double number(std::string_view name, const char* text, double most) {
   const auto [end, error] = std::from_chars(given.data(), given.data() + given.size(), value);
   const bool is_whole = error == std::errc{} && end == given.data() + given.size();
   if (!is_whole || !(value >= 0 && value <= most))
-    throw std::runtime_error(std::string(name) + " is " + text + "; expected a number from 0 to " +
-                             std::to_string(most));
+    throw std::runtime_error(
+        (std::ostringstream() << name << " is " << text << "; expected a number from 0 to " << most)
+            .str());
   return value;
 }
 

@@ -66,6 +66,26 @@ def test_the_operator_asks_and_moves_a_daemon() -> None:
         assert f"another specedge-stack has {running.path}" in second.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "--socket is missing: where guests attach"),
+        (["--socket"], "option --socket has no value"),
+        (["--what", "1"], "unknown option --what"),
+        (["--delay-ms", "10001"], "--delay-ms is 10001; expected a number from 0 to 10000"),
+        (["--loss", "0.6"], "--loss is 0.6; expected a number from 0 to 0.5"),
+        (["--rate", "1x"], "--rate is 1x; expected a number from 0 to 1e+12"),
+        (["--user-rate", "nan"], "--user-rate is nan; expected a number from 0 to 1e+12"),
+        (["--module", "udp"], "--module is udp; it takes one of shm, unix, tcp, emulated"),
+        (["--share-by", "host"], "--share-by is host; it takes user or process"),
+    ],
+)
+def test_a_wrong_option_of_the_daemon_is_a_sentence(options: list[str], sentence: str) -> None:
+    done = subprocess.run([PROGRAM, *options], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"specedge-stack: {sentence}\n"
+
+
 def test_a_full_daemon_says_so_and_still_answers_its_operator() -> None:
     with daemon("--max-guests", "1") as running:
         guest = _stack.Guest(running.path)
