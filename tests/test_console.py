@@ -103,7 +103,7 @@ def test_an_answer_takes_the_place_of_what_was_said_of_its_prompt() -> None:
     printing = threading.Thread(target=stream_answer, args=(answer, terminal(screen)))
     printing.start()
     assert screen.seen("reading the prompt: 40 of 100 tokens, 40%")
-    stream.add([Piece("the answer", drafted=False)], [1])
+    stream.add([Piece("the answer", drafted=False, end=1)], [1])
     writing.set_result("stop")
     printing.join(60)
     *_, last = re.split(r"\x1b\[2K", screen.getvalue())

@@ -21,7 +21,7 @@ class Piece(str):
     drafted: bool
     end: int
 
-    def __new__(cls, text: str, drafted: bool, end: int = 0) -> "Piece":
+    def __new__(cls, text: str, drafted: bool, end: int) -> "Piece":
         piece = super().__new__(cls, text)
         piece.drafted, piece.end = drafted, end
         return piece

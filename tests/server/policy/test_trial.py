@@ -125,3 +125,25 @@ def test_a_run_of_hits_proves_nothing_yet() -> None:
     assert trial.most_tokens == float("inf")
     trial.nothing_drafted(1.3)
     assert trial.most_tokens == float("inf"), "who gains so much need not be spared"
+
+
+def test_what_may_be_lost_is_what_was_allowed_last() -> None:
+    trial = Trial()
+    trial.allow(10.0)
+    assert trial.most_tokens == pytest.approx(11.0)
+    trial.drafted(1, 3.0)
+    assert trial.most_tokens == pytest.approx(9.0)
+    trial.allow(0.0)  # less than every trial may lose
+    assert trial.most_tokens == pytest.approx(9.0 - (10.0 - SLACK_TOKENS))
+    trial.allow(10.0)
+    trial.drafted(1, 9.0)
+    trial.allow(0.0)
+    assert trial.slack_tokens == 0.0, "what is lost already is not owed"
+
+
+def test_plain_tokens_are_counted_from_the_last_draft_on() -> None:
+    trial = Trial()
+    for _ in range(3):
+        assert not any(trial.plain() for _ in range(WINDOW_TOKENS - 1))
+        trial.drafted(1, 1.5)
+    assert [trial.plain() for _ in range(WINDOW_TOKENS)].count(True) == 1

@@ -62,6 +62,34 @@ def test_a_request_without_a_draft_is_prefilled_but_not_verified() -> None:
 
 
 @pytest.mark.parametrize(
+    ("max_batch", "max_step_nodes", "trees"),
+    [
+        (8, 20, ["ready", "first", "second", "prompt"]),
+        (3, 20, ["ready", "first", "second"]),
+        (2, 20, ["ready", "first"]),
+        (1, 20, ["ready"]),
+        (8, 12, ["ready", "first", "second", "prompt"]),
+        (8, 11, ["ready", "first", "second"]),
+        (8, 10, ["ready", "first"]),
+        (8, 9, ["ready"]),
+    ],
+)
+def test_who_decodes_on_stands_behind_trees_and_before_prompts(
+    max_batch: int, max_step_nodes: int, trees: list[str]
+) -> None:
+    """With a row each: 9 of the tree that is ready, 1 of each that follows, 1 of the prompt."""
+    limits = replace(LIMITS, max_batch=max_batch, max_step_nodes=max_step_nodes)
+    following = [request(1, 0), request(2, 0)]
+    step = choose_in_order([request(0, 0, 8)], [request(3, 5)], limits, following)
+    names = ["ready", "first", "second", "prompt"]
+    assert [names[work.request.key] for work in step if work.verify] == trees
+    assert [work.follows for work in step if work.verify] == [
+        name in ("first", "second") for name in trees
+    ]
+    assert step[-1].chunk == 5, "a prompt is read in any case"
+
+
+@pytest.mark.parametrize(
     ("uncached", "chunks"),
     [
         ([30], [8]),
