@@ -54,6 +54,25 @@ def test_what_was_answered_has_been_uploaded() -> None:
     assert signs == [Sign.ASK, Sign.DEAD]
 
 
+def test_a_pong_tells_that_all_before_its_ping_has_arrived() -> None:
+    dog = Watchdog(patience_s=5.0)
+    dog.look(100, 20_000, waiting=True)
+    assert dog.look(100, 20_000, waiting=True) is Sign.ASK
+    dog.saw_pong()
+    assert [dog.look(100, 20_000, waiting=True) for _ in range(2)] == [Sign.ASK, Sign.DEAD]
+
+
+def test_time_in_which_nobody_waited_is_no_silence() -> None:
+    """An upload of 40 s of which 20 have passed begins anew with the next request."""
+    dog = Watchdog(patience_s=5.0)
+    dog.look(100, 20_000, waiting=True)
+    signs = [dog.look(100, 20_000, waiting=True) for _ in range(5)]
+    assert signs == [Sign.ASK, *[Sign.FINE] * 4]
+    assert {dog.look(100, 20_000, waiting=False) for _ in range(20)} == {Sign.FINE}
+    signs = [dog.look(100, 20_000, waiting=True) for _ in range(8)]
+    assert signs == [*[Sign.FINE] * 7, Sign.DEAD]
+
+
 def test_nobody_waits_nobody_asks() -> None:
     dog = Watchdog()
     assert {dog.look(0, 0, waiting=False) for _ in range(9)} == {Sign.FINE}
