@@ -8,6 +8,7 @@ import pytest
 from runtime.server.policy.budget import (
     KNOWN_ROUNDS,
     does_better_unasked,
+    nodes_to_grant,
     nodes_to_take,
     only_loses,
     worthwhile_nodes,
@@ -102,9 +103,9 @@ def test_nothing_is_said_of_drafts_that_were_hardly_tried() -> None:
     assert [only_loses(edge, load) for edge in hopeless] == [False, True]
 
 
-def plain(requests: int = 1) -> Load:
+def plain(requests: int = 1, max_step_nodes: int = 256) -> Load:
     """A machine on which rows up to 8 cost nothing and plain decoding takes 30 ms."""
-    load = Load(16, 256)
+    load = Load(16, max_step_nodes)
     for _ in range(requests):
         load.opened(0.0)
     load.cost.learn((rows, of_memory(rows)) for rows in (1, 4, 8, 16, 64))
@@ -197,3 +198,49 @@ def test_offers_are_the_way_where_steps_follow_each_other_and_have_room_for_all(
     assert not does_better_unasked(worse, plain(requests=17)), "who waits for a turn can draft"
     resting = knowing(0.0, 0.03, 4, plain())
     assert not does_better_unasked(resting, plain(requests=16)), "its offers are of no use"
+
+
+def far_edge(draft_s: float) -> EdgeProfile:
+    """One that drafts up to 7 nodes, all worth their rows, for so long, over 20 ms."""
+    edge = EdgeProfile(7)
+    edge.acceptance, edge.rtt_s, edge.draft_s = Acceptance(0.7), Mean(0.02), Mean(draft_s)
+    return edge
+
+
+@pytest.mark.parametrize(
+    ("draft_s", "nodes"),
+    [(0.02, 7), (0.07, 7), (0.08, 3), (0.16, 3), (0.18, 1), (0.5, 1), (0.53, 0), (5.0, 0)],
+)
+def test_nodes_are_halved_until_their_round_takes_no_longer_than_is_risked(draft_s, nodes):
+    """Of the 4.1 tokens of 30 ms that a trial begins with, a step and the way leave 73 ms; a share
+    of the nodes takes that share of the usual time."""
+    assert nodes_to_grant(far_edge(draft_s), plain()) == nodes
+
+
+def test_a_draft_is_expected_to_bring_what_as_many_nodes_bring_as_come():
+    """An edge that was faster and now sends one node of those that it may."""
+    load, found = plain(), []
+    for sent in (7, 1):
+        edge = far_edge(1.0)
+        for _ in range(50):
+            edge.trial.expect(3.0)
+            edge.trial.drafted(4, 1.5)
+            edge.sent_nodes.observe(sent)
+            edge.round_s.observe(2 * load.plain_s)
+        found.append(nodes_to_grant(edge, load) > 0)
+    assert found == [True, False], "1.7 tokens in the time of 2, and more of more nodes"
+
+
+def test_a_step_has_a_row_for_the_root_of_an_offer():
+    edge = EdgeProfile(MOST_NODES)
+    edge.offers = Acceptance(0.9)
+    assert nodes_to_take(edge, plain(max_step_nodes=6), misses_steps=False) == 5
+
+
+def test_who_is_asked_now_is_heard_before_its_offers_are_preferred():
+    edge, load = EdgeProfile.of_offers(), plain()
+    for _ in range(KNOWN):
+        edge.gained.observe(0.5)
+    assert does_better_unasked(edge, load), "of its drafts nothing is known but that they take time"
+    edge.asked = True
+    assert not does_better_unasked(edge, load)
