@@ -1,7 +1,9 @@
 """Credits: never more out than places, one to a request, equal shares of users, none lost."""
 
+import gc
 import math
 import random
+import weakref
 from collections import Counter
 from collections.abc import Hashable
 
@@ -233,3 +235,25 @@ def test_who_is_next_is_not_passed() -> None:
     assert given() == ["near"]
     credits.window.release(requests[0])
     assert given() == ["next", "far"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nothing_is_kept_of_a_user_who_has_gone(policy: str) -> None:
+    """A server runs for weeks."""
+
+    class Name:
+        pass
+
+    credits, user = POLICIES[policy](), Name()
+    gone = weakref.ref(user)
+    requests = [made(number, user) for number in range(3)]
+    for request in requests:
+        credits.opened(request)
+        credits.want(request)
+    assert requests[0] in credits.give(0.0, lambda request: Place(1, 1, 1))
+    for request in requests:
+        credits.closed(request)
+    del user, request, requests
+    gc.collect()
+    assert gone() is None
+    assert not credits.wanted
