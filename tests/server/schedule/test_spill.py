@@ -79,10 +79,10 @@ def test_what_was_evicted_comes_back() -> None:
 
 
 def test_nothing_is_kept_without_memory() -> None:
-    world = World(memory=0)
-    world.evict(1)
-    assert not world.spill.transfers
-    assert not world.spill.in_memory
+    spill = Spill[Key](memory_pages=0)
+    spill.evicted(key(1), 7)
+    assert not spill.transfers
+    assert not spill.in_memory
 
 
 def test_a_text_loses_its_end_first() -> None:
@@ -116,6 +116,15 @@ def test_full_memory_goes_to_disk_and_comes_back() -> None:
     world.end_writing()
     world.evict(11, 12)
     assert not world.writing, "3 and 4 are on disk already"
+
+
+def test_what_is_nowhere_is_not_read_and_what_is_in_memory_is_passed_over() -> None:
+    world = World(memory=2, disk=4)
+    world.evict(4, 3, 2, 1)
+    world.end_writing()
+    assert world.spill.to_read([key(9), key(3)]) == []
+    assert world.spill.to_read([key(1), key(3)]) == [key(3)]
+    assert world.spill.to_read([key(1), key(2)]) == []
 
 
 def test_the_oldest_file_makes_room() -> None:
