@@ -89,7 +89,7 @@ def prompt(engine: Engine) -> Work:
 
 def run(gpu: FakeGpu, engine: Engine, work: list[Work], before: Launched | None = None) -> Launched:
     with gpu.running():
-        batch = put_together(engine, work)
+        batch = put_together(engine, work, before and before.batch)
         launched = launch(engine, batch, before)
     if launched.fault is not None:
         raise launched.fault

@@ -243,9 +243,9 @@ def take_drawn(arrays: Mapping[str, Tensor], tokens: Tensor) -> None:
 
     A row that would have -1 has token 0: nobody reads what comes of it.
     """
-    which = arrays["drawn"]
-    taken = tokens[which.clamp(min=0)].clamp(min=0)
-    arrays["tokens"].copy_(torch.where(which < 0, arrays["tokens"], taken))
+    which, own = arrays["drawn"], arrays["tokens"]
+    # what -1 takes, which is the last of them, is not looked at
+    torch.where(which < 0, own, tokens.clamp(min=0).take(which), out=own)
 
 
 def tree_batch(arrays: Mapping[str, Tensor]) -> TreeBatch:

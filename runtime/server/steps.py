@@ -138,7 +138,8 @@ class Steps:
             self._ahead = self._submit(work)
 
     def _submit(self, work: Sequence[Work]) -> Job:
-        job = Job(Step(work), put_together(self._engine, work))
+        before = None if self._running is None else self._running.batch
+        job = Job(Step(work), put_together(self._engine, work, before))
         self._model.submit(job)
         return job
 

@@ -78,8 +78,8 @@ def request(engine: StubEngine, token: int, turn: Turn = Turn.EDGE) -> Request:
     return Request(token, params, 50, [token], admitted=True, pages=pages, turn=turn)
 
 
-def job(engine: StubEngine, *work: Work) -> Job:
-    return Job(Step(work), put_together(engine, work))
+def job(engine: StubEngine, *work: Work, before: Job | None = None) -> Job:
+    return Job(Step(work), put_together(engine, work, before and before.batch))
 
 
 def verify(state: Request) -> Work:
@@ -108,8 +108,9 @@ def test_a_row_that_follows_has_the_token_that_was_drawn(
 ) -> None:
     """Its verdict is that of decoding token by token, though no verdict was applied in between."""
     state = request(engine, 7, Turn.SERVER)
-    thread.submit(job(engine, verify(state)))
-    thread.submit(job(engine, follow(state)))
+    running = job(engine, verify(state))
+    thread.submit(running)
+    thread.submit(job(engine, follow(state), before=running))
     engine.gate.release(2)
     first, second = (over.get(timeout=PATIENCE_S).outcomes() for _ in range(2))
     assert first == [Verified(state, [0], next_token(7))]
@@ -120,8 +121,9 @@ def test_who_follows_a_step_that_failed_harms_nobody(
     thread: ModelThread, engine: GatedEngine, over: "queue.Queue[Job]"
 ) -> None:
     bad, good = request(engine, BROKEN, Turn.SERVER), request(engine, 5, Turn.SERVER)
-    thread.submit(job(engine, verify(bad), verify(good)))
-    thread.submit(job(engine, follow(bad), follow(good)))
+    running = job(engine, verify(bad), verify(good))
+    thread.submit(running)
+    thread.submit(job(engine, follow(bad), follow(good), before=running))
     engine.gate.release(5)  # both together, each alone, one more to see what failed, both together
     first, second = (over.get(timeout=PATIENCE_S).outcomes() for _ in range(2))
     assert isinstance(first[0], Failed)

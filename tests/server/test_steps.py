@@ -47,7 +47,7 @@ class Server:
     """Steps of requests that decode plainly, of a cost that is not known: all is due at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(steps_module, "put_together", lambda engine, work: None)
+        monkeypatch.setattr(steps_module, "put_together", lambda engine, work, before: None)
         pages = itertools.count()
         self.scheduler = Scheduler(
             LIMITS, lambda count: [*itertools.islice(pages, count)], lambda pages: None

@@ -11,7 +11,7 @@ verification in one pass, Gumbel-max coupling as in arXiv:2408.07978.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -149,20 +149,24 @@ class Batch:
 
     rows     the pass, and `parcel` all that goes to the device for the step
     tensors  on the device: of the rows, the trees' columns and what some of them have of their own
-    drawn    by the step before, on the device, where rows follow it
+    drawn    by the step before, on the device, where rows follow it: that of the batch `before`
     fault    why there is none of this
     """
 
-    def __init__(self, engine: Engine, parts: Sequence[Part]):
+    def __init__(self, engine: Engine, parts: Sequence[Part], before: "Batch | None" = None):
         self.parts = parts
         self.verified = [part for part in parts if part.tree is not None]
         self.trees = [part.tree for part in parts if part.tree is not None]
         # what the model's thread would else look through between two passes
         self.follows = any(part.follows for part in parts)
         self.drawn: Tensor | None = None
+        # with the row of the root of each, and where its token is among those drawn
+        self._followers: list[tuple[Part, int, int]] = []
         self.fault: Exception | None = None
         try:
             self._pack(engine)
+            if self.follows:
+                self._follow(before)
         except Exception as error:  # told when it is launched, as what fails then
             self.fault = error
 
@@ -193,29 +197,27 @@ class Batch:
             contents["logprobs"] = self.logprobs
         return contents
 
-    def follow(self, before: "Launched") -> None:
-        """Let those who follow the step before have the tokens that it drew."""
-        assert before.drawn is not None, "a step without trees is followed"
-        places = {part.request: place for place, part in enumerate(before.batch.verified)}
-        self.drawn, drawn = before.drawn, self.parcel.arrays["rows"]["drawn"]
-        for row, part in self._followers():
-            drawn[row] = places[part.request]
+    def _follow(self, before: "Batch | None") -> None:
+        """Let those who follow the step before have the tokens that it will have drawn."""
+        assert before is not None, "a step follows none"
+        places = {part.request: place for place, part in enumerate(before.verified)}
+        roots = self.rows.joined.first_rows[-len(self.trees) :].tolist()
+        drawn = self.parcel.arrays["rows"]["drawn"]
+        for row, part in zip(roots, self.verified, strict=True):
+            if part.follows:
+                drawn[row] = places[part.request]
+                self._followers.append((part, row, places[part.request]))
 
     def told(self) -> Told:
         """What others who run the model need to know. Waits for what the step before has drawn."""
         if self.drawn is not None:
             tokens, arrays = self.drawn.tolist(), self.parcel.arrays["rows"]
-            for row, part in self._followers():
+            for part, row, place in self._followers:
                 assert part.tree is not None, "who follows has a root"
-                token = max(tokens[arrays["drawn"][row]], UNKNOWN)
+                token = max(tokens[place], UNKNOWN)
                 part.tree.tokens, arrays["tokens"][row], arrays["drawn"][row] = [token], token, -1
             self.drawn = None
         return Told(self.rows.joined.requests, self.sampling, self.needs_whole_rows)
-
-    def _followers(self) -> Iterator[tuple[int, Part]]:
-        """With the row of the root of each."""
-        roots = self.rows.joined.first_rows[-len(self.trees) :].tolist()
-        return ((row, part) for row, part in zip(roots, self.verified, strict=True) if part.follows)
 
     @property
     def needs_whole_rows(self) -> bool:
@@ -291,9 +293,10 @@ def _sampling(params: Sequence[Open]) -> dict[str, np.ndarray]:
     }
 
 
-def put_together(engine: Engine, step: Sequence[Work]) -> Batch:
-    """What the model needs for a step, of requests that have entered it."""
-    return Batch(engine, [Part.of(work) for work in step])
+def put_together(engine: Engine, step: Sequence[Work], before: Batch | None = None) -> Batch:
+    """What the model needs for a step, of requests that have entered it; `before` is the step
+    that those of them who follow one will be launched behind."""
+    return Batch(engine, [Part.of(work) for work in step], before)
 
 
 def verify_batch(engine: Engine, step: Sequence[Work]) -> list[Outcome]:
@@ -311,8 +314,8 @@ def launch(engine: Engine, batch: Batch, before: Launched | None) -> Launched:
         if batch.fault is not None:
             raise batch.fault
         if batch.follows:
-            assert before is not None, "a step follows none"
-            batch.follow(before)
+            batch.drawn = launched.given
+            assert batch.drawn is not None, "a step without trees is followed"
         _queue(engine, launched)
     except RankLost:
         raise
@@ -359,7 +362,7 @@ def _fail(
         return [Failed(parts[0].request, sentence, by_device=not _works(engine, parts[0]))]
     outcomes: list[Outcome] = []
     for part in parts:
-        alone = Batch(engine, [part])
+        alone = Batch(engine, [part], None if before is None else before.batch)
         outcomes += fetch(engine, launch(engine, alone, before))
     return outcomes
 

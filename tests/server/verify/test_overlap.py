@@ -85,7 +85,7 @@ def overlapped(
     for _ in range(STEPS - 1):
         running = ahead
         work = [*mates(), *(Work(request, 0, True, follows=True) for request in requests)]
-        ahead = launch(engine, put_together(engine, work), running)
+        ahead = launch(engine, put_together(engine, work, running.batch), running)
         for outcome in fetch(engine, running):
             if outcome.request in requests:
                 _apply(outcome)
@@ -155,7 +155,8 @@ def test_between_two_steps_no_value_visits_the_host(
     """Neither as the first is launched nor as the second is, whose rows need what it draws."""
     requests = [plain(engine, seed) for seed in range(3)]
     first = put_together(engine, [Work(request, 0, True) for request in requests])
-    second = put_together(engine, [Work(request, 0, True, follows=True) for request in requests])
+    work = [Work(request, 0, True, follows=True) for request in requests]
+    second = put_together(engine, work, first)
     with visits(monkeypatch) as seen:
         running = launch(engine, first, None)
         ahead = launch(engine, second, running)
@@ -171,7 +172,8 @@ def test_a_step_is_let_go_of_when_the_outcomes_of_the_next_are_read(engine: Engi
     last, steps = None, []
     for _ in range(4):
         work = [Work(request, 0, True, follows=last is not None)]
-        launched = launch(engine, put_together(engine, work), last)
+        before = None if last is None else last.batch
+        launched = launch(engine, put_together(engine, work, before), last)
         settle(engine, launched)
         steps.append(weakref.ref(launched))
         last = launched
@@ -192,7 +194,7 @@ def test_a_step_that_fails_late_is_run_again_and_so_is_what_was_queued_behind_it
     with torch.inference_mode():
         running.drawn.fill_(7)
     work = [Work(request, 0, True, follows=True) for request in requests]
-    ahead = launch(engine, put_together(engine, work), running)
+    ahead = launch(engine, put_together(engine, work, running.batch), running)
 
     def fail() -> None:
         raise RuntimeError("an illegal memory access was encountered")
@@ -215,7 +217,7 @@ def test_whose_token_cannot_be_drawn_fails_alone_and_harms_nobody_in_the_next_st
     engine.kv.pools[0][:, :, requests[1].pages[0]] = float("nan")
     running = launch(engine, put_together(engine, [Work(r, 0, True) for r in requests]), None)
     work = [Work(request, 0, True, follows=True) for request in requests]
-    ahead = launch(engine, put_together(engine, work), running)
+    ahead = launch(engine, put_together(engine, work, running.batch), running)
     first, second = fetch(engine, running), fetch(engine, ahead)
     assert isinstance(first[1], Failed)
     for index in (0, 2):
@@ -255,10 +257,11 @@ def test_a_device_is_given_the_next_step_before_the_last_is_over(
     told: queue.Queue[Job] = queue.Queue()
     thread = ModelThread(engine, deque())
     thread.start(told.put)
-    jobs = []
+    jobs: list[Job] = []
     for follows in (False, True):
         work = [Work(state, 0, verify=True, follows=follows)]
-        jobs.append(Job(Step(work), put_together(engine, work)))
+        before = jobs[0].batch if follows else None
+        jobs.append(Job(Step(work), put_together(engine, work, before)))
         thread.submit(jobs[-1])
         passes.get(timeout=PATIENCE_S)
         assert told.empty(), "its step is not over"
