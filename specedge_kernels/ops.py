@@ -693,7 +693,7 @@ def _check_device(op: str, first: Tensor, *others: Tensor) -> None:
 
 
 def _check_tensors(op: str, *given: Tensor) -> None:
-    may_negate = not torch.compiler.is_compiling()
+    may_negate, has_grads = not torch.compiler.is_compiling(), torch.is_grad_enabled()
     for tensor in given:
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{op}: expected a tensor, got {type(tensor).__name__}")
@@ -702,7 +702,7 @@ def _check_tensors(op: str, *given: Tensor) -> None:
         if not plain or (may_negate and tensor.is_neg()):
             peculiarity = _peculiarity(tensor)
             raise ValueError(f"{op}: expected a plain dense tensor, got one that is {peculiarity}")
-        if tensor.requires_grad and torch.is_grad_enabled():
+        if has_grads and tensor.requires_grad:
             raise ValueError(
                 f"{op} has no gradient, and one is wanted for a tensor of shape {_shape(tensor)}: "
                 "call it under torch.no_grad(), or give tensor.detach()"

@@ -50,8 +50,9 @@ class Model(Protocol):
 class Engine:
     """Runs batches of token trees through a model and keeps their keys and values.
 
-    `run` and `compact_verified` never wait for the device. Where `ranks` share the model, all
-    of them call the same in the same order, and logits are of a rank's part of the vocabulary.
+    `run` and `compact_verified` never wait for the device. They are called in inference mode, which
+    a step enters once: each time costs as much as an op. Where `ranks` share the model, all of them
+    call the same in the same order, and logits are of a rank's part of the vocabulary.
     """
 
     def __init__(self, model: Model, kv: PagedKV, ranks: Ranks | None = None):
@@ -81,7 +82,6 @@ class Engine:
         recorded = self._padded.size(joined) if self._padded else None
         return Rows(joined, recorded or joined.size())
 
-    @torch.inference_mode()
     def run(self, rows: Rows, parcel: Parcel, drawn: Tensor | None = None) -> Tensor:
         """Logits [R, head_size] float32 of the wanted rows: requests in order, rows in order.
 
@@ -100,6 +100,7 @@ class Engine:
             hidden = self.hidden(tree_batch(arrays))
         return self.model.logits(hidden)
 
+    @torch.inference_mode()
     def forward(self, requests: Sequence[TreeRequest]) -> Tensor:
         """`run` of these requests, by an upload of their own. Raises as `prepare`, and nothing is
         written then."""
@@ -117,7 +118,6 @@ class Engine:
         """After the verdicts: each request's kept nodes become part of its prefix."""
         self.kv.compact(kept)
 
-    @torch.inference_mode()
     def compact_verified(
         self, page_table: Tensor, prefix_lens: Tensor, path: Tensor, accepted_lens: Tensor
     ) -> None:

@@ -89,6 +89,7 @@ class Drafter:
             return max(self._names.of) + 1
         return self.engine.model.vocab_size
 
+    @torch.inference_mode()
     def run(self, passes: Sequence[Pass]) -> list[bool]:
         """One pass of the model for all; for each, False where the pages do not suffice."""
         has_room = [self._reserve(one) for one in passes]
@@ -184,7 +185,6 @@ class Drafter:
         else:
             s.tree.expanded += one.frontier
 
-    @torch.inference_mode()
     def _add_children(self, draws: "Draws", logits: Tensor, columns: Mapping[str, Tensor]) -> None:
         """Offer each node's likeliest children to its tree; logits [N, V], columns as of `draws`,
         on the device."""
