@@ -4,8 +4,9 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
-from runtime.model.batch import BatchSize, Joined, TreeRequest
+from runtime.model.batch import BatchSize, Joined, TreeRequest, take_drawn
 from tests.model.tiny import path_to
 
 PAGE_SIZE = 4
@@ -148,3 +149,12 @@ def spoilt(request: TreeRequest, rng: random.Random) -> TreeRequest:
 def test_numpy_numbers_are_taken_too():
     request = TreeRequest(np.array([3, 4]), np.array([-1, 0]), 0, np.array([1]), np.array([1]))
     assert Joined([request], PAGE_SIZE).size().rows == 2
+
+
+def test_rows_take_what_was_drawn_and_0_of_a_draw_that_failed():
+    drawn = torch.tensor([7, -1, 9])
+    which, own = torch.tensor([-1, 2, 0, 1, -1]), torch.tensor([1, 2, 3, 4, 5])
+    arrays = {"drawn": which, "tokens": own}
+    take_drawn(arrays, drawn)
+    assert own.tolist() == [1, 9, 7, 0, 5]
+    assert drawn.tolist() == [7, -1, 9], "the step before still needs it"
