@@ -163,5 +163,5 @@ def device_of(name: str, gpus: int) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ModelError(f"device {name!r} is not supported; {DEVICES}")
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise ModelError(f"device {name!r} was asked for; GPUs that torch finds here: {gpus}")
+        raise ModelError(f"device {name!r} was asked for; CUDA GPUs that torch finds here: {gpus}")
     return device

@@ -78,8 +78,7 @@ def main() -> None:
 
 def distill(options: argparse.Namespace) -> None:
     """Score, train and report; every step finds what an earlier run already finished."""
-    import torch
-
+    from runtime.embedded.training.arithmetic import COMPUTE
     from runtime.embedded.training.corpus import read_corpus
     from runtime.embedded.training.export import EMBEDDING
     from runtime.embedded.training.llama import Llama, read_gguf
@@ -87,11 +86,11 @@ def distill(options: argparse.Namespace) -> None:
     from runtime.embedded.training.train import train
 
     shape, target = read_gguf(target_path())
-    target[EMBEDDING] = target[EMBEDDING].to(torch.bfloat16)
+    target[EMBEDDING] = target[EMBEDDING].to(COMPUTE)
     corpus = read_corpus(options.text)
-    # Matrices are rounded once here, not at every batch.
-    rounded = {name: w.to(torch.bfloat16) if w.dim() == 2 else w for name, w in target.items()}
-    scores = score_corpus(Llama(shape, rounded), corpus, options.scratch)
+    # Matrices are converted once here, not at every batch.
+    ready = {name: w.to(COMPUTE) if w.dim() == 2 else w for name, w in target.items()}
+    scores = score_corpus(Llama(shape, ready), corpus, options.scratch)
     if not options.evaluate:
         run, indices = _prepare(options, shape, target, corpus, scores)
         train(run, indices, _Keeper(run, options.out).keep_if_better)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from runtime.embedded.training.arithmetic import COMPUTE
 from runtime.embedded.training.export import draft_config
 from runtime.embedded.training.llama import read_gguf
 
@@ -29,13 +30,13 @@ _DISTINCT_TOKENS = 12
 
 
 def load_target(path: Path) -> LlamaForCausalLM:
-    """The target in bf16 as a transformers model."""
+    """The target as a transformers model."""
     shape, weights = read_gguf(path)
     config = LlamaConfig.from_dict(draft_config(shape, 0) | {"tie_word_embeddings": True})
     model = LlamaForCausalLM(config)
     model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
     # transformers wraps the types of these two away
-    torch.nn.Module.to(model, torch.bfloat16)
+    torch.nn.Module.to(model, COMPUTE)
     torch.nn.Module.eval(model)
     return model
 

@@ -15,6 +15,8 @@ from gguf.quants import dequantize
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
+from runtime.embedded.training.arithmetic import COMPUTE
+
 Weights = dict[str, Tensor]
 Rope = tuple[Tensor, Tensor]
 
@@ -107,7 +109,7 @@ def _rotate(x: Tensor, rope: Rope) -> Tensor:
 class Llama:
     """The decoder stack over named weights; weights may be leaves that need gradients."""
 
-    def __init__(self, shape: Shape, weights: Weights, compute: torch.dtype = torch.bfloat16):
+    def __init__(self, shape: Shape, weights: Weights, compute: torch.dtype = COMPUTE):
         self.shape, self.weights, self.compute = shape, weights, compute
 
     def hidden(self, prefix: Tensor, ids: Tensor) -> Tensor:

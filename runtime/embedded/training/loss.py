@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from runtime.embedded.training.arithmetic import COMPUTE
+
 _CHUNK = 384
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Tensor, slots: Tensor, mass: Tensor) -> Tensor:
-        states_c, head_c = states.to(torch.bfloat16), head.to(torch.bfloat16)
+        states_c, head_c = states.to(COMPUTE), head.to(COMPUTE)
         grad_states = torch.empty_like(states)
         grad_head = torch.zeros_like(head)
         total = torch.zeros(())
@@ -28,7 +30,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
             weight = mass[part].sum(-1, keepdim=True)
             total += (weight * log_sum).sum() - (mass[part] * logits.gather(1, slots[part])).sum()
             grad = logits.sub_(log_sum).exp_().mul_(weight)
-            grad = grad.scatter_add_(1, slots[part], -mass[part]).to(torch.bfloat16)
+            grad = grad.scatter_add_(1, slots[part], -mass[part]).to(COMPUTE)
             grad_states[part] = grad @ head_c
             grad_head += grad.T @ states_c[part]
         ctx.save_for_backward(grad_states, grad_head)

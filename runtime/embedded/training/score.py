@@ -108,7 +108,7 @@ def _likeliest(states: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and probabilities [n, K] of the likeliest tokens for states [n, C].
 
     The likeliest K tokens lie in the K groups with the highest maxima, so only those are sorted.
-    bf16 logits decide who is among them; their probabilities come from fp32 logits.
+    Logits of the embedding's type decide who is among them, fp32 ones how likely each is.
     """
     logits = linear(states.to(embedding.dtype), embedding)
     n = len(logits)

@@ -1,6 +1,6 @@
 """Training the draft on the target's soft labels.
 
-fp32 master weights, bf16 arithmetic, a cosine schedule. The embedding is the target's,
+fp32 master weights, a cosine schedule. The embedding is the target's,
 frozen. Knows nothing of files but the folder in which the best draft so far is kept.
 """
 
