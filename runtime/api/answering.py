@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from runtime.api.backend import Backend
 from runtime.api.causes import api_error
 from runtime.api.echo import Echo, echo
-from runtime.api.errors import APIError
+from runtime.api.errors import STOPPING, APIError
 from runtime.edge.answer import AsyncAnswer, Stream
 from runtime.edge.net.link import ServerError
 from runtime.wire.messages import MAX_BIAS, ErrorCode
@@ -111,7 +111,7 @@ class Choice:
         """As OpenAI says it. Raises APIError where the answer was cut off on our side."""
         reason = self.answer.finish_reason
         if reason not in ("stop", "length"):
-            raise APIError(503, "the answer was ended: this endpoint is stopping")
+            raise APIError(503, STOPPING)
         return reason
 
 
@@ -172,10 +172,10 @@ class Answering(Response):
         await send({"type": "http.response.body", "body": body})
 
     async def _stream(self, send: Send) -> None:
-        """Raises only as long as nothing has been sent."""
+        """Raises only as long as nothing has been sent, unless it is cancelled."""
         if not self._is_long:
             self._choices = await begin(self._backend, self._asked)
-        events = self._events()
+        events, begun = self._events(), False
         event = asyncio.ensure_future(anext(events, None))
         try:
             is_constrained = any(choice.is_constrained for choice in self._choices)
@@ -186,11 +186,17 @@ class Answering(Response):
             head = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
             head.append((b"x-accel-buffering", b"no"))
             await send({"type": "http.response.start", "status": 200, "headers": head})
+            begun = True
             await send(_part(COMMENT))
             while (data := await self._next(event, send)) is not None:
                 await send(_part(data))
                 event = asyncio.ensure_future(anext(events, None))
             await send({"type": "http.response.body", "body": self._form.tail})
+        except asyncio.CancelledError:
+            if begun:  # the client has gone, and hears nothing, or this endpoint is stopping
+                end = self._failed(APIError(503, STOPPING)) + self._form.tail
+                await send({"type": "http.response.body", "body": end})
+            raise
         finally:
             event.cancel()
             with suppress(asyncio.CancelledError, Exception):
@@ -207,7 +213,10 @@ class Answering(Response):
             return event.result()
         except Exception as error:
             # the iterator has ended with it, so this is the last event
-            return b"".join(map(_event, self._form.failed(api_error(error))))
+            return self._failed(api_error(error))
+
+    def _failed(self, error: APIError) -> bytes:
+        return b"".join(map(_event, self._form.failed(error)))
 
     def _sign_of_life(self) -> bytes:
         """A comment, for clients and whatever is between; says how far a prompt has been read."""

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.responses import Response
 
 RETRY_AFTER_S = 1
+STOPPING = "the answer was ended: this endpoint is stopping"
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

@@ -9,14 +9,15 @@ from contextlib import asynccontextmanager, contextmanager
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from runtime.api.errors import APIError
+from runtime.api.errors import STOPPING, APIError
 from runtime.config import parse_address
 from runtime.wire.places import listen
 
 REQUEST_S = 60.0  # from its first byte to its last
+END_S = 1.0  # that answers have to end by themselves, and then that clients have to take the end
 
 
 @asynccontextmanager
@@ -30,7 +31,8 @@ async def serving(
     """Serve an app at host:port while the context lasts; gives its URL.
 
     Port 0 picks a free one; beyond `most` connections all are told 503. `option` is where the
-    address comes from. Raises what `listen` raises if the address cannot be had.
+    address comes from. What is still being answered when the context ends is cancelled a while
+    later. Raises what `listen` raises if the address cannot be had.
     """
     try:
         reserved = await listen(*parse_address(address, option, 0), asyncio.Protocol, start=False)
@@ -46,7 +48,8 @@ async def serving(
         n_open = len(server.server_state.connections)
         is_full = most is not None and n_open > most
         sentence = f"{n_open} connections are open, more than are served; try again in a while"
-        await (APIError(503, sentence).response() if is_full else app)(scope, receive, send)
+        answer = APIError(503, sentence).response() if is_full else app
+        await _in_order(answer, scope, receive, send)
 
     server = _Quiet(_config(up_to_most, tls))
     running = asyncio.ensure_future(server.serve(sockets))
@@ -54,8 +57,51 @@ async def serving(
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         yield f"{'https' if tls else 'http'}://{place}"
     finally:
-        server.should_exit = True
-        await running
+        await _end(server, running)
+
+
+async def _end(server: uvicorn.Server, running: asyncio.Future[None]) -> None:
+    """Let answers end, then make them; who does not take the end of one is hung up on.
+
+    Each time that it is cancelled it goes on at once to what is next.
+    """
+    server.should_exit = True
+    try:
+        await asyncio.wait({running}, timeout=END_S)
+    finally:
+        try:
+            for answering in server.server_state.tasks:
+                answering.cancel()
+            await asyncio.wait({running}, timeout=END_S)
+        finally:
+            for connection in [*server.server_state.connections]:
+                connection.transport.abort()
+            await running
+
+
+async def _in_order(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer; where that is cancelled the client has an error, or as much of a stream as came."""
+    begun = ended = is_stream = False
+
+    async def seen(message: Message) -> None:
+        nonlocal begun, ended, is_stream
+        if message["type"] == "http.response.start":
+            begun = True
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            is_stream = b"content-length" not in names
+        else:
+            ended = not message.get("more_body", False)
+        await send(message)
+
+    try:
+        await app(scope, receive, seen)
+    except asyncio.CancelledError:  # not passed on, as it is no fault of the app
+        if not begun:
+            await APIError(503, STOPPING).response()(scope, receive, send)
+        elif is_stream and not ended:
+            await send({"type": "http.response.body", "body": b""})
+        while (await receive())["type"] != "http.disconnect":
+            pass  # an answer that is not whole, which its client does not take
 
 
 def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
@@ -68,7 +114,6 @@ def _config(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=1,
     )
     config.load()
     config.ssl = tls

@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
-from signal import SIGTERM, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime.arguments import parse
@@ -76,18 +76,28 @@ def _serve(config: EdgeConfig, console: Terminal) -> None:
 
         from runtime.api.of_edge import serve
 
-    async def until_terminated() -> None:
+    heard: list[int] = []
+
+    async def until_stopped() -> None:
         loop, serving = asyncio.get_running_loop(), asyncio.current_task()
         assert serving is not None
         cancel = serving.cancel
-        # Raised wherever it comes, as elsewhere, it would be taken for an exception of the app.
-        signal(SIGTERM, lambda *_: loop.is_closed() or loop.call_soon_threadsafe(cancel))
+
+        def stop(number: int, frame: object) -> None:
+            heard.append(number)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(cancel)
+
+        # Raised wherever they come, as elsewhere, they would be taken for exceptions of the app.
+        for number in (SIGINT, SIGTERM):
+            if getsignal(number) is not SIG_IGN:
+                signal(number, stop)
         await serve(config, lambda url: console.print(url, soft_wrap=True))
 
     try:
-        asyncio.run(until_terminated())
+        asyncio.run(until_stopped())
     except asyncio.CancelledError:
-        raise Terminated from None
+        raise (KeyboardInterrupt if heard[:1] == [SIGINT] else Terminated) from None
 
 
 def _endpoint(edge: Edge, console: Terminal) -> AbstractContextManager[None]:

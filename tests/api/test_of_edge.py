@@ -1,6 +1,7 @@
 """The endpoint of an edge as its user starts it, and while its server is not there."""
 
 import asyncio
+import json
 import secrets
 import signal
 import socket
@@ -15,11 +16,13 @@ import httpx
 import pytest
 
 from runtime.api.answering import AS_IT_IS
+from runtime.api.errors import STOPPING
 from runtime.api.of_edge import EdgeBackend, beside, endpoint
 from runtime.bench.link import Conditions, emulated_link
 from runtime.config import ConfigError, EdgeConfig, ServerConfig
 from runtime.edge.client import AsyncEdge, Edge
 from runtime.serve import Server
+from tests.processes import Child
 
 ROLES = {"s": "system", "u": "user"}
 BODY = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 3}
@@ -89,6 +92,50 @@ def test_a_program_that_is_told_to_stop_within_an_answer_gives_it_and_stops(
             assert process.stderr.read() == ""
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
+def test_a_program_that_is_told_to_stop_ends_its_streams_with_an_error(
+    edge_config: EdgeConfig, tiny_pair: tuple[Path, Path], number: signal.Signals
+) -> None:
+    """The terminal has nothing of it, and each stream all that ends one."""
+    server = Child("runtime.server", "--model", str(tiny_pair[0]), "--port", "0", "--http", "")
+    address = server.next_line("--server ").split("--server ")[1].split()[0]
+    asked = {"prompt": "Why?", "max_tokens": 900, "stream": True}
+    with subprocess.Popen(
+        command(replace(edge_config, server=address), "--http", "127.0.0.1:0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            base = url.removesuffix("/v1")
+            while httpx.get(f"{base}/ready", timeout=60).status_code == 503:
+                pass
+            with (
+                httpx.stream("GET", f"{base}/events", timeout=60) as page,
+                httpx.stream("POST", f"{url}/completions", json=asked, timeout=60) as answer,
+            ):
+                events, lines = page.iter_lines(), (one for one in answer.iter_lines() if one)
+                assert next(events) == "event: now"
+                while not next(lines).startswith("data:"):
+                    pass
+                server.send_signal(signal.SIGSTOP)  # so that the answer does not end by itself
+                process.send_signal(number)
+                *_, error, last = lines
+                assert list(events)
+            assert json.loads(error.removeprefix("data: "))["error"]["message"] == STOPPING
+            assert last == "data: [DONE]"
+            assert process.wait(60) == 128 + number
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+            server.kill()
 
 
 @pytest.mark.parametrize("chosen", ["system", "chat_template", "enable_thinking"])

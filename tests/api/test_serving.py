@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 
 import pytest
 from prometheus_client import Gauge
@@ -58,6 +59,120 @@ def test_half_a_request_ends_and_an_answer_goes_on(
                 one.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def unended(**headers: str) -> tuple[Starlette, asyncio.Event]:
+    """An app whose streams begin and do not end, and what says that one was cancelled."""
+    cancelled = asyncio.Event()
+
+    async def parts(request: Request):
+        try:
+            yield b"first"
+            while "large" in request.url.path:
+                yield b"more" * 10_000
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def stream(request: Request) -> Response:
+        return StreamingResponse(parts(request), headers=headers)
+
+    async def never(request: Request) -> Response:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    return Starlette(
+        routes=[Route("/", stream), Route("/large", stream), Route("/never", never)]
+    ), cancelled
+
+
+@pytest.mark.parametrize("path", ["/", "/never"])
+def test_what_is_being_answered_at_the_end_ends_in_order(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    """A stream with its last chunk, what has not begun with an error; the log has nothing."""
+    monkeypatch.setattr(module, "END_S", 0.05)
+
+    async def scenario() -> bytes:
+        app, cancelled = unended()
+        async with serving("127.0.0.1:0", app) as url:
+            reader, writer = await asyncio.open_connection("127.0.0.1", url.rpartition(":")[2])
+            writer.write(HALF_HEAD.replace(b"/", path.encode(), 1) + b"\r\n")
+            told = await reader.readuntil(b"first") if path == "/" else b""
+        assert cancelled.is_set()
+        told += await reader.read()
+        writer.close()
+        return told
+
+    told = asyncio.run(asyncio.wait_for(scenario(), 60))
+    if path == "/":
+        assert told.startswith(b"HTTP/1.1 200 ")
+        assert told.endswith(b"first\r\n0\r\n\r\n")
+    else:
+        head, _, body = told.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"is stopping" in json.loads(body)["error"]["message"].encode()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Content-Length": "1000000000"}], ids=["stream", "of a length"]
+)
+def test_who_does_not_take_the_end_of_an_answer_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, headers: dict[str, str]
+) -> None:
+    monkeypatch.setattr(module, "END_S", 0.05)
+
+    async def scenario() -> None:
+        app, _ = unended(**headers)
+        async with serving("127.0.0.1:0", app) as url:
+            place = ("127.0.0.1", url.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection(*place, limit=1024)
+            writer.write(HALF_HEAD.replace(b"/", b"/large", 1) + b"\r\n")
+            await reader.readuntil(b"first")
+        writer.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_end_that_is_cancelled_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    """Each time at once with what is next, however long it would have waited."""
+    monkeypatch.setattr(module, "END_S", 3600.0)
+
+    async def serve(opened: asyncio.Future[str], app: Starlette) -> None:
+        async with serving("127.0.0.1:0", app) as url:
+            opened.set_result(url)
+            await asyncio.Event().wait()
+
+    async def scenario() -> bytes:
+        app, cancelled = unended()
+        opened: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        being_served = asyncio.ensure_future(serve(opened, app))
+        port = (await opened).rpartition(":")[2]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HALF_HEAD + b"\r\n")
+        told = await reader.readuntil(b"first")
+        for _ in range(1 + times):
+            being_served.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.wait({being_served})
+        assert cancelled.is_set()
+        with suppress(ConnectionError):  # hung up on at the third
+            told += await reader.read()
+        writer.close()
+        return told
+
+    told = asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert times == 2 or told.endswith(b"first\r\n0\r\n\r\n")
+    assert not caplog.records
 
 
 async def _echo(request: Request) -> Response:
