@@ -482,16 +482,16 @@ class EdgeConfig(Options):
 def _check_bias(bias: Any) -> None:
     """Raises ConfigError where it is not a number for each of some token ids."""
     if not isinstance(bias, Mapping):
-        raise ConfigError(f"logit_bias= is {bias!r}; give a number for each token id")
+        raise ConfigError(f"logit_bias= is {bias!r:.40}; give a number for each token id")
     if len(bias) > MOST_BIASES:
         raise ConfigError(f"logit_bias= has {len(bias)} tokens; at most {MOST_BIASES} are allowed")
     for token, value in bias.items():
         if type(token) is not int or token < 0:
-            raise ConfigError(f"logit_bias= has the token {token!r}; expected an id")
+            raise ConfigError(f"logit_bias= has the token {token!r:.40}; expected an id")
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         if not is_number or not -MOST_BIAS <= value <= MOST_BIAS:
             raise ConfigError(
-                f"logit_bias= has {value!r} for token {token}; expected a number from "
+                f"logit_bias= has {value!r:.40} for token {token}; expected a number from "
                 f"-{MOST_BIAS} to {MOST_BIAS}"
             )
 

@@ -76,7 +76,7 @@ class Body(Asking, kw_only=True):
     response_format: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
     # what ids and values may be is the edge's to check, which names the token that is wrong
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[str, Any] | None = None
 
 
 class ChatBody(Body, kw_only=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtime.api.answering import AS_IT_IS, SEEDS, Asked
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from runtime.edge.prompts import Prompt
 
 RANDOM_SEED = -1  # llama.cpp's spelling of none
+ID = re.compile(r"0|[1-9][0-9]{0,9}")  # one way to write each
 
 
 def drawn(
@@ -79,5 +81,10 @@ def _options(body: Body, raw: bool) -> RequestOptions:
         "frequency_penalty": body.frequency_penalty or 0.0,
         "presence_penalty": body.presence_penalty or 0.0,
         "repetition_penalty": body.repetition_penalty or body.repeat_penalty or 1.0,
-        "logit_bias": body.logit_bias or {},
+        "logit_bias": _by_id(body.logit_bias or {}),
     }
+
+
+def _by_id(bias: Mapping[str, Any]) -> dict[Any, Any]:
+    """A bias by ids of tokens, which JSON spells as names; what is no id stays what it is."""
+    return {int(name) if ID.fullmatch(name) else name: value for name, value in bias.items()}
