@@ -61,10 +61,10 @@ void Tenant::connect(const Element& job) {
     if (!link) return close(job.slot, kBadTerms);
     // Between guests of this host it is the side that accepts.
     c->link = c->is_local ? std::move(link) : shaped(std::move(link));
+    host_.watch(c->link->descriptor(), {id_, job.slot});
   } catch (const std::system_error& error) {
     return close(job.slot, uint8_t(error.code().value()));
   }
-  host_.watch(c->link->descriptor(), {id_, job.slot});
   queue(job.slot);
 }
 
@@ -103,8 +103,13 @@ void Tenant::listen(const Element& job) {
 void Tenant::open_port(Connection& listening, uint32_t slot) {
   Listener& listener = *listening.listener;
   listener.is_open = true;
-  if (::listen(listener.tcp.get(), kBacklog)) return close(slot, uint8_t(errno));
-  host_.watch(listener.tcp.get(), {id_, slot});
+  try {
+    if (::listen(listener.tcp.get(), kBacklog))
+      throw std::system_error(errno, std::generic_category());
+    host_.watch(listener.tcp.get(), {id_, slot});
+  } catch (const std::system_error& error) {
+    return close(slot, uint8_t(error.code().value()));
+  }
   note(slot, Connection::kListening);
   const std::string path = host_.unix_path(listening.port);
   try {
@@ -170,12 +175,16 @@ void Tenant::take_in(Listener& listener, uint32_t slot, Descriptor socket, Place
   std::unique_ptr<Link> link = listener.tls ? listener.tls->over(std::move(socket), true)
                                             : socket_link(std::move(socket), true);
   if (!link) return;
+  try {
+    host_.watch(link->descriptor(), {id_, slot});
+  } catch (const std::system_error&) {
+    return;  // hung up on
+  }
   listener.offered.pop_front();
   c.link = std::move(link);
   c.state = State::shaking;
   c.peer = from;
   wake(slot, c.deadline_ns = now_ns() + kHandshake_ns);
-  host_.watch(c.link->descriptor(), {id_, slot});
   queue(slot);
 }
 

@@ -28,16 +28,15 @@ namespace specedge::stack {
 
 namespace {
 
-// What a descriptor is: a slot of a guest, or one of these.
-constexpr uint32_t kSocket = ~0u, kBell = ~1u;
 constexpr uint32_t kAttach = 1, kSignals = 2, kTimer = 3;  // of the daemon itself: tenant 0
 constexpr int64_t kGreeting_ns = 5'000'000'000;
 // Bytes sent before others are looked at: fewer than a guest can show at once, or whoever has shown
 // all it may would be served all of it in every turn, and the turns would decide nothing.
 constexpr uint64_t kBudget = 512 << 10;
-constexpr size_t kStrangers = 64;          // that have not said what they want, beside the guests
-constexpr int kMessages = 16;              // of one guest at a time
-constexpr int64_t kAtOnce_ns = 1'000'000;  // guests active within it are several at once
+constexpr int64_t kAgain_ns = 100'000'000;  // after a guest could not be let in
+constexpr size_t kStrangers = 64;           // that have not said what they want, beside the guests
+constexpr int kMessages = 16;               // of one guest at a time
+constexpr int64_t kAtOnce_ns = 1'000'000;   // guests active within it are several at once
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::runtime_error(what + ": " + std::strerror(errno));
@@ -134,7 +133,8 @@ void Daemon::watch(int descriptor, Place place) {
   epoll_event event{};
   event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
   event.data.u64 = uint64_t(place.tenant) << 32 | place.slot;
-  epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event);
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event))
+    throw std::system_error(errno, std::generic_category(), "cannot be watched");
 }
 
 void Daemon::run() {
@@ -194,6 +194,10 @@ void Daemon::ring_alarms() {
   while (!alarms_.empty() && alarms_.begin()->first <= now) {
     const Place place = alarms_.begin()->second;
     alarms_.erase(alarms_.begin());
+    if (!place.tenant) {
+      admit();
+      continue;
+    }
     Tenant* tenant = find(place.tenant);
     if (!tenant) continue;
     if (place.slot != kSocket) {
@@ -246,7 +250,11 @@ Tenant* Daemon::find(uint32_t tenant) {
 void Daemon::admit() {
   for (;;) {
     Descriptor socket(accept4(attach_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!socket) return;
+    if (!socket) {
+      // Its descriptor says it once only.
+      if (errno != EAGAIN) wake_at(now_ns() + kAgain_ns, {0, kAttach});
+      return;
+    }
     ucred peer{};
     socklen_t size = sizeof peer;
     if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size)) continue;
@@ -265,7 +273,12 @@ void Daemon::admit() {
     wake_at(tenant->greeting_until_ns, {id, kSocket});
     shares_.enter(user);
     tenants_[id] = std::move(tenant);
-    watch(number, {id, kSocket});
+    try {
+      watch(number, {id, kSocket});
+    } catch (const std::system_error& error) {
+      send_message(number, {.kind = Kind::refused}, error.what());
+      drop(id);
+    }
   }
 }
 
@@ -318,7 +331,6 @@ void Daemon::greet(Tenant& tenant, const Message& message) {
   }
   try {
     tenant.attach(message.header.sizes);
-    watch(tenant.bell(), {tenant.id(), kBell});
     activate(tenant);
   } catch (const std::system_error& error) {
     send_message(tenant.socket(), {.kind = Kind::refused}, error.what());

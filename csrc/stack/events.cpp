@@ -80,6 +80,7 @@ void Guest::hear() {
   }
 }
 
+// Without it, the slot is given up once it is told to have a memory of its own.
 void Guest::add_direct(Message& message) {
   const uint32_t slot = message.header.slot;
   if (message.descriptors.size() != 3 || slots_[slot].direct) return;
@@ -95,7 +96,7 @@ void Guest::add_direct(Message& message) {
   epoll_event event{};
   event.events = EPOLLIN | EPOLLET;
   event.data.u32 = slot;
-  epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, made->bell.get(), &event);
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, made->bell.get(), &event)) return;
   slots_[slot].direct = std::move(made);
   directs_.push_back(slot);
   stirred_.push_back(slot);

@@ -37,7 +37,8 @@ Descriptor attach_to(const std::string& path) {
 Message ask(int socket, const Header& header, std::string_view text = {}) {
   pollfd answered{socket, POLLIN, 0};
   Message answer;
-  if (!send_message(socket, header, text) || poll(&answered, 1, kAnswer_ms) != 1 ||
+  send_message(socket, header, text);  // who is refused already need not have said it
+  if (poll(&answered, 1, kAnswer_ms) != 1 ||
       receive_message(socket, answer, true) != Received::message)
     throw std::runtime_error("it does not answer as a specedge-stack of this version does");
   if (answer.header.kind == Kind::refused) throw std::runtime_error(answer.text);
@@ -99,7 +100,12 @@ uint32_t Guest::begin(Op op, Slot::State state, const Address& address, uint16_t
                       const std::string& terms) {
   const uint32_t slot = take_slot(state);
   const uint8_t flags = terms.empty() ? 0 : kTls;
-  if (flags) send_message(socket_.get(), {.kind = Kind::terms, .slot = slot}, terms);
+  try {
+    if (flags) send_terms(slot, terms);
+  } catch (const std::system_error&) {
+    free_slot(slot);
+    throw;
+  }
   job({.op = op,
        .flags = flags,
        .port = port,
@@ -117,8 +123,16 @@ uint32_t Guest::listen(const Address& address, uint16_t port, const std::string&
   return begin(Op::listen, Slot::State::listening, address, port, terms);
 }
 
-void Guest::renew(uint32_t listener, const std::string& terms) {
-  send_message(socket_.get(), {.kind = Kind::terms, .slot = listener}, terms);
+void Guest::renew(uint32_t listener, const std::string& terms) { send_terms(listener, terms); }
+
+// A daemon that is behind is waited for; that it has gone is heard in another way.
+void Guest::send_terms(uint32_t slot, const std::string& terms) {
+  pollfd taken{socket_.get(), POLLOUT, 0};
+  while (!send_message(socket_.get(), {.kind = Kind::terms, .slot = slot}, terms)) {
+    if (errno != EAGAIN) return;
+    if (!::poll(&taken, 1, kAnswer_ms))
+      throw std::system_error(ETIMEDOUT, std::generic_category(), "it does not read its socket");
+  }
 }
 
 void Guest::accept(uint32_t listener, uint32_t backlog) {

@@ -100,6 +100,7 @@ class Guest {
   };
 
   uint32_t take_slot(Slot::State state);
+  void send_terms(uint32_t slot, const std::string& terms);  // throws std::system_error
   uint32_t begin(Op op, Slot::State state, const Address& address, uint16_t port,
                  const std::string& terms);
   void free_slot(uint32_t slot);

@@ -75,7 +75,9 @@ Received receive_message(int socket, Message& message, bool takes_descriptors) {
     packet.msg_control = control.bytes;
     packet.msg_controllen = sizeof control.bytes;
   }
-  const ssize_t size = recvmsg(socket, &packet, MSG_CMSG_CLOEXEC);
+  ssize_t size = recvmsg(socket, &packet, MSG_CMSG_CLOEXEC);
+  // That the other end has gone without reading all is told in front of what it said.
+  if (size < 0 && errno == ECONNRESET) size = recvmsg(socket, &packet, MSG_CMSG_CLOEXEC);
   if (size < 0 && (errno == EAGAIN || errno == EINTR)) return Received::nothing;
   if (size <= 0) return Received::gone;
   if (takes_descriptors) take_descriptors(packet, message.descriptors);

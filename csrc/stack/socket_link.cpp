@@ -163,10 +163,10 @@ Descriptor bind_tcp(const Address& address, uint16_t& port) {
   Name name = name_of(address, port);
   Descriptor made = new_socket(name.bytes.ss_family);
   const int yes = 1, no = 0;
-  setsockopt(made.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  if (setsockopt(made.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes)) fail();
   if (name.bytes.ss_family == AF_INET6) {
     const bool is_any = std::all_of(address.begin(), address.end(), [](auto b) { return !b; });
-    setsockopt(made.get(), IPPROTO_IPV6, IPV6_V6ONLY, is_any ? &no : &yes, sizeof yes);
+    if (setsockopt(made.get(), IPPROTO_IPV6, IPV6_V6ONLY, is_any ? &no : &yes, sizeof yes)) fail();
   }
   if (bind(made.get(), name.get(), name.size)) fail();
   Name bound;

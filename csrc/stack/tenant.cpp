@@ -28,6 +28,7 @@ Tenant::~Tenant() {
 void Tenant::attach(Sizes sizes) {
   Descriptor memory(Region::make(sizes));
   Descriptor own(make_bell()), guest(make_bell());
+  host_.watch(own.get(), {id_, kBell});
   region_ = Region(memory.get(), sizes);
   jobs_ = region_.consumer(Region::Ring::job);
   completions_ = region_.producer(Region::Ring::completion);

@@ -25,11 +25,15 @@ struct Place {
   uint32_t slot = 0;
 };
 
+// What a tenant's descriptor is: that of a slot, or one of these.
+constexpr uint32_t kSocket = ~0u, kBell = ~1u;
+
 // What a tenant needs of the daemon.
 class Host {
  public:
   virtual ~Host() = default;
-  virtual void watch(int descriptor, Place place) = 0;  // until it is closed
+  // Until it is closed; throws std::system_error.
+  virtual void watch(int descriptor, Place place) = 0;
   virtual void unwatch(int descriptor) = 0;
   virtual void wake_at(int64_t due_ns, Place place) = 0;
   virtual void activate(Tenant& tenant) = 0;  // it has work
@@ -96,7 +100,6 @@ class Tenant : public Sender {
   uint32_t id() const { return id_; }
   const std::string& user() const { return user_; }
   int socket() const { return socket_.get(); }
-  int bell() const { return own_bell_.get(); }
   bool is_attached() const { return bool(own_bell_); }
   bool is_active = false;    // it is in the daemon's line of those with work
   bool may_operate = false;  // it may say what the operator may
