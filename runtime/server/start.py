@@ -147,7 +147,7 @@ async def redirect(
         async with (
             _pages(config, console, lambda: router.unready, front.metrics),
             watching(router),
-            renewing(renewal, (certificate,), front.renewed),
+            renewing(renewal, (stacks.as_served(listener, certificate),), front.renewed),
         ):
             await open_port(listener)
             host, port = listener.sockets[0].getsockname()[:2]
@@ -222,7 +222,8 @@ async def serve(
         _tell_ready(config, console, loaded.engine)
         del loaded
         announce = partial(_announce, config, console, certificate, opened=opened)
-        async with renewing(renewal, (certificate, api_certificate), renewed):
+        certificates = stacks.as_served(listener, certificate), api_certificate
+        async with renewing(renewal, certificates, renewed):
             await server.run(listener, announce)
     _tell_totals(console, server)
 
@@ -446,11 +447,8 @@ def _trace(config: ServerConfig) -> Iterator[Callable[[Step], None]]:
 def _certificate(config: ServerConfig, whom: str = "an edge") -> Certificate | None:
     if not config.tls_certificate:
         return None
-    return load_certificate(
-        Path(config.tls_certificate),
-        Path(config.tls_key),
-        Seldom(log, f"no TLS with {whom}"),
-    )
+    files = Path(config.tls_certificate), Path(config.tls_key)
+    return load_certificate(*files, Seldom(log, f"no TLS with {whom}"))
 
 
 def _api_certificate(config: ServerConfig) -> Certificate | None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from runtime.stack import ports
 from runtime.stack.attachment import StackAway
 from runtime.wire.connection import Role
 from runtime.wire.messages import Message
-from runtime.wire.places import AddressAway, not_listening
+from runtime.wire.places import AddressAway, Listener, not_listening
 from runtime.wire.tcp import HANDSHAKE_TIMEOUT_S, FramedProtocol, address
-from runtime.wire.tls import Certificate, Trust
+from runtime.wire.tls import Certificate, TLSError, Trust
 
 
 async def listen(
@@ -36,6 +37,28 @@ async def listen(
         raise AddressAway(f"cannot listen on {address((host, port))}: {error}") from error
     except (OSError, UnicodeError) as error:
         raise not_listening(host, port, error) from error
+
+
+@dataclass(frozen=True)
+class _Lent(Certificate):
+    """A certificate that a port of the stack has a copy of."""
+
+    listener: ports.Listener
+
+    def serve_file(self) -> None:
+        """As ever, there as well."""
+        super().serve_file()
+        try:
+            self.listener.renew(self.terms)
+        except OSError as error:
+            raise TLSError(f"the network stack does not take {self.file}: {error}") from error
+
+
+def as_served(listener: Listener, certificate: Certificate | None) -> Certificate | None:
+    """The certificate of an open port, the stack's or another, to be renewed wherever it is."""
+    if certificate is None or not isinstance(listener, ports.Listener):
+        return certificate
+    return _Lent(**vars(certificate), listener=listener)
 
 
 async def connect(

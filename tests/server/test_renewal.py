@@ -364,6 +364,10 @@ def test_a_signal_while_a_server_is_imported_ends_nothing() -> None:
 def test_a_server_reads_them_again_at_sighup_and_answers_all_the_while(
     tiny_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
+    read_again_at_sighup(tiny_pair, tmp_path)
+
+
+def read_again_at_sighup(tiny_pair: tuple[Path, Path], tmp_path: Path, *more: str) -> None:
     """Users, and a certificate that edges then see, while an answer goes on over the old one."""
     path, tokens = users_file(tmp_path, "alice")
     for name in NAMES:
@@ -371,7 +375,7 @@ def test_a_server_reads_them_again_at_sighup_and_answers_all_the_while(
     pins = [load_certificate(tmp_path / f"{n}.pem", tmp_path / f"{n}.key").pin for n in NAMES]
     options = ["--model", str(tiny_pair[0]), "--port", "0", "--threads", "1"]
     options += ["--users", str(path), "--tls-certificate", str(tmp_path / "server.pem")]
-    options += ["--tls-key", str(tmp_path / "server.key"), "--log-level", "info"]
+    options += ["--tls-key", str(tmp_path / "server.key"), "--log-level", "info", *more]
 
     async def scenario(address: str, process: subprocess.Popen[str]) -> None:
         host, port = parse_address(address)

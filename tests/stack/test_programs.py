@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.server.test_renewal import read_again_at_sighup
 from tests.stack.daemon import PROGRAM, _stack, daemon, start
 
 SAMPLING = ("--temperature", "1", "--seed", "5", "--max-tokens", "30")
@@ -50,6 +51,14 @@ def test_server_and_edge_by_the_stack_write_the_same_text(
             server.terminate()
             server.communicate()
         assert server.returncode == 0
+
+
+@pytest.mark.parametrize("module", ["shm", "tcp"])
+def test_a_server_s_certificate_is_new_in_the_stack_too(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, module: str
+) -> None:
+    with daemon("--module", module) as running:
+        read_again_at_sighup(tiny_pair, tmp_path, "--stack", running.path)
 
 
 def ask(*options: str) -> subprocess.CompletedProcess[str]:
