@@ -73,8 +73,6 @@ class Objective:
         return now_s < self.plain_until_s
 
     def _count(self, is_late: bool, plain_s: float, now_s: float) -> None:
-        if self.is_plain(now_s):
-            return
         self._stretches = KEEP * self._stretches + 1
         self._late = KEEP * self._late + is_late
         if self._late > LATE_SHARE * max(self._stretches, 1 / LATE_SHARE):

@@ -1,8 +1,10 @@
 """Drafts of a constrained answer: only what fits, ranked as the draft model ranks it."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -115,3 +117,52 @@ def test_an_answer_goes_on_where_it_was_left(vocabulary: Vocabulary, drafter: Dr
     grow(drafter, own)
     texts = texts_of(vocabulary, own.tree, "gre")
     assert {"gred", "gree"} <= texts <= {word[:n] for word in WORDS for n in range(4, 11)}
+
+
+class Rising:
+    """Of answers whose ids rise, all below 100; a break in them is told once."""
+
+    def __init__(self) -> None:
+        self.last = -1
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self.last, before = token, self.last
+            if token <= before:
+                raise ValueError
+
+    def after(self, paths: Sequence[Sequence[int]]) -> np.ndarray:
+        bits = np.zeros((len(paths), 128), np.uint8)
+        for row, path in enumerate(paths):
+            bits[row, ([self.last, *path][-1] + 1) : 100] = 1
+        return np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+
+
+def test_what_is_allowed_is_what_the_matcher_says_of_each_token() -> None:
+    guide = Guide(Rising, 2)
+    everything = range(100)
+    for context, path, last in [
+        ([50, 40], [], -1),  # the answer begins behind these
+        ([50, 40, 3], [], 3),
+        ([50, 40, 3, 31], [], 31),
+        ([50, 40, 3, 31], [32], 32),
+        ([50, 40, 3, 31, 60], [63, 95], 95),
+    ]:
+        expected = [token for token in everything if token > last]
+        assert guide.allowed(context, path, everything) == expected
+
+
+def test_a_way_that_does_not_fit_is_not_followed_again() -> None:
+    """What a matcher says behind it is worth nothing, so everything is drafted from there on."""
+    made: list[Rising] = []
+
+    def make() -> Rising:
+        made.append(Rising())
+        return made[-1]
+
+    guide = Guide(make, 0)
+    assert guide.allowed([7], [], [5, 9]) == [9]
+    for context in ([7, 4], [7, 4, 5]):
+        assert guide.after(context, [[]]) is None
+        assert guide.allowed(context, [], [3, 9]) == [3, 9]
+    assert len(made) == 1
