@@ -129,6 +129,7 @@ class Rising:
         for token in tokens:
             self.last, before = token, self.last
             if token <= before:
+                self.last = -1
                 raise ValueError
 
     def after(self, paths: Sequence[Sequence[int]]) -> np.ndarray:
