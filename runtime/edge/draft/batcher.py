@@ -82,7 +82,7 @@ class Batcher:
             if not batch:
                 return
             running = asyncio.get_running_loop().run_in_executor(
-                self._thread, self._drafter.run, [one for one, _ in batch]
+                self._thread, self._run, [one for one, _ in batch]
             )
             await asyncio.wait([running])
             error = running.exception()
@@ -93,3 +93,12 @@ class Batcher:
                     done.set_exception(error)
                 else:
                     done.set_result(running.result()[row])
+
+    def _run(self, passes: Sequence[Pass]) -> list[bool]:
+        """One pass of the drafter, which may be anybody's."""
+        ran = self._drafter.run(passes)
+        if not isinstance(ran, list) or len(ran) != len(passes):
+            raise ValueError(
+                f"a drafter's run gave {ran!r}; expected {len(passes)} times True or False"
+            )
+        return ran

@@ -4,6 +4,8 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
+import pytest
+
 from runtime.edge.draft.batcher import Batcher
 from runtime.edge.draft.speculation import Noise, Pass, Proactive, Speculation, TreeShape
 
@@ -79,3 +81,21 @@ def test_who_gives_up_is_left_out_and_finished_after_its_pass() -> None:
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
     assert recorder.calls == [[0], "finish", [2]]
+
+
+@pytest.mark.parametrize("given", [None, [], [True, True, True], (True, True)])
+def test_a_drafter_that_does_not_answer_each_pass_keeps_nobody_waiting(given: object) -> None:
+    class Forgetful(Recorder):
+        def run(self, passes: Sequence[Pass]) -> list[bool]:
+            return given  # type: ignore[return-value]
+
+    async def scenario() -> list[bool | BaseException]:
+        batcher = Batcher(Forgetful())
+        two = (batcher.run(speculation(), [node]) for node in (0, 1))
+        told = await asyncio.gather(*two, return_exceptions=True)
+        await batcher.close()
+        return told
+
+    for error in asyncio.run(asyncio.wait_for(scenario(), 60)):
+        with pytest.raises(ValueError, match="expected 2 times True or False"):
+            raise error
