@@ -88,7 +88,7 @@ class ReplicaAddress(NamedTuple):
         """host:port or host:port=host:port. Raises ConfigError."""
         name, has_pages, pages = text.partition("=")
         edges = parse_address(name, "--redirect")
-        if not name.isprintable() or " " in name or len(name.encode()) > MAX_REPLICA_BYTES:
+        if len(name.encode()) > MAX_REPLICA_BYTES:
             raise ConfigError(f"--redirect has {name[:80]!r}, which is no host that edges can ask")
         return cls(name, edges, parse_address(pages, "--redirect") if has_pages else None)
 
@@ -205,6 +205,11 @@ class ServerConfig(Options):
             raise ConfigError(
                 f"--max-step-nodes is {self.max_step_nodes}; it must exceed --max-nodes "
                 f"({self.max_nodes}), or the largest tree could never be verified"
+            )
+        if not is_host(self.host):
+            raise ConfigError(
+                f"--host is {self.host!r}; expected an address or a name alone, such as 127.0.0.1 "
+                "or ::1 (--port has the port)"
             )
         if not self.users and not is_loopback(self.host):
             raise ConfigError(
@@ -504,11 +509,12 @@ def parse_address(address: str, name: str = "--server", least_port: int = 1) -> 
             f"{name} is {address!r}; leave {scheme}:// out: expected host:port, such as "
             f"{rest.partition('/')[0] or '127.0.0.1:8400'}"
         )
-    host, colon, port = address.rpartition(":")
+    host, _, port = address.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     is_port = port.isdecimal() and len(port) <= 5 and least_port <= int(port) < 65536
-    if not colon or not host or not is_port:
+    if not is_host(host) or not is_port:
         raise ConfigError(f"{name} is {address!r}; expected host:port, such as 127.0.0.1:8400")
-    return host.strip("[]"), int(port)
+    return host, int(port)
 
 
 def version() -> str:
@@ -537,6 +543,16 @@ def prepare_threads(config: Options, env: MutableMapping[str, str]) -> None:
     else:
         cpus = min(cpu_quota() or math.inf, os.cpu_count() or 1)
         env.setdefault("OMP_NUM_THREADS", str(max(int(cpus) - 1, 1)))
+
+
+def is_host(host: str) -> bool:
+    """Whether it may be an address or a name, with nothing beside it."""
+    if ":" not in host:
+        return bool(host) and host.isprintable() and not set(host) & set(" []/,@")
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:

@@ -270,8 +270,8 @@ def test_a_change_is_seen_by_a_later_look(monkeypatch: pytest.MonkeyPatch) -> No
         ("a:1=", "expected host:port"),
         ("a:1, a:1=b:2", "names a replica twice"),
         (f"{'a' * 300}:1", "no host that edges can ask"),
-        ("a b:1", "no host that edges can ask"),
-        ("a\x1b:1=b:2", "no host that edges can ask"),
+        ("a b:1", "expected host:port"),
+        ("a\x1b:1=b:2", "expected host:port"),
     ],
 )
 def test_what_is_no_list_of_replicas_is_refused(redirect: str, message: str) -> None:

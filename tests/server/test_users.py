@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import ConfigError, ServerConfig
+from runtime.config import ConfigError, ServerConfig, parse_address
 from runtime.option_files import read_token
 from runtime.server.users import MAX_ADDRESSES, Patience, add_user, load_users, users_of
 
@@ -131,6 +131,32 @@ def test_any_address_but_loopback_needs_users(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_loopback_may_go_without(host: str) -> None:
     assert ServerConfig(host=host).host == host
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:9000", "localhost:1", "[::1]", "http://127.0.0.1", "a b", "a,b", "a@b", "a:b:c"],
+)
+def test_a_host_is_an_address_or_a_name_and_nothing_else(host: str) -> None:
+    """Such as 127.0.0.1:9000, of which it would not be true that others can reach it."""
+    with pytest.raises(ConfigError, match=r"expected an address or a name alone.*--port"):
+        ServerConfig(host=host)
+    with pytest.raises(ConfigError, match=r"expected host:port|leave http:// out"):
+        parse_address(f"[{host}]:8400" if host == "[::1]" else f"{host}:8400")
+
+
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [
+        ("::1", "[::1]:8400"),
+        ("::1", "::1:8400"),
+        ("fe80::1%lo", "[fe80::1%lo]:8400"),
+        ("a_b.c", "a_b.c:8400"),
+    ],
+)
+def test_a_host_may_stand_in_brackets_beside_its_port(host: str, written: str) -> None:
+    assert parse_address(written) == (host, 8400)
+    assert ServerConfig(host=host, users="users.toml").host == host
 
 
 def test_three_mistakes_are_free_then_waits_double() -> None:
