@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Thread
+from threading import Thread, main_thread
 from typing import TYPE_CHECKING, TypeVar
 
 from runtime.config import NO_MODEL, EdgeConfig, ServerConfig
@@ -62,8 +62,9 @@ class Loading:
     def __init__(self, config: EdgeConfig, make_drafter: MakeDrafter) -> None:
         self.vocabulary: Future[Vocabulary] = Future()
         self.drafter: Future[Drafts] = Future()
-        # a daemon: nobody waits for it who has given up
-        Thread(target=self._load, args=(config, make_drafter), name="loading", daemon=True).start()
+        # no daemon: torch must not be at work while the interpreter is taken down under it
+        given = (config, make_drafter)
+        Thread(target=self._load, args=given, name="loading", daemon=False).start()
 
     @property
     def failed(self) -> bool:
@@ -73,7 +74,7 @@ class Loading:
 
     def _load(self, config: EdgeConfig, make_drafter: MakeDrafter) -> None:
         _settle(self.vocabulary, lambda: read_vocabulary(config))
-        if self.vocabulary.exception() is None:
+        if self.vocabulary.exception() is None and main_thread().is_alive():
             _settle(self.drafter, lambda: make_drafter(config))
 
 
@@ -92,8 +93,17 @@ def read_vocabulary(config: EdgeConfig) -> Vocabulary:
 def open_draft(
     config: EdgeConfig, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Engine:
-    """The draft model with its KV pool; `progress` hears of bytes. Raises ModelError."""
+    """The draft model with its KV pool; `progress` hears of bytes. Raises ModelError.
+
+    Where the program has ended meanwhile, as one that the server refused, it is not loaded on.
+    """
+    from runtime.model.config import ModelError
     from runtime.model.open import open_engine
+
+    def loaded(done: int, total: int) -> None:
+        if not main_thread().is_alive():
+            raise ModelError("the program has ended")
+        progress(done, total)
 
     return open_engine(
         config.draft,
@@ -101,7 +111,7 @@ def open_draft(
         config.device,
         lambda model: min(model.max_context, CONTEXT_TOKENS),
         PAGE_TOKENS,
-        progress,
+        loaded,
         kv_dtype=config.kv_dtype,
         activations=config.activations,
         backend=config.backend,

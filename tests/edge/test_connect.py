@@ -75,6 +75,48 @@ def test_an_address_of_ipv6_is_written_as_it_is_given(tmp_path: Path) -> None:
     assert str(told.value) == f"cannot connect to {where}: nothing listens there"
 
 
+REFUSED = """
+import sys, threading
+from runtime import Edge, EdgeConfig, ServerError
+from runtime.edge.loading import make_drafter
+
+begun = threading.Event()
+
+def make(config):
+    begun.set()
+    threading.main_thread().join()
+    try:
+        make_drafter(config)
+    except Exception as error:
+        print(f"not loaded: {error}", flush=True)
+    raise SystemExit
+
+server, draft, token = sys.argv[1:]
+config = EdgeConfig(server=server, draft=draft, user="mallory", token_file=token)
+try:
+    with Edge(config, make_drafter=make):
+        pass
+except ServerError as error:
+    begun.wait()
+    print(error, flush=True)
+"""
+
+
+def test_a_program_that_was_refused_ends_when_its_draft_is_no_longer_loaded(
+    tiny_pair: tuple[Path, Path], guarded: tuple[Server, Path]
+) -> None:
+    """Torch would abort it, were it at work while the interpreter is taken down."""
+    server, folder = guarded
+    command = [sys.executable, "-c", REFUSED, server.address, str(tiny_pair[1])]
+    done = subprocess.run(
+        [*command, str(folder / "alice")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    told, loaded = done.stdout.splitlines()
+    assert told.startswith("this server does not know user 'mallory'")
+    assert loaded == "not loaded: the program has ended"
+
+
 def test_who_one_is_is_told_before_the_weights(
     unloadable: Path, guarded: tuple[Server, Path]
 ) -> None:
