@@ -21,7 +21,7 @@ from runtime.system import BROKEN_PIPE_STATUS
 # As in sysexits.h: nothing is to be mended, but not now.
 TRY_AGAIN_STATUS = 75
 # A disk or a quota that is full, a file that may grow no more, a terminal that is gone.
-_UNWRITABLE = (ENOSPC, EDQUOT, EFBIG, EIO)
+UNWRITABLE = (ENOSPC, EDQUOT, EFBIG, EIO)
 # C0 and DEL have pictures in Unicode, C1 has none.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
 _VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -128,7 +128,7 @@ def run(program: str, main: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno in (EMFILE, ENFILE):
             return fail(program, f"{error.strerror}: raise `ulimit -n`")
-        if error.errno not in _UNWRITABLE:
+        if error.errno not in UNWRITABLE:
             raise
         _drop(sys.stdout)
         return fail(program, f"the output cannot be written: {error.strerror}")

@@ -3,8 +3,10 @@
 import contextlib
 import importlib
 import io
+import os
 import re
 import runpy
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -153,6 +155,23 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(
     assert second == f"bench.this: cannot use {tmp_path / 'no'}: No such file or directory"
     with pytest.raises(LookupError):
         attempt("bench.this", fault)
+
+
+@pytest.mark.parametrize("at_once", ["", "1"], ids=["at the end", "at once"])
+def test_a_bench_whose_output_nobody_reads_ends_as_every_program_does(at_once: str) -> None:
+    """Whether what it prints is written at once or when it ends."""
+    command = [sys.executable, "-m", "runtime.bench", "prompts"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    unread = subprocess.run(
+        command,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        env={**os.environ, "PYTHONUNBUFFERED": at_once},
+    )
+    os.close(writing)
+    assert (unread.returncode, unread.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("part", ["table", "capacity", "ablations"])
