@@ -206,16 +206,7 @@ class ServerConfig(Options):
                 f"--max-step-nodes is {self.max_step_nodes}; it must exceed --max-nodes "
                 f"({self.max_nodes}), or the largest tree could never be verified"
             )
-        if not is_host(self.host):
-            raise ConfigError(
-                f"--host is {self.host!r}; expected an address or a name alone, such as 127.0.0.1 "
-                "or ::1 (--port has the port)"
-            )
-        if not self.users and not is_loopback(self.host):
-            raise ConfigError(
-                f"--host {self.host} can be reached by others, who must then prove who they are: "
-                "make a file of users with --users FILE --add-user NAME"
-            )
+        self._check_host()
         self._check_openai()
         self._check_ports()
         self._check_adapters()
@@ -227,6 +218,18 @@ class ServerConfig(Options):
         names = [replica.name for replica in self.replicas]
         if len(set(names)) < len(names):
             raise ConfigError(f"--redirect names a replica twice: {', '.join(names)}")
+
+    def _check_host(self) -> None:
+        if not is_host(self.host):
+            raise ConfigError(
+                f"--host is {self.host!r}; expected an address or a name alone, such as 127.0.0.1 "
+                "or ::1 (--port has the port)"
+            )
+        if not self.users and not is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host} can be reached by others, who must then prove who they are: "
+                "make a file of users with --users FILE --add-user NAME"
+            )
 
     def _check_openai(self) -> None:
         if not self.openai:
